@@ -1,0 +1,267 @@
+"""The schema of a curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from wemmu.config.task import GENERATION_TASKS, Task
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Module = Literal["vae_branch", "pathway", "position_mlp", "queries", "dit"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Backbones(_Config):
+    """Directories in the published layout: `Qwen2.5-VL-3B-Instruct` and `Sana_1600M_1024px_diffusers`."""
+
+    vlm: Path
+    sana: Path
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Queries(_Config):
+    """Design of the query tokens.
+
+    noisy: N(0, std^2), drawn anew at every step, as many as the VLM has tokens for the picture (the paper).
+    learnable_fixed: `number` trained vectors whatever the resolution (MetaQueries).
+    learnable_dynamic: a trained table, cropped from the centre to the current grid.
+    """
+
+    design: Literal["noisy", "learnable_fixed", "learnable_dynamic"] = "noisy"
+    # A learnable scale stayed at 1.0 over 80M samples in the paper, hence plain N(0, I).
+    std: Annotated[float, Field(gt=0)] = 1.0
+    number: Positive = 64
+
+
+class Bridge(_Config):
+    queries: Queries = Queries()
+    vae_branch: bool = True
+    # Side of the position table in tokens; it bounds the resolution. 64 tokens are 1792 px of Qwen2.5-VL.
+    position_table: Positive = 64
+    # OPEN in the paper. With the usual 0.02 the table is invisible beside the pathway's outputs for thousands of
+    # steps, and noisy queries have no other strong mark of their column; see docs/log.md.
+    position_std: Annotated[float, Field(ge=0)] = 1.0
+
+
+class TimeSampling(_Config):
+    """Distribution of t in training (t = 1 is noise). OPEN in the paper; Sana's own: logit-normal, shift 3.
+
+    t ~ sigmoid(N(mean, std^2)), then t <- s t / (1 + (s - 1) t) with s = `shift` at `reference_resolution`, scaled by
+    (resolution / reference_resolution) ** `resolution_exponent`: the signal-to-noise ratio of a picture grows with its
+    side, so exponent 1 keeps the difficulty of t the same across the resolutions of the curriculum.
+    """
+
+    kind: Literal["logit_normal", "uniform"] = "logit_normal"
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] = 3.0
+    reference_resolution: Positive = 1024
+    resolution_exponent: float = 1.0
+
+    def shift_at(self, resolution: int) -> float:
+        return self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent
+
+
+class Objective(_Config):
+    """flow: conditional flow matching. contrastive: minus `weight` times the distance to another sample's target."""
+
+    kind: Literal["flow", "contrastive"] = "flow"
+    weight: Share = 0.05
+    time: TimeSampling = TimeSampling()
+
+
+class Optimizer(_Config):
+    """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
+
+    lr: Annotated[float, Field(gt=0)]
+    # Learning rate of the DiT, pre-trained and therefore slower; OPEN in the paper.
+    dit_lr: Annotated[float, Field(gt=0)] | None = None
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    # Global norm; there is no way to switch clipping off (a run without it diverged for users of a peer).
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay: Annotated[int, Field(ge=0)] = 0
+    final_lr_share: Share = 0.0
+    # Decay of the exponential moving average of the trained weights; 0 keeps none.
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def lr_share(self, step: int, steps: int) -> float:
+        """Share of the peak learning rate at `step` of `steps` (0-based)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        into_decay = step - (steps - self.decay)
+        if into_decay < 0:
+            return 1.0
+        cosine = 0.5 * (1 + math.cos(math.pi * (into_decay + 1) / (self.decay + 1)))
+        return self.final_lr_share + (1 - self.final_lr_share) * cosine
+
+
+class Stage(_Config):
+    """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
+    resolution: Positive
+    steps: Positive
+    global_batch: Positive
+    trains: tuple[Module, ...]
+    objective: Objective = Objective()
+    optimizer: Optimizer
+    # Weight of each task among the micro-batches.
+    mixture: dict[Task, Annotated[float, Field(gt=0)]]
+    # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
+    start: Path | None = None
+
+    @field_validator("trains")
+    @classmethod
+    def _trains_something(cls, trains: tuple[Module, ...]) -> tuple[Module, ...]:
+        if not trains:
+            raise ValueError("a stage must train at least one module")
+        if len(set(trains)) != len(trains):
+            raise ValueError(f"a module is named twice: {', '.join(trains)}")
+        return trains
+
+    @model_validator(mode="after")
+    def _check(self) -> "Stage":
+        if not self.mixture:
+            raise ValueError(f"stage {self.name}: the mixture is empty; valid tasks: {', '.join(GENERATION_TASKS)}")
+        if wrong := [t for t in self.mixture if t not in GENERATION_TASKS]:
+            raise ValueError(f"stage {self.name}: {', '.join(wrong)} is not a generation task")
+        if self.optimizer.warmup + self.optimizer.decay > self.steps:
+            raise ValueError(f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps")
+        if "dit" in self.trains and self.optimizer.dit_lr is None:
+            raise ValueError(f"stage {self.name} trains the DiT, so optimizer.dit_lr is needed")
+        if self.objective.kind == "contrastive" and self.global_batch < 2:
+            raise ValueError(f"stage {self.name}: the contrastive objective needs another sample in the batch")
+        return self
+
+
+class Memory(_Config):
+    """What one device holds: `micro_batch` samples at `reference_resolution`, scaled by area to other resolutions."""
+
+    micro_batch: Positive
+    reference_resolution: Positive
+
+    def micro_batch_at(self, resolution: int, global_batch: int, world: int = 1) -> tuple[int, int]:
+        """(micro-batch per rank, accumulation steps) whose product with `world` is exactly `global_batch`.
+
+        Raises:
+            ValueError: if the global batch cannot be divided among the ranks.
+        """
+        if global_batch % world:
+            raise ValueError(f"the global batch {global_batch} is not a multiple of the {world} ranks")
+        per_rank = global_batch // world
+        fits = max(1, int(self.micro_batch * (self.reference_resolution / resolution) ** 2))
+        micro = max(m for m in range(1, min(fits, per_rank) + 1) if per_rank % m == 0)
+        return micro, per_rank // micro
+
+
+class Prepare(_Config):
+    """Shards that the launcher has written before the first stage. `samples` counts records of each task."""
+
+    source: Literal["shapes"]
+    samples: dict[Task, Positive]
+    seed: int = 0
+
+
+class Data(_Config):
+    """`shards` is a directory that `python -m data_pipeline` wrote: streams per task and resolution."""
+
+    shards: Path
+    prepare: Prepare | None = None
+    # Loader threads that decode ahead of the step; 0 reads in the training process.
+    workers: Annotated[int, Field(ge=0)] = 1
+
+
+class Sampling(_Config):
+    """How sample pictures are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
+
+    steps: Positive = 20
+    t2i: float = 4.0
+    image: float = 2.0
+    instruction: float = 3.0
+    multi: float = 3.0
+    seed: int = 0
+
+
+class Logging(_Config):
+    every: Positive = 10
+    samples_every: Positive = 500
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    wandb_project: str = "wemmu"
+
+
+class Evaluation(_Config):
+    """Exact scores after a stage, on `prompts` held-out prompts for each task; 0 skips the evaluation."""
+
+    prompts: Annotated[int, Field(ge=0)] = 0
+    batch: Positive = 64
+
+
+class Curriculum(_Config):
+    """Everything a chain of stages needs; `configs/` holds examples."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
+    seed: int = 0
+    backbones: Backbones
+    bridge: Bridge = Bridge()
+    data: Data
+    memory: Memory
+    sampling: Sampling = Sampling()
+    logging: Logging = Logging()
+    evaluation: Evaluation = Evaluation()
+    threads: Positive | None = None
+    stages: tuple[Stage, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Curriculum":
+        names = [s.name for s in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"stages need distinct names, got: {', '.join(names) or 'none'}")
+        learnable = self.bridge.queries.design != "noisy"
+        for stage in self.stages:
+            if "queries" in stage.trains and not learnable:
+                raise ValueError(f"stage {stage.name} trains the queries, but noisy queries have no parameters")
+            if learnable and "queries" not in stage.trains:
+                raise ValueError(f"stage {stage.name} must train the queries of design {self.bridge.queries.design}")
+            if "vae_branch" in stage.trains and not self.bridge.vae_branch:
+                raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
+            self.memory.micro_batch_at(stage.resolution, stage.global_batch)
+        return self
+
+    def stage_run(self, name: str) -> "StageRun":
+        """The self-contained config of one stage's job.
+
+        Raises:
+            ValueError: if there is no such stage, naming those there are.
+        """
+        for index, stage in enumerate(self.stages):
+            if stage.name == name:
+                shared = {field: getattr(self, field) for field in StageRun.model_fields if field in type(self).model_fields}
+                return StageRun(**{**shared, "stage": stage, "stage_index": index})
+        raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
+
+
+class StageRun(_Config):
+    """One stage with everything it shares with the others: what a training job reads and writes into its folder."""
+
+    name: str
+    seed: int
+    backbones: Backbones
+    bridge: Bridge
+    data: Data
+    memory: Memory
+    sampling: Sampling
+    logging: Logging
+    evaluation: Evaluation
+    threads: Positive | None
+    stage: Stage
+    stage_index: int

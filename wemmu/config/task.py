@@ -1,0 +1,22 @@
+"""The task families: what a sample gives the model and what it must make of it."""
+
+from enum import StrEnum
+
+
+class Task(StrEnum):
+    """Values name shard streams, metrics and mixture weights.
+
+    T2I: prompt -> picture. RECONSTRUCTION: picture without words -> the same picture. UNCONDITIONAL: nothing -> a
+    picture. EDIT: one picture and an instruction -> picture. MULTI_EDIT: several pictures and an instruction ->
+    picture. UNDERSTANDING: picture and question -> words; no generation stage trains on it.
+    """
+
+    T2I = "t2i"
+    RECONSTRUCTION = "reconstruction"
+    UNCONDITIONAL = "unconditional"
+    EDIT = "edit"
+    MULTI_EDIT = "multi_edit"
+    UNDERSTANDING = "understanding"
+
+
+GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)

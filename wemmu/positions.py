@@ -1,0 +1,64 @@
+"""M-RoPE positions: the (temporal, height, width) index of every token, as Qwen2.5-VL counts them.
+
+Text advances all three axes together. An image of h x w tokens that starts at position p holds t = p, rows p..p+h-1 and
+columns p..p+w-1; what follows starts one after the largest of them. Queries that stand for an image use the same form.
+`tests/test_positions.py` compares with `Qwen2_5_VLModel.get_rope_index`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def image_grid_positions(start: Tensor | int, height: int, width: int) -> Tensor:
+    """Positions of an image of `height` x `width` tokens in row-major order.
+
+    `start` is an int, giving [3, h * w], or a tensor [B], giving [3, B, h * w].
+    """
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    grid = torch.stack([torch.zeros_like(rows), rows, columns])
+    if isinstance(start, int):
+        return grid + start
+    return grid[:, None, :].to(start.device) + start[None, :, None]
+
+
+def prompt_positions(token_ids: list[int], image_token_id: int, grids: list[tuple[int, int]]) -> tuple[Tensor, int]:
+    """Positions [3, L] of a prompt whose k-th run of image tokens has `grids[k]` = (height, width) tokens.
+
+    Returns the positions and the position at which the next token would stand.
+
+    Raises:
+        ValueError: if the runs of image tokens are not those that `grids` describes.
+    """
+    pieces: list[Tensor] = []
+    start, i, image = 0, 0, 0
+    while i < len(token_ids):
+        if token_ids[i] == image_token_id:
+            if image == len(grids):
+                raise ValueError(f"the prompt has more runs of image tokens than the {len(grids)} images given")
+            height, width = grids[image]
+            run = token_ids[i : i + height * width]
+            if run != [image_token_id] * (height * width):
+                raise ValueError(f"image {image} needs {height} x {width} image tokens in one run, the prompt has fewer")
+            pieces.append(image_grid_positions(start, height, width))
+            start, i, image = start + max(height, width), i + height * width, image + 1
+        else:
+            end = i
+            while end < len(token_ids) and token_ids[end] != image_token_id:
+                end += 1
+            pieces.append(torch.arange(start, start + end - i).expand(3, -1))
+            start, i = start + end - i, end
+    if image != len(grids):
+        raise ValueError(f"{len(grids)} images were given but the prompt holds {image}")
+    return torch.cat(pieces, dim=1), start
+
+
+def token_grid(height_px: int, width_px: int, token_px: int) -> tuple[int, int]:
+    """VLM tokens of a picture, (rows, columns): as many whole tokens as fit (512 px -> 18, 1024 px -> 36 of 28 px).
+
+    Raises:
+        ValueError: if the picture is smaller than one token.
+    """
+    if min(height_px, width_px) < token_px:
+        raise ValueError(f"a picture of {height_px} x {width_px} px is smaller than one VLM token of {token_px} px")
+    return height_px // token_px, width_px // token_px

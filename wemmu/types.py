@@ -1,0 +1,78 @@
+"""What crosses a border between rooms. B samples, L prompt tokens, N input images, G pathway tokens, Q queries."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from wemmu.config.task import Task
+
+
+class _OnDevice:
+    """A dataclass of tensors (and other things, which stay) that moves as one."""
+
+    def to(self, device: torch.device | str) -> Self:
+        def move(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor | _OnDevice) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Prompts(_OnDevice):
+    """A right-padded batch of prompts for the VLM.
+
+    input_ids: int64 [B, L]; mask: bool [B, L], True on real tokens; positions: int64 [3, B, L] (M-RoPE);
+    next_position: int64 [B], where the first token after each prompt stands.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    next_position: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(_OnDevice):
+    """One micro-batch: one task and one shape.
+
+    sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
+    included. images: uint8 [B, N, 3, H, W], N = 0 for tasks without input. target: uint8 [B, 3, H, W], or None when
+    sampling.
+    """
+
+    task: Task
+    sample_ids: Tensor
+    prompts: Prompts
+    images: Tensor
+    target: Tensor | None
+
+
+@dataclass(frozen=True)
+class Prefix(_OnDevice):
+    """The frozen side's whole contribution: what the VLM made of the prompt.
+
+    keys, values: per layer [B, kv heads, L, head dim], positions already applied. mask: bool [B, L]. image_positions:
+    [3, B, G_vae], those of the image tokens in the prompt (G_vae = 0 without images). next_position: [B], where the
+    pathway's queries start.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    image_positions: Tensor
+    next_position: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = super().to(device)
+        return replace(
+            moved, keys=tuple(k.to(device) for k in self.keys), values=tuple(v.to(device) for v in self.values)
+        )
+
+
+@dataclass(frozen=True)
+class Condition(_OnDevice):
+    """What the DiT is told: states [B, Q, caption channels]; every state is real, so there is no mask."""
+
+    states: Tensor
