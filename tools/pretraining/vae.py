@@ -16,7 +16,7 @@ from wemmu.shapes.backbones import HIGH_PX, LOW_PX, VAE_CONFIG
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, Scene, random_scene
 from wemmu.shapes.scorer import same_scene
-from wemmu.shapes.torch_io import to_images, to_pixels
+from wemmu.pixels import to_images, to_pixels
 
 FOREGROUND_WEIGHT = 6.0
 LATENT_NOISE = 0.15

@@ -24,7 +24,7 @@ from wemmu.shapes.language import caption, full_caption, question
 from wemmu.shapes.processor import save_processor, special_ids
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, Split, random_scene
-from wemmu.shapes.torch_io import to_pixels
+from wemmu.pixels import to_pixels
 
 KINDS = {"caption": 3, "edit": 6, "two_image": 4, "second": 1, "question": 2, "text_question": 1, "text": 2}
 AUX_WEIGHT = 0.5

@@ -89,8 +89,6 @@ class Optimizer(_Config):
     warmup: Annotated[int, Field(ge=0)] = 0
     decay: Annotated[int, Field(ge=0)] = 0
     final_lr_share: Share = 0.0
-    # Decay of the exponential moving average of the trained weights; 0 keeps none.
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def lr_share(self, step: int, steps: int) -> float:
         """Share of the peak learning rate at `step` of `steps` (0-based)."""
@@ -179,6 +177,13 @@ class Data(_Config):
     workers: Annotated[int, Field(ge=0)] = 1
 
 
+class SamplePrompt(_Config):
+    """A fixed prompt of the sample grids; pictures by path."""
+
+    text: str = ""
+    images: tuple[Path, ...] = ()
+
+
 class Sampling(_Config):
     """How sample pictures are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
 
@@ -188,6 +193,8 @@ class Sampling(_Config):
     instruction: float = 3.0
     multi: float = 3.0
     seed: int = 0
+    # Fixed prompts that are drawn again as the model learns.
+    prompts: tuple[SamplePrompt, ...] = ()
 
 
 class Logging(_Config):

@@ -1,4 +1,4 @@
-"""PIL pictures <-> the pixel tensors of the models."""
+"""PIL pictures <-> pixel tensors."""
 
 from collections.abc import Sequence
 

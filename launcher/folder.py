@@ -1,0 +1,91 @@
+"""The run folder before anything runs: may this curriculum run, and may it run here? And what is written first."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.plan import stage_runs
+from wemmu.config import Curriculum, dump, load_curriculum
+
+CURRICULUM = "curriculum.yaml"
+# All there can be in a run folder whose first launcher was killed before it wrote the curriculum.
+_FIRST_TRACES = {"lock", "curriculum.tmp"}
+_SHOWN = 20
+
+
+class RefusedError(ValueError):
+    """The curriculum cannot run, or not in this folder; nothing was started or written."""
+
+
+def normalise(run: Path) -> Path:
+    """One spelling of a folder however it was given, so that paths written into configs stay equal from run to run."""
+    here = Path.cwd()
+    full = Path(os.path.abspath(run))
+    return full.relative_to(here) if full.is_relative_to(here) else full
+
+
+def check(curriculum: Curriculum, run: Path) -> None:
+    """Refuse what would fail later.
+
+    Raises:
+        RefusedError: naming every path that the curriculum needs and that is not there; or, if the run folder is in use
+            for something else, the fields that differ and the choices.
+    """
+    needed = {"backbones.vlm": curriculum.backbones.vlm, "backbones.sana": curriculum.backbones.sana}
+    needed |= {f"stages.{stage.name}.start": stage.start for stage in curriculum.stages if stage.start}
+    if curriculum.data.prepare is None:
+        needed["data.shards"] = curriculum.data.shards
+    if absent := [f"  {field}: {path} is not a directory" for field, path in needed.items() if not path.is_dir()]:
+        raise RefusedError("\n".join([f"the curriculum {curriculum.name} needs what is not there:", *absent]))
+    _check_folder(curriculum, run)
+
+
+def write(curriculum: Curriculum, run: Path) -> None:
+    """Write the resolved curriculum and the config of every stage's job."""
+    _dump_whole(curriculum, run / CURRICULUM)
+    for config in stage_runs(curriculum, run):
+        (run / config.stage.name).mkdir(exist_ok=True)
+        _dump_whole(config, run / config.stage.name / "config.yaml")
+
+
+def _check_folder(curriculum: Curriculum, run: Path) -> None:
+    file = run / CURRICULUM
+    if file.exists():
+        if changed := list(differences(load_curriculum(file), curriculum)):
+            more = [f"  and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
+            raise RefusedError(
+                "\n".join([f"{run} holds a run of another config; there -> now:", *changed[:_SHOWN], *more])
+                + f"\nTo keep that run, give another folder with --out; to go on with it, take the changes back; "
+                f"to start afresh, delete {run}."
+            )
+    elif run.exists() and (not run.is_dir() or {entry.name for entry in run.iterdir()} - _FIRST_TRACES):
+        raise RefusedError(f"{run} exists and is not a run folder; give another one with --out")
+
+
+def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:
+    """One line per field in which two curricula differ."""
+    old, new = (dict(_leaves(_by_stage(curriculum))) for curriculum in (before, now))
+    for field in [*old, *(field for field in new if field not in old)]:
+        if old.get(field) != new.get(field):
+            yield f"  {field}: {old.get(field, 'absent')} -> {new.get(field, 'absent')}"
+
+
+def _by_stage(curriculum: Curriculum) -> dict[str, Any]:
+    tree = curriculum.model_dump(mode="json")
+    order = [stage["name"] for stage in tree["stages"]]
+    return tree | {"stages": {stage["name"]: stage for stage in tree["stages"]}, "order of stages": order}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _dump_whole(config: Any, file: Path) -> None:
+    aside = file.with_suffix(".tmp")
+    dump(config, aside)
+    os.replace(aside, file)

@@ -1,0 +1,65 @@
+"""A job as a value, and what the files of a run folder say about it. No config here, so that it loads at once."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a chain; its other files lie in the folder of its log.
+
+    products: what is there when the job is finished, whole, because each appears by rename or is written last. A job
+    without products judges for itself what is left to do and is always run. inputs: files which make a product out of
+    date when they are newer. steps: of a training job, None for others.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    products: tuple[Path, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    steps: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.log.parent
+
+
+def checkpoint(stage_folder: Path, step: int) -> Path:
+    """Where the trainer leaves the checkpoint of `step`; the directory appears by rename, with its manifest in it."""
+    return stage_folder / "checkpoints" / f"step_{step:08d}"
+
+
+def last_step(job: Job) -> int | None:
+    """Step of the newest whole checkpoint of a training job (0 if there is none); None for other jobs."""
+    if job.steps is None:
+        return None
+    # Eight digits exactly: the trainer writes aside under a name that goes on after them.
+    found = (job.folder / "checkpoints").glob(f"step_{'[0-9]' * 8}/{MANIFEST}")
+    return max((int(file.parent.name.removeprefix("step_")) for file in found if _is_whole(file)), default=0)
+
+
+def missing(job: Job) -> tuple[Path, ...]:
+    """Products that are absent or torn."""
+    return tuple(product for product in job.products if not _is_whole(product))
+
+
+def is_finished(job: Job) -> bool:
+    """Whether nothing is left to do: every product is whole and none is older than an input."""
+    if not job.products or missing(job):
+        return False
+    made = min(product.stat().st_mtime_ns for product in job.products)
+    return all(not file.exists() or file.stat().st_mtime_ns <= made for file in job.inputs)
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".json":
+            json.loads(content)
+    except (OSError, ValueError):
+        return False
+    return bool(content)

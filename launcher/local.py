@@ -1,0 +1,163 @@
+"""Runs a chain of jobs on this machine, one after the other."""
+
+import codecs
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from launcher.job import Job, is_finished, last_step, missing
+from launcher.ledger import Event, Ledger
+
+# Exit code of a job that was interrupted and has saved its state.
+SAVED = 75
+_TAIL_LINES = 15
+
+
+def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
+    """Run the jobs that are not finished, in order, until one does not finish; returns the launcher's exit code.
+
+    0: all finished. 1: a job failed. 75: a job was interrupted, but not by way of the launcher. 130, 143: SIGINT or
+    SIGTERM came; it was forwarded to the job once, and a second one killed the job. `lock` is the descriptor that
+    keeps other launchers away; the jobs inherit it.
+    """
+    with _Interrupts() as interrupts:
+        for job in jobs:
+            if is_finished(job):
+                print(f"{job.name}: finished before", flush=True)
+                continue
+            code = 0 if interrupts.received else _run_job(job, ledger, lock, interrupts)
+            if interrupts.received:
+                return 128 + interrupts.received[0]
+            if code != 0:
+                return SAVED if code == SAVED else 1
+    return 0
+
+
+class _Interrupts:
+    """Notes SIGINT and SIGTERM instead of dying of them; the loop that waits for the job acts on them."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received.append(number)
+
+
+class _Follower:
+    """Shows on the terminal what a job adds to its log.
+
+    The job writes the log itself, instead of through a pipe: so it can go on writing, and save, when the launcher dies.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._begin = log.stat().st_size
+        self._file = log.open("rb")
+        self._file.seek(self._begin)
+        # A character's bytes may arrive in two parts.
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def show(self) -> None:
+        if new := self._file.read():
+            print(self._decode(new), end="", flush=True)
+
+    def tail(self) -> list[str]:
+        """The last lines that this attempt wrote."""
+        self._file.seek(self._begin)
+        return self._file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _run_job(job: Job, ledger: Ledger, lock: int, interrupts: _Interrupts) -> int:
+    attempt = 1 + sum(event.event == "started" for event in ledger.of(job.name))
+    before = last_step(job)
+    _announce(job, attempt, before)
+    follower = _Follower(job.log)
+    process = _start(job, lock)
+    ledger.append(Event(job.name, attempt, "started", process.pid, from_step=before))
+    code = _attend(job, process, follower, interrupts)
+    follower.show()
+    reason = _why(job, code, len(interrupts.received))
+    after = last_step(job)
+    ledger.append(Event(job.name, attempt, "ended", process.pid, code, before, after, reason))
+    if reason != "finished":
+        where = "" if after is None else f" at step {after} of {job.steps}"
+        print(f"\n{job.name} {reason}{where}. Its log: {job.log}", file=sys.stderr)
+        if code not in (0, SAVED) and not interrupts.received:
+            print("\n".join(["Its last lines:", *(f"    {line}" for line in follower.tail())]), file=sys.stderr)
+    follower.close()
+    return 0 if reason == "finished" else code or 1
+
+
+def _announce(job: Job, attempt: int, step: int | None) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    again = f", attempt {attempt}" if attempt > 1 else ""
+    resumed = f", from step {step} of {job.steps}" if step else ""
+    print(f"\n--- {job.name}{again}{resumed} ---", flush=True)
+    with job.log.open("a") as log:
+        log.write(f"--- attempt {attempt}: {shlex.join(job.command)}\n")
+
+
+def _start(job: Job, lock: int) -> subprocess.Popen[bytes]:
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "launcher.child", str(os.getpid()), *job.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            pass_fds=(lock,),
+            # Out of the terminal's process group, or Ctrl-C would reach the job twice: directly and forwarded.
+            start_new_session=True,
+        )
+
+
+def _attend(job: Job, process: subprocess.Popen[bytes], follower: _Follower, interrupts: _Interrupts) -> int:
+    """Wait for the job to end, showing its output and passing signals on; returns its exit code."""
+    passed_on = 0
+    while True:
+        follower.show()
+        count = len(interrupts.received)
+        if passed_on == 0 and count > 0:
+            print(f"\nstopping {job.name}, which may save its state first; a second Ctrl-C kills it", file=sys.stderr)
+            process.send_signal(interrupts.received[0])
+            passed_on = 1
+        elif passed_on == 1 and count > 1:
+            os.killpg(process.pid, signal.SIGKILL)
+            passed_on = 2
+        try:
+            return process.wait(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _why(job: Job, code: int, interrupts: int) -> str:
+    """Why a job ended, as the end of a sentence that begins with its name."""
+    if code == 0 and not missing(job):
+        return "finished"
+    if code == 0:
+        return f"exited well but left no whole {', '.join(map(str, missing(job)))}"
+    if code == SAVED:
+        return "was interrupted and saved its state"
+    if interrupts:
+        return "was interrupted" if interrupts == 1 else "was killed by a second interrupt"
+    if code == -signal.SIGKILL:
+        return "failed: killed by SIGKILL, by somebody or because memory ran out"
+    if code < 0:
+        return f"failed: killed by {signal.Signals(-code).name}"
+    return f"failed with exit code {code}"

@@ -1,0 +1,28 @@
+"""Shared fixtures: tiny backbones with random weights, in the real classes and the published layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from wemmu.config.schema import Backbones
+from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
+from wemmu.shapes.processor import save_processor, special_ids
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
+    """Directories that `load_backbones` takes: sizes of the miniature, weights at random (seeded)."""
+    root: Path = tmp_path_factory.mktemp("backbones")
+    processor = save_processor(root / "vlm")
+    torch.manual_seed(1)
+    config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(root / "vlm")
+    AutoencoderDC(**VAE_CONFIG, scaling_factor=0.5).save_pretrained(root / "sana" / "vae")
+    SanaTransformer2DModel(**DIT_CONFIG).save_pretrained(root / "sana" / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=4.0).save_pretrained(root / "sana" / "scheduler")
+    return Backbones(vlm=root / "vlm", sana=root / "sana")

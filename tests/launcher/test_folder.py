@@ -1,0 +1,83 @@
+"""A run folder belongs to one curriculum, and what is missing is said before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher import folder
+from tests.launcher.test_plan import curriculum
+from wemmu.config import Curriculum, load_curriculum, load_stage
+
+
+@pytest.fixture
+def runnable(tmp_path: Path) -> Curriculum:
+    (tmp_path / "backbone").mkdir()
+    return curriculum(
+        backbones={"vlm": tmp_path / "backbone", "sana": tmp_path / "backbone"},
+        stages=[stage.model_dump() | {"start": None} for stage in curriculum().stages],
+    )
+
+
+def everything_in(place: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+
+def test_what_is_written_reads_back_equal_and_may_go_on(runnable: Curriculum, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.write(runnable, run)
+    assert load_curriculum(run / "curriculum.yaml") == runnable
+    assert load_stage(run / "b" / "config.yaml").stage.start == run / "a" / "checkpoints" / "step_00000030"
+    folder.check(runnable, run)
+
+
+def test_another_curriculum_is_refused_with_the_fields_that_differ(runnable: Curriculum, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.write(runnable, run)
+    before = everything_in(run)
+    stages = list(runnable.stages)
+    stages[1] = stages[1].model_copy(update={"steps": 71})
+    other = runnable.model_copy(update={"seed": 5, "stages": tuple(stages)})
+    with pytest.raises(folder.RefusedError) as refusal:
+        folder.check(other, run)
+    message = str(refusal.value)
+    assert "  seed: 0 -> 5\n  stages.b.steps: 70 -> 71\n" in message
+    assert "--out" in message
+    assert "delete" in message
+    assert everything_in(run) == before
+
+
+def test_stages_in_another_order_are_another_curriculum(runnable: Curriculum):
+    turned = runnable.model_copy(update={"stages": runnable.stages[::-1]})
+    assert list(folder.differences(runnable, turned)) == [
+        "  order of stages: ['a', 'b', 'c', 'd'] -> ['d', 'c', 'b', 'a']"
+    ]
+
+
+def test_a_folder_of_something_else_is_refused(runnable: Curriculum, tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(folder.RefusedError, match="not a run folder"):
+        folder.check(runnable, tmp_path / "home")
+
+
+def test_a_folder_in_which_the_first_launcher_died_early_is_free(runnable: Curriculum, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "lock").write_text("12")
+    (run / "curriculum.tmp").write_text("na")
+    folder.check(runnable, run)
+
+
+def test_every_missing_path_is_named_at_once(tmp_path: Path):
+    with pytest.raises(folder.RefusedError) as refusal:
+        folder.check(curriculum(data={"shards": "no/shards"}), tmp_path / "run")
+    for named in ("backbones.vlm: vlm", "backbones.sana: sana", "stages.c.start: elsewhere", "data.shards: no/shards"):
+        assert named in str(refusal.value)
+
+
+def test_one_folder_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert folder.normalise(tmp_path / "runs" / "x") == folder.normalise(Path("./runs/y/../x")) == Path("runs/x")
+    assert folder.normalise(Path("/elsewhere/x")) == Path("/elsewhere/x")

@@ -1,0 +1,172 @@
+"""Jobs that end well, badly, too early and not at all."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from launcher import local
+from launcher.job import Job, is_finished, last_step
+from launcher.ledger import Event, Ledger
+from launcher.lock import is_alive, locked
+from tests.launcher.jobs import script, trainer, wait_for
+
+WRITES_PRODUCT = "import sys; open(sys.argv[1] + '/made.json', 'a').write('[]')"
+
+
+def run(folder: Path, *jobs: Job) -> int:
+    with locked(folder, patience=0) as lock:
+        return local.run(jobs, Ledger(folder / "ledger.jsonl"), lock)
+
+
+def endings(folder: Path) -> list[Event]:
+    return [event for event in Ledger(folder / "ledger.jsonl").events() if event.event == "ended"]
+
+
+def steps_of(job: Job) -> int:
+    step = last_step(job)
+    assert step is not None
+    return step
+
+
+def test_jobs_run_in_order_and_are_not_run_again(tmp_path: Path):
+    jobs = [script(tmp_path, "first", WRITES_PRODUCT, tmp_path / "made.json"), trainer(tmp_path)]
+    assert run(tmp_path, *jobs) == 0
+    assert run(tmp_path, *jobs) == 0
+    assert (tmp_path / "made.json").read_text() == "[]"
+    assert [(end.job, end.exit_code, end.from_step, end.to_step, end.reason) for end in endings(tmp_path)] == [
+        ("first", 0, None, None, "finished"),
+        ("stage1", 0, 0, 3, "finished"),
+    ]
+
+
+def test_a_job_without_products_is_asked_every_time(tmp_path: Path):
+    job = script(tmp_path, "data", "pass")
+    assert run(tmp_path, job) == run(tmp_path, job) == 0
+    assert [end.attempt for end in endings(tmp_path)] == [1, 2]
+
+
+def test_a_torn_product_does_not_count(tmp_path: Path):
+    (tmp_path / "made.json").write_text('{"half": ')
+    job = script(
+        tmp_path, "first", "import sys; open(sys.argv[1] + '/made.json', 'w').write('[]')", tmp_path / "made.json"
+    )
+    assert run(tmp_path, job) == 0
+    assert json.loads((tmp_path / "made.json").read_text()) == []
+
+
+def test_a_product_older_than_its_input_is_made_again(tmp_path: Path):
+    source, product = tmp_path / "source", tmp_path / "made.json"
+    source.write_text("x")
+    product.write_text("[]")
+    job = Job("made", (), tmp_path / "log", (product,), (source,))
+    os.utime(source, (100, 100))
+    os.utime(product, (200, 200))
+    assert is_finished(job)
+    os.utime(source, (300, 300))
+    assert not is_finished(job)
+
+
+def test_a_checkpoint_still_being_written_is_not_one(tmp_path: Path):
+    job = trainer(tmp_path)
+    for name, manifest in (("step_00000001", "{}"), ("step_00000002.tmp", "{}"), ("step_00000003", '{"ha')):
+        (job.folder / "checkpoints" / name).mkdir(parents=True)
+        (job.folder / "checkpoints" / name / "manifest.json").write_text(manifest)
+    assert last_step(job) == 1
+    assert not is_finished(job)
+
+
+def test_a_failure_stops_the_chain_and_says_why_and_where(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    bad = script(tmp_path, "bad", "print('about to fall'); import sys; sys.exit(3)")
+    assert run(tmp_path, bad, trainer(tmp_path)) == 1
+    output, error = capfd.readouterr()
+    assert "about to fall" in output
+    assert f"bad failed with exit code 3. Its log: {tmp_path}/bad.log" in error
+    assert "    about to fall" in error
+    assert not (tmp_path / "stage1").exists()
+
+
+def test_the_reason_shows_the_lines_of_this_attempt_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    run(tmp_path, script(tmp_path, "bad", "raise SystemExit('old trouble')"))
+    capfd.readouterr()
+    run(tmp_path, script(tmp_path, "bad", "raise SystemExit('new trouble')"))
+    error = capfd.readouterr().err
+    assert "new trouble" in error
+    assert "old trouble" not in error
+    assert "old trouble" in (tmp_path / "bad.log").read_text()
+
+
+def test_success_without_the_product_is_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert run(tmp_path, script(tmp_path, "empty", "pass", tmp_path / "made.json")) == 1
+    assert f"left no whole {tmp_path}/made.json" in capfd.readouterr().err
+
+
+def test_a_job_killed_by_a_signal_is_told_from_one_that_failed(tmp_path: Path):
+    assert run(tmp_path, script(tmp_path, "bad", "import os; os.kill(os.getpid(), 9)")) == 1
+    assert "killed by SIGKILL" in endings(tmp_path)[0].reason
+
+
+def test_an_interruption_from_elsewhere_stops_the_chain_but_is_no_failure(tmp_path: Path):
+    assert run(tmp_path, script(tmp_path, "saved", "raise SystemExit(75)"), trainer(tmp_path)) == 75
+    assert endings(tmp_path)[0].reason == "was interrupted and saved its state"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_reaches_the_job_once_and_the_same_command_goes_on(tmp_path: Path, launch, number: int, code: int):
+    job = trainer(tmp_path, steps=20)
+    launcher = launch(job, script(tmp_path, "after", "pass"))
+    wait_for(lambda: steps_of(job) >= 2)
+    launcher.send_signal(number)
+    launcher.communicate(timeout=10)
+    assert launcher.returncode == code
+    assert (job.folder / "signals").read_text() == f"{number} "
+    [end] = endings(tmp_path)
+    assert (end.exit_code, end.reason) == (75, "was interrupted and saved its state")
+    assert not (tmp_path / "after.log").exists()
+
+    again = trainer(tmp_path, steps=steps_of(job) + 1)
+    assert run(tmp_path, again) == 0
+    assert endings(tmp_path)[-1].from_step == steps_of(job) - 1
+
+
+def test_a_second_interrupt_kills_a_job_that_will_not_stop(tmp_path: Path, launch):
+    deaf = "import signal, sys, time; signal.signal(2, signal.SIG_IGN); open(sys.argv[1] + '/on', 'w'); time.sleep(60)"
+    launcher = launch(script(tmp_path, "deaf", deaf))
+    wait_for((tmp_path / "on").exists)
+    launcher.send_signal(signal.SIGINT)
+    assert "second Ctrl-C" in launcher.stderr.readline() + launcher.stderr.readline()
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=10)
+    assert launcher.returncode == 130
+    assert endings(tmp_path)[0].reason == "was killed by a second interrupt"
+
+
+def test_when_the_launcher_is_killed_its_job_saves_and_the_same_command_goes_on(tmp_path: Path, launch):
+    job = trainer(tmp_path, steps=40)
+    launcher = launch(job)
+    wait_for(lambda: steps_of(job) >= 2)
+    pid = Ledger(tmp_path / "ledger.jsonl").of("stage1")[0].pid
+    launcher.kill()
+    launcher.wait()
+    # At once, as a supervisor would do it: the new launcher waits for the old job, then begins where it stopped.
+    follower = launch(job)
+    wait_for(lambda: len(Ledger(tmp_path / "ledger.jsonl").of("stage1")) == 2)
+    assert not is_alive(pid)
+    assert (job.folder / "signals").read_text() == f"{signal.SIGTERM} "
+    assert Ledger(tmp_path / "ledger.jsonl").of("stage1")[1].from_step == steps_of(job)
+    follower.send_signal(signal.SIGTERM)
+
+
+def test_two_launchers_cannot_work_on_one_folder(tmp_path: Path, launch):
+    job = trainer(tmp_path, steps=100)
+    first = launch(job)
+    wait_for(lambda: steps_of(job) >= 1)
+    second = launch(job)
+    assert f"refused: another launcher (pid {first.pid}) is at work on {tmp_path}" in second.communicate(timeout=10)[1]
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=10)
+    with locked(tmp_path, patience=0):
+        pass

@@ -1,0 +1,39 @@
+"""The bridge: frozen prefix -> condition of the DiT. The figure of the paper, from left to right."""
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.config.schema import Bridge as BridgeConfig
+from wemmu.models.pathway import Pathway
+from wemmu.models.position_mlp import PositionMLP
+from wemmu.models.queries import build_queries
+from wemmu.models.vae_branch import VAEBranch
+from wemmu.noise import Noise
+from wemmu.positions import image_grid_positions
+from wemmu.types import Condition, Prefix
+
+
+class Bridge(nn.Module):
+    """All that is trained besides the DiT: pathway, queries (if learnable), VAE branch (if on) and position MLP."""
+
+    def __init__(self, config: BridgeConfig, language_model: nn.Module, latent_channels: int, caption_channels: int):
+        super().__init__()
+        width = language_model.config.hidden_size
+        self.pathway = Pathway(language_model)
+        self.queries = build_queries(config.queries, width, config.position_table)
+        self.vae_branch = VAEBranch(latent_channels, width) if config.vae_branch else None
+        self.position_mlp = PositionMLP(width, caption_channels, config.position_table, config.position_std)
+
+    def forward(self, prefix: Prefix, latents: Tensor, grid: tuple[int, int], noise: Noise) -> Condition:
+        """Make the condition for pictures of `grid` = (rows, columns) VLM tokens.
+
+        latents [B, N, C, h, w]: of the input pictures, scaled as the DiT's own; N = 0 without input.
+        """
+        rows, columns = self.queries.grid(*grid)
+        queries = self.queries(*grid, noise)  # [B, Q, D]
+        tokens, positions = queries, image_grid_positions(prefix.next_position, rows, columns)
+        if self.vae_branch is not None and latents.shape[1]:
+            tokens = torch.cat([self.vae_branch(latents), queries], dim=1)
+            positions = torch.cat([prefix.image_positions, positions], dim=-1)
+        states = self.pathway(tokens, positions, prefix)[:, -rows * columns :]
+        return Condition(self.position_mlp(states, rows, columns))

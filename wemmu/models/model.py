@@ -1,0 +1,56 @@
+"""All of WeMMU on one device: what is frozen, what can be trained, and the way from a prompt to a velocity."""
+
+from torch import Tensor, nn
+
+from wemmu.config.schema import Module
+from wemmu.models.bridge import Bridge
+from wemmu.models.dit import velocity
+from wemmu.models.vae import FrozenVAE
+from wemmu.models.vlm import FrozenVLM
+from wemmu.noise import Noise
+from wemmu.positions import token_grid
+from wemmu.types import Condition, Prompts
+
+
+class WeMMU(nn.Module):
+    """vlm and vae are never trained; bridge and dit are, by stages (`freeze_all_but`)."""
+
+    def __init__(self, vlm: FrozenVLM, vae: FrozenVAE, bridge: Bridge, dit: nn.Module):
+        super().__init__()
+        self.vlm, self.vae, self.bridge, self.dit = vlm, vae, bridge, dit
+
+    def condition(self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise) -> Condition:
+        """Condition of the DiT for pictures of `size` = (height, width) px.
+
+        images: uint8 [B, N, 3, H, W], the input pictures of each prompt.
+        """
+        prefix = self.vlm.prefix(prompts, images)
+        return self.bridge(prefix, self.input_latents(images), token_grid(*size, self.vlm.token_px), noise)
+
+    def input_latents(self, images: Tensor) -> Tensor:
+        """Latents [B, N, C, h, w] of the input pictures, on the grid of their VLM tokens."""
+        b, n, _, height, width = images.shape
+        if n == 0 or self.bridge.vae_branch is None:
+            return images.new_zeros(b, 0, self.vae.latent_channels, 1, 1, dtype=self.vae.vae.dtype)
+        return self.vae.encode(images.flatten(0, 1), token_grid(height, width, self.vlm.token_px)).unflatten(0, (b, n))
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """v_theta(x_t, t, y) of the DiT; see `wemmu.models.dit.velocity`."""
+        return velocity(self.dit, x_t, t, condition)
+
+    def modules_by_name(self) -> dict[Module, nn.Module]:
+        """The parts that a stage can name in `trains`; parts this configuration lacks are left out."""
+        parts: dict[Module, nn.Module | None] = {
+            "vae_branch": self.bridge.vae_branch,
+            "pathway": self.bridge.pathway,
+            "position_mlp": self.bridge.position_mlp,
+            "queries": self.bridge.queries,
+            "dit": self.dit,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def freeze_all_but(self, trains: tuple[Module, ...]) -> None:
+        """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
+        self.requires_grad_(False)
+        for name in trains:
+            self.modules_by_name()[name].requires_grad_(True)

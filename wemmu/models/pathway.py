@@ -1,0 +1,51 @@
+"""The generation pathway: a trainable copy of the VLM's layers whose tokens read the frozen prefix.
+
+The pathway's tokens (VAE tokens and queries) attend to all of the prefix and to each other, both ways; the prefix never
+sees them. The layers are the VLM's own class, deep-copied with their weights, and find the prefix where they would
+find a cache (paper, "Probabilistic Expert Bridge").
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.types import Prefix
+
+
+class PrefixView:
+    """A read-only cache: hands a layer the prefix's keys and values before its own, and stores nothing."""
+
+    def __init__(self, prefix: Prefix):
+        self._prefix = prefix
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        keys, values = self._prefix.keys[layer], self._prefix.values[layer]
+        return torch.cat([keys.to(key.dtype), key], dim=2), torch.cat([values.to(value.dtype), value], dim=2)
+
+
+class Pathway(nn.Module):
+    def __init__(self, language_model: nn.Module):
+        """Copy the layers, the final norm and the rotary embedding of `language_model`, weights included."""
+        super().__init__()
+        self.layers = deepcopy(language_model.layers)
+        self.norm = deepcopy(language_model.norm)
+        self.rotary = deepcopy(language_model.rotary_emb)
+
+    def forward(self, tokens: Tensor, positions: Tensor, prefix: Prefix) -> Tensor:
+        """tokens [B, G, D], positions [3, B, G] -> states [B, G, D], normed."""
+        b, g, _ = tokens.shape
+        among_themselves = prefix.mask.new_ones(b, g, g)
+        mask = torch.cat([prefix.mask[:, None, :].expand(b, g, -1), among_themselves], dim=-1)  # [B, G, L + G]
+        return self.run(tokens, positions, prefix, mask)
+
+    def run(self, tokens: Tensor, positions: Tensor, prefix: Prefix, mask: Tensor) -> Tensor:
+        """As `forward`, with any attention mask: bool [B, G, L + G], True where a token may look."""
+        cache = PrefixView(prefix)
+        rotation = self.rotary(tokens, positions)
+        states = tokens
+        for layer in self.layers:
+            states = layer(
+                states, attention_mask=mask[:, None], past_key_values=cache, position_embeddings=rotation
+            )[0]
+        return self.norm(states)

@@ -1,0 +1,36 @@
+"""The frozen autoencoder: pixels <-> scaled latents."""
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor
+
+from wemmu.models.patches import resize
+
+
+class FrozenVAE(torch.nn.Module):
+    def __init__(self, vae: AutoencoderDC):
+        super().__init__()
+        self.vae = vae.eval().requires_grad_(False)
+        self.scaling_factor: float = vae.config.scaling_factor
+        self.latent_channels: int = vae.config.latent_channels
+        self.latent_px: int = vae.spatial_compression_ratio
+
+    def train(self, mode: bool = True) -> "FrozenVAE":
+        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """uint8 [B, 3, H, W] -> latents [B, C, h, w] of about unit variance.
+
+        With `grid` = (rows, columns) the picture is resized first, so that it has exactly that many latents.
+        """
+        x = pixels.to(self.vae.dtype) / 127.5 - 1
+        if grid is not None:
+            x = resize(x, grid[0] * self.latent_px, grid[1] * self.latent_px)
+        return self.vae.encode(x).latent * self.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> pixels [B, 3, H, W], nominally in [-1, 1]."""
+        return self.vae.decode(latents.to(self.vae.dtype) / self.scaling_factor).sample

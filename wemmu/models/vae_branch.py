@@ -1,0 +1,17 @@
+"""The VAE branch: input pictures as latents, one linear layer away from the pathway.
+
+It carries the pixel detail that the VLM's aggregation loses. Each latent stands on a VLM token of the same picture:
+the picture is resized so that both grids are equal, and the tokens take that token's position.
+"""
+
+from torch import Tensor, nn
+
+
+class VAEBranch(nn.Module):
+    def __init__(self, latent_channels: int, width: int):
+        super().__init__()
+        self.linear = nn.Linear(latent_channels, width)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """latents [B, N, C, h, w] -> tokens [B, N * h * w, D], in the order of the prompt's image tokens."""
+        return self.linear(latents.permute(0, 1, 3, 4, 2).flatten(1, 3))

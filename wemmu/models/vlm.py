@@ -1,0 +1,77 @@
+"""The frozen VLM: prompts and pictures in, the keys and values of every layer out.
+
+Nothing here is trained, so nothing here leaves an autograd node: the model runs under no_grad, in eval mode, without
+its language-model head. The cache is Hugging Face's own, so any VLM of that protocol with `model.visual` fits.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+
+from wemmu.models.patches import patchify, resize
+from wemmu.positions import token_grid
+from wemmu.types import Prefix, Prompts
+
+
+class FrozenVLM(torch.nn.Module):
+    """Holds the VLM and what is needed to feed it batches of pictures.
+
+    mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
+    """
+
+    def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, mean: list[float], std: list[float]):
+        super().__init__()
+        self.vlm = vlm.eval().requires_grad_(False)
+        vision = vlm.config.vision_config
+        self.patch, self.merge, self.temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        self.token_px = self.patch * self.merge
+        self.image_token_id: int = vlm.config.image_token_id
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def train(self, mode: bool = True) -> "FrozenVLM":
+        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
+        return super().train(False)
+
+    @property
+    def language_model(self) -> torch.nn.Module:
+        return self.vlm.model.language_model
+
+    @torch.no_grad()
+    def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
+        """Run the VLM over a batch of prompts.
+
+        images: uint8 [B, N, 3, H, W], the pictures of each prompt in their order; N may be 0.
+
+        Raises:
+            ValueError: if the prompts' image tokens are not those of the pictures.
+        """
+        b, n, _, height, width = images.shape
+        rows, columns = token_grid(height, width, self.token_px) if n else (0, 0)
+        at_images = prompts.input_ids == self.image_token_id
+        if (at_images.sum(1) != n * rows * columns).any():
+            raise ValueError(
+                f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
+            )
+        inputs: dict[str, Tensor] = {}
+        if n:
+            pixels = resize(images.flatten(0, 1).to(self.mean.dtype) / 255, rows * self.token_px, columns * self.token_px)
+            inputs["pixel_values"] = patchify((pixels - self.mean) / self.std, self.patch, self.merge, self.temporal)
+            grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=images.device)
+            inputs["image_grid_thw"] = grid.expand(b * n, -1)
+        # The base model, not the one with the head: no logits are computed.
+        cache = self.vlm.model(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.mask.long(),
+            position_ids=prompts.positions,
+            past_key_values=DynamicCache(),
+            use_cache=True,
+            **inputs,
+        ).past_key_values
+        return Prefix(
+            keys=tuple(layer.keys for layer in cache.layers),
+            values=tuple(layer.values for layer in cache.layers),
+            mask=prompts.mask,
+            image_positions=prompts.positions[:, at_images].reshape(3, b, -1),
+            next_position=prompts.next_position,
+        )

@@ -1,0 +1,48 @@
+"""Conditional and contrastive flow matching. An objective takes a velocity field and returns one loss per sample."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from wemmu.objectives.path import sample_path
+
+# v(x_t [B, ...], t [B]) -> [B, ...]; the condition is bound inside.
+VelocityField = Callable[[Tensor, Tensor], Tensor]
+
+
+def _square_error(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).float().square().flatten(1).mean(1)
+
+
+def flow_matching(velocity: VelocityField, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """|| v_theta(x_t, t, y) - (eps - x_0) ||^2, the mean over a sample's elements. Returns [B]."""
+    x_t, t, v = sample_path(x_0, eps, t)
+    return _square_error(velocity(x_t, t), v)
+
+
+def contrastive_flow_matching(
+    velocity: VelocityField, x_0: Tensor, eps: Tensor, t: Tensor, negative: Tensor, weight: float
+) -> Tensor:
+    """|| v_theta - v+ ||^2 - lambda || v_theta - v- ||^2 with v- = eps' - x_0' of sample `negative[b]`. Returns [B].
+
+    negative: int64 [B], an index into the batch, never b itself (`negatives`). weight: lambda.
+    """
+    x_t, t, v = sample_path(x_0, eps, t)
+    predicted = velocity(x_t, t)
+    return _square_error(predicted, v) - weight * _square_error(predicted, v[negative])
+
+
+def negatives(sample_ids: Tensor) -> Tensor:
+    """For each sample the index of another one: the next in the cyclic order of the ids. int64 [B] -> int64 [B].
+
+    The choice depends on who is in the batch and not on the order in which they stand.
+
+    Raises:
+        ValueError: for a batch of one, which has no other sample.
+    """
+    if len(sample_ids) < 2:
+        raise ValueError("the contrastive objective needs at least two samples in a micro-batch")
+    order = sample_ids.argsort()
+    partner = sample_ids.new_empty(len(sample_ids))
+    partner[order] = order.roll(-1)
+    return partner

@@ -1,0 +1,37 @@
+"""The probability path x_t = (1 - t) x_0 + t eps, its velocity, and the distribution of t."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wemmu.config.schema import TimeSampling
+
+
+class PathSample(NamedTuple):
+    """x_t [B, ...] at time t [B], and the velocity v = eps - x_0 there."""
+
+    x_t: Tensor
+    t: Tensor
+    v: Tensor
+
+
+def sample_path(x_0: Tensor, eps: Tensor, t: Tensor) -> PathSample:
+    """The point of the straight path from data x_0 (t = 0) to noise eps (t = 1)."""
+    t_ = t.reshape(-1, *[1] * (x_0.ndim - 1))
+    return PathSample((1 - t_) * x_0 + t_ * eps, t, eps - x_0)
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """t <- s t / (1 + (s - 1) t): moves weight towards noise for s > 1; 0 and 1 stay."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sample_time(config: TimeSampling, resolution: int, normal: Tensor) -> Tensor:
+    """Training times in (0, 1) from standard normal draws [B]."""
+    match config.kind:
+        case "logit_normal":
+            t = torch.sigmoid(config.mean + config.std * normal)
+        case "uniform":
+            t = torch.special.ndtr(normal)
+    return shift_time(t, config.shift_at(resolution))

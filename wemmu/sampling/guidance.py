@@ -1,0 +1,44 @@
+"""The paper's three guidance rules, as weights on the velocities of up to three branches.
+
+A branch is the same request with less in it: nothing at all, the pictures without the words, or all of it. Every rule is a
+sum of branches whose weights add up to one (paper, "Inference"):
+
+    text to image       v = v_un + w (v_full - v_un)
+    single-image edit   v = v_un + w_i (v_image - v_un) + w_t (v_full - v_image)
+    multi-image edit    v = v_un + w (v_full - v_un)
+"""
+
+from enum import Enum
+
+from wemmu.config.schema import Sampling
+from wemmu.config.task import Task
+
+
+class Branch(Enum):
+    UNCONDITIONAL = "nothing"
+    IMAGE = "the pictures without the words"
+    FULL = "everything"
+
+
+def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
+    """Weight of each branch; branches of weight zero are left out, so that guidance 1 costs and changes nothing.
+
+    Raises:
+        ValueError: for a task that makes no picture.
+    """
+    un, image, full = Branch.UNCONDITIONAL, Branch.IMAGE, Branch.FULL
+    match task:
+        case Task.UNCONDITIONAL:
+            weights = {full: 1.0}
+        case Task.T2I:
+            weights = {un: 1 - sampling.t2i, full: sampling.t2i}
+        case Task.RECONSTRUCTION:
+            weights = {un: 1 - sampling.image, full: sampling.image}
+        case Task.EDIT:
+            w_i, w_t = sampling.image, sampling.instruction
+            weights = {un: 1 - w_i, image: w_i - w_t, full: w_t}
+        case Task.MULTI_EDIT:
+            weights = {un: 1 - sampling.multi, full: sampling.multi}
+        case _:
+            raise ValueError(f"the task {task} makes no picture")
+    return {branch: weight for branch, weight in weights.items() if weight != 0}

@@ -1,0 +1,82 @@
+"""From a request to pictures: prefixes and conditions once, then the solver over guided velocities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wemmu.config.schema import Sampling
+from wemmu.config.task import Task
+from wemmu.noise import Noise
+from wemmu.positions import token_grid
+from wemmu.prompts import PromptEncoder
+from wemmu.sampling.guidance import Branch, guidance_weights
+from wemmu.sampling.solvers import euler, times
+from wemmu.types import Condition
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch of one task and one shape.
+
+    texts: B prompts. images: uint8 [B, N, 3, H, W], N = 0 without input. size: (height, width) px of the pictures to
+    make, multiples of the autoencoder's and not smaller than a VLM token. sample_ids: int64 [B], key of the noise.
+    """
+
+    task: Task
+    texts: Sequence[str]
+    images: Tensor
+    size: tuple[int, int]
+    sample_ids: Tensor
+
+
+def task_of(text: str, images: int) -> Task:
+    """The task a free request stands for, by what it brings."""
+    if images == 0:
+        return Task.T2I if text else Task.UNCONDITIONAL
+    if images == 1:
+        return Task.EDIT if text else Task.RECONSTRUCTION
+    return Task.MULTI_EDIT
+
+
+class Sampler:
+    """Draws pictures from a `WeMMU` model (anything with its `condition`, `velocity` and `vae`)."""
+
+    def __init__(self, model, encoder: PromptEncoder, shift: float):
+        self.model, self.encoder, self.shift = model, encoder, shift
+
+    @torch.no_grad()
+    def __call__(self, request: Request, sampling: Sampling) -> Tensor:
+        """Pixels [B, 3, height, width], nominally in [-1, 1].
+
+        Raises:
+            ValueError: if the size is not a multiple of the latent's.
+        """
+        latent_px = self.model.vae.latent_px
+        if request.size[0] % latent_px or request.size[1] % latent_px:
+            raise ValueError(f"height and width must be multiples of {latent_px} px, got {request.size}")
+        noise = Noise(sampling.seed, 0, request.sample_ids, request.images.device)
+        weights = guidance_weights(request.task, sampling)
+        # One Prefix and one Condition for each branch serve every step of the solver.
+        states = torch.cat([self._condition(branch, request, noise).states for branch in weights])
+        scale = torch.tensor(list(weights.values()), device=states.device)[:, None, None, None, None]
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            n = len(weights)
+            v = self.model.velocity(x.repeat(n, 1, 1, 1), t.repeat(n), Condition(states))
+            return (scale * v.unflatten(0, (n, -1))).sum(0)
+
+        shape = (self.model.vae.latent_channels, request.size[0] // latent_px, request.size[1] // latent_px)
+        x_1 = noise.normal("latent", shape)
+        return self.model.vae.decode(euler(guided, x_1, times(sampling.steps, self.shift)))
+
+    def _condition(self, branch: Branch, request: Request, noise: Noise) -> Condition:
+        texts, images = request.texts, request.images
+        if branch is not Branch.FULL:
+            texts = [""] * len(texts)
+        if branch is Branch.UNCONDITIONAL:
+            images = images[:, :0]
+        grid = token_grid(*images.shape[-2:], self.model.vlm.token_px) if images.shape[1] else (0, 0)
+        prompts = self.encoder(texts, [[grid] * images.shape[1]] * len(texts)).to(images.device)
+        return self.model.condition(prompts, images, request.size, noise)

@@ -1,0 +1,119 @@
+"""The one place where everything meets: a stage's config becomes a model, an engine, a loader and an objective."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wemmu.config.schema import StageRun
+from wemmu.data.loader import Loader
+from wemmu.models.model import WeMMU
+from wemmu.models.weights import LoadReport, build_model
+from wemmu.parallel.single import SingleEngine
+from wemmu.prompts import PromptEncoder
+from wemmu.sampling.sampler import Sampler
+from wemmu.training.checkpoint import CheckpointError, Manifest, load_weights
+from wemmu.training.losses import FlowMatchingLoss, LossFn
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the trainer runs.
+
+    carried: weights that this stage does not train but that are no backbone's either, by canonical name: they go into its
+    checkpoints. frozen: backbone -> SHA-256 of the weights it was loaded with.
+    """
+
+    model: WeMMU
+    engine: SingleEngine
+    loader: Loader
+    loss: LossFn
+    sampler: Sampler
+    carried: dict[str, Tensor]
+    frozen: dict[str, str]
+    reports: list[LoadReport]
+
+
+def build(run: StageRun) -> Parts:
+    """Load, freeze, start from the weights of the stage before, and connect.
+
+    Raises:
+        CheckpointError: if `stage.start` lacks a module that this stage needs or holds something unknown.
+    """
+    model, reports = build_model(run.backbones, run.bridge, run.seed)
+    identities = _identities(reports)
+    started = start_from(model, run.stage.start, identities) if run.stage.start else frozenset()
+    model.freeze_all_but(run.stage.trains)
+    model.train()
+    # A DiT that an earlier stage trained, or that this one does, is no longer the backbone of that name.
+    if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
+        del identities["dit"]
+    encoder = PromptEncoder(run.backbones.vlm)
+    return Parts(
+        model=model,
+        engine=SingleEngine(model, run.stage.optimizer),
+        loader=Loader(run, encoder, model.vlm.token_px),
+        loss=FlowMatchingLoss(model, run),
+        sampler=Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution)),
+        carried={
+            name: parameter.detach()
+            for name, parameter in model.named_parameters()
+            if not parameter.requires_grad and (name.startswith("bridge.") or name in started)
+        },
+        frozen=identities,
+        reports=reports,
+    )
+
+
+def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU, PromptEncoder]:
+    """The model as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns."""
+    model, reports = build_model(run.backbones, run.bridge, run.seed)
+    start_from(model, checkpoint, _identities(reports))
+    return model.requires_grad_(False).eval(), PromptEncoder(run.backbones.vlm)
+
+
+def _identities(reports: list[LoadReport]) -> dict[str, str]:
+    vlm, vae, dit = (report.sha256 for report in reports)
+    return {"vlm": vlm, "vae": vae, "dit": dit}
+
+
+@torch.no_grad()
+def start_from(model: WeMMU, source: Path, identities: dict[str, str]) -> frozenset[str]:
+    """Copy the weights of a checkpoint into the model; returns their names.
+
+    The bridge must be inside whole. A DiT that is not inside was frozen when the checkpoint was made, so it must have
+    been the very DiT that is loaded now.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing or unknown, or the frozen part that differs.
+    """
+    weights, manifest = load_weights(source)
+    parameters = dict(model.named_parameters())
+    needed = {n for n in parameters if n.startswith("bridge.")}
+    if "dit" not in manifest.frozen:
+        needed |= {n for n in parameters if n.startswith("dit.")}
+    missing, unknown = sorted(needed - weights.keys()), sorted(weights.keys() - parameters.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source} does not fit this stage: it lacks {_some(missing)} and holds unknown {_some(unknown)}. Was it "
+            "trained with another bridge (queries.design, vae_branch)?"
+        )
+    _same_frozen(source, manifest, identities)
+    for name, weight in weights.items():
+        if parameters[name].shape != weight.shape:
+            raise CheckpointError(f"{source}: {name} has shape {list(weight.shape)}, not {list(parameters[name].shape)}")
+        parameters[name].copy_(weight)
+    return frozenset(weights)
+
+
+def _same_frozen(source: Path, manifest: Manifest, identities: dict[str, str]) -> None:
+    for part, sha256 in manifest.frozen.items():
+        if identities[part] != sha256:
+            raise CheckpointError(
+                f"{source} was trained beside another {part} (SHA-256 {sha256[:12]}, this one is {identities[part][:12]})"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else "nothing"
