@@ -146,25 +146,30 @@ class _Rate(ProgressColumn):
 
 
 def _write_with_ray(partitions: list[Partition], workers: int, console: Console) -> None:
-    # Ray reads these when it is imported. A token of our own keeps other users of the node out of the ports that Ray
-    # opens, without the one it would leave in the home directory.
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Read when Ray is imported. A token of our own keeps other users of the node out of the ports that Ray opens,
+    # without leaving one in the home directory; on a busy machine Ray needs longer to start than the 30 s it allows.
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_raylet_start_wait_time_s": "300",
+    }
     import ray
 
     columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TextColumn("left:"), TimeRemainingColumn())
     # Under /tmp whatever TMPDIR says: Ray puts sockets there, whose paths may not be longer than 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            _node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            log_to_driver=False,
-            # Only numbers travel through the store; the least Ray accepts is 75 MB.
-            object_store_memory=80 * 2**20,
-            _temp_dir=scratch,
-        )
+    with tempfile.TemporaryDirectory(prefix=f"ray{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
         try:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                log_to_driver=False,
+                # Only numbers travel through the store; the least Ray accepts is 75 MB.
+                object_store_memory=80 * 2**20,
+                _temp_dir=scratch,
+            )
             remote = ray.remote(write_partition)
             running = [remote.remote(partition) for partition in partitions]
             with Progress(*columns, console=console) as progress:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 
 from wemmu.positions import prompt_positions
 from wemmu.types import Prompts
@@ -17,8 +17,10 @@ class PromptEncoder:
     the VLM has ever seen: the tokens of the generation pathway, image-form themselves, come right after it.
     """
 
-    def __init__(self, vlm_dir: str | Path):
-        self._processor = AutoProcessor.from_pretrained(vlm_dir, use_fast=True)
+    def __init__(self, vlm: str | Path | ProcessorMixin):
+        """`vlm` is the VLM's directory, or its processor where that is loaded already."""
+        loaded = isinstance(vlm, ProcessorMixin)
+        self._processor = vlm if loaded else AutoProcessor.from_pretrained(vlm, use_fast=True)
         self.tokenizer = self._processor.tokenizer
         ids = self.tokenizer.convert_tokens_to_ids
         self.image_token_id: int = ids("<|image_pad|>")

@@ -29,7 +29,8 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             for j in jobs
         ]
         command = [sys.executable, "-c", LAUNCHER, str(tmp_path), json.dumps(described)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A process group of its own, as a shell would give it, so that a test can press Ctrl-C.
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
         started.append(process)
         return process
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.job import MANIFEST, Job, checkpoint
 
-# A trainer in ten lines: a checkpoint every 0.1 s, goes on from the last one, exits with 75 when told to stop.
+# A trainer in small: a checkpoint every 0.1 s, goes on from the last one, exits with 75 when told to stop.
 TRAINER = """
 import json, os, signal, sys, time
 folder, steps = sys.argv[1], int(sys.argv[2])
@@ -18,12 +18,17 @@ os.makedirs(folder + "/checkpoints", exist_ok=True)
 done = max([int(name[5:]) for name in os.listdir(folder + "/checkpoints")], default=0)
 print("going on from", done)
 while done < steps and not told:
+    # Told to stop, it takes its time to save.
     time.sleep(0.1)
+    if told:
+        time.sleep(1)
     done += 1
     os.makedirs(f"{folder}/checkpoints/step_{done:08d}")
     with open(f"{folder}/checkpoints/step_{done:08d}/manifest.json", "w") as file:
         json.dump({"step": done}, file)
     print("step", done)
+if told:
+    open(folder + "/stopped_at", "w").write(str(done))
 sys.exit(75 if done < steps else 0)
 """
 # Runs the jobs described in a JSON file as `python -m launcher run` would.
@@ -58,7 +63,7 @@ def trainer(run: Path, name: str = "stage1", steps: int = 3) -> Job:
     return Job(name, command, folder / "log.txt", (checkpoint(folder, steps) / MANIFEST,), steps=steps)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until `condition()` holds; fail the test if it never does."""
     deadline = time.monotonic() + seconds
     while not condition():

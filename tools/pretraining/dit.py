@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
@@ -139,9 +139,12 @@ def train(vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, steps: int, 
         return scores
 
     modules = {"dit": dit, "text": gemma, "auxiliary": painter.auxiliary}
-    fit("dit", modules, lambda step: painter.loss(step, batch_size), steps=steps, lr=1e-3, work=work, evaluate=evaluate)
-    dit.save_pretrained(out / "transformer")
-    gemma.save_pretrained(out / "text_encoder")
-    tokenizer.save_pretrained(out / "tokenizer")
-    vae.save_pretrained(out / "vae")
-    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
+    fit("dit", modules, lambda step: painter.loss(step, batch_size), steps=steps, lr=1.5e-3, work=work, evaluate=evaluate)
+    # The stock pipeline writes the published layout, model_index.json included.
+    SanaPipeline(tokenizer, gemma, vae, dit, FlowMatchEulerDiscreteScheduler(shift=SHIFT)).save_pretrained(out)
+
+
+def load(sana: Path, vae: FrozenVAE) -> Painter:
+    """A trained Sana directory, ready to be measured."""
+    text = TextEncoder(AutoTokenizer.from_pretrained(sana / "tokenizer"), Gemma2Model.from_pretrained(sana / "text_encoder"))
+    return Painter(SanaTransformer2DModel.from_pretrained(sana / "transformer").eval(), text.eval(), vae)

@@ -26,7 +26,9 @@ from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, Split, random_scene
 from wemmu.pixels import to_pixels
 
+# Share of each kind of example: first mostly seeing and describing, then mostly editing.
 KINDS = {"caption": 3, "edit": 6, "two_image": 4, "second": 1, "question": 2, "text_question": 1, "text": 2}
+EDIT_KINDS = {"caption": 1, "edit": 11, "two_image": 5, "second": 0.5, "question": 1.5, "text_question": 0.5, "text": 1}
 AUX_WEIGHT = 0.5
 
 
@@ -179,7 +181,7 @@ def evaluate(teacher: Teacher, split: Split, px: int, count: int = 96) -> dict[s
     return scores
 
 
-def train(out: Path, work: Path, steps: int, batch_size: int = 40) -> Qwen2_5_VLForConditionalGeneration:
+def train(out: Path, work: Path, steps: int, edit_steps: int, batch_size: int = 40) -> Qwen2_5_VLForConditionalGeneration:
     processor = save_processor(out)
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
@@ -187,24 +189,30 @@ def train(out: Path, work: Path, steps: int, batch_size: int = 40) -> Qwen2_5_VL
     print(f"vlm: {sum(p.numel() for p in vlm.parameters()) / 1e6:.2f} M parameters", flush=True)
     teacher, auxiliary = Teacher(vlm, PromptEncoder(out)), Auxiliary(config.text_config.hidden_size)
 
-    def loss_fn(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"vlm-{step}")
+    def loss_fn(step: int, phase: str, kinds: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"{phase}-{step}")
         px = HIGH_PX if step % 3 == 0 else LOW_PX
-        kinds = rng.choices(tuple(KINDS), tuple(KINDS.values()), k=batch_size)
-        examples = [example(kind, rng) for kind in kinds]
+        chosen = rng.choices(tuple(kinds), tuple(kinds.values()), k=batch_size)
+        examples = [example(kind, rng) for kind in chosen]
         loss, vision = teacher.loss(examples, px)
         labels = _cell_labels([s for e in examples for s in e.scenes], px // TOKEN_PX)
         aux = auxiliary(vision, labels)
         return loss + AUX_WEIGHT * aux, {"loss": loss.item(), "aux": aux.item()}
 
-    fit(
-        "vlm",
-        {"vlm": vlm, "auxiliary": auxiliary},
-        loss_fn,
-        steps=steps,
-        lr=2e-3,
-        work=work,
-        warmup=200,
-        evaluate=lambda: evaluate(teacher, "test", LOW_PX) | evaluate(teacher, "test", HIGH_PX),
-    )
+    def scores() -> dict[str, float]:
+        return evaluate(teacher, "test", LOW_PX) | evaluate(teacher, "test", HIGH_PX)
+
+    modules = {"vlm": vlm, "auxiliary": auxiliary}
+    for phase, kinds, count, lr in (("vlm", KINDS, steps, 2e-3), ("vlm-edits", EDIT_KINDS, edit_steps, 1.2e-3)):
+        fit(
+            phase,
+            modules,
+            lambda step, phase=phase, kinds=kinds: loss_fn(step, phase, kinds),
+            steps=count,
+            lr=lr,
+            work=work,
+            warmup=200,
+            evaluate=scores,
+            evaluate_every=2000,
+        )
     return vlm

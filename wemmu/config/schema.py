@@ -145,6 +145,8 @@ class Memory(_Config):
 
     micro_batch: Positive
     reference_resolution: Positive
+    # Pictures whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
+    cached_pictures: Annotated[int, Field(ge=0)] = 0
 
     def micro_batch_at(self, resolution: int, global_batch: int, world: int = 1) -> tuple[int, int]:
         """(micro-batch per rank, accumulation steps) whose product with `world` is exactly `global_batch`.

@@ -4,6 +4,7 @@ import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
 
+from wemmu.models.cache import FeatureCache
 from wemmu.models.patches import resize
 
 
@@ -13,6 +14,7 @@ class FrozenVAE(torch.nn.Module):
         self.vae = vae.eval().requires_grad_(False)
         self.scaling_factor: float = vae.config.scaling_factor
         self.latent_channels: int = vae.config.latent_channels
+        self.cache = FeatureCache()
         self.latent_px: int = vae.spatial_compression_ratio
 
     def train(self, mode: bool = True) -> "FrozenVAE":
@@ -25,10 +27,16 @@ class FrozenVAE(torch.nn.Module):
 
         With `grid` = (rows, columns) the picture is resized first, so that it has exactly that many latents.
         """
-        x = pixels.to(self.vae.dtype) / 127.5 - 1
-        if grid is not None:
-            x = resize(x, grid[0] * self.latent_px, grid[1] * self.latent_px)
-        return self.vae.encode(x).latent * self.scaling_factor
+
+        def encode(pixels: Tensor) -> Tensor:
+            x = pixels.to(self.vae.dtype) / 127.5 - 1
+            if grid is not None:
+                x = resize(x, grid[0] * self.latent_px, grid[1] * self.latent_px)
+            return self.vae.encode(x).latent * self.scaling_factor
+
+        # A picture whose grid is its own needs no resizing, so it shares its latents with the target of that picture.
+        own = tuple(side // self.latent_px for side in pixels.shape[-2:])
+        return self.cache(encode, pixels, None if grid == own else grid)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+from wemmu.models.cache import FeatureCache
 from wemmu.models.patches import patchify, resize
 from wemmu.positions import token_grid
 from wemmu.types import Prefix, Prompts
@@ -25,6 +26,7 @@ class FrozenVLM(torch.nn.Module):
         vision = vlm.config.vision_config
         self.patch, self.merge, self.temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         self.token_px = self.patch * self.merge
+        self.cache = FeatureCache()
         self.image_token_id: int = vlm.config.image_token_id
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
@@ -53,20 +55,17 @@ class FrozenVLM(torch.nn.Module):
             raise ValueError(
                 f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
             )
-        inputs: dict[str, Tensor] = {}
+        embeds = self.language_model.embed_tokens(prompts.input_ids)
         if n:
-            pixels = resize(images.flatten(0, 1).to(self.mean.dtype) / 255, rows * self.token_px, columns * self.token_px)
-            inputs["pixel_values"] = patchify((pixels - self.mean) / self.std, self.patch, self.merge, self.temporal)
-            grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=images.device)
-            inputs["image_grid_thw"] = grid.expand(b * n, -1)
-        # The base model, not the one with the head: no logits are computed.
-        cache = self.vlm.model(
-            input_ids=prompts.input_ids,
+            vision = self.cache(self.vision, images.flatten(0, 1))
+            embeds = embeds.masked_scatter(at_images[..., None], vision.to(embeds.dtype))
+        # The language model, not the one with the head: no logits are computed.
+        cache = self.language_model(
+            inputs_embeds=embeds,
             attention_mask=prompts.mask.long(),
             position_ids=prompts.positions,
             past_key_values=DynamicCache(),
             use_cache=True,
-            **inputs,
         ).past_key_values
         return Prefix(
             keys=tuple(layer.keys for layer in cache.layers),
@@ -75,3 +74,13 @@ class FrozenVLM(torch.nn.Module):
             image_positions=prompts.positions[:, at_images].reshape(3, b, -1),
             next_position=prompts.next_position,
         )
+
+    def vision(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> vision tokens [B, rows * columns, D], as the language model takes them."""
+        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
+        scaled = resize(pixels.to(self.mean.dtype), rows * self.token_px, columns * self.token_px)
+        # The processor resizes bytes: what bicubic interpolation overshoots at an edge is cut off.
+        scaled = scaled.round().clamp(0, 255) / 255
+        patches = patchify((scaled - self.mean) / self.std, self.patch, self.merge, self.temporal)
+        grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
+        return self.vlm.model.visual(patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))

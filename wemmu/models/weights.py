@@ -45,9 +45,9 @@ def load_backbones(config: Backbones) -> tuple[FrozenVLM, FrozenVAE, SanaTransfo
         ValueError: if any weight is missing, left over or of another shape: nothing is ever initialised at random.
     """
     dtype = getattr(torch, config.dtype)
-    vlm, vlm_report = _load(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
-    vae, vae_report = _load(AutoencoderDC, config.sana / "vae", dtype)
-    dit, dit_report = _load(SanaTransformer2DModel, config.sana / "transformer", dtype)
+    vlm, vlm_report = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
+    vae, vae_report = load_strict(AutoencoderDC, config.sana / "vae", dtype)
+    dit, dit_report = load_strict(SanaTransformer2DModel, config.sana / "transformer", dtype)
     pixels = AutoImageProcessor.from_pretrained(config.vlm, use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     return frozen, FrozenVAE(vae), dit, [vlm_report, vae_report, dit_report]
@@ -64,7 +64,8 @@ def build_model(backbones: Backbones, bridge: BridgeConfig, seed: int) -> tuple[
     return WeMMU(vlm, vae, part, dit), reports
 
 
-def _load(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
+def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
+    """One model of transformers or diffusers from its directory, in safetensors; raises as `load_backbones`."""
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory} holds no config.json; it must be a {cls.__name__} in the published layout")
     # Diffusers and transformers name the argument differently.

@@ -12,7 +12,7 @@ from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.guidance import Branch, guidance_weights
-from wemmu.sampling.solvers import euler, times
+from wemmu.sampling.solvers import Solver, euler, times
 from wemmu.types import Condition
 
 
@@ -43,8 +43,8 @@ def task_of(text: str, images: int) -> Task:
 class Sampler:
     """Draws pictures from a `WeMMU` model (anything with its `condition`, `velocity` and `vae`)."""
 
-    def __init__(self, model, encoder: PromptEncoder, shift: float):
-        self.model, self.encoder, self.shift = model, encoder, shift
+    def __init__(self, model, encoder: PromptEncoder, shift: float, solver: Solver = euler):
+        self.model, self.encoder, self.shift, self.solver = model, encoder, shift, solver
 
     @torch.no_grad()
     def __call__(self, request: Request, sampling: Sampling) -> Tensor:
@@ -69,7 +69,7 @@ class Sampler:
 
         shape = (self.model.vae.latent_channels, request.size[0] // latent_px, request.size[1] // latent_px)
         x_1 = noise.normal("latent", shape)
-        return self.model.vae.decode(euler(guided, x_1, times(sampling.steps, self.shift)))
+        return self.model.vae.decode(self.solver(guided, x_1, times(sampling.steps, self.shift)))
 
     def _condition(self, branch: Branch, request: Request, noise: Noise) -> Condition:
         texts, images = request.texts, request.images

@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLProcessor, Qwen2TokenizerFast, Qwen2VLImageProcessorFast, Qwen2VLVideoProcessor
 
 from wemmu.shapes.backbones import MERGE, PATCH_PX
@@ -31,9 +31,6 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Words, each with its leading space; numbers and punctuation one by one. The same cut is built into Qwen2's class, so
-# a vocabulary trained on it is used whole.
-_WORDS = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def corpus(lines: int = 20_000, seed: int = 0) -> list[str]:
@@ -50,16 +47,16 @@ def corpus(lines: int = 20_000, seed: int = 0) -> list[str]:
 
 def train_tokenizer(out: Path) -> Qwen2TokenizerFast:
     """Byte-level BPE in which every word of the world is one token; any other text still has an encoding."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=20, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
-    tokenizer.train_from_iterator(corpus(), trainer)
     out.mkdir(parents=True, exist_ok=True)
+    # Text is cut into words as Qwen2's own class cuts it, so that a vocabulary trained on the cut is used whole.
+    (out / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(alphabet)}))
+    (out / "merges.txt").write_text("")
+    empty = Qwen2TokenizerFast(str(out / "vocab.json"), str(out / "merges.txt"))
+    tokenizer.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=2000, min_frequency=20, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.model.save(str(out))
     return Qwen2TokenizerFast(
         str(out / "vocab.json"),
@@ -101,8 +98,3 @@ def special_ids(processor: Qwen2_5_VLProcessor) -> dict[str, int]:
         "image_token_id": ids("<|image_pad|>"),
         "video_token_id": ids("<|video_pad|>"),
     }
-
-
-def vocabulary_size(out: Path) -> int:
-    """Size of the embedding table for the tokenizer saved in `out`."""
-    return len(json.loads((out / "vocab.json").read_text())) + len(SPECIAL_TOKENS)

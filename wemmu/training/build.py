@@ -46,6 +46,7 @@ def build(run: StageRun) -> Parts:
     started = start_from(model, run.stage.start, identities) if run.stage.start else frozenset()
     model.freeze_all_but(run.stage.trains)
     model.train()
+    model.vae.cache.capacity = model.vlm.cache.capacity = run.memory.cached_pictures
     # A DiT that an earlier stage trained, or that this one does, is no longer the backbone of that name.
     if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
         del identities["dit"]

@@ -36,10 +36,9 @@ class Trainer:
         self._announce()
         wandb = WandB(self.run, self.folder)
         window, logging = Window(), self.run.logging
-        batches = self.parts.loader.stream(self.step, self.stage.steps)
         while self.step < self.stage.steps and self.stop.reason is None:
             waiting = time.monotonic()
-            micro_batches = next(batches)
+            micro_batches = self.parts.loader.micro_batches(self.step)
             window.waited += time.monotonic() - waiting
             norm = self._optimize(micro_batches, window)
             self.step += 1
@@ -51,7 +50,7 @@ class Trainer:
                 self._draw(wandb)
             if self.step % logging.checkpoint_every == 0 or final:
                 self._save()
-        batches.close()
+        self.parts.loader.close()
         if self.step < self.stage.steps:
             self._save()
             print(f"{self.stage.name}: stopped by {self.stop.reason} at step {self.step}, all of it saved", flush=True)

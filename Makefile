@@ -1,0 +1,48 @@
+# `make demo` on a fresh machine is all there is to do; see `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first that runs: a version manager may leave a command that does not.
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+# Made once, and again when the dependencies change.
+INSTALLED := .venv/installed
+
+# FROM=scratch trains the miniature from its backbones instead of continuing the shipped checkpoints.
+ifeq ($(FROM),scratch)
+DEMO_CONFIG := configs/shapes/curriculum.yaml
+OUT ?= runs/demo-scratch
+else ifeq ($(FROM),)
+DEMO_CONFIG := configs/shapes/demo.yaml
+OUT ?= runs/demo
+else
+$(error FROM=$(FROM) is unknown; valid choices: scratch, or nothing)
+endif
+
+.PHONY: help install demo test check
+
+help:  ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+install: $(INSTALLED)  ## make .venv with the locked dependencies
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] < (3, 13) else \
+	    f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}; name one with PYTHON=...")'
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+demo: $(INSTALLED)  ## the whole system in miniature; FROM=scratch, OUT=folder, DEMO_ARGS="--set field=value ..."
+	$(BIN)/python -m launcher run $(DEMO_CONFIG) --out "$(OUT)" $(DEMO_ARGS)
+
+test: $(INSTALLED)  ## the tests; TEST_ARGS="-k name" chooses
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(TEST_ARGS)
+
+check: $(INSTALLED)  ## linter, format, types, who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,160 @@
+"""The frozen side: what the VLM is fed is what its own processor feeds it, and nothing of it can learn."""
+
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, Qwen2VLImageProcessorFast
+
+from tests.models.world import WORDS, encode, make_batch, make_model, pictures
+from wemmu.config.schema import Backbones
+from wemmu.config.task import Task
+from wemmu.models.model import WeMMU
+from wemmu.models.vlm import FrozenVLM
+from wemmu.noise import Noise
+from wemmu.prompts import PromptEncoder
+
+# The preprocessor of the published Qwen2.5-VL-3B-Instruct.
+PUBLISHED = {
+    "patch_size": 14,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+class _Fed(Exception):
+    """Stops a forward pass as soon as the vision tower has its inputs."""
+
+
+def fed_to_the_tower(vlm: FrozenVLM, pixels: Tensor) -> Tensor:
+    """The patches that pictures [B, 3, H, W] become on their way into the vision tower."""
+    caught: list[Tensor] = []
+
+    def stop(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(inputs[0])
+        raise _Fed
+
+    hook = vlm.vlm.model.visual.register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(_Fed):
+            vlm.vision(pixels)
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 48), (16, 80)], ids=str)
+def test_patches_equal_those_of_the_real_processor(model: WeMMU, backbones: Backbones, size: tuple[int, int]):
+    images = pictures(1, 3, 3, *size)
+    real = Qwen2VLImageProcessorFast.from_pretrained(backbones.vlm)
+    expected = real(images=[*images], return_tensors="pt").pixel_values
+    torch.testing.assert_close(fed_to_the_tower(model.vlm, images), expected, atol=1e-5, rtol=0)
+
+
+def test_patches_equal_the_published_processors_where_it_resizes(model: WeMMU):
+    vlm = FrozenVLM(model.vlm.vlm, PUBLISHED["image_mean"], PUBLISHED["image_std"])
+    vlm.patch, vlm.token_px = 14, 28
+    # Hard edges and noise: the resized picture overshoots the range of pixels and must be cut off as the processor does.
+    images = torch.where(torch.arange(512) % 64 < 32, 255, 0).to(torch.uint8).expand(2, 3, 512, 512).clone()
+    images[1] = pictures(2, 3, 512, 512)
+    expected = Qwen2VLImageProcessorFast(**PUBLISHED)(images=[*images], return_tensors="pt")
+    assert expected.image_grid_thw.tolist() == [[1, 36, 36]] * 2, "512 px must become 504"
+    one_level = 1 / 255 / min(PUBLISHED["image_std"])
+    fed = fed_to_the_tower(vlm, images)
+    torch.testing.assert_close(fed, expected.pixel_values, atol=1.01 * one_level, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", [Task.T2I, Task.EDIT, Task.MULTI_EDIT])
+def test_a_prefix_is_the_vlms_own_cache_of_its_processors_output(
+    model: WeMMU, backbones: Backbones, encoder: PromptEncoder, task: Task
+):
+    batch = make_batch(encoder, [0], task, size=(48, 32))
+    ours = model.vlm.prefix(batch.prompts, batch.images)
+    processor = AutoProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    chat = encoder.chat(WORDS[0], batch.images.shape[1])
+    inputs = processor(text=[chat], images=[*batch.images[0]] or None, return_tensors="pt")
+    own = model.vlm.vlm.model(**inputs, use_cache=True).past_key_values.layers
+    for keys, values, layer in zip(ours.keys, ours.values, own, strict=True):
+        # Ours goes one token further, to the vision_start that the VLM has no positions for without an image after it.
+        torch.testing.assert_close(keys[:, :, :-1], layer.keys, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(values[:, :, :-1], layer.values, atol=1e-5, rtol=1e-4)
+
+
+def test_a_prompt_in_a_padded_batch_has_the_prefix_it_has_alone(model: WeMMU, encoder: PromptEncoder):
+    batch = make_batch(encoder, [0, 1, 2, 3])
+    together = model.vlm.prefix(batch.prompts, batch.images)
+    assert not together.mask.all(), "nothing is padded, so this proves nothing"
+    for b, sample in enumerate([0, 1, 2, 3]):
+        alone_batch = make_batch(encoder, [sample])
+        alone = model.vlm.prefix(alone_batch.prompts, alone_batch.images)
+        for ours, single in zip(together.keys + together.values, alone.keys + alone.values, strict=True):
+            torch.testing.assert_close(ours[b, :, together.mask[b]], single[0], atol=1e-5, rtol=1e-4)
+        assert torch.equal(together.image_positions[:, b], alone.image_positions[:, 0])
+
+
+def test_each_image_of_a_prompt_matters_and_so_does_their_order(model: WeMMU, encoder: PromptEncoder):
+    batch = make_batch(encoder, [0, 1], Task.MULTI_EDIT)
+    straight = model.vlm.prefix(batch.prompts, batch.images).values[-1]
+    swapped = model.vlm.prefix(batch.prompts, batch.images.flip(1)).values[-1]
+    mixed_up = model.vlm.prefix(batch.prompts, batch.images.flip(0)).values[-1]
+    assert (straight - swapped).abs().max() > 1e-4
+    assert (straight - mixed_up).abs().max() > 1e-4
+
+
+def test_a_prefix_leaves_no_autograd_node(model: WeMMU, encoder: PromptEncoder):
+    batch = make_batch(encoder, [0, 1])
+    with torch.enable_grad():
+        prefix = model.vlm.prefix(batch.prompts, batch.images)
+        latents = model.input_latents(batch.images)
+    assert not any(t.requires_grad or t.grad_fn for t in chain(prefix.keys, prefix.values, [latents]))
+
+
+def test_a_backward_pass_leaves_no_gradient_on_the_frozen_side(backbones: Backbones, encoder: PromptEncoder):
+    model = make_model(backbones)
+    batch = make_batch(encoder, [0, 1])
+    condition = model.condition(batch.prompts, batch.images, (32, 32), Noise(0, 0, batch.sample_ids))
+    condition.states.square().sum().backward()
+    assert model.bridge.pathway.layers[0].self_attn.q_proj.weight.grad is not None
+    frozen = [*model.vlm.named_parameters(), *model.vae.named_parameters()]
+    assert [name for name, p in frozen if p.grad is not None or p.requires_grad] == []
+
+
+def test_the_frozen_side_stays_in_eval_mode(backbones: Backbones):
+    model = make_model(backbones).train()
+    assert model.dit.training
+    assert model.bridge.pathway.training
+    assert not any(m.training for m in chain(model.vlm.modules(), model.vae.modules()))
+
+
+@pytest.mark.parametrize("images", [(2, 0), (2, 2), (2, 1)], ids=["none", "two", "larger"])
+def test_pictures_that_do_not_match_the_prompts_tokens_are_refused(model: WeMMU, encoder: PromptEncoder, images):
+    batch = make_batch(encoder, [0, 1], size=(32, 32))
+    wrong = pictures(0, *images, 3, *((32, 32) if images[1] != 1 else (48, 32)))
+    with pytest.raises(ValueError, match="image tokens, got"):
+        model.vlm.prefix(batch.prompts, wrong)
+
+
+def test_one_prompt_with_too_few_image_tokens_is_refused(model: WeMMU, encoder: PromptEncoder):
+    batch = make_batch(encoder, [0, 1])
+    ids = batch.prompts.input_ids.clone()
+    ids[1][ids[1] == encoder.image_token_id] = encoder.pad_token_id
+    with pytest.raises(ValueError, match=r"\[4, 0\]"):
+        model.vlm.prefix(replace(batch.prompts, input_ids=ids), batch.images)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_prompt_ids_are_the_real_processors_then_vision_start(backbones: Backbones, encoder: PromptEncoder, count: int):
+    processor = AutoProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    images = pictures(0, 1, count, 3, 48, 32)
+    text = "swap the red circle and the blue ring"
+    content = [*[{"type": "image"}] * count, {"type": "text", "text": text}]
+    chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    expected = processor(text=[chat], images=[*images[0]] or None)["input_ids"][0]
+    vision_start = processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+    assert encode(encoder, [text], images).input_ids[0].tolist() == [*expected, vision_start]

@@ -1,0 +1,55 @@
+"""Models and batches for tests: the real classes at the miniature's sizes, random weights, pictures of pure noise."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from wemmu.config.schema import Backbones, Bridge, Queries
+from wemmu.config.task import Task
+from wemmu.models.model import WeMMU
+from wemmu.models.weights import build_model
+from wemmu.positions import token_grid
+from wemmu.prompts import PromptEncoder
+from wemmu.shapes.backbones import TOKEN_PX
+from wemmu.types import Batch, Prompts
+
+WORDS = ("a red circle", "two small blue squares above a green ring", "", "remove the triangle on the left")
+INPUTS = {Task.T2I: 0, Task.UNCONDITIONAL: 0, Task.RECONSTRUCTION: 1, Task.EDIT: 1, Task.MULTI_EDIT: 2}
+
+
+@pytest.fixture(scope="session")
+def model(backbones: Backbones) -> WeMMU:
+    """The model, for tests that do not change it."""
+    return make_model(backbones)
+
+
+@pytest.fixture(scope="session")
+def encoder(backbones: Backbones) -> PromptEncoder:
+    return PromptEncoder(backbones.vlm)
+
+
+def make_model(backbones: Backbones, design: str = "noisy", vae_branch: bool = True) -> WeMMU:
+    bridge = Bridge(queries=Queries(design=design, number=9), vae_branch=vae_branch, position_table=8)
+    return build_model(backbones, bridge, seed=3)[0]
+
+
+def pictures(seed: int, *shape: int) -> Tensor:
+    """uint8 [*shape] of noise."""
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def encode(encoder: PromptEncoder, texts: Sequence[str], images: Tensor) -> Prompts:
+    """The prompts of `texts`, each with its images [B, N, 3, H, W]."""
+    count = images.shape[1]
+    grid = token_grid(*images.shape[-2:], TOKEN_PX)
+    return encoder(texts, [[grid] * count] * len(texts))
+
+
+def make_batch(encoder: PromptEncoder, ids: Sequence[int], task: Task = Task.EDIT, size: tuple[int, int] = (32, 32)) -> Batch:
+    """A batch in which the content of a sample depends on its id and on nothing else."""
+    texts = [WORDS[i % len(WORDS)] for i in ids]
+    inputs = torch.stack([pictures(i, INPUTS[task], 3, *size) for i in ids])
+    target = torch.stack([pictures(1000 + i, 3, *size) for i in ids])
+    return Batch(task, torch.tensor(ids), encode(encoder, texts, inputs), inputs, target)

@@ -1,0 +1,73 @@
+"""Solvers follow known fields to known ends, at their order."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from wemmu.sampling.solvers import SOLVERS, Solver, times
+
+
+@pytest.fixture(params=SOLVERS)
+def solver(request: pytest.FixtureRequest) -> Solver:
+    return SOLVERS[request.param]
+
+
+def error(solver: Solver, steps: int, shift: float = 1.0) -> float:
+    """Distance from the end of dx/dt = x + t, which is x = C e^t - t - 1."""
+    x_1 = torch.tensor([[2.0]], dtype=torch.float64)
+    exact = (2.0 + 2) / math.e - 1
+    x_0 = solver(lambda x, t: x + t[:, None], x_1, times(steps, shift).double())
+    return abs(float(x_0) - exact)
+
+
+def test_a_straight_path_is_followed_exactly_in_one_step(solver: Solver):
+    x_0, eps = torch.arange(6.0).reshape(2, 3), torch.tensor([[4.0, 0, -3], [1, 1, 8]])
+    assert torch.equal(solver(lambda x, t: eps - x_0, eps, times(1, 3.0)), x_0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
+def test_the_error_shrinks_at_the_solvers_order(name: str, order: int, shift: float):
+    errors = [error(SOLVERS[name], n, shift) for n in (40, 80, 160)]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
+def test_every_sample_is_told_the_time_of_the_step(solver: Solver):
+    seen: list[Tensor] = []
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t)
+        return torch.zeros_like(x)
+
+    ts = times(4, 2.0)
+    solver(field, torch.zeros(3, 2), ts)
+    assert all(t.shape == (3,) and (t == t[0]).all() for t in seen)
+    assert sorted({float(t[0]) for t in seen}, reverse=True) == pytest.approx(ts[:-1].tolist())
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("euler", 5), ("heun", 9)])
+def test_evaluations_are_as_many_as_promised_and_none_is_at_the_data(name: str, evaluations: int):
+    seen: list[float] = []
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t[0]))
+        return x
+
+    SOLVERS[name](field, torch.ones(1, 1), times(5, 1.0))
+    assert len(seen) == evaluations
+    assert min(seen) > 0
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 4.0])
+def test_times_fall_from_noise_to_data(shift: float):
+    ts = times(7, shift)
+    assert len(ts) == 8
+    assert (ts[0], ts[-1]) == (1, 0)
+    assert (ts.diff() < 0).all()
+
+
+def test_times_are_shifted_as_in_training():
+    torch.testing.assert_close(times(4, 3.0), torch.tensor([1, 0.9, 0.75, 0.5, 0.0]))

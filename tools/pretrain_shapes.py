@@ -1,0 +1,97 @@
+"""Pre-train the tiny backbones of the shapes world and write them in the published layout.
+
+    python tools/pretrain_shapes.py vae                 # AutoencoderDC
+    python tools/pretrain_shapes.py vlm                 # Qwen2.5-VL, tokenizer and processor
+    python tools/pretrain_shapes.py dit                 # Sana, on the autoencoder's latents; needs the two others
+    python tools/pretrain_shapes.py scores              # measure all three on held-out scenes -> scores.json
+
+Seeded and resumable: run the same command again after any interruption. The two first do not need each other and can
+run side by side, one thread each. What the shipped ones reached is in `assets/shapes/scores.json`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import typer
+from diffusers import AutoencoderDC
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="where the backbones go")]
+Work = Annotated[Path, typer.Option(help="state of unfinished training")]
+Threads = Annotated[int, typer.Option(help="CPU threads")]
+ASSETS = Path("assets/shapes")
+WORK = Path("runs/pretrain")
+
+
+def _start(work: Path, threads: int) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads)
+
+
+@app.command()
+def vae(steps: int = 3200, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
+    """Train the autoencoder (about 25 CPU-minutes)."""
+    from tools.pretraining.vae import train
+
+    _start(work, threads)
+    train(work, steps).save_pretrained(out / "sana" / "vae")
+
+
+@app.command()
+def vlm(steps: int = 4800, edit_steps: int = 2400, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
+    """Train the VLM (about 60 CPU-minutes)."""
+    from tools.pretraining.vlm import train
+
+    _start(work, threads)
+    train(out / "vlm", work, steps, edit_steps).save_pretrained(out / "vlm")
+
+
+@app.command()
+def dit(steps: int = 4500, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
+    """Train the diffusion transformer and its text encoder (about 30 CPU-minutes)."""
+    from tools.pretraining.dit import train
+
+    _start(work, threads)
+    train(out / "vlm", AutoencoderDC.from_pretrained(out / "sana" / "vae"), out / "sana", work, steps)
+
+
+@app.command()
+def scores(out: Out = ASSETS, count: int = 400, threads: Threads = 1) -> None:
+    """Measure the backbones on held-out scenes and held-out colour-shape pairs; writes scores.json."""
+    from tools.pretraining import dit, vae, vlm
+    from wemmu.models.vae import FrozenVAE
+    from wemmu.prompts import PromptEncoder
+    from wemmu.shapes.backbones import HIGH_PX, LOW_PX
+
+    torch.set_num_threads(threads)
+    autoencoder = AutoencoderDC.from_pretrained(out / "sana" / "vae").eval()
+    teacher = vlm.Teacher(
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(out / "vlm").eval(), PromptEncoder(out / "vlm")
+    )
+    painter = dit.load(out / "sana", FrozenVAE(autoencoder))
+    measured: dict[str, dict[str, float]] = {"vae round trip": {}, "vlm exact answer": {}, "dit text to image": {}}
+    for split in ("test", "composition"):
+        for px in (LOW_PX, HIGH_PX):
+            measured["vae round trip"][f"{split} {px}"] = vae.round_trip(autoencoder, split, px, count)
+            measured["vlm exact answer"] |= vlm.evaluate(teacher, split, px, count)
+            measured["dit text to image"][f"{split} {px}"] = painter.exact(split, px, count=count)
+    aside = out / "scores.json.tmp"
+    aside.write_text(json.dumps({"scenes": count, **_rounded(measured)}, indent=1) + "\n")
+    os.replace(aside, out / "scores.json")
+    print((out / "scores.json").read_text())
+
+
+def _rounded(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {part: {name: round(value, 4) for name, value in values.items()} for part, values in scores.items()}
+
+
+if __name__ == "__main__":
+    app()

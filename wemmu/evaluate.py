@@ -1,0 +1,51 @@
+"""Score a stage's newest checkpoint: `python -m wemmu.evaluate RUN/stage3`. Writes RUN/stage3/evaluation.json."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wemmu.config import ConfigError, load_stage
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="RUN/STAGE", help="Folder of a stage that has a checkpoint.")],
+    prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; else the newest whole one.")] = None,
+) -> None:
+    """Draw held-out requests with a trained stage and score them exactly."""
+    try:
+        run = load_stage(folder / "config.yaml")
+    except ConfigError as error:
+        sys.exit(str(error))
+    number = prompts or run.evaluation.prompts
+    if number == 0:
+        sys.exit(f"{run.stage.name}: evaluation.prompts is 0, so there is nothing to draw; give --prompts N with N > 0")
+    # A bad request is refused above before torch and the models are imported.
+    import torch
+
+    from wemmu.evaluation.runner import evaluate, write_results
+    from wemmu.sampling.sampler import Sampler
+    from wemmu.training.build import load_trained
+    from wemmu.training.checkpoint import CheckpointError, latest, read_manifest
+
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    chosen = checkpoint or latest(folder / "checkpoints")
+    if chosen is None:
+        sys.exit(f"{folder} has no whole checkpoint; train it first: python -m wemmu.train {folder / 'config.yaml'}")
+    try:
+        manifest = read_manifest(chosen)
+        model, encoder = load_trained(run, chosen)
+    except (CheckpointError, FileNotFoundError) as error:
+        sys.exit(f"{run.stage.name}: {error}")
+    sampler = Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution))
+    print(f"{run.stage.name}: scoring {chosen.name} of {manifest.stage}, {number} requests of each task", flush=True)
+    results = evaluate(sampler, run, number, folder)
+    origin = {"directory": chosen.name, "stage": manifest.stage, "step": manifest.step}
+    print(f"{run.stage.name}: scores in {write_results(results | {'checkpoint': origin}, folder)}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

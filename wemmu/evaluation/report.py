@@ -1,0 +1,234 @@
+"""The report of a run: RUN/report.html, one file that needs nothing else, and RUN/samples.png."""
+
+import math
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from wemmu.config.shards import replace_text
+from wemmu.evaluation.report_charts import SPLITS, loss_chart, score_chart
+from wemmu.evaluation.report_record import RunRecord, StageRecord, read_run
+from wemmu.evaluation.report_samples import NAMES, comparison, groups, newest_with_samples, sheet
+from wemmu.evaluation.scores import HEADLINE
+
+REPORT_FILE, SHEET_FILE = "report.html", "samples.png"
+MODULES = {
+    "vlm": "VLM",
+    "vae": "Autoencoder",
+    "bridge.pathway": "Generation pathway",
+    "bridge.vae_branch": "VAE branch",
+    "bridge.queries": "Queries",
+    "bridge.position_mlp": "Position MLP",
+    "dit": "DiT",
+}
+ANSWERED = {
+    "satisfied": "the picture shows what the caption says, and nothing else",
+    "same": "the scene came out again",
+    "readable": "the picture is a scene of the world",
+    "correct": "the instruction was followed and the rest left alone",
+    "followed": "the named part is as asked",
+    "preserved": "everything else is as it was",
+    "copied": "the input came out unchanged: the instruction was ignored",
+}
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Write the report and the sample sheet of a run folder; returns their paths. Parts that are missing are named.
+
+    Raises:
+        ReportError: if the folder holds no stage.
+    """
+    record = read_run(folder)
+    picture = folder / f"{SHEET_FILE}.tmp"
+    sheet(record).save(picture, "PNG")
+    picture.replace(folder / SHEET_FILE)
+    loader = PackageLoader("wemmu.evaluation")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"duration": duration, "percent": percent, "size": size}
+    replace_text(folder / REPORT_FILE, environment.get_template("report.html.j2").render(_context(record)))
+    return folder / REPORT_FILE, folder / SHEET_FILE
+
+
+def _context(record: RunRecord) -> dict[str, Any]:
+    newest = newest_with_samples(record)
+    chart = score_chart(record.stages, NAMES)
+    return {
+        "name": record.name,
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "opening": opening(record),
+        "stages": record.stages,
+        "missing": missing(record),
+        "newest": newest,
+        "groups": groups(newest) if newest else [],
+        "splits": SPLITS,
+        "comparison": comparison(record.stages),
+        "scores": _score_table(record.stages),
+        "score_chart": Markup(chart) if chart else None,
+        "details": _details(record.stages),
+        "answered": ANSWERED,
+        "losses": [(s, Markup(svg)) for s in record.stages if (svg := loss_chart(s, NAMES))],
+        "modules": _modules(record.stages),
+        "frozen": _frozen_sentence(record.stages),
+        "parts": record.parts,
+        "longest": max((part.seconds for part in record.parts), default=0.0),
+        "data": record.data,
+        "curriculum": _text(record.folder / "curriculum.yaml"),
+        "environment": _environment(record),
+    }
+
+
+def opening(record: RunRecord) -> str:
+    """One sentence: what was trained, and where it began."""
+    stages = record.stages
+    count = f"{len(stages)} stage{'s' if len(stages) > 1 else ''}"
+    steps = _listed([str(stage.run.stage.steps) for stage in stages])
+    given = [stage for stage in stages if stage.given_start]
+    if not given:
+        return f"The bridge was trained from zero, through {count} of {steps} steps."
+    if len(given) == len(stages):
+        longer = [stage.start_manifest["step"] for stage in given if stage.start_manifest]
+        of = f" of {_listed([str(step) for step in longer])} steps" if len(longer) == len(given) else ""
+        return (
+            f"This run continued shipped weights of a longer run of the same curriculum{of} for {steps} steps in its "
+            f"{count}. Most of what the pictures show was learnt in that longer run."
+        )
+    return (
+        f"Of {count} ({steps} steps), {_listed([s.name for s in given])} started from weights named in the curriculum "
+        "and not from the stage before."
+    )
+
+
+def missing(record: RunRecord) -> list[str]:
+    """What a whole run would have and this folder has not, in sentences."""
+    notes = []
+    for stage in record.stages:
+        steps = stage.run.stage.steps
+        if stage.manifest is None:
+            notes.append(f"{stage.name} has not been trained: it has no checkpoint.")
+        elif not stage.finished:
+            notes.append(f"{stage.name} is not finished: its newest checkpoint is of step {stage.step} of {steps}.")
+        if stage.manifest and not stage.metrics:
+            notes.append(f"{stage.name} has no metrics.jsonl, so its losses are not known.")
+        if stage.manifest and stage.results is None:
+            notes.append(f"{stage.name} has not been evaluated.")
+        elif stage.results and stage.results.get("checkpoint", {}).get("step", stage.step) != stage.step:
+            at = stage.results["checkpoint"]["step"]
+            notes.append(f"The scores of {stage.name} are of step {at}, its newest checkpoint is of step {stage.step}.")
+    if not record.parts:
+        notes.append("The launcher's ledger is missing or empty, so times are not known.")
+    if record.data is None:
+        notes.append(f"The data set {record.stages[0].run.data.shards} is not there, so it is not described.")
+    if record.curriculum is None:
+        notes.append("curriculum.yaml is missing or cannot be read.")
+    return notes
+
+
+def _score_table(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
+    """Rows of the score table: one for each task and split; a cell is a share, or None where it was not scored."""
+    rows = []
+    for task, measure in HEADLINE.items():
+        for split in SPLITS:
+            parts = [(stage.results or {"tasks": {}})["tasks"].get(task, {}).get(split) for stage in stages]
+            if any(parts):
+                cells = [part and part["measures"][measure] for part in parts]
+                rows.append({"task": NAMES[task], "split": SPLITS[split], "measure": ANSWERED[measure], "cells": cells})
+    return rows
+
+
+def _details(stages: Sequence[StageRecord]) -> dict[str, Any] | None:
+    """All measures of the newest evaluated stage, whole and by group."""
+    stage = next((s for s in reversed(stages) if s.results), None)
+    if stage is None or stage.results is None:
+        return None
+    tables = [
+        {
+            "title": f"{NAMES[task]}: {SPLITS[split]}",
+            "measures": list(part["measures"]),
+            "rows": [("all", part["measures"]), *part["by"].items()],
+        }
+        for task, by_split in stage.results["tasks"].items()
+        for split, part in by_split.items()
+    ]
+    return {"stage": stage.name, "tables": tables, "settings": stage.results}
+
+
+def _modules(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
+    """Rows of the table of modules: for each stage its number of parameters and whether they were trained."""
+    rows = [{"name": name, "cells": [_module(stage, prefix) for stage in stages]} for prefix, name in MODULES.items()]
+    return [row for row in rows if any(row["cells"])]
+
+
+def _module(stage: StageRecord, prefix: str) -> dict[str, Any] | None:
+    if stage.manifest is None:
+        return None
+    if prefix in stage.manifest["frozen"]:
+        return {"state": "frozen", "note": stage.manifest["frozen"][prefix][:10]}
+    tensors = {n: shape for n, shape in stage.manifest["tensors"].items() if n.startswith(f"{prefix}.")}
+    if not tensors:
+        return None
+    trained = any(name in tensors for name in stage.manifest["trained"])
+    parameters = sum(math.prod(shape) for shape in tensors.values())
+    return {"state": "trained" if trained else "kept", "note": f"{parameters / 1e6:.2f} M"}
+
+
+def _frozen_sentence(stages: Sequence[StageRecord]) -> str:
+    manifests = [stage.manifest for stage in stages if stage.manifest]
+    if not manifests:
+        return "No checkpoint tells yet."
+    always = [part for part in manifests[0]["frozen"] if all(part in m["frozen"] for m in manifests)]
+    changed = [part for part in always if len({m["frozen"][part] for m in manifests}) > 1]
+    names = _listed([MODULES.get(part, part) for part in always])
+    if changed:
+        return f"Not the same in all stages, although frozen: {_listed([MODULES.get(p, p) for p in changed])}."
+    return f"Frozen in every stage, and by SHA-256 the same weights in each: {names or 'nothing'}."
+
+
+def _environment(record: RunRecord) -> dict[str, str]:
+    manifest = next((stage.manifest for stage in reversed(record.stages) if stage.manifest), None)
+    return {"git commit, when this was written": _git(), **(manifest["libraries"] if manifest else {})}
+
+
+def _git() -> str:
+    """Commit of the code that writes this report, and whether it was changed since."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not a git checkout"
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text() if file.is_file() else None
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
+
+
+def percent(share: float) -> str:
+    """0.935 -> `93.5 %`; a narrow space keeps number and sign together."""
+    return f"{100 * share:.1f}\u202f%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `48 s`, `12 min 05 s` or `3 h 07 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: int) -> str:
+    """Bytes as `1.2 MB`."""
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

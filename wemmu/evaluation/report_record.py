@@ -1,0 +1,197 @@
+"""What a run folder holds, read as it is: parts that are missing or torn are None or empty, never an error."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage
+from wemmu.config.shards import DataSet, ShardError
+from wemmu.evaluation.runner import PICTURES, RESULTS_FILE, SAMPLES_FILE
+
+
+class ReportError(ValueError):
+    """A folder of which nothing can be told; the message names it and says what a run folder is."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One kept request of an evaluation; `entry` is its line in samples.json."""
+
+    entry: dict[str, Any]
+    folder: Path
+
+    @property
+    def inputs(self) -> list[Path]:
+        names = sorted(name for name in self.entry["pictures"] if name.startswith("input"))
+        return [self.folder / self.entry["pictures"][name] for name in names]
+
+    @property
+    def output(self) -> Path:
+        return self.folder / self.entry["pictures"]["output"]
+
+    @property
+    def target(self) -> Path | None:
+        name = self.entry["pictures"].get("target")
+        return self.folder / name if name else None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage. manifest: of its newest checkpoint. metrics: lines of metrics.jsonl. given_start: weights that were
+    named in the curriculum, with `start_manifest` if they are still there; None for what the stage before left."""
+
+    run: StageRun
+    folder: Path
+    manifest: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    results: dict[str, Any] | None
+    samples: list[Sample]
+    given_start: Path | None
+    start_manifest: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return self.run.stage.name
+
+    @property
+    def step(self) -> int:
+        """Step of the newest checkpoint; 0 without one."""
+        return int(self.manifest["step"]) if self.manifest else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.run.stage.steps
+
+    def chosen(self, task: str, split: str, count: int) -> list[Sample]:
+        """The first `count` kept requests of a task and split."""
+        found = (s for s in self.samples if (s.entry["task"], s.entry["split"]) == (task, split))
+        return sorted(found, key=lambda s: s.entry["number"])[:count]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One job of the launcher. seconds: of all its finished attempts together; outcome: how the last one ended."""
+
+    job: str
+    attempts: int
+    seconds: float
+    outcome: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    folder: Path
+    curriculum: Curriculum | None
+    stages: list[StageRecord]
+    parts: list[Part]
+    data: DataSet | None
+
+    @property
+    def name(self) -> str:
+        return self.stages[0].run.name
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        ReportError: if it holds no stage.
+    """
+    try:
+        curriculum = load_curriculum(folder / "curriculum.yaml")
+    except ConfigError:
+        curriculum = None
+    stages = sorted(_stages(folder, curriculum), key=lambda stage: stage.run.stage_index)
+    if not stages:
+        raise ReportError(
+            f"{folder} is not a run folder: it holds no STAGE/config.yaml. Valid choices: a folder that "
+            "`python -m launcher run CURRICULUM.yaml` made"
+        )
+    return RunRecord(folder, curriculum, stages, _parts(folder / "ledger.jsonl"), _data(stages[0].run.data.shards))
+
+
+def _stages(folder: Path, curriculum: Curriculum | None) -> Iterator[StageRecord]:
+    for config in folder.glob("*/config.yaml"):
+        try:
+            run = load_stage(config)
+        except ConfigError:
+            continue  # the config of something else
+        home = config.parent
+        start = _given_start(run, folder, curriculum)
+        manifests = [_json(file) for file in sorted(home.glob("checkpoints/step_*/manifest.json")) if _is_named(file)]
+        pictures = home / PICTURES
+        yield StageRecord(
+            run=run,
+            folder=home,
+            manifest=next((m for m in reversed(manifests) if m), None),
+            metrics=[line for line in _lines(home / "metrics.jsonl") if "step" in line],
+            results=_json(home / RESULTS_FILE),
+            samples=[Sample(entry, pictures) for entry in _json(pictures / SAMPLES_FILE) or []],
+            given_start=start,
+            start_manifest=_json(start / "manifest.json") if start else None,
+        )
+
+
+def _is_named(manifest: Path) -> bool:
+    """Not one that is being written aside."""
+    return manifest.parent.suffix != ".tmp"
+
+
+def _given_start(run: StageRun, folder: Path, curriculum: Curriculum | None) -> Path | None:
+    """The launcher points a stage without `start` at the stage before; the curriculum alone tells the two apart."""
+    start = run.stage.start
+    if curriculum is not None:
+        start = next((stage.start for stage in curriculum.stages if stage.name == run.stage.name), start)
+    elif start is not None and start.resolve().is_relative_to(folder.resolve()):
+        start = None
+    return start
+
+
+def _parts(ledger: Path) -> list[Part]:
+    """Time by job, in the order in which jobs first started; attempts without an end count as broken off."""
+    events = [e for e in _lines(ledger) if {"job", "event", "time"} <= e.keys() and e["job"] != "report"]
+    parts = []
+    for job in dict.fromkeys(event["job"] for event in events):
+        seconds, began, outcome, attempts = 0.0, None, "", 0
+        for event in (e for e in events if e["job"] == job):
+            at = datetime.fromisoformat(event["time"])
+            if event["event"] == "started":
+                began, outcome, attempts = at, "has not ended", attempts + 1
+            elif began is not None:
+                seconds, outcome, began = seconds + (at - began).total_seconds(), event.get("reason", "ended"), None
+        parts.append(Part(job, attempts, seconds, outcome))
+    return parts
+
+
+def _data(shards: Path) -> DataSet | None:
+    try:
+        return DataSet.at(shards)
+    except (ShardError, OSError):
+        return None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a line that a kill tore is passed over."""
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:
+        return []
+    values = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            values.append(value)
+    return values

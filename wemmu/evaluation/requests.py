@@ -1,0 +1,100 @@
+"""What a model is asked in an evaluation: held-out requests, the same for every stage and every run.
+
+A request is a function of (seed, task, split, number) alone, and splits are a property of a scene's content
+(`Scene.split`). So no request was ever trained on, and two stages are compared request by request.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wemmu.config.task import GENERATION_TASKS, Task
+from wemmu.sampling.sampler import Request
+from wemmu.shapes.edits import EDITS, Edit, random_edit, random_two_image_edit
+from wemmu.shapes.language import caption
+from wemmu.shapes.render import render
+from wemmu.shapes.scene import MAX_OBJECTS, Scene, Split, random_scene
+
+# Edits that can make a pair of colour and shape that no training scene has.
+COMPOSING_EDITS = ("recolor", "reshape", "add")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One held-out request.
+
+    sample_id: key of its noise. sources: the input pictures as scenes. target: a right answer (the only one, but for a
+    caption that says less than all), None where nothing in particular is asked. group: what scores are broken down by,
+    the number of objects or the kind of edit.
+    """
+
+    task: Task
+    split: Split
+    number: int
+    sample_id: int
+    text: str
+    sources: tuple[Scene, ...]
+    target: Scene | None
+    group: str
+    edit: Edit | None = None
+
+
+def splits(task: Task) -> tuple[Split, ...]:
+    """The splits on which a task is scored; nothing can be held out of a picture of anything."""
+    return ("test",) if task is Task.UNCONDITIONAL else ("test", "composition")
+
+
+def held_out(task: Task, split: Split, seed: int) -> Iterator[Ask]:
+    """The endless sequence of requests of a task and split; n requests are the first n of any longer list.
+
+    Raises:
+        ValueError: if the task makes no picture, naming those that do.
+    """
+    number = 0
+    while True:
+        rng = random.Random(f"evaluation/{seed}/{task}/{split}/{number}")
+        yield _ask(task, split, number, rng)
+        number += 1
+
+
+def _ask(task: Task, split: Split, number: int, rng: random.Random) -> Ask:
+    sample_id = rng.getrandbits(62)
+    match task:
+        case Task.T2I | Task.RECONSTRUCTION:
+            # Groups in turn and not at random: equally many of each, and the first few show them all.
+            scene = random_scene(rng, split, objects=1 + number % MAX_OBJECTS)
+            text, sources = (caption(scene, rng), ()) if task is Task.T2I else ("", (scene,))
+            return Ask(task, split, number, sample_id, text, sources, scene, _objects(scene))
+        case Task.UNCONDITIONAL:
+            return Ask(task, split, number, sample_id, "", (), None, "any")
+        case Task.EDIT:
+            kinds: Sequence[str] = COMPOSING_EDITS if split == "composition" else tuple(EDITS)
+            edit = random_edit(rng, split, kinds[number % len(kinds)])
+        case Task.MULTI_EDIT:
+            edit = random_two_image_edit(rng, split)
+        case _:
+            raise ValueError(f"the task {task} makes no picture; valid choices: {', '.join(GENERATION_TASKS)}")
+    return Ask(task, split, number, sample_id, edit.instruction, edit.sources, edit.target, edit.kind, edit)
+
+
+def _objects(scene: Scene) -> str:
+    count = len(scene.objects)
+    return f"{count} object{'s' if count > 1 else ''}"
+
+
+def batch(asks: Sequence[Ask], resolution: int) -> Request:
+    """Requests of one task as the sampler takes them, at `resolution` px square."""
+    size = (resolution, resolution)
+    images = torch.zeros(len(asks), len(asks[0].sources), 3, *size, dtype=torch.uint8)
+    for b, ask in enumerate(asks):
+        for n, scene in enumerate(ask.sources):
+            images[b, n] = _pixels(scene, size)
+    return Request(asks[0].task, [a.text for a in asks], images, size, torch.tensor([a.sample_id for a in asks]))
+
+
+def _pixels(scene: Scene, size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(np.array(render(scene, size))).permute(2, 0, 1)

@@ -1,0 +1,161 @@
+"""One evaluation: ask, draw, score, and keep the first few of each for people to look at."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wemmu.config.schema import Sampling, StageRun
+from wemmu.config.shards import replace_text
+from wemmu.config.task import GENERATION_TASKS, Task
+from wemmu.evaluation.requests import Ask, batch, held_out, splits
+from wemmu.evaluation.scores import HEADLINE, judge, seen, summarize
+from wemmu.pixels import to_images
+from wemmu.sampling.guidance import guidance_weights
+from wemmu.sampling.sampler import Request
+from wemmu.sampling.solvers import times
+from wemmu.shapes.render import render
+
+FORMAT = 1
+RESULTS_FILE = "evaluation.json"
+PICTURES = "evaluation"
+SAMPLES_FILE = "samples.json"
+# Requests whose pictures are kept, of each task and split: always the first, never chosen.
+KEPT = 8
+
+# A `Sampler` or anything that draws like one.
+Draw = Callable[[Request, Sampling], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The requests of one task and split."""
+
+    task: Task
+    split: str
+    asks: list[Ask]
+
+
+class _Progress:
+    """One line after each batch: what was scored, how well, and how long the rest will take."""
+
+    def __init__(self, stage: str, total: int):
+        self.stage, self.total, self.done, self._started = stage, total, 0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def say(self, part: Part, marks: list[dict[str, bool]], new: int) -> None:
+        self.done += new
+        measure = HEADLINE[part.task]
+        right = sum(m[measure] for m in marks) / len(marks)
+        minutes, seconds = divmod(round(self.seconds / self.done * (self.total - self.done)), 60)
+        print(
+            f"{self.stage}  {part.task}, {part.split}  {len(marks)}/{len(part.asks)}  {measure} {right:.1%}  "
+            f"{minutes}:{seconds:02d} left",
+            flush=True,
+        )
+
+
+def plan(run: StageRun, prompts: int) -> list[Part]:
+    """The requests for a stage: every task of its mixture, `prompts` test scenes and half as many compositions.
+
+    Raises:
+        ValueError: if `prompts` is not positive.
+    """
+    if prompts <= 0:
+        raise ValueError(f"the number of prompts is {prompts}; valid choices: any positive number")
+    counts = {"test": prompts, "composition": -(-prompts // 2)}
+    return [
+        Part(task, split, list(islice(held_out(task, split, run.sampling.seed), counts[split])))
+        for task in GENERATION_TASKS
+        if task in run.stage.mixture
+        for split in splits(task)
+    ]
+
+
+def evaluate(draw: Draw, run: StageRun, prompts: int, folder: Path) -> dict[str, Any]:
+    """Score a model on held-out requests and keep the first pictures of each part in `folder`/evaluation.
+
+    Returns what `write_results` puts on disk: settings, seconds, and under `tasks` for each task and split the shares
+    of `scores.summarize`.
+    """
+    parts = plan(run, prompts)
+    progress = _Progress(run.stage.name, sum(len(part.asks) for part in parts))
+    tasks: dict[str, dict[str, Any]] = {}
+    samples: list[dict[str, Any]] = []
+    aside = folder / f"{PICTURES}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for part in parts:
+        marks: list[dict[str, bool]] = []
+        for start in range(0, len(part.asks), run.evaluation.batch):
+            asks = part.asks[start : start + run.evaluation.batch]
+            pictures = to_images(draw(batch(asks, run.stage.resolution), run.sampling))
+            marks += [judge(ask, picture) for ask, picture in zip(asks, pictures, strict=True)]
+            kept = max(0, KEPT - start)
+            samples += [
+                _keep(ask, picture, marks[ask.number], run.stage.resolution, aside)
+                for ask, picture in zip(asks[:kept], pictures[:kept], strict=True)
+            ]
+            progress.say(part, marks, len(asks))
+        tasks.setdefault(part.task, {})[part.split] = summarize(part.asks, marks)
+    (aside / SAMPLES_FILE).write_text(json.dumps(samples, indent=1))
+    shutil.rmtree(folder / PICTURES, ignore_errors=True)
+    os.replace(aside, folder / PICTURES)
+    return _settings(run, prompts) | {"seconds": round(progress.seconds, 1), "tasks": tasks}
+
+
+def write_results(results: dict[str, Any], folder: Path) -> Path:
+    """Write `folder`/evaluation.json, which appears whole or not at all; returns its path."""
+    replace_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
+    return folder / RESULTS_FILE
+
+
+def _settings(run: StageRun, prompts: int) -> dict[str, Any]:
+    ts = times(run.sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution))
+    return {
+        "format": FORMAT,
+        "stage": run.stage.name,
+        "prompts": prompts,
+        "resolution": run.stage.resolution,
+        "seed": run.sampling.seed,
+        "solver": {"name": "euler", "steps": run.sampling.steps, "times": [round(t, 4) for t in ts.tolist()]},
+        "guidance": {
+            str(task): {branch.name.lower(): weight for branch, weight in guidance_weights(task, run.sampling).items()}
+            for task in run.stage.mixture
+        },
+        "torch": torch.__version__,
+    }
+
+
+def _keep(ask: Ask, picture: Image.Image, marks: dict[str, bool], resolution: int, folder: Path) -> dict[str, Any]:
+    """Save the pictures of one request; returns its entry in samples.json."""
+    stem = f"{ask.task}_{ask.split}_{ask.number:02d}"
+    pictures = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
+    if ask.target is not None and ask.task is not Task.RECONSTRUCTION:
+        pictures["target"] = render(ask.target, resolution)
+    pictures["output"] = picture
+    for name, image in pictures.items():
+        image.save(folder / f"{stem}_{name}.png")
+    return {
+        "task": ask.task,
+        "split": ask.split,
+        "number": ask.number,
+        "text": ask.text,
+        "group": ask.group,
+        "right": marks[HEADLINE[ask.task]],
+        "marks": marks,
+        "seen": seen(picture),
+        "pictures": {name: f"{stem}_{name}.png" for name in pictures},
+    }

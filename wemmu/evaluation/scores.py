@@ -1,0 +1,102 @@
+"""What a generated picture got right, and how sure the share of right ones is."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+
+from wemmu.config.task import Task
+from wemmu.evaluation.requests import Ask
+from wemmu.shapes.language import full_caption
+from wemmu.shapes.scene import MAX_OBJECTS, Scene
+from wemmu.shapes.scorer import caption_satisfied, read, same_scene, score_edit
+
+# The one measure that says whether a request was answered; the others say how.
+HEADLINE = {
+    Task.T2I: "satisfied",
+    Task.RECONSTRUCTION: "same",
+    Task.UNCONDITIONAL: "readable",
+    Task.EDIT: "correct",
+    Task.MULTI_EDIT: "correct",
+}
+# Quantile of the standard normal for a two-sided interval of 95 %.
+Z_95 = 1.959963984540054
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """The Wilson score interval of 95 % for a share, within [0, 1].
+
+    With p = successes / n:  (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)   (Wilson 1927).
+    Unlike the normal interval it stays honest at 0 and n successes.
+
+    Raises:
+        ValueError: if `count` is not positive or `successes` not within 0..count.
+    """
+    if count <= 0 or not 0 <= successes <= count:
+        raise ValueError(f"{successes} of {count} is no share; valid choices: count > 0 and 0 <= successes <= count")
+    p, z2 = successes / count, Z_95**2
+    centre = p + z2 / (2 * count)
+    spread = Z_95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
+    low, high = (centre - spread) / (1 + z2 / count), (centre + spread) / (1 + z2 / count)
+    # At the ends the formula gives 0 and 1 but for rounding.
+    return (0.0 if successes == 0 else low), (1.0 if successes == count else high)
+
+
+@dataclass(frozen=True)
+class Share:
+    """`successes` of `count`, their ratio and its 95 % interval."""
+
+    count: int
+    successes: int
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, outcomes: Sequence[bool]) -> "Share":
+        return cls(len(outcomes), sum(outcomes), sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes)))
+
+
+def judge(ask: Ask, picture: Image.Image) -> dict[str, bool]:
+    """Every measure of the request's task for the picture that came out."""
+    match ask.task:
+        case Task.T2I:
+            return {"satisfied": caption_satisfied(picture, ask.text), "readable": readable(picture)}
+        case Task.RECONSTRUCTION:
+            return {"same": same_scene(picture, ask.sources[0]), "readable": readable(picture)}
+        case Task.UNCONDITIONAL:
+            return {"readable": readable(picture)}
+        case _:
+            assert ask.edit is not None
+            score = score_edit(picture, ask.edit)
+            return {"correct": score.correct} | asdict(score)
+
+
+def readable(picture: Image.Image) -> bool:
+    """Whether the picture is a scene of the world: an empty background, or four shapes, is none."""
+    scene = read(picture).scene
+    return scene is not None and 1 <= len(scene.objects) <= MAX_OBJECTS
+
+
+def seen(picture: Image.Image) -> str:
+    """What the scorer read from the picture, in words."""
+    scene: Scene | None = read(picture).scene
+    if scene is None:
+        return "nothing that the world could draw"
+    return full_caption(scene) if scene.objects else f"an empty {scene.background} background"
+
+
+def summarize(asks: Sequence[Ask], marks: Sequence[dict[str, bool]]) -> dict[str, Any]:
+    """Shares of every measure over all requests, and within each group of them."""
+    groups: dict[str, list[dict[str, bool]]] = {}
+    for ask, mark in zip(asks, marks, strict=True):
+        groups.setdefault(ask.group, []).append(mark)
+    # A breakdown into one group says nothing new.
+    by = {group: _shares(groups[group]) for group in sorted(groups)} if len(groups) > 1 else {}
+    return {"measures": _shares(marks), "by": by}
+
+
+def _shares(marks: Sequence[dict[str, bool]]) -> dict[str, dict[str, float]]:
+    return {name: asdict(Share.of([m[name] for m in marks])) for name in marks[0]}

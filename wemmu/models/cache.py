@@ -1,0 +1,46 @@
+"""A memory of what a frozen encoder made of a picture, so that small data sets pay for each picture once.
+
+Keyed by the picture's content, hence shared by all tasks and epochs. Results must not depend on what was remembered
+before, or a resumed run would differ from an undisturbed one in the last bit; so pictures that are missing are encoded
+in a batch of the same size as the one asked for, and the size is part of the key.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+
+class FeatureCache:
+    """Wraps `encode`: pixels uint8 [B, ...] -> features [B, ...]. Remembers `capacity` pictures, least recent out first.
+
+    Capacity 0 remembers nothing and adds no work.
+    """
+
+    def __init__(self, capacity: int = 0):
+        self.capacity = capacity
+        self._features: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __call__(self, encode: Callable[[Tensor], Tensor], pixels: Tensor, kind: Hashable = None) -> Tensor:
+        """Features of `pixels`; `kind` tells apart different encodings of the same picture."""
+        if self.capacity == 0:
+            return encode(pixels)
+        size = len(pixels)
+        keys = [
+            (kind, size, hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest()) for picture in pixels.cpu()
+        ]
+        missing = {key: i for i, key in enumerate(keys) if key not in self._features}
+        found = {key: self._features[key] for key in keys if key not in missing}
+        if missing:
+            rows = list(missing.values())
+            filled = rows + rows[:1] * (size - len(rows))
+            encoded = encode(pixels[filled])
+            found |= {key: encoded[i].clone() for i, key in enumerate(missing)}
+        for key in keys:
+            self._features[key] = found[key]
+            self._features.move_to_end(key)
+        while len(self._features) > self.capacity:
+            self._features.popitem(last=False)
+        return torch.stack([found[key] for key in keys])

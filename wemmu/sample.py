@@ -1,0 +1,196 @@
+"""Draw pictures from a run or an exported model: `python -m wemmu.sample RUN --prompt "..." --out picture.png`."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image, UnidentifiedImageError
+
+from wemmu.config import StageRun, Task, load_stage
+
+
+class SampleError(ValueError):
+    """An input that cannot be used; the message names it, the reason and what would do."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to draw: `count` pictures of `size` = (height, width) px, None for the model's own.
+
+    Picture i is drawn from seed + i. steps, guidance, image_guidance: None for the model's own.
+    """
+
+    prompt: str
+    images: tuple[Image.Image, ...]
+    size: tuple[int, int] | None
+    seed: int
+    count: int
+    steps: int | None
+    guidance: float | None
+    image_guidance: float | None
+
+    def weights(self, task: Task) -> dict[str, float]:
+        """Guidance weights under the names of `Sampling`; `guidance` is that of the words where the task has words."""
+        name = {Task.EDIT: "instruction", Task.RECONSTRUCTION: "image", Task.MULTI_EDIT: "multi"}.get(task, "t2i")
+        given = [("image", self.image_guidance), (name, self.guidance)]
+        return {key: value for key, value in given if value is not None}
+
+
+# Draws a wish from the source it was opened on.
+Draw = Callable[[Wish], list[Image.Image]]
+
+
+def main(
+    source: Annotated[Path, typer.Argument(help="RUN (its newest finished stage), RUN/STAGE, or an exported model.")],
+    out: Annotated[Path, typer.Option(help="The picture to write; several are put side by side in it.")],
+    prompt: Annotated[str, typer.Option(help="What to draw, or what to do with the pictures.")] = "",
+    image: Annotated[list[Path] | None, typer.Option(help="An input picture; repeat for more.")] = None,
+    size: Annotated[str | None, typer.Option(help="Side in px, or HEIGHTxWIDTH; else as trained.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i is drawn from seed + i.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; else as in the config.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Weight of what is asked; else as in the config.")] = None,
+    image_guidance: Annotated[float | None, typer.Option(help="Weight of the picture, in an edit.")] = None,
+) -> None:
+    """Draw pictures for a prompt, input pictures, or both."""
+    try:
+        pictures = tuple(open_picture(path) for path in image or ())
+        if len(pictures) > 1 and not prompt:
+            raise SampleError(f"{len(pictures)} --image were given without --prompt; say what to do with them")
+        if out.suffix.lower() not in Image.registered_extensions():
+            raise SampleError(f"--out {out} names no kind of picture; valid choices: a name in .png, .jpg or .webp")
+        wish = Wish(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
+        drawn = open_source(source)(wish)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    side_by_side(drawn).save(out)
+    print(out)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`64` -> (64, 64), `64x96` -> (64, 96): height, then width, in px.
+
+    Raises:
+        SampleError: for any other text.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if found is None:
+        raise SampleError(f"--size {text} is no size; valid choices: a side as 64, or height x width as 64x96")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Raises SampleError if `path` is no picture."""
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise SampleError(f"--image {path} cannot be read as a picture: {error}") from error
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size in a row, pixel by pixel as they were drawn."""
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+
+
+def open_source(source: Path) -> Draw:
+    """Load what `source` is.
+
+    Raises:
+        SampleError: if it is none of the things that can be drawn from, saying what it lacks.
+        ConfigError: if the stage's config is not valid.
+    """
+    if (source / "model_index.json").is_file():
+        return _exported(source)
+    stage = source if (source / "config.yaml").is_file() else newest_finished(source)
+    return _stage(load_stage(stage / "config.yaml"), stage)
+
+
+def newest_finished(run: Path) -> Path:
+    """Folder of the last finished stage of a run.
+
+    Raises:
+        SampleError: if `run` is no run folder or none of its stages is finished.
+    """
+    found = [(load_stage(file), file.parent) for file in run.glob("*/config.yaml")]
+    stages = sorted(found, key=lambda pair: pair[0].stage_index)
+    if not stages:
+        raise SampleError(
+            f"{run} cannot be drawn from; valid choices: a run folder (it holds STAGE/config.yaml), a stage's folder "
+            "(config.yaml) or an exported model (model_index.json)"
+        )
+    for config, folder in reversed(stages):
+        if (folder / "checkpoints" / f"step_{config.stage.steps:08d}" / "manifest.json").is_file():
+            return folder
+    begun = [str(folder) for _, folder in stages if any((folder / "checkpoints").glob("step_*"))]
+    choices = f"; to draw from one that is not, name it: {', '.join(begun)}" if begun else ""
+    raise SampleError(f"no stage of {run} is finished{choices}")
+
+
+def _stage(run: StageRun, folder: Path) -> Draw:
+    import torch
+
+    from wemmu.config.schema import Sampling
+    from wemmu.pixels import to_images
+    from wemmu.sampling.sampler import Request, Sampler, task_of
+    from wemmu.training.build import load_trained
+    from wemmu.training.checkpoint import CheckpointError, latest
+
+    checkpoint = latest(folder / "checkpoints")
+    if checkpoint is None:
+        train = f"python -m wemmu.train {folder / 'config.yaml'}"
+        raise SampleError(f"{folder} has no whole checkpoint; train it first: {train}")
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    try:
+        model, encoder = load_trained(run, checkpoint)
+    except CheckpointError as error:
+        raise SampleError(str(error)) from error
+    sampler = Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution))
+
+    def draw(wish: Wish) -> list[Image.Image]:
+        size = wish.size or (run.stage.resolution, run.stage.resolution)
+        task = task_of(wish.prompt, len(wish.images))
+        # The pictures' seeds key the noise, as in the exported pipeline.
+        changes = {"seed": 0, **({"steps": wish.steps} if wish.steps else {}), **wish.weights(task)}
+        sampling = Sampling(**run.sampling.model_dump() | changes)
+        inputs = [np.array(p.resize(size[::-1], Image.Resampling.BICUBIC)) for p in wish.images]
+        images = torch.from_numpy(np.stack(inputs) if inputs else np.zeros((0, *size, 3), np.uint8)).permute(0, 3, 1, 2)
+        images = images.expand(wish.count, *images.shape)
+        seeds = torch.arange(wish.seed, wish.seed + wish.count)
+        return to_images(sampler(Request(task, [wish.prompt] * wish.count, images, size, seeds), sampling))
+
+    return draw
+
+
+def _exported(directory: Path) -> Draw:
+    from wemmu.pipeline import WeMMUPipeline
+    from wemmu.sampling.sampler import task_of
+
+    pipe = WeMMUPipeline.from_pretrained(directory)
+
+    def draw(wish: Wish) -> list[Image.Image]:
+        task = task_of(wish.prompt, len(wish.images))
+        height, width = wish.size or (None, None)
+        return pipe(
+            [wish.prompt] * wish.count,
+            image=[list(wish.images)] * wish.count,
+            height=height,
+            width=width,
+            num_inference_steps=wish.steps,
+            seed=wish.seed,
+            **{f"{name}_guidance_scale": value for name, value in wish.weights(task).items()},
+        ).images
+
+    return draw
+
+
+if __name__ == "__main__":
+    typer.run(main)
