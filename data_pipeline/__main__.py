@@ -17,7 +17,9 @@ app = typer.Typer(help="Write and look at the shards that training reads.", no_a
 def write(
     curriculum: Annotated[Path, typer.Argument(help="The curriculum whose stages will read the shards.")],
     set_: Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field.")] = [],  # noqa: B006
-    workers: Annotated[int | None, typer.Option(min=1, help="Writing processes; by default few, see the docs.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Writing processes; by default one for 8 partitions, at most one a core.")
+    ] = None,
 ) -> None:
     """Write what is missing of the data set of CURRICULUM into its data.shards."""
     write_dataset(load_curriculum(curriculum, set_), Console(soft_wrap=True, markup=False, highlight=False), workers)

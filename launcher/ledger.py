@@ -39,7 +39,7 @@ class Ledger:
 
     def append(self, event: Event) -> None:
         """Add an event, stamped with the time; on disk when this returns."""
-        said = asdict(event) | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+        said = {"time": ""} | asdict(event) | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
         line = json.dumps({key: value for key, value in said.items() if value not in (None, "")})
         with self.file.open("ab+") as file:
             # A line that a kill tore must not swallow this one.

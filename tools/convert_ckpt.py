@@ -3,9 +3,8 @@
     python tools/convert_ckpt.py RUN --out DIR       the newest finished stage of a run, as a pipeline
     python tools/convert_ckpt.py RUN --ship DIR      its weights alone, in float16, for `stages.NAME.start`
 
-Instead of RUN a stage's folder or one checkpoint may be given. The pipeline is written aside, loaded from disk, compared
-with the training model tensor by tensor and picture by picture, and appears by rename only if both agree. Everything is
-safetensors and JSON.
+Instead of RUN a stage's folder or one checkpoint may be given. The pipeline is written aside, loaded from disk and
+compared with the training model; it appears by rename, and only if they agree. Everything is safetensors and JSON.
 """
 
 import json
@@ -15,7 +14,9 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 
@@ -23,26 +24,19 @@ from wemmu.config import StageRun, load_stage
 from wemmu.sample import newest_finished
 
 PIPELINE = "WeMMUPipeline"
-# Largest difference of any pixel, in [0, 1], between the training model and the export. Both compute in float32 with
-# equal weights, so only the order of sums could differ.
-BOUND = 1e-5
-# diffusers runs this file when it is told custom_pipeline=DIR.
-PIPELINE_FILE = f'"""Lets diffusers find the pipeline; the wemmu package must be installed."""\n\nfrom wemmu.pipeline import {PIPELINE}\n\n__all__ = ["{PIPELINE}"]\n'
 
 
 class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+    """Types in which weights can be stored."""
 
-
-class ExportError(RuntimeError):
-    """The checkpoint cannot be exported; nothing was left behind."""
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is converted: a checkpoint, and the stage that wrote it."""
+    """What is converted: a checkpoint, and the stage that wrote it into its folder."""
 
     run: StageRun
     folder: Path
@@ -51,41 +45,44 @@ class Source:
 
 def main(
     source: Annotated[Path, typer.Argument(help="RUN (its newest finished stage), RUN/STAGE, or a checkpoint.")],
-    out: Annotated[Path | None, typer.Option(help="Pipeline directory to write; replaces an earlier export.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Pipeline directory; an earlier export is replaced.")] = None,
     ship: Annotated[Path | None, typer.Option(help="Directory for the weights alone, in float16.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Type in which the pipeline's weights are stored.")] = Dtype.float32,
-    without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as published.")] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Type in which the pipeline's weights are stored.")] = Dtype.FLOAT32,
+    without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as it was.")] = False,
 ) -> None:
     """Convert a training checkpoint."""
     if (out is None) == (ship is None):
-        sys.exit("give either --out DIR (a pipeline) or --ship DIR (weights to start training from)")
-    if out is not None:
-        refuse_foreign(out)
+        sys.exit("give either --out DIR, for a pipeline, or --ship DIR, for weights to start training from")
+    try:
+        if out is not None:
+            refuse_foreign(out)
+        found = find(source)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
     # A bad call is refused above before torch and the models are imported.
-    from wemmu.training.checkpoint import CheckpointError
-    from wemmu.training.checkpoint import ship as ship_weights
+    from tools.export.parity import ParityError
+    from wemmu.training import checkpoint
 
     try:
-        found = find(source)
-        if ship is not None:
-            ship_weights(found.checkpoint, ship)
-            print(f"{found.checkpoint} -> {ship}")
+        if out is not None:
+            print("\n".join(export(found, out, dtype, without_vlm)))
         else:
-            export(found, out, dtype, without_vlm)
-    except (ValueError, OSError, CheckpointError, ExportError) as error:
+            checkpoint.ship(found.checkpoint, ship)
+            print(f"{found.checkpoint} -> {ship}")
+    except (ValueError, OSError, checkpoint.CheckpointError, ParityError) as error:
         sys.exit(str(error))
 
 
 def refuse_foreign(out: Path) -> None:
-    """Exit unless `out` is free or an earlier export."""
+    """Raises ValueError unless `out` is free or an earlier export."""
     index = out / "model_index.json"
     earlier = index.is_file() and json.loads(index.read_text()).get("_class_name") == PIPELINE
     if out.exists() and not earlier:
-        sys.exit(f"{out} exists and is not an earlier export; give a directory that does not exist or is one")
+        raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
 
 
 def find(source: Path) -> Source:
-    """Resolve the argument of the command line.
+    """What the argument of the command line means.
 
     Raises:
         ValueError: if there is no checkpoint there, or no config beside it.
@@ -94,50 +91,44 @@ def find(source: Path) -> Source:
         folder, checkpoint = source.resolve().parent.parent, source
     else:
         folder = source if (source / "config.yaml").is_file() else newest_finished(source)
+        # Without `checkpoint.latest`, which would clear away what a trainer at work is just writing.
         whole = sorted(manifest.parent for manifest in folder.glob("checkpoints/step_*[0-9]/manifest.json"))
         if not whole:
-            raise ValueError(f"{folder} has no checkpoint; train it first: python -m wemmu.train {folder / 'config.yaml'}")
+            train = f"python -m wemmu.train {folder / 'config.yaml'}"
+            raise ValueError(f"{folder} has no checkpoint; train it first: {train}")
         checkpoint = whole[-1]
     return Source(load_stage(folder / "config.yaml"), folder, checkpoint)
 
 
-def export(source: Source, out: Path, dtype: str, without_vlm: bool) -> None:
-    """Write, compare, and give the directory its name.
+def export(source: Source, out: Path, dtype: str, without_vlm: bool) -> list[str]:
+    """Write the pipeline aside, compare it with the training model, and give it its name; returns the report.
 
     Raises:
-        ExportError: if what was written differs from the training model.
+        ParityError: if they differ.
+        CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
-    import torch
+    from tools.export.write import write_pipeline
 
-    from wemmu.training.build import load_trained
-
-    if source.run.threads is not None:
-        torch.set_num_threads(source.run.threads)
-    # Compared in float32, whatever the backbones trained in.
-    backbones = source.run.backbones.model_copy(update={"dtype": "float32"})
-    model, encoder = load_trained(source.run.model_copy(update={"backbones": backbones}), source.checkpoint)
     aside = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     try:
-        trained = pictures_of_training(source, model, encoder)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(parameter.to(getattr(torch, dtype)))
-        expected = trained if dtype == Dtype.float32 else pictures_of_training(source, model, encoder)
-        tensors = {name: inventory(part) for name, part in parts(model, source.run).items()}
-        write(source, model, aside, dtype, without_vlm)
-        # Two copies of the model at a time are never needed.
-        del model
-        report = [f"{source.checkpoint} -> {out}, stored in {dtype}"]
-        report += compare_tensors(aside, tensors)
-        vlm = source.run.backbones.vlm if without_vlm else None
-        report += compare_pictures(aside, vlm, source.run.stage.resolution, expected, trained)
-        from wemmu.training.checkpoint import read_manifest
-
-        card = model_card(source, read_manifest(source.checkpoint), report, without_vlm)
-        (aside / "README.md").write_text(card)
-        put(aside, out)
-    except BaseException:
+        report = write_pipeline(source.run, source.folder, source.checkpoint, aside, dtype, without_vlm)
+        _replace(aside, out)
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
-    print("\n".join(report))
+    return [f"{source.checkpoint} -> {out}, stored in {dtype}", *report]
+
+
+def _replace(aside: Path, out: Path) -> None:
+    """Give `aside` the name `out`, in place of an earlier export."""
+    earlier = out.with_name(f"{out.name}.earlier.tmp")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if out.exists():
+        os.replace(out, earlier)
+    os.replace(aside, out)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -46,7 +46,7 @@ def vae(steps: int = 3200, out: Out = ASSETS, work: Work = WORK, threads: Thread
 
 
 @app.command()
-def vlm(steps: int = 4800, edit_steps: int = 2400, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
+def vlm(steps: int = 4800, edit_steps: int = 2000, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
     """Train the VLM (about 60 CPU-minutes)."""
     from tools.pretraining.vlm import train
 

@@ -171,8 +171,8 @@ def _check_layers(vlm: Qwen2_5_VLForConditionalGeneration | None, bridge: WeMMUB
     """Refuse a VLM other than the one the bridge's layers were copied from, as far as its shape tells."""
     if vlm is None:
         raise ValueError(
-            "this export does not hold the VLM; load the one it was trained beside (its README.md says which) and give it "
-            "as vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(...)"
+            "this export does not hold the VLM; load the one it was trained beside (its README.md says which) and give "
+            "it as vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(...)"
         )
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rope_theta"):
         has, needs = getattr(vlm.config.text_config, name), bridge.config.text_config[name]

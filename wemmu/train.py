@@ -8,7 +8,10 @@ import typer
 
 from wemmu.config import ConfigError, load_stage
 
+app = typer.Typer(pretty_exceptions_enable=False)
 
+
+@app.command()
 def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, as the launcher writes it")]) -> None:
     """Train a stage to its end; run again after any interruption, it goes on from its last checkpoint."""
     try:
@@ -27,4 +30,4 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -17,6 +17,7 @@ from wemmu.evaluation.runner import evaluate, plan, write_results
 from wemmu.pixels import to_pixels
 from wemmu.sampling.sampler import Request
 from wemmu.shapes.render import render
+from wemmu.shapes.scene import Scene, random_scene
 
 MIXTURES = {
     "stage1": {"t2i": 0.55, "reconstruction": 0.4, "unconditional": 0.05},
@@ -96,9 +97,7 @@ def mostly(ask: Ask, size: tuple[int, int]) -> Image.Image:
     return (perfect, perfect, perfect, copied if ask.sources else noise)[ask.number % 4](ask, size)
 
 
-def any_scene():
-    from wemmu.shapes.scene import random_scene
-
+def any_scene() -> Scene:
     return random_scene(random.Random(0), "test")
 
 

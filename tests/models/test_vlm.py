@@ -5,6 +5,7 @@ from itertools import chain
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2VLImageProcessorFast
 
@@ -59,9 +60,10 @@ def test_patches_equal_those_of_the_real_processor(model: WeMMU, backbones: Back
 def test_patches_equal_the_published_processors_where_it_resizes(model: WeMMU):
     vlm = FrozenVLM(model.vlm.vlm, PUBLISHED["image_mean"], PUBLISHED["image_std"])
     vlm.patch, vlm.token_px = 14, 28
-    # Hard edges and noise: the resized picture overshoots the range of pixels and must be cut off as the processor does.
-    images = torch.where(torch.arange(512) % 64 < 32, 255, 0).to(torch.uint8).expand(2, 3, 512, 512).clone()
-    images[1] = pictures(2, 3, 512, 512)
+    # Hard edges, at which the resized picture overshoots the range of pixels, and a smooth one.
+    edges = torch.where(torch.arange(512) % 64 < 32, 255, 0).to(torch.uint8).expand(3, 512, 512)
+    smooth = F.interpolate(pictures(2, 1, 3, 64, 64).float(), (512, 512), mode="bilinear")[0].byte()
+    images = torch.stack([edges, smooth])
     expected = Qwen2VLImageProcessorFast(**PUBLISHED)(images=[*images], return_tensors="pt")
     assert expected.image_grid_thw.tolist() == [[1, 36, 36]] * 2, "512 px must become 504"
     one_level = 1 / 255 / min(PUBLISHED["image_std"])

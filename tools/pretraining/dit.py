@@ -21,13 +21,13 @@ from wemmu.config.schema import TimeSampling
 from wemmu.models.vae import FrozenVAE
 from wemmu.objectives.flow import flow_matching
 from wemmu.objectives.path import sample_time
+from wemmu.pixels import to_images
 from wemmu.sampling.solvers import euler, times
 from wemmu.shapes.backbones import DIT_CONFIG, HIGH_PX, LOW_PX, TEXT_ENCODER_CONFIG
 from wemmu.shapes.language import caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, Split, random_scene
 from wemmu.shapes.scorer import caption_satisfied
-from wemmu.pixels import to_images
 
 SHIFT = 4.0
 DROP_CAPTION = 0.1

@@ -12,11 +12,11 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from tools.pretraining.loop import fit
+from wemmu.pixels import to_images, to_pixels
 from wemmu.shapes.backbones import HIGH_PX, LOW_PX, VAE_CONFIG
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, Scene, random_scene
 from wemmu.shapes.scorer import same_scene
-from wemmu.pixels import to_images, to_pixels
 
 FOREGROUND_WEIGHT = 6.0
 LATENT_NOISE = 0.15

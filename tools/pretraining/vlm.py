@@ -17,6 +17,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tools.pretraining.loop import fit
 from wemmu.models.patches import patchify
+from wemmu.pixels import to_pixels
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.backbones import HIGH_PX, LOW_PX, MERGE, PATCH_PX, TOKEN_PX, vlm_config
 from wemmu.shapes.edits import random_edit, random_two_image_edit
@@ -24,7 +25,6 @@ from wemmu.shapes.language import caption, full_caption, question
 from wemmu.shapes.processor import save_processor, special_ids
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, Split, random_scene
-from wemmu.pixels import to_pixels
 
 # Share of each kind of example: first mostly seeing and describing, then mostly editing.
 KINDS = {"caption": 3, "edit": 6, "two_image": 4, "second": 1, "question": 2, "text_question": 1, "text": 2}

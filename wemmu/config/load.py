@@ -62,9 +62,12 @@ def _load(path: Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:
 
 def _read(path: Path) -> DictConfig:
     tree = OmegaConf.load(path)
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"cannot read the config {path}: it must be a mapping of fields, not a list")
     base, overrides = tree.pop("base", None), tree.pop("overrides", [])
     if base is not None:
-        tree = OmegaConf.merge(_read(path.parent / base), tree)
+        own, tree = tree, _read(path.parent / base)
+        tree.merge_with(own)
     for override in overrides:
         _apply(tree, override)
     return tree

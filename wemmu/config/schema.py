@@ -65,7 +65,7 @@ class TimeSampling(_Config):
     resolution_exponent: float = 1.0
 
     def shift_at(self, resolution: int) -> float:
-        return self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent
+        return float(self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent)
 
 
 class Objective(_Config):
@@ -111,7 +111,7 @@ class Stage(_Config):
     trains: tuple[Module, ...]
     objective: Objective = Objective()
     optimizer: Optimizer
-    # Weight of each task among the micro-batches.
+    # Weight of each task among the steps: a step draws its whole global batch from one task.
     mixture: dict[Task, Annotated[float, Field(gt=0)]]
     # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
     start: Path | None = None
@@ -243,7 +243,12 @@ class Curriculum(_Config):
                 raise ValueError(f"stage {stage.name} must train the queries of design {self.bridge.queries.design}")
             if "vae_branch" in stage.trains and not self.bridge.vae_branch:
                 raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
-            self.memory.micro_batch_at(stage.resolution, stage.global_batch)
+            micro, _ = self.memory.micro_batch_at(stage.resolution, stage.global_batch)
+            if stage.objective.kind == "contrastive" and micro < 2:
+                raise ValueError(
+                    f"stage {stage.name}: the contrastive objective needs two samples in a micro-batch, but the global batch "
+                    f"{stage.global_batch} and memory.micro_batch {self.memory.micro_batch} make micro-batches of 1"
+                )
         return self
 
     def stage_run(self, name: str) -> "StageRun":

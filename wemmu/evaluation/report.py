@@ -175,7 +175,7 @@ def _module(stage: StageRecord, prefix: str) -> dict[str, Any] | None:
         return None
     trained = any(name in tensors for name in stage.manifest["trained"])
     parameters = sum(math.prod(shape) for shape in tensors.values())
-    return {"state": "trained" if trained else "kept", "note": f"{parameters / 1e6:.2f} M"}
+    return {"state": "trained" if trained else "kept", "note": amount(parameters)}
 
 
 def _frozen_sentence(stages: Sequence[StageRecord]) -> str:
@@ -227,6 +227,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def amount(parameters: int) -> str:
+    """Parameters as `1.23 M`, or `45.6 k` below a tenth of a million."""
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
 
 
 def size(count: int) -> str:

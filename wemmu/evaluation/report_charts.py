@@ -103,7 +103,7 @@ def loss_chart(stage: StageRecord, names: dict[str, str]) -> str | None:
         by_level.set_title("loss by noise level t (1 is noise)")
         shades = matplotlib.colormaps["viridis"]
         for k, key in enumerate(levels):
-            _curve(by_level, lines, key, shades(0.15 + 0.7 * k / max(1, len(levels) - 1)), _level(key))
+            _curve(by_level, lines, key, shades(0.3 + 0.6 * k / max(1, len(levels) - 1)), _level(key))
         norm.set_title("gradient norm before clipping")
         _curve(norm, lines, "grad_norm", PALETTE[0], "")
         norm.axhline(stage.run.stage.optimizer.clip, color=INK, linewidth=0.8, linestyle=":")

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from accelerate import init_empty_weights
+
 # Diffusers looks among the names of this module for `ModelMixin`, which tells it how to load a foreign component.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -30,17 +32,18 @@ class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
 
     @classmethod
     def of(cls, model: WeMMU, config: BridgeConfig) -> Self:
-        """A copy of the bridge of `model`, which was built with `config`, frozen."""
+        """The bridge of `model`, which was built with `config`, as a component, frozen; the weights are shared."""
         text_config = model.vlm.language_model.config.to_diff_dict()
         # The precision of the weights is the caller's choice, not a property of the architecture.
         text_config.pop("dtype", None)
-        component = cls(
-            bridge=config.model_dump(mode="json"),
-            text_config=text_config,
-            latent_channels=model.vae.latent_channels,
-            caption_channels=model.dit.config.caption_channels,
-        )
-        component.load_state_dict(model.bridge.state_dict(), strict=True)
+        with init_empty_weights():
+            component = cls(
+                bridge=config.model_dump(mode="json"),
+                text_config=text_config,
+                latent_channels=model.vae.latent_channels,
+                caption_channels=model.dit.config.caption_channels,
+            )
+        component.load_state_dict(model.bridge.state_dict(), strict=True, assign=True)
         return component.eval().requires_grad_(False)
 
     @classmethod

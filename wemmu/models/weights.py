@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import nn
-from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoImageProcessor, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from wemmu.config.schema import Backbones
 from wemmu.config.schema import Bridge as BridgeConfig
@@ -67,10 +67,15 @@ def build_model(backbones: Backbones, bridge: BridgeConfig, seed: int) -> tuple[
 def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
     """One model of transformers or diffusers from its directory, in safetensors; raises as `load_backbones`."""
     if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory} holds no config.json; it must be a {cls.__name__} in the published layout")
-    # Diffusers and transformers name the argument differently.
-    typed = {"dtype": dtype} if cls is Qwen2_5_VLForConditionalGeneration else {"torch_dtype": dtype}
-    model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **typed)
+        raise FileNotFoundError(
+            f"{directory} holds no config.json; it must be a {cls.__name__} in the published layout"
+        )
+    if issubclass(cls, PreTrainedModel):
+        # Told to ignore another shape, transformers reports the name; else it raises without one.
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    else:
+        options = {"torch_dtype": dtype}
+    model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
     problems = [*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
     report = LoadReport(
         str(directory),

@@ -1,13 +1,9 @@
 """Conditional and contrastive flow matching. An objective takes a velocity field and returns one loss per sample."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from wemmu.objectives.path import sample_path
-
-# v(x_t [B, ...], t [B]) -> [B, ...]; the condition is bound inside.
-VelocityField = Callable[[Tensor, Tensor], Tensor]
+from wemmu.timesteps import VelocityField
 
 
 def _square_error(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wemmu.config.schema import TimeSampling
+from wemmu.timesteps import shift_time
 
 
 class PathSample(NamedTuple):
@@ -20,11 +21,6 @@ def sample_path(x_0: Tensor, eps: Tensor, t: Tensor) -> PathSample:
     """The point of the straight path from data x_0 (t = 0) to noise eps (t = 1)."""
     t_ = t.reshape(-1, *[1] * (x_0.ndim - 1))
     return PathSample((1 - t_) * x_0 + t_ * eps, t, eps - x_0)
-
-
-def shift_time(t: Tensor, shift: float) -> Tensor:
-    """t <- s t / (1 + (s - 1) t): moves weight towards noise for s > 1; 0 and 1 stay."""
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def sample_time(config: TimeSampling, resolution: int, normal: Tensor) -> Tensor:

@@ -54,6 +54,16 @@ class SingleEngine:
         Returns the gradient norm before clipping. A norm that is not finite leaves the weights untouched; the caller
         decides what that means.
         """
+        for parameter in self.trained.values():
+            if parameter.grad is None:
+                # A batch may not use a module (no picture, no VAE branch). Its gradient is zero, as it is in sharded
+                # engines, and not absent: all moments decay at every step.
+                parameter.grad = torch.zeros_like(parameter)
+        for parameter in self.trained.values():
+            # A task may leave a module unused, as text to image does the VAE branch: its gradient is zero, and like all
+            # others it takes the step.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip))
         if norm == norm and norm != float("inf"):
             for group in self._optimizer.param_groups:

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wemmu.objectives.flow import VelocityField
-from wemmu.objectives.path import shift_time
+from wemmu.timesteps import VelocityField, shift_time
 
 Solver = Callable[[VelocityField, Tensor, Tensor], Tensor]
 

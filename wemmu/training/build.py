@@ -104,6 +104,7 @@ def start_from(model: WeMMU, source: Path, identities: dict[str, str]) -> frozen
     for name, weight in weights.items():
         if parameters[name].shape != weight.shape:
             raise CheckpointError(f"{source}: {name} has shape {list(weight.shape)}, not {list(parameters[name].shape)}")
+    for name, weight in weights.items():
         parameters[name].copy_(weight)
     return frozenset(weights)
 

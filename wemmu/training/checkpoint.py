@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from wemmu.parallel.single import TrainState
+
+# One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 FORMAT = 1
 SHIPPED = "weights.safetensors"

@@ -101,7 +101,7 @@ class WandB:
     def finish(self) -> None:
         if self._run is not None:
             try:
-                self._run.finish(quiet=True)
+                self._run.finish()
             except Exception as error:
                 self._end(error)
 

@@ -27,6 +27,7 @@ class Trainer:
         self.parts: Parts = build(run)
         self.checkpoints = folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.saved: int | None = None
         self.step = self._resume()
         self.record = Record(folder / "metrics.jsonl", self.step)
         self.stop = StopFlag()
@@ -105,6 +106,8 @@ class Trainer:
         wandb.log({"step": self.step}, pictures=file)
 
     def _save(self) -> None:
+        if self.step == self.saved:  # a whole checkpoint is never written over
+            return
         checkpoint.save(
             self.checkpoints,
             self.parts.engine.state(),
@@ -114,6 +117,7 @@ class Trainer:
             resolution=self.stage.resolution,
             frozen=self.parts.frozen,
         )
+        self.saved = self.step
         checkpoint.prune(self.checkpoints, self.run.logging.keep_checkpoints)
 
     def _resume(self) -> int:
@@ -123,6 +127,7 @@ class Trainer:
         state, manifest = checkpoint.load_state(newest)
         self.parts.engine.load(state)
         print(f"{self.stage.name}: going on from {newest.name}", flush=True)
+        self.saved = manifest.step
         return manifest.step
 
     def _announce(self) -> None:

@@ -1,0 +1,125 @@
+"""Reading configs: overrides, bases, round trips, and errors that a person can act on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.config.curricula import tree, write
+from wemmu.config import ConfigError, dump, load_curriculum, load_stage
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_an_error_names_file_field_value_and_reason(tmp_path: Path):
+    content = tree()
+    content["stages"][1]["optimizer"]["lr"] = -0.5
+    content["memory"]["micro_batch"] = "many"
+    file = write(tmp_path, content)
+    with pytest.raises(ConfigError) as caught:
+        load_curriculum(file)
+    message = str(caught.value)
+    assert str(file) in message
+    assert "stages.1.optimizer.lr: Input should be greater than 0 (got -0.5)" in message
+    assert "memory.micro_batch: Input should be a valid integer" in message
+    assert "(got 'many')" in message
+
+
+def test_a_field_that_is_missing_and_one_that_is_unknown_are_named(tmp_path: Path):
+    content = tree()
+    del content["data"]["shards"]
+    content["stages"][0]["learning_rate"] = 1
+    with pytest.raises(ConfigError) as caught:
+        load_curriculum(write(tmp_path, content))
+    assert "data.shards: Field required" in str(caught.value)
+    assert "stages.0.learning_rate: Extra inputs are not permitted (got 1)" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["a: [1, 2", "- a\n- b\n", "just words", "name: ${nothing}\n"], ids=str)
+def test_what_is_no_config_is_refused_by_its_name(tmp_path: Path, content: str):
+    file = write(tmp_path, content)
+    with pytest.raises(ConfigError, match=str(file)):
+        load_curriculum(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        load_curriculum(tmp_path / "absent.yaml")
+
+
+def test_an_override_reaches_the_stage_it_names_and_no_other(tmp_path: Path):
+    config = load_curriculum(write(tmp_path, tree()), ["stages.second.optimizer.lr=0.25"])
+    assert [s.optimizer.lr for s in config.stages] == [0.001, 0.25]
+
+
+def test_an_override_of_all_stages_reaches_all(tmp_path: Path):
+    config = load_curriculum(write(tmp_path, tree()), ["stages.*.steps=7", "logging.every=3"])
+    assert [s.steps for s in config.stages] == [7, 7]
+    assert config.logging.every == 3
+
+
+def test_an_override_replaces_whole_values(tmp_path: Path):
+    overrides = ["stages.first.mixture={reconstruction: 1.0}", "stages.first.trains=[pathway]"]
+    first = load_curriculum(write(tmp_path, tree()), overrides).stages[0]
+    assert first.mixture == {"reconstruction": 1.0}
+    assert first.trains == ("pathway",)
+
+
+def test_the_last_override_wins(tmp_path: Path):
+    assert load_curriculum(write(tmp_path, tree()), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_an_override_of_an_unknown_stage_names_the_stages(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"stages\.third\.steps=7.*valid choices: first, second or \*"):
+        load_curriculum(write(tmp_path, tree()), ["stages.third.steps=7"])
+
+
+def test_an_override_without_a_value_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="'seed' is not of the form field=value"):
+        load_curriculum(write(tmp_path, tree()), ["seed"])
+
+
+def test_an_override_is_checked_like_the_file(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"logging\.evry: Extra inputs"):
+        load_curriculum(write(tmp_path, tree()), ["logging.evry=3"])
+
+
+def test_a_file_stands_on_its_base_then_its_overrides_then_the_callers(tmp_path: Path):
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, tree(), "base.yaml")
+    middle = {"base": "../base.yaml", "seed": 1, "overrides": ["stages.*.steps=50", "stages.first.steps=60"]}
+    write(tmp_path / "deep", middle, "middle.yaml")
+    top = {"base": "middle.yaml", "name": "top", "overrides": ["seed=5"]}
+    config = load_curriculum(write(tmp_path / "deep", top, "top.yaml"), ["stages.second.steps=70"])
+    assert (config.name, config.seed) == ("top", 5)
+    assert [s.steps for s in config.stages] == [60, 70]
+    assert config.memory.micro_batch == 8
+
+
+def test_a_dumped_curriculum_is_read_back_equal(tmp_path: Path):
+    config = load_curriculum(REPOSITORY / "configs/shapes/curriculum.yaml")
+    dump(config, tmp_path / "again.yaml")
+    assert load_curriculum(tmp_path / "again.yaml") == config
+
+
+def test_a_dumped_stage_is_read_back_equal_and_holds_all_that_is_shared(tmp_path: Path):
+    config = load_curriculum(write(tmp_path, tree()), ["seed=9", "bridge.queries.design=noisy", "threads=2"])
+    run = config.stage_run("second")
+    assert (run.stage, run.stage_index, run.seed, run.threads) == (config.stages[1], 1, 9, 2)
+    dump(run, tmp_path / "config.yaml")
+    assert load_stage(tmp_path / "config.yaml") == run
+
+
+def test_every_config_of_the_repository_is_valid():
+    files = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+    assert files
+    for file in files:
+        load_curriculum(file)
+
+
+def test_config_does_not_import_torch():
+    heavy = "{'torch', 'transformers', 'diffusers', 'numpy', 'streaming', 'ray'}"
+    code = f"import sys, wemmu.config; print(sorted({heavy} & sys.modules.keys()))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,141 @@
+"""What the schema refuses, and the numbers it derives."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.config.curricula import tree, write
+from wemmu.config import ConfigError, load_curriculum
+from wemmu.config.schema import Curriculum, Memory, Optimizer
+
+Bend = Callable[[dict[str, Any]], None]
+
+
+def put(*path: Any) -> Bend:
+    """Set the value `path[-1]` at the place that the rest of `path` names."""
+
+    def bend(content: dict[str, Any]) -> None:
+        for key in path[:-2]:
+            content = content.setdefault(key, {}) if isinstance(content, dict) else content[key]
+        content[path[-2]] = path[-1]
+
+    return bend
+
+
+LEARNABLE = put("bridge", "queries", {"design": "learnable_fixed"})
+
+REFUSED = {
+    "noisy queries trained": ([put("stages", 0, "trains", ["pathway", "queries"])], "noisy queries have no parameters"),
+    "learnable queries not trained": ([LEARNABLE], "must train the queries of design learnable_fixed"),
+    "absent branch trained": ([put("bridge", "vae_branch", False)], r"bridge\.vae_branch is off"),
+    "dit without its rate": ([put("stages", 1, "trains", ["dit"])], r"stage second .* optimizer\.dit_lr is needed"),
+    "warm-up and decay too long": (
+        [put("stages", 0, "optimizer", {"lr": 1, "warmup": 60, "decay": 41})],
+        "stage first: warm-up and decay are longer than its 100 steps",
+    ),
+    "no generation task": ([put("stages", 0, "mixture", {"understanding": 1.0})], "understanding is not a generation task"),
+    "unknown task": ([put("stages", 0, "mixture", {"poetry": 1.0})], "t2i"),
+    "empty mixture": ([put("stages", 0, "mixture", {})], "the mixture is empty; valid tasks: t2i"),
+    "weight of zero": ([put("stages", 0, "mixture", {"t2i": 0})], "greater than 0"),
+    "nothing trained": ([put("stages", 0, "trains", [])], "must train at least one module"),
+    "module named twice": ([put("stages", 0, "trains", ["pathway", "pathway"])], "named twice: pathway, pathway"),
+    "unknown module": ([put("stages", 0, "trains", ["vlm"])], "'vae_branch', 'pathway', 'position_mlp', 'queries' or 'dit'"),
+    "stage named twice": ([put("stages", 1, "name", "first")], "stages need distinct names, got: first, first"),
+    "no stages": ([put("stages", [])], "stages need distinct names, got: none"),
+    "name that is no directory": ([put("stages", 0, "name", "a/b")], "match pattern"),
+    "contrast in a batch of one": (
+        [put("stages", 0, "objective", {"kind": "contrastive"}), put("stages", 0, "global_batch", 1)],
+        "needs another sample in the batch",
+    ),
+    "contrast in micro-batches of one": (
+        [put("stages", 0, "objective", {"kind": "contrastive"}), put("stages", 0, "global_batch", 17)],
+        "stage first: .* micro-batches of 1",
+    ),
+    "no clipping": ([put("stages", 0, "optimizer", {"lr": 1, "clip": 0})], "greater than 0"),
+}
+
+
+@pytest.mark.parametrize(("bends", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refused_with_its_reason(tmp_path: Path, bends: list[Bend], reason: str):
+    content = tree()
+    load_curriculum(write(tmp_path, content))
+    for bend in bends:
+        bend(content)
+    with pytest.raises(ConfigError, match=reason):
+        load_curriculum(write(tmp_path, content))
+
+
+def test_warm_up_and_decay_may_fill_the_stage_exactly(tmp_path: Path):
+    content = tree()
+    content["stages"][0]["optimizer"] |= {"warmup": 60, "decay": 40}
+    assert load_curriculum(write(tmp_path, content)).stages[0].optimizer.decay == 40
+
+
+def test_learnable_queries_are_accepted_where_every_stage_trains_them():
+    content = tree()
+    LEARNABLE(content)
+    for stage in content["stages"]:
+        stage["trains"].append("queries")
+    assert Curriculum.model_validate(content).bridge.queries.number == 64
+
+
+def test_a_stage_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match="no stage 'third'; valid choices: first, second"):
+        Curriculum.model_validate(tree()).stage_run("third")
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.sampled_from([16, 32, 64, 512, 1024]), st.integers(1, 200), st.data())
+def test_micro_batch_accumulation_and_ranks_multiply_to_the_global_batch(micro, world, resolution, per_rank, data):
+    reference = data.draw(st.sampled_from([32, 64, 512, 1024]))
+    memory = Memory(micro_batch=micro, reference_resolution=reference)
+    fits, steps = memory.micro_batch_at(resolution, per_rank * world, world)
+    assert fits * steps * world == per_rank * world
+    assert fits == 1 or fits * resolution**2 <= micro * reference**2
+    assert not any(
+        per_rank % larger == 0 and larger * resolution**2 <= micro * reference**2 for larger in range(fits + 1, per_rank + 1)
+    ), "a larger micro-batch would have fitted"
+
+
+def test_a_global_batch_that_the_ranks_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="10 is not a multiple of the 4 ranks"):
+        Memory(micro_batch=8, reference_resolution=64).micro_batch_at(64, 10, 4)
+
+
+def test_memory_goes_with_the_area():
+    memory = Memory(micro_batch=16, reference_resolution=512)
+    assert memory.micro_batch_at(512, 64) == (16, 4)
+    assert memory.micro_batch_at(1024, 64) == (4, 16)
+    assert memory.micro_batch_at(256, 64) == (64, 1)
+
+
+SCHEDULES = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.floats(0, 1)).filter(
+    lambda s: sum(s[:3]) > 0
+)
+
+
+@given(SCHEDULES)
+def test_the_rate_warms_up_stays_and_falls_without_a_jump(schedule: tuple[int, int, int, float]):
+    warmup, constant, decay, final = schedule
+    steps = warmup + constant + decay
+    optimizer = Optimizer(lr=1, warmup=warmup, decay=decay, final_lr_share=final)
+    share = [optimizer.lr_share(step, steps) for step in range(steps)]
+    assert share[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
+    assert share[warmup : warmup + constant] == [1.0] * constant
+    falling = share[warmup + constant :]
+    before = [1.0, *falling]
+    assert all(a >= b for a, b in zip(before, falling, strict=False))
+    steepest = math.pi / 2 / (decay + 1)
+    assert all(a - b <= steepest + 1e-9 for a, b in zip(before, falling, strict=False))
+    if decay:
+        assert optimizer.lr_share(steps, steps) == pytest.approx(final), "the step after the last would have it"
+        assert final - 1e-9 <= falling[-1] <= final + steepest
+
+
+def test_no_step_has_a_rate_of_zero_but_the_config_asks_for_it():
+    optimizer = Optimizer(lr=1, warmup=3, decay=3)
+    assert all(optimizer.lr_share(step, 6) > 0 for step in range(6))

@@ -1,0 +1,107 @@
+"""The command lines on a checkpoint of the real model with random weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from wemmu import evaluate, sample
+from wemmu.config import Curriculum, dump
+from wemmu.config.schema import Backbones
+from wemmu.models.weights import build_model
+from wemmu.parallel.single import SingleEngine
+from wemmu.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage's folder after its one step."""
+    curriculum = Curriculum.model_validate(
+        {
+            "name": "tiny",
+            "backbones": backbones,
+            "bridge": {"position_table": 8},
+            "data": {"shards": "none"},
+            "memory": {"micro_batch": 1, "reference_resolution": 32},
+            "sampling": {"steps": 2},
+            "threads": 1,
+            "stages": [
+                {
+                    "name": "only",
+                    "resolution": 32,
+                    "steps": 1,
+                    "global_batch": 2,
+                    "trains": ["pathway", "position_mlp", "vae_branch"],
+                    "optimizer": {"lr": 1e-3},
+                    "mixture": {"t2i": 1.0, "multi_edit": 1.0},
+                }
+            ],
+        }
+    )
+    run = curriculum.stage_run("only")
+    folder = tmp_path_factory.mktemp("run") / "only"
+    folder.mkdir()
+    dump(run, folder / "config.yaml")
+    model, reports = build_model(run.backbones, run.bridge, run.seed)
+    model.freeze_all_but(run.stage.trains)
+    engine = SingleEngine(model, run.stage.optimizer)
+    engine.step(1.0)
+    frozen = dict(zip(("vlm", "vae", "dit"), (report.sha256 for report in reports), strict=True))
+    checkpoint.save(
+        folder / "checkpoints", engine.state(), {}, stage="only", seed=run.seed, resolution=32, frozen=frozen
+    )
+    return folder
+
+
+def test_checkpoint_is_scored(stage: Path):
+    evaluate.main(stage, prompts=2, checkpoint=None)
+    results = json.loads((stage / "evaluation.json").read_text())
+    assert results["checkpoint"] == {"directory": "step_00000001", "stage": "only", "step": 1}
+    assert set(results["tasks"]) == {"t2i", "multi_edit"}
+    assert results["tasks"]["t2i"]["test"]["measures"]["satisfied"]["count"] == 2
+    # Random weights draw nothing that could be read.
+    assert results["tasks"]["t2i"]["test"]["measures"]["satisfied"]["successes"] == 0
+    sizes = {Image.open(file).size for file in (stage / "evaluation").glob("*.png")}
+    assert sizes == {(32, 32)}
+
+
+def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path):
+    with pytest.raises(SystemExit, match="--prompts N"):
+        evaluate.main(stage, prompts=None, checkpoint=None)
+    with pytest.raises(SystemExit, match="cannot read the config"):
+        evaluate.main(tmp_path, prompts=2, checkpoint=None)
+    (tmp_path / "config.yaml").write_text((stage / "config.yaml").read_text())
+    with pytest.raises(SystemExit, match="no whole checkpoint; train it first"):
+        evaluate.main(tmp_path, prompts=2, checkpoint=None)
+    with pytest.raises(SystemExit, match="is not a checkpoint"):
+        evaluate.main(stage, prompts=2, checkpoint=tmp_path)
+
+
+def test_run_draws_pictures(stage: Path, tmp_path: Path):
+    """Picture i is drawn from seed + i; the size is height x width."""
+    out = [tmp_path / f"{name}.png" for name in ("both", "second", "other")]
+    sample.main(stage.parent, out[0], prompt="a red circle", size="32x48", seed=3, count=2, steps=1)
+    sample.main(stage, out[1], prompt="a red circle", size="32x48", seed=4, steps=1)
+    sample.main(stage, out[2], prompt="a red circle", size="32x48", seed=4, steps=1, guidance=1.0)
+    both, second, other = map(Image.open, out)
+    assert both.size == (96, 32)
+    assert both.crop((48, 0, 96, 32)).tobytes() == second.tobytes()
+    assert other.tobytes() != second.tobytes()
+
+
+def test_input_pictures_are_used(stage: Path, tmp_path: Path):
+    drawn = []
+    for color in ("red", "blue"):
+        Image.new("RGB", (50, 40), color).save(tmp_path / "in.png")
+        images = [tmp_path / "in.png"] * 2
+        sample.main(stage, tmp_path / "out.png", prompt="put it there", image=images, size=None, steps=1)
+        drawn.append(Image.open(tmp_path / "out.png").tobytes())
+    assert drawn[0] != drawn[1]
+
+
+def test_impossible_size_is_explained(stage: Path, tmp_path: Path):
+    with pytest.raises(SystemExit, match="multiples of 16"):
+        sample.main(stage, tmp_path / "out.png", prompt="a red circle", size="40")
+    with pytest.raises(SystemExit, match="position_table"):
+        sample.main(stage, tmp_path / "out.png", prompt="a red circle", size="256")

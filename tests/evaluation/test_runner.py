@@ -1,0 +1,138 @@
+"""An evaluation with models that are known to be right, to copy, or to draw noise."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.evaluation.fakes import Answer, Painter, copied, mostly, noise, perfect, stage_run
+from wemmu.config import Task
+from wemmu.config.task import GENERATION_TASKS
+from wemmu.evaluation.requests import batch, held_out, splits
+from wemmu.evaluation.runner import KEPT, evaluate, plan
+from wemmu.evaluation.scores import HEADLINE
+from wemmu.shapes.edits import EDITS
+from wemmu.shapes.render import render
+from wemmu.shapes.scene import HELD_OUT
+
+PROMPTS = 10
+
+
+def scores(answer: Answer, folder: Path, stage: str = "stage4") -> dict[str, Any]:
+    run = stage_run(stage)
+    return evaluate(Painter(run, PROMPTS, answer), run, PROMPTS, folder)
+
+
+def share(results: dict[str, Any], task: str, split: str, measure: str) -> float:
+    return results["tasks"][task][split]["measures"][measure]["share"]
+
+
+def test_right_answers_score_one_everywhere(tmp_path: Path):
+    results = scores(perfect, tmp_path)
+    for task, measure in HEADLINE.items():
+        for split in splits(task):
+            assert share(results, task, split, measure) == 1.0, (task, split)
+    for task in ("edit", "multi_edit"):
+        assert share(results, task, "test", "followed") == share(results, task, "test", "preserved") == 1.0
+        assert share(results, task, "test", "copied") == 0.0
+
+
+def test_copying_the_input_is_the_collapse_and_nothing_else(tmp_path: Path):
+    results = scores(copied, tmp_path)
+    for task in ("edit", "multi_edit"):
+        for split in ("test", "composition"):
+            assert share(results, task, split, "copied") == share(results, task, split, "preserved") == 1.0
+            assert share(results, task, split, "correct") == share(results, task, split, "followed") == 0.0
+    # Copying is what reconstruction asks for.
+    assert share(results, "reconstruction", "test", "same") == 1.0
+
+
+def test_noise_scores_nothing(tmp_path: Path):
+    results = scores(noise, tmp_path)
+    measures = [m for task in results["tasks"].values() for part in task.values() for m in part["measures"].values()]
+    assert len(measures) > 10
+    assert all(measure["successes"] == 0 for measure in measures)
+
+
+def test_only_tasks_of_the_stage_are_scored(tmp_path: Path):
+    assert set(scores(perfect, tmp_path, "stage1")["tasks"]) == {"t2i", "reconstruction", "unconditional"}
+
+
+def test_counts_breakdown_and_settings_are_recorded(tmp_path: Path):
+    results = scores(mostly, tmp_path)
+    edits, run = results["tasks"]["edit"], stage_run("stage4")
+    assert edits["test"]["measures"]["correct"]["count"] == PROMPTS
+    assert edits["composition"]["measures"]["correct"]["count"] == PROMPTS // 2
+    assert set(edits["test"]["by"]) == set(EDITS)
+    assert set(results["tasks"]["t2i"]["test"]["by"]) == {"1 object", "2 objects", "3 objects"}
+    counts = [part["correct"]["count"] for part in edits["test"]["by"].values()]
+    assert sum(counts) == PROMPTS
+    assert results["solver"]["steps"] == run.sampling.steps
+    assert results["guidance"]["t2i"] == {"unconditional": 1 - run.sampling.t2i, "full": run.sampling.t2i}
+    json.dumps(results)
+
+
+def test_first_pictures_are_kept_as_they_came_out(tmp_path: Path):
+    scores(mostly, tmp_path)
+    samples = json.loads((tmp_path / "evaluation" / "samples.json").read_text())
+    kept = [s for s in samples if (s["task"], s["split"]) == ("multi_edit", "test")]
+    assert [s["number"] for s in kept] == list(range(KEPT))
+    # `mostly` copies every fourth time.
+    assert [s["right"] for s in kept] == [True, True, True, False] * 2
+    asks = list(islice(held_out(Task.MULTI_EDIT, "test", 0), KEPT))
+    for ask, sample in zip(asks, kept, strict=True):
+        pictures = {name: Image.open(tmp_path / "evaluation" / file) for name, file in sample["pictures"].items()}
+        wanted = {"input0": ask.sources[0], "input1": ask.sources[1], "target": ask.target}
+        wanted["output"] = ask.target if sample["right"] else ask.sources[0]
+        for name, scene in wanted.items():
+            assert np.array_equal(np.array(pictures[name]), np.array(render(scene, 64))), (name, sample)
+        assert sample["text"] == ask.text
+
+
+def test_evaluating_again_replaces_the_pictures(tmp_path: Path):
+    scores(perfect, tmp_path)
+    (tmp_path / "evaluation" / "old.png").touch()
+    scores(perfect, tmp_path, "stage1")
+    assert not (tmp_path / "evaluation" / "old.png").exists()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("task", GENERATION_TASKS)
+def test_requests_are_held_out_and_the_same_however_many_are_drawn(task: Task):
+    for split in splits(task):
+        few, many = (list(islice(held_out(task, split, 0), n)) for n in (10, 30))
+        assert few == many[:10]
+        assert len({ask.sample_id for ask in many}) == len(many)
+        targets = [ask.target for ask in many if ask.target is not None]
+        assert all(target.split == split for target in targets)
+        if split == "composition":
+            assert all({(o.color, o.shape) for o in target.objects} & HELD_OUT for target in targets)
+        else:
+            assert all(source.split == "test" for ask in many for source in ask.sources)
+
+
+def test_another_seed_asks_something_else():
+    one, other = (list(islice(held_out(Task.T2I, "test", seed), 20)) for seed in (0, 1))
+    assert [a.text for a in one] != [a.text for a in other]
+
+
+def test_batch_shows_the_sources():
+    asks = list(islice(held_out(Task.MULTI_EDIT, "test", 0), 3))
+    request = batch(asks, 32)
+    assert request.images.shape == (3, 2, 3, 32, 32)
+    assert np.array_equal(request.images[2, 1].permute(1, 2, 0).numpy(), np.array(render(asks[2].sources[1], 32)))
+    assert batch(list(islice(held_out(Task.T2I, "test", 0), 3)), 32).images.shape == (3, 0, 3, 32, 32)
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="positive"):
+        plan(stage_run("stage1"), 0)
+
+
+def test_understanding_makes_no_picture():
+    with pytest.raises(ValueError, match="valid choices"):
+        next(held_out(Task.UNDERSTANDING, "test", 0))

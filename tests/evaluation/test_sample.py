@@ -1,0 +1,78 @@
+"""The command line for pictures, as far as it goes without a model."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.evaluation.fakes import write_run
+from wemmu.config import Task
+from wemmu.sample import SampleError, Wish, main, newest_finished, open_picture, open_source, parse_size, side_by_side
+
+
+@pytest.mark.parametrize(("text", "size"), [(None, None), ("64", (64, 64)), ("64x96", (64, 96))])
+def test_sizes(text: str | None, size: tuple[int, int] | None):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "64x", "x64", "64X96", "64x0", "-64", "a", "64x64x64"])
+def test_bad_size_is_refused(text: str):
+    with pytest.raises(SampleError, match="valid choices"):
+        parse_size(text)
+
+
+def test_newest_finished_stage_is_taken(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    assert newest_finished(run) == run / "stage4"
+    (run / "stage4" / "checkpoints" / "step_00000100").rename(run / "stage4" / "checkpoints" / "step_00000060")
+    assert newest_finished(run) == run / "stage1"
+    (run / "stage1" / "checkpoints" / "step_00000100" / "manifest.json").unlink()
+    with pytest.raises(SampleError, match=r"no stage of .* is finished; to draw from one .*stage4"):
+        newest_finished(run)
+
+
+def test_other_folders_are_refused(tmp_path: Path):
+    with pytest.raises(SampleError, match="valid choices: a run folder"):
+        open_source(tmp_path)
+
+
+def test_unreadable_picture_is_named(tmp_path: Path):
+    (tmp_path / "words.png").write_text("no picture")
+    for name in ("words.png", "absent.png"):
+        with pytest.raises(SampleError, match=name):
+            open_picture(tmp_path / name)
+
+
+def test_bad_input_ends_in_one_sentence(tmp_path: Path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    with pytest.raises(SystemExit, match="2 --image were given without --prompt"):
+        main(tmp_path, tmp_path / "out.png", image=[picture, picture], prompt="", size=None)
+    with pytest.raises(SystemExit, match=r"--out .* names no kind of picture"):
+        main(tmp_path, tmp_path / "out", image=[], prompt="a red circle", size=None)
+
+
+@pytest.mark.parametrize(
+    ("task", "weights"),
+    [
+        (Task.T2I, {"t2i": 5.0, "image": 2.0}),
+        (Task.EDIT, {"instruction": 5.0, "image": 2.0}),
+        (Task.RECONSTRUCTION, {"image": 5.0}),
+        (Task.MULTI_EDIT, {"multi": 5.0, "image": 2.0}),
+    ],
+)
+def test_guidance_goes_to_the_rule_of_the_task(task: Task, weights: dict[str, float]):
+    wish = Wish("", (), None, 0, 1, None, guidance=5.0, image_guidance=2.0)
+    assert wish.weights(task) == weights
+
+
+def test_guidance_that_is_not_given_is_the_models_own():
+    assert Wish("", (), None, 0, 1, None, None, None).weights(Task.EDIT) == {}
+    assert Wish("", (), None, 0, 1, None, None, 2.0).weights(Task.RECONSTRUCTION) == {"image": 2.0}
+
+
+def test_pictures_stand_side_by_side():
+    both = side_by_side([Image.new("RGB", (96, 64), colour) for colour in ("red", "blue")])
+    assert both.size == (192, 64)
+    assert both.getpixel((95, 0)) == (255, 0, 0)
+    assert both.getpixel((96, 0)) == (0, 0, 255)

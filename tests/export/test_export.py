@@ -1,0 +1,293 @@
+"""From a training checkpoint to a directory of safetensors that draws the same pictures in anybody's process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+import tools.export.write as write
+from tests.export.conftest import Trained, python
+from tests.export.fresh import CASES, Case, picture
+from tools.convert_ckpt import Dtype, main
+from wemmu.models.component import WeMMUBridge
+from wemmu.models.weights import build_model, hash_files
+from wemmu.pipeline import WeMMUPipeline
+from wemmu.prompts import PromptEncoder
+from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.training.build import start_from
+from wemmu.training.checkpoint import load_weights
+
+TOLERANCE = {"atol": 1e-5, "rtol": 0}
+BRIDGE_FILE = Path("bridge/diffusion_pytorch_model.safetensors")
+
+
+def by_training(trained: Trained, case: Case, shift: float | None = None) -> Tensor:
+    """A case, drawn by the training model in this process: [1, 3, H, W] in [0, 1]."""
+    height, width = case.size
+    resized = [picture(n).convert("RGB").resize((width, height), 3) for n in case.pictures]
+    images = [torch.tensor(list(p.getdata()), dtype=torch.uint8).reshape(height, width, 3) for p in resized]
+    stacked = torch.stack(images).permute(0, 3, 1, 2) if images else torch.zeros(0, 3, height, width, dtype=torch.uint8)
+    stage = trained.run.stage
+    sampler = Sampler(
+        trained.model,
+        PromptEncoder(trained.run.backbones.vlm),
+        shift or stage.objective.time.shift_at(stage.resolution),
+    )
+    task = task_of(case.text, len(images))
+    pixels = sampler(
+        Request(task, [case.text], stacked[None], case.size, torch.tensor([case.seed])), trained.run.sampling
+    )
+    return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Every case as a fresh process drew it, in both ways of loading."""
+    home = tmp_path_factory.mktemp("stranger")
+    python(["-m", "tests.export.fresh", exported, home / "pictures.safetensors"], home)
+    return load_file(home / "pictures.safetensors")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fresh_process_draws_what_training_draws(trained: Trained, strangers: dict[str, Tensor], name: str):
+    expected = by_training(trained, CASES[name])
+    assert expected.shape == (1, 3, *CASES[name].size)
+    # A picture that is clipped everywhere would equal any other.
+    assert expected.std() > 0.05
+    for way in ("wemmu", "diffusers"):
+        torch.testing.assert_close(strangers[f"{way}/{name}"], expected, **TOLERANCE)
+
+
+def test_the_newest_finished_stage_is_exported_with_its_shift_and_resolution(trained: Trained, pipe: WeMMUPipeline):
+    assert pipe.config.resolution == trained.run.stage.resolution == 64
+    assert pipe.scheduler.config.shift == 4.0
+    weights, _ = load_weights(trained.checkpoint)
+    table = weights["bridge.position_mlp.table"]
+    torch.testing.assert_close(pipe.bridge.position_mlp.table, table, atol=0, rtol=0)
+
+
+def test_everything_is_safetensors_and_the_bridge_has_its_names_of_training(trained: Trained, exported: Path):
+    texts = {".json", ".md", ".py", ".txt", ".jinja"}
+    assert {f.suffix for f in exported.rglob("*") if f.is_file()} - texts == {".safetensors"}
+    weights, _ = load_weights(trained.checkpoint)
+    names = {name.removeprefix("bridge.") for name in weights if name.startswith("bridge.")}
+    with safe_open(exported / BRIDGE_FILE, "pt") as file:
+        assert set(file.keys()) == names
+
+
+def test_the_card_tells_the_stages_and_the_parity(exported: Path):
+    card = (exported / "README.md").read_text()
+    assert "From step 2 of stage2" in card
+    assert "stage3" not in card
+    assert "max abs difference" in card
+
+
+def test_a_seed_decides_the_picture(pipe: WeMMUPipeline):
+    def drawn(**options) -> Tensor:
+        return pipe("a red circle", height=32, width=32, output_type="pt", **options).images
+
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    assert torch.equal(drawn(seed=1), drawn(seed=1))
+    assert not torch.allclose(drawn(seed=1), drawn(seed=2), atol=1e-2)
+    assert torch.equal(drawn(generator=generator(1)), drawn(generator=generator(1)))
+    assert not torch.allclose(drawn(generator=generator(1)), drawn(generator=generator(2)), atol=1e-2)
+    torch.manual_seed(3)
+    first, second = drawn(), drawn()
+    torch.manual_seed(3)
+    assert torch.equal(first, drawn())
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+def test_a_picture_does_not_depend_on_the_others_of_its_call(pipe: WeMMUPipeline):
+    one, two = picture(0), picture(1)
+    texts = ["make the circle green", "a red circle", "remove it", "two small blue squares above a ring", "combine"]
+    images = [one, None, [two], None, [one, two]]
+    options = {"height": 32, "width": 32, "output_type": "pt"}
+    together = pipe(texts, image=images, seed=5, **options).images
+    for i, (text, image) in enumerate(zip(texts, images, strict=True)):
+        alone = pipe(text, image=image, seed=5 + i, **options).images
+        torch.testing.assert_close(together[i : i + 1], alone, **TOLERANCE)
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    pair = pipe(texts[1::2], generator=generators, **options).images
+    alone = pipe(texts[3], generator=torch.Generator().manual_seed(1), **options).images
+    torch.testing.assert_close(pair[1:], alone, **TOLERANCE)
+
+
+def test_the_scheduler_of_the_pipeline_is_the_one_that_solves(trained: Trained, exported: Path, pipe: WeMMUPipeline):
+    case = CASES["text to image, 32 px"]
+    stock, shifted = pipe.scheduler, FlowMatchEulerDiscreteScheduler(shift=1.5)
+    try:
+        pipe.scheduler = shifted
+        drawn = pipe(case.text, height=32, width=32, seed=case.seed, output_type="pt").images
+    finally:
+        pipe.scheduler = stock
+    torch.testing.assert_close(drawn, by_training(trained, case, shift=1.5), **TOLERANCE)
+    assert not torch.allclose(drawn, by_training(trained, case), atol=1e-3)
+
+
+def test_guidance_and_steps_of_a_call_go_before_those_of_training(pipe: WeMMUPipeline):
+    options = {"image": picture(0), "height": 32, "width": 32, "seed": 0, "output_type": "pt"}
+    usual = pipe("make it red", **options).images
+    for change in ("image_guidance_scale", "instruction_guidance_scale", "num_inference_steps"):
+        assert not torch.allclose(usual, pipe("make it red", **options, **{change: 5}).images, atol=1e-3), change
+    assert torch.equal(usual, pipe("make it red", **options, t2i_guidance_scale=9.0).images)
+
+
+def test_the_output_types_are_one_picture(pipe: WeMMUPipeline):
+    pil, pt, np = (
+        pipe(["a", "b"], height=32, width=48, num_inference_steps=1, seed=0, output_type=kind).images
+        for kind in ("pil", "pt", "np")
+    )
+    assert [p.size for p in pil] == [(48, 32)] * 2
+    assert pt.shape == (2, 3, 32, 48)
+    assert torch.equal(torch.from_numpy(np).permute(0, 3, 1, 2), pt)
+    from_pil = torch.tensor(list(pil[1].getdata())).reshape(32, 48, 3).permute(2, 0, 1) / 255
+    torch.testing.assert_close(from_pil, pt[1], atol=0.51 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"height": 40}, "multiples of 16 px"),
+        ({"width": 144}, "does not fit bridge.position_table = 8"),
+        ({"output_type": "latent"}, "valid choices: pil, pt, np"),
+        ({"prompt": []}, "empty list"),
+        ({"prompt": ["a", "b"], "image": picture(0)}, "needs a list of 2 entries"),
+        ({"prompt": ["a", "b"], "image": [picture(0)]}, "needs a list of 2 entries"),
+        ({"image": "photo.png"}, "PIL pictures, got str"),
+        ({"seed": 1, "generator": torch.Generator()}, "not both"),
+        ({"prompt": ["a", "b"], "seed": [1]}, "2 prompts need 2 seeds"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "+".join(value),
+)
+def test_a_call_that_cannot_be_answered_says_why(pipe: WeMMUPipeline, arguments: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        pipe(**{"prompt": "a red circle"} | arguments)
+
+
+@pytest.mark.parametrize("change", ["lacks", "holds unknown"])
+def test_a_bridge_that_is_not_whole_is_refused_by_name(exported: Path, tmp_path: Path, change: str):
+    shutil.copytree(exported / "bridge", tmp_path / "bridge")
+    tensors = load_file(exported / BRIDGE_FILE)
+    name = "pathway.layers.1.mlp.up_proj.weight"
+    if change == "lacks":
+        del tensors[name]
+    else:
+        name = "pathway.layers.9.mlp.up_proj.weight"
+        tensors[name] = torch.zeros(1)
+    write_file(tensors, tmp_path / BRIDGE_FILE)
+    with pytest.raises(ValueError, match=f"{change} {name}"):
+        WeMMUBridge.from_pretrained(tmp_path / "bridge")
+    # The same through the whole pipeline.
+    for part in exported.iterdir():
+        if part.name != "bridge":
+            (tmp_path / part.name).symlink_to(part)
+    with pytest.raises(ValueError, match=f"{change} {name}"):
+        WeMMUPipeline.from_pretrained(tmp_path)
+
+
+def write_file(tensors: dict[str, Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_vlm_of_another_shape_is_refused(exported: Path, pipe: WeMMUPipeline):
+    parts = dict(pipe.components)
+    bridge = WeMMUBridge.from_pretrained(exported / "bridge")
+    bridge.register_to_config(text_config={**bridge.config.text_config, "num_hidden_layers": 5})
+    with pytest.raises(ValueError, match="num_hidden_layers 5, the one given has 4"):
+        WeMMUPipeline(**parts | {"bridge": bridge})
+
+
+def test_casting_leaves_the_rotary_frequencies_in_32_bits(exported: Path):
+    bridge = WeMMUBridge.from_pretrained(exported / "bridge")
+    before = bridge.pathway.rotary.inv_freq.clone()
+    bridge.to(torch.bfloat16)
+    assert bridge.position_mlp.table.dtype == torch.bfloat16
+    assert torch.equal(bridge.pathway.rotary.inv_freq, before)
+
+
+def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trained, tmp_path: Path):
+    out = tmp_path / "export"
+    out.mkdir()
+    (out / "model_index.json").write_text(json.dumps({"_class_name": "WeMMUPipeline"}))
+    (out / "stale").write_text("of an earlier export")
+    main(trained.folder, out=out, dtype=Dtype.BFLOAT16, without_vlm=True)
+    assert not (out / "stale").exists()
+    assert not (out / "vlm").exists()
+    assert list(tmp_path.iterdir()) == [out]
+    with safe_open(out / BRIDGE_FILE, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    with pytest.raises(ValueError, match="does not hold the VLM"):
+        WeMMUPipeline.from_pretrained(out)
+    loaded = WeMMUPipeline.from_pretrained(out, vlm=trained.model.vlm.vlm, torch_dtype=torch.bfloat16)
+    trained_picture = by_training(trained, CASES["text to image, 32 px"])
+    case = CASES["text to image, 32 px"]
+    drawn = loaded(case.text, height=32, width=32, seed=case.seed, output_type="pt").images
+    # Computed in 16 bits, hence near and not equal.
+    assert 1e-6 < (drawn - trained_picture).abs().max() < 0.1
+
+
+def test_an_export_that_differs_leaves_nothing_behind(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    of = WeMMUBridge.of
+
+    def damaged(*arguments) -> WeMMUBridge:
+        bridge = of(*arguments)
+        bridge.position_mlp.down.weight = torch.nn.Parameter(bridge.position_mlp.down.weight + 1e-3)
+        return bridge
+
+    def unshifted(shift: float) -> FlowMatchEulerDiscreteScheduler:
+        return FlowMatchEulerDiscreteScheduler(shift=1.1 * shift)
+
+    for target, attribute, wrong, words in (
+        (WeMMUBridge, "of", damaged, "bridge has other values"),
+        (write, "FlowMatchEulerDiscreteScheduler", unshifted, "pictures differ by"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, attribute, wrong)
+            with pytest.raises(SystemExit, match=words):
+                main(trained.folder, out=tmp_path / "export")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_export_is_not_replaced(trained: Trained, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "SanaPipeline"}')
+    for out in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(SystemExit, match="no earlier export"):
+            main(trained.folder, out=out)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["model_index.json", "notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_source_without_a_checkpoint_is_refused(trained: Trained, tmp_path: Path):
+    (tmp_path / "stage1").mkdir()
+    shutil.copy(trained.folder / "stage2" / "config.yaml", tmp_path / "stage1")
+    for source, words in ((tmp_path, "finished"), (tmp_path / "stage1", "has no checkpoint")):
+        with pytest.raises(SystemExit, match=words):
+            main(source, out=tmp_path / "export")
+    with pytest.raises(SystemExit, match="either --out DIR"):
+        main(trained.folder)
+
+
+def test_shipped_weights_start_a_stage(trained: Trained, tmp_path: Path):
+    main(trained.checkpoint, ship=tmp_path / "shipped")
+    run = trained.run
+    model, _ = build_model(run.backbones, run.bridge, seed=0)
+    identities = {"vlm": hash_files(run.backbones.vlm), "vae": hash_files(run.backbones.sana / "vae"), "dit": ""}
+    start_from(model, tmp_path / "shipped", identities)
+    expected = dict(trained.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        trains = name.startswith(("bridge.", "dit."))
+        assert torch.equal(parameter, expected[name].half().float() if trains else expected[name]), name

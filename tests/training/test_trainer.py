@@ -1,0 +1,241 @@
+"""A run that is killed, stopped and taken up again is the run that was never disturbed, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipeline.partitions import write_partition
+from data_pipeline.plan import plan
+from data_pipeline.write import finish, unfinished
+from tests.training.runs import make_run
+from wemmu import train
+from wemmu.config import StageRun, dump, load_stage
+from wemmu.config.schema import Backbones, Curriculum
+from wemmu.parallel.single import TrainState
+from wemmu.training import checkpoint, trainer
+from wemmu.training.losses import FlowMatchingLoss, Losses
+from wemmu.training.signals import EXIT_INTERRUPTED
+from wemmu.training.trainer import Trainer
+
+REPOSITORY = Path(__file__).parents[2]
+PICTURE, CONFIG = "picture.png", "config.yaml"
+PATIENCE_S = 300
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    run = make_run(Backbones(vlm=Path("-"), sana=Path("-")), root)
+    curriculum = Curriculum(**{f: getattr(run, f) for f in Curriculum.model_fields if f != "stages"}, stages=(run.stage,))
+    wanted = plan(curriculum)
+    for partition in unfinished(root, wanted):
+        write_partition(partition)
+    finish(root, wanted)
+    return root
+
+
+def prepare(folder: Path, backbones: Backbones, shards: Path, **logging: object) -> Path:
+    """A run folder whose sample grids edit `folder/picture.png`."""
+    folder.mkdir()
+    run = make_run(
+        backbones,
+        shards,
+        sampling={"steps": 1, "prompts": [{"text": "make it blue", "images": [folder / PICTURE]}]},
+    )
+    dump(run.model_copy(update={"logging": run.logging.model_copy(update=logging)}), folder / CONFIG)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """A trainer takes over the signals of its process; give pytest's back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def draw_picture(file: Path) -> None:
+    """Put a picture there in one step, whatever was there before."""
+    aside = file.with_suffix(".new.png")
+    Image.new("RGB", (32, 32), "red").save(aside)
+    os.replace(aside, file)
+
+
+def steps_recorded(folder: Path) -> list[int]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+class Ending(NamedTuple):
+    exit_code: int
+    checkpoints: list[str]
+    output: str
+
+
+def start_and_interrupt(folder: Path, at_step: int, number: signal.Signals) -> Ending:
+    """Run `python -m wemmu.train` and send it a signal while it draws the samples of `at_step`.
+
+    It waits there by itself: the picture it is to edit is a pipe without a writer.
+    """
+    (folder / PICTURE).unlink(missing_ok=True)
+    os.mkfifo(folder / PICTURE)
+    command = [sys.executable, "-m", "wemmu.train", str(folder / CONFIG)]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    watchdog = threading.Timer(PATIENCE_S, process.kill)
+    watchdog.start()
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if f"step {at_step}/" in line:
+                break
+        process.send_signal(number)
+        # A read of a pipe goes on after a signal. Now it finds a picture, and the second signal makes it look again.
+        draw_picture(folder / PICTURE)
+        process.send_signal(signal.SIGUSR1)
+        said += process.stdout.readlines()
+        process.wait()
+    finally:
+        process.kill()
+        watchdog.cancel()
+    names = sorted(d.name for d in (folder / "checkpoints").iterdir())
+    return Ending(process.returncode, names, "".join(said))
+
+
+def run_to_the_end(folder: Path) -> int:
+    draw_picture(folder / PICTURE)
+    return Trainer(load_stage(folder / CONFIG), folder).train()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from start to end, for which W&B cannot be initialised: its folder is taken by a file."""
+    folder = prepare(tmp_path_factory.mktemp("runs") / "undisturbed", backbones, shards, wandb="offline")
+    (folder / "wandb").write_text("not a folder")
+    with pytest.warns(UserWarning, match="W&B is not available, the run goes on"):
+        assert run_to_the_end(folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def disturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ending]]:
+    """The same run, killed at step 3, stopped by SIGTERM at step 3 and by SIGINT at step 6, then run to its end."""
+    folder = prepare(tmp_path_factory.mktemp("runs") / "disturbed", backbones, shards)
+    endings = [
+        start_and_interrupt(folder, 3, signal.SIGKILL),
+        start_and_interrupt(folder, 3, signal.SIGTERM),
+        start_and_interrupt(folder, 6, signal.SIGINT),
+    ]
+    assert run_to_the_end(folder) == 0
+    return folder, endings
+
+
+def final_state(folder: Path) -> TrainState:
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert newest is not None
+    assert newest.name == checkpoint.directory_name(8)
+    return checkpoint.load_state(newest)[0]
+
+
+def test_a_run_without_wandb_ends_well(undisturbed: Path):
+    assert steps_recorded(undisturbed) == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_killing_leaves_only_what_was_saved_before(disturbed: tuple[Path, list[Ending]]):
+    killed = disturbed[1][0]
+    assert (killed.exit_code, killed.checkpoints) == (-signal.SIGKILL, ["step_00000002"]), killed.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "step"), [(1, 3), (2, 6)], ids=["SIGTERM", "SIGINT"])
+def test_a_stop_saves_the_step_it_is_in_and_exits_with_75(disturbed: tuple[Path, list[Ending]], ending: int, step: int):
+    stopped = disturbed[1][ending]
+    assert stopped.exit_code == EXIT_INTERRUPTED == 75, stopped.output
+    assert stopped.checkpoints[-1] == checkpoint.directory_name(step)
+    assert f"at step {step}, all of it saved" in stopped.output
+
+
+@pytest.mark.slow
+def test_a_disturbed_run_ends_with_the_same_weights_and_moments_bit_for_bit(undisturbed: Path, disturbed):
+    straight, interrupted = final_state(undisturbed), final_state(disturbed[0])
+    for part in ("weights", "exp_avg", "exp_avg_sq"):
+        ours, theirs = getattr(interrupted, part), getattr(straight, part)
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == [], part
+
+
+@pytest.mark.slow
+def test_a_disturbed_run_records_every_step_once_with_the_same_losses(undisturbed: Path, disturbed):
+    def losses(folder: Path) -> list[tuple[int, float, float]]:
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+    assert [step for step, *_ in losses(disturbed[0])] == list(range(1, 9))
+    assert losses(disturbed[0]) == losses(undisturbed)
+
+
+def test_training_changes_the_weights(undisturbed: Path):
+    newest, older = sorted((undisturbed / "checkpoints").iterdir(), reverse=True)
+    after, before = (checkpoint.load_state(d)[0].weights for d in (newest, older))
+    assert [name for name in after if torch.equal(after[name], before[name])] == []
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed: Path):
+    before = {f: f.stat().st_mtime_ns for f in (undisturbed / "checkpoints").rglob("*")}
+    assert run_to_the_end(undisturbed) == 0
+    assert {f: f.stat().st_mtime_ns for f in (undisturbed / "checkpoints").rglob("*")} == before
+    assert steps_recorded(undisturbed) == list(range(1, 9))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
+    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
+    real = FlowMatchingLoss.__call__
+
+    def diverging(self: FlowMatchingLoss, batch, step: int) -> Losses:
+        losses = real(self, batch, step)
+        return losses._replace(values=losses.values * (float("nan") if step == 3 else 1))
+
+    monkeypatch.setattr(FlowMatchingLoss, "__call__", diverging)
+    with pytest.raises(SystemExit) as caught:
+        train.main(folder / CONFIG)
+    assert "the gradient is not finite at step 3" in str(caught.value.code)
+    assert "step_00000002" in str(caught.value.code)
+    assert checkpoint.latest(folder / "checkpoints") == folder / "checkpoints" / "step_00000002"
+    assert steps_recorded(folder) == [1, 2, 3]
+
+
+def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(
+    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Saving again would for a moment leave the run without its newest checkpoint."""
+    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
+    run: StageRun = load_stage(folder / CONFIG)
+    saved: list[int] = []
+    real = checkpoint.save
+
+    def save_and_stop(root: Path, state: TrainState, *rest, **named) -> Path:
+        saved.append(state.steps)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(root, state, *rest, **named)
+
+    monkeypatch.setattr(trainer.checkpoint, "save", save_and_stop)
+    assert Trainer(run, folder).train() == EXIT_INTERRUPTED
+    assert saved == [2]

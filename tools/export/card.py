@@ -1,0 +1,109 @@
+"""The README.md of an export: what it is, how it was trained, what it scored, how to use it."""
+
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from wemmu.config import StageRun, load_stage
+from wemmu.training.checkpoint import Manifest
+
+_CARD = Template("""\
+---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [wemmu, image-editing]
+---
+# $name
+
+A WeMMU model: a frozen vision-language model (`vlm`) and a diffusion transformer (`transformer`, `vae`) joined by a
+bridge (`bridge`) of $queries query tokens. It draws from text, edits a picture by an instruction, and
+combines several pictures, at $resolution px.
+
+## Use
+With the `wemmu` package installed:
+```python
+$usage
+```
+`pipe("make the circle green", image=picture)` edits, `image=[first, second]` combines; `seed=` makes it repeatable.
+Without importing wemmu, diffusers needs to be told where the class is, and that it may run the two lines of
+`pipeline.py`:
+```python
+DiffusionPipeline.from_pretrained(directory, custom_pipeline=directory, trust_remote_code=True$given)
+```
+
+## Training
+From step $step of $stage, seed $seed.
+
+| stage | px | steps | batch | trains | objective | tasks |
+|---|---|---|---|---|---|---|
+$stages
+
+## Scores
+$scores
+
+## Parity with the training model
+```
+$parity
+```
+""")
+_USAGE = """\
+from wemmu.pipeline import WeMMUPipeline
+pipe = WeMMUPipeline.from_pretrained(directory)
+pipe("a red circle above a blue square").images[0].save("picture.png")"""
+_USAGE_WITHOUT_VLM = """\
+from transformers import Qwen2_5_VLForConditionalGeneration
+from wemmu.pipeline import WeMMUPipeline
+# The VLM it was trained beside: $vlm, whose weight files have the SHA-256
+# $sha256
+vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(vlm_directory)
+pipe = WeMMUPipeline.from_pretrained(directory, vlm=vlm)
+pipe("a red circle above a blue square").images[0].save("picture.png")"""
+
+
+def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], without_vlm: bool) -> str:
+    """The card of the checkpoint with `manifest` of the stage `run` in `folder`."""
+    usage = Template(_USAGE_WITHOUT_VLM if without_vlm else _USAGE)
+    return _CARD.substitute(
+        name=run.name,
+        queries=run.bridge.queries.design.replace("_", " "),
+        resolution=manifest.resolution,
+        given=", vlm=vlm" if without_vlm else "",
+        usage=usage.substitute(vlm=run.backbones.vlm.name, sha256=manifest.frozen["vlm"]),
+        step=manifest.step,
+        stage=manifest.stage,
+        seed=manifest.seed,
+        stages="\n".join(_stage_row(stage) for stage in _stages(run, folder)),
+        scores=_scores(folder / "evaluation.json", manifest),
+        parity="\n".join(parity),
+    )
+
+
+def _stages(run: StageRun, folder: Path) -> list[StageRun]:
+    """The stages of the same run up to this one, in their order."""
+    beside = [load_stage(file) for file in folder.resolve().parent.glob("*/config.yaml")]
+    earlier = [other for other in beside if other.name == run.name and other.stage_index < run.stage_index]
+    return [*sorted(earlier, key=lambda other: other.stage_index), run]
+
+
+def _stage_row(run: StageRun) -> str:
+    stage = run.stage
+    numbers = f"{stage.name} | {stage.resolution} | {stage.steps} | {stage.global_batch}"
+    tasks = ", ".join(f"{task} {share:g}" for task, share in stage.mixture.items())
+    return f"| {numbers} | {', '.join(stage.trains)} | {stage.objective.kind} | {tasks} |"
+
+
+def _scores(file: Path, manifest: Manifest) -> str:
+    """A table of the evaluation's shares, if it is there and of this very checkpoint."""
+    if not file.is_file():
+        return "This checkpoint was not evaluated."
+    results: dict[str, Any] = json.loads(file.read_text())
+    if results["checkpoint"]["step"] != manifest.step:
+        return f"Only step {results['checkpoint']['step']} of this stage was evaluated."
+    rows = [
+        f"| {task} | {split} | {measure} | {share['share']:.3f} | {share['count']} |"
+        for task, splits in results["tasks"].items()
+        for split, summary in splits.items()
+        for measure, share in summary["measures"].items()
+    ]
+    return "\n".join(["| task | split | measure | share | requests |", "|---|---|---|---|---|", *rows])
