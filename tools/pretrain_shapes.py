@@ -64,7 +64,7 @@ def dit(steps: int = 4500, out: Out = ASSETS, work: Work = WORK, threads: Thread
 
 
 @app.command()
-def scores(out: Out = ASSETS, count: int = 400, threads: Threads = 1) -> None:
+def scores(out: Out = ASSETS, count: int = 200, threads: Threads = 1) -> None:
     """Measure the backbones on held-out scenes and held-out colour-shape pairs; writes scores.json."""
     from tools.pretraining import dit, vae, vlm
     from wemmu.models.vae import FrozenVAE

@@ -15,8 +15,8 @@ from torch import Tensor
 class Noise:
     """The random numbers of one batch at one step.
 
-    sample_ids: int64 [B] on the CPU. Draws are made on the CPU, sample by sample, and moved to `device`, so that they do not
-    depend on the kind of device either.
+    sample_ids: int64 [B] on the CPU. Draws are made on the CPU, sample by sample, and moved to `device`, so that
+    they do not depend on the kind of device either.
     """
 
     seed: int

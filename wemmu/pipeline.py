@@ -32,6 +32,7 @@ from wemmu.models.vlm import FrozenVLM
 from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.timesteps import VelocityField
 
 OUTPUT_TYPES = ("pil", "pt", "np")
 Pictures = Image.Image | Sequence[Image.Image] | None
@@ -158,7 +159,7 @@ class WeMMUPipeline(DiffusionPipeline):
         # Evenly spaced times, for the scheduler shifts them itself.
         return Sampler(model, PromptEncoder(self.processor), shift=1.0, solver=self._solve)
 
-    def _solve(self, velocity: Any, x: Tensor, ts: Tensor) -> Tensor:
+    def _solve(self, velocity: VelocityField, x: Tensor, ts: Tensor) -> Tensor:
         """The scheduler as a `Solver`: x [B, ...] at ts[0] -> x at ts[-1] = 0, which schedulers add themselves."""
         self.scheduler.set_timesteps(sigmas=ts[:-1].tolist(), device=x.device)
         for t in self.progress_bar(self.scheduler.timesteps):

@@ -39,7 +39,9 @@ def prompt_positions(token_ids: list[int], image_token_id: int, grids: list[tupl
             height, width = grids[image]
             run = token_ids[i : i + height * width]
             if run != [image_token_id] * (height * width):
-                raise ValueError(f"image {image} needs {height} x {width} image tokens in one run, the prompt has fewer")
+                raise ValueError(
+                    f"image {image} needs {height} x {width} image tokens in one run, the prompt has fewer"
+                )
             pieces.append(image_grid_positions(start, height, width))
             start, i, image = start + max(height, width), i + height * width, image + 1
         else:

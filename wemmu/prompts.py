@@ -55,9 +55,7 @@ class PromptEncoder:
 
     def __call__(self, texts: Sequence[str], grids: Sequence[Sequence[tuple[int, int]]]) -> Prompts:
         """Encode a batch. `grids[b]` lists the (height, width) in VLM tokens of each image of sample b."""
-        rows = [
-            [*self.token_ids(text, sizes), self._vision_start] for text, sizes in zip(texts, grids, strict=True)
-        ]
+        rows = [[*self.token_ids(text, sizes), self._vision_start] for text, sizes in zip(texts, grids, strict=True)]
         return self.pad(rows, grids)
 
     def pad(self, rows: Sequence[list[int]], grids: Sequence[Sequence[tuple[int, int]]]) -> Prompts:

@@ -38,13 +38,16 @@ REFUSED = {
         [put("stages", 0, "optimizer", {"lr": 1, "warmup": 60, "decay": 41})],
         "stage first: warm-up and decay are longer than its 100 steps",
     ),
-    "no generation task": ([put("stages", 0, "mixture", {"understanding": 1.0})], "understanding is not a generation task"),
+    "no generation task": (
+        [put("stages", 0, "mixture", {"understanding": 1.0})],
+        "understanding is not a generation task",
+    ),
     "unknown task": ([put("stages", 0, "mixture", {"poetry": 1.0})], "t2i"),
     "empty mixture": ([put("stages", 0, "mixture", {})], "the mixture is empty; valid tasks: t2i"),
     "weight of zero": ([put("stages", 0, "mixture", {"t2i": 0})], "greater than 0"),
     "nothing trained": ([put("stages", 0, "trains", [])], "must train at least one module"),
     "module named twice": ([put("stages", 0, "trains", ["pathway", "pathway"])], "named twice: pathway, pathway"),
-    "unknown module": ([put("stages", 0, "trains", ["vlm"])], "'vae_branch', 'pathway', 'position_mlp', 'queries' or 'dit'"),
+    "unknown module": ([put("stages", 0, "trains", ["vlm"])], "'vae_branch', 'pathway', .* or 'dit'"),
     "stage named twice": ([put("stages", 1, "name", "first")], "stages need distinct names, got: first, first"),
     "no stages": ([put("stages", [])], "stages need distinct names, got: none"),
     "name that is no directory": ([put("stages", 0, "name", "a/b")], "match pattern"),
@@ -89,16 +92,18 @@ def test_a_stage_that_is_not_there_is_refused_with_those_that_are():
         Curriculum.model_validate(tree()).stage_run("third")
 
 
-@given(st.integers(1, 512), st.integers(1, 64), st.sampled_from([16, 32, 64, 512, 1024]), st.integers(1, 200), st.data())
-def test_micro_batch_accumulation_and_ranks_multiply_to_the_global_batch(micro, world, resolution, per_rank, data):
-    reference = data.draw(st.sampled_from([32, 64, 512, 1024]))
+RESOLUTIONS = st.sampled_from([16, 32, 64, 512, 1024])
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 200), RESOLUTIONS, RESOLUTIONS)
+def test_micro_batch_accumulation_and_ranks_multiply_to_the_global_batch(micro, world, per_rank, resolution, reference):
     memory = Memory(micro_batch=micro, reference_resolution=reference)
     fits, steps = memory.micro_batch_at(resolution, per_rank * world, world)
     assert fits * steps * world == per_rank * world
-    assert fits == 1 or fits * resolution**2 <= micro * reference**2
-    assert not any(
-        per_rank % larger == 0 and larger * resolution**2 <= micro * reference**2 for larger in range(fits + 1, per_rank + 1)
-    ), "a larger micro-batch would have fitted"
+    room = micro * reference**2
+    assert fits == 1 or fits * resolution**2 <= room
+    larger = [m for m in range(fits + 1, per_rank + 1) if per_rank % m == 0 and m * resolution**2 <= room]
+    assert larger == [], "a larger micro-batch would have fitted"
 
 
 def test_a_global_batch_that_the_ranks_cannot_share_is_refused():

@@ -1,7 +1,7 @@
 """The published configurations of the real backbones, without what has no influence on shapes or arithmetic.
 
-Qwen2.5-VL-3B-Instruct and the transformer and vae of Sana_1600M_1024px_diffusers; parameter counts as published: the
-VLM's by its model card, Sana's by the conversion of its weights, whose total the class must meet to load them.
+Qwen2.5-VL-3B-Instruct and the transformer and vae of Sana_1600M_1024px_diffusers. The VLM's parameter count is the
+published one; for Sana and DC-AE no exact count was found in print, so theirs guard the configurations below.
 """
 
 from typing import Any

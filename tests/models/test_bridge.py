@@ -85,11 +85,13 @@ def test_noisy_queries_have_no_parameters():
     assert [*NoisyQueries(8, 1.0).parameters()] == []
 
 
-@pytest.mark.parametrize("other", [Noise(1, 0, torch.tensor([7])), Noise(0, 1, torch.tensor([7])), Noise(0, 0, torch.tensor([8]))])
-def test_noisy_queries_change_with_seed_step_and_sample(other: Noise):
-    queries = NoisyQueries(8, 1.0)
-    assert torch.equal(queries(2, 3, Noise(0, 0, torch.tensor([7]))), queries(2, 3, Noise(0, 0, torch.tensor([7]))))
-    assert (queries(2, 3, Noise(0, 0, torch.tensor([7]))) != queries(2, 3, other)).all()
+@pytest.mark.parametrize("other", [(1, 0, 7), (0, 1, 7), (0, 0, 8)], ids=["seed", "step", "sample"])
+def test_noisy_queries_change_with_seed_step_and_sample(other: tuple[int, int, int]):
+    def drawn(seed: int, step: int, sample: int) -> torch.Tensor:
+        return NoisyQueries(8, 1.0)(2, 3, Noise(seed, step, torch.tensor([sample])))
+
+    assert torch.equal(drawn(0, 0, 7), drawn(0, 0, 7))
+    assert (drawn(0, 0, 7) != drawn(*other)).all()
 
 
 # Odd and small shapes too: a generator keeps half a pair of normal draws for later.

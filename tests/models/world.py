@@ -47,7 +47,9 @@ def encode(encoder: PromptEncoder, texts: Sequence[str], images: Tensor) -> Prom
     return encoder(texts, [[grid] * count] * len(texts))
 
 
-def make_batch(encoder: PromptEncoder, ids: Sequence[int], task: Task = Task.EDIT, size: tuple[int, int] = (32, 32)) -> Batch:
+def make_batch(
+    encoder: PromptEncoder, ids: Sequence[int], task: Task = Task.EDIT, size: tuple[int, int] = (32, 32)
+) -> Batch:
     """A batch in which the content of a sample depends on its id and on nothing else."""
     texts = [WORDS[i % len(WORDS)] for i in ids]
     inputs = torch.stack([pictures(i, INPUTS[task], 3, *size) for i in ids])

@@ -42,7 +42,9 @@ def by_hand(model: WeMMU, encoder: PromptEncoder, request: Request, rule, *branc
 
 
 @pytest.mark.parametrize("task", GENERATION_TASKS)
-def test_guidance_one_is_the_plain_conditional_solver(model: WeMMU, encoder: PromptEncoder, sampler: Sampler, task: Task):
+def test_guidance_one_is_the_plain_conditional_solver(
+    model: WeMMU, encoder: PromptEncoder, sampler: Sampler, task: Task
+):
     request = make_request(task)
     plain = SAMPLING.model_copy(update={"t2i": 1.0, "image": 1.0, "instruction": 1.0, "multi": 1.0})
     expected = by_hand(model, encoder, request, lambda v: v, (request.texts, request.images))
@@ -94,7 +96,7 @@ def test_pictures_have_the_size_asked_for_and_no_gradient(sampler: Sampler):
 
 @pytest.mark.parametrize("size", [(40, 32), (32, 40), (0, 32)], ids=str)
 def test_impossible_sizes_are_refused(sampler: Sampler, size: tuple[int, int]):
-    with pytest.raises(ValueError, match="multiples of 16 px|smaller than one"):
+    with pytest.raises(ValueError, match=r"multiples of 16 px|smaller than one"):
         sampler(make_request(Task.T2I, size=size), SAMPLING)
 
 

@@ -1,6 +1,7 @@
 """Solvers follow known fields to known ends, at their order."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_a_straight_path_is_followed_exactly_in_one_step(solver: Solver):
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
 def test_the_error_shrinks_at_the_solvers_order(name: str, order: int, shift: float):
     errors = [error(SOLVERS[name], n, shift) for n in (40, 80, 160)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 

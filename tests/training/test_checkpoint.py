@@ -107,7 +107,7 @@ def test_another_format_is_refused_by_its_number(tmp_path: Path):
         checkpoint.verify(file.parent)
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_debris_removed(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_newest_whole_checkpoint_is_taken_and_debris_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
     save(tmp_path, 2)
     middle, newest = save(tmp_path, 10), save(tmp_path, 100)
     assert checkpoint.latest(tmp_path) == newest
@@ -115,6 +115,8 @@ def test_the_newest_whole_checkpoint_is_taken_and_debris_removed(tmp_path: Path,
     debris = tmp_path / "step_00000200.tmp"
     shutil.copytree(middle, debris)
     assert checkpoint.latest(tmp_path) == middle
+    assert debris.exists()
+    checkpoint.clear_debris(tmp_path)
     assert not debris.exists()
     assert f"passing over a checkpoint: {newest}" in capsys.readouterr().out
 

@@ -208,4 +208,4 @@ def test_accumulated_micro_batches_equal_one_large_batch(backbones: Backbones, e
         assert other.keys() == gradient.keys()
         scale = max(float(g.abs().max()) for g in gradient.values())
         for name in gradient:
-            torch.testing.assert_close(other[name], gradient[name], atol=1e-5 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+            assert torch.allclose(other[name], gradient[name], atol=1e-5 * scale, rtol=1e-3), name

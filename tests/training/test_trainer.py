@@ -36,7 +36,8 @@ PATIENCE_S = 300
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
     run = make_run(Backbones(vlm=Path("-"), sana=Path("-")), root)
-    curriculum = Curriculum(**{f: getattr(run, f) for f in Curriculum.model_fields if f != "stages"}, stages=(run.stage,))
+    shared = {field: getattr(run, field) for field in Curriculum.model_fields if field != "stages"}
+    curriculum = Curriculum(**shared, stages=(run.stage,))
     wanted = plan(curriculum)
     for partition in unfinished(root, wanted):
         write_partition(partition)
@@ -133,7 +134,9 @@ def undisturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def disturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ending]]:
+def disturbed(
+    backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Ending]]:
     """The same run, killed at step 3, stopped by SIGTERM at step 3 and by SIGINT at step 6, then run to its end."""
     folder = prepare(tmp_path_factory.mktemp("runs") / "disturbed", backbones, shards)
     endings = [

@@ -120,7 +120,9 @@ def sana_tokenizer(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single=f"{first} $A", special_tokens=[(first, words.convert_tokens_to_ids(first))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=first, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=first, pad_token="<|endoftext|>", eos_token="<|im_end|>"
+    )
 
 
 def train(vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, steps: int, batch_size: int = 64) -> None:
@@ -128,23 +130,37 @@ def train(vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, steps: int, 
     torch.manual_seed(0)
     tokenizer = sana_tokenizer(AutoTokenizer.from_pretrained(vlm_dir))
     dit = SanaTransformer2DModel(**DIT_CONFIG)
-    gemma = Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **TEXT_ENCODER_CONFIG))
+    gemma = Gemma2Model(
+        Gemma2Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **TEXT_ENCODER_CONFIG)
+    )
     print(f"dit: {sum(p.numel() for p in dit.parameters()) / 1e6:.2f} M parameters", flush=True)
     painter = Painter(dit, TextEncoder(tokenizer, gemma), FrozenVAE(vae))
 
     def evaluate() -> dict[str, float]:
         dit.eval(), gemma.eval()
-        scores = {f"{split} {px}": painter.exact(split, px) for split in ("test", "composition") for px in (LOW_PX, HIGH_PX)}
+        scores = {
+            f"{split} {px}": painter.exact(split, px) for split in ("test", "composition") for px in (LOW_PX, HIGH_PX)
+        }
         dit.train(), gemma.train()
         return scores
 
     modules = {"dit": dit, "text": gemma, "auxiliary": painter.auxiliary}
-    fit("dit", modules, lambda step: painter.loss(step, batch_size), steps=steps, lr=1.5e-3, work=work, evaluate=evaluate)
+    fit(
+        "dit",
+        modules,
+        lambda step: painter.loss(step, batch_size),
+        steps=steps,
+        lr=1.5e-3,
+        work=work,
+        evaluate=evaluate,
+    )
     # The stock pipeline writes the published layout, model_index.json included.
     SanaPipeline(tokenizer, gemma, vae, dit, FlowMatchEulerDiscreteScheduler(shift=SHIFT)).save_pretrained(out)
 
 
 def load(sana: Path, vae: FrozenVAE) -> Painter:
     """A trained Sana directory, ready to be measured."""
-    text = TextEncoder(AutoTokenizer.from_pretrained(sana / "tokenizer"), Gemma2Model.from_pretrained(sana / "text_encoder"))
+    text = TextEncoder(
+        AutoTokenizer.from_pretrained(sana / "tokenizer"), Gemma2Model.from_pretrained(sana / "text_encoder")
+    )
     return Painter(SanaTransformer2DModel.from_pretrained(sana / "transformer").eval(), text.eval(), vae)

@@ -47,7 +47,10 @@ def fit(
         if (step + 1) % 50 == 0 or step + 1 == steps:
             rate = (step + 1 - start) / (time.monotonic() - begun)
             shown = "  ".join(f"{k} {v:.4f}" for k, v in parts.items())
-            print(f"{name} {step + 1}/{steps}  {shown}  {rate:.2f} it/s  {(steps - step - 1) / rate / 60:.1f} min left", flush=True)
+            print(
+                f"{name} {step + 1}/{steps}  {shown}  {rate:.2f} it/s  {(steps - step - 1) / rate / 60:.1f} min left",
+                flush=True,
+            )
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             _save(state_file, modules, optimizer, step + 1)
         if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):

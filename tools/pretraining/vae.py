@@ -66,7 +66,9 @@ def train(work: Path, steps: int, batch_size: int = 48) -> AutoencoderDC:
         return loss, {"loss": loss.item(), "mse": error.square().mean().item(), "latent rms": rms.item()}
 
     def evaluate() -> dict[str, float]:
-        return {f"{split} {px}": round_trip(vae, split, px) for split in ("test", "composition") for px in (LOW_PX, HIGH_PX)}
+        return {
+            f"{split} {px}": round_trip(vae, split, px) for split in ("test", "composition") for px in (LOW_PX, HIGH_PX)
+        }
 
     fit("vae", {"vae": vae}, loss_fn, steps=steps, lr=2e-3, work=work, evaluate=evaluate)
     vae.register_to_config(scaling_factor=_scaling_factor(vae))
@@ -80,6 +82,3 @@ def _scaling_factor(vae: AutoencoderDC) -> float:
     pixels = to_pixels([render(_scene(rng), HIGH_PX) for _ in range(512)])
     latents = torch.cat([vae.encode(p).latent for p in pixels.split(64)])
     return round(1 / latents.std().item(), 5)
-
-
-

@@ -73,7 +73,7 @@ def _pictures(examples: list[Example], px: int) -> list[Image.Image]:
 
 
 def _cell_labels(scenes: list[Scene], tokens_per_side: int) -> dict[str, Tensor]:
-    """What each vision token's cell holds: [images, tokens] of shape, colour, size (0 is the empty cell), background."""
+    """What each vision token's cell holds: [images, tokens] of shape, colour, size (0: empty cell), background."""
     per_cell = torch.tensor(
         [
             [
@@ -160,14 +160,19 @@ class Teacher:
         for _ in range(limit):
             prompts, embeds = self.embed(rows, examples, px, vision)
             hidden = self.vlm.model.language_model(
-                inputs_embeds=embeds, attention_mask=prompts.mask.long(), position_ids=prompts.positions, use_cache=False
+                inputs_embeds=embeds,
+                attention_mask=prompts.mask.long(),
+                position_ids=prompts.positions,
+                use_cache=False,
             ).last_hidden_state
             last = torch.tensor([len(r) - 1 for r in rows])
             token = self.vlm.lm_head(hidden[torch.arange(len(rows)), last]).argmax(-1).tolist()
             rows = [r if r[-1] == self.end else [*r, t] for r, t in zip(rows, token, strict=True)]
             if all(r[-1] == self.end for r in rows):
                 break
-        return [self.encoder.tokenizer.decode(r[n:]).removesuffix("<|im_end|>") for r, n in zip(rows, asked, strict=True)]
+        return [
+            self.encoder.tokenizer.decode(r[n:]).removesuffix("<|im_end|>") for r, n in zip(rows, asked, strict=True)
+        ]
 
 
 def evaluate(teacher: Teacher, split: Split, px: int, count: int = 96) -> dict[str, float]:
@@ -181,7 +186,9 @@ def evaluate(teacher: Teacher, split: Split, px: int, count: int = 96) -> dict[s
     return scores
 
 
-def train(out: Path, work: Path, steps: int, edit_steps: int, batch_size: int = 40) -> Qwen2_5_VLForConditionalGeneration:
+def train(
+    out: Path, work: Path, steps: int, edit_steps: int, batch_size: int = 40
+) -> Qwen2_5_VLForConditionalGeneration:
     processor = save_processor(out)
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))

@@ -21,8 +21,8 @@ class ConfigError(ValueError):
 def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     """Read a curriculum.
 
-    `base: other.yaml` at its top, relative to the file, is read first, and the file's own `overrides: [...]` are applied
-    to it before `overrides`. An override is a dotted assignment as `logging.every=5`; `stages.NAME.field=value` reaches
+    `base: other.yaml` at its top, relative to the file, is read first, and the file's own `overrides: [...]` are
+    applied to it before `overrides`. An override is a dotted assignment as `logging.every=5`; `stages.NAME.field=value` reaches
     into the stage called NAME, `stages.*.field=value` into all.
 
     Raises:
@@ -56,7 +56,10 @@ def _load(path: Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {e['msg']} (got {_short(e['input'])})"
+            for e in error.errors()
+        ]
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
 
 
@@ -82,7 +85,9 @@ def _apply(tree: DictConfig, override: str) -> None:
     if parts[0] == "stages" and len(parts) > 1:
         wanted = range(len(stages)) if parts[1] == "*" else [i for i, name in enumerate(stages) if name == parts[1]]
         if not wanted:
-            raise ConfigError(f"the override {override!r} names no stage; valid choices: {', '.join(map(str, stages))} or *")
+            raise ConfigError(
+                f"the override {override!r} names no stage; valid choices: {', '.join(map(str, stages))} or *"
+            )
         keys = [".".join(["stages", str(i), *parts[2:]]) for i in wanted]
     else:
         keys = [key]

@@ -246,8 +246,8 @@ class Curriculum(_Config):
             micro, _ = self.memory.micro_batch_at(stage.resolution, stage.global_batch)
             if stage.objective.kind == "contrastive" and micro < 2:
                 raise ValueError(
-                    f"stage {stage.name}: the contrastive objective needs two samples in a micro-batch, but the global batch "
-                    f"{stage.global_batch} and memory.micro_batch {self.memory.micro_batch} make micro-batches of 1"
+                    f"stage {stage.name}: the contrastive objective needs two samples in a micro-batch, but the "
+                    f"global batch {stage.global_batch} and memory.micro_batch {self.memory.micro_batch} leave it one"
                 )
         return self
 
@@ -259,7 +259,9 @@ class Curriculum(_Config):
         """
         for index, stage in enumerate(self.stages):
             if stage.name == name:
-                shared = {field: getattr(self, field) for field in StageRun.model_fields if field in type(self).model_fields}
+                shared = {
+                    field: getattr(self, field) for field in StageRun.model_fields if field in type(self).model_fields
+                }
                 return StageRun(**{**shared, "stage": stage, "stage_index": index})
         raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """Wraps `encode`: pixels uint8 [B, ...] -> features [B, ...]. Remembers `capacity` pictures, least recent out first.
+    """Wraps `encode`: pixels uint8 [B, ...] -> features [B, ...]. Remembers `capacity` pictures, oldest out first.
 
     Capacity 0 remembers nothing and adds no work.
     """
@@ -29,7 +29,8 @@ class FeatureCache:
             return encode(pixels)
         size = len(pixels)
         keys = [
-            (kind, size, hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest()) for picture in pixels.cpu()
+            (kind, size, hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest())
+            for picture in pixels.cpu()
         ]
         missing = {key: i for i, key in enumerate(keys) if key not in self._features}
         found = {key: self._features[key] for key in keys if key not in missing}

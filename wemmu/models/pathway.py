@@ -45,7 +45,5 @@ class Pathway(nn.Module):
         rotation = self.rotary(tokens, positions)
         states = tokens
         for layer in self.layers:
-            states = layer(
-                states, attention_mask=mask[:, None], past_key_values=cache, position_embeddings=rotation
-            )[0]
+            states = layer(states, attention_mask=mask[:, None], past_key_values=cache, position_embeddings=rotation)[0]
         return self.norm(states)

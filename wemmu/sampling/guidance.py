@@ -1,7 +1,7 @@
 """The paper's three guidance rules, as weights on the velocities of up to three branches.
 
-A branch is the same request with less in it: nothing at all, the pictures without the words, or all of it. Every rule is a
-sum of branches whose weights add up to one (paper, "Inference"):
+A branch is the same request with less in it: nothing at all, the pictures without the words, or all of it. Every
+rule is a sum of branches whose weights add up to one (paper, "Inference"):
 
     text to image       v = v_un + w (v_full - v_un)
     single-image edit   v = v_un + w_i (v_image - v_un) + w_t (v_full - v_image)

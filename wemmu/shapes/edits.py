@@ -5,8 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from wemmu.shapes.language import references
-from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Object, Scene, Split
-from wemmu.shapes.scene import random_object, random_scene
+from wemmu.shapes.scene import (
+    BACKGROUNDS,
+    CELLS,
+    COLORS,
+    MAX_OBJECTS,
+    SHAPES,
+    SIZES,
+    Object,
+    Scene,
+    Split,
+    random_object,
+    random_scene,
+)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,10 @@ def question(scene: Scene, rng: random.Random) -> tuple[str, str]:
         case "cell":
             cell = rng.randrange(len(CELLS))
             found = scene.at(cell)
-            return f"what is at the {CELLS[cell]}?", f"a {found.size} {found.color} {found.shape}" if found else "nothing"
+            return (
+                f"what is at the {CELLS[cell]}?",
+                f"a {found.size} {found.color} {found.shape}" if found else "nothing",
+            )
         case "exists":
             color, shape = rng.choice(tuple(COLORS)), rng.choice(SHAPES)
             if rng.random() < 0.5:

@@ -25,7 +25,9 @@ def render(scene: Scene, px: int | tuple[int, int]) -> Image.Image:
     return canvas.resize((width, height), Image.Resampling.BOX)
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, int, int]) -> None:
+def _draw_shape(
+    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, int, int]
+) -> None:
     # PIL includes the right and lower edge of a box, hence the - 1.
     box = (x - r, y - r, x + r - 1, y + r - 1)
     match shape:

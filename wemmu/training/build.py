@@ -21,8 +21,8 @@ from wemmu.training.losses import FlowMatchingLoss, LossFn
 class Parts:
     """What the trainer runs.
 
-    carried: weights that this stage does not train but that are no backbone's either, by canonical name: they go into its
-    checkpoints. frozen: backbone -> SHA-256 of the weights it was loaded with.
+    carried: weights that this stage does not train but that are no backbone's either, by canonical name: they go into
+    its checkpoints. frozen: backbone -> SHA-256 of the weights it was loaded with.
     """
 
     model: WeMMU
@@ -103,7 +103,9 @@ def start_from(model: WeMMU, source: Path, identities: dict[str, str]) -> frozen
     _same_frozen(source, manifest, identities)
     for name, weight in weights.items():
         if parameters[name].shape != weight.shape:
-            raise CheckpointError(f"{source}: {name} has shape {list(weight.shape)}, not {list(parameters[name].shape)}")
+            raise CheckpointError(
+                f"{source}: {name} has shape {list(weight.shape)}, not {list(parameters[name].shape)}"
+            )
     for name, weight in weights.items():
         parameters[name].copy_(weight)
     return frozenset(weights)
@@ -113,7 +115,7 @@ def _same_frozen(source: Path, manifest: Manifest, identities: dict[str, str]) -
     for part, sha256 in manifest.frozen.items():
         if identities[part] != sha256:
             raise CheckpointError(
-                f"{source} was trained beside another {part} (SHA-256 {sha256[:12]}, this one is {identities[part][:12]})"
+                f"{source} was trained beside another {part} (SHA-256 {sha256[:12]}, here {identities[part][:12]})"
             )
 
 

@@ -131,7 +131,9 @@ def verify(directory: Path) -> Manifest:
         if not file.is_file():
             raise CheckpointError(f"{directory}: the file {name} is missing; use another checkpoint")
         if _sha256(file) != expected:
-            raise CheckpointError(f"{directory}: the file {name} is damaged (its SHA-256 differs); use another checkpoint")
+            raise CheckpointError(
+                f"{directory}: the file {name} is damaged (its SHA-256 differs); use another checkpoint"
+            )
     return manifest
 
 
@@ -167,10 +169,8 @@ def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16) -> None
 
 
 def latest(root: Path) -> Path | None:
-    """The newest checkpoint under `root` that verifies; clears what a killed save left behind."""
-    for debris in root.glob("step_*.tmp"):
-        shutil.rmtree(debris)
-    for directory in sorted(root.glob("step_*"), reverse=True):
+    """The newest checkpoint under `root` that verifies. Changes nothing: a run may be saving there right now."""
+    for directory in _numbered(root)[::-1]:
         try:
             verify(directory)
             return directory
@@ -181,11 +181,21 @@ def latest(root: Path) -> Path | None:
 
 def prune(root: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and only once the newest verifies."""
-    directories = sorted(d for d in root.glob("step_*") if d.suffix != ".tmp")
+    directories = _numbered(root)
     if len(directories) > keep:
         verify(directories[-1])
         for directory in directories[:-keep]:
             shutil.rmtree(directory)
+
+
+def clear_debris(root: Path) -> None:
+    """Remove what a killed save left behind; for the one process that saves under `root`."""
+    for debris in root.glob("step_*.tmp"):
+        shutil.rmtree(debris)
+
+
+def _numbered(root: Path) -> list[Path]:
+    return sorted(d for d in root.glob("step_*") if d.suffix != ".tmp")
 
 
 def _flat(state: TrainState, carried: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -106,14 +106,18 @@ class WandB:
                 self._end(error)
 
     def _end(self, error: Exception) -> None:
-        warnings.warn(f"W&B is not available, the run goes on without it: {type(error).__name__}: {error}", stacklevel=3)
+        warnings.warn(
+            f"W&B is not available, the run goes on without it: {type(error).__name__}: {error}", stacklevel=3
+        )
         self._run = None
 
 
 def progress_line(stage: str, step: int, steps: int, means: dict[str, float], rate: float, samples_per_s: float) -> str:
     """One line for a person: where, how well, how fast, how long."""
     left = (steps - step) / rate if rate else float("inf")
-    tasks = "  ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in means.items() if k.startswith("loss/") and "t_" not in k)
+    tasks = "  ".join(
+        f"{k.removeprefix('loss/')} {v:.3f}" for k, v in means.items() if k.startswith("loss/") and "t_" not in k
+    )
     return (
         f"{stage}  step {step}/{steps}  loss {means['loss']:.4f}  ({tasks})  {samples_per_s:.0f} samples/s  "
         f"{_duration(left)} left"

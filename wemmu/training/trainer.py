@@ -72,7 +72,7 @@ class Trainer:
         window.steps += 1
         if not math.isfinite(norm):
             raise TrainingError(
-                f"{self.stage.name}: the gradient is not finite at step {self.step}; the weights were left as they were. "
+                f"{self.stage.name}: the gradient is not finite at step {self.step}; the weights were left alone. "
                 f"The last checkpoint is {checkpoint.latest(self.checkpoints)}; a lower learning rate may help."
             )
         return norm
@@ -93,7 +93,10 @@ class Trainer:
         }
         self.record.write(values)
         rate = window.steps / elapsed
-        print(progress_line(self.stage.name, self.step, self.stage.steps, means, rate, values["samples_per_s"]), flush=True)
+        print(
+            progress_line(self.stage.name, self.step, self.stage.steps, means, rate, values["samples_per_s"]),
+            flush=True,
+        )
         return values
 
     def _draw(self, wandb: WandB) -> None:
@@ -121,6 +124,7 @@ class Trainer:
         checkpoint.prune(self.checkpoints, self.run.logging.keep_checkpoints)
 
     def _resume(self) -> int:
+        checkpoint.clear_debris(self.checkpoints)
         newest = checkpoint.latest(self.checkpoints)
         if newest is None:
             return 0
