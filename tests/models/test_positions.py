@@ -9,6 +9,7 @@ from wemmu.noise import Noise
 from wemmu.positions import image_grid_positions, prompt_positions, token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.backbones import MERGE, TOKEN_PX
+from wemmu.types import Prompts
 
 Grids = list[tuple[int, int]]
 
@@ -49,21 +50,28 @@ def test_positions_in_a_padded_batch_are_those_of_each_prompt_alone(model: WeMMU
         assert batch.next_position[b] == alone.next_position[0]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_vae_tokens_stand_on_the_vit_tokens_of_their_image(model: WeMMU, encoder: PromptEncoder, count: int):
-    images = pictures(0, 2, count, 3, 48, 32)
-    prompts = encode(encoder, ["a", "move the small red circle"], images)
-    seen = []
+def given_to_the_pathway(model: WeMMU, prompts: Prompts, images: torch.Tensor) -> torch.Tensor:
+    """The positions [3, B, G] of the pathway's tokens for a picture of 2 x 3 tokens."""
+    seen: list[torch.Tensor] = []
     hook = model.bridge.pathway.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     try:
-        model.condition(prompts, images, (32, 32), Noise(0, 0, torch.arange(2)))
+        model.condition(prompts, images, (2 * TOKEN_PX, 3 * TOKEN_PX), Noise(0, 0, torch.arange(len(images))))
     finally:
         hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_pathway_tokens_stand_on_the_vit_tokens_of_their_images_and_of_the_picture_to_make(
+    model: WeMMU, encoder: PromptEncoder, count: int
+):
+    images = pictures(0, 2, count, 3, 48, 32)
+    prompts = encode(encoder, ["a", "move the small red circle"], images)
+    seen = given_to_the_pathway(model, prompts, images)
     for b in range(2):
-        # Without the last vision_start, which makes the VLM look for an image after it.
-        ids = prompts.input_ids[b, prompts.mask[b]][:-1]
-        own, at_images = rope_index(model, ids.tolist(), [(3, 2)] * count), ids == encoder.image_token_id
-        assert torch.equal(seen[0][:, b, : 6 * count], own[:, at_images])
+        ids = torch.cat([prompts.input_ids[b, prompts.mask[b]], torch.full((6,), encoder.image_token_id)])
+        own = rope_index(model, ids.tolist(), [*[(3, 2)] * count, (2, 3)])
+        assert torch.equal(seen[:, b], own[:, ids == encoder.image_token_id])
 
 
 def test_an_image_token_without_an_image_is_refused(encoder: PromptEncoder):

@@ -142,11 +142,12 @@ def test_pictures_that_do_not_match_the_prompts_tokens_are_refused(model: WeMMU,
         model.vlm.prefix(batch.prompts, wrong)
 
 
-def test_one_prompt_with_too_few_image_tokens_is_refused(model: WeMMU, encoder: PromptEncoder):
+def test_image_tokens_of_one_prompt_do_not_make_up_for_those_of_another(model: WeMMU, encoder: PromptEncoder):
     batch = make_batch(encoder, [0, 1])
     ids = batch.prompts.input_ids.clone()
     ids[1][ids[1] == encoder.image_token_id] = encoder.pad_token_id
-    with pytest.raises(ValueError, match=r"\[4, 0\]"):
+    ids[0, -4:] = encoder.image_token_id
+    with pytest.raises(ValueError, match=r"\[8, 0\]"):
         model.vlm.prefix(replace(batch.prompts, input_ids=ids), batch.images)
 
 

@@ -80,6 +80,16 @@ def test_pictures_are_repeated_by_their_seed_and_changed_by_another(sampler: Sam
     assert ((first - other).abs().amax((1, 2, 3)) > 1e-3).all()
 
 
+def test_another_solver_is_used_where_it_is_asked_for(model: WeMMU, encoder: PromptEncoder, sampler: Sampler):
+    request = make_request(Task.UNCONDITIONAL)
+
+    def still(_: object, x: Tensor, ts: Tensor) -> Tensor:
+        return x
+
+    latents = Noise(SAMPLING.seed, 0, request.sample_ids).normal("latent", (model.vae.latent_channels, 2, 2))
+    assert torch.equal(Sampler(model, encoder, SHIFT, still)(request, SAMPLING), model.vae.decode(latents))
+
+
 @pytest.mark.parametrize("task", [Task.T2I, Task.EDIT])
 def test_a_sample_alone_is_what_it_is_in_a_batch(sampler: Sampler, task: Task):
     together = sampler(make_request(task, [0, 1, 3]), SAMPLING)

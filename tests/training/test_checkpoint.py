@@ -76,7 +76,12 @@ def test_the_manifest_lists_every_file_and_every_tensor(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "word"), [(flip_a_byte, "damaged"), (truncate, "damaged"), (Path.unlink, "missing")], ids=str
+    ("damage", "word"),
+    [
+        pytest.param(flip_a_byte, "damaged", id="flipped byte"),
+        pytest.param(truncate, "damaged", id="truncated"),
+        pytest.param(Path.unlink, "missing", id="missing"),
+    ],
 )
 def test_damage_to_any_file_is_found_and_names_the_file(tmp_path: Path, damage, word: str):
     whole = save(tmp_path / "whole")

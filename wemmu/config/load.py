@@ -22,8 +22,8 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     """Read a curriculum.
 
     `base: other.yaml` at its top, relative to the file, is read first, and the file's own `overrides: [...]` are
-    applied to it before `overrides`. An override is a dotted assignment as `logging.every=5`; `stages.NAME.field=value` reaches
-    into the stage called NAME, `stages.*.field=value` into all.
+    applied to it before `overrides`. An override is a dotted assignment as `logging.every=5`;
+    `stages.NAME.field=value` reaches into the stage called NAME, `stages.*.field=value` into all.
 
     Raises:
         ConfigError: if the file cannot be read or what comes out is not a valid curriculum.

@@ -17,8 +17,8 @@ from wemmu.shapes.language import Demand, parse_caption
 from wemmu.shapes.render import cell_box, render, to_array
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object, Scene
 
-# Root mean square error in [0, 1] units. A VAE-decoded render stays below 0.10 and a blurred one (2 px of 64) below 0.13;
-# noise and cells that show two things at once are beyond it (tests/shapes/test_scorer.py holds both sides).
+# Root mean square error in [0, 1] units. A VAE-decoded render stays below 0.10 and one blurred by 2 px of 64 below
+# 0.13; noise and cells that show two things at once are beyond it (tests/shapes/test_scorer.py holds both sides).
 MAX_RMSE = 0.14
 
 
