@@ -24,6 +24,7 @@ class PromptEncoder:
         self.tokenizer = self._processor.tokenizer
         ids = self.tokenizer.convert_tokens_to_ids
         self.image_token_id: int = ids("<|image_pad|>")
+        self._special: list[str] = self.tokenizer.all_special_tokens
         self._vision_start: int = ids("<|vision_start|>")
         self.pad_token_id: int = self.tokenizer.pad_token_id
         self._chat: dict[int, tuple[str, str]] = {}
@@ -42,7 +43,13 @@ class PromptEncoder:
         return before + text + after
 
     def token_ids(self, text: str, grids: Sequence[tuple[int, int]]) -> list[int]:
-        """Ids of one chat prompt with every image placeholder expanded to its number of tokens."""
+        """Ids of one chat prompt with every image placeholder expanded to its number of tokens.
+
+        Raises:
+            ValueError: if the text itself holds one of the VLM's special tokens, which would be read as the format's.
+        """
+        if found := [token for token in self._special if token in text]:
+            raise ValueError(f"the prompt {text!r} holds the VLM's special token {found[0]}; leave it out")
         ids: list[int] = []
         sizes = iter(grids)
         for token in self.tokenizer(self.chat(text, len(grids)), add_special_tokens=False)["input_ids"]:

@@ -19,12 +19,13 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
     except ConfigError as error:
         sys.exit(str(error))
     # A bad config is refused above before torch and the models are imported.
+    from wemmu.config.shards import ShardError
     from wemmu.training.checkpoint import CheckpointError
     from wemmu.training.trainer import Trainer, TrainingError
 
     try:
         code = Trainer(run, config.resolve().parent).train()
-    except (TrainingError, CheckpointError, FileNotFoundError) as error:
+    except (TrainingError, CheckpointError, ShardError, FileNotFoundError) as error:
         sys.exit(f"{run.stage.name}: {error}")
     raise typer.Exit(code)
 

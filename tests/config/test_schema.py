@@ -57,7 +57,7 @@ REFUSED = {
     ),
     "contrast in micro-batches of one": (
         [put("stages", 0, "objective", {"kind": "contrastive"}), put("stages", 0, "global_batch", 17)],
-        "stage first: .* micro-batches of 1",
+        "stage first: .* two samples in a micro-batch, but the global batch 17",
     ),
     "no clipping": ([put("stages", 0, "optimizer", {"lr": 1, "clip": 0})], "greater than 0"),
 }

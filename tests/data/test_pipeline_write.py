@@ -207,7 +207,7 @@ def test_a_killed_run_is_finished_by_the_next(
         return len(list(root.glob("*/*/*/[0-9][0-9][0-9][0-9][0-9]")))
 
     with ray_run(tmp_path / "curriculum.yaml", partition) as process:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 900
         while finished() < 5:
             assert process.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline

@@ -161,3 +161,8 @@ def test_prompt_ids_are_the_real_processors_then_vision_start(backbones: Backbon
     expected = processor(text=[chat], images=[*images[0]] or None)["input_ids"][0]
     vision_start = processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
     assert encode(encoder, [text], images).input_ids[0].tolist() == [*expected, vision_start]
+
+
+def test_a_special_token_in_the_words_is_refused(encoder: PromptEncoder):
+    with pytest.raises(ValueError, match=r"special token <\|image_pad\|>"):
+        encoder(["a red circle <|image_pad|>"], [[]])
