@@ -10,7 +10,6 @@ run side by side, one thread each. What the shipped ones reached is in `assets/s
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +66,7 @@ def dit(steps: int = 4500, out: Out = ASSETS, work: Work = WORK, threads: Thread
 def scores(out: Out = ASSETS, count: int = 200, threads: Threads = 1) -> None:
     """Measure the backbones on held-out scenes and held-out colour-shape pairs; writes scores.json."""
     from tools.pretraining import dit, vae, vlm
+    from wemmu.config.shards import replace_text
     from wemmu.models.vae import FrozenVAE
     from wemmu.prompts import PromptEncoder
     from wemmu.shapes.backbones import HIGH_PX, LOW_PX
@@ -83,10 +83,9 @@ def scores(out: Out = ASSETS, count: int = 200, threads: Threads = 1) -> None:
             measured["vae round trip"][f"{split} {px}"] = vae.round_trip(autoencoder, split, px, count)
             measured["vlm exact answer"] |= vlm.evaluate(teacher, split, px, count)
             measured["dit text to image"][f"{split} {px}"] = painter.exact(split, px, count=count)
-    aside = out / "scores.json.tmp"
-    aside.write_text(json.dumps({"scenes": count, **_rounded(measured)}, indent=1) + "\n")
-    os.replace(aside, out / "scores.json")
-    print((out / "scores.json").read_text())
+    text = json.dumps({"scenes": count, **_rounded(measured)}, indent=1) + "\n"
+    replace_text(out / "scores.json", text)
+    print(text)
 
 
 def _rounded(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2Model, PreTrainedTok
 
 from tools.pretraining.loop import fit
 from wemmu.config.schema import TimeSampling
+from wemmu.models.dit import TIME_SCALE
 from wemmu.models.vae import FrozenVAE
 from wemmu.objectives.flow import flow_matching
 from wemmu.objectives.path import sample_time
@@ -73,7 +74,7 @@ class Painter:
 
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         return self.dit(
-            x_t, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * 1000.0, return_dict=False
+            x_t, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * TIME_SCALE, return_dict=False
         )[0]
 
     def loss(self, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:

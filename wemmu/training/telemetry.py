@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from wemmu.config.schema import StageRun
+from wemmu.config.shards import replace_text
 
 
 class Window:
@@ -38,9 +39,7 @@ class Record:
         self._file = file
         if file.exists():
             kept = [line for line in file.read_text().splitlines() if _step(line) <= resumed_at]
-            aside = file.with_suffix(".tmp")
-            aside.write_text("".join(line + "\n" for line in kept))
-            os.replace(aside, file)
+            replace_text(file, "".join(line + "\n" for line in kept))
 
     def write(self, values: dict[str, Any]) -> None:
         with self._file.open("a") as stream:
