@@ -10,7 +10,7 @@ from wemmu.config import Curriculum, dump, load_curriculum
 
 CURRICULUM = "curriculum.yaml"
 # All there can be in a run folder whose first launcher was killed before it wrote the curriculum.
-_FIRST_TRACES = {"lock", "curriculum.tmp"}
+_FIRST_TRACES = {"lock", "curriculum.yaml.tmp"}
 _SHOWN = 20
 
 
@@ -34,7 +34,7 @@ def check(curriculum: Curriculum, run: Path) -> None:
     """
     needed = {"backbones.vlm": curriculum.backbones.vlm, "backbones.sana": curriculum.backbones.sana}
     needed |= {f"stages.{stage.name}.start": stage.start for stage in curriculum.stages if stage.start}
-    if curriculum.data.prepare is None:
+    if curriculum.data.prepare is None and curriculum.data.remote is None:
         needed["data.shards"] = curriculum.data.shards
     if absent := [f"  {field}: {path} is not a directory" for field, path in needed.items() if not path.is_dir()]:
         raise RefusedError("\n".join([f"the curriculum {curriculum.name} needs what is not there:", *absent]))
@@ -43,10 +43,10 @@ def check(curriculum: Curriculum, run: Path) -> None:
 
 def write(curriculum: Curriculum, run: Path) -> None:
     """Write the resolved curriculum and the config of every stage's job."""
-    _dump_whole(curriculum, run / CURRICULUM)
+    dump(curriculum, run / CURRICULUM)
     for config in stage_runs(curriculum, run):
         (run / config.stage.name).mkdir(exist_ok=True)
-        _dump_whole(config, run / config.stage.name / "config.yaml")
+        dump(config, run / config.stage.name / "config.yaml")
 
 
 def _check_folder(curriculum: Curriculum, run: Path) -> None:
@@ -83,9 +83,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _dump_whole(config: Any, file: Path) -> None:
-    aside = file.with_suffix(".tmp")
-    dump(config, aside)
-    os.replace(aside, file)

@@ -66,7 +66,7 @@ def test_a_folder_in_which_the_first_launcher_died_early_is_free(runnable: Curri
     run = tmp_path / "run"
     run.mkdir()
     (run / "lock").write_text("12")
-    (run / "curriculum.tmp").write_text("na")
+    (run / "curriculum.yaml.tmp").write_text("na")
     folder.check(runnable, run)
 
 

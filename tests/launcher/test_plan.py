@@ -19,7 +19,7 @@ def curriculum(**changes: object) -> Curriculum:
     fields: dict[str, object] = {
         "name": "x",
         "backbones": {"vlm": "vlm", "sana": "sana"},
-        "data": {"shards": "shards", "prepare": {"source": "shapes", "samples": {"t2i": 8}}},
+        "data": {"shards": "shards", "prepare": {"sources": [{"kind": "shapes", "samples": {"t2i": 8}}]}},
         "memory": {"micro_batch": 4, "reference_resolution": 32},
         "evaluation": {"prompts": 5},
         "stages": [stage("a"), stage("b", steps=70), stage("c", start="elsewhere"), stage("d")],

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
+from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -41,8 +42,8 @@ def load_stage(path: Path) -> StageRun:
 
 
 def dump(config: BaseModel, path: Path) -> None:
-    """Write a config as YAML that `load_curriculum` or `load_stage` reads back equal."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
+    """Write a config as YAML that `load_curriculum` or `load_stage` reads back equal; it appears whole."""
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
 
 
 def _load(path: Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:

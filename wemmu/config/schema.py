@@ -4,20 +4,16 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from wemmu.config.base import Config, Positive, Share
+from wemmu.config.prepare import Prepare
 from wemmu.config.task import GENERATION_TASKS, Task
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Module = Literal["vae_branch", "pathway", "position_mlp", "queries", "dit"]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Backbones(_Config):
+class Backbones(Config):
     """Directories in the published layout: `Qwen2.5-VL-3B-Instruct` and `Sana_1600M_1024px_diffusers`."""
 
     vlm: Path
@@ -25,7 +21,7 @@ class Backbones(_Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-class Queries(_Config):
+class Queries(Config):
     """Design of the query tokens.
 
     noisy: N(0, std^2), drawn anew at every step, as many as the VLM has tokens for the picture (the paper).
@@ -39,7 +35,7 @@ class Queries(_Config):
     number: Positive = 64
 
 
-class Bridge(_Config):
+class Bridge(Config):
     queries: Queries = Queries()
     vae_branch: bool = True
     # Side of the position table in tokens; it bounds the resolution. 64 tokens are 1792 px of Qwen2.5-VL.
@@ -49,7 +45,7 @@ class Bridge(_Config):
     position_std: Annotated[float, Field(ge=0)] = 1.0
 
 
-class TimeSampling(_Config):
+class TimeSampling(Config):
     """Distribution of t in training (t = 1 is noise). OPEN in the paper; Sana's own: logit-normal, shift 3.
 
     t ~ sigmoid(N(mean, std^2)), then t <- s t / (1 + (s - 1) t) with s = `shift` at `reference_resolution`, scaled by
@@ -68,7 +64,7 @@ class TimeSampling(_Config):
         return float(self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent)
 
 
-class Objective(_Config):
+class Objective(Config):
     """flow: conditional flow matching. contrastive: minus `weight` times the distance to another sample's target."""
 
     kind: Literal["flow", "contrastive"] = "flow"
@@ -76,7 +72,7 @@ class Objective(_Config):
     time: TimeSampling = TimeSampling()
 
 
-class Optimizer(_Config):
+class Optimizer(Config):
     """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
 
     lr: Annotated[float, Field(gt=0)]
@@ -101,7 +97,7 @@ class Optimizer(_Config):
         return self.final_lr_share + (1 - self.final_lr_share) * cosine
 
 
-class Stage(_Config):
+class Stage(Config):
     """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
@@ -140,7 +136,7 @@ class Stage(_Config):
         return self
 
 
-class Memory(_Config):
+class Memory(Config):
     """What one device holds: `micro_batch` samples at `reference_resolution`, scaled by area to other resolutions."""
 
     micro_batch: Positive
@@ -162,31 +158,39 @@ class Memory(_Config):
         return micro, per_rank // micro
 
 
-class Prepare(_Config):
-    """Shards that the launcher has written before the first stage. `samples` counts records of each task."""
+class Data(Config):
+    """`shards` is a data set that `python -m data_pipeline` wrote; with `prepare` the launcher has it written first.
 
-    source: Literal["shapes"]
-    samples: dict[Task, Positive]
-    seed: int = 0
-
-
-class Data(_Config):
-    """`shards` is a directory that `python -m data_pipeline` wrote: streams per task and resolution."""
+    With `remote`, a URL that fsspec opens, the data set is there, and `shards` is this machine's cache of it, which
+    holds `cache_gb` GB at most.
+    """
 
     shards: Path
     prepare: Prepare | None = None
+    remote: str | None = None
+    cache_gb: Annotated[float, Field(gt=0)] | None = None
     # Loader threads that decode ahead of the step; 0 reads in the training process.
     workers: Annotated[int, Field(ge=0)] = 1
+    # A record that is not what was written: stop, or take another in its place and count it.
+    damaged: Literal["stop", "skip"] = "stop"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        if self.remote is not None and self.prepare is not None:
+            raise ValueError("data.remote reads a finished data set, data.prepare writes one; give one of the two")
+        if (self.remote is None) != (self.cache_gb is None):
+            raise ValueError("data.remote and data.cache_gb, the size of its cache in data.shards, go together")
+        return self
 
 
-class SamplePrompt(_Config):
+class SamplePrompt(Config):
     """A fixed prompt of the sample grids; pictures by path."""
 
     text: str = ""
     images: tuple[Path, ...] = ()
 
 
-class Sampling(_Config):
+class Sampling(Config):
     """How sample pictures are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
 
     steps: Positive = 20
@@ -199,7 +203,7 @@ class Sampling(_Config):
     prompts: tuple[SamplePrompt, ...] = ()
 
 
-class Logging(_Config):
+class Logging(Config):
     every: Positive = 10
     samples_every: Positive = 500
     checkpoint_every: Positive = 500
@@ -208,14 +212,14 @@ class Logging(_Config):
     wandb_project: str = "wemmu"
 
 
-class Evaluation(_Config):
+class Evaluation(Config):
     """Exact scores after a stage, on `prompts` held-out prompts for each task; 0 skips the evaluation."""
 
     prompts: Annotated[int, Field(ge=0)] = 0
     batch: Positive = 64
 
 
-class Curriculum(_Config):
+class Curriculum(Config):
     """Everything a chain of stages needs; `configs/` holds examples."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
@@ -266,7 +270,7 @@ class Curriculum(_Config):
         raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
 
 
-class StageRun(_Config):
+class StageRun(Config):
     """One stage with everything it shares with the others: what a training job reads and writes into its folder."""
 
     name: str

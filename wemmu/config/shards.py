@@ -1,38 +1,58 @@
-"""The layout of a prepared data set: what `data_pipeline` writes and `wemmu.data` reads.
+"""The layout of a prepared data set: what `data_pipeline` writes and `wemmu.data` reads (docs/data.md).
 
-dataset.json                    written last: where it stands, the data set is complete
+settings.json                   what was asked for, written first
+ledger/00000.json ...           one finished partition each: what it holds in which stream, what it rejected
+rejected.jsonl                  every record that was left out, with its source, key and reason
 <task>/<resolution>/<H>x<W>/    one stream, a local MDS data set
-    stream.json                 its settings, written first
     index.json                  the MDS index of all its partitions
-    00000/ 00001/ ...           its partitions, each written aside and moved here when finished
+    00000/ 00001/ ...           the shards of its partitions
+dataset.json                    written last: where it stands, the data set is complete
 """
 
-import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wemmu.config.base import Positive
+from wemmu.config.files import replace_text
 from wemmu.config.task import Task
 
-VERSION = 1
+VERSION = 2
 DATASET_FILE = "dataset.json"
-STREAM_FILE = "stream.json"
+SETTINGS_FILE = "settings.json"
 INDEX_FILE = "index.json"
-# MDS types that decode without executing anything. `images` holds the input pictures (see `pack`), `target` the picture
-# to make; both as PNG. An empty `target` means that the first input picture is itself the target.
-COLUMNS = {"id": "str", "task": "str", "prompt": "str", "images": "bytes", "target": "bytes"}
-
-Positive = Annotated[int, Field(gt=0)]
+REJECTED_FILE = "rejected.jsonl"
+LEDGER = "ledger"
+# MDS types that decode without executing anything.
+#   prompt    what the VLM is asked; empty where the task has no words
+#   answer    what it should say; understanding only
+#   images    the input pictures as files (JPEG or PNG), see `pack`
+#   target    the picture to make as a file; empty where the first input is itself the target, or none is made
+#   latents   empty, or see `pack`: the latents of the target, then of each input, each [channels, rows, columns]
+#   checksum  of all other columns, see `checksum`; readers compare it, so that damage never becomes wrong pixels
+COLUMNS = {
+    "id": "str",
+    "task": "str",
+    "prompt": "str",
+    "answer": "str",
+    "images": "bytes",
+    "target": "bytes",
+    "latents": "bytes",
+    "checksum": "bytes",
+}
 
 
 class ShardError(ValueError):
     """A data set that cannot be used as it is; the message names the file or field and the way out."""
 
 
-class _Schema(BaseModel):
+class Schema(BaseModel):
+    """A JSON file of the data set."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
@@ -51,51 +71,50 @@ class _Schema(BaseModel):
         replace_text(path, self.model_dump_json(indent=1))
 
 
-class StreamSettings(_Schema):
-    """Everything that decides the content of one stream: equal settings, equal records.
+class LatentSettings(Schema):
+    """Everything that decides what a stored latent is; training refuses latents of another autoencoder.
 
-    `height` and `width` are in pixels, `samples` and `partition` (records per partition) in records.
+    `vae` is the sha256 of its weights. Values are already multiplied by `scaling_factor`.
     """
 
-    source: str
-    source_version: int
-    seed: int
+    vae: str
+    scaling_factor: float
+    dtype: Literal["float32", "bfloat16"]
+    channels: Positive
+    rows: Positive
+    columns: Positive
+
+
+class StreamSettings(Schema):
+    """What the records of one stream have in common, so that any of them can share a batch.
+
+    `height` and `width` are the pixels of every picture, `inputs` is the number of input pictures of a record.
+    """
+
     task: Task
     resolution: Positive
     height: Positive
     width: Positive
-    samples: Positive
-    partition: Positive
+    inputs: Annotated[int, Field(ge=0)]
+    latents: LatentSettings | None = None
 
     @property
     def name(self) -> str:
         """The stream's directory below the data set's."""
-        return f"{self.task}/{self.resolution}/{self.height}x{self.width}"
-
-    @property
-    def partitions(self) -> int:
-        return -(-self.samples // self.partition)
-
-    def records(self, partition: int) -> range:
-        """The numbers of the records in partition number `partition`."""
-        start = partition * self.partition
-        return range(start, min(start + self.partition, self.samples))
-
-    def differences(self, other: "StreamSettings") -> list[str]:
-        """One `field: own value, other value` for each field in which the two differ."""
-        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return [f"{field}: {mine[field]}, not {theirs[field]}" for field in mine if mine[field] != theirs[field]]
+        several = f"x{self.inputs}" if self.task is Task.MULTI_EDIT else ""
+        return f"{self.task}/{self.resolution}/{self.height}x{self.width}{several}"
 
 
-class Stream(_Schema):
+class Stream(Schema):
     """A finished stream. `files` maps each file, its index included, to its sha256; `bytes` counts the shards."""
 
     settings: StreamSettings
+    samples: Positive
     bytes: int
     files: dict[str, str]
 
 
-class DataSet(_Schema):
+class DataSet(Schema):
     """The record of a complete data set, `dataset.json`."""
 
     version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
@@ -117,11 +136,16 @@ class DataSet(_Schema):
             ) from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Give `path` this content in one atomic step."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
+def checksum(columns: Mapping[str, Any]) -> bytes:
+    """8 bytes that change when any other column does."""
+    digest = xxhash.xxh3_64()
+    for name in COLUMNS:
+        if name != "checksum":
+            value = columns[name]
+            data = value.encode() if isinstance(value, str) else value
+            digest.update(struct.pack("<Q", len(data)))
+            digest.update(data)
+    return digest.digest()
 
 
 def pack(parts: Sequence[bytes]) -> bytes:

@@ -1,0 +1,172 @@
+"""What `data_pipeline` is asked to write: from which sources, at which sizes, and what is left out.
+
+Paths are local or anything fsspec opens (`s3://...`, `hf://...`); those that name many files may hold wildcards.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from wemmu.config.base import Config, Positive, Share
+from wemmu.config.task import Task
+
+# At least 1: a ratio of the longer to the shorter side, or of the new to the old.
+Ratio = Annotated[float, Field(ge=1)]
+
+
+class _Source(Config):
+    # Stands in the ids of the records and in reports; two sources of one data set need different ones.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
+
+
+class ShapesSource(_Source):
+    """The built-in miniature world, endless: `samples` records of each task."""
+
+    kind: Literal["shapes"]
+    name: str = "shapes"
+    samples: dict[Task, Positive]
+    seed: int = 0
+
+
+class WebDatasetSource(_Source):
+    """Tar files of img2dataset or WebDataset: members of one stem are one record, a picture and its caption.
+
+    `caption` lists where the caption may stand, the first that is there counts: `txt` is that member's whole text,
+    `json:caption` is the field `caption` of the member `json`.
+    """
+
+    kind: Literal["webdataset"]
+    path: str
+    caption: tuple[Annotated[str, Field(pattern=r"^(\w+|json:.+)$")], ...] = ("txt", "json:caption")
+
+
+class ParquetSource(_Source):
+    """Parquet files. The column `image` holds bytes, or paths below `root`, or Hugging Face's {bytes, path}."""
+
+    kind: Literal["parquet"]
+    path: str
+    image: str = "image"
+    caption: str = "caption"
+    root: str | None = None
+
+
+class FolderSource(_Source):
+    """Pictures in a folder, listed by JSONL files; picture paths are relative to `root` (default: beside the JSONL).
+
+    With `answer` the records are of the understanding task: `caption` is then the field of the question.
+    """
+
+    kind: Literal["folder"]
+    path: str
+    root: str | None = None
+    image: str = "image"
+    caption: str = "caption"
+    answer: str | None = None
+
+
+class EditsSource(_Source):
+    """Edit records in JSONL files: an instruction, one or several input pictures (a path or a list), a target."""
+
+    kind: Literal["edits"]
+    path: str
+    root: str | None = None
+    instruction: str = "instruction"
+    input: str = "input"
+    target: str = "target"
+
+
+class HuggingFaceSource(_Source):
+    """A data set that `datasets` saved with `save_to_disk`; `split` picks one of a DatasetDict."""
+
+    kind: Literal["huggingface"]
+    path: str
+    split: str | None = None
+    image: str = "image"
+    caption: str = "text"
+
+
+Source = Annotated[
+    ShapesSource | WebDatasetSource | ParquetSource | FolderSource | EditsSource | HuggingFaceSource,
+    Field(discriminator="kind"),
+]
+
+
+class Pictures(Config):
+    """Aspect-ratio buckets, and how the pictures in them are stored.
+
+    At resolution R a bucket is a size of about R^2 pixels whose sides are multiples of `unit`. A picture goes to the
+    bucket nearest to its own aspect ratio: scaled until it covers the bucket, then cut evenly on both sides. One that
+    would have to be enlarged by more than `max_upscale` is not used at that resolution.
+    """
+
+    # px; Sana's autoencoder makes one latent of 32 x 32.
+    unit: Positive = 32
+    # Longer to shorter side of the most oblong bucket; 1 leaves only the square.
+    max_aspect: Ratio = 2.0
+    max_upscale: Annotated[float, Field(gt=0)] = 1.0
+    # JPEG at 95 without chroma subsampling is visually lossless at a tenth of PNG's bytes on photographs.
+    format: Literal["jpeg", "png"] = "jpeg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+
+class Keep(Config):
+    """What is kept; everything else is listed in rejected.jsonl with its reason."""
+
+    # px of the shorter side, of every picture of a record.
+    min_side: Positive = 1
+    max_aspect: Ratio = 4.0
+    # Characters of the prompt, for tasks that have one.
+    caption_length: tuple[Annotated[int, Field(ge=0)], Positive] = (1, 4000)
+    # Records whose pictures (and, for edits, instruction) are byte by byte those of an earlier record. Dropping them
+    # reads every source once more before anything is written.
+    duplicates: Literal["drop", "keep"] = "drop"
+    # A picture with more pixels is not decoded at all: its file may be a decompression bomb.
+    max_pixels: Positive = 100_000_000
+
+    @field_validator("caption_length")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"the shortest length, {value[0]}, is above the longest, {value[1]}")
+        return value
+
+
+class Captioner(Config):
+    """Have a VLM (a directory in the published layout) write captions of text-to-image records.
+
+    `which`: of those that have none, or of all.
+    """
+
+    vlm: Path
+    instruction: str = "Describe the image."
+    max_tokens: Positive = 128
+    which: Literal["missing", "all"] = "missing"
+    batch: Positive = 16
+
+
+class Latents(Config):
+    """Store the autoencoder's latents beside the pictures, so that training need not encode them."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    batch: Positive = 16
+
+
+class Prepare(Config):
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    pictures: Pictures = Pictures()
+    keep: Keep = Keep()
+    caption: Captioner | None = None
+    latents: Latents | None = None
+    # Share of damaged records above which writing stops: by then the source is probably not what it should be.
+    max_damaged: Share = 0.05
+    # Records of one partition, the unit of parallel work and of what a killed run does again; a tar file or a Parquet
+    # row group is never split.
+    partition: Positive = 2000
+
+    @model_validator(mode="after")
+    def _check(self) -> "Prepare":
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two sources have one name: {', '.join(names)}")
+        return self
