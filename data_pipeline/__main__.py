@@ -1,5 +1,6 @@
-"""`python -m data_pipeline write CURRICULUM.yaml` and `python -m data_pipeline inspect DIR`."""
+"""`python -m data_pipeline`: buckets CURRICULUM.yaml, write CURRICULUM.yaml, inspect DIR, verify DIR."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,24 +14,70 @@ from wemmu.config.shards import ShardError
 app = typer.Typer(help="Write and look at the shards that training reads.", no_args_is_help=True, add_completion=False)
 
 
+CurriculumFile = Annotated[Path, typer.Argument(help="The curriculum whose stages will read the shards.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field.")]
+
+
+def tables() -> Console:
+    """Of 120 columns where there is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def lines() -> Console:
+    """One line of output for each message, however long, and nothing in it taken as markup."""
+    return Console(soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def buckets(
+    curriculum: CurriculumFile,
+    set_: Overrides = [],  # noqa: B006
+    sample: Annotated[int, typer.Option(min=1, help="Records to look at of each source.")] = 1000,
+) -> None:
+    """Show the buckets of CURRICULUM and what would go to each, before anything is written."""
+    from data_pipeline.preview_text import show_buckets
+
+    show_buckets(load_curriculum(curriculum, set_), tables(), sample)
+
+
 @app.command()
 def write(
-    curriculum: Annotated[Path, typer.Argument(help="The curriculum whose stages will read the shards.")],
-    set_: Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field.")] = [],  # noqa: B006
+    curriculum: CurriculumFile,
+    set_: Overrides = [],  # noqa: B006
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Writing processes; by default one for 8 partitions, at most one a core.")
+        int | None, typer.Option(min=0, help="Writing processes; by default one a core, 0: this one.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster (HOST:PORT or auto) to use instead of an own.")
     ] = None,
 ) -> None:
     """Write what is missing of the data set of CURRICULUM into its data.shards."""
-    write_dataset(load_curriculum(curriculum, set_), Console(soft_wrap=True, markup=False, highlight=False), workers)
+    write_dataset(load_curriculum(curriculum, set_), lines(), workers, ray)
 
 
 @app.command()
-def inspect(directory: Annotated[Path, typer.Argument(help="A directory that `write` made.")]) -> None:
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="A data set that `write` made, or any MDS shards.")],
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the first records of every stream into this file.")
+    ] = None,
+) -> None:
     """Print the streams of a data set and one example record of each."""
-    from data_pipeline.inspect import inspect_dataset
+    from data_pipeline.inspect import inspect
 
-    inspect_dataset(directory, Console())
+    inspect(directory, tables(), pictures)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="A data set that `write` made, or began.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.")] = None,
+) -> None:
+    """Read and hash all of a data set again; the exit code is 1 unless it is complete and whole."""
+    from data_pipeline.verify import verify
+
+    if not verify(directory, lines(), workers):
+        raise typer.Exit(1)
 
 
 def main() -> None:

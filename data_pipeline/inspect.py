@@ -1,37 +1,150 @@
-"""A look into a data set: its streams as a table, then the first record of each."""
+"""A look into a directory of shards: a data set of ours, or of anyone who writes MDS."""
 
+from itertools import chain, islice
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from streaming import LocalDataset
+from rich.text import Text
 
-from data_pipeline.records import Record
-from wemmu.config.shards import DataSet
+from data_pipeline.contact_sheet import contact_sheet, size_of
+from data_pipeline.contents import Contents, StoredRecord, look, records
+from data_pipeline.mds import Shard, read_index, samples_in_header
+from data_pipeline.report_record import in_order
+from data_pipeline.report_text import number, plain, table
+from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, ShardError
+
+# Streams on the contact sheet, and records of each.
+SECTIONS, SHOWN = 60, 6
+WRITTEN = ("str", "json", "str_int", "str_float", "str_decimal")
+NUMBERS = {"int": "<i8"} | {
+    f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("uint", "int", "float") for size in (1, 2, 4, 8)
+}
+PICTURES = ("jpeg", "png", "bytes")
+# Bytes of a column that are printed as text.
+PRINTED = 2000
 
 
-def inspect_dataset(root: Path, console: Console) -> None:
-    """Print the streams of the data set in `root` and an example of each; sizes are height x width.
+def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
+    """Print the streams of the data set in `root` and an example of each, or the columns of a foreign MDS data set.
+
+    With `pictures` the first records of every stream are drawn into that PNG file.
 
     Raises:
-        ShardError: if `root` holds no complete data set.
+        ShardError: if `root` is neither, or `pictures` is wanted of a foreign data set.
     """
-    dataset = DataSet.at(root)
-    table = Table("stream", "records", "MB", "bytes/record", title=str(root))
-    for stream in dataset.streams:
-        samples = stream.settings.samples
-        table.add_row(stream.settings.name, f"{samples}", f"{stream.bytes / 1e6:.1f}", f"{stream.bytes / samples:.0f}")
-    console.print(table)
-    for stream in dataset.streams:
-        record = Record.from_columns(LocalDataset(str(root / stream.settings.name))[0])
-        inputs = ", ".join(map(_size, record.images)) or "none"
-        target = "the input" if record.target is None else _size(record.target)
-        line = f"[bold]{record.id}[/] in {stream.settings.name}: inputs {inputs}; target {target}"
-        console.print(line, soft_wrap=True)
-        console.print(f'  "{escape(record.prompt)}"', highlight=False, soft_wrap=True)
+    if (root / SETTINGS_FILE).exists() or (root / DATASET_FILE).exists():
+        contents = look(root)
+        _show(contents, console)
+        if pictures is not None:
+            streams = in_order(contents.streams)[:SECTIONS]
+            sections = [(s.settings.name, list(islice(records(root, s), SHOWN))) for s in streams]
+            contact_sheet(sections).save(pictures, "PNG")
+            console.print(Text(f"The first records of {len(streams)} streams: {pictures}"))
+    elif (root / INDEX_FILE).exists():
+        if pictures is not None:
+            raise ShardError(f"{root} is not a data set of this project, so no pictures are drawn of it")
+        _show_foreign(root, console)
+    else:
+        raise ShardError(
+            f"{root} holds neither a data set of this project ({SETTINGS_FILE}) nor one of MDS shards ({INDEX_FILE})"
+        )
 
 
-def _size(image: Image.Image) -> str:
-    return f"{image.height}x{image.width}"
+def _show(contents: Contents, console: Console) -> None:
+    state = "complete" if contents.complete else f"{contents.finished} of {contents.parts} partitions are finished"
+    streams = in_order(contents.streams)
+    console.print(
+        table(
+            f"{contents.root}: {state}",
+            ("stream, height x width", ">records", ">shards", ">MB", ">bytes/record", "latents"),
+            (
+                (
+                    s.settings.name,
+                    number(s.samples),
+                    number(len([name for name in s.files if name != INDEX_FILE])),
+                    f"{s.bytes / 1e6:,.1f}",
+                    number(s.bytes // s.samples),
+                    s.settings.latents.dtype if s.settings.latents else "no",
+                )
+                for s in streams
+            ),
+        )
+    )
+    for stream in streams:
+        record = next(records(contents.root, stream))
+        console.print(Text(f"{stream.settings.name}: {plain(record.id)}", "bold"), soft_wrap=True)
+        for line in _lines(record):
+            console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def _lines(record: StoredRecord) -> list[str]:
+    made = size_of(record.target) if record.target else "none of its own"
+    lines = [f"inputs {', '.join(map(size_of, record.images)) or 'none'}; target {made}"]
+    if record.latents:
+        lines.append(f"latents of {', '.join(number(len(part)) for part in record.latents)} bytes")
+    lines.append(f'prompt "{plain(record.prompt)}"' if record.prompt else "no prompt")
+    return [*lines, f'answer "{plain(record.answer)}"'] if record.answer else lines
+
+
+def _show_foreign(root: Path, console: Console) -> None:
+    shards = read_index(root)
+    if not shards:
+        raise ShardError(f"{root / INDEX_FILE} names no shards")
+    first = shards[0]
+    missing = [s for s in shards if not s.compression and not s.path.exists()]
+    compressed = f", compressed as {first.compression}" if first.compression else ""
+    size = sum(shard.bytes for shard in shards)
+    console.print(Text(f"{root}: a set of MDS shards{compressed}", "bold"))
+    samples = sum(shard.samples for shard in shards)
+    console.print(Text(f"{number(samples)} records in {number(len(shards))} shards, {size / 1e6:,.1f} MB\n"))
+    example = _example(first)
+    console.print(
+        table(
+            "Columns",
+            ("column", "encoding", ">bytes", "in the first record"),
+            (
+                (plain(name), plain(kind), str(first.sizes[name] or "vary"), example.get(name, "not read"))
+                for name, kind in first.columns.items()
+            ),
+        )
+    )
+    notes = [f"Of the shards {len(missing)} are not here, {missing[0].path} for one"] if missing else []
+    notes += ["The shards do not all have the same columns"] if any(s.columns != first.columns for s in shards) else []
+    notes += chain.from_iterable(_header_notes(shard) for shard in shards)
+    for note in notes:
+        console.print(Text(f"! {note}", "yellow"), soft_wrap=True)
+
+
+def _header_notes(shard: Shard) -> list[str]:
+    """What the shard itself says, where that is not what the index says; nothing of shards that are not here."""
+    if shard.compression or not shard.path.exists():
+        return []
+    try:
+        found = samples_in_header(shard.path)
+    except ShardError as error:
+        return [str(error)]
+    return [f"{shard.path} has {found} records, the index says {shard.samples}"] if found != shard.samples else []
+
+
+def _example(shard: Shard) -> dict[str, str]:
+    """What the columns of the first record hold, in words. Pickles are never opened: they can run any code."""
+    if shard.compression or not shard.path.exists():
+        return {}
+    try:
+        record = next(shard.records(), {})
+    except ShardError as error:
+        return dict.fromkeys(shard.columns, str(error))
+    return {name: _value(shard.columns[name], data) for name, data in record.items()}
+
+
+def _value(encoding: str, data: bytes) -> str:
+    if encoding == "pkl":
+        return f"a pickle of {number(len(data))} bytes: not opened, since it can run any code"
+    if encoding in WRITTEN:
+        return plain(data[:PRINTED].decode(errors="replace"), 120)
+    if encoding in NUMBERS:
+        return str(np.frombuffer(data, NUMBERS[encoding])[0])
+    if encoding in PICTURES and (size := size_of(data)):
+        return f"a picture, {size} px"
+    return f"{number(len(data))} bytes"

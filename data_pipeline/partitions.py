@@ -1,60 +1,134 @@
 """One partition: written by one worker, finished or not there, and never taken for finished when it is not."""
 
-import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from data_pipeline.sources import SOURCES
-from wemmu.config.shards import COLUMNS, INDEX_FILE, StreamSettings
+from data_pipeline.chain import Sample, Services, chain, columns_of
+from data_pipeline.ledger import (
+    CAPTION_EDGES,
+    SIDE_EDGES,
+    Entry,
+    Ledger,
+    Rejected,
+    Shards,
+    lower_edge,
+    partition_name,
+)
+from data_pipeline.plan import Job
+from data_pipeline.records import Part, RejectedError
+from wemmu.config.shards import COLUMNS, StreamSettings
+from wemmu.config.task import Task
 
-
-class Partition(NamedTuple):
-    """Partition `number` of the stream with these settings, of the data set in `root`."""
-
-    root: Path
-    settings: StreamSettings
-    number: int
-
-    @property
-    def directory(self) -> Path:
-        return self.root / self.settings.name / f"{self.number:05d}"
-
-    @property
-    def samples(self) -> int:
-        return len(self.settings.records(self.number))
-
-
-def write_partition(partition: Partition) -> int:
-    """Write a partition that is not there yet; returns its number of records."""
-    # Imports torch and transformers, seconds of work: only a process that really writes pays for it.
+if TYPE_CHECKING:
     from streaming import MDSWriter
 
-    settings = partition.settings
-    record, size = SOURCES[settings.source].record, (settings.height, settings.width)
-    # The name is this attempt's own: a worker that outlives its killed run cannot write into the next run's files.
-    aside = partition.directory.with_name(f"{partition.directory.name}.{uuid.uuid4().hex}.tmp")
-    with MDSWriter(columns=COLUMNS, out=str(aside), hashes=["sha256"]) as out:
-        for number in settings.records(partition.number):
-            out.write(record(settings.task, settings.seed, number, size).columns())
-    try:
-        os.replace(aside, partition.directory)
-    except OSError:
-        # A directory with content is never replaced: such a worker was there first, with the same records.
-        if finished_shards(partition) is None:
-            raise
-        shutil.rmtree(aside)
-    return partition.samples
+# A stream's shard is held in memory until it is full, so this times the number of streams is what a worker needs.
+SHARD_BYTES = 2**25
 
 
-def finished_shards(partition: Partition) -> list[dict[str, Any]] | None:
-    """The MDS index entries of a finished partition; None if it is absent, cut short or damaged in size."""
+def write_partition(
+    job: Job, number: int, part: Part, dropped: frozenset[int] = frozenset(), services: Services | None = None
+) -> Entry:
+    """Write partition `number`, which holds what `part` gives; returns its ledger entry.
+
+    Shards are written aside, brought to disk and renamed; then the ledger's entry appears in the same way. Whoever is
+    killed in between leaves a partition that the ledger does not know, and that the next run writes again.
+    """
+    out = _Writers(job.root, number)
+    rejected: list[Rejected] = []
+    # A record may come at several resolutions; it is counted once.
+    written: set[str] = set()
+    tasks: Counter[Task] = Counter()
+    sides: Counter[int] = Counter()
+    captions: Counter[int] = Counter()
+
+    def reject(key: str, error: RejectedError) -> None:
+        rejected.append(Rejected(source=part.source, part=part.name, key=key, reason=error.reason, detail=error.detail))
+
     try:
-        shards = json.loads((partition.directory / INDEX_FILE).read_text())["shards"]
-        files = [shard["raw_data"] for shard in shards]
-        whole = all((partition.directory / f["basename"]).stat().st_size == f["bytes"] for f in files)
-    except (OSError, ValueError, KeyError):
-        return None
-    return shards if whole and sum(shard["samples"] for shard in shards) == partition.samples else None
+        for sample in chain(part, job, dropped, services or Services(), reject):
+            out.write(sample, part.source)
+            if sample.columns["id"] not in written:
+                written.add(sample.columns["id"])
+                tasks[sample.stream.task] += 1
+                captions[lower_edge(len(sample.columns["prompt"]), CAPTION_EDGES)] += 1
+                if sample.side is not None:
+                    sides[lower_edge(sample.side, SIDE_EDGES)] += 1
+        streams = out.finish()
+    except BaseException:
+        out.abandon()
+        raise
+    entry = Entry(
+        number=number,
+        source=part.source,
+        part=part.name,
+        read=len(written) + len(rejected),
+        streams=streams,
+        rejected=tuple(rejected),
+        tasks=dict(sorted(tasks.items())),
+        sides=dict(sorted(sides.items())),
+        captions=dict(sorted(captions.items())),
+    )
+    entry.save(Ledger(job.root).entry_file(number))
+    return entry
+
+
+class _Writers:
+    """One MDS writer for each stream that the partition has records of."""
+
+    def __init__(self, root: Path, number: int):
+        self._root, self._number = root, number
+        self._writers: dict[StreamSettings, MDSWriter] = {}
+        # This attempt's own: a worker that outlives its killed run cannot write into the next run's files.
+        self._aside = f"{partition_name(number)}.{uuid.uuid4().hex}.tmp"
+
+    def _path(self, stream: StreamSettings, name: str) -> Path:
+        return self._root / stream.name / name
+
+    def write(self, sample: Sample, source: str) -> None:
+        writer = self._writers.get(sample.stream)
+        if writer is None:
+            # Imports torch and transformers, seconds of work: only a process that really writes pays for it.
+            from streaming import MDSWriter
+
+            out = str(self._path(sample.stream, self._aside))
+            writer = MDSWriter(columns=COLUMNS, out=out, hashes=["sha256"], size_limit=SHARD_BYTES)
+            self._writers[sample.stream] = writer
+        writer.write(columns_of(sample, source))
+
+    def finish(self) -> tuple[Shards, ...]:
+        """Bring everything to disk and to its place."""
+        held = []
+        for stream in sorted(self._writers, key=lambda s: s.name):
+            writer = self._writers[stream]
+            writer.finish()
+            held.append(Shards(settings=stream, shards=tuple(writer.shards)))
+            aside, place = self._path(stream, self._aside), self._path(stream, partition_name(self._number))
+            _to_disk(aside)
+            try:
+                os.replace(aside, place)
+            except OSError:
+                # A directory with content is never replaced: a worker of a killed run was there first, with the same
+                # records.
+                if not place.is_dir():
+                    raise
+                shutil.rmtree(aside)
+        return tuple(held)
+
+    def abandon(self) -> None:
+        for stream in self._writers:
+            shutil.rmtree(self._path(stream, self._aside), ignore_errors=True)
+
+
+def _to_disk(directory: Path) -> None:
+    """A rename that survives a power failure must not name content that did not."""
+    for path in (*directory.iterdir(), directory):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)

@@ -1,18 +1,101 @@
-"""Curriculum -> the streams that its stages read."""
+"""Curriculum -> what has to be written, and how it is recorded so that another run can tell whether it is the same."""
 
-from data_pipeline.sources import SOURCES
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.buckets import buckets
+from data_pipeline.records import Part, Source
+from data_pipeline.sources import open_source
 from wemmu.config import ConfigError, Curriculum
-from wemmu.config.shards import StreamSettings
+from wemmu.config.prepare import Prepare
+from wemmu.config.shards import VERSION, Schema
+from wemmu.config.task import Task
 
-# Records in one partition, the unit of parallel work and of what a killed run has to do again: about a second of work.
-PARTITION = 2000
+# Tasks that readers make out of text-to-image records where a data set has none of their own.
+DERIVED = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
 
 
-def plan(curriculum: Curriculum, partition: int = PARTITION) -> tuple[StreamSettings, ...]:
-    """One stream for every task that some stage mixes, at every resolution at which some stage uses it.
+@dataclass(frozen=True)
+class Job:
+    """What a data set is made of. `resolutions` says for each task at which of them some stage uses it."""
+
+    root: Path
+    prepare: Prepare
+    resolutions: dict[Task, tuple[int, ...]]
+    # Autoencoder for stored latents; None if none are wanted.
+    vae: Path | None
+
+    def source(self, name: str) -> Source:
+        return open_source(next(config for config in self.prepare.sources if config.name == name))
+
+    def parts(self) -> list[Part]:
+        """Every part of every source, in always the same order; a part's number is its place here."""
+        return [part for config in self.prepare.sources for part in open_source(config).parts(self.prepare.partition)]
+
+
+class Settings(Schema):
+    """`settings.json`: equal settings and equal sources give equal records.
+
+    `parts` is the number of parts that the sources had when writing began, `listing` the hash of their names and sizes.
+    """
+
+    version: int
+    prepare: dict[str, Any]
+    sources: dict[str, int]
+    resolutions: dict[Task, tuple[int, ...]]
+    parts: int = 0
+    listing: str = ""
+
+    @classmethod
+    def of(cls, job: Job, parts: list[Part] | None = None) -> "Settings":
+        """With `parts` what goes into the file; without, all that can be told before the sources are listed."""
+        prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged": True})
+        for service in ("caption", "latents"):
+            if prepare[service] is not None:
+                # Larger batches do the same work.
+                del prepare[service]["batch"]
+        settings = cls(
+            version=VERSION,
+            prepare=prepare,
+            sources={config.name: job.source(config.name).version for config in job.prepare.sources},
+            resolutions=job.resolutions,
+        )
+        if parts is None:
+            return settings
+        listing = json.dumps([(part.source, part.name, part.place) for part in parts], sort_keys=True)
+        digest = hashlib.sha256(listing.encode()).hexdigest()
+        return settings.model_copy(update={"parts": len(parts), "listing": digest})
+
+    def differences(self, other: "Settings") -> list[str]:
+        """One `field: own value, not other value` for each leaf in which the two differ."""
+        mine, theirs = (_leaves(s.model_dump(mode="json", exclude={"parts", "listing"})) for s in (self, other))
+        return [
+            f"{field}: {mine.get(field, 'absent')}, not {theirs.get(field, 'absent')}"
+            for field in {**mine, **theirs}
+            if mine.get(field) != theirs.get(field)
+        ]
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, list):
+        tree = {str(i): value for i, value in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def plan(curriculum: Curriculum) -> Job:
+    """What the stages of `curriculum` need: every task that one mixes, at every resolution at which one does.
 
     Raises:
-        ConfigError: if the curriculum prepares no data, or none for a task that a stage mixes.
+        ConfigError: if the curriculum prepares no data, or its resolutions do not fit the pictures' unit.
     """
     prepare = curriculum.data.prepare
     if prepare is None:
@@ -20,26 +103,12 @@ def plan(curriculum: Curriculum, partition: int = PARTITION) -> tuple[StreamSett
             f"the curriculum {curriculum.name} has no data.prepare, so there is nothing to write; its stages read "
             f"{curriculum.data.shards} as it is"
         )
-    source = SOURCES[prepare.source]
-    streams: dict[str, StreamSettings] = {}
+    resolutions: dict[Task, set[int]] = {}
     for stage in curriculum.stages:
+        buckets(stage.resolution, prepare.pictures)
         for task in stage.mixture:
-            if task not in prepare.samples:
-                raise ConfigError(
-                    f"stage {stage.name} mixes {task}, but data.prepare.samples counts only: "
-                    f"{', '.join(prepare.samples)}"
-                )
-            for height, width in source.sizes(stage.resolution):
-                settings = StreamSettings(
-                    source=prepare.source,
-                    source_version=source.version,
-                    seed=prepare.seed,
-                    task=task,
-                    resolution=stage.resolution,
-                    height=height,
-                    width=width,
-                    samples=prepare.samples[task],
-                    partition=partition,
-                )
-                streams[settings.name] = settings
-    return tuple(streams.values())
+            resolutions.setdefault(task, set()).add(stage.resolution)
+            if task in DERIVED:
+                resolutions.setdefault(Task.T2I, set()).add(stage.resolution)
+    vae = curriculum.backbones.sana / "vae" if prepare.latents else None
+    return Job(curriculum.data.shards, prepare, {t: tuple(sorted(r)) for t, r in sorted(resolutions.items())}, vae)

@@ -1,55 +1,132 @@
-"""One record of a stream, and its form in a shard."""
+"""What travels along the chain: a raw record as its source has it, and the reasons why one can be left out."""
 
-import io
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, Protocol
 
 from PIL import Image
 
-from wemmu.config.shards import pack, unpack
 from wemmu.config.task import Task
 
-# Lossless at any level. Level 1 brings a rendered picture to a twentieth; 6 saves a tenth more in half again the time.
-PNG_LEVEL = 1
+
+class Reason(StrEnum):
+    """Why a record is not in the data set."""
+
+    # The record is damaged or hostile.
+    BAD_CONTAINER = "container broken"  # the tar or Parquet file ends or breaks here; key "" if no record is known
+    BAD_RECORD = "record unreadable"  # not JSON, or a field is missing or of another type
+    BAD_TEXT = "text is not UTF-8"
+    NO_PICTURE = "picture missing"
+    NO_CAPTION = "caption missing"
+    UNSAFE_PATH = "path leaves its root"
+    EMPTY_PICTURE = "picture has no bytes"
+    NOT_A_PICTURE = "not a picture"
+    TRUNCATED = "picture truncated"
+    TOO_MANY_PIXELS = "picture has too many pixels"
+    # The record is whole, and not wanted.
+    TOO_SMALL = "picture too small"
+    TOO_OBLONG = "picture too oblong"
+    CAPTION_TOO_SHORT = "caption too short"
+    CAPTION_TOO_LONG = "caption too long"
+    DUPLICATE = "duplicate"
+
+    @property
+    def damaged(self) -> bool:
+        return self not in _UNWANTED
+
+
+_UNWANTED = {
+    Reason.TOO_SMALL,
+    Reason.TOO_OBLONG,
+    Reason.CAPTION_TOO_SHORT,
+    Reason.CAPTION_TOO_LONG,
+    Reason.DUPLICATE,
+}
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a sample gives the model and what it must make of it.
+class Rejection:
+    """A record that was left out; `part` is the unit of the source that it stood in."""
 
-    `id` is unique among all records of its source and the same at every resolution. `images` are the input pictures.
-    `target` None means that the first of them is the target, which is then stored once.
+    source: str
+    part: str
+    key: str
+    reason: Reason
+    detail: str = ""
+
+
+class RejectedError(Exception):
+    """Raised by a stage to leave out the record at hand."""
+
+    def __init__(self, reason: Reason, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture as a file's content, not decoded yet; `name` is for messages."""
+
+    name: str
+    data: bytes
+
+
+class Drawing(Protocol):
+    """A picture without a size of its own: it is drawn anew for every bucket."""
+
+    def draw(self, height: int, width: int) -> Image.Image: ...
+
+
+Picture = PictureFile | Drawing
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """A record as its source has it.
+
+    `key` is unique in its source and the same in every run; "NAME/KEY" with the source's name becomes the record's id.
+    `images` are the input pictures. `target` None means that the first of them is the target (or, for understanding,
+    that no picture is made). `prompt` None means that the source has no caption for it.
     """
 
-    id: str
+    key: str
     task: Task
-    prompt: str
-    images: tuple[Image.Image, ...]
-    target: Image.Image | None
-
-    def columns(self) -> dict[str, Any]:
-        """The record as `wemmu.config.shards.COLUMNS` stores it."""
-        return {
-            "id": self.id,
-            "task": self.task.value,
-            "prompt": self.prompt,
-            "images": pack([_png(image) for image in self.images]),
-            "target": b"" if self.target is None else _png(self.target),
-        }
-
-    @classmethod
-    def from_columns(cls, columns: dict[str, Any]) -> "Record":
-        """The inverse of `columns`."""
-        return cls(
-            id=columns["id"],
-            task=Task(columns["task"]),
-            prompt=columns["prompt"],
-            images=tuple(Image.open(io.BytesIO(data)) for data in unpack(columns["images"])),
-            target=Image.open(io.BytesIO(columns["target"])) if columns["target"] else None,
-        )
+    prompt: str | None
+    images: tuple[Picture, ...] = ()
+    target: Picture | None = None
+    answer: str = ""
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
+@dataclass(frozen=True)
+class Part:
+    """A unit of a source that one worker reads from beginning to end, in always the same order.
+
+    `name` is unique in its source and for people; `place` holds JSON values that tell the source where it is. Together
+    they must change when the unit's content may have (a file's size, the number of rows).
+    """
+
+    source: str
+    name: str
+    place: dict[str, Any]
+
+
+class Source(Protocol):
+    """What a kind of source must offer; `data_pipeline.sources` maps kinds of config to classes.
+
+    `version` is raised whenever the records of an unchanged source change.
+    """
+
+    version: int
+
+    def parts(self, size: int) -> list[Part]:
+        """The parts, always in the same order; `size` is the wanted number of records in each where it can be chosen.
+
+        Raises:
+            ConfigError: if there is nothing at the path, or not of the right kind.
+        """
+        ...
+
+    def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
+        """The records of a part. What is broken becomes a Rejection and reading goes on where that is possible."""
+        ...

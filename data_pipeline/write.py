@@ -2,129 +2,199 @@
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipeline.partitions import Partition, finished_shards, write_partition
-from data_pipeline.plan import PARTITION, plan
+from data_pipeline.cluster import Workers
+from data_pipeline.cluster import workers as start_workers
+from data_pipeline.ledger import Entry, Ledger, begin, partition_name, refuse_other_settings
+from data_pipeline.plan import Job, Settings, plan
+from data_pipeline.records import Part
+from data_pipeline.report_record import JSON_FILE
 from wemmu.config import Curriculum
+from wemmu.config.files import replace_text
 from wemmu.config.shards import (
     DATASET_FILE,
     INDEX_FILE,
-    STREAM_FILE,
+    REJECTED_FILE,
     DataSet,
     ShardError,
     Stream,
     StreamSettings,
-    replace_text,
 )
 
-# A worker imports torch before it writes its first record, which takes as long as several partitions.
-PARTITIONS_PER_WORKER = 8
+# Records after which the share of damaged ones is taken seriously.
+ENOUGH = 1000
 
 
-def write(curriculum: Curriculum, console: Console, workers: int | None = None, partition: int = PARTITION) -> DataSet:
-    """Make the data set in `curriculum.data.shards` hold every stream that the stages read.
+def write(curriculum: Curriculum, console: Console, workers: int | None = None, ray: str | None = None) -> DataSet:
+    """Make the directory `curriculum.data.shards` hold the data set that the stages read.
 
-    Streams that it already holds with equal settings are kept, others are added; nothing is ever written over. A data
-    set that has them all is recognized in milliseconds, without importing ray or streaming.
+    A data set that is complete is recognized in milliseconds, without importing ray or streaming. One that a killed
+    run left is finished. Workers are processes of a Ray cluster on this machine, or of the one at the address `ray`.
 
     Raises:
-        ConfigError: if the curriculum prepares no data for a task it trains on.
-        ShardError: if the directory holds a stream with other settings, or another process is writing into it.
+        ConfigError: if the curriculum prepares no data, or a source has nothing at its path.
+        ShardError: if the directory holds something else, another process is writing into it, the sources have changed
+            since writing began, too many records are damaged, or none at all is left for a stream.
     """
-    root, wanted = curriculum.data.shards, plan(curriculum, partition)
-    for settings in wanted:
-        refuse_other_settings(root, settings)
-    present = _present(root)
-    if {stream.settings for stream in present.streams}.issuperset(wanted):
-        console.print(f"{root} is complete: {len(wanted)} streams with the settings asked for; nothing to write")
-        return present
-    root.mkdir(parents=True, exist_ok=True)
-    with _only_writer(root):
-        missing = unfinished(root, wanted)
-        start, records = time.monotonic(), sum(p.samples for p in missing)
-        console.print(f"{root}: {records} records in {len(missing)} partitions to write")
-        if missing:
-            _write_with_ray(missing, workers or _workers_for(len(missing)), console)
-        dataset = finish(root, wanted)
-    seconds = time.monotonic() - start
-    new = [stream for stream in dataset.streams if stream.settings in wanted]
-    console.print(
-        f"{root} is complete: {len(dataset.streams)} streams; wrote {records} records in {seconds:.1f} s; the streams "
-        f"asked for hold {sum(s.settings.samples for s in new)} records, {sum(s.bytes for s in new) / 1e6:.1f} MB"
-    )
+    job = plan(curriculum)
+    refuse_other_settings(job.root, Settings.of(job))
+    if (job.root / DATASET_FILE).exists():
+        dataset = DataSet.at(job.root)
+        console.print(f"{job.root} is complete: {_summary(dataset)}; nothing to write")
+        if not (job.root / JSON_FILE).exists():
+            _report(curriculum, dataset, console)
+        return dataset
+    job.root.mkdir(parents=True, exist_ok=True)
+    with _only_writer(job.root):
+        start = time.monotonic()
+        dataset = _write(job, console, workers, ray)
+        console.print(f"{job.root} is complete: {_summary(dataset)}; it took {time.monotonic() - start:.1f} s")
+    _report(curriculum, dataset, console)
     return dataset
 
 
-def refuse_other_settings(root: Path, settings: StreamSettings) -> None:
-    """Raise ShardError if the stream was begun with other settings than these."""
-    path = root / settings.name / STREAM_FILE
-    if path.exists() and (differences := settings.differences(StreamSettings.load(path))):
-        raise ShardError(
-            f"the stream {settings.name} in {root} was written with other settings: now {'; '.join(differences)}. "
-            f"Point data.shards to another directory, or delete {root / settings.name} and {root / DATASET_FILE} and "
-            "write again"
+def _report(curriculum: Curriculum, dataset: DataSet, console: Console) -> None:
+    """Write and print the report. The data set is complete without it, so what goes wrong here is told and no more."""
+    # Pictures and templates are of no use to a run that finds everything there.
+    from data_pipeline.report import write_report
+    from data_pipeline.report_text import as_text
+
+    try:
+        with _only_writer(curriculum.data.shards):
+            console.print("\n" + as_text(write_report(curriculum, dataset)))
+    except Exception as error:
+        console.print(f"The report could not be written ({error!r}). Run the same command again for another try")
+
+
+def _summary(dataset: DataSet) -> str:
+    samples, size = (sum(getattr(s, field) for s in dataset.streams) for field in ("samples", "bytes"))
+    return f"{len(dataset.streams)} streams, {samples} records, {size / 1e6:.1f} MB"
+
+
+def _write(job: Job, console: Console, workers: int | None, address: str | None) -> DataSet:
+    parts = job.parts()
+    begin(job.root, Settings.of(job, parts))
+    ledger = Ledger(job.root)
+    finished = {entry.number for entry in ledger.finished(len(parts))}
+    ledger.clear_unfinished(finished)
+    if missing := [number for number in range(len(parts)) if number not in finished]:
+        console.print(f"{job.root}: {len(missing)} of {len(parts)} partitions to write")
+        with start_workers(workers, address) as started:
+            _write_missing(job, parts, missing, console, started)
+    return finish(job, len(parts))
+
+
+def _write_missing(job: Job, parts: list[Part], missing: list[int], console: Console, workers: Workers) -> None:
+    from data_pipeline.duplicates import duplicates, scan_file, scan_part
+    from data_pipeline.partitions import write_partition
+
+    dropped = [frozenset[int]()] * len(parts)
+    if job.prepare.keep.duplicates == "drop" and any(s.kind != "shapes" for s in job.prepare.sources):
+        scan_file(job.root, 0).parent.mkdir(exist_ok=True)
+        unread = [n for n in range(len(parts)) if not scan_file(job.root, n).exists()]
+        _show(
+            console, "looking for duplicates", len(unread), workers.run(scan_part, ((job, n, parts[n]) for n in unread))
         )
+        dropped = duplicates(job.root, len(parts))
+    services = workers.services(job)
+    damage = Damage(job, Ledger(job.root).finished(len(parts)))
+    written = workers.run(write_partition, ((job, n, parts[n], dropped[n], services) for n in missing))
+    _show(console, "writing", len(missing), map(damage.add, written))
 
 
-def unfinished(root: Path, wanted: tuple[StreamSettings, ...]) -> list[Partition]:
-    """The partitions still to be written; what killed runs left half-written is removed."""
-    missing = []
-    for settings in wanted:
-        directory = root / settings.name
-        directory.mkdir(parents=True, exist_ok=True)
-        settings.save(directory / STREAM_FILE)
-        for left in directory.glob("*.tmp"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        for number in range(settings.partitions):
-            partition = Partition(root, settings, number)
-            if finished_shards(partition) is None:
-                shutil.rmtree(partition.directory, ignore_errors=True)
-                missing.append(partition)
-    return missing
+class Damage:
+    """Counts records and stops the job when too many of them are damaged."""
+
+    def __init__(self, job: Job, before: Iterable[Entry] = ()):
+        self._job, self._read, self._reasons = job, 0, Counter()
+        self._example = ""
+        for entry in before:
+            self._count(entry)
+
+    def _count(self, entry: Entry) -> None:
+        self._read += entry.read
+        for rejected in entry.rejected:
+            if rejected.reason.damaged:
+                self._reasons[rejected.reason] += 1
+                self._example = (
+                    f"{rejected.source}/{rejected.key or rejected.part}: {rejected.detail or rejected.reason}"
+                )
+
+    def add(self, entry: Entry) -> int:
+        """Count an entry; returns its number of records.
+
+        Raises:
+            ShardError: if the share of damaged records is above `max_damaged`.
+        """
+        self._count(entry)
+        if self._read >= ENOUGH:
+            self.check()
+        return entry.read
+
+    def check(self) -> None:
+        damaged, allowed = self._reasons.total(), self._job.prepare.max_damaged
+        if damaged > allowed * self._read:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(4))
+            raise ShardError(
+                f"{damaged} of {self._read} records are damaged, more than data.prepare.max_damaged allows "
+                f"({allowed:.0%}): {reasons}. One of them: {self._example}. What is written so far stays; mend the "
+                "source and write into another directory, or allow more and run the same command again"
+            )
 
 
-def _present(root: Path) -> DataSet:
-    return DataSet.at(root) if (root / DATASET_FILE).exists() else DataSet(streams=())
+def finish(job: Job, parts: int) -> DataSet:
+    """Index every stream, list what was rejected, write the record of the data set.
 
-
-def finish(root: Path, wanted: tuple[StreamSettings, ...]) -> DataSet:
-    """Index every stream, then write the record of the data set, which keeps the streams it had."""
-    kept = [stream for stream in _present(root).streams if stream.settings not in wanted]
-    dataset = DataSet(streams=(*kept, *(_index(root, settings) for settings in wanted)))
-    dataset.save(root / DATASET_FILE)
+    Raises:
+        ShardError: if a partition is missing, too many records are damaged, or there is no stream at all.
+    """
+    entries = list(Ledger(job.root).finished(parts))
+    if len(entries) < parts:
+        there = {entry.number for entry in entries}
+        missing = next(n for n in range(parts) if n not in there)
+        raise ShardError(f"partition {missing} of {job.root} is gone or damaged; run the same command again")
+    Damage(job, entries).check()
+    held: dict[StreamSettings, list[Entry]] = {}
+    for entry in entries:
+        for shards in entry.streams:
+            held.setdefault(shards.settings, []).append(entry)
+    if not held:
+        raise ShardError(f"no record was left for {job.root}; {REJECTED_FILE} in it says why")
+    replace_text(
+        job.root / REJECTED_FILE,
+        "".join(r.model_dump_json() + "\n" for entry in entries for r in entry.rejected),
+    )
+    streams = [_index(job.root, settings, held[settings]) for settings in sorted(held, key=lambda s: s.name)]
+    dataset = DataSet(streams=tuple(streams))
+    dataset.save(job.root / DATASET_FILE)
     return dataset
 
 
-def _index(root: Path, settings: StreamSettings) -> Stream:
+def _index(root: Path, settings: StreamSettings, entries: list[Entry]) -> Stream:
     """Write the index that makes one MDS data set of all partitions."""
-    entries, files = [], {}
-    for number in range(settings.partitions):
-        partition = Partition(root, settings, number)
-        shards = finished_shards(partition)
-        if shards is None:
-            raise ShardError(f"the partition {partition.directory} is gone or damaged; write the data set again")
-        for shard in shards:
-            data = shard["raw_data"]
-            data["basename"] = f"{partition.directory.name}/{data['basename']}"
-            files[data["basename"]] = data["hashes"]["sha256"]
-            entries.append(shard)
-    index = json.dumps({"version": 2, "shards": entries}, sort_keys=True)
+    indexed, files, samples = [], {}, 0
+    for entry in entries:
+        (shards,) = (s for s in entry.streams if s.settings == settings)
+        for shard in shards.shards:
+            raw = shard["raw_data"]
+            name = f"{partition_name(entry.number)}/{raw['basename']}"
+            indexed.append({**shard, "raw_data": {**raw, "basename": name}})
+            files[name] = raw["hashes"]["sha256"]
+            samples += shard["samples"]
+    index = json.dumps({"version": 2, "shards": indexed}, sort_keys=True)
     replace_text(root / settings.name / INDEX_FILE, index)
     files[INDEX_FILE] = hashlib.sha256(index.encode()).hexdigest()
-    return Stream(settings=settings, bytes=sum(shard["raw_data"]["bytes"] for shard in entries), files=files)
+    size = sum(shard["raw_data"]["bytes"] for shard in indexed)
+    return Stream(settings=settings, samples=samples, bytes=size, files=files)
 
 
 @contextmanager
@@ -136,46 +206,18 @@ def _only_writer(root: Path) -> Iterator[None]:
         raise ShardError(f"another process is writing into {root}; wait for it to finish") from error
 
 
-def _workers_for(partitions: int) -> int:
-    return max(1, min(len(os.sched_getaffinity(0)), partitions // PARTITIONS_PER_WORKER))
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} records/s")
-
-
-def _write_with_ray(partitions: list[Partition], workers: int, console: Console) -> None:
-    # Read when Ray is imported. A token of our own keeps other users of the node out of the ports that Ray opens,
-    # without leaving one in the home directory; on a busy machine Ray needs longer to start than the 30 s it allows.
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_raylet_start_wait_time_s": "300",
-    }
-    import ray
-
-    columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TextColumn("left:"), TimeRemainingColumn())
-    # Under /tmp whatever TMPDIR says: Ray puts sockets there, whose paths may not be longer than 107 characters.
-    with tempfile.TemporaryDirectory(prefix=f"ray{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                log_to_driver=False,
-                # Only numbers travel through the store; the least Ray accepts is 75 MB.
-                object_store_memory=80 * 2**20,
-                _temp_dir=scratch,
-            )
-            remote = ray.remote(write_partition)
-            running = [remote.remote(partition) for partition in partitions]
-            with Progress(*columns, console=console) as progress:
-                bar = progress.add_task("", total=sum(p.samples for p in partitions))
-                while running:
-                    done, running = ray.wait(running)
-                    progress.advance(bar, sum(ray.get(done)))
-        finally:
-            ray.shutdown()
+def _show(console: Console, what: str, total: int, records: Iterator[int]) -> None:
+    """Progress over partitions, with the rate in records, while `records` gives the count of each."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("partitions  {task.fields[rate]:.0f} records/s  left:"),
+        TimeRemainingColumn(),
+    )
+    start, done = time.monotonic(), 0
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(what, total=total, rate=0.0)
+        for count in records:
+            done += count
+            progress.update(bar, advance=1, rate=done / (time.monotonic() - start))

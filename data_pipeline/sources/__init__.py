@@ -1,24 +1,24 @@
-"""Where records come from. A new source is a class with `Source`'s members and a line in `SOURCES`."""
+"""Where records come from. A new source is a class with `Source`'s members, a config and a line in `SOURCES`."""
 
-from typing import Protocol
+from data_pipeline.records import Source
+from data_pipeline.sources.edits import EditsSource
+from data_pipeline.sources.folder import FolderSource
+from data_pipeline.sources.huggingface import HuggingFaceSource
+from data_pipeline.sources.parquet import ParquetSource
+from data_pipeline.sources.shapes import ShapesSource
+from data_pipeline.sources.webdataset import WebDatasetSource
+from wemmu.config import prepare
 
-from data_pipeline.records import Record
-from data_pipeline.sources.shapes import Shapes
-from wemmu.config.task import Task
+# Kind in the config -> class, made from the config of that kind.
+SOURCES: dict[str, type] = {
+    "shapes": ShapesSource,
+    "webdataset": WebDatasetSource,
+    "parquet": ParquetSource,
+    "folder": FolderSource,
+    "edits": EditsSource,
+    "huggingface": HuggingFaceSource,
+}
 
 
-class Source(Protocol):
-    """`version` is raised whenever any record changes, so that shards written before are recognized as others."""
-
-    version: int
-
-    def sizes(self, resolution: int) -> list[tuple[int, int]]:
-        """The (height, width) in pixels of the pictures that make up the streams of `resolution`."""
-        ...
-
-    def record(self, task: Task, seed: int, number: int, size: tuple[int, int]) -> Record:
-        """Record `number` of `task`, a pure function of the arguments; `size` changes nothing but the pixels."""
-        ...
-
-
-SOURCES: dict[str, Source] = {"shapes": Shapes()}
+def open_source(config: prepare.Source) -> Source:
+    return SOURCES[config.kind](config)

@@ -1,10 +1,13 @@
 """The miniature world as a source: endless exact samples of every generation task, of the training split."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from data_pipeline.records import Record
-from wemmu.config.task import Task
+from PIL import Image
+
+from data_pipeline.records import Part, RawRecord
+from wemmu.config import ConfigError, Task, prepare
 from wemmu.shapes.edits import Edit, random_edit, random_two_image_edit
 from wemmu.shapes.language import caption
 from wemmu.shapes.render import render
@@ -40,22 +43,48 @@ SAMPLES: dict[Task, Callable[[random.Random], Sample]] = {
 }
 
 
-class Shapes:
-    """Scenes are drawn from (seed, task, number) alone; a resolution is only how they are rendered."""
+@dataclass(frozen=True)
+class SceneDrawing:
+    """A scene as a picture without a size."""
 
-    # tests/data/test_source.py fails when the records change under an old version.
+    scene: Scene
+
+    def draw(self, height: int, width: int) -> Image.Image:
+        return render(self.scene, (height, width))
+
+
+class ShapesSource:
+    """Scenes are drawn from (seed, task, number) alone, whatever the name of the source and the parts."""
+
+    # tests/data/test_shapes_source.py fails when the records change under an old version.
     version = 1
 
-    def sizes(self, resolution: int) -> list[tuple[int, int]]:
-        return [(resolution, resolution)]
+    def __init__(self, config: prepare.ShapesSource):
+        self._config = config
 
-    def record(self, task: Task, seed: int, number: int, size: tuple[int, int]) -> Record:
-        name = f"shapes/{seed}/{task}/{number}"
-        prompt, inputs, target = SAMPLES[task](random.Random(name))
-        return Record(
-            id=name,
-            task=task,
-            prompt=prompt,
-            images=tuple(render(scene, size) for scene in inputs),
-            target=None if target is None else render(target, size),
-        )
+    def parts(self, size: int) -> list[Part]:
+        unknown = [task for task in self._config.samples if task not in SAMPLES]
+        if unknown:
+            choices = ", ".join(SAMPLES)
+            raise ConfigError(f"source {self._config.name}: samples: {unknown[0]} is none of {choices}")
+        return [
+            self._part(task, first, min(first + size, samples))
+            for task, samples in self._config.samples.items()
+            for first in range(0, samples, size)
+        ]
+
+    def _part(self, task: Task, first: int, end: int) -> Part:
+        place = {"task": str(task), "first": first, "end": end, "seed": self._config.seed}
+        return Part(self._config.name, f"{task}/{first}-{end - 1}", place)
+
+    def read(self, part: Part) -> Iterator[RawRecord]:
+        task, seed = Task(part.place["task"]), part.place["seed"]
+        for number in range(part.place["first"], part.place["end"]):
+            prompt, inputs, target = SAMPLES[task](random.Random(f"shapes/{seed}/{task}/{number}"))
+            yield RawRecord(
+                key=f"{task}/{number}",
+                task=task,
+                prompt=prompt,
+                images=tuple(SceneDrawing(scene) for scene in inputs),
+                target=None if target is None else SceneDrawing(target),
+            )

@@ -1,0 +1,50 @@
+"""Aspect-ratio buckets: the sizes that exist at a resolution, and the one that a picture goes to."""
+
+import math
+
+from wemmu.config import ConfigError
+from wemmu.config.prepare import Pictures
+
+# (height, width) in pixels.
+Size = tuple[int, int]
+
+
+def buckets(resolution: int, pictures: Pictures) -> tuple[Size, ...]:
+    """The sizes of about `resolution`^2 pixels with sides in multiples of `pictures.unit`, tallest first.
+
+    Each height at or below the resolution has one width, that which comes nearest to the area, and each such size has
+    its transpose; so the square is among them, and the set is its own mirror image.
+
+    Raises:
+        ConfigError: if the resolution is no multiple of the unit.
+    """
+    unit = pictures.unit
+    if resolution % unit:
+        below, above = resolution // unit * unit, -(-resolution // unit) * unit
+        raise ConfigError(
+            f"the resolution {resolution} is not a multiple of data.prepare.pictures.unit, {unit} px; the nearest are "
+            + " and ".join(str(r) for r in (below, above) if r)
+        )
+    found = set()
+    for short in range(unit, resolution + 1, unit):
+        long = max(short, round(resolution**2 / short / unit) * unit)
+        if long / short <= pictures.max_aspect:
+            found |= {(short, long), (long, short)}
+    return tuple(sorted(found, key=lambda size: size[1] / size[0]))
+
+
+def nearest(size: Size, choices: tuple[Size, ...]) -> Size:
+    """The bucket whose aspect ratio is nearest to that of `size`, on a logarithmic scale."""
+    wanted = math.log(size[1] / size[0])
+    return min(choices, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - wanted))
+
+
+def enlargement(size: Size, bucket: Size) -> float:
+    """The factor by which a picture of `size` is scaled to cover `bucket`; above 1 it is enlarged."""
+    return max(bucket[0] / size[0], bucket[1] / size[1])
+
+
+def cut(size: Size, bucket: Size) -> float:
+    """The share of a picture's area that is cut off when it fills `bucket`."""
+    kept = bucket[0] * bucket[1] / enlargement(size, bucket) ** 2
+    return 1 - kept / (size[0] * size[1])

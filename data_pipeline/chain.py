@@ -1,0 +1,251 @@
+"""The stages that a record passes, in their order: `chain` is the whole of it.
+
+Each stage is a generator over the one before it. What a stage cannot use it hands to `reject` with the reason, and the
+next record comes.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from PIL import Image
+
+from data_pipeline.buckets import Size, buckets, enlargement, nearest
+from data_pipeline.pictures import decode, fit
+from data_pipeline.plan import Job
+from data_pipeline.records import Drawing, Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
+from wemmu.config.prepare import Keep, Pictures
+from wemmu.config.shards import LatentSettings, StreamSettings, checksum, pack
+from wemmu.config.task import Task
+
+Reject = Callable[[str, RejectedError], None]
+# Pictures -> captions; a batch of stored pictures (files) of one size -> their latents as bytes.
+Caption = Callable[[list[Image.Image]], list[str]]
+Encode = Callable[[list[bytes]], list[bytes]]
+
+# Tasks whose prompt has to say something.
+WORDED = (Task.T2I, Task.EDIT, Task.MULTI_EDIT, Task.UNDERSTANDING)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Models that live outside the worker, and the batches in which they are asked; None where none is wanted."""
+
+    caption: Caption | None = None
+    encode: Encode | None = None
+    # What `encode` makes of a bucket of (height, width).
+    latents: Callable[[Size], LatentSettings] | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A record whose pictures are RGB and upright; a Drawing stays one, since it has every size."""
+
+    raw: RawRecord
+    images: tuple[Image.Image | Drawing, ...]
+    target: Image.Image | Drawing | None
+
+    @property
+    def pictures(self) -> tuple[Image.Image | Drawing, ...]:
+        return self.images if self.target is None else (*self.images, self.target)
+
+    @property
+    def shape(self) -> Size | None:
+        """(height, width) of the picture that decides the bucket: the one to make. None: any size."""
+        deciding = self.images[0] if self.target is None else self.target
+        return (deciding.height, deciding.width) if isinstance(deciding, Image.Image) else None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record at one resolution.
+
+    `columns` as in `wemmu.config.shards.COLUMNS`, but for the checksum, with lists where those are packed, and with the
+    record's key for an id. `side` is the shorter side in px, in its source, of the picture that decides the bucket.
+    """
+
+    stream: StreamSettings
+    columns: dict[str, Any] = field(repr=False)
+    side: int | None
+
+
+def chain(part: Part, job: Job, dropped: frozenset[int], services: Services, reject: Reject) -> Iterator[Sample]:
+    """Every sample that the records of `part` give. `dropped` are the places of duplicates in the part."""
+    records = read(part, job, dropped, reject)
+    records = decoded(records, job.prepare.keep.max_pixels, reject)
+    records = kept(records, job.prepare.keep, reject)
+    if services.caption is not None and job.prepare.caption is not None:
+        again = job.prepare.caption.which == "all"
+        records = captioned(records, services.caption, again, job.prepare.caption.batch)
+    records = worded(records, job.prepare.keep, reject)
+    samples = bucketed(records, job, reject)
+    if services.encode is not None and services.latents is not None and job.prepare.latents is not None:
+        samples = encoded(samples, services.encode, services.latents, job.prepare.latents.batch)
+    return samples
+
+
+def read(part: Part, job: Job, dropped: frozenset[int], reject: Reject) -> Iterator[RawRecord]:
+    """The raw records of the tasks that some stage uses."""
+    for place, item in enumerate(job.source(part.source).read(part)):
+        if isinstance(item, Rejection):
+            reject(item.key, RejectedError(item.reason, item.detail))
+        elif place in dropped:
+            reject(item.key, RejectedError(Reason.DUPLICATE))
+        elif item.task in job.resolutions:
+            yield item
+
+
+def decoded(records: Iterable[RawRecord], max_pixels: int, reject: Reject) -> Iterator[Decoded]:
+    """Decode and verify every picture."""
+
+    def opened(picture: PictureFile | Drawing) -> Image.Image | Drawing:
+        return decode(picture, max_pixels) if isinstance(picture, PictureFile) else picture
+
+    for raw in records:
+        try:
+            images = tuple(opened(picture) for picture in raw.images)
+            yield Decoded(raw, images, None if raw.target is None else opened(raw.target))
+        except RejectedError as error:
+            reject(raw.key, error)
+
+
+def kept(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
+    """Leave out records with a picture that is too small or too oblong."""
+    for record in records:
+        sizes = [sorted(p.size) for p in record.pictures if isinstance(p, Image.Image)]
+        if small := [s for s in sizes if s[0] < keep.min_side]:
+            reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"its shorter side has {small[0][0]} px"))
+        elif oblong := [s for s in sizes if s[1] / s[0] > keep.max_aspect]:
+            reject(record.raw.key, RejectedError(Reason.TOO_OBLONG, f"{oblong[0][1]} by {oblong[0][0]} px"))
+        else:
+            yield record
+
+
+def captioned(records: Iterable[Decoded], caption: Caption, again: bool, batch: int) -> Iterator[Decoded]:
+    """Have the captions written that are missing, or all of them."""
+    for group in _batches(records, batch):
+        asked = [
+            i for i, r in enumerate(group) if r.raw.task is Task.T2I and (again or not (r.raw.prompt or "").strip())
+        ]
+        if asked:
+            texts = caption([group[i].target for i in asked])
+            for i, text in zip(asked, texts, strict=True):
+                group[i] = replace(group[i], raw=replace(group[i].raw, prompt=text))
+        yield from group
+
+
+def worded(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
+    """Leave out records whose task needs words and which have none, too few or too many."""
+    shortest, longest = keep.caption_length
+    for record in records:
+        prompt = (record.raw.prompt or "").strip()
+        if record.raw.task not in WORDED:
+            yield record
+        elif not prompt and shortest > 0:
+            reject(record.raw.key, RejectedError(Reason.NO_CAPTION))
+        elif len(prompt) < shortest:
+            reject(record.raw.key, RejectedError(Reason.CAPTION_TOO_SHORT, f"{len(prompt)} characters"))
+        elif len(prompt) > longest:
+            reject(record.raw.key, RejectedError(Reason.CAPTION_TOO_LONG, f"{len(prompt)} characters"))
+        else:
+            yield replace(record, raw=replace(record.raw, prompt=prompt))
+
+
+def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[Sample]:
+    """A record at every resolution of its task that it can serve without being enlarged too far."""
+    pictures = job.prepare.pictures
+    choices = {r: buckets(r, pictures) for resolutions in job.resolutions.values() for r in resolutions}
+    for record in records:
+        places = list(served(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
+        for resolution, bucket in places:
+            yield _sample(record, resolution, bucket, pictures)
+        if not places:
+            shape = "by".join(f" {side} " for side in record.shape or ()).strip()
+            reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"{shape} px fill no bucket of any resolution"))
+
+
+def served(
+    record: Decoded, resolutions: Iterable[int], choices: dict[int, tuple[Size, ...]], max_upscale: float
+) -> Iterator[tuple[int, Size]]:
+    """The resolutions that a record can serve, with its bucket at each, out of `choices`."""
+    sizes = [(p.height, p.width) for p in record.pictures if isinstance(p, Image.Image)]
+    for resolution in resolutions:
+        bucket = nearest(record.shape or (1, 1), choices[resolution])
+        if all(enlargement(size, bucket) <= max_upscale for size in sizes):
+            yield resolution, bucket
+
+
+def encoded(
+    samples: Iterable[Sample], encode: Encode, latents: Callable[[Size], LatentSettings], batch: int
+) -> Iterator[Sample]:
+    """Add the latents of every picture, encoded in batches of one size."""
+    waiting: dict[StreamSettings, list[Sample]] = {}
+    for sample in samples:
+        group = waiting.setdefault(sample.stream, [])
+        group.append(sample)
+        if len(group) == batch:
+            yield from _with_latents(waiting.pop(sample.stream), encode, latents)
+    for group in waiting.values():
+        yield from _with_latents(group, encode, latents)
+
+
+def _with_latents(group: list[Sample], encode: Encode, latents: Callable[[Size], LatentSettings]) -> Iterator[Sample]:
+    files = [[s.columns["target"], *s.columns["images"]] for s in group]
+    made = iter(encode([file for row in files for file in row if file]))
+    stream = group[0].stream
+    stream = stream.model_copy(update={"latents": latents((stream.height, stream.width))})
+    for sample, row in zip(group, files, strict=True):
+        found = [next(made) if file else b"" for file in row]
+        yield replace(sample, stream=stream, columns={**sample.columns, "latents": found})
+
+
+def _sample(record: Decoded, resolution: int, bucket: Size, pictures: Pictures) -> Sample:
+    raw = record.raw
+    stream = StreamSettings(
+        task=raw.task, resolution=resolution, height=bucket[0], width=bucket[1], inputs=len(record.images)
+    )
+    return Sample(
+        stream,
+        {
+            "id": raw.key,
+            "task": raw.task.value,
+            "prompt": raw.prompt or "",
+            "answer": raw.answer,
+            "images": [picture_file(image, bucket, pictures) for image in record.images],
+            "target": b"" if record.target is None else picture_file(record.target, bucket, pictures),
+            "latents": [],
+        },
+        None if record.shape is None else min(record.shape),
+    )
+
+
+def picture_file(picture: Image.Image | Drawing, bucket: Size, pictures: Pictures) -> bytes:
+    """The picture at the size of `bucket`, as the file that is stored."""
+    image = fit(picture, *bucket) if isinstance(picture, Image.Image) else picture.draw(*bucket)
+    buffer = io.BytesIO()
+    if pictures.format == "jpeg":
+        image.save(buffer, "JPEG", quality=pictures.quality, subsampling=0)
+    else:
+        # Lossless at any level. Level 1 brings a rendered scene to a twentieth; 6 saves a tenth more in half again
+        # the time.
+        image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def columns_of(sample: Sample, source: str) -> dict[str, Any]:
+    """The sample as it is stored."""
+    columns = {
+        **sample.columns,
+        "id": f"{source}/{sample.columns['id']}",
+        "images": pack(sample.columns["images"]),
+        "latents": pack(sample.columns["latents"]) if sample.columns["latents"] else b"",
+    }
+    return {**columns, "checksum": checksum(columns)}
+
+
+def _batches(records: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
+    records = iter(records)
+    while group := list(islice(records, size)):
+        yield group

@@ -1,0 +1,103 @@
+"""What a directory holds of a data set, complete or not, and the records in it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.ledger import Entry, Ledger, partition_name
+from data_pipeline.mds import Shard
+from data_pipeline.plan import Settings
+from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, Stream, unpack
+from wemmu.config.task import Task
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A data set of layout 2. `finished` of its `parts` partitions are written; the streams hold those."""
+
+    root: Path
+    streams: tuple[Stream, ...]
+    finished: int
+    parts: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record as it is stored, with its lists unpacked; pictures are files."""
+
+    id: str
+    task: Task
+    prompt: str
+    answer: str
+    images: list[bytes]
+    target: bytes
+    latents: list[bytes]
+
+
+def look(root: Path) -> Contents:
+    """What is in `root`. Without its record, the streams are those of the ledger, whose index is not written yet.
+
+    Raises:
+        ShardError: if it was never begun, or is of another version.
+    """
+    try:
+        parts = Settings.load(root / SETTINGS_FILE).parts
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{root} holds no data set: it has no {SETTINGS_FILE}. `python -m data_pipeline write CURRICULUM.yaml` "
+            "makes one"
+        ) from error
+    if (root / DATASET_FILE).exists():
+        return Contents(root, DataSet.at(root).streams, parts, parts, complete=True)
+    finished, held = 0, {}
+    for entry in entries(root, parts):
+        finished += 1
+        for shards in entry.streams:
+            files, samples, size = held.get(shards.settings, ({}, 0, 0))
+            files |= {
+                f"{partition_name(entry.number)}/{s['raw_data']['basename']}": s["raw_data"]["hashes"]["sha256"]
+                for s in shards.shards
+            }
+            size += sum(s["raw_data"]["bytes"] for s in shards.shards)
+            held[shards.settings] = files, samples + shards.samples, size
+    streams = [
+        Stream(settings=settings, samples=samples, bytes=size, files=files)
+        for settings, (files, samples, size) in sorted(held.items(), key=lambda item: item[0].name)
+    ]
+    return Contents(root, tuple(streams), finished, parts, complete=False)
+
+
+def entries(root: Path, parts: int) -> Iterator[Entry]:
+    """The ledger's entries that can be read, whatever has become of their shards."""
+    ledger = Ledger(root)
+    for number in range(parts):
+        try:
+            yield Entry.load(ledger.entry_file(number))
+        except (FileNotFoundError, ShardError):
+            continue
+
+
+def shard_files(stream: Stream) -> list[str]:
+    """The stream's shards, relative to its directory, in the order of the index."""
+    return [name for name in stream.files if name != INDEX_FILE]
+
+
+def records(root: Path, stream: Stream) -> Iterator[StoredRecord]:
+    """The records of a stream, in order."""
+    for name in shard_files(stream):
+        for columns in Shard.of_ours(root / stream.settings.name / name).records():
+            yield stored(columns)
+
+
+def stored(columns: dict[str, bytes]) -> StoredRecord:
+    """Raises ValueError or struct.error for columns that are not of our layout."""
+    return StoredRecord(
+        id=columns["id"].decode(),
+        task=Task(columns["task"].decode()),
+        prompt=columns["prompt"].decode(),
+        answer=columns["answer"].decode(),
+        images=unpack(columns["images"]),
+        target=columns["target"],
+        latents=unpack(columns["latents"]) if columns["latents"] else [],
+    )

@@ -1,0 +1,148 @@
+"""The ledger of a data set: which partitions are finished, and what each holds and left out."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.plan import Settings
+from data_pipeline.records import Reason
+from wemmu.config.shards import LEDGER, SETTINGS_FILE, Schema, ShardError, StreamSettings
+from wemmu.config.task import Task
+
+
+class Rejected(Schema):
+    """A line of rejected.jsonl."""
+
+    source: str
+    part: str
+    key: str
+    reason: Reason
+    detail: str = ""
+
+
+class Shards(Schema):
+    """What one partition has in one stream: `shards` are the entries of its MDS index, with sizes and sha256."""
+
+    settings: StreamSettings
+    shards: tuple[dict[str, Any], ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard["samples"] for shard in self.shards)
+
+
+class Entry(Schema):
+    """One finished partition, `ledger/NNNNN.json`. It appears when everything that it speaks of is on disk.
+
+    `read` counts the records that the part gave, rejected ones included; `tasks` those that were kept, by task.
+    `sides` and `captions` are histograms of kept records: of the shorter side in px of the picture that decides the
+    bucket (Drawings have none), and of the prompt's length in characters; keys are the lower edges of `SIDE_EDGES` and
+    `CAPTION_EDGES`.
+    """
+
+    number: int
+    source: str
+    part: str
+    read: int
+    tasks: dict[Task, int]
+    streams: tuple[Shards, ...]
+    rejected: tuple[Rejected, ...]
+    sides: dict[int, int]
+    captions: dict[int, int]
+
+    @property
+    def damaged(self) -> int:
+        return sum(r.reason.damaged for r in self.rejected)
+
+
+SIDE_EDGES = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
+CAPTION_EDGES = (0, 1, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def lower_edge(value: int, edges: tuple[int, ...]) -> int:
+    """The lower edge of the histogram's bin that `value` falls into."""
+    return max(edge for edge in edges if edge <= value)
+
+
+class Ledger:
+    def __init__(self, root: Path):
+        self.root, self.directory = root, root / LEDGER
+
+    def entry_file(self, number: int) -> Path:
+        return self.directory / f"{number:05d}.json"
+
+    def finished(self, parts: int) -> Iterator[Entry]:
+        """The entries of finished partitions whose shards are all there, in order.
+
+        An entry without its shards, or that cannot be read, is of a partition that is not finished.
+        """
+        for number in range(parts):
+            try:
+                entry = Entry.load(self.entry_file(number))
+            except (FileNotFoundError, ShardError):
+                continue
+            if all(shard_file_whole(self.root, entry, held, shard) for held in entry.streams for shard in held.shards):
+                yield entry
+
+    def clear_unfinished(self, finished: set[int]) -> None:
+        """Remove what killed runs left: partitions that the ledger does not hold, and everything begun aside."""
+        for left in self.root.rglob("*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        # task / resolution / size / partition
+        for directory in self.root.glob("*/*/*/*/"):
+            if directory.name.isdecimal() and int(directory.name) not in finished:
+                shutil.rmtree(directory)
+
+
+def partition_name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def shard_file_whole(root: Path, entry: Entry, held: Shards, shard: dict[str, Any]) -> bool:
+    path = root / held.settings.name / partition_name(entry.number) / shard["raw_data"]["basename"]
+    try:
+        return path.stat().st_size == shard["raw_data"]["bytes"]
+    except OSError:
+        return False
+
+
+def begin(root: Path, settings: Settings) -> None:
+    """Write down what the data set is made of, or check that it is what was written down before.
+
+    Raises:
+        ShardError: if the directory was begun with other settings, or the sources have changed since.
+    """
+    refuse_other_settings(root, settings)
+    path = root / SETTINGS_FILE
+    if path.exists():
+        before = Settings.load(path)
+        if before.listing != settings.listing:
+            raise ShardError(
+                f"the sources of {root} are not what they were when writing began: {before.parts} parts then, "
+                f"{settings.parts} now, or parts of other sizes. Bring them back, or write into another directory"
+            )
+    else:
+        settings.save(path)
+    (root / LEDGER).mkdir(exist_ok=True)
+
+
+def refuse_other_settings(root: Path, settings: Settings) -> None:
+    """Raise ShardError if the data set in `root` was begun with other settings than these, sources apart."""
+    path = root / SETTINGS_FILE
+    if not path.exists():
+        if root.is_dir() and any(p.name not in (".lock", SETTINGS_FILE + ".tmp") for p in root.iterdir()):
+            raise ShardError(
+                f"{root} is not empty and not a data set of this version; give data.shards a directory of its own"
+            )
+        return
+    if differences := settings.differences(Settings.load(path)):
+        raise ShardError(
+            f"the data set {root} was written with other settings: now {'; '.join(differences)}. Point data.shards to "
+            f"another directory, or delete {root} to have it written anew"
+        )
+
+
+def counts(entries: list[Entry]) -> Counter[Reason]:
+    return Counter(rejected.reason for entry in entries for rejected in entry.rejected)

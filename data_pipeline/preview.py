@@ -1,0 +1,160 @@
+"""What the buckets would do: the sizes of each resolution, and where a sample of every source would go.
+
+Of pictures only the headers are read, so this takes seconds where writing takes hours.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from data_pipeline.buckets import Size, buckets, cut, enlargement
+from data_pipeline.chain import Decoded, Reject, kept, served, worded
+from data_pipeline.pictures import FORMATS
+from data_pipeline.plan import Job
+from data_pipeline.records import Drawing, Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
+from wemmu.config import prepare
+from wemmu.config.shards import StreamSettings
+
+# Parts of a source that a sample comes from, evenly spread.
+SPREAD = 32
+# The miniature world has no files to open, so more of it can be looked at.
+DRAWN = 100_000
+# EXIF orientations that turn a picture on its side.
+TURNED = (5, 6, 7, 8)
+
+
+class Header(Image.Image):
+    """A picture of which only the size is known, (width, height) as it stands upright."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self._size = size
+
+
+@dataclass
+class Fit:
+    """The pictures with a size of their own that go to a bucket: sums of what is cut off and of the enlargement."""
+
+    pictures: int = 0
+    cut: float = 0.0
+    enlargement: float = 0.0
+
+    def add(self, size: Size, bucket: Size) -> None:
+        self.pictures += 1
+        self.cut += cut(size, bucket)
+        self.enlargement += enlargement(size, bucket)
+
+
+@dataclass
+class Survey:
+    """What a sample of a source says about all of it.
+
+    `looked` records of it were looked at; `records` is the number of all, `exact` if that is known and not estimated.
+    """
+
+    name: str
+    kind: str
+    parts: int
+    looked: int = 0
+    records: int = 0
+    exact: bool = True
+    streams: Counter[StreamSettings] = field(default_factory=Counter)
+    # (resolution, bucket)
+    fits: dict[tuple[int, Size], Fit] = field(default_factory=dict)
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    examples: dict[Reason, Rejection] = field(default_factory=dict)
+
+    def scaled(self, count: int) -> int:
+        """A count of the sample, as one of the whole source."""
+        return round(count * self.records / self.looked) if self.looked else 0
+
+
+def survey(job: Job, config: prepare.Source, sample: int) -> Survey:
+    """Look at `sample` records of a source, or at all if it has no more.
+
+    How many there are is known where all parts were read to their end. Otherwise the first one is, and stands for those
+    that were not.
+    """
+    source = job.source(config.name)
+    parts = source.parts(job.prepare.partition)
+    sample = max(sample, DRAWN) if config.kind == "shapes" else sample
+    found = Survey(config.name, config.kind, len(parts))
+    chosen = [parts[i * len(parts) // min(SPREAD, len(parts))] for i in range(min(SPREAD, len(parts)))]
+    whole = []
+    for part in chosen:
+        items = iter(source.read(part))
+        looked = list(islice(items, -(-sample // len(chosen))))
+        _look(looked, part, job, found)
+        found.looked += len(looked)
+        if part is chosen[0]:
+            whole.append(len(looked) + sum(1 for _ in items))
+        elif next(items, None) is None:
+            whole.append(len(looked))
+    found.exact = len(whole) == len(parts)
+    found.records = sum(whole) if found.exact else round(sum(whole) / len(whole) * len(parts))
+    return found
+
+
+def _look(items: Iterable[RawRecord | Rejection], part: Part, job: Job, found: Survey) -> None:
+    """Send the records of a part through the chain, with headers for pictures."""
+
+    def reject(key: str, error: RejectedError) -> None:
+        found.reasons[error.reason] += 1
+        found.examples.setdefault(error.reason, Rejection(part.source, part.name, key, error.reason, error.detail))
+
+    keep, pictures = job.prepare.keep, job.prepare.pictures
+    if job.prepare.caption is not None:
+        # Those that are missing will be written.
+        keep = keep.model_copy(update={"caption_length": (0, keep.caption_length[1])})
+    choices = {r: buckets(r, pictures) for resolutions in job.resolutions.values() for r in resolutions}
+    for record in worded(kept(_headers(items, job, reject), keep, reject), keep, reject):
+        places = list(served(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
+        for resolution, bucket in places:
+            height, width = bucket
+            stream = StreamSettings(
+                task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(record.images)
+            )
+            found.streams[stream] += 1
+            if record.shape is not None:
+                found.fits.setdefault((resolution, bucket), Fit()).add(record.shape, bucket)
+        if not places:
+            reject(record.raw.key, RejectedError(Reason.TOO_SMALL, "it fills no bucket of any resolution"))
+
+
+def _headers(items: Iterable[RawRecord | Rejection], job: Job, reject: Reject) -> Iterator[Decoded]:
+    def opened(picture: PictureFile | Drawing) -> Image.Image | Drawing:
+        return header(picture, job.prepare.keep.max_pixels) if isinstance(picture, PictureFile) else picture
+
+    for item in items:
+        if isinstance(item, Rejection):
+            reject(item.key, RejectedError(item.reason, item.detail))
+        elif item.task in job.resolutions:
+            try:
+                images = tuple(opened(picture) for picture in item.images)
+                yield Decoded(item, images, None if item.target is None else opened(item.target))
+            except RejectedError as error:
+                reject(item.key, error)
+
+
+def header(picture: PictureFile, max_pixels: int) -> Header:
+    """Raises RejectedError like `data_pipeline.pictures.decode`, as far as the header tells."""
+    if not picture.data:
+        raise RejectedError(Reason.EMPTY_PICTURE, picture.name)
+    try:
+        with Image.open(io.BytesIO(picture.data), formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    except UnidentifiedImageError as error:
+        raise RejectedError(Reason.NOT_A_PICTURE, picture.name) from error
+    except Image.DecompressionBombError as error:
+        raise RejectedError(Reason.TOO_MANY_PIXELS, picture.name) from error
+    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
+        raise RejectedError(Reason.TRUNCATED, f"{picture.name}: {error}") from error
+    if width * height > max_pixels:
+        raise RejectedError(Reason.TOO_MANY_PIXELS, f"{picture.name}: {width} x {height}")
+    return Header((height, width) if turned else (width, height))

@@ -1,0 +1,251 @@
+"""What was written, in numbers, computed from the ledger."""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from data_pipeline.ledger import Entry, Rejected
+from data_pipeline.plan import DERIVED
+from data_pipeline.records import Reason
+from wemmu.config import Curriculum
+from wemmu.config.schema import Stage
+from wemmu.config.shards import DataSet, Schema, Stream
+from wemmu.config.task import Task
+
+JSON_FILE, TEXT_FILE, HTML_FILE = "report.json", "report.txt", "report.html"
+# Of each reason to leave a record out.
+EXAMPLES = 3
+
+
+class SourceCount(Schema):
+    """A source: the records that it gave to the tasks of the stages, and what became of them."""
+
+    name: str
+    kind: str
+    parts: int
+    read: int
+    kept: int
+    damaged: int
+    unwanted: int
+
+
+class ReasonCount(Schema):
+    reason: Reason
+    damaged: bool
+    count: int
+    examples: tuple[Rejected, ...]
+
+
+class TaskCount(Schema):
+    """`kept` counts records, `resolutions` how many of them serve each resolution: one may serve several."""
+
+    task: Task
+    kept: int
+    resolutions: dict[int, int]
+
+
+class StreamCount(Schema):
+    """`share` is that of the records of its task and resolution."""
+
+    name: str
+    task: Task
+    resolution: int
+    height: int
+    width: int
+    inputs: int
+    samples: int
+    bytes: int
+    share: float
+    latents: bool
+
+
+class TaskSteps(Schema):
+    """A task in a stage. Readers make it out of the records of `records_of`, which is the task itself where it has any.
+
+    `epoch` is the exact number of optimizer steps in which every record is drawn once. `steps` of the stage's draw the
+    task (rounded: the reader takes the mixture's share to within a step or two), which are `epochs`.
+    """
+
+    task: Task
+    records_of: Task
+    share: float
+    samples: int
+    epoch: float
+    steps: int
+    epochs: float
+    # Steps of an epoch by stream.
+    streams: dict[str, float]
+
+
+class StageSteps(Schema):
+    name: str
+    resolution: int
+    global_batch: int
+    steps: int
+    tasks: tuple[TaskSteps, ...]
+
+
+class Report(Schema):
+    """`sides` and `captions` as in `ledger.Entry`, summed. `notes` are sentences about what needs someone's eye."""
+
+    curriculum: str
+    root: Path
+    written: str
+    read: int
+    kept: int
+    bytes: int
+    sources: tuple[SourceCount, ...]
+    reasons: tuple[ReasonCount, ...]
+    tasks: tuple[TaskCount, ...]
+    streams: tuple[StreamCount, ...]
+    sides: dict[int, int]
+    captions: dict[int, int]
+    stages: tuple[StageSteps, ...]
+    notes: tuple[str, ...]
+
+    def left_out(self, damaged: bool) -> int:
+        return sum(reason.count for reason in self.reasons if reason.damaged == damaged)
+
+
+def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry]) -> Report:
+    """The report of a data set that was written for `curriculum`; `ledger` is gone through once, entry by entry."""
+    by_source: dict[str, Counter[str]] = {}
+    reasons: Counter[Reason] = Counter()
+    examples: dict[Reason, list[Rejected]] = {}
+    tasks, sides, captions = Counter[Task](), Counter[int](), Counter[int]()
+    for entry in ledger:
+        source = by_source.setdefault(entry.source, Counter())
+        source.update(parts=1, read=entry.read, kept=sum(entry.tasks.values()), damaged=entry.damaged)
+        source.update(unwanted=len(entry.rejected) - entry.damaged)
+        tasks.update(entry.tasks)
+        sides.update(entry.sides)
+        captions.update(entry.captions)
+        for rejected in entry.rejected:
+            reasons[rejected.reason] += 1
+            if len(found := examples.setdefault(rejected.reason, [])) < EXAMPLES:
+                found.append(rejected)
+    prepare = curriculum.data.prepare
+    fields = ("parts", "read", "kept", "damaged", "unwanted")
+    sources = [
+        SourceCount(name=s.name, kind=s.kind, **{field: by_source.get(s.name, Counter())[field] for field in fields})
+        for s in (prepare.sources if prepare else ())
+    ]
+    stages = [stage_steps(stage, dataset.streams) for stage in curriculum.stages]
+    return Report(
+        curriculum=curriculum.name,
+        root=curriculum.data.shards,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        read=sum(s.read for s in sources),
+        kept=sum(s.kept for s in sources),
+        bytes=sum(s.bytes for s in dataset.streams),
+        sources=tuple(sources),
+        reasons=tuple(
+            ReasonCount(reason=reason, damaged=reason.damaged, count=count, examples=tuple(examples[reason]))
+            for reason, count in reasons.most_common()
+        ),
+        tasks=tuple(
+            TaskCount(task=task, kept=tasks[task], resolutions=_resolutions(task, dataset))
+            for task in Task
+            if task in tasks
+        ),
+        streams=tuple(_stream_count(stream, dataset) for stream in in_order(dataset.streams)),
+        sides=dict(sorted(sides.items())),
+        captions=dict(sorted(captions.items())),
+        stages=tuple(stages),
+        notes=tuple(_notes(sources, stages)),
+    )
+
+
+def stage_steps(stage: Stage, streams: Iterable[Stream]) -> StageSteps:
+    """How long an epoch of each task of the stage is."""
+    at_resolution = [stream for stream in streams if stream.settings.resolution == stage.resolution]
+    rows = []
+    for task, weight in stage.mixture.items():
+        records_of = task
+        if task in DERIVED and all(stream.settings.task != task for stream in at_resolution):
+            records_of = Task.T2I
+        counts = {s.settings.name: s.samples for s in at_resolution if s.settings.task == records_of}
+        samples, share = sum(counts.values()), weight / sum(stage.mixture.values())
+        steps = round(stage.steps * share)
+        rows.append(
+            TaskSteps(
+                task=task,
+                records_of=records_of,
+                share=share,
+                samples=samples,
+                epoch=samples / stage.global_batch,
+                steps=steps,
+                epochs=steps * stage.global_batch / samples if samples else 0.0,
+                streams={name: count / stage.global_batch for name, count in counts.items()},
+            )
+        )
+    return StageSteps(
+        name=stage.name,
+        resolution=stage.resolution,
+        global_batch=stage.global_batch,
+        steps=stage.steps,
+        tasks=tuple(rows),
+    )
+
+
+def in_order(streams: Iterable[Stream]) -> list[Stream]:
+    """By task, then from low to high resolution, then from tall to wide."""
+    tasks = list(Task)
+    return sorted(
+        streams,
+        key=lambda s: (
+            tasks.index(s.settings.task),
+            s.settings.resolution,
+            s.settings.width / s.settings.height,
+            s.settings.name,
+        ),
+    )
+
+
+def _resolutions(task: Task, dataset: DataSet) -> dict[int, int]:
+    found: Counter[int] = Counter()
+    for stream in dataset.streams:
+        if stream.settings.task == task:
+            found[stream.settings.resolution] += stream.samples
+    return dict(sorted(found.items()))
+
+
+def _stream_count(stream: Stream, dataset: DataSet) -> StreamCount:
+    settings = stream.settings
+    return StreamCount(
+        name=settings.name,
+        task=settings.task,
+        resolution=settings.resolution,
+        height=settings.height,
+        width=settings.width,
+        inputs=settings.inputs,
+        samples=stream.samples,
+        bytes=stream.bytes,
+        share=stream.samples / _resolutions(settings.task, dataset)[settings.resolution],
+        latents=settings.latents is not None,
+    )
+
+
+def _notes(sources: list[SourceCount], stages: list[StageSteps]) -> list[str]:
+    notes = [f"The source {s.name} gave no record to any task of the stages." for s in sources if not s.read]
+    notes += [f"Nothing of the source {s.name} was kept." for s in sources if s.read and not s.kept]
+    for stage in stages:
+        for row in stage.tasks:
+            small = [name for name, epoch in row.streams.items() if epoch < 1]
+            if not row.samples:
+                notes.append(
+                    f"{stage.name} mixes {row.task}, of which there is no record at {stage.resolution} px: it cannot "
+                    "be trained on this data set."
+                )
+            elif small:
+                notes.append(
+                    f"{stage.name} has a global batch of {stage.global_batch}, but {_some(small)} "
+                    f"{'has' if len(small) == 1 else 'have'} fewer records: some come more than once in a step."
+                )
+    return list(dict.fromkeys(notes))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more streams"

@@ -1,0 +1,77 @@
+"""The models that the chain asks: a VLM that writes captions, an autoencoder that makes latents.
+
+Each lives in a process of its own, a Ray actor with a GPU where there is one, and serves all workers.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from wemmu.config.prepare import Captioner
+from wemmu.config.shards import LatentSettings
+from wemmu.models.vae import FrozenVAE
+from wemmu.models.weights import load_strict
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class CaptionService:
+    """Greedy captions, so that the same picture has the same caption in every run."""
+
+    def __init__(self, config: Captioner):
+        self._config, self._device = config, _device()
+        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        self._vlm, _ = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
+        self._vlm.to(self._device).eval()
+        self._processor = AutoProcessor.from_pretrained(config.vlm, use_fast=True)
+        # Prompts of one batch end together, where the answers begin.
+        self._processor.tokenizer.padding_side = "left"
+
+    @torch.no_grad()
+    def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
+        content = [{"type": "image"}, {"type": "text", "text": self._config.instruction}]
+        text = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        inputs = self._processor(
+            text=[text] * len(pictures), images=list(pictures), padding=True, return_tensors="pt"
+        ).to(self._device)
+        made = self._vlm.generate(**inputs, max_new_tokens=self._config.max_tokens, do_sample=False)
+        answers = made[:, inputs["input_ids"].shape[1] :]
+        return [t.strip() for t in self._processor.batch_decode(answers, skip_special_tokens=True)]
+
+
+class LatentService:
+    """Latents of stored pictures, exactly as training would make them of the same files."""
+
+    def __init__(self, directory: Path, dtype: str):
+        self._device = _device()
+        vae, report = load_strict(AutoencoderDC, directory, torch.float32)
+        self._vae = FrozenVAE(vae).to(self._device)
+        self._dtype, self._name, self._sha256 = getattr(torch, dtype), dtype, report.sha256
+
+    def settings(self, size: tuple[int, int]) -> LatentSettings:
+        """What the latents of pictures of `size` = (height, width) are."""
+        return LatentSettings(
+            vae=self._sha256,
+            scaling_factor=self._vae.scaling_factor,
+            dtype=self._name,
+            channels=self._vae.latent_channels,
+            rows=size[0] // self._vae.latent_px,
+            columns=size[1] // self._vae.latent_px,
+        )
+
+    def encode(self, files: Sequence[bytes]) -> list[bytes]:
+        """Pictures of one size -> each one's latents [channels, rows, columns], little-endian."""
+        pixels = [
+            decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB) for file in files
+        ]
+        latents = self._vae.encode(torch.stack(pixels).to(self._device)).to(self._dtype).cpu().contiguous()
+        return [row.view(torch.uint8).numpy().tobytes() for row in latents]

@@ -1,0 +1,81 @@
+"""Data sets that Hugging Face's `datasets` saved with `save_to_disk`."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.records import Part, RawRecord, Reason, RejectedError, Rejection
+from data_pipeline.sources.common import picture_of, record_or_rejection, text
+from wemmu.config import ConfigError, Task, prepare
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class HuggingFaceSource:
+    """Text-to-image records; a part is a range of rows."""
+
+    version = 1
+
+    def __init__(self, config: prepare.HuggingFaceSource):
+        self._config = config
+
+    def parts(self, size: int) -> list[Part]:
+        dataset = self._open()
+        stored = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
+        ranges = [(first, min(first + size, len(dataset))) for first in range(0, len(dataset), size)]
+        return [
+            Part(self._config.name, f"{first}-{end - 1}", {"first": first, "end": end, "size": stored})
+            for first, end in ranges
+        ]
+
+    def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
+        dataset = self._open()
+        for row in range(part.place["first"], part.place["end"]):
+            yield record_or_rejection(part, str(row), partial(self._record, dataset, row))
+
+    def _record(self, dataset: "Dataset", row: int) -> RawRecord:
+        try:
+            fields = dataset[row]
+        except UnicodeDecodeError as error:
+            raise RejectedError(Reason.BAD_TEXT, str(error)) from error
+        prompt = text(fields.get(self._config.caption), self._config.caption)
+        picture = picture_of(fields[self._config.image], str(row), None)
+        return RawRecord(str(row), Task.T2I, prompt, target=picture)
+
+    def _open(self) -> "Dataset":
+        """The columns that are needed, with pictures as they are stored: `datasets` would decode and encode them."""
+        # Takes seconds to import: only a process that reads such a source pays for it.
+        from datasets import Image
+
+        config, dataset = self._config, self._split()
+        if config.image not in dataset.column_names:
+            there = ", ".join(dataset.column_names)
+            raise ConfigError(
+                f"source {config.name}: image: {config.path} has no column {config.image}; it has {there}"
+            )
+        wanted = [column for column in (config.image, config.caption) if column in dataset.column_names]
+        dataset = dataset.select_columns(wanted)
+        if isinstance(dataset.features[config.image], Image):
+            dataset = dataset.cast_column(config.image, Image(decode=False))
+        return dataset
+
+    def _split(self) -> "Dataset":
+        from datasets import DatasetDict, load_from_disk
+
+        config = self._config
+        try:
+            dataset = load_from_disk(config.path)
+        except (OSError, ValueError) as error:
+            expected = "expected what datasets' save_to_disk wrote"
+            raise ConfigError(f"source {config.name}: path: cannot load {config.path} ({error}); {expected}") from error
+        splits = list(dataset) if isinstance(dataset, DatasetDict) else []
+        if config.split is None and not splits:
+            return dataset
+        if config.split not in splits:
+            choices = f"one of {', '.join(splits)}" if splits else "none: it is a data set without splits"
+            raise ConfigError(
+                f"source {config.name}: split: {config.split} is not in {config.path}; expected {choices}"
+            )
+        return dataset[config.split]

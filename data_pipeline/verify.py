@@ -1,0 +1,176 @@
+"""Re-reads and re-hashes all of a data set, and names everything that is not as it was written."""
+
+import hashlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from data_pipeline.contents import Contents, entries, look, shard_files
+from data_pipeline.ledger import partition_name
+from data_pipeline.mds import Shard, read_index
+from data_pipeline.verify_shard import AGAIN, Check, Checked, Problem, check_shard
+from wemmu.config.shards import COLUMNS, DATASET_FILE, INDEX_FILE, LEDGER, REJECTED_FILE, ShardError, Stream
+
+# Stream -> shard ("PARTITION/FILE") -> its number of records.
+Samples = dict[str, dict[str, int]]
+
+
+def verify(root: Path, console: Console, workers: int | None = None) -> bool:
+    """Print a line for each thing that is wrong, and what was read; returns whether the data set is complete and whole.
+
+    Shards are read in `workers` processes (default: as many as the machine has cores and the shards are worth). Takes
+    the memory of a record in each, and here 8 bytes a record of one stream, to find ids that are there twice.
+
+    Raises:
+        ShardError: if `root` holds no data set of this version.
+    """
+    start, problems, records, size = time.monotonic(), 0, 0, 0
+    contents = look(root)
+    samples, ledger_problems = _ledger(contents)
+    checks = [
+        Check(root, stream.settings, name, stream.files[name], samples[stream.settings.name].get(name))
+        for stream in contents.streams
+        for name in shard_files(stream)
+    ]
+
+    def tell(found: Iterable[Problem]) -> None:
+        nonlocal problems
+        for problem in found:
+            problems += 1
+            console.print(str(problem), style="red")
+
+    tell(ledger_problems)
+    for stream in contents.streams if contents.complete else ():
+        tell(_index_problems(root, stream, samples[stream.settings.name]))
+    # A process takes seconds to start, in which another reads this much.
+    worth = 1 + sum(stream.bytes for stream in contents.streams) // 2**27
+    workers = workers or min(len(os.sched_getaffinity(0)), worth)
+    with Progress(console=console, transient=True) as progress, closing(_in_order(checks, workers)) as results:
+        bar = progress.add_task("verifying", total=len(checks))
+        for _, shards in groupby(zip(checks, results, strict=True), key=lambda pair: pair[0].settings):
+            ids = []
+            for check, checked in shards:
+                tell(checked.problems)
+                records, size = records + checked.records, size + checked.bytes
+                ids.append((check, checked.ids))
+                progress.advance(bar)
+            tell(_repeated_ids(ids))
+    read = (
+        f"{records:,} records in {len(checks)} shards of {len(contents.streams)} streams, {size / 1e6:,.1f} MB, in "
+        f"{time.monotonic() - start:.1f} s"
+    )
+    _conclude(contents, console, problems, read)
+    return contents.complete and not problems
+
+
+def _conclude(contents: Contents, console: Console, problems: int, read: str) -> None:
+    if not contents.complete:
+        console.print(
+            f"{contents.root} is incomplete: it has no {DATASET_FILE}, and {contents.finished} of its {contents.parts} "
+            f"partitions are finished; {AGAIN} to have the rest written",
+            style="red",
+        )
+    if problems:
+        console.print(f"{problems} problem{'s' if problems > 1 else ''}; read: {read}", style="red")
+    else:
+        console.print(f"Every record and every file {'is' if contents.complete else 'that is there is'} whole: {read}")
+
+
+def _in_order(checks: list[Check], workers: int) -> Iterator[Checked]:
+    if workers < 2:
+        yield from map(check_shard, checks)
+        return
+    # Not forked: this process has the thread of the progress bar.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        try:
+            yield from pool.map(check_shard, checks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _repeated_ids(shards: list[tuple[Check, np.ndarray]]) -> Iterator[Problem]:
+    """Ids that several records of a stream have; told of all but the first."""
+    hashes = np.concatenate([ids for _, ids in shards])
+    values, counts = np.unique(hashes, return_counts=True)
+    again = np.isin(hashes, values[counts > 1])
+    ends = np.cumsum([len(ids) for _, ids in shards])[:-1]
+    first: dict[bytes, str] = {}
+    for (check, _), repeated in zip(shards, np.split(again, ends), strict=True):
+        for number in np.flatnonzero(repeated).tolist():
+            name = Shard.of_ours(check.path).record(number)["id"]
+            if name in first:
+                what = f"its id {name.decode(errors='replace')} is also that of {first[name]}"
+                yield Problem(str(check.path), number, what, "give every record of the source a key of its own")
+            first.setdefault(name, f"{check.path}, record {number}")
+
+
+def _ledger(contents: Contents) -> tuple[Samples, list[Problem]]:
+    """The shards as the ledger has them; and what is wrong with a ledger that ought to be complete."""
+    root, samples, problems = contents.root, defaultdict[str, dict[str, int]](dict), []
+    rejected, there = 0, set()
+    for entry in entries(root, contents.parts):
+        there.add(entry.number)
+        rejected += len(entry.rejected)
+        for held in entry.streams:
+            for shard in held.shards:
+                name = f"{partition_name(entry.number)}/{shard['raw_data']['basename']}"
+                samples[held.settings.name][name] = shard["samples"]
+    if not contents.complete:
+        return samples, []
+    way_out = _indexed_anew(root)
+    for number in range(contents.parts):
+        if number not in there:
+            file = str(root / LEDGER / f"{partition_name(number)}.json")
+            problems.append(Problem(file, None, "it is missing or cannot be read", way_out))
+    lines = _lines(root / REJECTED_FILE)
+    if lines != rejected and not problems:
+        what = f"it lists {lines} records, the ledger {rejected}"
+        problems.append(Problem(str(root / REJECTED_FILE), None, what, way_out))
+    return samples, problems
+
+
+def _lines(path: Path) -> int:
+    """0 without the file."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _index_problems(root: Path, stream: Stream, in_ledger: dict[str, int]) -> list[Problem]:
+    """Where the record of a stream, its index and the ledger do not say the same."""
+    directory = root / stream.settings.name
+    path = directory / INDEX_FILE
+    try:
+        shards = read_index(directory)
+    except ShardError as error:
+        return [Problem(str(path), None, f"it {str(error).removeprefix(f'{path} ')}", _indexed_anew(root))]
+    found = []
+    if (digest := hashlib.sha256(path.read_bytes()).hexdigest()) != stream.files.get(INDEX_FILE):
+        found.append(f"its sha256 is {digest}, not {stream.files.get(INDEX_FILE)}")
+    if any(shard.columns != COLUMNS or shard.compression for shard in shards):
+        found.append(f"it has other columns than this version of the layout, {', '.join(COLUMNS)}, or compressed ones")
+    indexed = {str(shard.path.relative_to(directory)): shard.samples for shard in shards}
+    if set(shard_files(stream)) != set(indexed):
+        found.append(f"it names other shards than {DATASET_FILE}")
+    if sum(indexed.values()) != stream.samples:
+        found.append(f"it has {sum(indexed.values())} records, {DATASET_FILE} says {stream.samples}")
+    for name in sorted(in_ledger.keys() | indexed.keys()):
+        mine, other = indexed.get(name, 0), in_ledger.get(name, 0)
+        if mine != other:
+            found.append(f"it has {mine} records of {name}, the ledger {other}")
+    return [Problem(str(path), None, what, _indexed_anew(root)) for what in found]
+
+
+def _indexed_anew(root: Path) -> str:
+    return f"delete {root / DATASET_FILE} and {AGAIN}"

@@ -1,0 +1,106 @@
+"""`buckets` tells beforehand what writing will do, from headers alone."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFile
+from rich.console import Console
+
+from data_pipeline import preview
+from data_pipeline.pictures import decode
+from data_pipeline.plan import plan
+from data_pipeline.preview import header, survey
+from data_pipeline.preview_text import show_buckets
+from data_pipeline.records import PictureFile, RejectedError
+from tests.data_pipeline.broken import rotated_jpeg, truncated_jpeg
+from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, write_in_process
+from wemmu.config import Curriculum
+
+
+def shown(curriculum: Curriculum, sample: int = 1000) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    show_buckets(curriculum, console, sample)
+    return console.file.getvalue()
+
+
+def test_it_foretells_exactly_what_writing_does(tmp_path: Path) -> None:
+    sources = [*collection(tmp_path / "photos", broken=False), SHAPES]
+    curriculum = curriculum_of(tmp_path / "shards", sources, keep={"caption_length": (1, 28), "min_side": 220})
+    job = plan(curriculum)
+    found = [survey(job, config, 1000) for config in job.prepare.sources]
+    assert not (tmp_path / "shards").exists()
+    dataset = write_in_process(curriculum)
+    foretold = {}
+    for one in found:
+        for stream, count in one.streams.items():
+            foretold[stream] = foretold.get(stream, 0) + count
+    assert foretold == {s.settings: s.samples for s in dataset.streams}
+    assert sum(one.reasons.total() for one in found) > 3
+    assert all(one.exact and one.looked == one.records for one in found)
+
+
+def test_no_picture_is_decoded(written: Curriculum, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
+    monkeypatch.setattr(Image.Image, "load", never)
+    shown(written)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_header_tells_the_size_that_the_upright_picture_has(orientation: int) -> None:
+    picture = PictureFile("it", rotated_jpeg(orientation))
+    assert header(picture, 10**9).size == decode(picture, 10**9).size
+
+
+@pytest.mark.parametrize(
+    ("data", "max_pixels"), [(b"", 10**9), (b"GIF8 not really", 10**9), (rotated_jpeg(), 100)], ids=str
+)
+def test_a_header_is_refused_for_the_reason_for_which_decoding_is(data: bytes, max_pixels: int) -> None:
+    reasons = []
+    for look in (header, decode):
+        with pytest.raises(RejectedError) as error:
+            look(PictureFile("it", data), max_pixels)
+        reasons.append(error.value.reason)
+    assert reasons[0] is reasons[1]
+
+
+def test_what_a_header_cannot_tell_is_left_to_writing() -> None:
+    picture = PictureFile("it", truncated_jpeg())
+    assert header(picture, 10**9).size
+    with pytest.raises(RejectedError):
+        decode(picture, 10**9)
+
+
+def test_the_tables_show_buckets_losses_and_steps(written: Curriculum) -> None:
+    text = shown(written)
+    assert "~" not in text
+    assert "64 px: 3 buckets of about 4,096 px in steps of 16 px" in text
+    row = next(line.split() for line in text.splitlines() if line.startswith("48x80"))
+    assert row[:4] == ["48x80", "1.67", "-6.2%", "3x5"]
+    assert row[6] == "20.0%", "4:3 in 5:3 loses a fifth"
+    assert "picture too small" in text
+    assert any(line.startswith("second, 64 px") and "reconstruction from t2i" in line for line in text.splitlines())
+
+
+def test_counts_of_a_sample_are_scaled_up_and_marked(tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path / "shards", collection(tmp_path / "photos", copies=14, broken=False))
+    job = plan(curriculum)
+    found = survey(job, job.prepare.sources[0], 12)
+    assert not found.exact
+    assert found.looked == 12
+    assert found.records == 42
+    text = shown(curriculum, 12)
+    assert "~42" in text
+    assert "estimates from a sample" in text
+
+
+def test_drawings_go_to_the_square_and_are_all_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview, "SPREAD", 100)
+    curriculum = curriculum_of(tmp_path / "shards")
+    found = survey(plan(curriculum), curriculum.data.prepare.sources[0], 1)
+    assert {(s.height, s.width) for s in found.streams} == {(32, 32), (64, 64)}
+    assert found.records == 50
+    assert not found.fits

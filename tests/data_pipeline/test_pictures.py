@@ -1,0 +1,232 @@
+"""From files to RGB: the right colours, upright, and a named reason for everything that is no picture."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from data_pipeline.pictures import decode, fit, scale_to_cover
+from data_pipeline.records import PictureFile, Reason, RejectedError
+from tests.data_pipeline import broken
+
+LIMIT = 10**8
+
+
+def pixels(data: bytes, limit: int = LIMIT) -> np.ndarray:
+    """[H, W, 3]"""
+    image = decode(PictureFile("a.jpg", data), limit)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def reason(data: bytes, limit: int = LIMIT) -> Reason | None:
+    try:
+        pixels(data, limit)
+    except RejectedError as error:
+        return error.reason
+    return None
+
+
+def test_messages_are_the_same_in_every_run() -> None:
+    for make, _ in broken.BROKEN_PICTURES.values():
+        with pytest.raises(RejectedError) as caught:
+            pixels(make())
+        assert "object at 0x" not in caught.value.detail
+
+
+def shades(*values: int) -> np.ndarray:
+    """One row of grey pixels."""
+    return np.repeat(np.array(values)[None, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize("name", broken.FINE_PICTURES)
+def test_odd_pictures_are_read(name: str) -> None:
+    assert reason(broken.FINE_PICTURES[name]()) is None
+
+
+@pytest.mark.parametrize("name", broken.BROKEN_PICTURES)
+def test_broken_pictures_have_their_reason(name: str) -> None:
+    make, expected = broken.BROKEN_PICTURES[name]
+    assert reason(make()) is expected
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_files_come_back_exactly(format: str) -> None:
+    photograph = broken.photograph("chelsea")
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert np.array_equal(pixels(broken.encode(photograph, format, **options)), np.asarray(photograph))
+
+
+@pytest.mark.parametrize("format", ["PCX", "PPM", "ICO", "TGA"])
+def test_other_formats_are_not_pictures(format: str) -> None:
+    assert reason(broken.encode(broken.photograph("chelsea"), format)) is Reason.NOT_A_PICTURE
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@given(share=st.floats(0, 1, exclude_max=True), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_file_that_ends_early_is_never_taken_for_whole(format: str, share: float, data: st.DataObject) -> None:
+    whole = broken.encode(broken.photograph("chelsea").resize((64, 48)), format)
+    cut = whole[: int(share * len(whole))]
+    if reason(cut) is None:
+        # Only what stands behind the pixels is lost.
+        assert np.array_equal(pixels(cut), pixels(whole))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_damaged_bytes_raise_nothing_but_a_rejection(format: str, flips: list[tuple[int, int]]) -> None:
+    photograph = broken.photograph("chelsea").resize((24, 16))
+    exif = Image.Exif()
+    exif[broken.ORIENTATION] = 6
+    options = {} if format in ("GIF", "BMP") else {"icc_profile": broken.swapped_profile(), "exif": exif}
+    data = bytearray(broken.encode(photograph, format, **options))
+    for position, change in flips:
+        # The headers, where damage does most, are at the beginning of most formats and at the end of TIFF.
+        data[position % min(len(data), 700) * (-1 if format == "TIFF" else 1)] ^= change
+    reason(bytes(data), limit=10**6)
+
+
+def test_the_limit_counts_pixels_and_needs_only_the_header() -> None:
+    fine = broken.encode(Image.new("RGB", (30, 20)), "PNG")
+    assert (reason(fine, 600), reason(fine, 599)) == (None, Reason.TOO_MANY_PIXELS)
+    assert reason(broken.header_of_png(100), 9_999) is Reason.TOO_MANY_PIXELS
+    assert reason(broken.header_of_png(100), 10_000) is Reason.TRUNCATED
+
+
+def test_a_bomb_is_refused_even_without_a_limit() -> None:
+    assert len(broken.bomb_png()) < 100_000
+    assert reason(broken.bomb_png(), 10**12) is Reason.TOO_MANY_PIXELS
+
+
+@pytest.mark.filterwarnings("error")
+def test_between_pillows_two_bounds_the_limit_alone_decides() -> None:
+    assert reason(broken.header_of_png(10_001), 10**8) is Reason.TOO_MANY_PIXELS
+    assert reason(broken.header_of_png(10_001), 2 * 10**8) is Reason.TRUNCATED
+
+
+# Stored array -> what is seen, by the tag's definition: at 6, row 0 is the right side and column 0 the top.
+SEEN: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_pictures_are_upright(format: str, orientation: int) -> None:
+    photograph = broken.photograph("coffee").resize((60, 40))
+    exif = Image.Exif()
+    exif[broken.ORIENTATION] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    seen = pixels(broken.encode(photograph, format, exif=exif, **options))
+    assert np.array_equal(seen, SEEN[orientation](np.asarray(photograph)))
+
+
+def test_exif_that_cannot_be_read_leaves_the_picture_as_it_is() -> None:
+    photograph = broken.photograph("chelsea")
+    assert reason(broken.encode(photograph, "JPEG", exif=b"Exif\0\0MM\0*\0\0")) is None
+    assert pixels(broken.rotated_jpeg(6)).shape == (600, 400, 3)
+
+
+def test_cmyk_has_the_colours_of_its_rgb() -> None:
+    difference = pixels(broken.cmyk_jpeg()).astype(int) - np.asarray(broken.photograph("chelsea"))
+    assert np.abs(difference).mean() < 3
+
+
+def test_deep_grey_is_scaled_not_clipped() -> None:
+    assert np.array_equal(pixels(broken.sixteen_bit_png())[0], shades(*range(256))[0])
+    big_endian = np.array([[0, 128, 129, 25700, 65535]], dtype=">u2")
+    assert np.array_equal(pixels(broken.encode(Image.fromarray(big_endian), "TIFF")), shades(0, 0, 1, 100, 255))
+    wide = np.array([[-5, 0, 25700, 65535, 10**6]], dtype=np.int32)
+    assert np.array_equal(pixels(broken.encode(Image.fromarray(wide), "TIFF")), shades(0, 0, 100, 255, 255))
+    floats = np.array([[-1, 0, 0.2, 1, 7, np.nan, np.inf]], dtype=np.float32)
+    assert np.array_equal(pixels(broken.encode(Image.fromarray(floats), "TIFF")), shades(0, 0, 51, 255, 255, 0, 255))
+
+
+def test_transparent_becomes_white() -> None:
+    assert pixels(broken.palette_with_alpha_png()).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+    half = Image.new("RGBA", (1, 1), (255, 0, 0, 127))
+    assert pixels(broken.encode(half, "PNG")).tolist() == [[[255, 128, 128]]]
+    assert np.array_equal(pixels(broken.encode(Image.new("LA", (1, 1), (0, 51)), "PNG")), shades(204))
+    keyed = Image.fromarray(np.array([[10, 20]], dtype=np.uint8))
+    assert np.array_equal(pixels(broken.encode(keyed, "PNG", transparency=20)), shades(10, 255))
+
+
+def test_one_bit_and_grey_keep_their_shades() -> None:
+    bits = Image.fromarray(np.array([[False, True]]))
+    assert bits.mode == "1"
+    assert np.array_equal(pixels(broken.encode(bits, "PNG")), shades(0, 255))
+    grey = Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint8))
+    assert np.array_equal(pixels(broken.encode(grey, "PNG")), shades(0, 100, 255))
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    assert pixels(broken.animated_gif()).reshape(-1, 3).tolist() == [[255, 0, 0]] * 64
+
+
+def test_a_profile_is_followed_to_srgb() -> None:
+    photograph = np.asarray(broken.photograph("chelsea")).astype(int)
+    seen = pixels(broken.encode(broken.photograph("chelsea"), "PNG", icc_profile=broken.swapped_profile()))
+    assert np.abs(seen - photograph[..., ::-1]).max() <= 2
+    opaque = broken.photograph("chelsea").convert("RGBA")
+    assert np.array_equal(pixels(broken.encode(opaque, "PNG", icc_profile=broken.swapped_profile())), seen)
+
+
+@pytest.mark.parametrize("profile", [b"no profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()])
+def test_a_broken_profile_and_srgb_change_nothing(profile: bytes) -> None:
+    photograph = broken.photograph("chelsea")
+    assert np.array_equal(pixels(broken.encode(photograph, "PNG", icc_profile=profile)), np.asarray(photograph))
+
+
+def test_grey_takes_the_profile_of_an_rgb_picture() -> None:
+    grey = Image.fromarray(np.array([[0, 55, 128, 255]], dtype=np.uint8))
+    seen = pixels(broken.encode(grey, "PNG", icc_profile=broken.linear_profile())).astype(int)
+    # By sRGB's definition: 1.055 * (level / 255) ** (1 / 2.4) - 0.055.
+    assert np.abs(seen - shades(0, 128, 188, 255)).max() <= 1
+
+
+def test_no_metadata_is_left_to_be_written_again() -> None:
+    data = broken.encode(
+        broken.photograph("coffee"), icc_profile=broken.swapped_profile(), exif=b"Exif\0\0", comment="x"
+    )
+    assert decode(PictureFile("a.jpg", data), LIMIT).info == {}
+
+
+def test_a_fit_of_the_same_size_changes_nothing() -> None:
+    photograph = broken.photograph("coffee")
+    assert np.array_equal(np.asarray(fit(photograph, 400, 600)), np.asarray(photograph))
+
+
+@given(st.tuples(*[st.integers(1, 80)] * 4))
+@example((59, 59, 43, 43))
+@settings(deadline=None)
+def test_a_fit_has_the_size_and_is_scaled_until_it_just_covers_it(sizes: tuple[int, int, int, int]) -> None:
+    image_width, image_height, height, width = sizes
+    scale = scale_to_cover((image_width, image_height), height, width)
+    assert image_width * scale == pytest.approx(width) or image_height * scale == pytest.approx(height)
+    assert min(image_width * scale - width, image_height * scale - height) > -1e-6
+    assert fit(Image.new("RGB", (image_width, image_height)), height, width).size == (width, height)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (128, 512), (300, 111), (800, 700)])
+def test_a_fit_is_one_lanczos_resampling_of_the_middle(height: int, width: int) -> None:
+    photograph = broken.photograph("coffee")
+    reference = ImageOps.fit(photograph, (width, height), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(fit(photograph, height, width)).astype(int) - np.asarray(reference)).max() <= 1
+
+
+def test_a_strong_reduction_stays_close_to_one_resampling() -> None:
+    photograph = broken.photograph("retina")
+    reference = ImageOps.fit(photograph, (64, 64), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(fit(photograph, 64, 64)).astype(int) - np.asarray(reference)).mean() < 0.5

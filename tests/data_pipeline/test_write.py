@@ -1,0 +1,197 @@
+"""Writing: what is planned, what is kept, what is refused, and in which words."""
+
+import json
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from data_pipeline.__main__ import main
+from data_pipeline.plan import plan
+from data_pipeline.records import Reason
+from data_pipeline.write import write
+from tests.data_pipeline.test_faults import contents
+from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, write_in_process
+from wemmu.config import ConfigError, Curriculum, dump
+from wemmu.config.shards import DATASET_FILE, LEDGER, REJECTED_FILE, DataSet, ShardError
+from wemmu.config.task import Task
+
+QUIET = Console(file=StringIO())
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
+    """A finished data set of photographs and its sources; not to be changed."""
+    root = tmp_path_factory.mktemp("photographs")
+    sources = collection(root / "source")
+    write_in_process(curriculum_of(root / "shards", sources))
+    return root / "shards", sources
+
+
+def rejected(root: Path) -> dict[str, str]:
+    return {line["key"]: line["reason"] for line in map(json.loads, (root / REJECTED_FILE).read_text().splitlines())}
+
+
+# ------------------------------------------------------------------------------------------------------------ plan
+def test_every_task_at_every_resolution_in_use(tmp_path: Path) -> None:
+    job = plan(curriculum_of(tmp_path, mixture={"edit": 1, "unconditional": 1}))
+    assert job.resolutions == {Task.EDIT: (32, 64), Task.UNCONDITIONAL: (32, 64), Task.T2I: (32, 64)}
+
+
+def test_a_curriculum_that_prepares_nothing_is_refused(tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path)
+    empty = curriculum.model_copy(update={"data": curriculum.data.model_copy(update={"prepare": None})})
+    with pytest.raises(ConfigError, match=r"no data\.prepare"):
+        plan(empty)
+
+
+def test_a_resolution_that_is_no_multiple_of_the_unit_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"32 is not a multiple.*24 px.*24 and 48"):
+        plan(curriculum_of(tmp_path, pictures={"unit": 24}))
+
+
+# ----------------------------------------------------------------------------------------------- what comes out
+def test_what_is_written_and_what_is_left_out(photographs: tuple[Path, list]) -> None:
+    root, _ = photographs
+    streams = {s.settings.name: s.samples for s in DataSet.at(root).streams}
+    # 12 photographs, each at both resolutions, and as many edits.
+    for task in ("t2i", "edit"):
+        for resolution in (32, 64):
+            assert sum(n for name, n in streams.items() if name.startswith(f"{task}/{resolution}/")) == 12
+    assert {name.split("/")[2] for name in streams} > {"48x80"} or len(streams) > 4
+    reasons = list(rejected(root).values())
+    assert sorted(reasons) == sorted([Reason.TRUNCATED, Reason.NO_PICTURE, Reason.TOO_SMALL])
+
+
+def test_the_same_again_whatever_the_partitions(photographs: tuple[Path, list], tmp_path: Path) -> None:
+    """Two runs of the same command give the same bytes."""
+    root, sources = photographs
+    write_in_process(curriculum_of(tmp_path / "again", sources))
+    assert contents(tmp_path / "again") == contents(root)
+
+
+def test_duplicates_are_dropped_across_parts_and_sources(photographs: tuple[Path, list], tmp_path: Path) -> None:
+    _, (photos, edits) = photographs
+    twice = [photos, photos | {"name": "again"}, edits]
+    dropped = write_in_process(curriculum_of(tmp_path / "drop", twice))
+    kept = write_in_process(curriculum_of(tmp_path / "keep", twice, keep={"duplicates": "keep"}))
+    counts = [sum(s.samples for s in d.streams if s.settings.name.startswith("t2i/64")) for d in (dropped, kept)]
+    assert counts == [12, 24]
+    # The same 12 photographs, the small one and the one that was cut.
+    assert sum(reason == Reason.DUPLICATE for reason in rejected(tmp_path / "drop").values()) == 14
+    # An instruction is part of an edit: the same pictures with another one are another record.
+    assert sum(s.samples for s in dropped.streams if s.settings.name.startswith("edit/64")) == 12
+
+
+def test_drawings_are_never_duplicates(tmp_path: Path) -> None:
+    dataset = write_in_process(curriculum_of(tmp_path))
+    t2i = [s.samples for s in dataset.streams if s.settings.task is Task.T2I]
+    assert t2i == [SHAPES["samples"]["t2i"]] * 2
+
+
+# ------------------------------------------------------------------------------------- what is kept, what is refused
+def test_a_complete_data_set_costs_no_heavy_import(tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path / "shards")
+    write_in_process(curriculum)
+    dump(curriculum, tmp_path / "curriculum.yaml")
+    before = contents(tmp_path)
+    command = [sys.executable, "-X", "importtime", "-m", "data_pipeline", "write", str(tmp_path / "curriculum.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "is complete" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "wemmu.config" in imported
+    assert not imported & {"ray", "streaming", "torch", "transformers", "datasets"}
+    assert contents(tmp_path) == before
+
+
+def test_the_command_refuses_in_words(
+    photographs: tuple[Path, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root, sources = photographs
+    dump(curriculum_of(root, sources), tmp_path / "curriculum.yaml")
+    change = "data.prepare.pictures.quality=7"
+    monkeypatch.setattr(sys, "argv", ["data_pipeline", "write", str(tmp_path / "curriculum.yaml"), "--set", change])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert "prepare.pictures.quality: 7, not 95" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused_by_name_also_of_a_data_set_just_begun(
+    photographs: tuple[Path, list], tmp_path: Path
+) -> None:
+    root, sources = photographs
+    before = contents(root)
+    for changed, words in (
+        (curriculum_of(root, sources, partition=8), "prepare.partition: 8, not 7"),
+        (curriculum_of(root, sources, mixture={"t2i": 1}), r"resolutions\.edit.* absent, not 32"),
+        (curriculum_of(root, sources[:1]), r"sources\.1\.path: absent"),
+    ):
+        with pytest.raises(ShardError, match=words):
+            write(changed, QUIET, workers=0)
+    assert contents(root) == before
+    # The share of damage that stops the job decides nothing about the records.
+    write(curriculum_of(root, sources, max_damaged=0.4), QUIET, workers=0)
+
+
+def test_a_source_that_changed_is_refused_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    sources = collection(tmp_path / "source", copies=2)
+    curriculum = curriculum_of(tmp_path / "shards", sources)
+    write_in_process(curriculum)
+    (tmp_path / "shards" / DATASET_FILE).unlink()
+    with (tmp_path / "source" / "photos.jsonl").open("a") as file:
+        file.write('{"image": "coffee0.jpg", "caption": "one more"}\n')
+    with pytest.raises(ShardError, match="not what they were when writing began"):
+        write(curriculum, QUIET, workers=0)
+
+
+def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ShardError, match="not empty and not a data set"):
+        write(curriculum_of(tmp_path), QUIET, workers=0)
+    assert contents(tmp_path) == {"thesis.tex": b"x"}
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(ShardError, match="another process is writing"):
+        write(curriculum_of(tmp_path), QUIET, workers=0)
+
+
+def test_only_what_is_missing_or_damaged_is_written_again(photographs: tuple[Path, list], tmp_path: Path) -> None:
+    _, sources = photographs
+    root = tmp_path / "shards"
+    curriculum = curriculum_of(root, sources)
+    write_in_process(curriculum)
+    whole = contents(root)
+    (root / DATASET_FILE).unlink()
+    (root / LEDGER / "00001.json").unlink()
+    shard = next(root.glob("t2i/64/*/00000/*.mds"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (root / "t2i/64/64x64/00002.left-by-a-killed-run.tmp").mkdir(parents=True)
+    untouched = root / LEDGER / "00002.json"
+    written = untouched.stat().st_mtime_ns
+    write_in_process(curriculum)
+    assert contents(root) == whole
+    assert untouched.stat().st_mtime_ns == written
+
+
+def test_too_much_damage_stops_the_job_and_says_what_it_is(photographs: tuple[Path, list], tmp_path: Path) -> None:
+    _, (photos, _) = photographs
+    with pytest.raises(ShardError, match=r"2 of 15 records are damaged.*max_damaged allows \(10%\)") as stopped:
+        write(curriculum_of(tmp_path / "shards", [photos], max_damaged=0.1, mixture={"t2i": 1}), QUIET, workers=0)
+    assert str(Reason.NO_PICTURE) in str(stopped.value)
+    assert not (tmp_path / "shards" / DATASET_FILE).exists()
+    # What is unwanted is not damage: the picture that is too small does not count.
+    assert "2 of" in str(stopped.value)
+
+
+def test_nothing_left_is_an_error(photographs: tuple[Path, list], tmp_path: Path) -> None:
+    _, (photos, _) = photographs
+    curriculum: Curriculum = curriculum_of(tmp_path / "shards", [photos], keep={"min_side": 9999}, mixture={"t2i": 1})
+    with pytest.raises(ShardError, match=f"no record was left.*{REJECTED_FILE}"):
+        write(curriculum, QUIET, workers=0)
