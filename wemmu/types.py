@@ -34,12 +34,23 @@ class Prompts(_OnDevice):
 
 
 @dataclass(frozen=True)
+class Latents(_OnDevice):
+    """Latents that the data set stores of its pictures as they are, scaled, in the type they are stored in.
+
+    target: [B, C, h, w]; images: [B, N, C, h, w], of the input pictures.
+    """
+
+    target: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True)
 class Batch(_OnDevice):
     """One micro-batch: one task and one shape.
 
     sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
     included. images: uint8 [B, N, 3, H, W], N = 0 for tasks without input. target: uint8 [B, 3, H, W], or None when
-    sampling.
+    sampling. latents: of the very same pictures, where the data set stores them.
     """
 
     task: Task
@@ -47,6 +58,7 @@ class Batch(_OnDevice):
     prompts: Prompts
     images: Tensor
     target: Tensor | None
+    latents: Latents | None = None
 
 
 @dataclass(frozen=True)

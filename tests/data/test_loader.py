@@ -1,5 +1,7 @@
 """The loader: a pure function of the step, the same samples in every layout, true to the source."""
 
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from data_pipeline.sources.shapes import Shapes
+from tests.data import handmade
+from tests.data.handmade import SAMPLES, Record, photographs, pixels, shapes, stream
 from wemmu.config import Curriculum
+from wemmu.config.shards import LatentSettings, ShardError
 from wemmu.config.task import GENERATION_TASKS, Task
 from wemmu.data import Loader
 from wemmu.data.loader import sample_id
@@ -95,7 +100,7 @@ def test_every_sample_is_seen_once_before_any_is_seen_twice(make_loader: MakeLoa
         seen[batches[0].task] += ids(batches)
     for task, size in ((Task.EDIT, 26), (Task.T2I, 30)):
         assert len(seen[task]) > 4 * size
-        everything = {sample_id(f"shapes/5/{task}/{number}") for number in range(size)}
+        everything = {sample_id(record.id) for record in shapes(task, size)}
         for epoch in range(4):
             assert sorted(seen[task][epoch * size : (epoch + 1) * size]) == sorted(everything)
 
@@ -108,41 +113,196 @@ def test_stages_and_seeds_see_other_orders(shards: Path, encoder: PromptEncoder,
 
 
 @pytest.mark.parametrize("task", GENERATION_TASKS)
-def test_batches_hold_what_the_source_made(make_loader: MakeLoader, encoder: PromptEncoder, task: Task) -> None:
-    records = {
-        sample_id(record.id): record for record in (Shapes().record(task, 5, number, (32, 32)) for number in range(30))
-    }
+def test_batches_hold_what_was_written(make_loader: MakeLoader, encoder: PromptEncoder, task: Task) -> None:
+    records = {sample_id(record.id): record for record in shapes(task, SAMPLES[task])}
     for batch in make_loader(mixture={task: 1.0}).micro_batches(3):
         assert batch.target is not None
+        assert batch.latents is None
         for b, number in enumerate(batch.sample_ids.tolist()):
             record = records[number]
             inputs = [pixels(image) for image in record.images]
             assert batch.images[b].shape == (len(inputs), 3, 32, 32)
-            assert all(map(torch.equal, batch.images[b], inputs))
-            assert torch.equal(batch.target[b], pixels(record.target) if record.target else inputs[0])
+            assert all(map(np.array_equal, batch.images[b], inputs))
+            assert np.array_equal(batch.target[b], pixels(record.target) if record.target else inputs[0])
             row = batch.prompts.input_ids[b][batch.prompts.mask[b]]
             assert record.prompt in encoder.tokenizer.decode(row)
             # 32 px are 2 x 2 tokens of 16 px.
             assert (row == encoder.image_token_id).sum() == 4 * len(inputs)
 
 
-def pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+# ----------------------------------------------------------------------------------------------------------- buckets
+# Streams of several shapes and numbers of inputs, photographs and drawings.
+BUCKETS = {
+    stream(Task.T2I, 32, 32): photographs(23, (32, 32)),
+    stream(Task.T2I, 32, 48): photographs(11, (32, 48)),
+    stream(Task.T2I, 48, 32): shapes(Task.T2I, 6, (48, 32)),
+    stream(Task.MULTI_EDIT, 32, 32): shapes(Task.MULTI_EDIT, 9),
+    stream(Task.MULTI_EDIT, 32, 32, inputs=3): [
+        Record(f"three {n}", "put all of them together", (p.target,) * 3, p.target)
+        for n, p in enumerate(photographs(5))
+    ],
+}
+BUCKET_MIXTURE = {"t2i": 0.5, "multi_edit": 0.2, "unconditional": 0.3}
 
 
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("buckets")
+    handmade.write(root, BUCKETS, "JPEG", partition=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def load_buckets(buckets: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf) -> MakeLoader:
+    def make(rank: int = 0, world: int = 1, **changes: object) -> Loader:
+        changes = {"mixture": BUCKET_MIXTURE, "steps": 200} | changes
+        return Loader(curriculum_of(buckets, **changes).stage_run("only"), encoder, TOKEN_PX, rank, world)
+
+    return make
+
+
+def test_a_task_divides_its_weight_by_the_sizes_of_its_streams(load_buckets: MakeLoader) -> None:
+    loader = load_buckets(steps=400)
+    shares = Counter(dict(zip([s.name for s in loader.settings], np.bincount(loader._stream_of) / 400, strict=True)))
+    for task, weight in BUCKET_MIXTURE.items():
+        source = "t2i" if task == "unconditional" else task
+        own = {s.name: len(records) for s, records in BUCKETS.items() if s.task == source}
+        for name, size in own.items():
+            share = shares[name.replace("t2i", "unconditional") if task == "unconditional" else name]
+            # The bound of `schedule`, for 400 draws of 8 streams.
+            assert abs(share - weight * size / sum(own.values())) <= (1 + 8) / 400
+
+
+def test_batches_have_the_shape_of_their_stream(load_buckets: MakeLoader) -> None:
+    loader, shapes_seen = load_buckets(), set()
+    for step in range(60):
+        for batch in loader.micro_batches(step):
+            assert batch.target is not None
+            assert batch.images.shape[2:] == batch.target.shape[1:]
+            shapes_seen.add((batch.task, batch.images.shape[1], *batch.target.shape[2:]))
+    sizes = [(32, 32), (32, 48), (48, 32)]
+    expected = {(task, 0, *size) for task in (Task.T2I, Task.UNCONDITIONAL) for size in sizes}
+    assert shapes_seen == expected | {(Task.MULTI_EDIT, inputs, 32, 32) for inputs in (2, 3)}
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([(b, w, m) for b in (4, 6, 12) for w in (1, 2, 3, 4, 6) for m in (1, 2, 3) if b % (w * m) == 0]),
+    st.sampled_from([0, 2]),
+)
+def test_in_every_layout_an_epoch_holds_every_sample_once(
+    load_buckets: MakeLoader, layout: tuple[int, int, int], workers: int
+) -> None:
+    """Of every stream, whatever its shape, the global batch, the numbers of ranks and of threads."""
+    batch, world, micro = layout
+    ranks = [
+        load_buckets(rank, world, global_batch=batch, micro_batch=micro, workers=workers, steps=40)
+        for rank in range(world)
+    ]
+    seen: dict[object, list[int]] = {}
+    for step in range(40):
+        parts = [rank.micro_batches(step) for rank in ranks]
+        # A step's samples in the order of the sequence: by accumulation step, then by rank.
+        drawn = [
+            i for parts_of_one in zip(*parts, strict=True) for part in parts_of_one for i in part.sample_ids.tolist()
+        ]
+        first = parts[0][0]
+        seen.setdefault((first.task, *first.images.shape[1:]), []).extend(drawn)
+    for loader in ranks:
+        loader.close()
+    records = {(s.task, s.inputs, 3, s.height, s.width): r for s, r in BUCKETS.items()}
+    records |= {(Task.UNCONDITIONAL, *key[1:]): r for key, r in records.items() if key[0] == Task.T2I}
+    assert seen.keys() <= records.keys()
+    for kind, drawn in seen.items():
+        everything = sorted(sample_id(record.id) for record in records[kind])
+        epochs = [drawn[i : i + len(everything)] for i in range(0, len(drawn), len(everything))]
+        assert all(sorted(epoch) == everything for epoch in epochs[:-1])
+        assert len(set(epochs[-1])) == len(epochs[-1])
+
+
+def test_stored_latents_come_with_their_pictures(
+    tmp_path: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf
+) -> None:
+    """The latents of a picture are here its first pixels, so that they tell to which picture they belong."""
+    kind = LatentSettings(vae="0" * 64, scaling_factor=1, dtype="float32", channels=3, rows=1, columns=1)
+
+    def with_latents(record: Record) -> Record:
+        pictures = [record.target, *record.images]
+        return Record(
+            record.id, record.prompt, record.images, record.target,
+            tuple(pixels(p)[:, 0, 0].astype("<f4").tobytes() for p in pictures),
+        )  # fmt: skip
+
+    records = {stream(task, latents=kind): shapes(task, 12) for task in (Task.T2I, Task.MULTI_EDIT)}
+    handmade.write(tmp_path, {s: [with_latents(r) for r in found] for s, found in records.items()})
+    run = curriculum_of(tmp_path, mixture={"t2i": 1, "multi_edit": 1, "reconstruction": 1}).stage_run("only")
+    loader, tasks = Loader(run, encoder, TOKEN_PX), set()
+    for step in range(6):
+        for batch in loader.micro_batches(step):
+            assert batch.latents is not None
+            assert torch.equal(batch.latents.target[..., 0, 0], batch.target[..., 0, 0].float())
+            assert torch.equal(batch.latents.images[..., 0, 0], batch.images[..., 0, 0].float())
+            moved = batch.to("meta").latents
+            assert moved.target.is_meta
+            assert moved.images.is_meta
+            tasks.add(batch.task)
+    assert len(tasks) == 3
+
+
+# ------------------------------------------------------------------------------------------------ damage, time, errors
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_a_reading_thread_reaches_the_caller(
-    tmp_path: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf, write_without_ray: Callable, workers: int
+    shards: Path, tmp_path: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf, workers: int
 ) -> None:
-    curriculum = curriculum_of(tmp_path, mixture={"t2i": 1.0}, workers=workers)
-    write_without_ray(curriculum, partition=100)
-    loader = Loader(curriculum.stage_run("only"), encoder, TOKEN_PX)
+    root = Path(shutil.copytree(shards, tmp_path / "shards"))
+    run = curriculum_of(root, mixture={"t2i": 1.0}, workers=workers).stage_run("only")
+    loader = Loader(run, encoder, TOKEN_PX)
     loader.micro_batches(0)
-    (shard,) = tmp_path.glob("t2i/*/*/*/*.mds")
-    shard.unlink()
-    with pytest.raises(FileNotFoundError, match=str(shard)):
+    for shard in root.rglob("t2i/**/*.mds"):
+        shard.unlink()
+    with pytest.raises(ShardError, match=r"t2i/32/32x32/0000\d/shard.00000.mds is missing"):
         loader.micro_batches(40)
     loader.close()
+
+
+@pytest.mark.filterwarnings("ignore:data.damaged is skip")
+@pytest.mark.parametrize("workers", [0, 3])
+def test_what_was_skipped_is_told_and_the_run_is_the_same_again(
+    shards: Path, tmp_path: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf, workers: int
+) -> None:
+    root = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (root / "edit/32/32x32/00002/shard.00000.mds").unlink()
+    run = curriculum_of(root, mixture={"edit": 1.0}, damaged="skip", workers=workers).stage_run("only")
+    first, second = Loader(run, encoder, TOKEN_PX), Loader(run, encoder, TOKEN_PX)
+    assert first.skipped == {}
+    steps = [first.micro_batches(step) for step in range(13)]
+    assert all(same(second.micro_batches(step), steps[step]) for step in reversed(range(13)))
+    first.close()
+    second.close()
+    # 13 steps of 8 are 4 epochs of 26.
+    counts = Counter(i for step in steps for i in ids(step))
+    lost = {sample_id(record.id) for record in shapes(Task.EDIT, 26)[14:21]}
+    assert not lost & counts.keys()
+    assert counts[sample_id(shapes(Task.EDIT, 26)[21].id)] == 4 * 8
+    if not workers:
+        assert first.skipped == {("edit/32/32x32/00002/shard.00000.mds", record): 4 for record in range(7)}
+
+
+def test_the_time_that_the_caller_waited_is_told(make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(self: Loader, step: int) -> list[Batch]:
+        time.sleep(0.2)
+        return []
+
+    monkeypatch.setattr(Loader, "_read", slowly)
+    inline, ahead = make_loader(), make_loader(workers=1)
+    for step in range(2):
+        inline.micro_batches(step)
+        assert 0.2 <= inline.waited < 2
+    ahead.micro_batches(0)
+    time.sleep(1)
+    ahead.micro_batches(1)
+    assert ahead.waited < 0.1
+    ahead.close()
 
 
 @pytest.mark.parametrize("step", [-1, 60])

@@ -1,13 +1,29 @@
 """What is drawn when: even mixtures and exact epochs, from a seed and a count alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wemmu.data.mixture import permute, sample_indices, schedule
+from wemmu.data import mixture
+from wemmu.data.mixture import Order, permute, schedule, window_bytes
 
 WEIGHTS = st.lists(st.floats(0.01, 5.0), min_size=1, max_size=7)
+SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=20)
+
+
+# Windows of a sample, of some, of all.
+WINDOWS = st.sampled_from([1, 10, 2**14])
+
+
+@contextmanager
+def windows_of(samples: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture, "WINDOW", samples)
+        yield
 
 
 @settings(deadline=None)
@@ -19,6 +35,17 @@ def test_after_any_number_of_draws_the_mixture_matches_its_weights(weights: list
     taken = np.cumsum(stream[:, None] == np.arange(len(weights)), axis=0)
     due = np.arange(1, draws + 1)[:, None] * shares
     assert (np.abs(taken - due) <= 1 + shares * len(weights) + 1e-9).all()
+
+
+@settings(deadline=None)
+@given(WEIGHTS, st.integers(0, 10**6), st.integers(0, 500), st.integers(1, 500))
+def test_between_any_two_draws_the_mixture_matches_its_weights(
+    weights: list[float], seed: int, begin: int, length: int
+) -> None:
+    stream, _ = schedule(weights, begin + length, str(seed))
+    shares = np.array(weights) / sum(weights)
+    taken = np.bincount(stream[begin:], minlength=len(weights))
+    assert (np.abs(taken - length * shares) <= 2 * (1 + shares * len(weights)) + 1e-9).all()
 
 
 @settings(deadline=None)
@@ -59,27 +86,61 @@ def test_permute_sends_every_index_everywhere() -> None:
     assert abs(follows - pairs / size) < 5 * (pairs / size) ** 0.5
 
 
+# ------------------------------------------------------------------------------------------------------------- order
 @settings(deadline=None)
-@given(st.integers(1, 40), st.integers(1, 4))
-def test_every_sample_once_in_every_epoch(size: int, epochs: int) -> None:
-    drawn = sample_indices(size, 0, size * epochs, "seed").reshape(epochs, size)
-    assert all(sorted(epoch) == list(range(size)) for epoch in drawn)
+@given(WINDOWS, SIZES, st.integers(1, 4))
+def test_every_sample_once_in_every_epoch(window: int, sizes: list[int], epochs: int) -> None:
+    with windows_of(window):
+        drawn = Order(sizes, "seed")(np.arange(sum(sizes) * epochs)).reshape(epochs, -1)
+    assert all(sorted(epoch) == list(range(sum(sizes))) for epoch in drawn)
 
 
-def test_epochs_are_shuffled_differently() -> None:
-    drawn = sample_indices(50, 0, 150, "seed").reshape(3, 50).tolist()
-    assert len({tuple(epoch) for epoch in [*drawn, range(50)]}) == 4
+@pytest.mark.parametrize("window", [10, 2**14])
+def test_epochs_and_seeds_are_shuffled_differently(window: int) -> None:
+    with windows_of(window):
+        drawn = [Order([7] * 9, seed)(np.arange(126)).reshape(2, 63).tolist() for seed in ("one", "two")]
+    assert len({tuple(epoch) for epoch in [*drawn[0], *drawn[1], range(63)]}) == 5
 
 
 @settings(deadline=None)
-@given(st.integers(1, 40), st.integers(0, 100), st.integers(1, 30))
-def test_any_part_of_the_sequence_can_be_read_alone(size: int, start: int, count: int) -> None:
-    whole = sample_indices(size, 0, start + count, "seed")
-    assert np.array_equal(sample_indices(size, start, count, "seed"), whole[start:])
+@given(WINDOWS, SIZES, st.lists(st.integers(0, 500), min_size=1, max_size=30))
+def test_any_part_of_the_sequence_can_be_read_alone(window: int, sizes: list[int], positions: list[int]) -> None:
+    order = Order(sizes, "seed")
+    with windows_of(window):
+        whole = order(np.arange(501))
+        assert np.array_equal(order(np.array(positions)), whole[positions])
 
 
-@pytest.mark.parametrize("size", [2**33])
-def test_a_huge_stream_costs_nothing(size: int) -> None:
-    drawn = sample_indices(size, 5 * size - 4, 8, "seed")
+@settings(deadline=None)
+@given(WINDOWS, st.lists(st.tuples(st.integers(1, 12), st.integers(1, 1000)), min_size=1, max_size=20))
+def test_shards_are_needed_window_by_window(window: int, shards: list[tuple[int, int]]) -> None:
+    """No shard is needed in two windows of an epoch, and those of one window have at most the bytes that are said."""
+    sizes, shard_bytes = np.array(shards).T
+    with windows_of(window):
+        epoch = Order(sizes, "seed")(np.arange(sizes.sum()))
+        most = window_bytes(sizes, shard_bytes)
+    shard_of = np.searchsorted(np.cumsum(sizes), epoch, "right")
+    last = {shard: place for place, shard in enumerate(shard_of)}
+    needed: set[int] = set()
+    for place, shard in enumerate(shard_of):
+        needed.add(shard)
+        assert shard_bytes[list(needed)].sum() <= most
+        if max(last[shard] for shard in needed) == place:  # nothing of what came before comes again
+            needed = set()
+    assert most <= shard_bytes.sum()
+
+
+def test_a_stream_in_one_window_is_shuffled_evenly() -> None:
+    """Uniform over places, to five standard deviations."""
+    seeds = 4000
+    orders = np.array([Order([3, 1, 4, 2], str(seed))(np.arange(10)) for seed in range(seeds)])
+    deviation = (seeds * 0.1 * 0.9) ** 0.5
+    for place in range(10):
+        assert np.abs(np.bincount(orders[:, place], minlength=10) - seeds / 10).max() < 5 * deviation
+
+
+def test_a_huge_stream_costs_nothing() -> None:
+    size = 2**33
+    drawn = Order([size // 4] * 4, "seed")(np.arange(5 * size - 4, 5 * size + 4))
     assert len(set(drawn.tolist())) == 8
     assert drawn.max() > 2**31

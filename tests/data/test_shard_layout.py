@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wemmu.config.shards import DATASET_FILE, DataSet, ShardError, StreamSettings, pack, unpack
+from tests.data.handmade import stream
+from wemmu.config.shards import COLUMNS, DATASET_FILE, DataSet, ShardError, checksum, pack, unpack
 from wemmu.config.task import Task
 
-
-def settings(**changes: object) -> StreamSettings:
-    base = {"source": "shapes", "source_version": 1, "seed": 0, "task": Task.EDIT, "resolution": 64}
-    sizes = {"height": 64, "width": 48, "samples": 100, "partition": 10}
-    return StreamSettings(**{**base, **sizes, **changes})
+TEXT, BYTES = st.text(max_size=5), st.binary(max_size=5)
+ROWS = st.fixed_dictionaries(
+    {name: TEXT if kind == "str" else BYTES for name, kind in COLUMNS.items() if name != "checksum"}
+)
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5))
@@ -21,21 +21,21 @@ def test_unpack_is_the_inverse_of_pack(parts: list[bytes]) -> None:
     assert unpack(pack(parts)) == parts
 
 
-@given(st.integers(1, 500), st.integers(1, 60))
-def test_partitions_hold_every_record_once_and_none_is_empty(samples: int, partition: int) -> None:
-    stream = settings(samples=samples, partition=partition)
-    parts = [stream.records(number) for number in range(stream.partitions)]
-    assert [record for part in parts for record in part] == list(range(samples))
-    assert all(0 < len(part) <= partition for part in parts)
+@given(ROWS, ROWS)
+def test_other_columns_have_another_checksum(one: dict, other: dict) -> None:
+    assert (checksum(one) == checksum(other)) == (one == other)
 
 
-def test_the_name_says_height_before_width() -> None:
-    assert settings().name == "edit/64/64x48"
+@pytest.mark.parametrize(("one", "other"), [("id", "task"), ("images", "target"), ("prompt", "answer")])
+def test_what_moves_from_one_column_to_another_changes_the_checksum(one: str, other: str) -> None:
+    row = {name: "ab" if kind == "str" else b"ab" for name, kind in COLUMNS.items()}
+    moved = {**row, one: row[one][:1], other: row[other] + row[one][1:]}
+    assert checksum(moved) != checksum(row)
 
 
-def test_differences_name_the_fields_and_both_values() -> None:
-    assert settings().differences(settings()) == []
-    assert settings(seed=2).differences(settings(samples=7)) == ["seed: 2, not 0", "samples: 100, not 7"]
+def test_the_name_says_height_before_width_and_the_inputs_where_they_vary() -> None:
+    assert stream(Task.EDIT, 64, 48).name == "edit/32/64x48"
+    assert stream(Task.MULTI_EDIT, 64, 48, inputs=3).name == "multi_edit/32/64x48x3"
 
 
 def test_a_directory_without_a_record_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -43,7 +43,8 @@ def test_a_directory_without_a_record_is_refused_with_the_way_out(tmp_path: Path
         DataSet.at(tmp_path)
 
 
-def test_another_version_of_the_layout_is_refused(tmp_path: Path) -> None:
-    (tmp_path / DATASET_FILE).write_text('{"version": 99, "streams": []}')
+@pytest.mark.parametrize("version", [1, 99])
+def test_another_version_of_the_layout_is_refused(tmp_path: Path, version: int) -> None:
+    (tmp_path / DATASET_FILE).write_text(f'{{"version": {version}, "streams": []}}')
     with pytest.raises(ShardError, match="not of this version"):
         DataSet.at(tmp_path)

@@ -22,7 +22,7 @@ def make_run(backbones: Backbones, shards: Path, **changes: object) -> StageRun:
             "name": "tiny",
             "backbones": backbones,
             "bridge": Bridge(position_table=8),
-            "data": {"shards": shards, "prepare": {"source": "shapes", "samples": {"t2i": 8, "edit": 8}}},
+            "data": {"shards": shards},
             # Two micro-batches a step; features are remembered, so runs that remember others must still be equal.
             "memory": {"micro_batch": 2, "reference_resolution": 32, "cached_pictures": 12},
             "logging": {"every": 1, "checkpoint_every": 2, "samples_every": 3, "wandb": "disabled"},

@@ -14,13 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.partitions import write_partition
-from data_pipeline.plan import plan
-from data_pipeline.write import finish, unfinished
+from tests.data.handmade import all_tasks, write
 from tests.training.runs import make_run
 from wemmu import train
 from wemmu.config import StageRun, dump, load_stage
-from wemmu.config.schema import Backbones, Curriculum
+from wemmu.config.schema import Backbones
+from wemmu.config.task import Task
 from wemmu.parallel.single import TrainState
 from wemmu.training import checkpoint, trainer
 from wemmu.training.losses import FlowMatchingLoss, Losses
@@ -35,13 +34,7 @@ PATIENCE_S = 300
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
-    run = make_run(Backbones(vlm=Path("-"), sana=Path("-")), root)
-    shared = {field: getattr(run, field) for field in Curriculum.model_fields if field != "stages"}
-    curriculum = Curriculum(**shared, stages=(run.stage,))
-    wanted = plan(curriculum)
-    for partition in unfinished(root, wanted):
-        write_partition(partition)
-    finish(root, wanted)
+    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
     return root
 
 

@@ -1,17 +1,21 @@
 """The micro-batches of an optimizer step, for one rank."""
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from wemmu.config import StageRun
-from wemmu.data.mixture import sample_indices, schedule
-from wemmu.data.shards import ShardStream, open_streams
+from wemmu.config.shards import StreamSettings
+from wemmu.data.mixture import Order, schedule
+from wemmu.data.shards import ShardStream
+from wemmu.data.streams import open_streams
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
-from wemmu.types import Batch
+from wemmu.types import Batch, Latents
 
 
 class Loader:
@@ -20,13 +24,16 @@ class Loader:
     One step draws its whole global batch from one stream, hence one task and one shape, whatever the number of ranks
     and of accumulation steps: so a run that goes on in another layout still sees the same samples in the same steps.
     The steps follow the weights of the mixture evenly (`mixture.schedule`), and each stream gives every sample once
-    before it gives one again. A task with streams of several shapes divides its weight by their numbers of samples.
+    before it gives one again (`mixture.Order`). A task with streams of several shapes divides its weight by their
+    numbers of samples. Whether the data set is here or behind a cache changes nothing.
 
     Args:
         run: the stage's config.
         encoder: writes the prompts.
         token_px: pixels of one VLM token's side, which sets the placeholders of the input pictures.
         rank, world: this rank's place among the ranks that share the global batch.
+
+    `waited` is how many seconds the last call of `micro_batches` took.
 
     Raises:
         ShardError: if the data set is incomplete, damaged or without a task of the mixture.
@@ -36,16 +43,28 @@ class Loader:
     def __init__(self, run: StageRun, encoder: PromptEncoder, token_px: int, rank: int = 0, world: int = 1):
         stage = run.stage
         self._micro, self._accumulation = run.memory.micro_batch_at(stage.resolution, stage.global_batch, world)
-        self._streams = open_streams(run.data.shards, stage.mixture, stage.resolution)
+        self._streams = open_streams(run.data, stage.mixture, stage.resolution)
         totals = {task: sum(len(s) for s in self._streams if s.settings.task == task) for task in stage.mixture}
         weights = [stage.mixture[s.settings.task] * len(s) / totals[s.settings.task] for s in self._streams]
         self._seed = f"{run.seed}/{stage.name}"
         self._stream_of, self._times_taken = schedule(weights, stage.steps, self._seed)
+        self._orders = [Order(s.sizes, f"{self._seed}/{s.settings.name}") for s in self._streams]
         self._encoder, self._token_px = encoder, token_px
         self._rank, self._world = rank, world
         self._threads = ThreadPoolExecutor(run.data.workers, "loader") if run.data.workers else None
         self._ahead: dict[int, Future[list[Batch]]] = {}
         self._workers, self._steps = run.data.workers, stage.steps
+        self.waited = 0.0
+
+    @property
+    def settings(self) -> list[StreamSettings]:
+        """What the batches of each stream of the mixture have in common."""
+        return [stream.settings for stream in self._streams]
+
+    @property
+    def skipped(self) -> Counter[tuple[str, int]]:
+        """(shard file, record in it) -> how often another was read in the place of this one, which is damaged."""
+        return sum((stream.skipped for stream in self._streams), Counter())
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of optimizer step `step` (0-based), one for each accumulation step.
@@ -58,35 +77,46 @@ class Loader:
         """
         if not 0 <= step < self._steps:
             raise ValueError(f"there is no step {step}; the stage has steps 0 to {self._steps - 1}")
-        if self._threads is None:
-            return self._read(step)
-        wanted = range(step, min(step + 1 + self._workers, self._steps))
-        self._ahead = {s: self._ahead.get(s) or self._threads.submit(self._read, s) for s in wanted}
-        return self._ahead[step].result()
+        started = time.monotonic()
+        try:
+            return self._read(step) if self._threads is None else self._take(step, self._threads)
+        finally:
+            self.waited = time.monotonic() - started
 
     def close(self) -> None:
         """End the threads that read ahead."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def _read(self, step: int) -> list[Batch]:
-        stream = self._streams[self._stream_of[step]]
-        micro_step = self._micro * self._world
-        # Of the stream's endless sequence a step takes a global batch, a micro-step a part of that, a rank a slice.
-        first = int(self._times_taken[step]) * micro_step * self._accumulation + self._rank * self._micro
-        seed = f"{self._seed}/{stream.settings.name}"
-        starts = [first + accumulated * micro_step for accumulated in range(self._accumulation)]
-        return [self._batch(stream, sample_indices(len(stream), start, self._micro, seed)) for start in starts]
+    def _take(self, step: int, threads: ThreadPoolExecutor) -> list[Batch]:
+        """Step `step`, read ahead or now, and the next ones begun."""
+        wanted = range(step, min(step + 1 + self._workers, self._steps))
+        self._ahead = {s: self._ahead.get(s) or threads.submit(self._read, s) for s in wanted}
+        return self._ahead[step].result()
 
-    def _batch(self, stream: ShardStream, indices: Sequence[int]) -> Batch:
+    def _read(self, step: int) -> list[Batch]:
+        number = self._stream_of[step]
+        # Of the stream's endless sequence a step takes a global batch, a micro-step a part of that, a rank a slice.
+        micro_step = self._micro * self._world
+        first = (int(self._times_taken[step]) * self._accumulation + np.arange(self._accumulation)) * micro_step
+        positions = first[:, None] + self._rank * self._micro + np.arange(self._micro)  # [accumulation, micro-batch]
+        indices = self._orders[number](positions.flatten()).reshape(positions.shape)
+        return [self._batch(self._streams[number], row) for row in indices]
+
+    def _batch(self, stream: ShardStream, indices: np.ndarray) -> Batch:
         samples = [stream[index] for index in indices]
         grid = token_grid(stream.settings.height, stream.settings.width, self._token_px)
+        latents = None
+        if stream.settings.latents is not None:
+            stored = torch.stack([s.latents for s in samples])  # [B, 1 + N, C, h, w]
+            latents = Latents(target=stored[:, 0], images=stored[:, 1:])
         return Batch(
             task=stream.settings.task,
             sample_ids=torch.tensor([sample_id(s.id) for s in samples]),
             prompts=self._encoder([s.prompt for s in samples], [[grid] * len(s.images) for s in samples]),
             images=torch.stack([s.images for s in samples]),
             target=torch.stack([s.target for s in samples]),
+            latents=latents,
         )
 
 

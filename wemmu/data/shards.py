@@ -1,96 +1,229 @@
-"""One stream of a prepared data set, verified once and then read by index."""
+"""One stream of a prepared data set: opened with a cheap look, then every record verified when it is read."""
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+import json
+import struct
+import threading
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from streaming.base.local import LocalDataset
+from streaming.base.format import Reader, reader_from_json
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_png
+from torchvision.io import ImageReadMode, decode_image
 
-from wemmu.config.shards import DATASET_FILE, DataSet, ShardError, Stream, unpack
+from wemmu.config.shards import COLUMNS, INDEX_FILE, LatentSettings, ShardError, Stream, checksum, unpack
 from wemmu.config.task import Task
+from wemmu.data.files import DamageError, Files, LostShardError
+
+# What streaming raises, by place and kind of the damage. Any other OSError is this machine's trouble, not the shard's.
+_BROKEN = (LookupError, ValueError, OverflowError, MemoryError, struct.error)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`images`: uint8 [N, 3, H, W], the input pictures; `target`: uint8 [3, H, W]; `id`: stable and unique."""
+    """One record, decoded.
+
+    `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input pictures; `target`: uint8 [3, H, W]. `latents`:
+    those of the target, then of each input, [1 + N, C, h, w] in the type they are stored in; None without.
+    """
 
     id: str
     prompt: str
     images: Tensor
     target: Tensor
+    latents: Tensor | None
+
+    def as_task(self, task: Task) -> "Sample":
+        """A text-to-image record as one of another task: its picture is what is to be made, and nothing is said."""
+        match task:
+            case Task.RECONSTRUCTION:
+                latents = None if self.latents is None else self.latents[[0, 0]]
+                return replace(self, prompt="", images=self.target[None], latents=latents)
+            case Task.UNCONDITIONAL:
+                return replace(self, prompt="")
+        raise AssertionError(f"no {task} can be made of a text-to-image record")
 
 
 class ShardStream:
     """Random access to the samples of one stream.
 
-    `LocalDataset` and not `StreamingDataset`, because the latter neither checks local files nor raises when one is
-    missing: its epoch just ends early.
+    The reader of single shards is that of streaming, but not its data sets: `StreamingDataset` neither checks local
+    files nor raises when one is missing (its epoch just ends early), and `LocalDataset` keeps a number per sample.
+
+    Args:
+        files: where the data set is.
+        stream: which one of it.
+        damaged: what becomes of a record that is not what was written. "stop" raises. "skip" gives the next whole
+            record of the stream in its place, warns once for each shard and counts in `skipped`.
+        task: read text-to-image records as those of this task, see `Sample.as_task`.
 
     Raises:
-        ShardError: if a file of the stream is missing or its content is not the one recorded when it was written.
+        ShardError: if the index is not the recorded one, or a shard file is missing or of another size.
     """
 
-    def __init__(self, root: Path, stream: Stream):
-        _verify(root, stream)
+    def __init__(
+        self, files: Files, stream: Stream, damaged: Literal["stop", "skip"] = "stop", task: Task | None = None
+    ):
+        self._files, self._stream, self._damaged, self._task = files, stream, damaged, task
         self.settings = stream.settings
-        self._samples = LocalDataset(str(root / stream.settings.name))
+        if task is not None:
+            inputs = 1 if task is Task.RECONSTRUCTION else 0
+            self.settings = stream.settings.model_copy(update={"task": task, "inputs": inputs})
+        # (shard file, record in it) -> how often another record was given in its place.
+        self.skipped: Counter[tuple[str, int]] = Counter()
+        self._counting = threading.Lock()
+        self._warned: set[str] = set()
+        # Shard files that are known to be lost, and what is wrong with them.
+        self._lost: dict[str, str] = {}
+        self._shards = self._open()
+        self.sizes = np.array([shard.samples for _, shard in self._shards])
+        self._ends = np.cumsum(self.sizes)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return int(self._ends[-1])
+
+    @property
+    def shard_bytes(self) -> np.ndarray:
+        """The size of each shard file, beside `sizes`, its number of records."""
+        return np.array([shard.raw_data.bytes for _, shard in self._shards])
 
     def __getitem__(self, index: int) -> Sample:
-        columns = self._samples[int(index)]
-        size = self.settings.height, self.settings.width
-        images = torch.empty(0, 3, *size, dtype=torch.uint8)
-        if pictures := [_decode(png, size, columns["id"]) for png in unpack(columns["images"])]:
-            images = torch.stack(pictures)
-        target = _decode(columns["target"], size, columns["id"]) if columns["target"] else images[0]
-        return Sample(columns["id"], columns["prompt"], images, target)
+        """Raises ShardError; with `damaged` = "skip" only if no record of the stream can be read."""
+        for tried in range(len(self)):
+            shard, record = self._place((int(index) + tried) % len(self))
+            try:
+                sample = self._read(shard, record)
+            except DamageError as error:
+                if self._damaged == "stop":
+                    raise
+                self._warn(self._shards[shard][0], error)
+                continue
+            if tried:
+                self._count(int(index))
+            return sample if self._task is None else sample.as_task(self._task)
+        raise ShardError(f"every record of the stream {self._stream.settings.name} is missing or damaged")
 
-
-def open_streams(root: Path, tasks: Iterable[Task], resolution: int) -> list[ShardStream]:
-    """The streams of `tasks` at `resolution`, in the order of the tasks and then of the names.
-
-    Raises:
-        ShardError: if the data set is incomplete or damaged, or has no stream for one of the tasks.
-    """
-    streams = sorted(DataSet.at(root).streams, key=lambda s: s.settings.name)
-    opened = []
-    for task in tasks:
-        found = [s for s in streams if (s.settings.task, s.settings.resolution) == (task, resolution)]
-        if not found:
+    def _open(self) -> list[tuple[str, Reader]]:
+        """Name and reader of every shard file."""
+        shards = []
+        for info in json.loads(self._files.index(self._stream))["shards"]:
+            name = info["raw_data"]["basename"]
+            path = self._files.path(self._stream, name)
+            shard = reader_from_json(str(path.parent), None, info)
+            shard.raw_data.basename = path.name
+            # Other types could execute what they hold.
+            if dict(zip(info["column_names"], info["column_encodings"], strict=True)) != COLUMNS or info["compression"]:
+                raise ShardError(f"{path} has other columns than this version of the layout, {', '.join(COLUMNS)}")
+            shards.append((name, shard))
+            try:
+                self._files.check(self._stream, name, shard.raw_data.bytes)
+            except LostShardError as error:
+                if self._damaged == "stop":
+                    raise
+                self._lost[name] = str(error)
+                self._warn(name, error)
+        names = {INDEX_FILE, *(name for name, _ in shards)}
+        samples = sum(shard.samples for _, shard in shards)
+        if names != self._stream.files.keys() or samples != self._stream.samples:
             raise ShardError(
-                f"the data set {root} has no stream of {task} at {resolution} px; it has: "
-                f"{', '.join(s.settings.name for s in streams)}"
+                f"the stream {self._stream.settings.name} is recorded with {self._stream.samples} samples in "
+                f"{len(self._stream.files) - 1} shard files, its index has {samples} in {len(shards)}"
             )
-        opened += [ShardStream(root, stream) for stream in found]
-    return opened
+        return shards
 
+    def _place(self, index: int) -> tuple[int, int]:
+        """Shard, and record in it, of a sample."""
+        shard = int(np.searchsorted(self._ends, index, "right"))
+        return shard, index - int(self._ends[shard] - self.sizes[shard])
 
-def _verify(root: Path, stream: Stream) -> None:
-    for name, digest in stream.files.items():
-        path = root / stream.settings.name / name
+    def _read(self, shard: int, record: int) -> Sample:
+        """Raises DamageError naming file, record and reason unless all of the record is what was written."""
+        name, reader = self._shards[shard]
+        if name in self._lost:
+            raise LostShardError(self._lost[name])
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            found = None
-        if found != digest:
-            state = "missing" if found is None else "damaged (its sha256 differs)"
-            raise ShardError(
-                f"the shard file {path} is {state}; to have it written anew, delete "
-                f"{path.parent if '/' in name else path} and {root / DATASET_FILE} and run `python -m data_pipeline "
-                "write CURRICULUM.yaml` again"
-            )
+            with self._files.held(self._stream, name, reader.raw_data.bytes):
+                columns = _columns(reader, record)
+            return self._sample(columns)
+        except ShardError as error:
+            if isinstance(error, LostShardError):
+                self._lost[name] = str(error)
+            raise
+        except (*_BROKEN, _BadRecordError) as error:
+            path, way_out = self._files.path(self._stream, name), self._files.way_out(self._stream, name)
+            reason = str(error) if isinstance(error, _BadRecordError) else f"{type(error).__name__}: {error}"
+            raise DamageError(f"the shard file {path} is damaged in record {record} ({reason}); {way_out}") from error
+
+    def _sample(self, columns: dict[str, Any]) -> Sample:
+        stored = self._stream.settings
+        pictures = [self._decode(picture) for picture in unpack(columns["images"])]
+        if len(pictures) != stored.inputs:
+            raise _BadRecordError(f"it has {len(pictures)} input pictures in a stream of {stored.inputs}")
+        images = (
+            torch.stack(pictures) if pictures else torch.empty(0, 3, stored.height, stored.width, dtype=torch.uint8)
+        )
+        if not columns["target"] and not pictures:
+            raise _BadRecordError("it has no picture")
+        target = self._decode(columns["target"]) if columns["target"] else images[0]
+        latents = None if stored.latents is None else _latents(columns["latents"], stored.latents, stored.inputs)
+        return Sample(columns["id"], columns["prompt"], images, target, latents)
+
+    def _decode(self, picture: bytes) -> Tensor:
+        # torch warns of memory it may not write to, hence the copy into a bytearray.
+        data = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
+        try:
+            pixels = decode_image(data, ImageReadMode.RGB)  # [3, H, W]
+        except RuntimeError as error:
+            raise _BadRecordError(f"it has a picture that cannot be decoded: {error}") from error
+        size = self.settings.height, self.settings.width
+        if pixels.dtype != torch.uint8 or pixels.shape != (3, *size):
+            raise _BadRecordError(f"it has a picture of {tuple(pixels.shape[1:])} px in a stream of {size} px")
+        return pixels
+
+    def _count(self, index: int) -> None:
+        shard, record = self._place(index)
+        with self._counting:
+            self.skipped[self._name(self._shards[shard][0]), record] += 1
+
+    def _warn(self, name: str, error: DamageError) -> None:
+        with self._counting:
+            if name in self._warned:
+                return
+            self._warned.add(name)
+        warnings.warn(f"data.damaged is skip, so the run goes on without: {error}", stacklevel=2)
+
+    def _name(self, name: str) -> str:
+        return f"{self._stream.settings.name}/{name}"
 
 
-def _decode(png: bytes, size: tuple[int, int], record: str) -> Tensor:
-    # torch warns of memory it may not write to, hence the copy into a bytearray.
-    picture = decode_png(torch.frombuffer(bytearray(png), dtype=torch.uint8), ImageReadMode.RGB)  # [3, H, W]
-    if picture.shape[1:] != size:
-        raise ShardError(f"record {record} has a picture of {tuple(picture.shape[1:])} px in a stream of {size} px")
-    return picture
+class _BadRecordError(Exception):
+    """What is wrong with a record, without where it is."""
+
+
+def _columns(reader: Reader, record: int) -> dict[str, Any]:
+    # With a damaged offset or length streaming may count past 32 bits; the record that it then reads is refused below.
+    with np.errstate(all="ignore"):
+        data = reader.get_sample_data(record)
+        columns = reader.decode_sample(data)
+    if checksum(columns) != columns["checksum"]:
+        raise _BadRecordError("its checksum differs")
+    # Streaming would read a whole record of this shard through the damaged offset of another.
+    stored = sum(4 + len(value.encode() if isinstance(value, str) else value) for value in columns.values())
+    if stored != len(data):
+        raise _BadRecordError("its offset is another record's")
+    return columns
+
+
+def _latents(data: bytes, settings: LatentSettings, inputs: int) -> Tensor:
+    """[1 + inputs, C, h, w]; where the first input is the target, it is stored once."""
+    parts = unpack(data)
+    if parts and not parts[0]:
+        parts[0] = parts[1]
+    shape, dtype = (settings.channels, settings.rows, settings.columns), getattr(torch, settings.dtype)
+    lengths = {len(part) for part in parts}
+    if len(parts) != 1 + inputs or lengths != {int(np.prod(shape)) * dtype.itemsize}:
+        raise _BadRecordError(f"it has {len(parts)} latents of {lengths} bytes, not {1 + inputs} of {shape} {dtype}")
+    return torch.frombuffer(bytearray(b"".join(parts)), dtype=dtype).unflatten(0, (-1, *shape))

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from wemmu.config.shards import replace_text
+from wemmu.config.files import replace_text
 from wemmu.evaluation.report_charts import SPLITS, loss_chart, score_chart
 from wemmu.evaluation.report_record import RunRecord, StageRecord, read_run
 from wemmu.evaluation.report_samples import NAMES, comparison, groups, newest_with_samples, sheet

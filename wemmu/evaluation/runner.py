@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wemmu.config.files import replace_text
 from wemmu.config.schema import Sampling, StageRun
-from wemmu.config.shards import replace_text
 from wemmu.config.task import GENERATION_TASKS, Task
 from wemmu.evaluation.requests import Ask, batch, held_out, splits
 from wemmu.evaluation.scores import HEADLINE, judge, seen, summarize

@@ -19,20 +19,33 @@ class WeMMU(nn.Module):
         super().__init__()
         self.vlm, self.vae, self.bridge, self.dit = vlm, vae, bridge, dit
 
-    def condition(self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise) -> Condition:
+    def condition(
+        self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise, stored: Tensor | None = None
+    ) -> Condition:
         """Condition of the DiT for pictures of `size` = (height, width) px.
 
-        images: uint8 [B, N, 3, H, W], the input pictures of each prompt.
+        images: uint8 [B, N, 3, H, W], the input pictures of each prompt; stored: their latents, see `input_latents`.
         """
         prefix = self.vlm.prefix(prompts, images)
-        return self.bridge(prefix, self.input_latents(images), token_grid(*size, self.vlm.token_px), noise)
+        return self.bridge(prefix, self.input_latents(images, stored), token_grid(*size, self.vlm.token_px), noise)
 
-    def input_latents(self, images: Tensor) -> Tensor:
-        """Latents [B, N, C, h, w] of the input pictures, on the grid of their VLM tokens."""
+    def input_latents(self, images: Tensor, stored: Tensor | None = None) -> Tensor:
+        """Latents [B, N, C, h, w] of the input pictures, on the grid of their VLM tokens.
+
+        `stored` are latents of the pictures as they are, [B, N, C, H / latent px, W / latent px]. They are of use only
+        where that is the same grid; at the published sizes (28 px tokens, 32 px latents) it is another.
+        """
         b, n, _, height, width = images.shape
         if n == 0 or self.bridge.vae_branch is None:
             return images.new_zeros(b, 0, self.vae.latent_channels, 1, 1, dtype=self.vae.vae.dtype)
-        return self.vae.encode(images.flatten(0, 1), token_grid(height, width, self.vlm.token_px)).unflatten(0, (b, n))
+        grid = token_grid(height, width, self.vlm.token_px)
+        if stored is not None and stored.shape[-2:] == grid:
+            return stored.to(self.vae.vae.dtype)
+        return self.vae.encode(images.flatten(0, 1), grid).unflatten(0, (b, n))
+
+    def target_latents(self, target: Tensor, stored: Tensor | None = None) -> Tensor:
+        """Latents [B, C, h, w] of the pictures to make, uint8 [B, 3, H, W]; `stored` ones need no encoding."""
+        return self.vae.encode(target) if stored is None else stored.to(self.vae.vae.dtype)
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """v_theta(x_t, t, y) of the DiT; see `wemmu.models.dit.velocity`."""

@@ -1,5 +1,6 @@
 """The one place where everything meets: a stage's config becomes a model, an engine, a loader and an objective."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import torch
 from torch import Tensor
 
 from wemmu.config.schema import StageRun
+from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
 from wemmu.models.model import WeMMU
+from wemmu.models.vae import FrozenVAE
 from wemmu.models.weights import LoadReport, build_model
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
@@ -40,6 +43,7 @@ def build(run: StageRun) -> Parts:
 
     Raises:
         CheckpointError: if `stage.start` lacks a module that this stage needs or holds something unknown.
+        ShardError: if the data set cannot be read or stores latents of another autoencoder.
     """
     model, reports = build_model(run.backbones, run.bridge, run.seed)
     identities = _identities(reports)
@@ -51,10 +55,12 @@ def build(run: StageRun) -> Parts:
     if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
         del identities["dit"]
     encoder = PromptEncoder(run.backbones.vlm)
+    loader = Loader(run, encoder, model.vlm.token_px)
+    check_latents(loader.settings, model.vae, identities["vae"])
     return Parts(
         model=model,
         engine=SingleEngine(model, run.stage.optimizer),
-        loader=Loader(run, encoder, model.vlm.token_px),
+        loader=loader,
         loss=FlowMatchingLoss(model, run),
         sampler=Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution)),
         carried={
@@ -77,6 +83,32 @@ def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU, PromptEncoder]
 def _identities(reports: list[LoadReport]) -> dict[str, str]:
     vlm, vae, dit = (report.sha256 for report in reports)
     return {"vlm": vlm, "vae": vae, "dit": dit}
+
+
+def check_latents(streams: Iterable[StreamSettings], vae: FrozenVAE, sha256: str) -> None:
+    """Refuse stored latents that are not what `vae`, whose weights have this SHA-256, makes of the same pictures.
+
+    Raises:
+        ShardError: naming each property that differs, as it is stored and as it is here.
+    """
+    for stream in streams:
+        if stream.latents is None:
+            continue
+        here = {
+            "vae": sha256,
+            "scaling_factor": vae.scaling_factor,
+            "channels": vae.latent_channels,
+            "rows": stream.height / vae.latent_px,
+            "columns": stream.width / vae.latent_px,
+        }
+        stored = stream.latents.model_dump()
+        if wrong := [
+            f"{name}: {stored[name]} stored, {value} here" for name, value in here.items() if stored[name] != value
+        ]:
+            raise ShardError(
+                f"the latents stored in {stream.name} are not of this stage's autoencoder ({'; '.join(wrong)}); write "
+                "the data set anew into an empty directory, with this autoencoder or without data.prepare.latents"
+            )
 
 
 @torch.no_grad()

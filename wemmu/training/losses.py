@@ -36,10 +36,11 @@ class FlowMatchingLoss:
 
     def __call__(self, batch: Batch, step: int) -> Losses:
         noise = Noise(self.seed, step, batch.sample_ids.cpu(), batch.target.device)
-        x_0 = self.model.vae.encode(batch.target)
+        targets, inputs = (None, None) if batch.latents is None else (batch.latents.target, batch.latents.images)
+        x_0 = self.model.target_latents(batch.target, targets)
         eps = noise.normal("eps", tuple(x_0.shape[1:]))
         t = sample_time(self.config.time, self.resolution, noise.normal("time", ()))
-        condition = self.model.condition(batch.prompts, batch.images, tuple(batch.target.shape[-2:]), noise)
+        condition = self.model.condition(batch.prompts, batch.images, tuple(batch.target.shape[-2:]), noise, inputs)
 
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.model.velocity(x_t, t, condition)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
-from wemmu.config.shards import replace_text
 
 
 class Window:

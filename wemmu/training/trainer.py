@@ -38,9 +38,8 @@ class Trainer:
         wandb = WandB(self.run, self.folder)
         window, logging = Window(), self.run.logging
         while self.step < self.stage.steps and self.stop.reason is None:
-            waiting = time.monotonic()
             micro_batches = self.parts.loader.micro_batches(self.step)
-            window.waited += time.monotonic() - waiting
+            window.waited += self.parts.loader.waited
             norm = self._optimize(micro_batches, window)
             self.step += 1
             final = self.step == self.stage.steps

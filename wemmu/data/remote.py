@@ -1,0 +1,242 @@
+"""A data set elsewhere, read through a cache of bounded size that all processes of this machine share.
+
+ROOT/dataset.json       the data set's record, fetched at every start
+ROOT/shards/SHA256      a shard file, named by its content: another version of the data set never finds a stale one
+ROOT/shards/SHA256.part one that is being fetched, of its final size from the start, so that it counts
+ROOT/lock               held while files are added and deleted
+
+Every lock is the kernel's own (flock) on these very files, so it ends when the process that holds it ends, however that
+happens. A reader shares the lock of the shard it reads, and only what can be locked alone is deleted.
+"""
+
+import fcntl
+import hashlib
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+
+from wemmu.config.files import replace_text
+from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, Stream
+from wemmu.data.files import REWRITE, LostShardError, written_anew
+
+# Seconds between two looks for room, while other processes read all that could be deleted.
+PAUSE = 0.02
+
+
+class ShardCache:
+    """The data set at `url`, of which `root` holds `gigabytes` at most; least recently used shards give way.
+
+    Raises:
+        ShardError: if `url` cannot be opened or `root` is a data set that was written here.
+    """
+
+    def __init__(self, url: str, root: Path, gigabytes: float):
+        if (root / SETTINGS_FILE).exists():
+            raise ShardError(
+                f"{root} holds a data set that was written there; as cache of {url} give another directory"
+            )
+        self._url, self._root, self._limit = url.rstrip("/"), root, int(gigabytes * 1e9)
+        try:
+            self._remote, self._base = url_to_fs(self._url)
+        except Exception as error:
+            raise self._unreachable(url, error) from error
+        self._shards = root / "shards"
+        self._shards.mkdir(parents=True, exist_ok=True)
+
+    def dataset(self) -> DataSet:
+        try:
+            text = self._remote.cat_file(f"{self._base}/{DATASET_FILE}").decode()
+        except FileNotFoundError as error:
+            raise ShardError(f"{self._url} holds no complete data set (it has no {DATASET_FILE})") from error
+        except Exception as error:
+            raise self._unreachable(f"{self._url}/{DATASET_FILE}", error) from error
+        file = self._root / DATASET_FILE
+        with self._changing():
+            if not file.exists() or file.read_text() != text:
+                replace_text(file, text)
+            dataset = DataSet.at(self._root)
+        # They become names of files.
+        if odd := [d for s in dataset.streams for d in s.files.values() if not re.fullmatch("[0-9a-f]{64}", d)]:
+            raise ShardError(f"{self._url}/{DATASET_FILE} holds {odd[0]!r} for a sha256")
+        return dataset
+
+    def check_limit(self, needed: int) -> None:
+        """Refuse a limit that `needed` bytes of shards, which are read in turns, do not fit into."""
+        needed += (self._root / DATASET_FILE).stat().st_size
+        if needed > self._limit:
+            raise ShardError(
+                f"data.cache_gb is {self._limit / 1e9:g}, but the stage reads one shuffling window of each of its "
+                f"streams at a time, together {math.ceil(needed / 1e6) / 1e3:g} GB: give data.cache_gb at least that"
+            )
+
+    def index(self, stream: Stream) -> bytes:
+        name = f"{stream.settings.name}/{INDEX_FILE}"
+        for _ in range(2):
+            try:
+                content = self._remote.cat_file(f"{self._base}/{name}")
+            except Exception as error:
+                raise self._unreachable(f"{self._url}/{name}", error) from error
+            if hashlib.sha256(content).hexdigest() == stream.files[INDEX_FILE]:
+                return content
+        raise ShardError(
+            f"the shard index {self._url}/{name} is damaged (its sha256 differs); to have it made anew, "
+            f"delete {self._url}/{DATASET_FILE} and {REWRITE}"
+        )
+
+    def path(self, stream: Stream, name: str) -> Path:
+        return self._shards / stream.files[name]
+
+    def check(self, stream: Stream, name: str, size: int) -> None:
+        """Nothing: a shard is looked at when it comes."""
+
+    @contextmanager
+    def held(self, stream: Stream, name: str, size: int) -> Iterator[None]:
+        path = self.path(stream, name)
+        while (file := _shared(path)) is None:
+            self._fetch(stream, name, size)
+        try:
+            os.utime(file)  # what is the least recently used is told by this
+            yield
+        finally:
+            os.close(file)
+
+    def way_out(self, stream: Stream, name: str) -> str:
+        cached = f"to have it fetched anew, delete {self.path(stream, name)}"
+        return f"{cached}; if the file at {self._url} is itself damaged, {written_anew(self._url, stream, name)}"
+
+    def _fetch(self, stream: Stream, name: str, size: int) -> None:
+        """Have the shard in the cache, unless another process or thread is faster."""
+        path = self.path(stream, name)
+        aside = path.with_suffix(".part")
+        with _alone(aside) as part:
+            if path.exists():
+                return
+            os.ftruncate(part, 0)
+            self._make_room(part, size)
+            try:
+                content = self._download(stream, name)
+            except ShardError:
+                content = self._download(stream, name)
+            with os.fdopen(part, "wb", closefd=False) as file:
+                file.write(content)
+            os.fsync(part)
+            with self._changing():
+                os.replace(aside, path)
+
+    def _download(self, stream: Stream, name: str) -> bytes:
+        """The content of a shard, which is the recorded one; raises ShardError."""
+        url = f"{self._url}/{stream.settings.name}/{name}"
+        try:
+            # Not `open`, which for HTTP raises FileNotFoundError whatever is wrong with the connection.
+            content = self._remote.cat_file(f"{self._base}/{stream.settings.name}/{name}")
+        except FileNotFoundError as error:
+            raise LostShardError(f"the shard file {url} is missing; {written_anew(self._url, stream, name)}") from error
+        except Exception as error:
+            raise self._unreachable(url, error) from error
+        if hashlib.sha256(content).hexdigest() != stream.files[name]:
+            way_out = written_anew(self._url, stream, name)
+            raise LostShardError(f"the shard file {url} is damaged (its sha256 differs); {way_out}")
+        return content
+
+    def _make_room(self, part: int, size: int) -> None:
+        """Delete what was not used for longest until `part` can grow to `size`; waits while all of it is in use."""
+        while True:
+            with self._changing():
+                used = sorted(_entries(self._shards))
+                taken = (self._root / DATASET_FILE).stat().st_size + sum(held for _, held, _ in used)
+                over = taken + size - self._limit
+                for _, _, path in used:
+                    if over <= 0:
+                        break
+                    over -= _delete_unused(path)
+                if over <= 0:
+                    os.ftruncate(part, size)
+                    return
+            time.sleep(PAUSE)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """While this is open, no other process or thread changes which files are there, and how large they are."""
+        with _locked(self._root / "lock"):
+            yield
+
+    def _unreachable(self, url: str, error: Exception) -> ShardError:
+        return ShardError(
+            f"{url} cannot be read ({type(error).__name__}: {error}); is the URL of data.remote right, and can this "
+            "machine reach it?"
+        )
+
+
+def _entries(directory: Path) -> Iterator[tuple[float, int, str]]:
+    """Last use (a time), size in bytes and path of every file."""
+    for entry in os.scandir(directory):
+        with suppress(FileNotFoundError):
+            state = entry.stat()
+            yield state.st_mtime, state.st_size, entry.path
+
+
+def _delete_unused(path: str) -> int:
+    """Delete a file unless somebody reads or writes it; how many bytes that frees."""
+    with suppress(FileNotFoundError, BlockingIOError), _opened(path, os.O_RDONLY) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        size = os.fstat(file).st_size
+        os.unlink(path)
+        return size
+    return 0
+
+
+def _shared(path: Path) -> int | None:
+    """Open a file under a lock with which nobody deletes it; None if it is not there (any more)."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_SH)
+    if _is_at(file, path):
+        return file
+    os.close(file)
+    return None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """Open a file, new or left by somebody killed, as the only one; it is deleted at the end if it is still there."""
+    while True:
+        with _locked(path) as file:
+            # What we waited for may have been renamed or deleted meanwhile.
+            if _is_at(file, path):
+                try:
+                    yield file
+                finally:
+                    if _is_at(file, path):
+                        os.unlink(path)
+                return
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    with _opened(path, os.O_RDWR | os.O_CREAT) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+@contextmanager
+def _opened(path: Path | str, flags: int) -> Iterator[int]:
+    file = os.open(path, flags, 0o666)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
