@@ -1,0 +1,70 @@
+"""slurm/data.sh: a Ray cluster inside a job writes what one process writes, and is gone with the job."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.data_pipeline.test_faults import contents
+from tests.data_pipeline.worlds import curriculum_of, write_in_process
+from tests.slurm.jobs import output, processes, record, submit, wait_for, wait_for_output
+from wemmu.config import dump
+from wemmu.config.shards import DataSet
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+SCRIPT = Path("slurm/data.sh")
+
+
+def nothing_is_left(job: int) -> bool:
+    """A worker that Ray was just starting sees a moment later that its node is gone."""
+    deadline = time.monotonic() + 30
+    while processes(job) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not processes(job) and not list(Path("/tmp").glob(f"wemmu-{job}-*"))
+
+
+@pytest.fixture(autouse=True)
+def _python_and_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    # sbatch hands them to the job.
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+
+
+def test_two_nodes_write_the_bytes_that_one_process_writes(tmp_path: Path) -> None:
+    dump(curriculum_of(tmp_path / "shards"), tmp_path / "curriculum.yaml")
+    options = "--nodes=2", "--cpus-per-task=1", "--time=20"
+    job = submit(SCRIPT, tmp_path, *options, arguments=[str(tmp_path / "curriculum.yaml")])
+    # Ray takes half a minute to start on an idle machine of two cores, several on a busy one.
+    wait_for(job, "COMPLETED", seconds=1200)
+    assert "Ray runs on n[1-2], head 127.0.0.2:" in output(job)
+    assert nothing_is_left(job)
+    shutil.move(tmp_path / "shards", tmp_path / "by_slurm")
+    write_in_process(curriculum_of(tmp_path / "shards"))
+    assert contents(tmp_path / "by_slurm") == contents(tmp_path / "shards")
+
+
+def test_a_preempted_job_queues_itself_again_and_finishes(tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path / "shards")
+    dump(curriculum, tmp_path / "curriculum.yaml")
+    options = "--nodes=1", "--exclusive", "--cpus-per-task=1", "--time=20"
+    job = submit(SCRIPT, tmp_path, *options, arguments=[str(tmp_path / "curriculum.yaml")])
+    # The writer now begins with its imports.
+    wait_for_output(job, "Ray runs on", seconds=600)
+    wait_for(submit("", tmp_path, "--partition=high", "--nodes=2", "--exclusive"), "COMPLETED")
+    wait_for(job, "COMPLETED", seconds=1200)
+    assert "pre-empted; to be continued" in output(job)
+    assert record(job)["Restarts"] == "1"
+    assert nothing_is_left(job)
+    assert DataSet.at(curriculum.data.shards).streams
+
+
+def test_the_writers_failure_is_the_jobs_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "curriculum.yaml").write_text("name: nonsense\n")
+    options = "--nodes=1", "--cpus-per-task=1", "--time=20"
+    job = submit(SCRIPT, tmp_path, *options, arguments=[str(tmp_path / "curriculum.yaml")])
+    wait_for(job, "FAILED", seconds=1200)
+    assert "curriculum.yaml" in output(job)
+    assert nothing_is_left(job)
