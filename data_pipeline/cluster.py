@@ -106,12 +106,8 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         # Read when Ray is imported. A token of our own keeps other users of the node out of the ports that Ray opens,
-        # without leaving one in the home directory; on a busy machine Ray needs longer to start than its 30 s.
-        os.environ |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_raylet_start_wait_time_s": "300",
-        }
+        # without leaving one in the home directory.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
     if address is not None:

@@ -45,28 +45,30 @@ def vae(steps: int = 3200, out: Out = ASSETS, work: Work = WORK, threads: Thread
 
 
 @app.command()
-def vlm(steps: int = 4800, edit_steps: int = 2000, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
+def vlm(steps: int = 3600, deep_steps: int = 2600, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
     """Train the VLM (about 60 CPU-minutes)."""
     from tools.pretraining.vlm import train
 
     _start(work, threads)
-    train(out / "vlm", work, steps, edit_steps).save_pretrained(out / "vlm")
+    train(out / "vlm", work, steps, deep_steps).save_pretrained(out / "vlm")
 
 
 @app.command()
-def dit(steps: int = 4500, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
-    """Train the diffusion transformer and its text encoder (about 30 CPU-minutes)."""
+def dit(
+    steps: int = 4500, layout_steps: int = 2500, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1
+) -> None:
+    """Train the diffusion transformer and its text encoder (about 60 CPU-minutes)."""
     from tools.pretraining.dit import train
 
     _start(work, threads)
-    train(out / "vlm", AutoencoderDC.from_pretrained(out / "sana" / "vae"), out / "sana", work, steps)
+    train(out / "vlm", AutoencoderDC.from_pretrained(out / "sana" / "vae"), out / "sana", work, steps, layout_steps)
 
 
 @app.command()
 def scores(out: Out = ASSETS, count: int = 200, threads: Threads = 1) -> None:
     """Measure the backbones on held-out scenes and held-out colour-shape pairs; writes scores.json."""
     from tools.pretraining import dit, vae, vlm
-    from wemmu.config.shards import replace_text
+    from wemmu.config.files import replace_text
     from wemmu.models.vae import FrozenVAE
     from wemmu.prompts import PromptEncoder
     from wemmu.shapes.backbones import HIGH_PX, LOW_PX

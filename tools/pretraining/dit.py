@@ -2,7 +2,8 @@
 
 The text encoder (Gemma 2) is trained along with the DiT and kept in the Sana directory, so that a stock
 `SanaPipeline` loads it; the bridge later takes its place. Labels of the cells, predicted from the encoder's states by
-a linear head that is thrown away, teach it early which words belong together.
+a linear head that is thrown away, teach it early which words belong together. A second phase dwells on captions that
+leave the places open: there the cells have to agree on one layout, which is decided at the noisiest times.
 """
 
 import random
@@ -25,7 +26,7 @@ from wemmu.objectives.path import sample_time
 from wemmu.pixels import to_images
 from wemmu.sampling.solvers import euler, times
 from wemmu.shapes.backbones import DIT_CONFIG, HIGH_PX, LOW_PX, TEXT_ENCODER_CONFIG
-from wemmu.shapes.language import caption
+from wemmu.shapes.language import caption, parse_caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, Split, random_scene
 from wemmu.shapes.scorer import caption_satisfied
@@ -34,6 +35,7 @@ SHIFT = 4.0
 DROP_CAPTION = 0.1
 AUX_WEIGHT = 0.3
 TIME = TimeSampling(shift=SHIFT, reference_resolution=HIGH_PX, resolution_exponent=0.0)
+LAYOUT_TIME = TIME.model_copy(update={"shift": 2 * SHIFT})
 
 
 class TextEncoder(nn.Module):
@@ -61,6 +63,15 @@ def _slots(scene: Scene) -> list[int]:
     return [*classes, tuple(BACKGROUNDS).index(scene.background)]
 
 
+def _caption(scene: Scene, rng: random.Random, layouts: bool) -> str:
+    """A caption; with `layouts` every second one leaves the place of some object open."""
+    text = caption(scene, rng)
+    if layouts and rng.random() < 0.5:
+        while all(mention.cell is not None for mention in parse_caption(text).mentions):
+            text = caption(scene, rng)
+    return text
+
+
 class Painter:
     """The DiT with its text encoder and autoencoder: one loss, one sampler."""
 
@@ -77,17 +88,18 @@ class Painter:
             x_t, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * TIME_SCALE, return_dict=False
         )[0]
 
-    def loss(self, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"dit-{step}")
-        generator = torch.Generator().manual_seed(step)
+    def loss(self, phase: str, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"{phase}-{step}")
+        layouts = phase == "dit-layouts"
+        generator = torch.Generator().manual_seed(2 * step + 1 if layouts else step)
         px = LOW_PX if step % 2 else HIGH_PX
         scenes = [random_scene(rng) for _ in range(batch_size)]
-        texts = ["" if rng.random() < DROP_CAPTION else caption(s, rng) for s in scenes]
+        texts = ["" if rng.random() < DROP_CAPTION else _caption(s, rng, layouts) for s in scenes]
         pictures = torch.stack([torch.from_numpy(np.array(render(s, px))) for s in scenes]).permute(0, 3, 1, 2)
         x_0 = self.vae.encode(pictures)
         states, mask = self.text(texts)
         eps = torch.randn(x_0.shape, generator=generator)
-        t = sample_time(TIME, px, torch.randn(batch_size, generator=generator))
+        t = sample_time(LAYOUT_TIME if layouts else TIME, px, torch.randn(batch_size, generator=generator))
         flow = flow_matching(lambda x, t: self.velocity(x, t, states, mask), x_0, eps, t).mean()
         # Only captions that say everything have one right answer, but the others do no harm: a soft target.
         told = torch.tensor([bool(text) for text in texts])
@@ -126,7 +138,9 @@ def sana_tokenizer(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     )
 
 
-def train(vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, steps: int, batch_size: int = 64) -> None:
+def train(
+    vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, steps: int, layout_steps: int, batch_size: int = 64
+) -> None:
     """Train and write the whole Sana directory, in the published layout, to `out`."""
     torch.manual_seed(0)
     tokenizer = sana_tokenizer(AutoTokenizer.from_pretrained(vlm_dir))
@@ -146,15 +160,16 @@ def train(vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, steps: int, 
         return scores
 
     modules = {"dit": dit, "text": gemma, "auxiliary": painter.auxiliary}
-    fit(
-        "dit",
-        modules,
-        lambda step: painter.loss(step, batch_size),
-        steps=steps,
-        lr=1.5e-3,
-        work=work,
-        evaluate=evaluate,
-    )
+    for phase, count, lr in (("dit", steps, 1.5e-3), ("dit-layouts", layout_steps, 8e-4)):
+        fit(
+            phase,
+            modules,
+            lambda step, phase=phase: painter.loss(phase, step, batch_size),
+            steps=count,
+            lr=lr,
+            work=work,
+            evaluate=evaluate,
+        )
     # The stock pipeline writes the published layout, model_index.json included.
     SanaPipeline(tokenizer, gemma, vae, dit, FlowMatchEulerDiscreteScheduler(shift=SHIFT)).save_pretrained(out)
 

@@ -1,8 +1,10 @@
 """Qwen2.5-VL on the shapes world: describe, answer, and say what an edit would make of a picture.
 
 The frozen VLM bounds what the bridge can follow, so it is taught the hard part first: the full description of the scene
-AFTER an instruction (text-only, on one picture, on two). Labels of the cells on the vision tower's tokens, predicted by
-a linear head that is thrown away, break the plateau on which shapes are not yet told apart.
+AFTER an instruction (text-only, on one picture, on two). Labels that linear heads predict, thrown away afterwards,
+break the plateaus: what a cell holds, on the vision tower's tokens; and which object is meant, on the last word of each
+mention ("the red circle"). The second phase has two more layers, and its labels of mentions are read half-way up, so
+that the layers above have something to do with them.
 """
 
 import random
@@ -21,14 +23,13 @@ from wemmu.pixels import to_pixels
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.backbones import HIGH_PX, LOW_PX, MERGE, PATCH_PX, TOKEN_PX, vlm_config
 from wemmu.shapes.edits import random_edit, random_two_image_edit
-from wemmu.shapes.language import caption, full_caption, question
+from wemmu.shapes.language import SIZE_WORDS, caption, full_caption, parse_caption, question, references
 from wemmu.shapes.processor import save_processor, special_ids
 from wemmu.shapes.render import render
-from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, Split, random_scene
+from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object, Scene, Split, random_scene
 
-# Share of each kind of example: first mostly seeing and describing, then mostly editing.
-KINDS = {"caption": 3, "edit": 6, "two_image": 4, "second": 1, "question": 2, "text_question": 1, "text": 2}
-EDIT_KINDS = {"caption": 1, "edit": 11, "two_image": 5, "second": 0.5, "question": 1.5, "text_question": 0.5, "text": 1}
+# Share of each kind of example.
+KINDS = {"caption": 2, "edit": 6, "two_image": 4, "second": 0.5, "question": 2, "text_question": 1.5, "text": 4}
 AUX_WEIGHT = 0.5
 
 
@@ -37,6 +38,28 @@ class Example:
     scenes: tuple[Scene, ...]
     prompt: str
     answer: str
+    # The scene that the prompt speaks of: the first picture, or the one that the text describes.
+    about: Scene | None = None
+
+    def mentions(self) -> list[tuple[Object, int]]:
+        """The objects that the prompt names, each with the place in the prompt (in characters) where its name ends."""
+        if self.about is None:
+            return []
+        named = [(f"{text} at the {CELLS[o.cell]}", o) for o in self.about.objects for text in _phrases(o)]
+        named += [(f"{text} in the {CELLS[o.cell]} corner", o) for o in self.about.objects for text in _phrases(o)]
+        named += [(f"what is at the {CELLS[o.cell]}", o) for o in self.about.objects]
+        found = {self.prompt.index(text) + len(text): o for text, o in named if text in self.prompt}
+        # Of several references that stand there, as "the circle" in "the circle at the top left", the longest is meant.
+        referred = [(r, o) for o in self.about.objects for r in references(self.about, o) if r in self.prompt]
+        if referred:
+            text, obj = max(referred, key=lambda pair: len(pair[0]))
+            found[self.prompt.index(text) + len(text)] = obj
+        return [(obj, end) for end, obj in found.items()]
+
+
+def _phrases(obj: Object) -> list[str]:
+    """What a caption may call an object that it gives a place."""
+    return [f"a {size}{obj.color} {obj.shape}" for size in (*(f"{word} " for word in SIZE_WORDS[obj.size]), "")]
 
 
 def example(kind: str, rng: random.Random, split: Split = "train") -> Example:
@@ -46,24 +69,24 @@ def example(kind: str, rng: random.Random, split: Split = "train") -> Example:
             return Example((scene,), rng.choice(("", "describe the image")), full_caption(scene))
         case "edit":
             edit = random_edit(rng, split)
-            return Example(edit.sources, edit.instruction, full_caption(edit.target))
+            return Example(edit.sources, edit.instruction, full_caption(edit.target), about=edit.sources[0])
         case "two_image":
             edit = random_two_image_edit(rng, split)
-            return Example(edit.sources, edit.instruction, full_caption(edit.target))
+            return Example(edit.sources, edit.instruction, full_caption(edit.target), about=edit.sources[0])
         case "second":
             edit = random_two_image_edit(rng, split)
             return Example(edit.sources, "describe the second image", full_caption(edit.sources[1]))
         case "question":
             scene = random_scene(rng, split)
-            return Example((scene,), *question(scene, rng))
+            return Example((scene,), *question(scene, rng), about=scene)
         case "text_question":
             scene = random_scene(rng, split)
             ask, answer = question(scene, rng)
-            return Example((), f"{full_caption(scene)}. {ask}", answer)
+            return Example((), f"{full_caption(scene)}. {ask}", answer, about=scene)
         case "text":
             # Half of the captions leave something open; the answer then is one scene that satisfies them.
             scene = random_scene(rng, split)
-            return Example((), rng.choice((caption(scene, rng), full_caption(scene))), full_caption(scene))
+            return Example((), rng.choice((caption(scene, rng), full_caption(scene))), full_caption(scene), about=scene)
         case _:
             raise AssertionError(kind)
 
@@ -92,12 +115,25 @@ def _cell_labels(scenes: list[Scene], tokens_per_side: int) -> dict[str, Tensor]
     return dict(zip(("shape", "color", "size", "background"), labels.unbind(-1), strict=True))
 
 
-class Auxiliary(nn.Module):
-    """Linear labels on vision tokens; used in pre-training only."""
+def _object_labels(objects: list[Object]) -> dict[str, Tensor]:
+    """Each [objects]: shape, colour, size and cell."""
+    return {
+        "shape": torch.tensor([SHAPES.index(o.shape) for o in objects]),
+        "color": torch.tensor([tuple(COLORS).index(o.color) for o in objects]),
+        "size": torch.tensor([SIZES.index(o.size) for o in objects]),
+        "cell": torch.tensor([o.cell for o in objects]),
+    }
 
-    def __init__(self, width: int):
+
+CELL_CLASSES = {"shape": len(SHAPES) + 1, "color": len(COLORS) + 1, "size": 3, "background": len(BACKGROUNDS)}
+OBJECT_CLASSES = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES), "cell": len(CELLS)}
+
+
+class Labels(nn.Module):
+    """Linear heads that name what a token should know; used in pre-training only."""
+
+    def __init__(self, width: int, classes: dict[str, int]):
         super().__init__()
-        classes = {"shape": len(SHAPES) + 1, "color": len(COLORS) + 1, "size": 3, "background": len(BACKGROUNDS)}
         self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in classes.items()})
 
     def forward(self, tokens: Tensor, labels: dict[str, Tensor]) -> Tensor:
@@ -131,24 +167,44 @@ class Teacher:
             embeds = embeds.masked_scatter(at, vision)
         return prompts, embeds
 
-    def loss(self, examples: list[Example], px: int) -> tuple[Tensor, Tensor | None]:
-        """Mean cross-entropy over the answers' tokens, and the vision tokens."""
+    def loss(self, examples: list[Example], px: int) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Mean cross-entropy over the answers' tokens; the vision tokens; each layer's input and the output, which are
+        [rows, tokens, width]."""
         side = px // TOKEN_PX
         tokenize = self.encoder.tokenizer
         asks = [self.encoder.token_ids(e.prompt, [(side, side)] * len(e.scenes)) for e in examples]
         answers = [[*tokenize(e.answer, add_special_tokens=False)["input_ids"], self.end] for e in examples]
         vision = self.vision(examples, px)
         prompts, embeds = self.embed([a + b for a, b in zip(asks, answers, strict=True)], examples, px, vision)
-        hidden = self.vlm.model.language_model(
-            inputs_embeds=embeds, attention_mask=prompts.mask.long(), position_ids=prompts.positions, use_cache=False
-        ).last_hidden_state
+        out = self.vlm.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=prompts.mask.long(),
+            position_ids=prompts.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        hidden = out.last_hidden_state
         # The state at a token predicts the next one; only answers are taught.
         index = torch.arange(prompts.input_ids.shape[1])
         start = torch.tensor([len(a) for a in asks])[:, None]
         stop = start + torch.tensor([len(b) for b in answers])[:, None]
         taught = (index >= start - 1) & (index < stop - 1)
         labels = prompts.input_ids.roll(-1, dims=1)[taught]
-        return F.cross_entropy(self.vlm.lm_head(hidden[taught]), labels), vision
+        return F.cross_entropy(self.vlm.lm_head(hidden[taught]), labels), vision, out.hidden_states
+
+    def mentions(self, examples: list[Example], px: int) -> tuple[list[int], list[int], list[Object]]:
+        """Rows whose prompt names an object, the index of the token that ends its name, and the object."""
+        side = px // TOKEN_PX
+        rows, tokens, objects = [], [], []
+        for row, e in enumerate(examples):
+            grids = [(side, side)] * len(e.scenes)
+            whole = self.encoder.token_ids(e.prompt, grids)
+            for obj, end in e.mentions():
+                # No prompt of the world holds "#", so the two rows part right behind the name.
+                cut = self.encoder.token_ids(e.prompt[:end] + "#", grids)
+                after = next(i for i, (a, b) in enumerate(zip(whole, cut, strict=False)) if a != b)
+                rows, tokens, objects = [*rows, row], [*tokens, after - 1], [*objects, obj]
+        return rows, tokens, objects
 
     @torch.no_grad()
     def answer(self, examples: list[Example], px: int, limit: int = 40) -> list[str]:
@@ -175,51 +231,88 @@ class Teacher:
         ]
 
 
+def right(kind: str, e: Example, answer: str) -> bool:
+    """Whether an answer is exact; a caption that leaves something open is answered by any scene that satisfies it."""
+    if kind != "text":
+        return answer == e.answer
+    try:
+        said = parse_caption(answer)
+        objects = tuple(Object(m.cell, m.shape, m.color, m.size) for m in said.mentions)
+        return parse_caption(e.prompt).satisfied_by(Scene(said.background, objects))
+    except (ValueError, TypeError):
+        return False
+
+
 def evaluate(teacher: Teacher, split: Split, px: int, count: int = 96) -> dict[str, float]:
-    """Share of exact answers for each kind whose answer is determined."""
+    """Share of exact answers for each kind."""
     scores = {}
-    for kind in ("caption", "edit", "two_image", "question", "text_question"):
+    for kind in ("caption", "edit", "two_image", "question", "text_question", "text"):
         rng = random.Random(f"vlm-eval-{split}-{kind}")
         examples = [example(kind, rng, split) for _ in range(count)]
         answers = teacher.answer(examples, px)
-        scores[f"{kind} {split} {px}"] = sum(a == e.answer for a, e in zip(answers, examples, strict=True)) / count
+        scores[f"{kind} {split} {px}"] = sum(right(kind, e, a) for a, e in zip(answers, examples, strict=True)) / count
     return scores
 
 
+def deepened(vlm: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
+    """The same function with a new layer after the second and after the third: copies that add nothing yet."""
+    config = Qwen2_5_VLConfig.from_dict(vlm.config.to_dict())
+    order = (0, 1, 1, 2, 2, 3)
+    config.text_config.num_hidden_layers = len(order)
+    config.text_config.layer_types = ["full_attention"] * len(order)
+    deep = Qwen2_5_VLForConditionalGeneration(config)
+    layers = vlm.model.language_model.layers
+    deep.model.visual.load_state_dict(vlm.model.visual.state_dict())
+    deep.model.language_model.embed_tokens.load_state_dict(vlm.model.language_model.embed_tokens.state_dict())
+    deep.model.language_model.norm.load_state_dict(vlm.model.language_model.norm.state_dict())
+    for place, source in enumerate(order):
+        layer = deep.model.language_model.layers[place]
+        layer.load_state_dict(layers[source].state_dict())
+        if place in (2, 4):
+            nn.init.zeros_(layer.self_attn.o_proj.weight)
+            nn.init.zeros_(layer.mlp.down_proj.weight)
+    return deep
+
+
 def train(
-    out: Path, work: Path, steps: int, edit_steps: int, batch_size: int = 40
+    out: Path, work: Path, steps: int, deep_steps: int, batch_size: int = 40
 ) -> Qwen2_5_VLForConditionalGeneration:
     processor = save_processor(out)
     torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
-    vlm = Qwen2_5_VLForConditionalGeneration(config)
-    print(f"vlm: {sum(p.numel() for p in vlm.parameters()) / 1e6:.2f} M parameters", flush=True)
-    teacher, auxiliary = Teacher(vlm, PromptEncoder(out)), Auxiliary(config.text_config.hidden_size)
+    shallow = {**vlm_config(len(processor.tokenizer), special_ids(processor))}
+    shallow["text_config"] = {**shallow["text_config"], "num_hidden_layers": 4}
+    vlm = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**shallow))
+    encoder, width = PromptEncoder(out), shallow["text_config"]["hidden_size"]
+    seen, meant = Labels(width, CELL_CLASSES), Labels(width, OBJECT_CLASSES)
 
-    def loss_fn(step: int, phase: str, kinds: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(teacher: Teacher, step: int, phase: str, layer: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"{phase}-{step}")
         px = HIGH_PX if step % 3 == 0 else LOW_PX
-        chosen = rng.choices(tuple(kinds), tuple(kinds.values()), k=batch_size)
+        chosen = rng.choices(tuple(KINDS), tuple(KINDS.values()), k=batch_size)
         examples = [example(kind, rng) for kind in chosen]
-        loss, vision = teacher.loss(examples, px)
-        labels = _cell_labels([s for e in examples for s in e.scenes], px // TOKEN_PX)
-        aux = auxiliary(vision, labels)
-        return loss + AUX_WEIGHT * aux, {"loss": loss.item(), "aux": aux.item()}
+        loss, vision, states = teacher.loss(examples, px)
+        cells = seen(vision, _cell_labels([s for e in examples for s in e.scenes], px // TOKEN_PX))
+        rows, tokens, objects = teacher.mentions(examples, px)
+        mentions = meant(states[layer][rows, tokens], _object_labels(objects))
+        parts = {"loss": loss, "cells": cells, "mentions": mentions}
+        return loss + AUX_WEIGHT * (cells + mentions), {k: v.item() for k, v in parts.items()}
 
-    def scores() -> dict[str, float]:
-        return evaluate(teacher, "test", LOW_PX) | evaluate(teacher, "test", HIGH_PX)
-
-    modules = {"vlm": vlm, "auxiliary": auxiliary}
-    for phase, kinds, count, lr in (("vlm", KINDS, steps, 2e-3), ("vlm-edits", EDIT_KINDS, edit_steps, 1.2e-3)):
+    def phase(name: str, vlm: Qwen2_5_VLForConditionalGeneration, steps: int, lr: float, layer: int) -> None:
+        teacher = Teacher(vlm, encoder)
+        print(f"{name}: {sum(p.numel() for p in vlm.parameters()) / 1e6:.2f} M parameters", flush=True)
         fit(
-            phase,
-            modules,
-            lambda step, phase=phase, kinds=kinds: loss_fn(step, phase, kinds),
-            steps=count,
+            name,
+            {"vlm": vlm, "seen": seen, "meant": meant},
+            lambda step: loss_fn(teacher, step, name, layer),
+            steps=steps,
             lr=lr,
             work=work,
             warmup=200,
-            evaluate=scores,
+            evaluate=lambda: evaluate(teacher, "test", LOW_PX) | evaluate(teacher, "test", HIGH_PX),
             evaluate_every=2000,
         )
+
+    phase("vlm", vlm, steps, 2e-3, layer=-1)
+    vlm = deepened(vlm)
+    phase("vlm-deep", vlm, deep_steps, 1.5e-3, layer=3)
     return vlm

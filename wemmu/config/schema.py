@@ -78,6 +78,8 @@ class Optimizer(Config):
     lr: Annotated[float, Field(gt=0)]
     # Learning rate of the DiT, pre-trained and therefore slower; OPEN in the paper.
     dit_lr: Annotated[float, Field(gt=0)] | None = None
+    # Rate of the bridge's norms and biases, as a multiple of `lr`.
+    vector_scale: Annotated[float, Field(gt=0)] = 1.0
     betas: tuple[Share, Share] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     # Global norm; there is no way to switch clipping off (a run without it diverged for users of a peer).

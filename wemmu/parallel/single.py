@@ -35,7 +35,7 @@ class SingleEngine:
             raise ValueError("nothing to train: every parameter is frozen")
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
-            lr = config.dit_lr if name.startswith("dit.") else config.lr
+            lr = config.dit_lr if name.startswith("dit.") else config.lr * config.vector_scale ** (parameter.ndim == 1)
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
         self._optimizer = torch.optim.AdamW(
@@ -58,11 +58,6 @@ class SingleEngine:
             if parameter.grad is None:
                 # A batch may not use a module (no picture, no VAE branch). Its gradient is zero, as it is in sharded
                 # engines, and not absent: all moments decay at every step.
-                parameter.grad = torch.zeros_like(parameter)
-        for parameter in self.trained.values():
-            # A task may leave a module unused, as text to image does the VAE branch: its gradient is zero, and like all
-            # others it takes the step.
-            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip))
         if norm == norm and norm != float("inf"):

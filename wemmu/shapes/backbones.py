@@ -4,7 +4,7 @@
 checkpoints (`Qwen2.5-VL-3B-Instruct`, `Sana_1600M_1024px_diffusers`), and every part of the project loads them exactly
 as it loads the real ones.
 
-Two sizes differ from the real ones on purpose (docs/method.md, "The miniature"): `rope_theta` is 10 instead of 1e6,
+Two sizes differ from the real ones on purpose (docs/method.md, "The miniature"): `rope_theta` is 100 instead of 1e6,
 because with heads of 32 channels the slow axes of M-RoPE would not turn at all across a grid of 4 tokens; and the
 autoencoder has 16 px to a latent like the 16 px to a VLM token, so that both grids have the scale 28 : 32 has at full
 size.
@@ -31,12 +31,12 @@ def vlm_config(vocab_size: int, token_ids: dict[str, int]) -> dict[str, Any]:
             "vocab_size": vocab_size,
             "hidden_size": VLM_WIDTH,
             "intermediate_size": 320,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 6,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 512,
-            "rope_theta": 10.0,
-            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            "rope_theta": 100.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 10]},
             "tie_word_embeddings": True,
             "bos_token_id": token_ids["bos_token_id"],
             "eos_token_id": token_ids["eos_token_id"],
