@@ -1,5 +1,6 @@
 """Where the work is done: in this process, on a Ray cluster made for it on this machine, or on one that is there."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -111,7 +112,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
     import ray
 
     if address is not None:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         try:
             yield ray
         finally:
@@ -127,6 +128,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
                 _node_ip_address="127.0.0.1",
                 include_dashboard=False,
                 log_to_driver=False,
+                logging_level=logging.WARNING,
                 # Pictures travel through the store only on their way to a model; the least Ray accepts is 75 MB.
                 object_store_memory=200 * 2**20,
                 _temp_dir=scratch,

@@ -17,7 +17,7 @@ from data_pipeline.records import Part, PictureFile, RawRecord, Rejection
 from wemmu.config.task import Task
 
 SCAN = "scan"
-# For what has no pictures to compare: drawings, and records that are rejected anyway.
+# For what has no pictures to compare: drawings, empty files, and records that are rejected anyway.
 NONE = np.uint64(0)
 # An instruction makes another record of the same pictures; another caption does not.
 WITH_WORDS = (Task.EDIT, Task.MULTI_EDIT, Task.UNDERSTANDING)
@@ -57,7 +57,7 @@ def _hash(item: RawRecord | Rejection) -> np.uint64:
         return NONE
     digest = xxhash.xxh3_64(item.task.value.encode())
     for picture in (*item.images, item.target):
-        if isinstance(picture, PictureFile):
+        if isinstance(picture, PictureFile) and picture.data:
             digest.update(struct.pack("<Q", len(picture.data)))
             digest.update(picture.data)
         elif picture is not None:
