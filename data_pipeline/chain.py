@@ -87,13 +87,15 @@ def chain(part: Part, job: Job, dropped: frozenset[int], services: Services, rej
 
 
 def read(part: Part, job: Job, dropped: frozenset[int], reject: Reject) -> Iterator[RawRecord]:
-    """The raw records of the tasks that some stage uses."""
+    """The raw records of the tasks that are wanted."""
     for place, item in enumerate(job.source(part.source).read(part)):
         if isinstance(item, Rejection):
             reject(item.key, RejectedError(item.reason, item.detail))
         elif place in dropped:
             reject(item.key, RejectedError(Reason.DUPLICATE))
-        elif item.task in job.resolutions:
+        elif item.task not in job.resolutions:
+            reject(item.key, RejectedError(Reason.UNUSED, item.task))
+        else:
             yield item
 
 

@@ -36,7 +36,8 @@ class Shards(Schema):
 class Entry(Schema):
     """One finished partition, `ledger/NNNNN.json`. It appears when everything that it speaks of is on disk.
 
-    `read` counts the records that the part gave, rejected ones included; `tasks` those that were kept, by task.
+    `read` counts the records that the part gave; `tasks` those that were kept, by task; `unused` those of tasks that
+    no stage uses.
     `sides` and `captions` are histograms of kept records: of the shorter side in px of the picture that decides the
     bucket (Drawings have none), and of the prompt's length in characters; keys are the lower edges of `SIDE_EDGES` and
     `CAPTION_EDGES`.
@@ -47,6 +48,7 @@ class Entry(Schema):
     part: str
     read: int
     tasks: dict[Task, int]
+    unused: dict[Task, int]
     streams: tuple[Shards, ...]
     rejected: tuple[Rejected, ...]
     sides: dict[int, int]

@@ -19,7 +19,7 @@ from data_pipeline.ledger import (
     partition_name,
 )
 from data_pipeline.plan import Job
-from data_pipeline.records import Part, RejectedError
+from data_pipeline.records import Part, Reason, RejectedError
 from wemmu.config.shards import COLUMNS, StreamSettings
 from wemmu.config.task import Task
 
@@ -43,10 +43,14 @@ def write_partition(
     # A record may come at several resolutions; it is counted once.
     written: set[str] = set()
     tasks: Counter[Task] = Counter()
+    unused: Counter[Task] = Counter()
     sides: Counter[int] = Counter()
     captions: Counter[int] = Counter()
 
     def reject(key: str, error: RejectedError) -> None:
+        if error.reason is Reason.UNUSED:
+            unused[Task(error.detail)] += 1
+            return
         rejected.append(Rejected(source=part.source, part=part.name, key=key, reason=error.reason, detail=error.detail))
 
     try:
@@ -66,10 +70,11 @@ def write_partition(
         number=number,
         source=part.source,
         part=part.name,
-        read=len(written) + len(rejected),
+        read=len(written) + len(rejected) + unused.total(),
         streams=streams,
         rejected=tuple(rejected),
         tasks=dict(sorted(tasks.items())),
+        unused=dict(sorted(unused.items())),
         sides=dict(sorted(sides.items())),
         captions=dict(sorted(captions.items())),
     )

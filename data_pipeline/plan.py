@@ -94,6 +94,8 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 def plan(curriculum: Curriculum) -> Job:
     """What the stages of `curriculum` need: every task that one mixes, at every resolution at which one does.
 
+    `data.prepare.also` adds tasks.
+
     Raises:
         ConfigError: if the curriculum prepares no data, or its resolutions do not fit the pictures' unit.
     """
@@ -110,5 +112,7 @@ def plan(curriculum: Curriculum) -> Job:
             resolutions.setdefault(task, set()).add(stage.resolution)
             if task in DERIVED:
                 resolutions.setdefault(Task.T2I, set()).add(stage.resolution)
+    for task in prepare.also:
+        resolutions.setdefault(task, set()).update(stage.resolution for stage in curriculum.stages)
     vae = curriculum.backbones.sana / "vae" if prepare.latents else None
     return Job(curriculum.data.shards, prepare, {t: tuple(sorted(r)) for t, r in sorted(resolutions.items())}, vae)

@@ -30,6 +30,8 @@ class Reason(StrEnum):
     CAPTION_TOO_SHORT = "caption too short"
     CAPTION_TOO_LONG = "caption too long"
     DUPLICATE = "duplicate"
+    # The record is of a task that no stage uses; such are counted and not listed.
+    UNUSED = "task not used"
 
     @property
     def damaged(self) -> bool:
@@ -42,6 +44,7 @@ _UNWANTED = {
     Reason.CAPTION_TOO_SHORT,
     Reason.CAPTION_TOO_LONG,
     Reason.DUPLICATE,
+    Reason.UNUSED,
 }
 
 

@@ -97,6 +97,8 @@ class Report(Schema):
     bytes: int
     sources: tuple[SourceCount, ...]
     reasons: tuple[ReasonCount, ...]
+    # Records of tasks that no stage uses.
+    unused: int
     tasks: tuple[TaskCount, ...]
     streams: tuple[StreamCount, ...]
     sides: dict[int, int]
@@ -114,11 +116,13 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
     reasons: Counter[Reason] = Counter()
     examples: dict[Reason, list[Rejected]] = {}
     tasks, sides, captions = Counter[Task](), Counter[int](), Counter[int]()
+    unused = Counter[Task]()
     for entry in ledger:
         source = by_source.setdefault(entry.source, Counter())
         source.update(parts=1, read=entry.read, kept=sum(entry.tasks.values()), damaged=entry.damaged)
         source.update(unwanted=len(entry.rejected) - entry.damaged)
         tasks.update(entry.tasks)
+        unused.update(entry.unused)
         sides.update(entry.sides)
         captions.update(entry.captions)
         for rejected in entry.rejected:
@@ -138,6 +142,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         read=sum(s.read for s in sources),
         kept=sum(s.kept for s in sources),
+        unused=unused.total(),
         bytes=sum(s.bytes for s in dataset.streams),
         sources=tuple(sources),
         reasons=tuple(
@@ -153,7 +158,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         sides=dict(sorted(sides.items())),
         captions=dict(sorted(captions.items())),
         stages=tuple(stages),
-        notes=tuple(_notes(sources, stages)),
+        notes=tuple(_notes(sources, stages, unused)),
     )
 
 
@@ -227,8 +232,13 @@ def _stream_count(stream: Stream, dataset: DataSet) -> StreamCount:
     )
 
 
-def _notes(sources: list[SourceCount], stages: list[StageSteps]) -> list[str]:
-    notes = [f"The source {s.name} gave no record to any task of the stages." for s in sources if not s.read]
+def _notes(sources: list[SourceCount], stages: list[StageSteps], unused: Counter[Task]) -> list[str]:
+    notes = [
+        f"{count:,} records are of the task {task}, which no stage uses; they are not written "
+        "(data.prepare.also can ask for them)."
+        for task, count in unused.items()
+    ]
+    notes += [f"The source {s.name} gave no record." for s in sources if not s.read]
     notes += [f"Nothing of the source {s.name} was kept." for s in sources if s.read and not s.kept]
     for stage in stages:
         for row in stage.tasks:

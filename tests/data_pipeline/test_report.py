@@ -27,7 +27,9 @@ def report(written: Curriculum) -> Report:
 
 
 def test_every_record_that_was_read_was_kept_or_left_out_for_a_reason(written: Curriculum, report: Report) -> None:
-    assert report.read == report.kept + report.left_out(damaged=True) + report.left_out(damaged=False)
+    assert report.read == report.kept + report.unused + report.left_out(damaged=True) + report.left_out(damaged=False)
+    # Edits of two pictures, which no stage mixes.
+    assert report.unused == SHAPES["samples"]["multi_edit"]
     lines = [json.loads(line) for line in (written.data.shards / "rejected.jsonl").read_text().splitlines()]
     assert {r.reason: r.count for r in report.reasons} == Counter(line["reason"] for line in lines)
     assert [e.model_dump() for r in report.reasons for e in r.examples] == lines
@@ -37,7 +39,7 @@ def test_every_record_that_was_read_was_kept_or_left_out_for_a_reason(written: C
         "TOO_SMALL": False,
     }
     by_source = {s.name: (s.read, s.kept, s.damaged, s.unwanted) for s in report.sources}
-    assert by_source == {"photos": (15, 12, 2, 1), "edits": (12, 12, 0, 0), "shapes": (43, 43, 0, 0)}
+    assert by_source == {"photos": (15, 12, 2, 1), "edits": (12, 12, 0, 0), "shapes": (50, 43, 0, 0)}
 
 
 def test_streams_and_resolutions_count_what_is_on_disk(written: Curriculum, report: Report) -> None:

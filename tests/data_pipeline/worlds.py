@@ -78,7 +78,7 @@ def curriculum_of(shards: Path, sources: list[dict[str, Any]] | None = None, **c
         "mixture": {"t2i": 0.5, "reconstruction": 0.1, "edit": 0.4},
     }
     for field, value in changes.items():
-        (prepare if field in ("pictures", "partition", "keep", "max_damaged") else stage)[field] = value
+        (prepare if field in ("pictures", "partition", "keep", "max_damaged", "also") else stage)[field] = value
     return Curriculum.model_validate(
         {
             "name": "tiny",

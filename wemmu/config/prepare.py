@@ -158,6 +158,8 @@ class Prepare(Config):
     keep: Keep = Keep()
     caption: Captioner | None = None
     latents: Latents | None = None
+    # Tasks that no stage mixes and that are written all the same, at every resolution of the stages.
+    also: tuple[Task, ...] = ()
     # Share of damaged records above which writing stops: by then the source is probably not what it should be.
     max_damaged: Share = 0.05
     # Records of one partition, the unit of parallel work and of what a killed run does again; a tar file or a Parquet
