@@ -61,6 +61,16 @@ def test_the_choice_of_negatives_does_not_depend_on_the_order_of_the_batch(ids: 
     assert partner_of == {shuffled[b]: shuffled[p] for b, p in enumerate(negatives(torch.tensor(shuffled)).tolist())}
 
 
+def test_a_sample_that_comes_twice_is_not_its_own_negative():
+    assert negatives(torch.tensor([7, 3, 7, 9, 3])).tolist() == [3, 0, 3, 1, 0]
+    assert negatives(torch.tensor([7, 7, 7])).tolist() == [0, 1, 2]
+
+
+def test_without_a_negative_only_the_distance_to_the_own_velocity_counts():
+    losses = contrastive_flow_matching(ones, X_0, EPS, T, torch.tensor([0, 0]), weight=0.25)
+    assert losses.tolist() == [4.0, 1.0 - 0.25 * 4.0]
+
+
 def test_a_batch_of_one_has_no_negative():
     with pytest.raises(ValueError, match="at least two"):
         negatives(torch.tensor([5]))

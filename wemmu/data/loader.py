@@ -11,7 +11,7 @@ import torch
 from wemmu.config import StageRun
 from wemmu.config.shards import StreamSettings
 from wemmu.data.mixture import Order, schedule
-from wemmu.data.shards import ShardStream
+from wemmu.data.shards import ShardStream, stacked
 from wemmu.data.streams import open_streams
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
@@ -114,8 +114,8 @@ class Loader:
             task=stream.settings.task,
             sample_ids=torch.tensor([sample_id(s.id) for s in samples]),
             prompts=self._encoder([s.prompt for s in samples], [[grid] * len(s.images) for s in samples]),
-            images=torch.stack([s.images for s in samples]),
-            target=torch.stack([s.target for s in samples]),
+            images=stacked([s.images for s in samples]),
+            target=stacked([s.target for s in samples]),
             latents=latents,
         )
 

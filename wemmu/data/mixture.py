@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Order:
         self._sizes, self._seed = np.asarray(sizes, dtype=np.int64), seed
         self._begins = np.cumsum(self._sizes) - self._sizes
         self._size = int(self._sizes.sum())
+        # A step stays in one window, or ends in the next: what was shuffled last is kept.
+        self._shuffled = lru_cache(maxsize=4)(_shuffled)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """Indices, int64 [P], of the samples that stand at `positions`, int64 [P], of the sequence."""
@@ -59,7 +62,7 @@ class Order:
 
     def _in_epoch(self, positions: np.ndarray, seed: str) -> np.ndarray:
         # Shards in the order of this epoch, the positions that they take up, and the window in which each begins.
-        shards = permute(np.arange(len(self._sizes)), len(self._sizes), f"{seed}/shards")
+        shards = self._shuffled(len(self._sizes), f"{seed}/shards")
         ends = np.cumsum(self._sizes[shards])
         begins = ends - self._sizes[shards]
         windows = begins // WINDOW
@@ -69,7 +72,7 @@ class Order:
             here = window_of == window
             first, last = np.searchsorted(windows, [window, window + 1])
             begin, end = int(begins[first]), int(ends[last - 1])
-            moved = begin + permute(positions[here] - begin, end - begin, f"{seed}/window {window}")
+            moved = begin + self._shuffled(end - begin, f"{seed}/window {window}")[positions[here] - begin]
             place = np.searchsorted(ends, moved, "right")
             indices[here] = self._begins[shards[place]] + moved - begins[place]
         return indices
@@ -80,6 +83,10 @@ def window_bytes(sizes: np.ndarray, shard_bytes: np.ndarray) -> int:
     # All but the last begin and end within WINDOW samples.
     most = WINDOW * (shard_bytes / sizes).max() + shard_bytes.max()
     return int(min(most, shard_bytes.sum()))
+
+
+def _shuffled(size: int, seed: str) -> np.ndarray:
+    return permute(np.arange(size), size, seed)
 
 
 def permute(index: np.ndarray, size: int, seed: str) -> np.ndarray:

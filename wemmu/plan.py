@@ -1,0 +1,50 @@
+"""Tell what a curriculum will cost: `python -m wemmu.plan CURRICULUM.yaml --world 64`."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from wemmu.config import ConfigError, load_curriculum
+from wemmu.planning.backbones import PlanError
+from wemmu.planning.flops import Assumptions
+from wemmu.planning.memory import Degrees
+from wemmu.planning.plan import GPUS, Machine, plan
+from wemmu.planning.tables import render
+
+
+def main(
+    curriculum: Annotated[Path, typer.Argument(help="Curriculum in YAML; configs/ holds examples.")],
+    world: Annotated[int, typer.Option(help="GPUs in all.")],
+    tp: Annotated[int, typer.Option(help="Tensor parallel degree of the DiT.")] = 1,
+    pp: Annotated[int, typer.Option(help="Pipeline parallel degree of the DiT.")] = 1,
+    gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "h100",
+    mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = 0.35,
+    prompt_tokens: Annotated[int, typer.Option(help="Of a prompt with words, chat format included.")] = 128,
+    empty_prompt_tokens: Annotated[int, typer.Option(help="Of a prompt without words.")] = 20,
+    multi_edit_pictures: Annotated[int, typer.Option(help="Input pictures of a multi-image edit.")] = 2,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON: bytes, FLOP, hours.")] = False,
+) -> None:
+    """Parameters, memory, FLOPs and hours of every stage, by arithmetic; only config.json files are read."""
+    try:
+        machine = Machine(gpu, Degrees(world, tp, pp), mfu)
+        assumptions = Assumptions(prompt_tokens, empty_prompt_tokens, multi_edit_pictures)
+        result = plan(load_curriculum(curriculum, overrides or ()), machine, assumptions)
+    except (ConfigError, PlanError) as error:
+        sys.exit(str(error))
+    if as_json:
+        print(json.dumps(asdict(result), indent=1))
+    else:
+        Console().print(render(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)
