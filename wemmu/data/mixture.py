@@ -48,8 +48,8 @@ class Order:
         self._sizes, self._seed = np.asarray(sizes, dtype=np.int64), seed
         self._begins = np.cumsum(self._sizes) - self._sizes
         self._size = int(self._sizes.sum())
-        # A step stays in one window, or ends in the next: what was shuffled last is kept.
-        self._shuffled = lru_cache(maxsize=4)(_shuffled)
+        # Steps in order stay in one epoch and in one window: what was shuffled last is kept.
+        self._whole = lru_cache(maxsize=4)(_whole)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """Indices, int64 [P], of the samples that stand at `positions`, int64 [P], of the sequence."""
@@ -62,7 +62,7 @@ class Order:
 
     def _in_epoch(self, positions: np.ndarray, seed: str) -> np.ndarray:
         # Shards in the order of this epoch, the positions that they take up, and the window in which each begins.
-        shards = self._shuffled(len(self._sizes), f"{seed}/shards")
+        shards = self._whole(len(self._sizes), f"{seed}/shards")
         ends = np.cumsum(self._sizes[shards])
         begins = ends - self._sizes[shards]
         windows = begins // WINDOW
@@ -72,10 +72,14 @@ class Order:
             here = window_of == window
             first, last = np.searchsorted(windows, [window, window + 1])
             begin, end = int(begins[first]), int(ends[last - 1])
-            moved = begin + self._shuffled(end - begin, f"{seed}/window {window}")[positions[here] - begin]
+            moved = begin + self._permute(positions[here] - begin, end - begin, f"{seed}/window {window}")
             place = np.searchsorted(ends, moved, "right")
             indices[here] = self._begins[shards[place]] + moved - begins[place]
         return indices
+
+    def _permute(self, index: np.ndarray, size: int, seed: str) -> np.ndarray:
+        # A window is larger than this only where a single shard is huge.
+        return self._whole(size, seed)[index] if size <= 2 * WINDOW else permute(index, size, seed)
 
 
 def window_bytes(sizes: np.ndarray, shard_bytes: np.ndarray) -> int:
@@ -85,7 +89,7 @@ def window_bytes(sizes: np.ndarray, shard_bytes: np.ndarray) -> int:
     return int(min(most, shard_bytes.sum()))
 
 
-def _shuffled(size: int, seed: str) -> np.ndarray:
+def _whole(size: int, seed: str) -> np.ndarray:
     return permute(np.arange(size), size, seed)
 
 

@@ -25,6 +25,8 @@ class FeatureCache:
 
     def __call__(self, encode: Callable[[Tensor], Tensor], pixels: Tensor, kind: Hashable = None) -> Tensor:
         """Features of `pixels`; `kind` tells apart different encodings of the same picture."""
+        # The loader leaves the channels last in memory; that order would show in the last bit.
+        pixels = pixels.contiguous()
         if self.capacity == 0:
             return encode(pixels)
         size = len(pixels)
