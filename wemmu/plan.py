@@ -24,9 +24,9 @@ def main(
     pp: Annotated[int, typer.Option(help="Pipeline parallel degree of the DiT.")] = 1,
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = 0.35,
-    prompt_tokens: Annotated[int, typer.Option(help="Of a prompt with words, chat format included.")] = 128,
-    empty_prompt_tokens: Annotated[int, typer.Option(help="Of a prompt without words.")] = 20,
-    multi_edit_pictures: Annotated[int, typer.Option(help="Input pictures of a multi-image edit.")] = 2,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt with words, chat format included.")] = 128,
+    empty_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt without words.")] = 20,
+    multi_edit_pictures: Annotated[int, typer.Option(min=1, help="Input pictures of a multi-image edit.")] = 2,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),

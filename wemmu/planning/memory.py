@@ -1,0 +1,186 @@
+"""Bytes that one rank holds, by part, and that a checkpoint takes.
+
+Frozen weights are whole on every rank, in the type of the backbones; what is trained lies sharded over the ranks that
+share the batch (ZeRO-3, arXiv 1910.02054). The fullest rank is meant: with pipelining the first, which has the VLM, the
+VAE and the bridge beside its share of the DiT's blocks. What a step keeps for its backward pass is counted as autograd
+counts it, tensor by tensor, for the code as it runs here (tests/planning measures it); kernels that fuse need less.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from wemmu.config.schema import Curriculum, Stage
+from wemmu.planning.backbones import Sizes
+from wemmu.planning.flops import Sample
+from wemmu.planning.parameters import Part, dit_block, language_layer
+
+FP32 = 4
+# AdamW keeps two numbers in fp32 for each that it trains.
+MOMENTS = 2 * FP32
+# Resident after the imports of `wemmu.train`, 0.9 GB on a CPU; CUDA's own libraries come on top.
+LIBRARIES = 2e9
+# Feature maps of the VAE's widest block that exist at one time: its input, two convolutions', and the norm's.
+ENCODER_MAPS = 4
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Ranks in all; tensor and pipeline parallel degree of the DiT; ranks that share the global batch."""
+
+    world: int
+    tp: int
+    pp: int
+
+    @property
+    def dp(self) -> int:
+        return self.world // (self.tp * self.pp)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rank does at once: `micro` samples, and so many micro-batches (`accumulation`) for each step."""
+
+    micro: int
+    accumulation: int
+    samples: Sequence[Sample]
+
+
+def weight_bytes(curriculum: Curriculum) -> int:
+    """Bytes of a number in frozen and in working weights."""
+    return {"float32": 4, "bfloat16": 2}[curriculum.backbones.dtype]
+
+
+def gpu(
+    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Stage, degrees: Degrees, step: Step
+) -> dict[str, float]:
+    """Bytes on the fullest GPU; of `activations` and `checkpointed activations` a run has one."""
+    width = weight_bytes(curriculum)
+    share = rank_parameters(parameters, sizes, degrees)
+    trained = sum(share[part] for part in stage.trains)
+    layers = [language_layer(sizes.language).parameters] * ("pathway" in stage.trains)
+    layers += [dit_block(sizes.dit).parameters // degrees.tp] * ("dit" in stage.trains)
+    # Weights in 16 bits have an fp32 master; weights in fp32 are their own.
+    master = 0 if width == FP32 else FP32
+    kept = {c: max(activations(s, sizes, stage, degrees, step, width, c) for s in step.samples) for c in (False, True)}
+    return {
+        "frozen weights": width * sum(number for part, number in share.items() if part not in stage.trains),
+        "working weights": width * trained / degrees.dp,
+        "master weights": master * trained / degrees.dp,
+        "moments": MOMENTS * trained / degrees.dp,
+        "gradients": FP32 * trained / degrees.dp,
+        # The largest layer whole, with its gradient until that is scattered.
+        "gathered layer": 2.0 * width * max(layers, default=0) * (degrees.dp > 1),
+        "activations": kept[False],
+        "checkpointed activations": kept[True],
+        "VAE at work": step.micro * max(encoding(s, sizes, width) for s in step.samples),
+    }
+
+
+def gpu_total(memory: Mapping[str, float], checkpointing: bool) -> float:
+    """The peak: the VAE encodes before anything is kept for the backward pass."""
+    kept = memory["checkpointed activations" if checkpointing else "activations"]
+    states = sum(v for name, v in memory.items() if not name.endswith(("activations", "at work")))
+    return states + max(kept, memory["VAE at work"])
+
+
+def rank_parameters(parameters: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> dict[Part, int]:
+    """Parameters that the first pipeline stage of one tensor rank has a part in; the DiT's few vectors as if split."""
+    block = dit_block(sizes.dit).parameters
+    ends = parameters["dit"] - block * sizes.dit.num_layers
+    dit = ends + block * math.ceil(sizes.dit.num_layers / degrees.pp) // degrees.tp
+    return {**parameters, "dit": dit}
+
+
+def activations(
+    sample: Sample, sizes: Sizes, stage: Stage, degrees: Degrees, step: Step, width: int, checkpointing: bool
+) -> float:
+    """Bytes kept for the backward pass on the first pipeline stage, which has several micro-batches under way."""
+    language, dit = sizes.language, sizes.dit
+    d, prefix, tokens = language.hidden_size, sample.prefix, sample.pathway
+    bridge = bool(set(stage.trains) - {"dit"})
+    blocks = math.ceil(dit.num_layers / degrees.pp)
+    layer = pathway_layer(tokens, prefix, d, language.intermediate_size, width) * bridge
+    block = dit_block_kept(sample, sizes, width, "dit" in stage.trains) / degrees.tp
+    if checkpointing:
+        # The input of every layer, the prefix's keys and values, and one layer as it is computed again.
+        layers = width * (tokens * d + 2 * prefix * language.kv_width) * language.num_hidden_layers * bridge
+        deep = layers + width * sample.latents * dit.width * blocks + max(layer, block)
+    else:
+        deep = layer * language.num_hidden_layers + block * blocks
+    mlp = width * sample.queries * (d + 4 * dit.caption_channels) * bridge
+    ends = width * dit.width * (7 * sample.queries + 4 * sample.latents)
+    return step.micro * min(degrees.pp, step.accumulation) * (deep + mlp + ends)
+
+
+def pathway_layer(tokens: int, prefix: int, width: int, hidden: int, number: int) -> float:
+    """Bytes that one layer of the pathway keeps for `tokens` that look at `prefix` more; `number` bytes a number.
+
+    Inputs of q, k, v and of the MLP with their norms' outputs (4), q, attention's output and its transpose (3); two
+    norms' inputs in fp32; gate, silu(gate), up and their product; keys and values of all, repeated for every head.
+    """
+    own = tokens * (number * (7 * width + 4 * hidden) + 2 * FP32 * width)
+    return own + 2.0 * number * (prefix + tokens) * width
+
+
+def dit_block_kept(sample: Sample, sizes: Sizes, number: int, trained: bool) -> float:
+    """Bytes that one block of Sana keeps.
+
+    Of the width 15 tensors, 7 fewer without gradients of weights; q, k, v and the output of linear attention, which
+    works in fp32; two halves three times and their product twice in the feed-forward; keys and values of the condition;
+    the linear attention's [head + 1, head] for each head, in fp32.
+    """
+    c = sizes.dit
+    own = number * ((15 if trained else 8) * c.width + 8 * c.hidden) + 4 * FP32 * c.width
+    once = FP32 * c.width * (c.attention_head_dim + 1)
+    return sample.latents * own + 2.0 * number * sample.queries * c.cross_width + once
+
+
+def encoding(sample: Sample, sizes: Sizes, number: int) -> float:
+    """Bytes of the VAE's feature maps where they are largest, for one picture of each kind."""
+    vae = sizes.vae
+    widths, depths = vae.encoder_block_out_channels, vae.encoder_layers_per_block
+    numbers_per_pixel = max(width / 4.0**i for i, width in enumerate(widths) if depths[i])
+    return ENCODER_MAPS * number * numbers_per_pixel * max((side**2 for side in sample.encoded), default=0)
+
+
+def host(
+    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Stage, degrees: Degrees, step: Step
+) -> dict[str, float]:
+    """Bytes of host memory of one rank."""
+    width = weight_bytes(curriculum)
+    share = rank_parameters(parameters, sizes, degrees)
+    trained = sum(share[part] for part in stage.trains)
+    pictures = max(1 + sample.pictures for sample in step.samples)
+    micro_batches = step.accumulation * (1 + curriculum.data.workers)
+    side, latents = stage.resolution // sizes.vision.token_px, (stage.resolution // sizes.vae.latent_px) ** 2
+    features = latents * sizes.vae.latent_channels + side**2 * sizes.vision.out_hidden_size
+    return {
+        "libraries": LIBRARIES,
+        # Each rank reads all backbones, and copies the pathway, before anything goes to its GPU.
+        "weights while loading": float(width * sum(parameters.values())),
+        "checkpoint on its way out": (FP32 + MOMENTS) * trained / degrees.dp,
+        "pictures read ahead": float(micro_batches * step.micro * pictures * 3 * stage.resolution**2),
+        "features remembered": float(curriculum.memory.cached_pictures * features * width),
+    }
+
+
+def host_total(memory: Mapping[str, float]) -> float:
+    """The peak: weights are on the GPU before the first batch is read."""
+    loading = memory["weights while loading"]
+    running = sum(v for name, v in memory.items() if name not in ("libraries", "weights while loading"))
+    return memory["libraries"] + max(loading, running)
+
+
+def checkpoint(parameters: Mapping[Part, int], curriculum: Curriculum, stage: Stage, earlier: Sequence[Stage]) -> float:
+    """Bytes on disk: weights and moments of what is trained in fp32, and what is only carried, as it is in memory.
+
+    Carried are parts of the bridge that this stage leaves alone, and the DiT once an earlier stage has trained it.
+    """
+    carried = {"pathway", "vae_branch", "queries", "position_mlp"} - set(stage.trains)
+    if "dit" not in stage.trains and any("dit" in one.trains for one in earlier):
+        carried |= {"dit"}
+    trained = sum(parameters[part] for part in stage.trains)
+    return (FP32 + MOMENTS) * trained + weight_bytes(curriculum) * sum(
+        number for part, number in parameters.items() if part in carried
+    )

@@ -1,0 +1,183 @@
+"""A curriculum and a machine -> what each stage will take."""
+
+import math
+from dataclasses import dataclass
+
+from wemmu.config.schema import Curriculum, Stage
+from wemmu.config.task import Task
+from wemmu.planning import memory
+from wemmu.planning.backbones import PlanError, Sizes, read_sizes
+from wemmu.planning.flops import Assumptions, Cost, mean_flops, sample_flops, sample_of
+from wemmu.planning.memory import Degrees, Step
+from wemmu.planning.parameters import Part, count, divisors, valid_tensor_degrees
+
+
+@dataclass(frozen=True)
+class GPU:
+    """peak: dense bf16 FLOP/s of the data sheet. memory: bytes."""
+
+    peak: float
+    memory: float
+
+
+# A100, H100, H200 as SXM modules, B200 in an HGX board.
+GPUS = {
+    "a100": GPU(312e12, 80e9),
+    "h100": GPU(989e12, 80e9),
+    "h200": GPU(989e12, 141e9),
+    "b200": GPU(2250e12, 180e9),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """mfu: model FLOPs per second as a share of the peak of all GPUs."""
+
+    gpu: str
+    degrees: Degrees
+    mfu: float
+
+    @property
+    def flops(self) -> float:
+        """FLOP/s that do useful work, of all ranks."""
+        return self.degrees.world * GPUS[self.gpu].peak * self.mfu
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. Memory in bytes, FLOPs by task and part for one sample, `flops` of the average sample."""
+
+    name: str
+    resolution: int
+    steps: int
+    samples: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    trains: tuple[str, ...]
+    trained: int
+    frozen: int
+    gpu_memory: dict[str, float]
+    gpu_total: float
+    gpu_total_checkpointed: float
+    host_memory: dict[str, float]
+    host_total: float
+    checkpoint: float
+    by_task: dict[Task, dict[Part, Cost]]
+    flops: float
+    samples_per_s: float
+    hours: float
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    machine: Machine
+    assumptions: Assumptions
+    parameters: dict[Part, int]
+    stages: tuple[StagePlan, ...]
+
+
+def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> Plan:
+    """Plan every stage.
+
+    Raises:
+        PlanError: if a config.json is missing or a degree cannot be, with the valid ones.
+    """
+    if machine.gpu not in GPUS:
+        raise PlanError(f"there is no GPU {machine.gpu!r}; valid choices: {', '.join(GPUS)}")
+    if not 0 < machine.mfu <= 1:
+        raise PlanError(f"the MFU is a share above 0 and at most 1, got {machine.mfu}")
+    sizes = read_sizes(curriculum.backbones)
+    check_degrees(curriculum, sizes, machine.degrees)
+    parameters = count(sizes, curriculum.bridge)
+    stages = tuple(
+        plan_stage(curriculum, index, sizes, parameters, machine, assumptions)
+        for index in range(len(curriculum.stages))
+    )
+    return Plan(curriculum.name, machine, assumptions, parameters, stages)
+
+
+def plan_stage(
+    curriculum: Curriculum,
+    index: int,
+    sizes: Sizes,
+    parameters: dict[Part, int],
+    machine: Machine,
+    assumptions: Assumptions,
+) -> StagePlan:
+    stage, degrees = curriculum.stages[index], machine.degrees
+    shapes = {task: sample_of(task, stage.resolution, sizes, curriculum, assumptions) for task in stage.mixture}
+    by_task = {task: sample_flops(sample, sizes, stage) for task, sample in shapes.items()}
+    micro, accumulation = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.dp)
+    step = Step(micro, accumulation, tuple(shapes.values()))
+    gpu = memory.gpu(parameters, sizes, curriculum, stage, degrees, step)
+    host = memory.host(parameters, sizes, curriculum, stage, degrees, step)
+    flops = mean_flops(by_task, stage.mixture)
+    samples, rate = stage.steps * stage.global_batch, machine.flops / flops
+    trained = sum(parameters[part] for part in stage.trains)
+    return StagePlan(
+        name=stage.name,
+        resolution=stage.resolution,
+        steps=stage.steps,
+        samples=samples,
+        global_batch=stage.global_batch,
+        micro_batch=micro,
+        accumulation=accumulation,
+        trains=stage.trains,
+        trained=trained,
+        frozen=sum(parameters.values()) - trained,
+        gpu_memory=gpu,
+        gpu_total=memory.gpu_total(gpu, checkpointing=False),
+        gpu_total_checkpointed=memory.gpu_total(gpu, checkpointing=True),
+        host_memory=host,
+        host_total=memory.host_total(host),
+        checkpoint=memory.checkpoint(parameters, curriculum, stage, curriculum.stages[:index]),
+        by_task=by_task,
+        flops=flops,
+        samples_per_s=rate,
+        hours=samples / rate / 3600,
+        gpu_hours=samples / rate / 3600 * degrees.world,
+    )
+
+
+def check_degrees(curriculum: Curriculum, sizes: Sizes, degrees: Degrees) -> None:
+    """Raises PlanError for degrees that cannot be, naming those that can."""
+    world, tp, pp = degrees.world, degrees.tp, degrees.pp
+    dit = sizes.dit
+    valid = valid_tensor_degrees(dit)
+    if tp not in valid:
+        raise PlanError(
+            f"tensor parallelism over {tp} ranks would split the DiT's {dit.num_attention_heads} self-attention or "
+            f"{dit.num_cross_attention_heads} cross-attention heads; valid: {', '.join(map(str, valid))}"
+        )
+    if not 1 <= pp <= dit.num_layers:
+        raise PlanError(f"the DiT has {dit.num_layers} blocks, so pp can be 1 to {dit.num_layers}, got {pp}")
+    if world < 1 or world % (tp * pp):
+        below = world - world % (tp * pp)
+        near = [n for n in (below, below + tp * pp) if n > 0]
+        raise PlanError(
+            f"a world of {world} ranks is not a multiple of tp x pp = {tp * pp}; valid nearby: "
+            f"{' or '.join(map(str, near))}"
+        )
+    for stage in curriculum.stages:
+        _check_batch(curriculum, stage, degrees)
+
+
+def _check_batch(curriculum: Curriculum, stage: Stage, degrees: Degrees) -> None:
+    try:
+        micro, _ = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.dp)
+    except ValueError as error:
+        model = degrees.tp * degrees.pp
+        common = math.gcd(*(one.global_batch for one in curriculum.stages))
+        worlds = [str(model * n) for n in divisors(common) if n <= 2 * degrees.dp]
+        raise PlanError(
+            f"stage {stage.name}: {error} that share it; valid worlds for all stages with tp x pp = {model}: "
+            f"{', '.join(worlds)}"
+        ) from error
+    if stage.objective.kind == "contrastive" and micro < 2:
+        raise PlanError(
+            f"stage {stage.name}: the contrastive objective needs two samples in a micro-batch, but a world of "
+            f"{degrees.world} leaves each rank one; valid: fewer ranks, a larger global batch or memory.micro_batch"
+        )

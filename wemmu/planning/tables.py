@@ -1,0 +1,122 @@
+"""A plan for people: three tables and what they assume."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from wemmu.planning.plan import GPUS, Plan
+
+
+def human(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix: 7_509_000_000, "B" -> "7.51 GB"."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E"]
+    while abs(value) >= 999.5 and len(prefixes) > 1:
+        value /= 1000
+        prefixes.pop(0)
+    return f"{value:.3g} {prefixes[0]}{unit}".rstrip()
+
+
+def render(plan: Plan) -> Group:
+    return Group(_parameters(plan), _stages(plan), _flops(plan), _assumed(plan))
+
+
+def _table(title: str, *headings: str, names: int = 1) -> Table:
+    """An empty table; its first `names` columns hold words, the others numbers."""
+    table = Table(title=f"\n{title}", title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i >= names else "left", no_wrap=i < names)
+    return table
+
+
+def _parameters(plan: Plan) -> Table:
+    table = _table(f"Parameters of {plan.name}", "part", "number", "trained in")
+    for part, number in plan.parameters.items():
+        stages = ", ".join(stage.name for stage in plan.stages if part in stage.trains)
+        table.add_row(part, human(number), stages if number else "")
+    return table
+
+
+def _stages(plan: Plan) -> Table:
+    machine, degrees = plan.machine, plan.machine.degrees
+    split = f", tp {degrees.tp}, pp {degrees.pp}" if degrees.tp * degrees.pp > 1 else ""
+    title = f"Stages on {degrees.world} x {machine.gpu}{split}, at {machine.mfu:.0%} MFU"
+    table = _table(title, "", *(stage.name for stage in plan.stages))
+    for group in (_work(plan), _gpu(plan), _host(plan), _time(plan)):
+        for row in group:
+            table.add_row(*row)
+        table.add_section()
+    return table
+
+
+def _work(plan: Plan) -> Iterator[list[str]]:
+    stages, ranks = plan.stages, plan.machine.degrees.dp
+    yield ["resolution", *(f"{s.resolution} px" for s in stages)]
+    yield ["steps", *(f"{s.steps:,}" for s in stages)]
+    yield ["samples", *(human(s.samples) for s in stages)]
+    yield ["micro x accumulated x ranks", *(f"{s.micro_batch} x {s.accumulation} x {ranks}" for s in stages)]
+    yield ["parameters trained", *(human(s.trained) for s in stages)]
+    yield ["parameters frozen", *(human(s.frozen) for s in stages)]
+
+
+def _gpu(plan: Plan) -> Iterator[list[str]]:
+    stages, room = plan.stages, GPUS[plan.machine.gpu].memory
+
+    def fits(total: float) -> str:
+        return human(total, "B") + ("" if total <= room else " (!)")
+
+    yield [f"[b]GPU of a rank, {human(room, 'B')}"]
+    for name in stages[0].gpu_memory:
+        yield [name, *(human(s.gpu_memory[name], "B") for s in stages)]
+    yield ["GPU peak", *(fits(s.gpu_total) for s in stages)]
+    yield ["GPU peak, checkpointing", *(fits(s.gpu_total_checkpointed) for s in stages)]
+
+
+def _host(plan: Plan) -> Iterator[list[str]]:
+    stages = plan.stages
+    yield ["[b]host memory of a rank"]
+    for name in stages[0].host_memory:
+        yield [name, *(human(s.host_memory[name], "B") for s in stages)]
+    yield ["host peak", *(human(s.host_total, "B") for s in stages)]
+
+
+def _time(plan: Plan) -> Iterator[list[str]]:
+    stages = plan.stages
+    yield ["checkpoint on disk", *(human(s.checkpoint, "B") for s in stages)]
+    yield ["FLOP for a sample", *(human(s.flops) for s in stages)]
+    yield ["samples/s", *(human(s.samples_per_s) for s in stages)]
+    yield ["hours", *(_hours(s.hours) for s in stages)]
+    yield ["GPU-hours", *(_hours(s.gpu_hours) for s in stages)]
+
+
+def _hours(hours: float) -> str:
+    if hours < 0.01:
+        return "< 0.01"
+    return f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
+
+
+def _flops(plan: Plan) -> Table:
+    """One line for each task of each stage; tasks that cost what they did in the stage before are not told again."""
+    columns = ("vision", "language", "pathway", "dit", "vae", "other", "sum")
+    table = _table("FLOP for one sample, forward and backward, by part", "stage", "task", *columns, names=2)
+    told: list[list[str]] = []
+    for stage in plan.stages:
+        for task, costs in stage.by_task.items():
+            values: dict[str, float] = {part: cost.both for part, cost in costs.items()}
+            values["other"] = values.pop("vae_branch") + values.pop("position_mlp")
+            values["sum"] = sum(values.values())
+            row = [str(task), *(human(values[column]) for column in columns)]
+            if row not in told:
+                table.add_row(stage.name, *row)
+                told.append(row)
+    return table
+
+
+def _assumed(plan: Plan) -> str:
+    a = plan.assumptions
+    return (
+        f"\nAssumed: {a.prompt_tokens} tokens to a prompt with words, {a.empty_prompt_tokens} to one without, "
+        f"{a.multi_edit_pictures} input pictures to a multi-image edit, square pictures. Rates are of model FLOPs at "
+        "the stated MFU: what checkpointing computes again, a pipeline's idle time and slow data all lower the MFU."
+    )
