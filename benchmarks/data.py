@@ -1,6 +1,7 @@
 """How fast data are written and read, against the bare work and against other readers.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.data
+    OMP_NUM_THREADS=1 python -m benchmarks.data speed      # some 10 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.data growth     # from 10^3 to 10^5 records, time and memory
 
 All sides of a comparison run in turns in this one process (readers with workers: in its children), several rounds.
 """
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,9 +61,15 @@ FULL = Sizes(96, (640, 1024), 3, {256: 1536, 512: 576}, (1_000, 10_000, 100_000)
 QUICK = Sizes(16, (520, 560), 1, {256: 16, 512: 16}, (32,))
 
 
+class What(StrEnum):
+    SPEED = "speed"
+    GROWTH = "growth"
+
+
 def main(
+    what: What,
     quick: Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")] = False,
-    out: Annotated[Path, typer.Option(help="where data.json and data.md go")] = ROOT / "benchmarks" / "results",
+    out: Annotated[Path, typer.Option(help="where data-WHAT.{json,md} go")] = ROOT / "benchmarks" / "results",
 ) -> None:
     torch.set_num_threads(1)
     # Readers with workers fork.
@@ -69,25 +77,27 @@ def main(
     datasets.disable_progress_bars()
     sizes = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as scratch:
+        if what is What.GROWTH:
+            print(save(growing(Path(scratch, "growing"), sizes), out, what))
+            return
         tars, shards = Path(scratch, "tars"), Path(scratch, "shards")
         write_tars(tars, (photograph(n, sizes.sides) for n in range(sizes.photographs)), sizes.photographs)
         table = writing(tars, Path(scratch, "written"), sizes)
-        save(table, out)
+        save(table, out, what)
         write_dataset(curriculum(tars, shards, RESOLUTIONS, BATCH, max_aspect=1.0, max_upscale=4.0))
         for resolution in RESOLUTIONS:
             table += reading(shards, Path(scratch), resolution, sizes)
-            save(table, out)
-        table += growing(Path(scratch, "growing"), sizes)
-    print(save(table, out))
+            save(table, out, what)
+    print(as_markdown(table))
 
 
-def save(table: list[Row], out: Path) -> str:
+def save(table: list[Row], out: Path, what: What) -> str:
     """Write what has been measured so far; returns the text."""
     command = "OMP_NUM_THREADS=1 " + shlex.join(["python", "-m", "benchmarks.data", *sys.argv[1:]])
     out.mkdir(parents=True, exist_ok=True)
     text = f"`{command}`, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[1]:.1f}\n\n{as_markdown(table)}"
-    (out / "data.md").write_text(text)
-    (out / "data.json").write_text(json.dumps({"command": command, "rows": as_dicts(table)}, indent=1) + "\n")
+    (out / f"data-{what}.md").write_text(text)
+    (out / f"data-{what}.json").write_text(json.dumps({"command": command, "rows": as_dicts(table)}, indent=1) + "\n")
     return text
 
 
