@@ -203,8 +203,9 @@ def write_file(tensors: dict[str, Tensor], file: Path) -> None:
 def test_a_vlm_of_another_shape_is_refused(exported: Path, pipe: WeMMUPipeline):
     parts = dict(pipe.components)
     bridge = WeMMUBridge.from_pretrained(exported / "bridge")
-    bridge.register_to_config(text_config={**bridge.config.text_config, "num_hidden_layers": 5})
-    with pytest.raises(ValueError, match="num_hidden_layers 5, the one given has 4"):
+    layers = bridge.config.text_config["num_hidden_layers"]
+    bridge.register_to_config(text_config={**bridge.config.text_config, "num_hidden_layers": layers + 1})
+    with pytest.raises(ValueError, match=f"num_hidden_layers {layers + 1}, the one given has {layers}"):
         WeMMUPipeline(**parts | {"bridge": bridge})
 
 
