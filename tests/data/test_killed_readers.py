@@ -14,9 +14,7 @@ from tests.data.handmade import make_curriculum
 from wemmu.data import Loader
 from wemmu.prompts import PromptEncoder
 
-ROOT = Path(__file__).resolve().parents[2]
-
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 24
 # Waits for a line before each step, then prints the step and its samples.
 READER = """
@@ -63,7 +61,7 @@ class Reader:
         mapped = [line.split(maxsplit=5)[5] for line in (proc / "maps").read_text().splitlines() if " /" in line]
         # The checkout, its libraries included, may itself stand in a temporary directory.
         passing = ("/dev/shm", "/tmp", "/var/tmp", str(self.scratch))
-        return [f for f in {*files, *mapped} if f.startswith(passing) and not f.startswith((str(ROOT), sys.prefix))]
+        return [f for f in {*files, *mapped} if f.startswith(passing) and not f.startswith((str(REPOSITORY), sys.prefix))]
 
 
 @contextmanager
