@@ -60,8 +60,8 @@ class Reader:
         files = [os.readlink(link) for link in (proc / "fd").iterdir()]
         mapped = [line.split(maxsplit=5)[5] for line in (proc / "maps").read_text().splitlines() if " /" in line]
         # The checkout, its libraries included, may itself stand in a temporary directory.
-        passing = ("/dev/shm", "/tmp", "/var/tmp", str(self.scratch))
-        return [f for f in {*files, *mapped} if f.startswith(passing) and not f.startswith((str(REPOSITORY), sys.prefix))]
+        passing, staying = ("/dev/shm", "/tmp", "/var/tmp", str(self.scratch)), (str(REPOSITORY), sys.prefix)
+        return [f for f in {*files, *mapped} if f.startswith(passing) and not f.startswith(staying)]
 
 
 @contextmanager
