@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_pipeline.records import Part, RawRecord
 from wemmu.config import ConfigError, Task, prepare
-from wemmu.shapes.edits import Edit, random_edit, random_two_image_edit
+from wemmu.shapes.edits import EDITS, Edit, random_edit, random_two_image_edit
 from wemmu.shapes.language import caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
@@ -61,12 +61,22 @@ class ShapesSource:
 
     def __init__(self, config: prepare.ShapesSource):
         self._config = config
+        self._samples = dict(SAMPLES)
+        if config.edits:
+            self._samples[Task.EDIT] = self._weighted_edit
+
+    def _weighted_edit(self, rng: random.Random) -> Sample:
+        shares = self._config.edits
+        return _edited(random_edit(rng, kind=rng.choices(tuple(shares), tuple(shares.values()))[0]))
 
     def parts(self, size: int) -> list[Part]:
         unknown = [task for task in self._config.samples if task not in SAMPLES]
         if unknown:
             choices = ", ".join(SAMPLES)
             raise ConfigError(f"source {self._config.name}: samples: {unknown[0]} is none of {choices}")
+        strange = [kind for kind in self._config.edits if kind not in EDITS]
+        if strange:
+            raise ConfigError(f"source {self._config.name}: edits: {strange[0]} is none of {', '.join(EDITS)}")
         return [
             self._part(task, first, min(first + size, samples))
             for task, samples in self._config.samples.items()
@@ -80,7 +90,7 @@ class ShapesSource:
     def read(self, part: Part) -> Iterator[RawRecord]:
         task, seed = Task(part.place["task"]), part.place["seed"]
         for number in range(part.place["first"], part.place["end"]):
-            prompt, inputs, target = SAMPLES[task](random.Random(f"shapes/{seed}/{task}/{number}"))
+            prompt, inputs, target = self._samples[task](random.Random(f"shapes/{seed}/{task}/{number}"))
             yield RawRecord(
                 key=f"{task}/{number}",
                 task=task,

@@ -15,8 +15,8 @@ from wemmu.shapes.scorer import caption_satisfied, read
 INPUTS = {Task.T2I: 0, Task.RECONSTRUCTION: 1, Task.UNCONDITIONAL: 0, Task.EDIT: 1, Task.MULTI_EDIT: 2}
 
 
-def config(samples: dict[Task, int], seed: int = 0, name: str = "shapes") -> prepare.ShapesSource:
-    return prepare.ShapesSource(kind="shapes", name=name, samples=samples, seed=seed)
+def config(samples: dict[Task, int], seed: int = 0, name: str = "shapes", **more: object) -> prepare.ShapesSource:
+    return prepare.ShapesSource(kind="shapes", name=name, samples=samples, seed=seed, **more)
 
 
 def records(task: Task, count: int, seed: int = 0, size: int = 1000) -> list[RawRecord]:
@@ -55,6 +55,22 @@ def test_parts_are_ranges_of_one_task_and_know_the_seed() -> None:
 def test_a_task_without_samples_is_refused() -> None:
     with pytest.raises(ConfigError, match="samples: understanding is none of t2i"):
         open_source(config({Task.UNDERSTANDING: 1})).parts(1)
+
+
+def test_edits_come_in_the_shares_that_are_asked_for() -> None:
+    source = open_source(config({Task.EDIT: 60}, edits={"remove": 3, "add": 1}))
+    change = [
+        len(after.objects) - len(before.objects)
+        for part in source.parts(1000)
+        for before, after in map(scenes, source.read(part))
+    ]
+    assert set(change) == {-1, 1}
+    assert 36 <= change.count(-1) <= 54, "45 of 60 are expected, with a deviation of 3.4"
+
+
+def test_an_unknown_kind_of_edit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="edits: explode is none of recolor, reshape"):
+        open_source(config({Task.EDIT: 1}, edits={"explode": 1})).parts(1)
 
 
 @pytest.mark.parametrize("task", GENERATION_TASKS)

@@ -6,7 +6,7 @@ Paths are local or anything fsspec opens (`s3://...`, `hf://...`); those that na
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from wemmu.config.base import Config, Positive, Share
 from wemmu.config.task import Task
@@ -21,11 +21,15 @@ class _Source(Config):
 
 
 class ShapesSource(_Source):
-    """The built-in miniature world, endless: `samples` records of each task."""
+    """The built-in miniature world, endless: `samples` records of each task.
+
+    `edits` gives the share of each kind of single-image edit, in any unit; empty: all alike.
+    """
 
     kind: Literal["shapes"]
     name: str = "shapes"
     samples: dict[Task, Positive]
+    edits: dict[str, PositiveFloat] = {}
     seed: int = 0
 
 
