@@ -87,6 +87,23 @@ def test_steps_equal_adamw_by_hand_with_its_groups_clip_and_schedule():
         torch.testing.assert_close(parameter, reference.get_parameter(name), atol=1e-6, rtol=1e-5)
 
 
+def test_the_bridges_vectors_and_no_others_learn_at_their_own_rate():
+    """AdamW's first step moves every element by its learning rate."""
+    module = make_module()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    config = Optimizer(lr=1e-3, dit_lr=2e-3, vector_scale=10, betas=(0.9, 0.95), clip=1e9)
+    advance(SingleEngine(module, config), module, [0])
+    moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in module.named_parameters()}
+    expected = {
+        "bridge.0.weight": 1e-3,
+        "bridge.0.bias": 1e-2,
+        "bridge.1.bias": 1e-2,
+        "dit.weight": 2e-3,
+        "dit.bias": 2e-3,
+    }
+    assert {name: moved[name] for name in expected} == pytest.approx(expected, rel=1e-2)
+
+
 def test_clipping_is_by_the_global_norm_which_is_returned_unclipped():
     module = make_module()
     engine = SingleEngine(module, CONFIG)
