@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipeline.buckets import Size, buckets, enlargement, nearest
+from data_pipeline.buckets import Size, enlargement, nearest
 from data_pipeline.pictures import decode, fit
 from data_pipeline.plan import Job
 from data_pipeline.records import Drawing, Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
@@ -73,8 +73,8 @@ class Sample:
 
 def chain(part: Part, job: Job, dropped: frozenset[int], services: Services, reject: Reject) -> Iterator[Sample]:
     """Every sample that the records of `part` give. `dropped` are the places of duplicates in the part."""
-    records = read(part, job, dropped, reject)
-    records = decoded(records, job.prepare.keep.max_pixels, reject)
+    records = wanted(job.source(part.source).read(part), job, reject, dropped)
+    records = opened(records, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
     records = kept(records, job.prepare.keep, reject)
     if services.caption is not None and job.prepare.caption is not None:
         again = job.prepare.caption.which == "all"
@@ -86,9 +86,11 @@ def chain(part: Part, job: Job, dropped: frozenset[int], services: Services, rej
     return samples
 
 
-def read(part: Part, job: Job, dropped: frozenset[int], reject: Reject) -> Iterator[RawRecord]:
-    """The raw records of the tasks that are wanted."""
-    for place, item in enumerate(job.source(part.source).read(part)):
+def wanted(
+    items: Iterable[RawRecord | Rejection], job: Job, reject: Reject, dropped: frozenset[int] = frozenset()
+) -> Iterator[RawRecord]:
+    """Of what a source reads, the records of the tasks that are wanted."""
+    for place, item in enumerate(items):
         if isinstance(item, Rejection):
             reject(item.key, RejectedError(item.reason, item.detail))
         elif place in dropped:
@@ -99,16 +101,18 @@ def read(part: Part, job: Job, dropped: frozenset[int], reject: Reject) -> Itera
             yield item
 
 
-def decoded(records: Iterable[RawRecord], max_pixels: int, reject: Reject) -> Iterator[Decoded]:
-    """Decode and verify every picture."""
+def opened(
+    records: Iterable[RawRecord], open_file: Callable[[PictureFile], Image.Image], reject: Reject
+) -> Iterator[Decoded]:
+    """Open every picture file with `open_file`, which raises RejectedError for what is not a whole picture."""
 
-    def opened(picture: PictureFile | Drawing) -> Image.Image | Drawing:
-        return decode(picture, max_pixels) if isinstance(picture, PictureFile) else picture
+    def of(picture: PictureFile | Drawing) -> Image.Image | Drawing:
+        return open_file(picture) if isinstance(picture, PictureFile) else picture
 
     for raw in records:
         try:
-            images = tuple(opened(picture) for picture in raw.images)
-            yield Decoded(raw, images, None if raw.target is None else opened(raw.target))
+            images = tuple(of(picture) for picture in raw.images)
+            yield Decoded(raw, images, None if raw.target is None else of(raw.target))
         except RejectedError as error:
             reject(raw.key, error)
 
@@ -157,12 +161,11 @@ def worded(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[D
 
 def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[Sample]:
     """A record at every resolution of its task that it can serve without being enlarged too far."""
-    pictures = job.prepare.pictures
-    choices = {r: buckets(r, pictures) for resolutions in job.resolutions.values() for r in resolutions}
+    pictures, choices = job.prepare.pictures, job.buckets()
     for record in records:
         places = list(served(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
         for resolution, bucket in places:
-            yield _sample(record, resolution, bucket, pictures)
+            yield _sample(record, stream_of(record, resolution, bucket), pictures)
         if not places:
             shape = "by".join(f" {side} " for side in record.shape or ()).strip()
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"{shape} px fill no bucket of any resolution"))
@@ -203,11 +206,16 @@ def _with_latents(group: list[Sample], encode: Encode, latents: Callable[[Size],
         yield replace(sample, stream=stream, columns={**sample.columns, "latents": found})
 
 
-def _sample(record: Decoded, resolution: int, bucket: Size, pictures: Pictures) -> Sample:
-    raw = record.raw
-    stream = StreamSettings(
-        task=raw.task, resolution=resolution, height=bucket[0], width=bucket[1], inputs=len(record.images)
+def stream_of(record: Decoded, resolution: int, bucket: Size) -> StreamSettings:
+    """The stream that the record goes to; its latents are not made yet."""
+    height, width = bucket
+    return StreamSettings(
+        task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(record.images)
     )
+
+
+def _sample(record: Decoded, stream: StreamSettings, pictures: Pictures) -> Sample:
+    raw, bucket = record.raw, (stream.height, stream.width)
     return Sample(
         stream,
         {

@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -15,6 +17,8 @@ from data_pipeline.chain import Services
 from data_pipeline.plan import Job
 
 Result = TypeVar("Result")
+# Name of a method of a model that was started -> the method, as a function that can be handed to workers.
+Methods = Callable[[str], Callable[[Any], Any]]
 # Tasks handed to Ray at a time, for each CPU: enough to keep it busy, few enough that their arguments stay small.
 AHEAD = 4
 
@@ -46,16 +50,10 @@ class InProcess:
         return (function(*args) for args in arguments)
 
     def services(self, job: Job) -> Services:
-        prepare = job.prepare
-        if prepare.caption is None and prepare.latents is None:
-            return Services()
-        from data_pipeline.services import CaptionService, LatentService
+        return _services(job, self._start)
 
-        caption = CaptionService(prepare.caption).caption if prepare.caption is not None else None
-        if prepare.latents is None or job.vae is None:
-            return Services(caption=caption)
-        latents = LatentService(job.vae, prepare.latents.dtype)
-        return Services(caption=caption, encode=latents.encode, latents=latents.settings)
+    def _start(self, service: type, *arguments: object) -> Methods:
+        return partial(getattr, service(*arguments))
 
 
 class OnRay:
@@ -79,23 +77,29 @@ class OnRay:
             yield from self._ray.get(done)
 
     def services(self, job: Job) -> Services:
-        prepare = job.prepare
-        if prepare.caption is None and prepare.latents is None:
-            return Services()
-        from data_pipeline.services import CaptionService, LatentService
+        return _services(job, self._start)
 
-        caption = None
-        if prepare.caption is not None:
-            caption = _Remote(self._actors(CaptionService, prepare.caption), "caption")
-        if prepare.latents is None:
-            return Services(caption=caption)
-        encoders = self._actors(LatentService, job.vae, prepare.latents.dtype)
-        return Services(caption=caption, encode=_Remote(encoders, "encode"), latents=_Remote(encoders, "settings"))
-
-    def _actors(self, service: type, *arguments: object) -> list[Any]:
+    def _start(self, service: type, *arguments: object) -> Methods:
         """One for each GPU of the cluster, or one."""
         remote = self._ray.remote(service).options(num_cpus=0, num_gpus=1 if self._gpus else 0)
-        return [remote.remote(*arguments) for _ in range(max(1, self._gpus))]
+        return partial(_Remote, [remote.remote(*arguments) for _ in range(max(1, self._gpus))])
+
+
+def _services(job: Job, start: Callable[..., Methods]) -> Services:
+    """The models that the job asks for; `start` makes one of a class and its arguments, and gives its methods."""
+    prepare = job.prepare
+    if prepare.caption is None and prepare.latents is None:
+        return Services()
+    # Imports torch and the models.
+    from data_pipeline.services import CaptionService, LatentService
+
+    services = Services()
+    if prepare.caption is not None:
+        services = replace(services, caption=start(CaptionService, prepare.caption)("caption"))
+    if prepare.latents is not None:
+        encoder = start(LatentService, job.vae, prepare.latents.dtype)
+        services = replace(services, encode=encoder("encode"), latents=encoder("settings"))
+    return services
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.ledger import Entry, Ledger, partition_name
+from data_pipeline.ledger import Ledger
 from data_pipeline.mds import Shard
 from data_pipeline.plan import Settings
 from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, Stream, unpack
@@ -51,14 +51,11 @@ def look(root: Path) -> Contents:
     if (root / DATASET_FILE).exists():
         return Contents(root, DataSet.at(root).streams, parts, parts, complete=True)
     finished, held = 0, {}
-    for entry in entries(root, parts):
+    for entry in Ledger(root).entries(parts):
         finished += 1
         for shards in entry.streams:
             files, samples, size = held.get(shards.settings, ({}, 0, 0))
-            files |= {
-                f"{partition_name(entry.number)}/{s['raw_data']['basename']}": s["raw_data"]["hashes"]["sha256"]
-                for s in shards.shards
-            }
+            files |= {name: s["raw_data"]["hashes"]["sha256"] for name, s in shards.files(entry.number)}
             size += sum(s["raw_data"]["bytes"] for s in shards.shards)
             held[shards.settings] = files, samples + shards.samples, size
     streams = [
@@ -66,16 +63,6 @@ def look(root: Path) -> Contents:
         for settings, (files, samples, size) in sorted(held.items(), key=lambda item: item[0].name)
     ]
     return Contents(root, tuple(streams), finished, parts, complete=False)
-
-
-def entries(root: Path, parts: int) -> Iterator[Entry]:
-    """The ledger's entries that can be read, whatever has become of their shards."""
-    ledger = Ledger(root)
-    for number in range(parts):
-        try:
-            yield Entry.load(ledger.entry_file(number))
-        except (FileNotFoundError, ShardError):
-            continue
 
 
 def shard_files(stream: Stream) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from data_pipeline.ledger import partition_name
 from data_pipeline.plan import Job
 from data_pipeline.records import Part, PictureFile, RawRecord, Rejection
 from wemmu.config.task import Task
@@ -24,7 +25,7 @@ WITH_WORDS = (Task.EDIT, Task.MULTI_EDIT, Task.UNDERSTANDING)
 
 
 def scan_file(root: Path, number: int) -> Path:
-    return root / SCAN / f"{number:05d}.npy"
+    return root / SCAN / f"{partition_name(number)}.npy"
 
 
 def scan_part(job: Job, number: int, part: Part) -> int:

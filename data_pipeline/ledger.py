@@ -1,7 +1,6 @@
 """The ledger of a data set: which partitions are finished, and what each holds and left out."""
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,11 @@ class Shards(Schema):
     @property
     def samples(self) -> int:
         return sum(shard["samples"] for shard in self.shards)
+
+    def files(self, partition: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name of each shard file, relative to the stream's directory, and its entry."""
+        for shard in self.shards:
+            yield f"{partition_name(partition)}/{shard['raw_data']['basename']}", shard
 
 
 class Entry(Schema):
@@ -73,20 +77,29 @@ class Ledger:
         self.root, self.directory = root, root / LEDGER
 
     def entry_file(self, number: int) -> Path:
-        return self.directory / f"{number:05d}.json"
+        return self.directory / f"{partition_name(number)}.json"
+
+    def entries(self, parts: int) -> Iterator[Entry]:
+        """The entries that can be read, in order, whatever has become of their shards."""
+        for number in range(parts):
+            try:
+                yield Entry.load(self.entry_file(number))
+            except (FileNotFoundError, ShardError):
+                continue
 
     def finished(self, parts: int) -> Iterator[Entry]:
-        """The entries of finished partitions whose shards are all there, in order.
+        """The entries of finished partitions, whose shards are all there, in order.
 
         An entry without its shards, or that cannot be read, is of a partition that is not finished.
         """
-        for number in range(parts):
-            try:
-                entry = Entry.load(self.entry_file(number))
-            except (FileNotFoundError, ShardError):
-                continue
-            if all(shard_file_whole(self.root, entry, held, shard) for held in entry.streams for shard in held.shards):
-                yield entry
+        return filter(self._whole, self.entries(parts))
+
+    def _whole(self, entry: Entry) -> bool:
+        return all(
+            _has_size(self.root / held.settings.name / name, shard["raw_data"]["bytes"])
+            for held in entry.streams
+            for name, shard in held.files(entry.number)
+        )
 
     def clear_unfinished(self, finished: set[int]) -> None:
         """Remove what killed runs left: partitions that the ledger does not hold, and everything begun aside."""
@@ -102,10 +115,9 @@ def partition_name(number: int) -> str:
     return f"{number:05d}"
 
 
-def shard_file_whole(root: Path, entry: Entry, held: Shards, shard: dict[str, Any]) -> bool:
-    path = root / held.settings.name / partition_name(entry.number) / shard["raw_data"]["basename"]
+def _has_size(path: Path, size: int) -> bool:
     try:
-        return path.stat().st_size == shard["raw_data"]["bytes"]
+        return path.stat().st_size == size
     except OSError:
         return False
 
@@ -144,7 +156,3 @@ def refuse_other_settings(root: Path, settings: Settings) -> None:
             f"the data set {root} was written with other settings: now {'; '.join(differences)}. Point data.shards to "
             f"another directory, or delete {root} to have it written anew"
         )
-
-
-def counts(entries: list[Entry]) -> Counter[Reason]:
-    return Counter(rejected.reason for entry in entries for rejected in entry.rejected)

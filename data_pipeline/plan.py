@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.buckets import buckets
+from data_pipeline.buckets import Size, buckets
 from data_pipeline.records import Part, Source
 from data_pipeline.sources import open_source
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.prepare import Prepare
 from wemmu.config.shards import VERSION, Schema
-from wemmu.config.task import Task
-
-# Tasks that readers make out of text-to-image records where a data set has none of their own.
-DERIVED = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
+from wemmu.config.task import FROM_T2I, Task
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,11 @@ class Job:
 
     def source(self, name: str) -> Source:
         return open_source(next(config for config in self.prepare.sources if config.name == name))
+
+    def buckets(self) -> dict[int, tuple[Size, ...]]:
+        """The buckets of every resolution."""
+        wanted = {r for resolutions in self.resolutions.values() for r in resolutions}
+        return {resolution: buckets(resolution, self.prepare.pictures) for resolution in sorted(wanted)}
 
     def parts(self) -> list[Part]:
         """Every part of every source, in always the same order; a part's number is its place here."""
@@ -110,7 +112,7 @@ def plan(curriculum: Curriculum) -> Job:
         buckets(stage.resolution, prepare.pictures)
         for task in stage.mixture:
             resolutions.setdefault(task, set()).add(stage.resolution)
-            if task in DERIVED:
+            if task in FROM_T2I:
                 resolutions.setdefault(Task.T2I, set()).add(stage.resolution)
     for task in prepare.also:
         resolutions.setdefault(task, set()).update(stage.resolution for stage in curriculum.stages)

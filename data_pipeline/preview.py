@@ -5,17 +5,17 @@ Of pictures only the headers are read, so this takes seconds where writing takes
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from data_pipeline.buckets import Size, buckets, cut, enlargement
-from data_pipeline.chain import Decoded, Reject, kept, served, worded
+from data_pipeline.buckets import Size, cut, enlargement
+from data_pipeline.chain import kept, opened, served, stream_of, wanted, worded
 from data_pipeline.pictures import FORMATS
 from data_pipeline.plan import Job
-from data_pipeline.records import Drawing, Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
+from data_pipeline.records import Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
 from wemmu.config import prepare
 from wemmu.config.shards import StreamSettings
 
@@ -103,6 +103,8 @@ def _look(items: Iterable[RawRecord | Rejection], part: Part, job: Job, found: S
     """Send the records of a part through the chain, with headers for pictures."""
 
     def reject(key: str, error: RejectedError) -> None:
+        if error.reason is Reason.UNUSED:
+            return
         found.reasons[error.reason] += 1
         found.examples.setdefault(error.reason, Rejection(part.source, part.name, key, error.reason, error.detail))
 
@@ -110,34 +112,16 @@ def _look(items: Iterable[RawRecord | Rejection], part: Part, job: Job, found: S
     if job.prepare.caption is not None:
         # Those that are missing will be written.
         keep = keep.model_copy(update={"caption_length": (0, keep.caption_length[1])})
-    choices = {r: buckets(r, pictures) for resolutions in job.resolutions.values() for r in resolutions}
-    for record in worded(kept(_headers(items, job, reject), keep, reject), keep, reject):
+    choices = job.buckets()
+    records = opened(wanted(items, job, reject), lambda file: header(file, keep.max_pixels), reject)
+    for record in worded(kept(records, keep, reject), keep, reject):
         places = list(served(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
         for resolution, bucket in places:
-            height, width = bucket
-            stream = StreamSettings(
-                task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(record.images)
-            )
-            found.streams[stream] += 1
+            found.streams[stream_of(record, resolution, bucket)] += 1
             if record.shape is not None:
                 found.fits.setdefault((resolution, bucket), Fit()).add(record.shape, bucket)
         if not places:
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, "it fills no bucket of any resolution"))
-
-
-def _headers(items: Iterable[RawRecord | Rejection], job: Job, reject: Reject) -> Iterator[Decoded]:
-    def opened(picture: PictureFile | Drawing) -> Image.Image | Drawing:
-        return header(picture, job.prepare.keep.max_pixels) if isinstance(picture, PictureFile) else picture
-
-    for item in items:
-        if isinstance(item, Rejection):
-            reject(item.key, RejectedError(item.reason, item.detail))
-        elif item.task in job.resolutions:
-            try:
-                images = tuple(opened(picture) for picture in item.images)
-                yield Decoded(item, images, None if item.target is None else opened(item.target))
-            except RejectedError as error:
-                reject(item.key, error)
 
 
 def header(picture: PictureFile, max_pixels: int) -> Header:

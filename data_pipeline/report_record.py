@@ -6,12 +6,11 @@ from datetime import datetime
 from pathlib import Path
 
 from data_pipeline.ledger import Entry, Rejected
-from data_pipeline.plan import DERIVED
 from data_pipeline.records import Reason
 from wemmu.config import Curriculum
 from wemmu.config.schema import Stage
 from wemmu.config.shards import DataSet, Schema, Stream
-from wemmu.config.task import Task
+from wemmu.config.task import FROM_T2I, Task
 
 JSON_FILE, TEXT_FILE, HTML_FILE = "report.json", "report.txt", "report.html"
 # Of each reason to leave a record out.
@@ -168,7 +167,7 @@ def stage_steps(stage: Stage, streams: Iterable[Stream]) -> StageSteps:
     rows = []
     for task, weight in stage.mixture.items():
         records_of = task
-        if task in DERIVED and all(stream.settings.task != task for stream in at_resolution):
+        if task in FROM_T2I and all(stream.settings.task != task for stream in at_resolution):
             records_of = Task.T2I
         counts = {s.settings.name: s.samples for s in at_resolution if s.settings.task == records_of}
         samples, share = sum(counts.values()), weight / sum(stage.mixture.values())

@@ -15,11 +15,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipeline.contents import Contents, entries, look, shard_files
-from data_pipeline.ledger import partition_name
+from data_pipeline.contents import Contents, look, shard_files
+from data_pipeline.ledger import Ledger
 from data_pipeline.mds import Shard, read_index
-from data_pipeline.verify_shard import AGAIN, Check, Checked, Problem, check_shard
-from wemmu.config.shards import COLUMNS, DATASET_FILE, INDEX_FILE, LEDGER, REJECTED_FILE, ShardError, Stream
+from data_pipeline.verify_shard import Check, Checked, Problem, check_shard
+from wemmu.config.shards import COLUMNS, DATASET_FILE, INDEX_FILE, REJECTED_FILE, REWRITE, ShardError, Stream
 
 # Stream -> shard ("PARTITION/FILE") -> its number of records.
 Samples = dict[str, dict[str, int]]
@@ -77,7 +77,7 @@ def _conclude(contents: Contents, console: Console, problems: int, read: str) ->
     if not contents.complete:
         console.print(
             f"{contents.root} is incomplete: it has no {DATASET_FILE}, and {contents.finished} of its {contents.parts} "
-            f"partitions are finished; {AGAIN} to have the rest written",
+            f"partitions are finished; {REWRITE} to have the rest written",
             style="red",
         )
     if problems:
@@ -118,19 +118,18 @@ def _ledger(contents: Contents) -> tuple[Samples, list[Problem]]:
     """The shards as the ledger has them; and what is wrong with a ledger that ought to be complete."""
     root, samples, problems = contents.root, defaultdict[str, dict[str, int]](dict), []
     rejected, there = 0, set()
-    for entry in entries(root, contents.parts):
+    for entry in Ledger(root).entries(contents.parts):
         there.add(entry.number)
         rejected += len(entry.rejected)
         for held in entry.streams:
-            for shard in held.shards:
-                name = f"{partition_name(entry.number)}/{shard['raw_data']['basename']}"
+            for name, shard in held.files(entry.number):
                 samples[held.settings.name][name] = shard["samples"]
     if not contents.complete:
         return samples, []
     way_out = _indexed_anew(root)
     for number in range(contents.parts):
         if number not in there:
-            file = str(root / LEDGER / f"{partition_name(number)}.json")
+            file = str(Ledger(root).entry_file(number))
             problems.append(Problem(file, None, "it is missing or cannot be read", way_out))
     lines = _lines(root / REJECTED_FILE)
     if lines != rejected and not problems:
@@ -173,4 +172,4 @@ def _index_problems(root: Path, stream: Stream, in_ledger: dict[str, int]) -> li
 
 
 def _indexed_anew(root: Path) -> str:
-    return f"delete {root / DATASET_FILE} and {AGAIN}"
+    return f"delete {root / DATASET_FILE} and {REWRITE}"

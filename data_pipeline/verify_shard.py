@@ -14,9 +14,8 @@ from PIL import Image
 from data_pipeline.contents import StoredRecord, stored
 from data_pipeline.mds import Shard
 from data_pipeline.report_text import plain
-from wemmu.config.shards import DATASET_FILE, LEDGER, ShardError, StreamSettings, checksum
+from wemmu.config.shards import ShardError, StreamSettings, checksum, written_anew
 
-AGAIN = "run `python -m data_pipeline write CURRICULUM.yaml` again"
 # Of one file; a shard that is wrong in every record would hide the others.
 NAMED = 10
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -64,7 +63,7 @@ class Check:
 
 def check_shard(check: Check) -> Checked:
     """Hash a shard and check each of its records."""
-    path, file, way_out = check.path, str(check.path), _written_anew(check)
+    path, file, way_out = check.path, str(check.path), written_anew(check.root, check.settings.name, check.name)
     ids: list[int] = []
     problems: list[Problem] = []
     try:
@@ -133,9 +132,3 @@ def _latents_problems(record: StoredRecord, settings: StreamSettings) -> list[st
         expected = [each if file else 0 for file in (record.target, *record.images)]
     lengths = [len(latents) for latents in record.latents]
     return [] if lengths == expected else [f"its latents have {lengths} bytes, not {expected}"]
-
-
-def _written_anew(check: Check) -> str:
-    partition = check.name.split("/")[0]
-    parts = f"{check.settings.name}/{partition}", f"{LEDGER}/{partition}.json", DATASET_FILE
-    return f"to have it written anew, delete {', '.join(str(check.root / part) for part in parts)} and {AGAIN}"

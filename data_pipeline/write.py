@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipeline.cluster import Workers
 from data_pipeline.cluster import workers as start_workers
-from data_pipeline.ledger import Entry, Ledger, begin, partition_name, refuse_other_settings
+from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings
 from data_pipeline.plan import Job, Settings, plan
 from data_pipeline.records import Part
 from data_pipeline.report_record import JSON_FILE
@@ -84,16 +84,21 @@ def _write(job: Job, console: Console, workers: int | None, address: str | None)
     parts = job.parts()
     begin(job.root, Settings.of(job, parts))
     ledger = Ledger(job.root)
-    finished = {entry.number for entry in ledger.finished(len(parts))}
+    damage, finished = Damage(job), set()
+    for entry in ledger.finished(len(parts)):
+        damage.count(entry)
+        finished.add(entry.number)
     ledger.clear_unfinished(finished)
     if missing := [number for number in range(len(parts)) if number not in finished]:
         console.print(f"{job.root}: {len(missing)} of {len(parts)} partitions to write")
         with start_workers(workers, address) as started:
-            _write_missing(job, parts, missing, console, started)
+            _write_missing(job, parts, missing, damage, console, started)
     return finish(job, len(parts))
 
 
-def _write_missing(job: Job, parts: list[Part], missing: list[int], console: Console, workers: Workers) -> None:
+def _write_missing(
+    job: Job, parts: list[Part], missing: list[int], damage: "Damage", console: Console, workers: Workers
+) -> None:
     from data_pipeline.duplicates import duplicates, scan_file, scan_part
     from data_pipeline.partitions import write_partition
 
@@ -106,7 +111,6 @@ def _write_missing(job: Job, parts: list[Part], missing: list[int], console: Con
         )
         dropped = duplicates(job.root, len(parts))
     services = workers.services(job)
-    damage = Damage(job, Ledger(job.root).finished(len(parts)))
     written = workers.run(write_partition, ((job, n, parts[n], dropped[n], services) for n in missing))
     _show(console, "writing", len(missing), map(damage.add, written))
 
@@ -114,13 +118,11 @@ def _write_missing(job: Job, parts: list[Part], missing: list[int], console: Con
 class Damage:
     """Counts records and stops the job when too many of them are damaged."""
 
-    def __init__(self, job: Job, before: Iterable[Entry] = ()):
+    def __init__(self, job: Job):
         self._job, self._read, self._reasons = job, 0, Counter()
         self._example = ""
-        for entry in before:
-            self._count(entry)
 
-    def _count(self, entry: Entry) -> None:
+    def count(self, entry: Entry) -> None:
         self._read += entry.read
         for rejected in entry.rejected:
             if rejected.reason.damaged:
@@ -135,7 +137,7 @@ class Damage:
         Raises:
             ShardError: if the share of damaged records is above `max_damaged`.
         """
-        self._count(entry)
+        self.count(entry)
         if self._read >= ENOUGH:
             self.check()
         return entry.read
@@ -162,17 +164,19 @@ def finish(job: Job, parts: int) -> DataSet:
         there = {entry.number for entry in entries}
         missing = next(n for n in range(parts) if n not in there)
         raise ShardError(f"partition {missing} of {job.root} is gone or damaged; run the same command again")
-    Damage(job, entries).check()
+    damage = Damage(job)
     held: dict[StreamSettings, list[Entry]] = {}
     for entry in entries:
+        damage.count(entry)
         for shards in entry.streams:
             held.setdefault(shards.settings, []).append(entry)
-    if not held:
-        raise ShardError(f"no record was left for {job.root}; {REJECTED_FILE} in it says why")
+    damage.check()
     replace_text(
         job.root / REJECTED_FILE,
         "".join(r.model_dump_json() + "\n" for entry in entries for r in entry.rejected),
     )
+    if not held:
+        raise ShardError(f"no record was left for {job.root}; {REJECTED_FILE} in it says why")
     streams = [_index(job.root, settings, held[settings]) for settings in sorted(held, key=lambda s: s.name)]
     dataset = DataSet(streams=tuple(streams))
     dataset.save(job.root / DATASET_FILE)
@@ -184,9 +188,8 @@ def _index(root: Path, settings: StreamSettings, entries: list[Entry]) -> Stream
     indexed, files, samples = [], {}, 0
     for entry in entries:
         (shards,) = (s for s in entry.streams if s.settings == settings)
-        for shard in shards.shards:
+        for name, shard in shards.files(entry.number):
             raw = shard["raw_data"]
-            name = f"{partition_name(entry.number)}/{raw['basename']}"
             indexed.append({**shard, "raw_data": {**raw, "basename": name}})
             files[name] = raw["hashes"]["sha256"]
             samples += shard["samples"]

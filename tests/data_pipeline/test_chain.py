@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.buckets import buckets, enlargement
-from data_pipeline.chain import Decoded, bucketed, captioned, columns_of, decoded, encoded, kept, worded
+from data_pipeline.chain import Decoded, bucketed, captioned, columns_of, encoded, kept, opened, worded
+from data_pipeline.pictures import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import PictureFile, RawRecord, Reason, RejectedError
 from wemmu.config.prepare import Keep, Pictures, Prepare
@@ -160,7 +161,7 @@ def test_one_broken_picture_leaves_out_its_record_only() -> None:
         RawRecord("c", Task.T2I, "words", (), PictureFile("c.png", whole)),
     ]
     rejects = Rejects()
-    assert [r.raw.key for r in decoded(raws, 10_000, rejects)] == ["a", "c"]
+    assert [r.raw.key for r in opened(raws, lambda file: decode(file, 10_000), rejects)] == ["a", "c"]
     assert rejects.reasons == {"b": Reason.TRUNCATED}
 
 

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from data_pipeline import report as reporting
-from data_pipeline.contents import entries, records
+from data_pipeline.contents import records
+from data_pipeline.ledger import Ledger
 from data_pipeline.report_record import Report, report_of
 from data_pipeline.report_text import as_text, bins
 from data_pipeline.write import write
@@ -81,7 +82,7 @@ def test_it_notes_streams_that_are_smaller_than_a_batch_and_tasks_that_cannot_be
     notes = Report.load(tmp_path / "report.json").notes
     assert any("t2i/32/32x32 has fewer records" in note for note in notes)
     assert not any("edit" in note for note in notes)
-    ledger = entries(tmp_path, 2)
+    ledger = Ledger(tmp_path).entries(2)
     without = DataSet(streams=tuple(s for s in dataset.streams if s.settings.task == Task.T2I))
     assert any("mixes edit, of which there is no record" in n for n in report_of(curriculum, without, ledger).notes)
 

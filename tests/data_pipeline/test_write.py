@@ -213,3 +213,4 @@ def test_nothing_left_is_an_error(photographs: tuple[Path, list], tmp_path: Path
     curriculum: Curriculum = curriculum_of(tmp_path / "shards", [photos], keep={"min_side": 9999}, mixture={"t2i": 1})
     with pytest.raises(ShardError, match=f"no record was left.*{REJECTED_FILE}"):
         write(curriculum, QUIET, workers=0)
+    assert Reason.TOO_SMALL in rejected(tmp_path / "shards").values()

@@ -45,9 +45,10 @@ class Example:
         """The objects that the prompt names, each with the place in the prompt (in characters) where its name ends."""
         if self.about is None:
             return []
-        named = [(f"{text} at the {CELLS[o.cell]}", o) for o in self.about.objects for text in _phrases(o)]
-        named += [(f"{text} in the {CELLS[o.cell]} corner", o) for o in self.about.objects for text in _phrases(o)]
-        named += [(f"what is at the {CELLS[o.cell]}", o) for o in self.about.objects]
+        named = [(f"what is at the {CELLS[o.cell]}", o) for o in self.about.objects]
+        for o in self.about.objects:
+            for place in (f"at the {CELLS[o.cell]}", f"in the {CELLS[o.cell]} corner"):
+                named += [(f"{text} {place}", o) for text in _phrases(o)]
         found = {self.prompt.index(text) + len(text): o for text, o in named if text in self.prompt}
         # Of several references that stand there, as "the circle" in "the circle at the top left", the longest is meant.
         referred = [(r, o) for o in self.about.objects for r in references(self.about, o) if r in self.prompt]
@@ -279,8 +280,8 @@ def train(
 ) -> Qwen2_5_VLForConditionalGeneration:
     processor = save_processor(out)
     torch.manual_seed(0)
-    shallow = {**vlm_config(len(processor.tokenizer), special_ids(processor))}
-    shallow["text_config"] = {**shallow["text_config"], "num_hidden_layers": 4}
+    shallow = vlm_config(len(processor.tokenizer), special_ids(processor))
+    shallow["text_config"]["num_hidden_layers"] = 4
     vlm = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**shallow))
     encoder, width = PromptEncoder(out), shallow["text_config"]["hidden_size"]
     seen, meant = Labels(width, CELL_CLASSES), Labels(width, OBJECT_CLASSES)

@@ -2,6 +2,7 @@
 
 settings.json                   what was asked for, written first
 ledger/00000.json ...           one finished partition each: what it holds in which stream, what it rejected
+scan/00000.npy ...              hashes of the records of each partition, where duplicates were looked for
 rejected.jsonl                  every record that was left out, with its source, key and reason
 <task>/<resolution>/<H>x<W>/    one stream, a local MDS data set
     index.json                  the MDS index of all its partitions
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from wemmu.config.base import Positive
+from wemmu.config.base import Config, Positive
 from wemmu.config.files import replace_text
 from wemmu.config.task import Task
 
@@ -27,6 +28,7 @@ SETTINGS_FILE = "settings.json"
 INDEX_FILE = "index.json"
 REJECTED_FILE = "rejected.jsonl"
 LEDGER = "ledger"
+REWRITE = "run `python -m data_pipeline write CURRICULUM.yaml` again"
 # MDS types that decode without executing anything.
 #   prompt    what the VLM is asked; empty where the task has no words
 #   answer    what it should say; understanding only
@@ -50,10 +52,8 @@ class ShardError(ValueError):
     """A data set that cannot be used as it is; the message names the file or field and the way out."""
 
 
-class Schema(BaseModel):
+class Schema(Config):
     """A JSON file of the data set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -134,6 +134,13 @@ class DataSet(Schema):
                 f"{root} holds no complete data set (it has no {DATASET_FILE}); `python -m data_pipeline write "
                 "CURRICULUM.yaml` makes or finishes it"
             ) from error
+
+
+def written_anew(root: Path | str, stream: str, name: str) -> str:
+    """How to have the partition of shard file `name` of a stream written anew in the data set at `root`, or a URL."""
+    partition = name.split("/")[0]
+    parts = f"{stream}/{partition}", f"{LEDGER}/{partition}.json", DATASET_FILE
+    return f"to have it written anew, delete {', '.join(f'{root}/{part}' for part in parts)} and {REWRITE}"
 
 
 def checksum(columns: Mapping[str, Any]) -> bytes:

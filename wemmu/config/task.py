@@ -19,4 +19,6 @@ class Task(StrEnum):
     UNDERSTANDING = "understanding"
 
 
+# Tasks that can do with the pictures of text-to-image records, and do where a data set has no records of their own.
+FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
 GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)

@@ -6,9 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from wemmu.config.shards import DATASET_FILE, INDEX_FILE, LEDGER, DataSet, ShardError, Stream
-
-REWRITE = "run `python -m data_pipeline write CURRICULUM.yaml` again"
+from wemmu.config.shards import DATASET_FILE, INDEX_FILE, REWRITE, DataSet, ShardError, Stream, written_anew
 
 
 class DamageError(ShardError):
@@ -87,11 +85,4 @@ class LocalFiles:
             raise
 
     def way_out(self, stream: Stream, name: str) -> str:
-        return written_anew(str(self._root), stream, name)
-
-
-def written_anew(root: str, stream: Stream, name: str) -> str:
-    """How to have the partition of a shard file written anew in the data set at `root`, a directory or a URL."""
-    partition = name.split("/")[0]
-    parts = f"{stream.settings.name}/{partition}", f"{LEDGER}/{partition}.json", DATASET_FILE
-    return f"to have it written anew, delete {', '.join(f'{root}/{part}' for part in parts)} and {REWRITE}"
+        return written_anew(self._root, stream.settings.name, name)

@@ -22,8 +22,17 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from wemmu.config.files import replace_text
-from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, Stream
-from wemmu.data.files import REWRITE, LostShardError, written_anew
+from wemmu.config.shards import (
+    DATASET_FILE,
+    INDEX_FILE,
+    REWRITE,
+    SETTINGS_FILE,
+    DataSet,
+    ShardError,
+    Stream,
+    written_anew,
+)
+from wemmu.data.files import LostShardError
 
 # Seconds between two looks for room, while other processes read all that could be deleted.
 PAUSE = 0.02
@@ -108,7 +117,10 @@ class ShardCache:
 
     def way_out(self, stream: Stream, name: str) -> str:
         cached = f"to have it fetched anew, delete {self.path(stream, name)}"
-        return f"{cached}; if the file at {self._url} is itself damaged, {written_anew(self._url, stream, name)}"
+        return f"{cached}; if the file at {self._url} is itself damaged, {self._anew(stream, name)}"
+
+    def _anew(self, stream: Stream, name: str) -> str:
+        return written_anew(self._url, stream.settings.name, name)
 
     def _fetch(self, stream: Stream, name: str, size: int) -> None:
         """Have the shard in the cache, unless another process or thread is faster."""
@@ -136,11 +148,11 @@ class ShardCache:
             # Not `open`, which for HTTP raises FileNotFoundError whatever is wrong with the connection.
             content = self._remote.cat_file(f"{self._base}/{stream.settings.name}/{name}")
         except FileNotFoundError as error:
-            raise LostShardError(f"the shard file {url} is missing; {written_anew(self._url, stream, name)}") from error
+            raise LostShardError(f"the shard file {url} is missing; {self._anew(stream, name)}") from error
         except Exception as error:
             raise self._unreachable(url, error) from error
         if hashlib.sha256(content).hexdigest() != stream.files[name]:
-            way_out = written_anew(self._url, stream, name)
+            way_out = self._anew(stream, name)
             raise LostShardError(f"the shard file {url} is damaged (its sha256 differs); {way_out}")
         return content
 

@@ -4,14 +4,11 @@ from collections.abc import Iterable
 
 from wemmu.config.schema import Data
 from wemmu.config.shards import ShardError
-from wemmu.config.task import Task
+from wemmu.config.task import FROM_T2I, Task
 from wemmu.data.files import Files, LocalFiles
 from wemmu.data.mixture import window_bytes
 from wemmu.data.remote import ShardCache
 from wemmu.data.shards import ShardStream
-
-# Tasks that can do with the pictures of text-to-image records.
-FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
 
 
 def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[ShardStream]:

@@ -35,8 +35,10 @@ class SingleEngine:
             raise ValueError("nothing to train: every parameter is frozen")
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
-            lr = config.dit_lr if name.startswith("dit.") else config.lr * config.vector_scale ** (parameter.ndim == 1)
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            vector = parameter.ndim < 2
+            bridge_lr = config.lr * config.vector_scale if vector else config.lr
+            lr = config.dit_lr if name.startswith("dit.") else bridge_lr
+            decay = 0.0 if vector else config.weight_decay
             groups.setdefault((lr, decay), []).append(parameter)
         self._optimizer = torch.optim.AdamW(
             [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
