@@ -1,7 +1,8 @@
 """What crosses a border between rooms. B samples, L prompt tokens, N input images, G pathway tokens, Q queries."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -45,12 +46,27 @@ class Latents(_OnDevice):
 
 
 @dataclass(frozen=True)
+class Negatives(_OnDevice):
+    """The contrastive partner of each sample of a micro-batch: another sample of the same global batch.
+
+    index: int64 [B], the partner's row among the micro-batch's own samples and, behind them, these further ones, which
+    other micro-batches hold: sample_ids: int64 [E]; target: uint8 [E, 3, H, W]; latents: stored latents of `target`,
+    [E, C, h, w], or None. A sample whose partner bears its own id has none.
+    """
+
+    index: Tensor
+    sample_ids: Tensor
+    target: Tensor
+    latents: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Batch(_OnDevice):
     """One micro-batch: one task and one shape.
 
     sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
     included. images: uint8 [B, N, 3, H, W], N = 0 for tasks without input. target: uint8 [B, 3, H, W], or None when
-    sampling. latents: of the very same pictures, where the data set stores them.
+    sampling. latents: of the very same pictures, where the data set stores them. negatives: for contrastive stages.
     """
 
     task: Task
@@ -59,6 +75,7 @@ class Batch(_OnDevice):
     images: Tensor
     target: Tensor | None
     latents: Latents | None = None
+    negatives: Negatives | None = None
 
 
 @dataclass(frozen=True)
@@ -88,3 +105,32 @@ class Condition(_OnDevice):
     """What the DiT is told: states [B, Q, caption channels]; every state is real, so there is no mask."""
 
     states: Tensor
+
+
+@dataclass(frozen=True)
+class Flow(_OnDevice):
+    """Where the DiT is asked for a velocity, and what the answer is measured against; float32.
+
+    x_t: [B, C, h, w], at times t: [B]; v: the path's velocity there, [B, C, h, w]. v_negative: [B, C, h, w] and
+    paired: bool [B], of contrastive stages: the velocity of another sample, and whether there is one.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    v: Tensor
+    v_negative: Tensor | None = None
+    paired: Tensor | None = None
+
+
+class Losses(NamedTuple):
+    """values: [B], float32. tags: name of a metric -> which samples count for it, bool [B]."""
+
+    values: Tensor
+    tags: dict[str, Tensor]
+
+    def detached(self) -> "Losses":
+        return Losses(self.values.detach(), self.tags)
+
+
+# (micro-batch, optimizer step) -> losses, with gradient; all that an engine need know of an objective.
+LossFn = Callable[[Batch, int], Losses]

@@ -55,9 +55,18 @@ REFUSED = {
         [put("stages", 0, "objective", {"kind": "contrastive"}), put("stages", 0, "global_batch", 1)],
         "needs another sample in the batch",
     ),
-    "contrast in micro-batches of one": (
-        [put("stages", 0, "objective", {"kind": "contrastive"}), put("stages", 0, "global_batch", 17)],
-        "stage first: .* two samples in a micro-batch, but the global batch 17",
+    "a batch that the ranks cannot share": (
+        [put("parallel", {"engine": "zero3", "ranks": 3})],
+        "stage first: the global batch 16 is not a multiple of the 3 ranks",
+    ),
+    "several processes of the single engine": ([put("parallel", {"ranks": 2})], "engine single is one process, not 2"),
+    "degrees of an engine that has none": (
+        [put("parallel", {"engine": "zero3", "ranks": 2, "tp": 2})],
+        "zero3 has no tensor or pipeline parallelism",
+    ),
+    "ranks that are no groups": (
+        [put("parallel", {"engine": "hybrid", "ranks": 4, "tp": 3})],
+        "4 ranks cannot be shared by groups of tp 3 x pp 1",
     ),
     "no clipping": ([put("stages", 0, "optimizer", {"lr": 1, "clip": 0})], "greater than 0"),
 }

@@ -174,6 +174,7 @@ def make_curriculum(shards: Path, **changes: Any) -> Curriculum:
         "steps": 60,
         "global_batch": 8,
         "trains": ["pathway"],
+        "objective": {"kind": "flow"},
         "optimizer": {"lr": 1e-3},
         "mixture": MIXTURE,
     }

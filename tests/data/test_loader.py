@@ -79,6 +79,32 @@ def test_ranks_share_out_the_global_batch_alike_in_every_layout(make_loader: Mak
             assert Counter(i for part in parts for i in ids(part)) == Counter(ids(whole.micro_batches(step)))
 
 
+def test_a_samples_contrastive_partner_is_the_next_of_the_global_batch_in_every_layout(make_loader: MakeLoader) -> None:
+    contrast = {"kind": "contrastive"}
+
+    def partners(world: int, micro: int, step: int) -> dict[int, tuple[int, int]]:
+        """Sample -> its partner and what that looks like."""
+        found = {}
+        for rank in range(world):
+            for batch in make_loader(rank, world, micro_batch=micro, objective=contrast).micro_batches(step):
+                others = torch.cat([batch.sample_ids, batch.negatives.sample_ids])[batch.negatives.index]
+                looks = torch.cat([batch.target, batch.negatives.target])[batch.negatives.index]
+                for own, other, look in zip(batch.sample_ids.tolist(), others.tolist(), looks, strict=True):
+                    found[own] = other, int(look.sum())
+        return found
+
+    for step in range(4):
+        whole = partners(1, 8, step)
+        assert sorted(other for other, _ in whole.values()) == sorted(whole), "every sample is one partner"
+        assert all(own != other for own, (other, _) in whole.items())
+        for world, micro in ((1, 2), (2, 1), (2, 4), (4, 2), (8, 1)):
+            assert partners(world, micro, step) == whole
+
+
+def test_a_stage_without_contrast_reads_no_partners(make_loader: MakeLoader) -> None:
+    assert make_loader().micro_batches(0)[0].negatives is None
+
+
 def test_the_whole_step_has_one_task(make_loader: MakeLoader) -> None:
     ranks = [make_loader(rank, 2) for rank in range(2)]
     for step in range(12):

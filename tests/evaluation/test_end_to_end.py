@@ -12,6 +12,7 @@ from wemmu.config.schema import Backbones
 from wemmu.models.weights import build_model
 from wemmu.parallel.single import SingleEngine
 from wemmu.training import checkpoint
+from wemmu.training.losses import FlowMatchingLoss
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Pat
     dump(run, folder / "config.yaml")
     model, reports = build_model(run.backbones, run.bridge, run.seed)
     model.freeze_all_but(run.stage.trains)
-    engine = SingleEngine(model, run.stage.optimizer)
+    engine = SingleEngine(model, FlowMatchingLoss(model, run), run.stage.optimizer, run.stage.global_batch)
     engine.step(1.0)
     frozen = dict(zip(("vlm", "vae", "dit"), (report.sha256 for report in reports), strict=True))
     checkpoint.save(

@@ -14,7 +14,7 @@ from wemmu.config import Curriculum, StageRun, dump, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.models.model import WeMMU
 from wemmu.models.weights import build_model, hash_files
-from wemmu.parallel.single import TrainState
+from wemmu.parallel.engine import TrainState
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.training import checkpoint
 

@@ -13,7 +13,7 @@ from wemmu.models.weights import build_model
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.backbones import TOKEN_PX
-from wemmu.types import Batch, Prompts
+from wemmu.types import Batch, Negatives, Prompts
 
 WORDS = ("a red circle", "two small blue squares above a green ring", "", "remove the triangle on the left")
 INPUTS = {Task.T2I: 0, Task.UNCONDITIONAL: 0, Task.RECONSTRUCTION: 1, Task.EDIT: 1, Task.MULTI_EDIT: 2}
@@ -48,10 +48,37 @@ def encode(encoder: PromptEncoder, texts: Sequence[str], images: Tensor) -> Prom
 
 
 def make_batch(
-    encoder: PromptEncoder, ids: Sequence[int], task: Task = Task.EDIT, size: tuple[int, int] = (32, 32)
+    encoder: PromptEncoder,
+    ids: Sequence[int],
+    task: Task = Task.EDIT,
+    size: tuple[int, int] = (32, 32),
+    following: int | None = None,
 ) -> Batch:
-    """A batch in which the content of a sample depends on its id and on nothing else."""
+    """A batch in which the content of a sample depends on its id and on nothing else.
+
+    The contrastive partner of a sample is the next one, of the last `following`, or the first if that is None.
+    """
     texts = [WORDS[i % len(WORDS)] for i in ids]
     inputs = torch.stack([pictures(i, INPUTS[task], 3, *size) for i in ids])
-    target = torch.stack([pictures(1000 + i, 3, *size) for i in ids])
-    return Batch(task, torch.tensor(ids), encode(encoder, texts, inputs), inputs, target)
+    further = [] if following is None else [following]
+    targets = torch.stack([pictures(1000 + i, 3, *size) for i in [*ids, *further]])
+    negatives = Negatives(
+        index=(torch.arange(len(ids)) + 1) % len(targets),
+        sample_ids=torch.tensor(further, dtype=torch.int64),
+        target=targets[len(ids) :],
+    )
+    prompts = encode(encoder, texts, inputs)
+    return Batch(task, torch.tensor(ids), prompts, inputs, targets[: len(ids)], negatives=negatives)
+
+
+def micro_batches(
+    encoder: PromptEncoder, ids: Sequence[int], task: Task, rank: int, world: int, accumulation: int
+) -> list[Batch]:
+    """What the loader gives this rank of the global batch `ids`: its slice of each accumulation step."""
+    size = len(ids) // (world * accumulation)
+    firsts = [(a * world + rank) * size for a in range(accumulation)]
+    whole = size == len(ids)
+    return [
+        make_batch(encoder, ids[f : f + size], task, following=None if whole else ids[(f + size) % len(ids)])
+        for f in firsts
+    ]

@@ -53,10 +53,11 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(
     planned = stage_plan(curriculum, stage)
     config = curriculum.stage_run(stage).stage
     model.freeze_all_but(config.trains)
-    engine = SingleEngine(model, config.optimizer)
+    engine = SingleEngine(
+        model, FlowMatchingLoss(model, curriculum.stage_run(stage)), config.optimizer, config.global_batch
+    )
     state = engine.state()
-    assert sum(p.numel() for p in engine.trained.values()) == planned.trained
-    assert sum(p.numel() for p in model.parameters()) == planned.trained + planned.frozen
+    assert engine.parameters == (planned.trained, planned.frozen)
     memory = planned.gpu_memory
     assert memory["moments"] == size(state.exp_avg) + size(state.exp_avg_sq)
     # Weights in fp32 are their own master.

@@ -41,7 +41,6 @@ def test_time_is_work_over_rate(published: Backbones):
         ({"world": 0}, "not a multiple of tp x pp = 1; valid nearby: 1"),
         # What divides the batches of all four stages.
         ({"world": 6 * 5, "tp": 2}, "2304 is not a multiple of the 15 ranks that share it; valid worlds for all"),
-        ({"world": 2304}, "two samples in a micro-batch, but a world of 2304 leaves each rank one"),
     ],
 )
 def test_degrees_that_cannot_be_are_refused_with_those_that_can(

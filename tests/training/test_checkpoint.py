@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wemmu.parallel.single import TrainState
+from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
 from wemmu.training.build import start_from
 from wemmu.training.checkpoint import CheckpointError

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.world import make_batch, make_model
+from tests.models.world import make_model, micro_batches
 from tests.training.runs import STAGE_RUN
 from wemmu.config.schema import Backbones, Optimizer
 from wemmu.config.task import Task
-from wemmu.parallel.single import SingleEngine, TrainState
+from wemmu.parallel.engine import TrainState
+from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.training.losses import FlowMatchingLoss
+from wemmu.types import Losses
 
 CONFIG = Optimizer(lr=0.01, dit_lr=0.003, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5)
 
@@ -30,20 +32,53 @@ def make_module() -> nn.Module:
 
 def loss_of(module: nn.Module, step: int, scale: float = 1.0) -> Tensor:
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+    x = x.to(module["dit"].weight.dtype)
     return scale * module["dit"](module["bridge"](x)).square().sum()
 
 
-def advance(engine: SingleEngine, module: nn.Module, steps: Sequence[int]) -> list[float]:
+def engine_of(module: nn.Module, config: Optimizer = CONFIG, loss=loss_of) -> SingleEngine:
+    """An engine whose samples are one number each: the factor of the loss."""
+    return SingleEngine(module, lambda scale, step: Losses(loss(module, step, scale)[None], {}), config, global_batch=1)
+
+
+def advance(engine: SingleEngine, steps: Sequence[int]) -> list[float]:
     norms = []
     for step in steps:
-        engine.backward(loss_of(module, step))
+        engine.accumulate([1.0], step)
         norms.append(engine.step(lr_share=1 / (1 + step)))
     return norms
+
+
+def clipped_gradients(engine: SingleEngine) -> dict[str, Tensor]:
+    """What a step hands to AdamW."""
+    seen: dict[str, Tensor] = {}
+    real = engine._adamw.step
+
+    def step(lr_share: float) -> None:
+        seen.update({name: g.clone() for name, g in engine.gradients().items()})
+        real(lr_share)
+
+    engine._adamw.step = step
+    engine.step(1.0)
+    return seen
 
 
 def clone(state: TrainState) -> TrainState:
     parts = ({n: t.clone() for n, t in d.items()} for d in (state.weights, state.exp_avg, state.exp_avg_sq))
     return TrainState(*parts, state.steps)
+
+
+def put(engine: SingleEngine, saved: TrainState) -> None:
+    """As a checkpoint does it: fill the live tensors, then say so."""
+    live = engine.state()
+    for mine, theirs in (
+        (live.weights, saved.weights),
+        (live.exp_avg, saved.exp_avg),
+        (live.exp_avg_sq, saved.exp_avg_sq),
+    ):
+        for name, tensor in mine.items():
+            tensor.copy_(theirs[name])
+    engine.restored(saved.steps)
 
 
 def same(a: TrainState, b: TrainState) -> bool:
@@ -79,7 +114,7 @@ def adamw_by_hand(module: nn.Module, steps: Sequence[int]) -> list[float]:
 
 def test_steps_equal_adamw_by_hand_with_its_groups_clip_and_schedule():
     ours, reference = make_module(), make_module()
-    norms = advance(SingleEngine(ours, CONFIG), ours, range(6))
+    norms = advance(engine_of(ours), range(6))
     expected = adamw_by_hand(reference, range(6))
     assert norms == pytest.approx(expected, rel=1e-4)
     assert max(expected) > 0.5, "nothing was clipped, so this proves less"
@@ -92,7 +127,7 @@ def test_the_bridges_vectors_and_no_others_learn_at_their_own_rate():
     module = make_module()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     config = Optimizer(lr=1e-3, dit_lr=2e-3, vector_scale=10, betas=(0.9, 0.95), clip=1e9)
-    advance(SingleEngine(module, config), module, [0])
+    advance(engine_of(module, config), [0])
     moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in module.named_parameters()}
     expected = {
         "bridge.0.weight": 1e-3,
@@ -105,77 +140,69 @@ def test_the_bridges_vectors_and_no_others_learn_at_their_own_rate():
 
 
 def test_clipping_is_by_the_global_norm_which_is_returned_unclipped():
-    module = make_module()
-    engine = SingleEngine(module, CONFIG)
-    engine.backward(loss_of(module, 0))
-    parameters = list(engine.trained.values())
-    gradients = [p.grad.clone() for p in parameters]
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-    seen: list[Tensor] = []
-    engine._optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in parameters))
-    assert engine.step(1.0) == pytest.approx(float(norm))
-    for clipped, gradient in zip(seen, gradients, strict=True):
-        torch.testing.assert_close(clipped, gradient * 0.5 / norm)
+    engine = engine_of(make_module())
+    engine.accumulate([1.0], 0)
+    gradients = {name: g.clone() for name, g in engine.gradients().items()}
+    norm = float(torch.cat([g.flatten() for g in gradients.values()]).norm())
+    again = engine_of(make_module())
+    again.accumulate([1.0], 0)
+    assert again.step(1.0) == pytest.approx(norm)
+    for name, clipped in clipped_gradients(engine).items():
+        torch.testing.assert_close(clipped, gradients[name] * 0.5 / norm)
 
 
 def test_a_gradient_within_the_norm_is_not_scaled():
-    module = make_module()
-    engine = SingleEngine(module, CONFIG)
-    engine.backward(loss_of(module, 0, scale=1e-4))
-    before = module["dit"].weight.grad.clone()
-    seen: list[Tensor] = []
-    engine._optimizer.register_step_pre_hook(lambda *_: seen.append(module["dit"].weight.grad.clone()))
-    assert engine.step(1.0) < 0.5
-    assert torch.equal(seen[0], before)
+    engine = engine_of(make_module())
+    engine.accumulate([1e-4], 0)
+    before = {name: g.clone() for name, g in engine.gradients().items()}
+    seen = clipped_gradients(engine)
+    assert all(torch.equal(seen[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float):
-    module = make_module()
-    engine = SingleEngine(module, CONFIG)
-    advance(engine, module, [0])
+    engine = engine_of(make_module())
+    advance(engine, [0])
     before = clone(engine.state())
-    engine.backward(loss_of(module, 1))
-    module["dit"].weight.grad[0, 0] = bad
+    engine.accumulate([1.0, bad], 1)
     norm = engine.step(1.0)
     assert not norm < float("inf")
     assert same(engine.state(), before)
-    assert all(p.grad is None or not p.grad.any() for p in module.parameters()), "the bad gradient is still there"
+    assert not any(g.any() for g in engine.gradients().values()), "the bad gradient is still there"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("done", [0, 2])
-def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(done: int):
-    module = make_module()
-    engine = SingleEngine(module, CONFIG)
-    advance(engine, module, range(done))
+def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(done: int, dtype: torch.dtype):
+    engine = engine_of(make_module().to(dtype))
+    advance(engine, range(done))
     saved = clone(engine.state())
     assert saved.steps == done
-    advance(engine, module, range(done, done + 3))
-    other = make_module()
+    advance(engine, range(done, done + 3))
+    other = make_module().to(dtype)
     for parameter in other.parameters():
         parameter.data.add_(1.0)
-    resumed = SingleEngine(other, CONFIG)
-    advance(resumed, other, [7])
-    resumed.load(saved)
+    resumed = engine_of(other)
+    advance(resumed, [7])
+    put(resumed, saved)
     assert same(resumed.state(), saved)
-    advance(resumed, other, range(done, done + 3))
+    advance(resumed, range(done, done + 3))
     assert same(resumed.state(), engine.state())
 
 
 def test_looking_at_the_state_does_not_change_the_run():
-    watched, left_alone = make_module(), make_module()
-    engines = [SingleEngine(m, CONFIG) for m in (watched, left_alone)]
+    engines = [engine_of(make_module()) for _ in range(2)]
     engines[0].state()
     for step in range(3):
-        advance(engines[0], watched, [step])
+        advance(engines[0], [step])
         engines[0].state()
-    advance(engines[1], left_alone, range(3))
+    advance(engines[1], range(3))
     assert same(engines[0].state(), engines[1].state())
 
 
 def test_the_state_names_every_trained_parameter_in_its_full_shape_and_no_other():
     module = make_module()
-    state = SingleEngine(module, CONFIG).state()
+    state = engine_of(module).state()
     shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
     for part in (state.weights, state.exp_avg, state.exp_avg_sq):
         assert {name: t.shape for name, t in part.items()} == shapes
@@ -184,45 +211,57 @@ def test_the_state_names_every_trained_parameter_in_its_full_shape_and_no_other(
 
 def test_a_parameter_that_a_step_does_not_use_takes_the_step_with_a_gradient_of_zero():
     """A step of one task leaves the parameters of another unused: the VAE branch in text to image."""
-    skipping, zeros = make_module(), make_module()
-    engines = [SingleEngine(m, CONFIG) for m in (skipping, zeros)]
-    for module, engine in zip((skipping, zeros), engines, strict=True):
-        advance(engine, module, [0])
-        weight = 0.0 if module is zeros else None
+
+    def skipping(module: nn.Module, step: int, scale: float) -> Tensor:
         x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
-        loss = module["dit"](x).square().sum()
-        engine.backward(loss if weight is None else loss + weight * loss_of(module, 1))
-        engine.step(1.0)
-        advance(engine, module, [2])
+        return module["dit"](x).square().sum() if step == 1 else loss_of(module, step, scale)
+
+    def with_zeros(module: nn.Module, step: int, scale: float) -> Tensor:
+        return skipping(module, step, scale) + 0.0 * loss_of(module, step)
+
+    engines = [engine_of(make_module(), loss=loss) for loss in (skipping, with_zeros)]
+    for engine in engines:
+        advance(engine, range(3))
     assert engines[0].state().steps == 3
     assert same(engines[0].state(), engines[1].state())
 
 
 def test_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="nothing to train"):
-        SingleEngine(nn.Linear(2, 2).requires_grad_(False), CONFIG)
+        engine_of(nn.Linear(2, 2).requires_grad_(False))
 
 
+def test_bf16_weights_follow_float32_masters():
+    """Steps smaller than bfloat16 can say are not lost."""
+    module = make_module().bfloat16()
+    engine = engine_of(module, Optimizer(lr=1e-5, dit_lr=1e-5, clip=1e9))
+    before = {name: w.clone() for name, w in engine.state().weights.items()}
+    advance(engine, [0] * 20)
+    for name, master in engine.state().weights.items():
+        assert master.dtype == torch.float32
+        assert torch.equal(module.get_parameter(name), master.bfloat16())
+        assert (master != before[name]).any(), name
+
+
+@pytest.mark.parametrize("kind", ["flow", "contrastive"])
 @pytest.mark.parametrize("task", [Task.T2I, Task.EDIT])
-def test_accumulated_micro_batches_equal_one_large_batch(backbones: Backbones, encoder: PromptEncoder, task: Task):
+def test_accumulated_micro_batches_equal_one_large_batch(
+    backbones: Backbones, encoder: PromptEncoder, task: Task, kind: str
+):
     model = make_model(backbones)
     model.freeze_all_but(("vae_branch", "pathway", "position_mlp", "dit"))
-    loss = FlowMatchingLoss(model, STAGE_RUN)
+    objective = STAGE_RUN.stage.objective.model_copy(update={"kind": kind})
+    run = STAGE_RUN.model_copy(update={"stage": STAGE_RUN.stage.model_copy(update={"objective": objective})})
 
-    def gradients(*parts: list[int]) -> tuple[float, dict[str, Tensor]]:
-        model.zero_grad(set_to_none=True)
-        total = 0.0
-        for ids in parts:
-            share = loss(make_batch(encoder, ids, task), 3).values.sum() / 4
-            share.backward()
-            total += share.item()
-        return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    def gradients(accumulation: int) -> tuple[float, dict[str, Tensor]]:
+        engine = SingleEngine(model, FlowMatchingLoss(model, run), CONFIG, global_batch=4)
+        losses = engine.accumulate(micro_batches(encoder, [5, 2, 3, 9], task, 0, 1, accumulation), 3)
+        return sum(float(one.values.sum()) for one in losses), engine.gradients()
 
-    whole, gradient = gradients([0, 1, 2, 3])
-    for split in ([[0, 1], [2, 3]], [[3], [0, 2, 1]]):
-        summed, other = gradients(*split)
+    whole, gradient = gradients(1)
+    for accumulation in (2, 4):
+        summed, other = gradients(accumulation)
         assert summed == pytest.approx(whole, rel=1e-5)
-        assert other.keys() == gradient.keys()
         scale = max(float(g.abs().max()) for g in gradient.values())
         for name in gradient:
             assert torch.allclose(other[name], gradient[name], atol=1e-5 * scale, rtol=1e-3), name

@@ -77,7 +77,7 @@ def stage(backbones: Backbones, shards: Path) -> StageRun:
 def losses(parts: Parts) -> dict[tuple[Task, int], torch.Tensor]:
     """Of each micro-batch of ten steps, which hold every task."""
     return {
-        (batch.task, step): parts.loss(batch, step).values.detach()
+        (batch.task, step): parts.engine.accumulate([batch], step)[0].values
         for step in range(10)
         for batch in parts.loader.micro_batches(step)
     }

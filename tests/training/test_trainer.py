@@ -20,7 +20,7 @@ from wemmu import train
 from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
-from wemmu.parallel.single import TrainState
+from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint, trainer
 from wemmu.training.losses import FlowMatchingLoss, Losses
 from wemmu.training.signals import EXIT_INTERRUPTED

@@ -29,7 +29,7 @@ class ShapesSource(_Source):
     kind: Literal["shapes"]
     name: str = "shapes"
     samples: dict[Task, Positive]
-    edits: dict[str, PositiveFloat] = {}
+    edits: dict[str, PositiveFloat] = Field(default_factory=dict)
     seed: int = 0
 
 

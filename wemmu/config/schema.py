@@ -143,6 +143,8 @@ class Memory(Config):
 
     micro_batch: Positive
     reference_resolution: Positive
+    # Recompute each layer of the bridge and the DiT in the backward pass instead of keeping what is inside.
+    checkpointing: bool = False
     # Pictures whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
     cached_pictures: Annotated[int, Field(ge=0)] = 0
 
@@ -158,6 +160,30 @@ class Memory(Config):
         fits = max(1, int(self.micro_batch * (self.reference_resolution / resolution) ** 2))
         micro = max(m for m in range(1, min(fits, per_rank) + 1) if per_rank % m == 0)
         return micro, per_rank // micro
+
+
+class Parallel(Config):
+    """How many processes train, and how they share the model; see docs/parallel.md.
+
+    single: one process. zero3: DeepSpeed ZeRO-3 shards all that is trained over the ranks. hybrid: `tp` x `pp` ranks
+    share a DiT, by slices of its layers and by stages; the bridge, and the DiT over the copies there are, sharded.
+    """
+
+    engine: Literal["single", "zero3", "hybrid"] = "single"
+    ranks: Positive = 1
+    tp: Positive = 1
+    pp: Positive = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> "Parallel":
+        degrees = self.tp * self.pp
+        if self.engine == "single" and self.ranks > 1:
+            raise ValueError(f"engine single is one process, not {self.ranks}; valid for several: zero3, hybrid")
+        if self.engine != "hybrid" and degrees > 1:
+            raise ValueError(f"engine {self.engine} has no tensor or pipeline parallelism; valid with it: hybrid")
+        if self.ranks % degrees:
+            raise ValueError(f"{self.ranks} ranks cannot be shared by groups of tp {self.tp} x pp {self.pp}")
+        return self
 
 
 class Data(Config):
@@ -230,6 +256,7 @@ class Curriculum(Config):
     bridge: Bridge = Bridge()
     data: Data
     memory: Memory
+    parallel: Parallel = Parallel()
     sampling: Sampling = Sampling()
     logging: Logging = Logging()
     evaluation: Evaluation = Evaluation()
@@ -243,18 +270,17 @@ class Curriculum(Config):
             raise ValueError(f"stages need distinct names, got: {', '.join(names) or 'none'}")
         learnable = self.bridge.queries.design != "noisy"
         for stage in self.stages:
+            if stage.global_batch % self.parallel.ranks:
+                raise ValueError(
+                    f"stage {stage.name}: the global batch {stage.global_batch} is not a multiple of the "
+                    f"{self.parallel.ranks} ranks"
+                )
             if "queries" in stage.trains and not learnable:
                 raise ValueError(f"stage {stage.name} trains the queries, but noisy queries have no parameters")
             if learnable and "queries" not in stage.trains:
                 raise ValueError(f"stage {stage.name} must train the queries of design {self.bridge.queries.design}")
             if "vae_branch" in stage.trains and not self.bridge.vae_branch:
                 raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
-            micro, _ = self.memory.micro_batch_at(stage.resolution, stage.global_batch)
-            if stage.objective.kind == "contrastive" and micro < 2:
-                raise ValueError(
-                    f"stage {stage.name}: the contrastive objective needs two samples in a micro-batch, but the "
-                    f"global batch {stage.global_batch} and memory.micro_batch {self.memory.micro_batch} leave it one"
-                )
         return self
 
     def stage_run(self, name: str) -> "StageRun":
@@ -281,6 +307,7 @@ class StageRun(Config):
     bridge: Bridge
     data: Data
     memory: Memory
+    parallel: Parallel
     sampling: Sampling
     logging: Logging
     evaluation: Evaluation

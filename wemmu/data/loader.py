@@ -11,11 +11,11 @@ import torch
 from wemmu.config import StageRun
 from wemmu.config.shards import StreamSettings
 from wemmu.data.mixture import Order, schedule
-from wemmu.data.shards import ShardStream, stacked
+from wemmu.data.shards import Sample, ShardStream, stacked
 from wemmu.data.streams import open_streams
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
-from wemmu.types import Batch, Latents
+from wemmu.types import Batch, Latents, Negatives
 
 
 class Loader:
@@ -51,6 +51,7 @@ class Loader:
         self._orders = [Order(s.sizes, f"{self._seed}/{s.settings.name}") for s in self._streams]
         self._encoder, self._token_px = encoder, token_px
         self._rank, self._world = rank, world
+        self._paired = stage.objective.kind == "contrastive"
         self._threads = ThreadPoolExecutor(run.data.workers, "loader") if run.data.workers else None
         self._ahead: dict[int, Future[list[Batch]]] = {}
         self._workers, self._steps = run.data.workers, stage.steps
@@ -98,24 +99,42 @@ class Loader:
         number = self._stream_of[step]
         # Of the stream's endless sequence a step takes a global batch, a micro-step a part of that, a rank a slice.
         micro_step = self._micro * self._world
-        first = (int(self._times_taken[step]) * self._accumulation + np.arange(self._accumulation)) * micro_step
-        positions = first[:, None] + self._rank * self._micro + np.arange(self._micro)  # [accumulation, micro-batch]
-        indices = self._orders[number](positions.flatten()).reshape(positions.shape)
-        return [self._batch(self._streams[number], row) for row in indices]
+        begin = int(self._times_taken[step]) * self._accumulation * micro_step
+        first = np.arange(self._accumulation) * micro_step + self._rank * self._micro
+        # The partner of a sample is the next one of the global batch, so that it is the same in every layout; of a
+        # micro-batch's last it is outside, unless the micro-batch is all there is.
+        outside = 1 if self._paired and micro_step * self._accumulation > self._micro else 0
+        places = (first[:, None] + np.arange(self._micro + outside)) % (micro_step * self._accumulation)
+        indices = self._orders[number]((begin + places).flatten()).reshape(places.shape)
+        return [self._batch(self._streams[number], row[: self._micro], row[self._micro :]) for row in indices]
 
-    def _batch(self, stream: ShardStream, indices: np.ndarray) -> Batch:
+    def _batch(self, stream: ShardStream, indices: np.ndarray, outside: np.ndarray) -> Batch:
         samples = [stream[index] for index in indices]
+        further = [stream[index] for index in outside]
         grid = token_grid(stream.settings.height, stream.settings.width, self._token_px)
         latents = None
         if stream.settings.latents is not None:
             stored = torch.stack([s.latents for s in samples])  # [B, 1 + N, C, h, w]
             latents = Latents(target=stored[:, 0], images=stored[:, 1:])
+        target = stacked([s.target for s in samples])
         return Batch(
             task=stream.settings.task,
             sample_ids=torch.tensor([sample_id(s.id) for s in samples]),
             prompts=self._encoder([s.prompt for s in samples], [[grid] * len(s.images) for s in samples]),
             images=stacked([s.images for s in samples]),
-            target=stacked([s.target for s in samples]),
+            target=target,
+            latents=latents,
+            negatives=self._negatives(len(samples), further, target) if self._paired else None,
+        )
+
+    def _negatives(self, own: int, further: list[Sample], target: torch.Tensor) -> Negatives:
+        latents = None
+        if further and further[0].latents is not None:
+            latents = torch.stack([s.latents[0] for s in further])
+        return Negatives(
+            index=(torch.arange(own) + 1) % (own + len(further)),
+            sample_ids=torch.tensor([sample_id(s.id) for s in further], dtype=torch.int64),
+            target=stacked([s.target for s in further]) if further else target[:0],
             latents=latents,
         )
 

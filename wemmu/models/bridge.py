@@ -30,9 +30,12 @@ class Bridge(nn.Module):
         latents [B, N, C, h, w]: of the input pictures, scaled as the DiT's own; N = 0 without input.
         """
         rows, columns = self.queries.grid(*grid)
-        queries = self.queries(*grid, noise)  # [B, Q, D]
+        # Noise is drawn in float32; the pathway computes in the type of the prefix.
+        queries = self.queries(*grid, noise).to(prefix.keys[0].dtype)  # [B, Q, D]
         tokens, positions = queries, image_grid_positions(prefix.next_position, rows, columns)
-        if self.vae_branch is not None and latents.shape[1]:
+        if self.vae_branch is not None:
+            # Also where there is no picture and hence no token: a branch that some steps leave out would have no
+            # gradient there, which sharded engines take for that of the step before.
             tokens = torch.cat([self.vae_branch(latents), queries], dim=1)
             positions = torch.cat([prefix.image_positions, positions], dim=-1)
         states = self.pathway(tokens, positions, prefix)[:, -rows * columns :]

@@ -167,7 +167,7 @@ def check_degrees(curriculum: Curriculum, sizes: Sizes, degrees: Degrees) -> Non
 
 def _check_batch(curriculum: Curriculum, stage: Stage, degrees: Degrees) -> None:
     try:
-        micro, _ = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.dp)
+        curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.dp)
     except ValueError as error:
         model = degrees.tp * degrees.pp
         common = math.gcd(*(one.global_batch for one in curriculum.stages))
@@ -176,8 +176,3 @@ def _check_batch(curriculum: Curriculum, stage: Stage, degrees: Degrees) -> None
             f"stage {stage.name}: {error} that share it; valid worlds for all stages with tp x pp = {model}: "
             f"{', '.join(worlds)}"
         ) from error
-    if stage.objective.kind == "contrastive" and micro < 2:
-        raise PlanError(
-            f"stage {stage.name}: the contrastive objective needs two samples in a micro-batch, but a world of "
-            f"{degrees.world} leaves each rank one; valid: fewer ranks, a larger global batch or memory.micro_batch"
-        )

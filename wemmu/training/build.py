@@ -13,11 +13,13 @@ from wemmu.data.loader import Loader
 from wemmu.models.model import WeMMU
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.weights import LoadReport, build_model
+from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
+from wemmu.parallel.topology import ALONE, Topology
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Sampler
 from wemmu.training.checkpoint import CheckpointError, Manifest, load_weights
-from wemmu.training.losses import FlowMatchingLoss, LossFn
+from wemmu.training.losses import FlowMatchingLoss
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,15 @@ class Parts:
     """
 
     model: WeMMU
-    engine: SingleEngine
+    engine: Engine
     loader: Loader
-    loss: LossFn
     sampler: Sampler
     carried: dict[str, Tensor]
     frozen: dict[str, str]
     reports: list[LoadReport]
 
 
-def build(run: StageRun) -> Parts:
+def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str = "cpu") -> Parts:
     """Load, freeze, start from the weights of the stage before, and connect.
 
     Raises:
@@ -55,13 +56,12 @@ def build(run: StageRun) -> Parts:
     if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
         del identities["dit"]
     encoder = PromptEncoder(run.backbones.vlm)
-    loader = Loader(run, encoder, model.vlm.token_px)
+    loader = Loader(run, encoder, model.vlm.token_px, topology.rank, topology.world)
     check_latents(loader.settings, model.vae, identities["vae"])
     return Parts(
         model=model,
-        engine=SingleEngine(model, run.stage.optimizer),
+        engine=_engine(run, model, topology, device),
         loader=loader,
-        loss=FlowMatchingLoss(model, run),
         sampler=Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution)),
         carried={
             name: parameter.detach()
@@ -71,6 +71,15 @@ def build(run: StageRun) -> Parts:
         frozen=identities,
         reports=reports,
     )
+
+
+def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.device | str) -> Engine:
+    loss = FlowMatchingLoss(model, run)
+    match run.parallel.engine:
+        case "single":
+            return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch)
+        case engine:
+            raise NotImplementedError(f"engine {engine}")
 
 
 def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU, PromptEncoder]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from wemmu.parallel.single import TrainState
+from wemmu.parallel.engine import TrainState
 
 # One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

@@ -1,60 +1,73 @@
 """What an optimizer step minimises: one loss per sample of a micro-batch, with tags to report it by."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from wemmu.config.schema import StageRun
 from wemmu.models.model import WeMMU
 from wemmu.noise import Noise
-from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, negatives
-from wemmu.objectives.path import sample_time
-from wemmu.types import Batch
+from wemmu.objectives.flow import contrastive_flow_matching, flow_matching
+from wemmu.objectives.path import sample_path, sample_time
+from wemmu.types import Batch, Condition, Flow, Losses
 
 TIME_BINS = 4
 
 
-class Losses(NamedTuple):
-    """values: [B], with gradient. tags: name of a metric -> which samples count for it, bool [B]."""
-
-    values: Tensor
-    tags: dict[str, Tensor]
-
-
-# (micro-batch, optimizer step) -> losses; all that the trainer knows of an objective.
-LossFn = Callable[[Batch, int], Losses]
-
-
 class FlowMatchingLoss:
-    """The objective of a generation stage over the whole model: encode, condition, and match the flow."""
+    """The objective of a generation stage over the whole model: draw, condition, ask for the velocity, compare.
+
+    The parts are open, because an engine may compute the velocity elsewhere and for many micro-batches at a time
+    (`wemmu.parallel.hybrid`); called as a whole, they run one after the other.
+    """
 
     def __init__(self, model: WeMMU, run: StageRun):
         self.model, self.config, self.seed = model, run.stage.objective, run.seed
         self.resolution = run.stage.resolution
 
     def __call__(self, batch: Batch, step: int) -> Losses:
-        noise = Noise(self.seed, step, batch.sample_ids.cpu(), batch.target.device)
-        targets, inputs = (None, None) if batch.latents is None else (batch.latents.target, batch.latents.images)
-        x_0 = self.model.target_latents(batch.target, targets)
+        flow, condition = self.draw(batch, step), self.condition(batch, step)
+        predicted = self.model.velocity(flow.x_t, flow.t, condition)
+        return Losses(self.values(predicted, flow), self.tags(batch, flow))
+
+    @torch.no_grad()
+    def draw(self, batch: Batch, step: int) -> Flow:
+        """The points of the paths at which the velocity is asked for, and what it should be."""
+        noise = self._noise(batch, step)
+        x_0 = self.model.target_latents(batch.target, None if batch.latents is None else batch.latents.target).float()
         eps = noise.normal("eps", tuple(x_0.shape[1:]))
         t = sample_time(self.config.time, self.resolution, noise.normal("time", ()))
-        condition = self.model.condition(batch.prompts, batch.images, tuple(batch.target.shape[-2:]), noise, inputs)
+        path = sample_path(x_0, eps, t)
+        if self.config.kind == "flow":
+            return Flow(path.x_t, t, path.v)
+        negatives = batch.negatives
+        assert negatives is not None, "the loader pairs the samples of a contrastive stage"
+        further = Noise(self.seed, step, negatives.sample_ids.cpu(), x_0.device)
+        v = path.v
+        if len(negatives.target):
+            x_0 = self.model.target_latents(negatives.target, negatives.latents).float()
+            v = torch.cat([v, further.normal("eps", tuple(x_0.shape[1:])) - x_0])
+        ids = torch.cat([batch.sample_ids, negatives.sample_ids])
+        return Flow(path.x_t, t, path.v, v[negatives.index], ids[negatives.index] != batch.sample_ids)
 
-        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.model.velocity(x_t, t, condition)
+    def condition(self, batch: Batch, step: int) -> Condition:
+        """The condition for a micro-batch, with the bridge's gradient."""
+        size = tuple(batch.target.shape[-2:])
+        inputs = None if batch.latents is None else batch.latents.images
+        return self.model.condition(batch.prompts, batch.images, size, self._noise(batch, step), inputs)
 
+    def values(self, predicted: Tensor, flow: Flow) -> Tensor:
+        """One loss per sample, [B], of velocities predicted at the points of `flow`."""
         match self.config.kind:
             case "flow":
-                values = flow_matching(velocity, x_0, eps, t)
+                return flow_matching(predicted, flow.v)
             case "contrastive":
-                pairs = negatives(batch.sample_ids)
-                values = contrastive_flow_matching(velocity, x_0, eps, t, pairs, self.config.weight)
-        return Losses(values, {f"loss/{batch.task}": torch.ones_like(t, dtype=torch.bool)} | _by_time(t))
+                return contrastive_flow_matching(predicted, flow.v, flow.v_negative, flow.paired, self.config.weight)
 
+    def tags(self, batch: Batch, flow: Flow) -> dict[str, Tensor]:
+        """By task, and by noise level in equal bins of t: where a model that looks fine on average goes wrong."""
+        bins = (flow.t * TIME_BINS).long().clamp(max=TIME_BINS - 1)
+        by_time = {f"loss/t_{i / TIME_BINS:.2f}_{(i + 1) / TIME_BINS:.2f}": bins == i for i in range(TIME_BINS)}
+        return {f"loss/{batch.task}": torch.ones_like(bins, dtype=torch.bool)} | by_time
 
-def _by_time(t: Tensor) -> dict[str, Tensor]:
-    """Loss by noise level, in equal bins of t: where a model that looks fine on average goes wrong."""
-    bins = (t * TIME_BINS).long().clamp(max=TIME_BINS - 1)
-    return {f"loss/t_{i / TIME_BINS:.2f}_{(i + 1) / TIME_BINS:.2f}": bins == i for i in range(TIME_BINS)}
+    def _noise(self, batch: Batch, step: int) -> Noise:
+        return Noise(self.seed, step, batch.sample_ids.cpu(), batch.target.device)

@@ -11,6 +11,7 @@ import torch
 
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
+from wemmu.parallel.topology import gathered
 
 
 class Window:
@@ -28,7 +29,13 @@ class Window:
         self._sums[key] = total + float(values.sum()), count + len(values)
 
     def means(self) -> dict[str, float]:
-        return {key: total / count for key, (total, count) in self._sums.items() if count}
+        """Mean of each key over the samples of all ranks, which must all ask."""
+        totals: dict[str, tuple[float, int]] = {}
+        for sums in gathered(self._sums):
+            for key, (total, count) in sums.items():
+                before = totals.get(key, (0.0, 0))
+                totals[key] = before[0] + total, before[1] + count
+        return {key: total / count for key, (total, count) in totals.items() if count}
 
 
 class Record:

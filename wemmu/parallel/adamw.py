@@ -1,0 +1,72 @@
+"""AdamW over float32 tensors by name, whole or shards: it works element by element, so a shard is as good."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.config.schema import Optimizer as OptimizerConfig
+from wemmu.parallel.engine import TrainState
+
+
+def rates(name: str, ndim: int, config: OptimizerConfig) -> tuple[float, float]:
+    """(peak learning rate, weight decay) of the parameter with this canonical name and number of dimensions.
+
+    The DiT (`dit.*`) has a rate of its own; vectors (norms, biases) are never decayed, and those of the bridge learn
+    `vector_scale` times as fast.
+    """
+    vector = ndim < 2
+    bridge_lr = config.lr * config.vector_scale if vector else config.lr
+    return config.dit_lr if name.startswith("dit.") else bridge_lr, 0.0 if vector else config.weight_decay
+
+
+class AdamW:
+    """Steps on `weights`, name -> float32 tensor, in place. The gradients are put into `weights[name].grad`."""
+
+    def __init__(self, weights: Mapping[str, Tensor], config: OptimizerConfig):
+        """Raises ValueError if there is nothing to train."""
+        if not weights:
+            raise ValueError("nothing to train: every parameter is frozen")
+        # A parameter of its own on the same memory: torch's optimizer takes leaves only.
+        self.weights = {name: nn.Parameter(weight.detach()) for name, weight in weights.items()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, weight in self.weights.items():
+            groups.setdefault(rates(name, weight.ndim, config), []).append(weight)
+        self._optimizer = torch.optim.AdamW(
+            [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
+            betas=config.betas,
+            fused=True,
+        )
+
+    def step(self, lr_share: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_share
+        self._optimizer.step()
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> TrainState:
+        """The live weights and moments; moments that no step has made yet are made, as zeros."""
+        for weight in self.weights.values():
+            if not self._optimizer.state[weight]:
+                self._optimizer.state[weight] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                }
+        states = {name: self._optimizer.state[weight] for name, weight in self.weights.items()}
+        steps = {int(state["step"]) for state in states.values()}
+        assert len(steps) == 1, "all parameters take every step"
+        return TrainState(
+            weights={name: weight.detach() for name, weight in self.weights.items()},
+            exp_avg={name: state["exp_avg"] for name, state in states.items()},
+            exp_avg_sq={name: state["exp_avg_sq"] for name, state in states.items()},
+            steps=steps.pop(),
+        )
+
+    def restored(self, steps: int) -> None:
+        """Go on from `steps` steps, with the weights and moments that were written into the tensors of `state`."""
+        self.state()
+        for weight in self.weights.values():
+            self._optimizer.state[weight]["step"].fill_(steps)

@@ -1,0 +1,56 @@
+"""What every engine is to the trainer: gradients of a global batch, an optimizer step, and its state by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from wemmu.types import Batch, Losses
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything an optimizer step changes, under canonical names and whole shapes.
+
+    weights, exp_avg, exp_avg_sq: a tensor for each trained parameter of which this rank holds something, whole or, as a
+    `Placed`, in parts; float32 and live, so that what is written into them is what the next step uses once `restored`
+    was called. steps: optimizer steps taken.
+    """
+
+    weights: dict[str, Tensor]
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    steps: int
+
+
+class Engine(Protocol):
+    """One rank's part of training. All ranks call the same methods in the same order.
+
+    parameters: numbers of trained and of frozen ones in the whole model.
+    """
+
+    parameters: tuple[int, int]
+
+    def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
+        """Forward and backward of this rank's micro-batches of optimizer step `step`.
+
+        Adds the gradient of the mean loss over the global batch. Returns the losses of its own samples, detached.
+        """
+        ...
+
+    def step(self, lr_share: float) -> float:
+        """Clip by the global norm, step with `lr_share` of the peak rates, and clear the gradients.
+
+        Returns the norm of the whole gradient before clipping, equal on all ranks. A norm that is not finite leaves the
+        weights untouched; the caller decides what that means.
+        """
+        ...
+
+    def state(self) -> TrainState:
+        """A view of the live tensors; copy before the next step if it must last."""
+        ...
+
+    def restored(self, steps: int) -> None:
+        """The tensors of `state` were filled with those of a checkpoint after `steps` steps: go on from there."""
+        ...

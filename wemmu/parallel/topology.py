@@ -1,0 +1,122 @@
+"""Ranks as a value: who this process is, which groups it stands in, and which axes share what."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from wemmu.config.schema import Parallel
+
+
+@dataclass(frozen=True)
+class Topology:
+    """`world` ranks as a grid [data, stage, tensor], the last axis running fastest.
+
+    Ranks of one model group, which share a DiT, are neighbours, so that they can sit on one node. Every rank reads
+    samples of its own and runs the bridge on them: the loader and the noise know `rank` and `world` and nothing of the
+    grid. Tensor ranks and stages see the same samples of the DiT because the boundary hands them out
+    (`wemmu.parallel.boundary`), never because they read or draw the same.
+    """
+
+    rank: int = 0
+    world: int = 1
+    tp: int = 1
+    pp: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.world % (self.tp * self.pp) == 0, "the config refuses such degrees"
+        assert 0 <= self.rank < self.world
+
+    @property
+    def tensor(self) -> int:
+        return self.rank % self.tp
+
+    @property
+    def stage(self) -> int:
+        return self.rank // self.tp % self.pp
+
+    @property
+    def data(self) -> int:
+        return self.rank // (self.tp * self.pp)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes what is written once."""
+        return self.rank == 0
+
+    def tensor_groups(self) -> list[list[int]]:
+        """Ranks that hold slices of the same layers; each a list in the order of `tensor`."""
+        return [list(range(first, first + self.tp)) for first in range(0, self.world, self.tp)]
+
+    def stage_groups(self) -> list[list[int]]:
+        """Ranks that hold the same slice of successive layers, in the order of `stage`."""
+        size = self.tp * self.pp
+        return [
+            list(range(first + slice_, first + size, self.tp))
+            for first in range(0, self.world, size)
+            for slice_ in range(self.tp)
+        ]
+
+    def model_groups(self) -> list[list[int]]:
+        """Ranks that together hold one DiT."""
+        size = self.tp * self.pp
+        return [list(range(first, first + size)) for first in range(0, self.world, size)]
+
+    def data_groups(self) -> list[list[int]]:
+        """Ranks that hold the same part of the DiT, for other samples, in the order of `data`."""
+        size = self.tp * self.pp
+        return [list(range(place, self.world, size)) for place in range(size)]
+
+    def group(self, groups: list[list[int]]) -> dist.ProcessGroup:
+        """The process group of the one of `groups` in which this rank is. All ranks must call it alike."""
+        group, _ = dist.new_subgroups_by_enumeration(groups)
+        return group
+
+
+# One process that trains by itself.
+ALONE = Topology()
+
+
+def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
+    """Join the other ranks of the run, if there are any, and take a device.
+
+    Reads what torchrun and the Slurm script set: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+
+    Raises:
+        ValueError: if there are not as many processes as the config says, with the way to start them.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if world != parallel.ranks:
+        raise ValueError(
+            f"parallel.ranks is {parallel.ranks}, but {world} process{'es' if world > 1 else ''} run; start them with "
+            f"`torchrun --nproc-per-node {parallel.ranks} -m wemmu.train ...`, or let the launcher do it"
+        )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        # Both back ends, so that what is on a CPU can be exchanged, too: checkpoints, metrics, the wish to stop.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    return Topology(rank, world, parallel.tp, parallel.pp), device
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is set on any rank; all must ask."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor([flag], dtype=torch.uint8)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def gathered(value: object) -> list:
+    """What every rank says, in the order of the ranks; all must speak."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
