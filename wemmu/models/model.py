@@ -1,10 +1,12 @@
 """All of WeMMU on one device: what is frozen, what can be trained, and the way from a prompt to a velocity."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from wemmu.config.schema import Module
 from wemmu.models.bridge import Bridge
-from wemmu.models.dit import velocity
+from wemmu.models.dit import DiTStage, velocity
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
 from wemmu.noise import Noise
@@ -18,6 +20,8 @@ class WeMMU(nn.Module):
     def __init__(self, vlm: FrozenVLM, vae: FrozenVAE, bridge: Bridge, dit: nn.Module):
         super().__init__()
         self.vlm, self.vae, self.bridge, self.dit = vlm, vae, bridge, dit
+        # (x_t, t, states) -> velocity, where the DiT is not here as a whole (`stage_of_dit`).
+        self.velocity_elsewhere: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def condition(
         self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise, stored: Tensor | None = None
@@ -49,7 +53,13 @@ class WeMMU(nn.Module):
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """v_theta(x_t, t, y) of the DiT; see `wemmu.models.dit.velocity`."""
+        if self.velocity_elsewhere is not None:
+            return self.velocity_elsewhere(x_t, t, condition.states)
         return velocity(self.dit, x_t, t, condition)
+
+    def stage_of_dit(self, stage: int, stages: int) -> DiTStage:
+        """Make the DiT one stage of a chain. What the others have is gone; who runs them gives `velocity_elsewhere`."""
+        return DiTStage(self.dit, stage, stages)
 
     def modules_by_name(self) -> dict[Module, nn.Module]:
         """The parts that a stage can name in `trains`; parts this configuration lacks are left out."""

@@ -1,0 +1,153 @@
+"""Cases on which engines must agree: a stage's settings, a global batch a step, and what comes out of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.models.world import make_model, micro_batches
+from tests.training.runs import STAGE_RUN
+from wemmu.config import StageRun
+from wemmu.config.schema import Backbones, Optimizer, Parallel
+from wemmu.config.task import Task
+from wemmu.models.model import WeMMU
+from wemmu.parallel.engine import Engine
+from wemmu.parallel.placed import Placed
+from wemmu.parallel.single import SingleEngine
+from wemmu.prompts import PromptEncoder
+from wemmu.training.losses import FlowMatchingLoss
+
+ALL = ("vae_branch", "pathway", "position_mlp", "dit")
+T2I, EDIT, MULTI = Task.T2I, Task.EDIT, Task.MULTI_EDIT
+GLOBAL_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """tasks: of each step; accumulation: micro-batches of a rank in a step."""
+
+    trains: tuple[str, ...] = ALL
+    kind: str = "flow"
+    tasks: tuple[Task, ...] = (EDIT,)
+    design: str = "noisy"
+    vae_branch: bool = True
+    accumulation: int = 1
+    dtype: str = "float32"
+    clip: float = 1.0
+
+    @property
+    def run(self) -> StageRun:
+        stage = STAGE_RUN.stage
+        optimizer = Optimizer(lr=1e-3, dit_lr=4e-4, vector_scale=3.0, weight_decay=0.1, clip=self.clip)
+        objective = stage.objective.model_copy(update={"kind": self.kind, "weight": 0.2})
+        changed = {"optimizer": optimizer, "objective": objective, "global_batch": GLOBAL_BATCH, "trains": self.trains}
+        return STAGE_RUN.model_copy(
+            update={
+                "stage": stage.model_copy(update=changed),
+                "backbones": STAGE_RUN.backbones.model_copy(update={"dtype": self.dtype}),
+            }
+        )
+
+
+STAGES = {
+    "stage1": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I, Task.RECONSTRUCTION)),
+    "stage2": Case(tasks=(T2I, Task.RECONSTRUCTION)),
+    "stage3": Case(tasks=(EDIT, T2I, EDIT)),
+    "stage4": Case(tasks=(MULTI, Task.UNCONDITIONAL)),
+}
+DESIGNS = {
+    design: Case(trains=("pathway", "position_mlp", "queries", "dit"), design=design, vae_branch=False)
+    for design in ("learnable_fixed", "learnable_dynamic")
+}
+
+
+@dataclass
+class Outcome:
+    """losses: step -> sample -> loss. gradients: of the first step, before clipping. norms: of each step."""
+
+    losses: list[dict[int, float]] = field(default_factory=list)
+    gradients: dict[str, Any] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+MakeEngine = Callable[[WeMMU, FlowMatchingLoss, StageRun], Engine]
+
+
+def model_of(case: Case, backbones: Backbones) -> WeMMU:
+    model = make_model(backbones.model_copy(update={"dtype": case.dtype}), case.design, case.vae_branch)
+    model.freeze_all_but(case.trains)
+    return model.train()
+
+
+def go(case: Case, backbones: Backbones, make: MakeEngine, rank: int = 0, world: int = 1) -> Outcome:
+    """Train a step for each of the case's tasks; tensors come as parts, see `portable`."""
+    model, encoder, outcome = model_of(case, backbones), PromptEncoder(backbones.vlm), Outcome()
+    engine = make(model, FlowMatchingLoss(model, case.run), case.run)
+    for step, task in enumerate(case.tasks):
+        ids = [100 * step + i for i in range(GLOBAL_BATCH)]
+        batches = micro_batches(encoder, ids, task, rank, world, case.accumulation)
+        losses = engine.accumulate(batches, step)
+        outcome.losses.append(
+            {i: v for b, one in zip(batches, losses, strict=True)
+             for i, v in zip(b.sample_ids.tolist(), one.values.tolist(), strict=True)}
+        )  # fmt: skip
+        if step == 0:
+            outcome.gradients = portable(engine.gradients())
+        outcome.norms.append(engine.step(1.0))
+    outcome.weights = portable(engine.state().weights)
+    return outcome
+
+
+def single(case: Case, backbones: Backbones) -> Outcome:
+    return go(
+        case, backbones,
+        lambda model, loss, run: SingleEngine(model, loss, run.stage.optimizer, run.stage.global_batch),
+    )  # fmt: skip
+
+
+def portable(tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], list]]:
+    """name -> (whole shape, [(offset, numpy array)])."""
+    return {
+        name: (tuple(t.shape), [(offset, part.float().numpy().copy()) for offset, part in Placed.of(t).parts])
+        for name, t in tensors.items()
+    }
+
+
+def whole(ranks: list[dict[str, tuple[tuple[int, ...], list]]]) -> dict[str, Tensor]:
+    """The tensors that the ranks hold parts of. Every element must be held; what several hold must be equal."""
+    found: dict[str, Tensor] = {}
+    for held in ranks:
+        for name, (shape, parts) in held.items():
+            tensor = found.setdefault(name, torch.full(shape, torch.nan))
+            for offset, part in parts:
+                place = tensor[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))]
+                values = torch.from_numpy(part)
+                assert torch.equal(torch.where(place.isnan(), values, place), values), f"{name}: ranks differ"
+                place.copy_(values)
+    assert not [name for name, tensor in found.items() if tensor.isnan().any()]
+    return found
+
+
+def merged(ranks: list[Outcome]) -> Outcome:
+    losses = [{i: v for rank in ranks for i, v in rank.losses[step].items()} for step in range(len(ranks[0].losses))]
+    assert all(rank.norms == ranks[0].norms for rank in ranks), "the ranks do not agree on the norm"
+    return Outcome(
+        losses, whole([r.gradients for r in ranks]), ranks[0].norms, whole([r.weights for r in ranks])
+    )
+
+
+def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor], floor: float) -> tuple[float, str]:
+    """The largest difference of a tensor relative to its own size, and its name.
+
+    Sizes are norms. A tensor is at least as large as `floor` x the largest root mean square of an element among all
+    tensors would make it: a gradient that is zero but for rounding cannot be compared with itself.
+    """
+    assert ours.keys() == theirs.keys()
+    typical = max(float(t.square().mean().sqrt()) for t in theirs.values())
+    return max(
+        (float((ours[n] - t).norm() / max(float(t.norm()), floor * typical * t.numel() ** 0.5)), n)
+        for n, t in theirs.items()
+    )

@@ -1,0 +1,50 @@
+"""Between the bridge, which every rank runs for its own samples, and a DiT that a group of ranks runs for all of them.
+
+Out go the conditions with the points at which the velocity is asked for; each rank's become a micro-batch of the DiT. Back
+come the losses and the gradients of the conditions, each to the rank that reads the sample.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wemmu.types import Flow
+
+
+class Boundary:
+    """group: the ranks that share a DiT (`Topology.model_groups`)."""
+
+    def __init__(self, group: dist.ProcessGroup):
+        self._group = group
+        self._ranks = dist.get_process_group_ranks(group)
+        self.size = len(self._ranks)
+
+    def gather(self, flow: Flow, states: Tensor) -> list[tuple[Flow, Tensor]]:
+        """Every rank's points and condition's states [B, Q, C], in the order of the ranks, on every rank.
+
+        All have one shape. The states are leaves, so that their gradients can be collected and given back.
+        """
+        parts: dict[str, list[Tensor | None]] = {}
+        for field in fields(flow):
+            value = getattr(flow, field.name)
+            parts[field.name] = [None] * self.size if value is None else self._gather(value)
+        flows = [Flow(**{name: values[i] for name, values in parts.items()}) for i in range(self.size)]
+        return list(zip(flows, (s.requires_grad_() for s in self._gather(states.detach())), strict=True))
+
+    def give_back(self, values: Sequence[Tensor] | None, like: Tensor, source: int) -> Tensor:
+        """This rank's one of `values`, which only the rank `source` of the group has; of the shape and type of `like`."""
+        mine = torch.empty_like(like, memory_format=torch.contiguous_format)
+        is_source = self._group.rank() == source
+        assert (values is not None) == is_source
+        dist.scatter(mine, [v.contiguous() for v in values] if values else None, self._ranks[source], self._group)
+        return mine
+
+    def _gather(self, value: Tensor) -> list[Tensor]:
+        # Not every back end takes booleans.
+        sent = (value.byte() if value.dtype == torch.bool else value).contiguous()
+        found = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(found, sent, self._group)
+        return [one.bool() for one in found] if value.dtype == torch.bool else found

@@ -1,0 +1,139 @@
+"""The engine of a DiT that is too large for one rank: tensor and pipeline parallel, beside a bridge that is not.
+
+Every rank runs the bridge on its own samples. The ranks of a model group then hand their conditions to each other
+(`boundary`) and run their DiT, cut into stages (`pipeline`) and slices (`tensor`), on all of them; the gradients of the
+conditions go back to their owners, whose bridges go on with the backward pass. Bridges are sharded over all ranks, parts of
+the DiT over those ranks that hold the same part (`shards`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from wemmu.config.schema import StageRun
+from wemmu.parallel import shards
+from wemmu.parallel.adamw import AdamW
+from wemmu.parallel.boundary import Boundary
+from wemmu.parallel.engine import TrainState
+from wemmu.parallel.pipeline import Pipeline, StageRunner
+from wemmu.parallel.placed import Placed
+from wemmu.parallel.tensor import Split, split
+from wemmu.parallel.topology import Topology
+from wemmu.types import Batch, Condition, Flow, Losses
+
+
+class LossInParts(Protocol):
+    """An objective whose velocity is computed elsewhere; see `wemmu.training.losses.FlowMatchingLoss`."""
+
+    def draw(self, batch: Batch, step: int) -> Flow: ...
+    def condition(self, batch: Batch, step: int) -> Condition: ...
+    def values(self, predicted: Tensor, flow: Flow) -> Tensor: ...
+    def tags(self, batch: Batch, flow: Flow) -> dict[str, Tensor]: ...
+
+
+class HybridEngine:
+    """See `wemmu.parallel.engine.Engine`. Takes the model apart: its DiT is split, its parameters are sharded."""
+
+    def __init__(self, model: nn.Module, loss: LossInParts, run: StageRun, topology: Topology, device: torch.device):
+        self.config, self._loss, self._topology = run.stage.optimizer, loss, topology
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.parameters = trained, sum(p.numel() for p in model.parameters()) - trained
+        tensor_group = topology.group(topology.tensor_groups())
+        stage_group = topology.group(topology.stage_groups())
+        self._boundary = Boundary(topology.group(topology.model_groups()))
+        data_group = topology.group(topology.data_groups())
+
+        part = model.stage_of_dit(topology.stage, topology.pp)
+        places = split(part.dit, tensor_group)
+        runner = StageRunner(part)
+        model.vlm.to(device), model.vae.to(device)
+        shards.shard(runner, part.dit.transformer_blocks, data_group, device)
+        shards.shard(model.bridge, model.bridge.pathway.layers, dist.group.WORLD, device)
+        self._pipeline = Pipeline(
+            runner, topology.stage, topology.pp, stage_group, device,
+            loss=lambda flow, predicted: loss.values(predicted, flow), scale=1 / run.stage.global_batch,
+        )  # fmt: skip
+        model.velocity_elsewhere = self._pipeline.velocity
+
+        # Canonical name -> sharded parameter, and where that stands in the whole one.
+        self._sharded: dict[str, nn.Parameter] = {}
+        self._places: dict[str, Split] = {}
+        for name, parameter in model.bridge.named_parameters(prefix="bridge"):
+            self._sharded[name], self._places[name] = parameter, Split(name, tuple(parameter.shape))
+        for name, parameter in part.named_parameters():
+            whole = f"dit.{part.canonical(name)}"
+            self._sharded[whole], self._places[whole] = parameter, places[name.removeprefix("dit.")]
+        self._trained = {name: p for name, p in self._sharded.items() if p.requires_grad}
+        self._adamw = AdamW({name: shards.local(p) for name, p in self._trained.items()}, self.config)
+
+    def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
+        return [self._round(batch, step) for batch in micro_batches]
+
+    def _round(self, batch: Batch, step: int) -> Losses:
+        """A micro-batch of this rank's bridge, which is one of as many as the group has ranks to its DiT."""
+        flow, condition = self._loss.draw(batch, step), self._loss.condition(batch, step)
+        together = self._boundary.gather(flow, condition.states)
+        values = self._pipeline.run(together)
+        # The first rank of a group has the first stage, the first of its last stage the losses; tensor ranks agree.
+        first, last = 0, self._topology.tp * (self._topology.pp - 1)
+        here = self._topology.rank % self._boundary.size
+        gradients = [states.grad for _, states in together] if here == first else None
+        gradient = self._boundary.give_back(gradients, condition.states, first)
+        mine = self._boundary.give_back(values if here == last else None, flow.t, last)
+        condition.states.backward(gradient)
+        return Losses(mine, self._loss.tags(batch, flow))
+
+    def step(self, lr_share: float) -> float:
+        masters = self._adamw.weights
+        for name, parameter in self._trained.items():
+            masters[name].grad = torch.zeros_like(masters[name]) if parameter.grad is None else shards.local(parameter.grad)
+        norm = self._norm()
+        if math.isfinite(norm):
+            factor = self.config.clip / (norm + 1e-6)
+            if factor < 1:
+                for master in masters.values():
+                    master.grad.mul_(factor)
+            self._adamw.step(lr_share)
+        self._adamw.zero_grad()
+        for parameter in self._trained.values():
+            parameter.grad = None
+        return norm
+
+    def _norm(self) -> float:
+        """The norm of the whole gradient: every shard once, and what tensor ranks have alike on one of them."""
+        masters = self._adamw.weights
+        counted = [
+            master.grad for name, master in masters.items()
+            if self._topology.tensor == 0 or not name.startswith("dit.") or self._places[name].dim is not None
+        ]  # fmt: skip
+        square = torch.stack([g.square().sum() for g in counted]).sum()
+        dist.all_reduce(square)
+        return math.sqrt(float(square)) if float(square) >= 0 else math.nan
+
+    def state(self) -> TrainState:
+        state = self._adamw.state()
+
+        def placed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: Placed(self._places[name].shape, shards.parts(self._trained[name], rows, self._places[name]))
+                for name, rows in tensors.items()
+            }
+
+        return TrainState(placed(state.weights), placed(state.exp_avg), placed(state.exp_avg_sq), state.steps)
+
+    def restored(self, steps: int) -> None:
+        self._adamw.restored(steps)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients accumulated so far, for comparison with other engines."""
+        return {
+            name: Placed(
+                self._places[name].shape,
+                [] if p.grad is None else shards.parts(p, shards.local(p.grad), self._places[name]),
+            )
+            for name, p in self._trained.items()
+        }

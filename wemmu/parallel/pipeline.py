@@ -1,0 +1,157 @@
+"""One model group's DiT at work: forward and backward of many micro-batches through its stages, or a velocity."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+from wemmu.types import Flow
+
+MicroBatch = tuple[Flow, Tensor]  # points, and states of the condition [B, Q, caption channels]
+
+
+class StageRunner(nn.Module):
+    """A stage as a schedule calls it: with the number of a micro-batch, if first, else with what the stage before sent.
+
+    Micro-batches stand by, so that a condition is a leaf of the stage's own graph: torch's pipeline cannot take tensors
+    whose gradient is wanted outside.
+    """
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+        self.micro_batches: Sequence[MicroBatch] = ()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if self.part.is_first:
+            flow, states = self.micro_batches[int(inputs[0])]
+            inputs = (flow.x_t, flow.t, states)
+        out = self.part(inputs, self._grid())
+        if self.part.is_last:
+            return out
+        # The pipeline wants a gradient of all that it sends, also of the time that a frozen DiT embeds.
+        return tuple(x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_() for x in out)
+
+    def _grid(self) -> tuple[int, int]:
+        p = self.part.dit.config.patch_size
+        height, width = self.micro_batches[0][0].x_t.shape[-2:]
+        return height // p, width // p
+
+
+class Pipeline:
+    """The stages of one DiT, of which this rank has `runner`, at place `stage` of `stages` in `group`.
+
+    loss: (micro-batch's points, predicted velocity) -> one loss per sample [B]; scale: what they are multiplied with
+    before the backward pass.
+    """
+
+    def __init__(
+        self,
+        runner: StageRunner,
+        stage: int,
+        stages: int,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        loss: Callable[[Flow, Tensor], Tensor],
+        scale: float,
+    ):
+        self.runner, self.stage, self.stages = runner, stage, stages
+        self._group, self._device, self._loss, self._scale = group, device, loss, scale
+        self._schedules: dict[tuple, Schedule1F1B] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def run(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Forward and backward of all micro-batches, one shape; the states' `grad` is there afterwards on the first stage.
+
+        Returns the losses of each, [B], on the last stage; elsewhere nothing.
+        """
+        self.runner.micro_batches = micro_batches
+        self._values = {}
+        if self.stages == 1:
+            self._run_here(len(micro_batches))
+        else:
+            self._run_schedule(micro_batches)
+        self.runner.micro_batches = ()
+        return [self._values[i] for i in range(len(micro_batches))] if self.runner.part.is_last else []
+
+    def _run_here(self, count: int) -> None:
+        for i in range(count):
+            number = torch.tensor([i])
+            # Gradients stay whole between micro-batches, as torch's pipeline leaves them.
+            self._sync(last=i == count - 1)
+            self._total(self.runner(number), number).backward()
+
+    def _sync(self, last: bool) -> None:
+        assert isinstance(self.runner, FSDPModule)
+        self.runner.set_is_last_backward(last)
+        self.runner.set_reshard_after_backward(last)
+        self.runner.set_requires_gradient_sync(last)
+
+    def _run_schedule(self, micro_batches: Sequence[MicroBatch]) -> None:
+        numbers = torch.arange(len(micro_batches))
+        schedule = self._schedule(micro_batches)
+        arguments = (numbers,) if self.runner.part.is_first else ()
+        if self.runner.part.is_last:
+            schedule.step(*arguments, target=numbers, return_outputs=False)
+        else:
+            schedule.step(*arguments)
+
+    def _total(self, predicted: Tensor, number: Tensor) -> Tensor:
+        flow, _ = self.runner.micro_batches[int(number)]
+        values = self._loss(flow, predicted)
+        self._values[int(number)] = values.detach()
+        return values.sum() * self._scale
+
+    def _schedule(self, micro_batches: Sequence[MicroBatch]) -> Schedule1F1B:
+        """The schedule for micro-batches of this shape and number; torch fixes shapes with the first that it sees."""
+        flow, states = micro_batches[0]
+        key = (len(micro_batches), flow.x_t.shape, states.shape)
+        if key not in self._schedules:
+            passed = self._activations(flow, states)
+            first, last = self.runner.part.is_first, self.runner.part.is_last
+            stage = PipelineStage(
+                self.runner,
+                self.stage,
+                self.stages,
+                self._device,
+                input_args=(torch.empty(1, dtype=torch.int64, device="meta"),) if first else passed,
+                output_args=(torch.empty(flow.x_t.shape, device="meta", requires_grad=True),) if last else passed,
+                group=self._group,
+            )
+            self._schedules[key] = Schedule1F1B(stage, len(micro_batches), loss_fn=self._total, scale_grads=False)
+        return self._schedules[key]
+
+    def _activations(self, flow: Flow, states: Tensor) -> tuple[Tensor, ...]:
+        """What goes from stage to stage, without data (see `wemmu.models.dit.Activations`)."""
+        config = self.runner.part.dit.config
+        b, d = len(states), config.num_attention_heads * config.attention_head_dim
+        tokens = flow.x_t.shape[-2] * flow.x_t.shape[-1] // config.patch_size**2
+        shapes = (b, tokens, d), (b, states.shape[1], d), (b, 6 * d), (b, d)
+        return tuple(torch.empty(s, dtype=states.dtype, device="meta", requires_grad=True) for s in shapes)
+
+    @torch.no_grad()
+    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """v_theta, float32 [B, C, h, w], on every rank of the group; all give the same inputs."""
+        flow = Flow(x_t, t, x_t)
+        self.runner.micro_batches = [(flow, states)]
+        ranks = dist.get_process_group_ranks(self._group)
+        passed = tuple(torch.empty_like(x, device=self._device) for x in self._activations(flow, states))
+        inputs: tuple[Tensor, ...] = (torch.zeros(1, dtype=torch.int64),)
+        if self.stage > 0:
+            for x in passed:
+                dist.recv(x, ranks[self.stage - 1], self._group)
+            inputs = passed
+        out = self.runner(*inputs)
+        v = out if self.stage == self.stages - 1 else torch.empty_like(x_t, dtype=torch.float32)
+        if self.stage < self.stages - 1:
+            for x in out:
+                dist.send(x.contiguous(), ranks[self.stage + 1], self._group)
+        v = v.contiguous()
+        if self.stages > 1:
+            dist.broadcast(v, ranks[-1], self._group)
+        self.runner.micro_batches = ()
+        return v

@@ -1,0 +1,49 @@
+"""FSDP2: weights, gradients and moments in shards over the ranks of a group, float32; gathered for a module's turn."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from wemmu.parallel.placed import Part, row_parts
+from wemmu.parallel.tensor import Split
+
+
+def shard(root: nn.Module, units: Iterable[nn.Module], group: ProcessGroup, device: torch.device) -> None:
+    """Shard `root` over the ranks of `group`; each of `units`, modules in it, is gathered by itself.
+
+    The shards are float32; a module computes in the type that its weights have now. Gradients are summed over the ranks,
+    in float32, and not averaged: each rank's loss is its share of the global mean.
+    """
+    dtype = next(root.parameters()).dtype
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    root.float()
+    mesh = DeviceMesh.from_group(group, device.type)
+    for module in (*units, root):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # gloo knows neither an average nor a weighted sum.
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows of a sharded parameter or gradient; live memory."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
+
+
+def parts(parameter: DTensor, rows: Tensor, where: Split) -> Sequence[Part]:
+    """Where `rows`, this rank's rows of `parameter` or of one of its moments, stand in the whole tensor.
+
+    where: how `parameter` stands in the whole one, of which it may be a tensor-parallel slice.
+    """
+    mesh = parameter.device_mesh
+    # torch.chunk's way: all ranks but the last hold the same number of rows.
+    first = -(-parameter.shape[0] // mesh.size()) * mesh.get_local_rank()
+    return row_parts(where.shape, rows, min(first, parameter.shape[0]), where.dim, where.ranges)
