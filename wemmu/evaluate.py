@@ -28,7 +28,8 @@ def main(
     from wemmu.evaluation.runner import evaluate, write_results
     from wemmu.sampling.sampler import Sampler
     from wemmu.training.build import load_trained
-    from wemmu.training.checkpoint import CheckpointError, latest, read_manifest
+    from wemmu.training.checkpoint import CheckpointError, latest
+    from wemmu.training.manifest import read_manifest
 
     if run.threads is not None:
         torch.set_num_threads(run.threads)

@@ -13,6 +13,7 @@ from wemmu.models.weights import build_model
 from wemmu.parallel.single import SingleEngine
 from wemmu.training import checkpoint
 from wemmu.training.losses import FlowMatchingLoss
+from wemmu.training.manifest import Origin
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,7 @@ def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Pat
     engine = SingleEngine(model, FlowMatchingLoss(model, run), run.stage.optimizer, run.stage.global_batch)
     engine.step(1.0)
     frozen = dict(zip(("vlm", "vae", "dit"), (report.sha256 for report in reports), strict=True))
-    checkpoint.save(
-        folder / "checkpoints", engine.state(), {}, stage="only", seed=run.seed, resolution=32, frozen=frozen
-    )
+    checkpoint.save(folder / "checkpoints", engine.state(), {}, Origin("only", run.seed, 32, frozen))
     return folder
 
 

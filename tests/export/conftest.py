@@ -17,6 +17,7 @@ from wemmu.models.weights import build_model, hash_files
 from wemmu.parallel.engine import TrainState
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.training import checkpoint
+from wemmu.training.manifest import Origin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OVERRIDES = (
@@ -61,14 +62,12 @@ def _stage(curriculum: Curriculum, name: str, folder: Path, steps: int, seed: in
     for weight in weights.values():
         weight += 0.02 * torch.randn(weight.shape, generator=generator)
     moments = {n: torch.zeros_like(w) for n, w in weights.items()}
+    frozen = {"vlm": hash_files(run.backbones.vlm), "vae": hash_files(run.backbones.sana / "vae")}
     written = checkpoint.save(
         folder / name / "checkpoints",
         TrainState(weights, moments, moments, steps),
         {},
-        stage=name,
-        seed=run.seed,
-        resolution=run.stage.resolution,
-        frozen={"vlm": hash_files(run.backbones.vlm), "vae": hash_files(run.backbones.sana / "vae")},
+        Origin(name, run.seed, run.stage.resolution, frozen),
     )
     return Trained(folder, run, written, model.requires_grad_(False).eval())
 

@@ -23,6 +23,7 @@ from wemmu.planning.plan import StagePlan, plan
 from wemmu.prompts import PromptEncoder
 from wemmu.training import checkpoint
 from wemmu.training.losses import FlowMatchingLoss
+from wemmu.training.manifest import Origin
 
 # The fixture `model` has a smaller table than the shipped curriculum.
 TABLE = "bridge.position_table=8"
@@ -69,7 +70,7 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(
         for name, p in model.named_parameters()
         if not p.requires_grad and (name.startswith("bridge.") or (name.startswith("dit.") and stage == "stage3"))
     }
-    made = checkpoint.save(tmp_path, state, carried, stage=stage, seed=0, resolution=config.resolution, frozen={})
+    made = checkpoint.save(tmp_path, state, carried, Origin(stage, 0, config.resolution, frozen={}))
     on_disk = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
     tensors = size(state.weights) + size(state.exp_avg) + size(state.exp_avg_sq) + size(carried)
     assert planned.checkpoint == tensors

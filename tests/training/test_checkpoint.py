@@ -2,20 +2,30 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
 
 from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
+from wemmu.training import manifest as manifest_module
 from wemmu.training.build import start_from
-from wemmu.training.checkpoint import CheckpointError
+from wemmu.training.collective import CheckpointError
+from wemmu.training.manifest import Origin, sha256_of
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
+LAYOUT = {"engine": "single", "ranks": 1, "tp": 1, "pp": 1}
+REPOSITORY = Path(__file__).parents[2]
+# What the first version of the format wrote: `save` below, of that day, with `dit_weights` carried.
+OLD = Path(__file__).parent / "format1" / "step_00000004"
 
 
 def make_state(step: int) -> TrainState:
@@ -25,8 +35,29 @@ def make_state(step: int) -> TrainState:
     return TrainState(*parts, step)
 
 
+def other_state(dtype: torch.dtype = torch.float32) -> TrainState:
+    """A live state of the same names and shapes and of other values."""
+    state = make_state(0)
+    return TrainState(*({n: t.to(dtype) for n, t in d.items()} for d in parts_of(state)), steps=0)
+
+
+def parts_of(state: TrainState) -> tuple[dict[str, Tensor], ...]:
+    return state.weights, state.exp_avg, state.exp_avg_sq
+
+
+def same(one: TrainState, other: TrainState) -> bool:
+    return all(
+        ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        for ours, theirs in zip(parts_of(one), parts_of(other), strict=True)
+    )
+
+
+def origin(frozen: dict[str, str] = FROZEN) -> Origin:
+    return Origin("stage1", 7, 32, frozen, LAYOUT)
+
+
 def save(root: Path, step: int = 4, carried: dict[str, Tensor] | None = None, frozen: dict[str, str] = FROZEN) -> Path:
-    return checkpoint.save(root, make_state(step), carried or {}, stage="stage1", seed=7, resolution=32, frozen=frozen)
+    return checkpoint.save(root, make_state(step), carried or {}, origin(frozen))
 
 
 def make_model(*extra: str) -> nn.Module:
@@ -55,13 +86,106 @@ def truncate(file: Path) -> None:
 
 
 def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path: Path):
-    state, manifest = checkpoint.load_state(save(tmp_path))
-    saved = make_state(4)
-    assert (state.steps, manifest.step, manifest.seed, manifest.stage, manifest.resolution) == (4, 4, 7, "stage1", 32)
-    for part in ("weights", "exp_avg", "exp_avg_sq"):
-        ours, theirs = getattr(state, part), getattr(saved, part)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), part
+    state = other_state()
+    manifest = checkpoint.load_state(save(tmp_path), state)
+    assert (manifest.step, manifest.seed, manifest.stage, manifest.resolution) == (4, 7, "stage1", 32)
+    assert same(state, make_state(4))
+
+
+def test_loading_fills_the_live_tensors_whatever_their_type_and_strides(tmp_path: Path):
+    state = other_state(torch.bfloat16)
+    live = state.weights["bridge.linear.weight"] = torch.zeros(4, 2, dtype=torch.bfloat16).t()
+    checkpoint.load_state(save(tmp_path), state)
+    rounded = ({n: t.bfloat16() for n, t in d.items()} for d in parts_of(make_state(4)))
+    assert same(state, TrainState(*rounded, steps=4))
+    assert state.weights["bridge.linear.weight"] is live
+
+
+def test_what_is_saved_in_another_type_is_stored_in_float32(tmp_path: Path):
+    carried = {"dit.weight": torch.full((2, 2), 1 / 3, dtype=torch.bfloat16)}
+    weights, _ = checkpoint.load_weights(save(tmp_path, carried=carried))
+    assert torch.equal(weights["dit.weight"], carried["dit.weight"].float())
+    stored = FileSystemReader(tmp_path / "step_00000004" / "state").read_metadata().state_dict_metadata
+    assert {tensor.properties.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_a_checkpoint_of_the_first_version_is_loaded():
+    state = other_state()
+    manifest = checkpoint.load_state(OLD, state)
+    assert same(state, make_state(4))
+    assert (manifest.step, manifest.layout) == (4, {})
+    weights, _ = checkpoint.load_weights(OLD)
+    expected = make_state(4).weights | dit_weights()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3", "stage4"])
+def test_the_weights_that_are_shipped_are_loaded(stage: str):
+    weights, manifest = checkpoint.load_weights(REPOSITORY / "assets" / "shapes" / stage)
+    assert {name: list(weight.shape) for name, weight in weights.items()} == manifest.tensors
+
+
+def test_some_weights_are_read_by_name_and_unknown_ones_refused(tmp_path: Path):
+    directory = save(tmp_path / "run", carried=dit_weights())
+    checkpoint.ship(directory, tmp_path / "out", torch.float32)
+    for source in (directory, tmp_path / "out"):
+        weights, _ = checkpoint.load_weights(source, ["dit.bias", "bridge.table"])
+        assert weights.keys() == {"dit.bias", "bridge.table"}
+        assert torch.equal(weights["bridge.table"], make_state(4).weights["bridge.table"])
+        with pytest.raises(CheckpointError, match=r"lacks bridge\.queries"):
+            checkpoint.load_weights(source, ["bridge.queries", "dit.bias"])
+
+
+def test_reading_one_tensor_of_many_reads_and_keeps_little_more_than_it(tmp_path: Path):
+    """In a process of its own: bytes that it reads, and the growth of its memory at its greatest, in tensors."""
+    each, number = 1_000_000, 12
+    many = {f"bridge.{i}": torch.full((each,), float(i)) for i in range(number)}
+    directory = checkpoint.save(tmp_path, TrainState(many, many, many, 1), {}, origin())
+    code = f"""
+        from pathlib import Path
+        from wemmu.training import checkpoint
+
+        def read() -> int:
+            return int(Path("/proc/self/io").read_text().split()[1])
+
+        def kilobytes(field: str) -> int:
+            return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
+
+        directory = Path({str(directory)!r})
+        manifest = checkpoint.verify(directory)
+        checkpoint.load_weights(directory, ["bridge.1"], manifest)  # what is read and kept once, code
+        before, resident = read(), kilobytes("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        weights, _ = checkpoint.load_weights(directory, ["bridge.7"], manifest)
+        assert weights["bridge.7"].mean() == 7
+        print((read() - before) / {4 * each}, (kilobytes("VmHWM") - resident) * 1024 / {4 * each})
+    """
+    said = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout
+    bytes_read, memory = map(float, said.split())
+    assert 1 <= bytes_read < 1.1
+    assert memory < 3
+
+
+def test_a_state_of_other_names_or_shapes_is_refused_by_name_and_left_alone(tmp_path: Path):
+    directory = save(tmp_path, carried=dit_weights())
+    more, fewer, odd = other_state(), other_state(), other_state()
+    for held in parts_of(more):
+        held["bridge.queries"] = torch.zeros(1)
+    for held in parts_of(fewer):
+        del held["bridge.table"]
+    odd.exp_avg["bridge.linear.bias"] = torch.zeros(3)
+    for state, why in (
+        (more, r"it lacks exp_avg\.bridge\.queries, .* and holds unknown nothing"),
+        (fewer, r"it lacks nothing and holds unknown exp_avg\.bridge\.table"),
+        (odd, r"exp_avg\.bridge\.linear\.bias has shape \[2\], not \[3\]"),
+    ):
+        before = {n: t.clone() for n, t in state.weights.items()}
+        with pytest.raises(CheckpointError, match=why):
+            checkpoint.load_state(directory, state)
+        assert all(torch.equal(state.weights[name], before[name]) for name in before)
 
 
 def test_the_manifest_lists_every_file_and_every_tensor(tmp_path: Path):
@@ -72,6 +196,7 @@ def test_the_manifest_lists_every_file_and_every_tensor(tmp_path: Path):
     assert manifest["tensors"] == shapes
     assert manifest["trained"] == sorted(TRAINED)
     assert manifest["frozen"] == FROZEN
+    assert manifest["layout"] == LAYOUT
     assert {"python", "torch", "transformers", "diffusers"} <= manifest["libraries"].keys()
 
 
@@ -89,7 +214,7 @@ def test_damage_to_any_file_is_found_and_names_the_file(tmp_path: Path, damage, 
         copy = tmp_path / "copy"
         shutil.copytree(whole, copy)
         damage(copy / file.relative_to(whole))
-        for read in (checkpoint.verify, checkpoint.load_state, checkpoint.load_weights):
+        for read in (checkpoint.verify, lambda d: checkpoint.load_state(d, other_state()), checkpoint.load_weights):
             with pytest.raises(CheckpointError, match=rf"copy: the file {file.relative_to(whole)} is {word}"):
                 read(copy)
         shutil.rmtree(copy)
@@ -103,6 +228,14 @@ def test_a_directory_without_a_readable_manifest_is_no_checkpoint(tmp_path: Path
         (directory / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         checkpoint.verify(directory)
+
+
+@pytest.mark.parametrize(("field", "value"), [("step", 5), ("trained", []), ("sha256", "0" * 64)])
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, field: str, value: object):
+    file = save(tmp_path) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        checkpoint.verify(file.parent)
 
 
 def test_another_format_is_refused_by_its_number(tmp_path: Path):
@@ -120,6 +253,9 @@ def test_the_newest_whole_checkpoint_is_taken_and_debris_left_alone(tmp_path: Pa
     debris = tmp_path / "step_00000200.tmp"
     shutil.copytree(middle, debris)
     assert checkpoint.latest(tmp_path) == middle
+    state = other_state()
+    assert checkpoint.load_newest(tmp_path, state).step == 10
+    assert same(state, make_state(10))
     assert debris.exists()
     checkpoint.clear_debris(tmp_path)
     assert not debris.exists()
@@ -128,6 +264,16 @@ def test_the_newest_whole_checkpoint_is_taken_and_debris_left_alone(tmp_path: Pa
 
 def test_an_empty_folder_has_no_latest(tmp_path: Path):
     assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.load_newest(tmp_path, other_state()) is None
+
+
+def test_going_on_from_the_newest_hashes_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 2)
+    newest = save(tmp_path, 3)
+    hashed: list[Path] = []
+    monkeypatch.setattr(manifest_module, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
+    checkpoint.load_newest(tmp_path, other_state())
+    assert sorted(hashed) == files_of(newest)
 
 
 def test_a_damaged_checkpoint_is_written_again_whole(tmp_path: Path):
@@ -212,8 +358,7 @@ def test_a_dit_that_was_trained_but_is_absent_is_refused(tmp_path: Path):
 def test_a_tensor_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path):
     state = make_state(4)
     weights = state.weights | {"bridge.linear.bias": torch.zeros(3)}
-    odd = replace(state, weights=weights)
-    source = checkpoint.save(tmp_path, odd, {}, stage="s", seed=0, resolution=32, frozen=FROZEN)
+    source = checkpoint.save(tmp_path, replace(state, weights=weights), {}, origin())
     model = make_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(CheckpointError, match=r"bridge\.linear\.bias has shape \[3\], not \[2\]"):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,10 @@ from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.parallel.engine import TrainState
-from wemmu.training import checkpoint, trainer
+from wemmu.training import checkpoint
 from wemmu.training.losses import FlowMatchingLoss, Losses
+from wemmu.training.manifest import read_manifest
+from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED
 from wemmu.training.trainer import Trainer
 
@@ -81,7 +84,8 @@ class Ending(NamedTuple):
 def start_and_interrupt(folder: Path, at_step: int, number: signal.Signals) -> Ending:
     """Run `python -m wemmu.train` and send it a signal while it draws the samples of `at_step`.
 
-    It waits there by itself: the picture it is to edit is a pipe without a writer.
+    It waits there by itself: the picture it is to edit is a pipe without a writer. What it began to save before is
+    saved.
     """
     (folder / PICTURE).unlink(missing_ok=True)
     os.mkfifo(folder / PICTURE)
@@ -98,6 +102,9 @@ def start_and_interrupt(folder: Path, at_step: int, number: signal.Signals) -> E
             said.append(line)
             if f"step {at_step}/" in line:
                 break
+        saved = folder / "checkpoints" / checkpoint.directory_name((at_step - 1) // 2 * 2)
+        while process.poll() is None and not saved.exists():
+            time.sleep(0.05)
         process.send_signal(number)
         # A read of a pipe goes on after a signal. Now it finds a picture, and the second signal makes it look again.
         draw_picture(folder / PICTURE)
@@ -145,7 +152,11 @@ def final_state(folder: Path) -> TrainState:
     newest = checkpoint.latest(folder / "checkpoints")
     assert newest is not None
     assert newest.name == checkpoint.directory_name(8)
-    return checkpoint.load_state(newest)[0]
+    manifest = read_manifest(newest)
+    parts = ({name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for _ in range(3))
+    state = TrainState(*parts, manifest.step)
+    checkpoint.load_state(newest, state)
+    return state
 
 
 def test_a_run_without_wandb_ends_well(undisturbed: Path):
@@ -188,7 +199,7 @@ def test_a_disturbed_run_records_every_step_once_with_the_same_losses(undisturbe
 
 def test_training_changes_the_weights(undisturbed: Path):
     newest, older = sorted((undisturbed / "checkpoints").iterdir(), reverse=True)
-    after, before = (checkpoint.load_state(d)[0].weights for d in (newest, older))
+    after, before = (checkpoint.load_weights(d)[0] for d in (newest, older))
     assert [name for name in after if torch.equal(after[name], before[name])] == []
 
 
@@ -225,13 +236,13 @@ def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(
     folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
     run: StageRun = load_stage(folder / CONFIG)
     saved: list[int] = []
-    real = checkpoint.save
+    real = Saver.save
 
-    def save_and_stop(root: Path, state: TrainState, *rest, **named) -> Path:
+    def save_and_stop(self: Saver, state: TrainState, *rest) -> None:
         saved.append(state.steps)
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(root, state, *rest, **named)
+        real(self, state, *rest)
 
-    monkeypatch.setattr(trainer.checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(Saver, "save", save_and_stop)
     assert Trainer(run, folder).train() == EXIT_INTERRUPTED
     assert saved == [2]

@@ -6,7 +6,7 @@ from string import Template
 from typing import Any
 
 from wemmu.config import StageRun, load_stage
-from wemmu.training.checkpoint import Manifest
+from wemmu.training.manifest import Manifest
 
 _CARD = Template("""\
 ---

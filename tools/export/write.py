@@ -20,7 +20,7 @@ from wemmu.models.component import WeMMUBridge
 from wemmu.models.model import WeMMU
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.training.build import load_trained
-from wemmu.training.checkpoint import read_manifest
+from wemmu.training.manifest import read_manifest
 
 PIPELINE_FILE = '''\
 """Where diffusers finds the pipeline when it is told custom_pipeline; the wemmu package must be installed."""

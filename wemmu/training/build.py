@@ -18,8 +18,9 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Sampler
-from wemmu.training.checkpoint import CheckpointError, Manifest, load_weights
+from wemmu.training.checkpoint import CheckpointError, load_weights
 from wemmu.training.losses import FlowMatchingLoss
+from wemmu.training.manifest import Manifest, some
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def start_from(model: WeMMU, source: Path, identities: dict[str, str]) -> frozen
     missing, unknown = sorted(needed - weights.keys()), sorted(weights.keys() - parameters.keys())
     if missing or unknown:
         raise CheckpointError(
-            f"{source} does not fit this stage: it lacks {_some(missing)} and holds unknown {_some(unknown)}. Was it "
+            f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
             "trained with another bridge (queries.design, vae_branch)?"
         )
     _same_frozen(source, manifest, identities)
@@ -158,7 +159,3 @@ def _same_frozen(source: Path, manifest: Manifest, identities: dict[str, str]) -
             raise CheckpointError(
                 f"{source} was trained beside another {part} (SHA-256 {sha256[:12]}, here {identities[part][:12]})"
             )
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else "nothing"

@@ -4,158 +4,177 @@
         manifest.json     what is inside: modules, shapes, hashes of every file, step, data position, versions
         state/            DCP: model.<name>, exp_avg.<name>, exp_avg_sq.<name>
 
-Inside are the weights the stage trains, with their moments, and those it only carries from an earlier stage. Frozen
-backbones are not inside; the manifest names them by hash. A checkpoint is written aside and renamed when its
-manifest is on disk, so that whatever carries the name is whole; DCP has no checksums, so the manifest has.
+Inside are the weights the stage trains, with their moments, and those it only carries from an earlier stage; names and
+shapes are of the whole model, so any layout loads what any other saved. Frozen backbones are not inside; the manifest
+names them by hash. A checkpoint is written aside by all ranks, into a file system that they share, and renamed when its
+manifest is on disk, so that whatever carries the name is whole.
 """
 
-import hashlib
-import json
 import os
 import platform
 import shutil
 import warnings
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
 from wemmu.parallel.engine import TrainState
+from wemmu.parallel.placed import Placed, WholePlanner
+from wemmu.training.collective import ALONE, CheckpointError, Ranks, all_ranks
+from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
 
 # One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
-FORMAT = 1
 SHIPPED = "weights.safetensors"
 LIBRARIES = ("torch", "transformers", "diffusers", "mosaicml-streaming")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the directory, the reason and what to do."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """step: optimizer steps taken, which is also the data position. seed: with it, the key of all randomness.
-
-    tensors: name -> shape of every weight inside. trained: those of them that have moments. frozen: backbone -> SHA-256
-    of the weights it was trained beside. files: path within the checkpoint -> SHA-256.
-    """
-
-    format: int
-    stage: str
-    step: int
-    seed: int
-    resolution: int
-    tensors: dict[str, list[int]]
-    trained: list[str]
-    frozen: dict[str, str]
-    files: dict[str, str]
-    libraries: dict[str, str]
+WEIGHTS, MOMENTS = "model", ("exp_avg", "exp_avg_sq")  # the first words of names in the state
 
 
 def directory_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save(
-    root: Path,
-    state: TrainState,
-    carried: dict[str, Tensor],
-    *,
-    stage: str,
-    seed: int,
-    resolution: int,
-    frozen: dict[str, str],
-) -> Path:
-    """Write the checkpoint of `state` and of the weights it carries under `root`; returns its directory."""
-    final = root / directory_name(state.steps)
+def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, Placed]:
+    """All that this rank holds, under its names in a checkpoint."""
+    assert state.weights.keys() == state.exp_avg.keys() == state.exp_avg_sq.keys()
+    parts = {WEIGHTS: state.weights | carried, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+    return {f"{part}.{name}": Placed.of(tensor) for part, held in parts.items() for name, tensor in held.items()}
+
+
+def save(root: Path, state: TrainState, carried: Mapping[str, Tensor], origin: Origin) -> Path:
+    """Write the checkpoint of `state` and of the weights it carries under `root`; returns its directory.
+
+    All ranks call it, each with the tensors, or parts of them, that it holds.
+
+    Raises:
+        CheckpointError: on all ranks, if one cannot write or the parts do not add up to whole tensors.
+    """
+    return write(root, flat(state, carried), state.steps, origin, all_ranks())
+
+
+def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ranks: Ranks) -> Path:
+    """`save`, of tensors by their names in the checkpoint."""
+    final = root / directory_name(step)
     aside = root / f"{final.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    dcp.save(_flat(state, carried), checkpoint_id=aside / "state", no_dist=True)
-    manifest = Manifest(
-        format=FORMAT,
-        stage=stage,
-        step=state.steps,
-        seed=seed,
-        resolution=resolution,
-        tensors={name: list(w.shape) for name, w in (state.weights | carried).items()},
-        trained=sorted(state.weights),
-        frozen=frozen,
-        files={str(f.relative_to(aside)): _sha256(f) for f in sorted(aside.rglob("*")) if f.is_file()},
-        libraries={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-    )
-    with (aside / "manifest.json").open("w") as file:
-        json.dump(asdict(manifest), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    if final.exists():
-        # Only a checkpoint that failed verification is ever written again (`latest` passes over it).
-        shutil.rmtree(final)
-    os.replace(aside, final)
+    what = f"{final} was not written"
+
+    def begin(steps: list[int]) -> None:
+        if len(set(steps)) > 1:
+            raise CheckpointError(f"the ranks are at different steps: {steps}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    ranks.together(what, lambda: step, begin)
+    try:
+        metadata = dcp.save(
+            tensors,
+            # Copying ahead would open the first GPU in this thread; most of what comes is in host memory already.
+            storage_writer=FileSystemWriter(aside / "state", per_thread_copy_ahead=0),
+            planner=WholePlanner(),
+            process_group=ranks.group,
+            no_dist=ranks.group is None,
+        )
+    except CheckpointException as error:  # a BaseException in torch, so it would slip through every except Exception
+        raise CheckpointError(f"{what}: {_reasons(error)}") from error
+
+    def hashes() -> dict[str, str]:
+        mine = sorted((aside / "state").glob(f"__{ranks.rank}_*"))
+        mine += [aside / "state" / ".metadata"] if ranks.rank == 0 else []
+        return {str(file.relative_to(aside)): sha256_of(file) for file in mine}
+
+    ranks.together(what, hashes, lambda files: _finish(aside, final, _manifest(metadata, files, step, origin)))
     return final
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read and check the manifest alone.
+def _manifest(metadata: Metadata, files: list[dict[str, str]], step: int, origin: Origin) -> Manifest:
+    shapes: dict[str, dict[str, list[int]]] = {part: {} for part in (WEIGHTS, *MOMENTS)}
+    for key, stored in metadata.state_dict_metadata.items():
+        part, _, name = key.partition(".")
+        shapes[part][name] = list(stored.size)
+    return Manifest(
+        format=FORMAT,
+        step=step,
+        tensors=shapes[WEIGHTS],
+        trained=sorted(shapes[MOMENTS[0]]),
+        files=dict(sorted(pair for mine in files for pair in mine.items())),
+        libraries={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        **asdict(origin),
+    )
+
+
+def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
+    """Give what all ranks have written its name."""
+    found = {str(file.relative_to(aside)) for file in aside.rglob("*") if file.is_file()}
+    if found != manifest.files.keys():
+        raise CheckpointError(
+            f"{some(sorted(found ^ manifest.files.keys()))} is not seen by all ranks; the run folder must be on a file "
+            "system that they share"
+        )
+    write_manifest(aside, manifest)
+    for directory in (aside / "state", aside):
+        _sync(directory)
+    if final.exists():
+        # Only a checkpoint that failed verification is ever written again (`newest` passes over it).
+        _remove(final)
+    os.replace(aside, final)
+    # On the disk before older ones go.
+    _sync(final.parent)
+
+
+def load_state(directory: Path, state: TrainState) -> Manifest:
+    """Verify a checkpoint, whatever layout wrote it, and fill the live tensors of `state` in place.
+
+    All ranks call it, each with what it holds; weights that were only carried are left where they are.
 
     Raises:
-        CheckpointError: if there is none or it is of another format.
+        CheckpointError: on all ranks, if it is damaged, or naming the tensors that it lacks, does not know or has in
+            other shapes than the ranks hold.
     """
-    try:
-        data = json.loads((directory / "manifest.json").read_text())
-        manifest = Manifest(**data)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{directory} is not a checkpoint: its manifest.json cannot be read ({error})") from error
-    if manifest.format != FORMAT:
-        raise CheckpointError(f"{directory} has checkpoint format {manifest.format}; this version reads {FORMAT}")
+    ranks = all_ranks()
+    manifest = verify(directory, ranks)
+    _fill(directory, manifest, state, ranks)
     return manifest
 
 
-def verify(directory: Path) -> Manifest:
-    """Compare every file with its hash.
+def load_newest(root: Path, state: TrainState) -> Manifest | None:
+    """`load_state` of the newest checkpoint under `root` that is whole; None if there is none."""
+    ranks = all_ranks()
+    found = _newest(root, ranks)
+    if found is None:
+        return None
+    _fill(*found, state, ranks)
+    return found[1]
+
+
+def load_weights(
+    directory: Path, names: Collection[str] | None = None, manifest: Manifest | None = None
+) -> tuple[dict[str, Tensor], Manifest]:
+    """Read whole weights in float32 in this process alone, of a checkpoint or of weights shipped without moments.
+
+    names: only these, which is all that is read then. manifest: what `verify` returned, so as not to verify again.
 
     Raises:
-        CheckpointError: naming the first file that is missing or differs.
+        CheckpointError: if it is damaged or lacks one of `names`.
     """
-    manifest = read_manifest(directory)
-    for name, expected in manifest.files.items():
-        file = directory / name
-        if not file.is_file():
-            raise CheckpointError(f"{directory}: the file {name} is missing; use another checkpoint")
-        if _sha256(file) != expected:
-            raise CheckpointError(
-                f"{directory}: the file {name} is damaged (its SHA-256 differs); use another checkpoint"
-            )
-    return manifest
-
-
-def load_state(directory: Path) -> tuple[TrainState, Manifest]:
-    """Verify and read what training goes on from: the trained weights, their moments, the step."""
-    manifest = verify(directory)
-
-    def empty() -> dict[str, Tensor]:
-        return {name: torch.empty(manifest.tensors[name]) for name in manifest.trained}
-
-    state = TrainState(empty(), empty(), empty(), manifest.step)
-    _read(directory, _flat(state, {}))
-    return state, manifest
-
-
-def load_weights(directory: Path) -> tuple[dict[str, Tensor], Manifest]:
-    """Verify a checkpoint, or weights that were shipped without moments, and read all weights in float32."""
-    manifest = verify(directory)
+    manifest = verify(directory) if manifest is None else manifest
+    wanted = manifest.tensors.keys() if names is None else names
+    if lacking := sorted(set(wanted) - manifest.tensors.keys()):
+        raise CheckpointError(f"{directory} lacks {some(lacking)}")
     if (directory / SHIPPED).is_file():
-        return {name: w.float() for name, w in load_file(directory / SHIPPED).items()}, manifest
-    weights = {name: torch.empty(shape) for name, shape in manifest.tensors.items()}
-    _read(directory, {f"model.{name}": w for name, w in weights.items()})
+        with safe_open(directory / SHIPPED, framework="pt") as file:
+            return {name: file.get_tensor(name).float() for name in wanted}, manifest
+    weights = {name: torch.empty(manifest.tensors[name]) for name in wanted}
+    _read(directory, {f"{WEIGHTS}.{name}": w for name, w in weights.items()}, ALONE)
     return weights, manifest
 
 
@@ -164,28 +183,23 @@ def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16) -> None
     weights, manifest = load_weights(directory)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: w.to(dtype) for name, w in weights.items()}, out / SHIPPED)
-    shipped = replace(manifest, trained=[], files={SHIPPED: _sha256(out / SHIPPED)})
-    (out / "manifest.json").write_text(json.dumps(asdict(shipped), indent=1))
+    write_manifest(out, replace(manifest, trained=[], files={SHIPPED: sha256_of(out / SHIPPED)}))
 
 
 def latest(root: Path) -> Path | None:
     """The newest checkpoint under `root` that verifies. Changes nothing: a run may be saving there right now."""
-    for directory in _numbered(root)[::-1]:
-        try:
-            verify(directory)
-            return directory
-        except CheckpointError as error:
-            print(f"passing over a checkpoint: {error}", flush=True)
-    return None
+    found = _newest(root, ALONE)
+    return found and found[0]
 
 
-def prune(root: Path, keep: int) -> None:
+def prune(root: Path, keep: int, ranks: Ranks = ALONE) -> None:
     """Remove all but the newest `keep` checkpoints, and only once the newest verifies."""
-    directories = _numbered(root)
+    directories = _numbered(root, ranks)
     if len(directories) > keep:
-        verify(directories[-1])
-        for directory in directories[:-keep]:
-            shutil.rmtree(directory)
+        verify(directories[-1], ranks)
+        if ranks.rank == 0:
+            for directory in directories[:-keep]:
+                _remove(directory)
 
 
 def clear_debris(root: Path) -> None:
@@ -194,22 +208,72 @@ def clear_debris(root: Path) -> None:
         shutil.rmtree(debris)
 
 
-def _numbered(root: Path) -> list[Path]:
-    return sorted(d for d in root.glob("step_*") if d.suffix != ".tmp")
+def _newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
+    for directory in reversed(_numbered(root, ranks)):
+        try:
+            return directory, verify(directory, ranks)
+        except CheckpointError as error:
+            if ranks.rank == 0:
+                print(f"passing over a checkpoint: {error}", flush=True)
+    return None
 
 
-def _flat(state: TrainState, carried: dict[str, Tensor]) -> dict[str, Tensor]:
-    parts = {"model": state.weights | carried, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+def _numbered(root: Path, ranks: Ranks) -> list[Path]:
+    def look(_: list[None]) -> list[Path]:
+        return sorted(d for d in root.glob("step_*") if d.suffix != ".tmp")
+
+    return ranks.together(f"{root} cannot be read", lambda: None, look)
 
 
-def _read(directory: Path, into: dict[str, Tensor]) -> None:
+def _remove(directory: Path) -> None:
+    """Remove a checkpoint so that, killed in the midst of it, nothing half removed bears its name."""
+    debris = directory.with_name(f"{directory.name}.old.tmp")
+    os.replace(directory, debris)
+    shutil.rmtree(debris)
+
+
+def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) -> None:
+    tensors = flat(state, {})
+    held = {f"{part}.{name}": manifest.tensors[name] for part in (WEIGHTS, *MOMENTS) for name in manifest.trained}
+
+    def refuse(needed: list[dict[str, list[int]]]) -> None:
+        names = set().union(*needed)
+        lacking, unknown = sorted(names - held.keys()), sorted(held.keys() - names)
+        if lacking or unknown:
+            raise CheckpointError(
+                f"{directory} is not of this model: it lacks {some(lacking)} and holds unknown {some(unknown)}"
+            )
+        for mine in needed:
+            for name, shape in mine.items():
+                if held[name] != shape:
+                    raise CheckpointError(f"{directory}: {name} has shape {held[name]}, not {shape}")
+
+    what = f"{directory} was not loaded"
+    ranks.together(what, lambda: {name: list(tensor.shape) for name, tensor in tensors.items()}, refuse)
+    _read(directory, tensors, ranks)
+
+
+def _read(directory: Path, into: Mapping[str, Tensor], ranks: Ranks) -> None:
     try:
-        dcp.load(into, storage_reader=FileSystemReader(directory / "state"), no_dist=True)
-    except CheckpointException as error:  # a BaseException in torch, so it would slip through every except Exception
-        raise CheckpointError(f"{directory} cannot be read: {error}") from error
+        dcp.load(
+            dict(into),
+            storage_reader=FileSystemReader(directory / "state"),
+            process_group=ranks.group,
+            no_dist=ranks.group is None,
+        )
+    except CheckpointException as error:
+        raise CheckpointError(f"{directory} cannot be read: {_reasons(error)}") from error
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _reasons(error: CheckpointException) -> str:
+    failures = error.failures.items()
+    return "; ".join(f"rank {rank}: {type(cause).__name__}: {cause}" for rank, (cause, _) in failures)
+
+
+def _sync(directory: Path) -> None:
+    """Wait until the names in it are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,6 +11,8 @@ from wemmu.parallel.topology import any_rank, connect
 from wemmu.sampling.grid import sample_grid
 from wemmu.training import checkpoint
 from wemmu.training.build import Parts, build
+from wemmu.training.manifest import Origin
+from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
 from wemmu.training.telemetry import Record, WandB, Window, progress_line
 from wemmu.types import Batch
@@ -32,6 +34,10 @@ class Trainer:
         self.parts: Parts = build(run, self.topology, self.device)
         self.checkpoints = folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        origin = Origin(
+            self.stage.name, run.seed, self.stage.resolution, self.parts.frozen, layout=run.parallel.model_dump()
+        )
+        self.saver = Saver(self.checkpoints, run.logging.keep_checkpoints, origin)
         self.saved: int | None = None
         self.step = self._resume()
         self.record = Record(folder / "metrics.jsonl", self.step) if self.topology.leads else None
@@ -60,6 +66,8 @@ class Trainer:
         self.parts.loader.close()
         if self.step < self.stage.steps:
             self._save()
+        self.saver.close()
+        if self.step < self.stage.steps:
             self._say(f"stopped by {self.stop.reason or 'another rank'} at step {self.step}, all of it saved")
         if wandb is not None:
             wandb.finish()
@@ -75,6 +83,7 @@ class Trainer:
         norm = self.parts.engine.step(self.stage.optimizer.lr_share(self.step, self.stage.steps))
         window.steps += 1
         if not math.isfinite(norm):
+            self.saver.close()
             raise TrainingError(
                 f"{self.stage.name}: the gradient is not finite at step {self.step}; the weights were left alone. "
                 f"The last checkpoint is {checkpoint.latest(self.checkpoints)}; a lower learning rate may help."
@@ -116,30 +125,15 @@ class Trainer:
     def _save(self) -> None:
         if self.step == self.saved:  # a whole checkpoint is never written over
             return
-        checkpoint.save(
-            self.checkpoints,
-            self.parts.engine.state(),
-            self.parts.carried,
-            stage=self.stage.name,
-            seed=self.run.seed,
-            resolution=self.stage.resolution,
-            frozen=self.parts.frozen,
-        )
+        self.saver.save(self.parts.engine.state(), self.parts.carried)
         self.saved = self.step
-        checkpoint.prune(self.checkpoints, self.run.logging.keep_checkpoints)
 
     def _resume(self) -> int:
-        checkpoint.clear_debris(self.checkpoints)
-        newest = checkpoint.latest(self.checkpoints)
-        if newest is None:
+        manifest = checkpoint.load_newest(self.checkpoints, self.parts.engine.state())
+        if manifest is None:
             return 0
-        state, manifest = checkpoint.load_state(newest)
-        live = self.parts.engine.state()
-        for part in ("weights", "exp_avg", "exp_avg_sq"):
-            for name, tensor in getattr(live, part).items():
-                tensor.copy_(getattr(state, part)[name])
         self.parts.engine.restored(manifest.step)
-        self._say(f"going on from {newest.name}")
+        self._say(f"going on from {checkpoint.directory_name(manifest.step)}")
         self.saved = manifest.step
         return manifest.step
 

@@ -1,0 +1,81 @@
+"""Work that all ranks of a run do together on a checkpoint: it succeeds on all of them or fails on all of them."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# A rank that dies is noticed at once, by its connection; one that writes to a slow disk may take its time.
+PATIENCE = timedelta(hours=2)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or used; the message names the directory, the reason and what to do."""
+
+
+class Ranks:
+    """The ranks that save and load together, or this process alone (`group` None).
+
+    Their group is one of gloo, whatever the training uses, since only files and names are spoken of; and none that
+    another thread speaks in.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        self.group = group
+        self.rank, self.world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
+
+    def together(self, what: str, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
+        """Do `work` on every rank and let the first one `judge` the results; all ranks get its verdict.
+
+        Raises:
+            CheckpointError: on all ranks, if the work of one or the judgement failed: "`what`: rank 1: the reason".
+                This process alone raises what was raised.
+        """
+        if self.group is None:
+            return judge([work()])
+        result, failure, cause = None, None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure, cause = _reason(error), error
+        results: list | None = [None] * self.world if self.rank == 0 else None
+        dist.gather_object((result, failure), results, dst=0, group=self.group)
+        verdict: list = [None]
+        if results is not None:
+            failures = [f"rank {rank}: {said}" for rank, (_, said) in enumerate(results) if said is not None]
+            try:
+                verdict = [(None, "; ".join(failures)) if failures else (judge([r for r, _ in results]), None)]
+            except Exception as error:
+                verdict, cause = [(None, _reason(error))], error
+        dist.broadcast_object_list(verdict, src=0, group=self.group)
+        result, failure = verdict[0]
+        if failure is not None:
+            raise CheckpointError(f"{what}: {failure}") from cause
+        return result
+
+
+ALONE = Ranks(None)
+
+
+def own_group() -> Ranks:
+    """All ranks, in a new group; they must call it alike, in their main threads."""
+    return Ranks(dist.new_group(backend="gloo", timeout=PATIENCE)) if dist.is_initialized() else ALONE
+
+
+def all_ranks() -> Ranks:
+    """All ranks, in a group that the main threads share."""
+    return _of(dist.group.WORLD) if dist.is_initialized() else ALONE
+
+
+@cache
+def _of(_: dist.ProcessGroup) -> Ranks:
+    return own_group()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
