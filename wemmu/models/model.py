@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from wemmu.config.schema import Module
 from wemmu.models.bridge import Bridge
 from wemmu.models.dit import DiTStage, velocity
+from wemmu.models.recompute import recomputed
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
 from wemmu.noise import Noise
@@ -77,3 +78,8 @@ class WeMMU(nn.Module):
         self.requires_grad_(False)
         for name in trains:
             self.modules_by_name()[name].requires_grad_(True)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer of the pathway and of the DiT in the backward pass instead of keeping what is inside."""
+        self.bridge.pathway.checkpointing = True
+        self.dit.enable_gradient_checkpointing(recomputed)

@@ -6,10 +6,12 @@ find a cache (paper, "Probabilistic Expert Bridge").
 """
 
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from wemmu.models.recompute import recomputed
 from wemmu.types import Prefix
 
 
@@ -25,6 +27,10 @@ class PrefixView:
 
 
 class Pathway(nn.Module):
+    """checkpointing: recompute each layer in the backward pass; see `recompute`."""
+
+    checkpointing = False
+
     def __init__(self, language_model: nn.Module):
         """Copy the layers, the final norm and the rotary embedding of `language_model`, weights included."""
         super().__init__()
@@ -44,6 +50,8 @@ class Pathway(nn.Module):
         cache = PrefixView(prefix)
         rotation = self.rotary(tokens, positions)
         states = tokens
+        recompute = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            states = layer(states, attention_mask=mask[:, None], past_key_values=cache, position_embeddings=rotation)[0]
+            call = partial(recomputed, layer) if recompute else layer
+            states = call(states, attention_mask=mask[:, None], past_key_values=cache, position_embeddings=rotation)[0]
         return self.norm(states)
