@@ -40,6 +40,8 @@ def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
         folder = run / stage.name
         manifest = checkpoint(folder, stage.steps) / MANIFEST
         train = _python("-m", "wemmu.train", folder / "config.yaml")
+        if curriculum.parallel.ranks > 1:
+            train = _python("-m", "launcher.ranks", str(curriculum.parallel.ranks), *train)
         jobs.append(Job(stage.name, train, folder / "log.txt", products=(manifest,), steps=stage.steps))
         if curriculum.evaluation.prompts:
             jobs.append(_evaluation(stage.name, folder, manifest))

@@ -17,12 +17,20 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
     """Directories that `load_backbones` takes: sizes of the miniature, weights at random (seeded)."""
-    root: Path = tmp_path_factory.mktemp("backbones")
+    return make_backbones(tmp_path_factory.mktemp("backbones"))
+
+
+def make_backbones(root: Path, layers: int | None = None) -> Backbones:
+    """Backbones under `root`; `layers`: of the VLM's language model and of the DiT, instead of the miniature's."""
     processor = save_processor(root / "vlm")
     torch.manual_seed(1)
     config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
+    dit = dict(DIT_CONFIG)
+    if layers is not None:
+        config.text_config.num_hidden_layers = dit["num_layers"] = layers
+        config.text_config.layer_types = config.text_config.layer_types[:layers]
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(root / "vlm")
     AutoencoderDC(**VAE_CONFIG, scaling_factor=0.5).save_pretrained(root / "sana" / "vae")
-    SanaTransformer2DModel(**DIT_CONFIG).save_pretrained(root / "sana" / "transformer")
+    SanaTransformer2DModel(**dit).save_pretrained(root / "sana" / "transformer")
     FlowMatchEulerDiscreteScheduler(shift=4.0).save_pretrained(root / "sana" / "scheduler")
     return Backbones(vlm=root / "vlm", sana=root / "sana")

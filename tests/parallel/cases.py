@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.models.world import make_model, micro_batches
 from tests.training.runs import STAGE_RUN
 from wemmu.config import StageRun
-from wemmu.config.schema import Backbones, Optimizer, Parallel
+from wemmu.config.schema import Backbones, Optimizer
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
 from wemmu.parallel.engine import Engine
@@ -134,9 +134,7 @@ def whole(ranks: list[dict[str, tuple[tuple[int, ...], list]]]) -> dict[str, Ten
 def merged(ranks: list[Outcome]) -> Outcome:
     losses = [{i: v for rank in ranks for i, v in rank.losses[step].items()} for step in range(len(ranks[0].losses))]
     assert all(rank.norms == ranks[0].norms for rank in ranks), "the ranks do not agree on the norm"
-    return Outcome(
-        losses, whole([r.gradients for r in ranks]), ranks[0].norms, whole([r.weights for r in ranks])
-    )
+    return Outcome(losses, whole([r.gradients for r in ranks]), ranks[0].norms, whole([r.weights for r in ranks]))
 
 
 def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor], floor: float) -> tuple[float, str]:

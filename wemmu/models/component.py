@@ -1,6 +1,5 @@
 """The bridge as a component of a diffusers pipeline: config.json and safetensors, loaded strictly."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +8,6 @@ from accelerate import init_empty_weights
 # Diffusers looks among the names of this module for `ModelMixin`, which tells it how to load a foreign component.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from wemmu.config.schema import Bridge as BridgeConfig
@@ -61,13 +59,3 @@ class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
             raise ValueError(f"the weights in {directory} are not those of its config.json: it {' and '.join(told)}")
         component.requires_grad_(False)
         return (component, info) if with_info else component
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Move and cast all but the rotary frequencies, which only move.
-
-        In 16 bits they would turn the far tokens of a large grid to other positions.
-        """
-        frequencies = self.pathway.rotary.inv_freq
-        super()._apply(fn, recurse)
-        self.pathway.rotary.inv_freq = frequencies.to(self.pathway.rotary.inv_freq.device)
-        return self

@@ -8,8 +8,8 @@ from wemmu.types import Condition
 # Sana counts time from 0 to 1000.
 TIME_SCALE = 1000.0
 
-# What goes from stage to stage: image tokens [B, h * w, D], projected condition [B, Q, D], the modulation of every block
-# [B, 6 D] and the embedding of the time [B, D].
+# What goes from stage to stage: image tokens [B, h * w, D], projected condition [B, Q, D], the modulation of every
+# block [B, 6 D] and the embedding of the time [B, D].
 Activations = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -52,12 +52,14 @@ class DiTStage(nn.Module):
             parts[1] = str(int(parts[1]) + self.begin)
         return ".".join(parts)
 
-    def forward(self, inputs: Activations | tuple[Tensor, Tensor, Tensor], grid: tuple[int, int]) -> Activations | Tensor:
+    def forward(
+        self, inputs: Activations | tuple[Tensor, Tensor, Tensor], grid: tuple[int, int]
+    ) -> Activations | Tensor:
         """One stage's way.
 
-        inputs: of the first stage x_t [B, C, h, w], t [B] and the condition's states [B, Q, caption channels]; of others
-        what the stage before returned. grid: (rows, columns) of image tokens. Returns v_theta in float32 [B, C, h, w]
-        from the last stage.
+        inputs: of the first stage x_t [B, C, h, w], t [B] and the condition's states [B, Q, caption channels]; of
+        others what the stage before returned. grid: (rows, columns) of image tokens. Returns v_theta in float32
+        [B, C, h, w] from the last stage.
         """
         h, condition, modulation, time = self._embed(*inputs) if self.is_first else inputs
         for block in self.dit.transformer_blocks:

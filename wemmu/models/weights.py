@@ -1,15 +1,23 @@
-"""Backbones from directories in the published layout: strict, with a report of what was loaded."""
+"""Backbones from directories in the published layout: strict, with a report of what was loaded.
+
+What can be trained, the DiT and the bridge's copy of the VLM's layers, gets its weights block by block, and each block
+is handed to `place` before the next one is read: a sharded engine never has the whole of it in memory.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, SanaTransformer2DModel
-from torch import nn
+from accelerate import init_empty_weights
+from diffusers import AutoencoderDC, ModelMixin, SanaTransformer2DModel
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from wemmu.config.schema import Backbones
@@ -18,6 +26,9 @@ from wemmu.models.bridge import Bridge
 from wemmu.models.model import WeMMU
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
+
+# Does what it likes with a module that has just got its weights; what it did before it finds done.
+Place = Callable[[nn.Module], object]
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,13 @@ class LoadReport:
         )
 
 
-def load_backbones(config: Backbones) -> tuple[FrozenVLM, FrozenVAE, SanaTransformer2DModel, list[LoadReport]]:
+def stay(module: nn.Module) -> None:
+    """The `Place` of a process that keeps the whole model."""
+
+
+def load_backbones(
+    config: Backbones, place: Place = stay
+) -> tuple[FrozenVLM, FrozenVAE, SanaTransformer2DModel, list[LoadReport]]:
     """Load VLM, autoencoder and DiT.
 
     Raises:
@@ -47,46 +64,123 @@ def load_backbones(config: Backbones) -> tuple[FrozenVLM, FrozenVAE, SanaTransfo
     dtype = getattr(torch, config.dtype)
     vlm, vlm_report = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
     vae, vae_report = load_strict(AutoencoderDC, config.sana / "vae", dtype)
-    dit, dit_report = load_strict(SanaTransformer2DModel, config.sana / "transformer", dtype)
+    dit, dit_report = load_by_blocks(SanaTransformer2DModel, config.sana / "transformer", dtype, place)
     pixels = AutoImageProcessor.from_pretrained(config.vlm, use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     return frozen, FrozenVAE(vae), dit, [vlm_report, vae_report, dit_report]
 
 
-def build_model(backbones: Backbones, bridge: BridgeConfig, seed: int) -> tuple[WeMMU, list[LoadReport]]:
+def build_model(
+    backbones: Backbones, bridge: BridgeConfig, seed: int, place: Place = stay
+) -> tuple[WeMMU, list[LoadReport]]:
     """The whole model: backbones loaded, bridge copied from the VLM and its new parts initialised from `seed`."""
-    vlm, vae, dit, reports = load_backbones(backbones)
+    vlm, vae, dit, reports = load_backbones(backbones, place)
+    language_model = vlm.language_model
     with torch.random.fork_rng(devices=[]):
+        with init_empty_weights():
+            skeleton = type(language_model)(language_model.config)
         torch.manual_seed(seed)
-        part = Bridge(bridge, vlm.language_model, vae.latent_channels, dit.config.caption_channels)
+        part = Bridge(bridge, skeleton, vae.latent_channels, dit.config.caption_channels)
+    part.to(vlm.vlm.dtype)
     # The pathway is a copy of a frozen model: it must be told that it learns.
     part.requires_grad_(True)
+    copies, originals = [*part.pathway.layers, part.pathway.norm], [*language_model.layers, language_model.norm]
+    for block, original in zip(copies, originals, strict=True):
+        fill(block, {name: tensor.clone() for name, tensor in original.state_dict().items()})
+        place(block)
+    place(part)
     return WeMMU(vlm, vae, part, dit), reports
+
+
+def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a block of a model without memory its weights, by name: those that it has not yet."""
+    block.load_state_dict(tensors, strict=False, assign=True)
+    assert not any(tensor.is_meta for tensor in block.state_dict().values())
 
 
 def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
     """One model of transformers or diffusers from its directory, in safetensors; raises as `load_backbones`."""
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{directory} holds no config.json; it must be a {cls.__name__} in the published layout"
-        )
+    _check_is_model(cls, directory)
     if issubclass(cls, PreTrainedModel):
         # Told to ignore another shape, transformers reports the name; else it raises without one.
         options = {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options = {"torch_dtype": dtype}
     model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
-    problems = [*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
-    report = LoadReport(
-        str(directory),
+    parameters = sum(p.numel() for p in model.parameters())
+    mismatched = list(map(str, info["mismatched_keys"]))
+    return model, _report(directory, parameters, info["missing_keys"], info["unexpected_keys"], mismatched)
+
+
+def load_by_blocks(
+    cls: type[ModelMixin], directory: Path, dtype: torch.dtype, place: Place
+) -> tuple[nn.Module, LoadReport]:
+    """As `load_strict`, of a diffusers model, but block by block; all of it is checked before a weight is read."""
+    _check_is_model(cls, directory)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights():
+            model = cls.from_config(cls.load_config(directory))
+    finally:
+        torch.set_default_dtype(default)
+    model.register_to_config(_name_or_path=str(directory))
+    stored = _stored_tensors(directory)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: file.get_slice(name).get_shape() for name, file in stored.items()}
+    report = _report(
+        directory,
         sum(p.numel() for p in model.parameters()),
-        hash_files(directory),
-        sorted(info["missing_keys"]),
-        sorted(info["unexpected_keys"]),
+        expected.keys() - shapes.keys(),
+        shapes.keys() - expected.keys(),
+        [name for name, shape in shapes.items() if name in expected and shape != expected[name]],
     )
-    if problems:
-        raise ValueError(f"{report}; first of them: {', '.join(sorted(problems)[:5])}")
-    return model, report
+    for prefix, block in blocks(model):
+        empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
+        fill(block, {name: stored[prefix + name].get_tensor(prefix + name).to(dtype) for name in empty})
+        place(block)
+    return model.eval(), report
+
+
+def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Parts of a model, by prefix, that together have all of its weights: the elements of its lists, its other children.
+
+    The model itself comes last, with the prefix "", for the weights that are in none of its children.
+    """
+    for name, child in model.named_children():
+        parts = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
+        yield from ((".".join(filter(None, (name, part))) + ".", block) for part, block in parts)
+    yield "", model
+
+
+def _stored_tensors(directory: Path) -> dict[str, Any]:
+    """Name -> the opened file with this tensor; of diffusers' two layouts, one file or several with an index."""
+    single, index = directory / SAFETENSORS_WEIGHTS_NAME, directory / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        if not single.is_file():
+            raise FileNotFoundError(f"{directory} holds neither {single.name} nor {index.name}")
+        file = safe_open(single, "pt")
+        return dict.fromkeys(file.keys(), file)
+    where = json.loads(index.read_text())["weight_map"]
+    files = {name: safe_open(directory / name, "pt") for name in sorted(set(where.values()))}
+    return {tensor: file for file in files.values() for tensor in file.keys()}  # noqa: SIM118
+
+
+def _check_is_model(cls: type, directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{directory} holds no config.json; it must be a {cls.__name__} in the published layout"
+        )
+
+
+def _report(
+    directory: Path, parameters: int, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
+) -> LoadReport:
+    """Raises ValueError unless the weights fit."""
+    report = LoadReport(str(directory), parameters, hash_files(directory), sorted(missing), sorted(unexpected))
+    if problems := sorted([*report.missing, *report.unexpected, *mismatched]):
+        raise ValueError(f"{report}; first of them: {', '.join(problems[:5])}")
+    return report
 
 
 @cache

@@ -90,7 +90,9 @@ class HybridEngine:
     def step(self, lr_share: float) -> float:
         masters = self._adamw.weights
         for name, parameter in self._trained.items():
-            masters[name].grad = torch.zeros_like(masters[name]) if parameter.grad is None else shards.local(parameter.grad)
+            masters[name].grad = (
+                torch.zeros_like(masters[name]) if parameter.grad is None else shards.local(parameter.grad)
+            )
         norm = self._norm()
         if math.isfinite(norm):
             factor = self.config.clip / (norm + 1e-6)

@@ -79,8 +79,15 @@ def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.devic
     match run.parallel.engine:
         case "single":
             return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch)
-        case engine:
-            raise NotImplementedError(f"engine {engine}")
+        # Their libraries are slow to import.
+        case "zero3":
+            from wemmu.parallel.zero3 import Zero3Engine
+
+            return Zero3Engine(model, loss, run, topology, torch.device(device))
+        case "hybrid":
+            from wemmu.parallel.hybrid import HybridEngine
+
+            return HybridEngine(model, loss, run, topology, torch.device(device))
 
 
 def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU, PromptEncoder]:

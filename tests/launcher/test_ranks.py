@@ -1,0 +1,78 @@
+"""A job's ranks: told who they are, stopped together, and their exit code is the job's."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# In one write, since the ranks share a pipe.
+SAYS = """
+import os
+said = " ".join(os.environ[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"))
+os.write(1, f"{said}\\n".encode())
+"""
+# Saves when it is told to stop, as a trainer does.
+SAVES = """
+import os, signal, sys, time
+told = []
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda n, _: told.append(n))
+open(f"{sys.argv[1]}/ready{os.environ['RANK']}", "w")
+while not told:
+    time.sleep(0.02)
+open(f"{sys.argv[1]}/told{os.environ['RANK']}", "w").write(str(told[0]))
+sys.exit(75)
+"""
+WAITS = "import os, sys, time; {}; time.sleep(60)"
+
+
+def start(count: int, code: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launcher.ranks", str(count), sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_every_rank_is_told_who_it_is() -> None:
+    process = start(3, SAYS)
+    said, _ = process.communicate(timeout=30)
+    assert sorted(said.splitlines()) == [f"{rank} {rank} 3 127.0.0.1" for rank in range(3)]
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_all_ranks_and_a_saved_run_says_so(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(2, SAVES, str(tmp_path))
+    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 75
+    assert [(tmp_path / f"told{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+
+
+def test_when_a_rank_fails_the_others_are_ended_and_its_code_is_the_jobs() -> None:
+    began = time.monotonic()
+    process = start(3, WAITS.format("os.environ['RANK'] == '1' and sys.exit(7)"))
+    _, said = process.communicate(timeout=40)
+    assert process.returncode == 7
+    assert "rank 1 of 3 failed with exit code 7" in said
+    assert time.monotonic() - began < 30
+
+
+def test_a_killed_rank_is_a_killed_job() -> None:
+    process = start(2, WAITS.format("os.environ['RANK'] == '0' and os.kill(os.getpid(), 9)"))
+    process.communicate(timeout=40)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_no_rank_outlives_the_one_that_started_them(tmp_path: Path) -> None:
+    process = start(2, SAVES, str(tmp_path))
+    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+        time.sleep(0.02)
+    process.kill()
+    for rank in range(2):
+        deadline = time.monotonic() + 20
+        while not (tmp_path / f"told{rank}").exists():
+            assert time.monotonic() < deadline, f"rank {rank} goes on"
+            time.sleep(0.05)
