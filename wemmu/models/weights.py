@@ -27,8 +27,9 @@ from wemmu.models.model import WeMMU
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
 
-# Does what it likes with a module that has just got its weights; what it did before it finds done.
-Place = Callable[[nn.Module], object]
+# Is called with a module that has just got its weights and the prefix of their names in the whole model. A module that
+# contains others comes after them, and finds done to them what was done.
+Place = Callable[[str, nn.Module], object]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LoadReport:
         )
 
 
-def stay(module: nn.Module) -> None:
+def stay(prefix: str, module: nn.Module) -> None:
     """The `Place` of a process that keeps the whole model."""
 
 
@@ -64,7 +65,9 @@ def load_backbones(
     dtype = getattr(torch, config.dtype)
     vlm, vlm_report = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
     vae, vae_report = load_strict(AutoencoderDC, config.sana / "vae", dtype)
-    dit, dit_report = load_by_blocks(SanaTransformer2DModel, config.sana / "transformer", dtype, place)
+    dit, dit_report = load_by_blocks(
+        SanaTransformer2DModel, config.sana / "transformer", dtype, lambda prefix, block: place(f"dit.{prefix}", block)
+    )
     pixels = AutoImageProcessor.from_pretrained(config.vlm, use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     return frozen, FrozenVAE(vae), dit, [vlm_report, vae_report, dit_report]
@@ -84,11 +87,11 @@ def build_model(
     part.to(vlm.vlm.dtype)
     # The pathway is a copy of a frozen model: it must be told that it learns.
     part.requires_grad_(True)
-    copies, originals = [*part.pathway.layers, part.pathway.norm], [*language_model.layers, language_model.norm]
-    for block, original in zip(copies, originals, strict=True):
+    for name in [*(f"layers.{i}" for i in range(len(language_model.layers))), "norm"]:
+        block, original = part.pathway.get_submodule(name), language_model.get_submodule(name)
         fill(block, {name: tensor.clone() for name, tensor in original.state_dict().items()})
-        place(block)
-    place(part)
+        place(f"bridge.pathway.{name}.", block)
+    place("bridge.", part)
     return WeMMU(vlm, vae, part, dit), reports
 
 
@@ -124,7 +127,7 @@ def load_by_blocks(
             model = cls.from_config(cls.load_config(directory))
     finally:
         torch.set_default_dtype(default)
-    model.register_to_config(_name_or_path=str(directory))
+    model.register_to_config(_name_or_path=directory)
     stored = _stored_tensors(directory)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: file.get_slice(name).get_shape() for name, file in stored.items()}
@@ -138,12 +141,12 @@ def load_by_blocks(
     for prefix, block in blocks(model):
         empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
         fill(block, {name: stored[prefix + name].get_tensor(prefix + name).to(dtype) for name in empty})
-        place(block)
+        place(prefix, block)
     return model.eval(), report
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Parts of a model, by prefix, that together have all of its weights: the elements of its lists, its other children.
+    """Parts of a model, by prefix, that together have all of its weights: its lists' elements, its other children.
 
     The model itself comes last, with the prefix "", for the weights that are in none of its children.
     """
