@@ -1,6 +1,7 @@
 """Starts a job's ranks on this machine and waits for them: `python -m launcher.ranks COUNT COMMAND...`.
 
-On a cluster Slurm does this. torchrun would, too, but turns every exit code into 1, and with it what a run says of itself.
+On a cluster Slurm does this. torchrun would, too, but turns every exit code into 1, and with it what a run says of
+itself.
 """
 
 import os

@@ -107,9 +107,19 @@ def test_the_weights_agree_after_twenty_steps_and_under_a_tight_clip(
         compare(ours, reference[name], gradients=1e-5, weights=1e-3)
 
 
-def test_bf16_stays_within_its_rounding(backbones: Backbones, reference: dict[str, Outcome]):
+def test_bf16_is_as_far_from_float32_as_the_single_engines_bf16(backbones: Backbones, reference: dict[str, Outcome]):
+    def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+        """Of the whole gradients, relative."""
+        a, b = (torch.cat([part[name].flatten() for name in sorted(one)]) for part in (one, other))
+        return float((a - b).norm() / b.norm())
+
     for name, ours in in_layout("tp2 x pp2", backbones, BF16).items():
-        compare(ours, reference[name], gradients=0.1, weights=0.1)
+        exact, single = reference[name.removesuffix(" in bf16")], reference[name]
+        rounding = distance(single.gradients, exact.gradients)
+        assert 1e-3 < rounding < 0.1, "bf16 is not in use, or is wrong"
+        assert distance(ours.gradients, exact.gradients) < 1.3 * rounding
+        for a, b in zip(ours.losses, exact.losses, strict=True):
+            assert a == pytest.approx(b, rel=0.02)
 
 
 def test_every_rank_has_its_place_and_groups_are_along_one_axis():

@@ -1,6 +1,6 @@
 """What every engine is to the trainer: gradients of a global batch, an optimizer step, and its state by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class Engine(Protocol):
 
     def state(self) -> TrainState:
         """A view of the live tensors; copy before the next step if it must last."""
+        ...
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """What this rank holds of parameters, trained or not, by canonical name: whole or `Placed`, in working type."""
         ...
 
     def restored(self, steps: int) -> None:

@@ -7,7 +7,7 @@ the DiT over those ranks that hold the same part (`shards`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -118,24 +118,22 @@ class HybridEngine:
 
     def state(self) -> TrainState:
         state = self._adamw.state()
+        weights, exp_avg, exp_avg_sq = map(self._placed, (state.weights, state.exp_avg, state.exp_avg_sq))
+        return TrainState(weights, exp_avg, exp_avg_sq, state.steps)
 
-        def placed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {
-                name: Placed(self._places[name].shape, shards.parts(self._trained[name], rows, self._places[name]))
-                for name, rows in tensors.items()
-            }
-
-        return TrainState(placed(state.weights), placed(state.exp_avg), placed(state.exp_avg_sq), state.steps)
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return self._placed({name: shards.local(self._sharded[name]) for name in names if name in self._sharded})
 
     def restored(self, steps: int) -> None:
         self._adamw.restored(steps)
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients accumulated so far, for comparison with other engines."""
+        return self._placed({n: shards.local(p.grad) for n, p in self._trained.items() if p.grad is not None})
+
+    def _placed(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By name this rank's rows of a parameter, or of what goes with it, as parts of the whole."""
         return {
-            name: Placed(
-                self._places[name].shape,
-                [] if p.grad is None else shards.parts(p, shards.local(p.grad), self._places[name]),
-            )
-            for name, p in self._trained.items()
+            name: Placed(self._places[name].shape, shards.parts(self._sharded[name], tensor, self._places[name]))
+            for name, tensor in rows.items()
         }

@@ -1,7 +1,7 @@
 """The single-device engine: the reference that every other engine must equal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class SingleEngine:
     """
 
     def __init__(self, model: nn.Module, loss: LossFn, config: OptimizerConfig, global_batch: int):
-        self.config, self._loss, self._global_batch = config, loss, global_batch
+        self.config, self._model, self._loss, self._global_batch = config, model, loss, global_batch
         self._working: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._adamw = AdamW({name: p.detach().float() for name, p in self._working.items()}, config)
         trained = sum(p.numel() for p in self._working.values())
@@ -60,6 +60,9 @@ class SingleEngine:
 
     def state(self) -> TrainState:
         return self._adamw.state()
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {name: self._model.get_parameter(name).detach() for name in names}
 
     def restored(self, steps: int) -> None:
         self._adamw.restored(steps)

@@ -1,0 +1,123 @@
+"""A run goes on in any layout from a checkpoint of any other: the same state, bit for bit, and the same losses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.world import micro_batches
+from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, model_of, portable, whole
+from tests.parallel.ranks import on_ranks
+from wemmu.config.schema import Backbones
+from wemmu.parallel.engine import Engine
+from wemmu.parallel.hybrid import HybridEngine
+from wemmu.parallel.single import SingleEngine
+from wemmu.parallel.topology import Topology
+from wemmu.parallel.zero3 import Zero3Engine
+from wemmu.prompts import PromptEncoder
+from wemmu.training import checkpoint
+from wemmu.training.losses import FlowMatchingLoss
+from wemmu.training.manifest import Origin
+
+CPU = torch.device("cpu")
+# Number of ranks -> the layouts with as many: engine, tp, pp.
+LAYOUTS = {
+    1: {"single": ("single", 1, 1)},
+    2: {"zero3 x 2": ("zero3", 1, 1), "tp2": ("hybrid", 2, 1), "pp2": ("hybrid", 1, 2)},
+    4: {"zero3 x 4": ("zero3", 1, 1), "tp2 x pp2": ("hybrid", 2, 2)},
+}
+NAMES = [name for layouts in LAYOUTS.values() for name in layouts]
+CASE = Case()
+SAVED_AT, MORE = 2, 5
+# State is compared bit for bit; what is computed from it, within the order of sums.
+BOUND = 1e-4
+
+
+class Run:
+    """Training in one layout."""
+
+    def __init__(self, layout: tuple[str, int, int], backbones: Backbones, rank: int, world: int):
+        kind, tp, pp = layout
+        model, self._encoder, self._place = model_of(CASE, backbones), PromptEncoder(backbones.vlm), (rank, world)
+        loss, run, topology = FlowMatchingLoss(model, CASE.run), CASE.run, Topology(rank, world, tp, pp)
+        optimizer, batch = run.stage.optimizer, run.stage.global_batch
+        self.engine: Engine = {
+            "single": lambda: SingleEngine(model, loss, optimizer, batch),
+            "zero3": lambda: Zero3Engine(model, loss, run, topology, CPU),
+            "hybrid": lambda: HybridEngine(model, loss, run, topology, CPU),
+        }[kind]()
+
+    def steps(self, first: int, count: int) -> list[dict[int, float]]:
+        """Losses by sample, of each step."""
+        found = []
+        for step in range(first, first + count):
+            ids = [100 * step + i for i in range(GLOBAL_BATCH)]
+            batches = micro_batches(self._encoder, ids, (EDIT, T2I)[step % 2], *self._place, 1)
+            (losses,) = self.engine.accumulate(batches, step)
+            found.append(dict(zip(batches[0].sample_ids.tolist(), losses.values.tolist(), strict=True)))
+            self.engine.step(1.0)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        state = self.engine.state()
+        assert state.steps == SAVED_AT
+        return {part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq")}
+
+
+def save_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[str, Any]:
+    """Train, save, note the state, and train on: of each layout of this number of ranks."""
+    found = {}
+    for name, layout in LAYOUTS[world].items():
+        run = Run(layout, backbones, rank, world)
+        run.steps(0, SAVED_AT)
+        checkpoint.save(root / name, run.engine.state(), {}, Origin("stage", 0, 32, {}, {"engine": name}))
+        found[name] = run.state(), run.steps(SAVED_AT, MORE)
+    return found
+
+
+def load_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[tuple[str, str], Any]:
+    """(from, to) -> state and next losses, for each layout of this number of ranks."""
+    found = {}
+    for name, layout in LAYOUTS[world].items():
+        for source in NAMES:
+            run = Run(layout, backbones, rank, world)
+            run.steps(7, 1)  # anything else, which must leave no trace
+            manifest = checkpoint.load_newest(root / source, run.engine.state())
+            run.engine.restored(manifest.step)
+            found[source, name] = run.state(), run.steps(SAVED_AT, MORE)
+    return found
+
+
+def everywhere(function, *arguments: Any) -> dict:
+    """What each layout gave: the whole state and the losses of all samples."""
+    merged = {}
+    for world in LAYOUTS:
+        ranks = on_ranks(world, function, *arguments, timeout=900)
+        for key in ranks[0]:
+            states, losses = zip(*(rank[key] for rank in ranks), strict=True)
+            state = {part: whole([s[part] for s in states]) for part in states[0]}
+            merged[key] = state, [{i: v for one in step for i, v in one.items()} for step in zip(*losses, strict=True)]
+    return merged
+
+
+@pytest.fixture(scope="module")
+def saved(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    root = tmp_path_factory.mktemp("saved")
+    return root, everywhere(save_all, backbones, root)
+
+
+@pytest.mark.slow
+def test_any_layout_goes_on_from_any_other(backbones: Backbones, saved: tuple[Path, dict]):
+    root, before = saved
+    after = everywhere(load_all, backbones, root)
+    assert after.keys() == {(source, target) for source in NAMES for target in NAMES}
+    for (source, target), (state, losses) in after.items():
+        expected, straight = before[source]
+        for part, tensors in expected.items():
+            assert tensors.keys() == state[part].keys()
+            differing = [name for name in tensors if not torch.equal(tensors[name], state[part][name])]
+            assert not differing, f"{part} of {differing[:3]}, from {source} to {target}"
+        for ours, theirs in zip(losses, straight, strict=True):
+            same = source == target
+            assert ours == (theirs if same else pytest.approx(theirs, rel=BOUND)), f"from {source} to {target}"
