@@ -12,6 +12,8 @@ CURRICULUM = "curriculum.yaml"
 # All there can be in a run folder whose first launcher was killed before it wrote the curriculum.
 _FIRST_TRACES = {"lock", "curriculum.yaml.tmp"}
 _SHOWN = 20
+# Fields that say how a run goes on and not what comes of it: these may change between two launches.
+_FREE = ("parallel.", "memory.", "logging.", "threads")
 
 
 class RefusedError(ValueError):
@@ -64,10 +66,10 @@ def _check_folder(curriculum: Curriculum, run: Path) -> None:
 
 
 def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:
-    """One line per field in which two curricula differ."""
+    """One line per field in which two curricula differ, of those that decide what comes of a run."""
     old, new = (dict(_leaves(_by_stage(curriculum))) for curriculum in (before, now))
     for field in [*old, *(field for field in new if field not in old)]:
-        if old.get(field) != new.get(field):
+        if old.get(field) != new.get(field) and not field.startswith(_FREE):
             yield f"  {field}: {old.get(field, 'absent')} -> {new.get(field, 'absent')}"
 
 

@@ -7,6 +7,7 @@ import pytest
 from launcher import folder
 from tests.launcher.test_plan import curriculum
 from wemmu.config import Curriculum, load_curriculum, load_stage
+from wemmu.config.schema import Parallel
 
 
 @pytest.fixture
@@ -46,6 +47,18 @@ def test_another_curriculum_is_refused_with_the_fields_that_differ(runnable: Cur
     assert "--out" in message
     assert "delete" in message
     assert everything_in(run) == before
+
+
+def test_a_run_may_go_on_in_another_layout(runnable: Curriculum, tmp_path: Path):
+    """Checkpoints fit every layout, and the samples of a step do not depend on it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.write(runnable, run)
+    memory = runnable.memory.model_copy(update={"micro_batch": 1, "checkpointing": True})
+    moved = runnable.model_copy(update={"parallel": Parallel(engine="zero3", ranks=2), "memory": memory, "threads": 1})
+    folder.check(moved, run)
+    folder.write(moved, run)
+    assert load_stage(run / "b" / "config.yaml").parallel.ranks == 2
 
 
 def test_stages_in_another_order_are_another_curriculum(runnable: Curriculum):
