@@ -5,6 +5,7 @@ sees them. The layers are the VLM's own class, deep-copied with their weights, a
 find a cache (paper, "Probabilistic Expert Bridge").
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
@@ -55,3 +56,13 @@ class Pathway(nn.Module):
             call = partial(recomputed, layer) if recompute else layer
             states = call(states, attention_mask=mask[:, None], past_key_values=cache, position_embeddings=rotation)[0]
         return self.norm(states)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Move and cast all but the rotary frequencies, which only move.
+
+        In 16 bits they would turn the far tokens of a large grid to other positions.
+        """
+        frequencies = self.rotary.inv_freq
+        super()._apply(fn, recurse)
+        self.rotary.inv_freq = frequencies.to(self.rotary.inv_freq.device)
+        return self
