@@ -178,6 +178,21 @@ def load_weights(
     return weights, manifest
 
 
+def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]) -> None:
+    """Read weights into live tensors, whole or `Placed`, of a checkpoint that `manifest` describes and verified.
+
+    All ranks call it, each with what it holds of what is inside.
+    """
+    if not (directory / SHIPPED).is_file():
+        _read(directory, {f"{WEIGHTS}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
+        return
+    with safe_open(directory / SHIPPED, framework="pt") as file:
+        for name, tensor in into.items():
+            for offset, part in Placed.of(tensor).parts:
+                box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
+                part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
+
+
 def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write the weights of a checkpoint, without moments, as one small file that a stage can start from."""
     weights, manifest = load_weights(directory)
@@ -195,11 +210,14 @@ def latest(root: Path) -> Path | None:
 def prune(root: Path, keep: int, ranks: Ranks = ALONE) -> None:
     """Remove all but the newest `keep` checkpoints, and only once the newest verifies."""
     directories = _numbered(root, ranks)
+
+    def remove(_: list[None]) -> None:
+        for directory in directories[:-keep]:
+            _remove(directory)
+
     if len(directories) > keep:
         verify(directories[-1], ranks)
-        if ranks.rank == 0:
-            for directory in directories[:-keep]:
-                _remove(directory)
+        ranks.together(f"{root} cannot be pruned", lambda: None, remove)
 
 
 def clear_debris(root: Path) -> None:
