@@ -95,6 +95,29 @@ def test_an_untied_head_is_counted(published: Backbones):
     assert other["language"] - count(sizes, BridgeConfig())["language"] == 151936 * 2048
 
 
-def test_tensor_degrees_divide_both_kinds_of_heads(published: Backbones):
-    assert valid_tensor_degrees(read_sizes(published).dit) == [1, 2, 5, 10]
-    assert valid_tensor_degrees(Sana(num_attention_heads=36, num_cross_attention_heads=16)) == [1, 2, 4]
+def test_tensor_degrees_divide_the_feed_forward_and_do_not_outnumber_heads(published: Backbones):
+    assert valid_tensor_degrees(read_sizes(published).dit) == [1, 2, 4, 5, 7, 8, 10, 14, 16, 20]
+    assert valid_tensor_degrees(Sana(num_attention_heads=36, num_cross_attention_heads=16)) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+        9,
+        10,
+        12,
+        15,
+        16,
+    ]
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 5, 8])
+def test_what_a_tensor_rank_has_of_a_block(published: Backbones, tp: int):
+    """By hand, from the published sizes: vectors that are not split stay, heads are filled up to a multiple."""
+    d, heads, cross_heads = 2240, {1: 70, 2: 35, 4: 18, 5: 14, 8: 9}[tp], {1: 20, 2: 10, 4: 5, 5: 4, 8: 3}[tp]
+    itself = 4 * d * 32 * heads + d
+    across = 4 * d * 112 * cross_heads + 3 * 112 * cross_heads + d
+    feed_forward = 11200 // tp * (d + 1 + 9 + 1) + 5600 // tp * d
+    assert dit_block(read_sizes(published).dit, tp).parameters == itself + across + feed_forward + 6 * d

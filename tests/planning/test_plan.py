@@ -35,7 +35,8 @@ def test_time_is_work_over_rate(published: Backbones):
 @pytest.mark.parametrize(
     ("degrees", "message"),
     [
-        ({"world": 64, "tp": 4}, "70 self-attention or 20 cross-attention heads; valid: 1, 2, 5, 10"),
+        ({"world": 63, "tp": 3}, "the 5600 channels of the DiT's feed-forward"),
+        ({"world": 64, "tp": 32}, "not outnumber its heads; valid: 1, 2, 4, 5, 7, 8, 10, 14, 16, 20"),
         ({"world": 64, "pp": 21}, "20 blocks, so pp can be 1 to 20, got 21"),
         ({"world": 65, "tp": 5, "pp": 2}, "not a multiple of tp x pp = 10; valid nearby: 60 or 70"),
         ({"world": 0}, "not a multiple of tp x pp = 1; valid nearby: 1"),

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wemmu.config.schema import Curriculum, Stage
-from wemmu.planning.backbones import Sizes
+from wemmu.planning.backbones import Sana, Sizes
 from wemmu.planning.flops import Sample
-from wemmu.planning.parameters import Part, dit_block, language_layer
+from wemmu.planning.parameters import Part, dit_block, language_layer, tensor_widths
 
 FP32 = 4
 # AdamW keeps two numbers in fp32 for each that it trains.
@@ -59,7 +59,7 @@ def gpu(
     share = rank_parameters(parameters, sizes, degrees)
     trained = sum(share[part] for part in stage.trains)
     layers = [language_layer(sizes.language).parameters] * ("pathway" in stage.trains)
-    layers += [dit_block(sizes.dit).parameters // degrees.tp] * ("dit" in stage.trains)
+    layers += [dit_block(sizes.dit, degrees.tp).parameters] * ("dit" in stage.trains)
     # Weights in 16 bits have an fp32 master; weights in fp32 are their own.
     master = 0 if width == FP32 else FP32
     kept = {c: max(activations(s, sizes, stage, degrees, step, width, c) for s in step.samples) for c in (False, True)}
@@ -85,11 +85,10 @@ def gpu_total(memory: Mapping[str, float], checkpointing: bool) -> float:
 
 
 def rank_parameters(parameters: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> dict[Part, int]:
-    """Parameters that the first pipeline stage of one tensor rank has a part in; the DiT's few vectors as if split."""
-    block = dit_block(sizes.dit).parameters
-    ends = parameters["dit"] - block * sizes.dit.num_layers
-    dit = ends + block * math.ceil(sizes.dit.num_layers / degrees.pp) // degrees.tp
-    return {**parameters, "dit": dit}
+    """Parameters that the first pipeline stage of one tensor rank has a part in, padding among them."""
+    ends = parameters["dit"] - dit_block(sizes.dit).parameters * sizes.dit.num_layers
+    blocks = math.ceil(sizes.dit.num_layers / degrees.pp)
+    return {**parameters, "dit": ends + dit_block(sizes.dit, degrees.tp).parameters * blocks}
 
 
 def activations(
@@ -101,7 +100,7 @@ def activations(
     bridge = bool(set(stage.trains) - {"dit"})
     blocks = math.ceil(dit.num_layers / degrees.pp)
     layer = pathway_layer(tokens, prefix, d, language.intermediate_size, width) * bridge
-    block = dit_block_kept(sample, sizes, width, "dit" in stage.trains) / degrees.tp
+    block = dit_block_kept(sample, dit, width, "dit" in stage.trains, degrees.tp)
     if checkpointing:
         # The input of every layer, the prefix's keys and values, and one layer as it is computed again.
         layers = width * (tokens * d + 2 * prefix * language.kv_width) * language.num_hidden_layers * bridge
@@ -123,17 +122,19 @@ def pathway_layer(tokens: int, prefix: int, width: int, hidden: int, number: int
     return own + 2.0 * number * (prefix + tokens) * width
 
 
-def dit_block_kept(sample: Sample, sizes: Sizes, number: int, trained: bool) -> float:
-    """Bytes that one block of Sana keeps.
+def dit_block_kept(sample: Sample, c: Sana, number: int, trained: bool, tp: int) -> float:
+    """Bytes that one block of Sana keeps on one of `tp` tensor ranks.
 
-    Of the width 15 tensors, 7 fewer without gradients of weights; q, k, v and the output of linear attention, which
-    works in fp32; two halves three times and their product twice in the feed-forward; keys and values of the condition;
-    the linear attention's [head + 1, head] for each head, in fp32.
+    Of the width 9 tensors that all these ranks have alike, and 6 of a rank's own heads; 7 fewer of the former without
+    gradients of weights. q, k, v and the output of linear attention, which works in fp32; two halves three times and
+    their product twice in the feed-forward; keys and values of the condition; the linear attention's [head + 1, head]
+    for each head, in fp32.
     """
-    c = sizes.dit
-    own = number * ((15 if trained else 8) * c.width + 8 * c.hidden) + 4 * FP32 * c.width
-    once = FP32 * c.width * (c.attention_head_dim + 1)
-    return sample.latents * own + 2.0 * number * sample.queries * c.cross_width + once
+    own, cross, hidden = tensor_widths(c, tp)
+    alike = number * (9 if trained else 2) * c.width
+    parts = number * (6 * own + 8 * hidden) + 4 * FP32 * own
+    once = FP32 * own * (c.attention_head_dim + 1)
+    return sample.latents * (alike + parts) + 2.0 * number * sample.queries * cross + once
 
 
 def encoding(sample: Sample, sizes: Sizes, number: int) -> float:

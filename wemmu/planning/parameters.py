@@ -58,13 +58,23 @@ class DiT:
         return total([self.latent, self.condition, self.once]).parameters
 
 
-def dit_block(c: Sana) -> DiT:
-    d, cross = c.width, c.cross_width
-    norms = 2 * c.norm_elementwise_affine * d + 2 * (d + cross) * (c.qk_norm is not None)
-    own = [linear(d, d, bias=c.attention_bias) * 3, linear(d, d)]
+def tensor_widths(c: Sana, tp: int) -> tuple[int, int, int]:
+    """Channels of self-attention, of cross-attention and of one half of the feed-forward on one of `tp` tensor ranks.
+
+    Heads are not divided: where they do not suffice, the last ranks have some of zeros.
+    """
+    own, cross = math.ceil(c.num_attention_heads / tp), math.ceil(c.num_cross_attention_heads / tp)
+    return own * c.attention_head_dim, cross * c.cross_attention_head_dim, c.hidden // tp
+
+
+def dit_block(c: Sana, tp: int = 1) -> DiT:
+    """One block; with tensor parallelism what one of `tp` ranks has of it."""
+    d, (own, cross, hidden) = c.width, tensor_widths(c, tp)
+    norms = 2 * c.norm_elementwise_affine * d + 2 * (own + cross) * (c.qk_norm is not None)
+    itself = [linear(d, own, bias=c.attention_bias) * 3, linear(own, d)]
     across = [linear(d, cross), linear(cross, d)]
     return DiT(
-        latent=total([*own, *across, *autoencoder.gated(d, c.hidden), vector(norms)]),
+        latent=total([*itself, *across, *autoencoder.gated(d, hidden), vector(norms)]),
         condition=linear(c.cross_attention_dim, cross) * 2,
         once=vector(6 * d),
     )
@@ -102,9 +112,8 @@ def count(sizes: Sizes, bridge: Bridge) -> dict[Part, int]:
 
 
 def valid_tensor_degrees(c: Sana) -> list[int]:
-    """Degrees of tensor parallelism that split both kinds of heads, and the feed-forward, evenly."""
-    common = math.gcd(c.num_attention_heads, c.num_cross_attention_heads, c.hidden)
-    return divisors(common)
+    """Degrees of tensor parallelism: they divide the feed-forward, and there are no more ranks than heads of a kind."""
+    return [n for n in divisors(c.hidden) if n <= min(c.num_attention_heads, c.num_cross_attention_heads)]
 
 
 def divisors(n: int) -> list[int]:

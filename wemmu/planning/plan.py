@@ -149,8 +149,8 @@ def check_degrees(curriculum: Curriculum, sizes: Sizes, degrees: Degrees) -> Non
     valid = valid_tensor_degrees(dit)
     if tp not in valid:
         raise PlanError(
-            f"tensor parallelism over {tp} ranks would split the DiT's {dit.num_attention_heads} self-attention or "
-            f"{dit.num_cross_attention_heads} cross-attention heads; valid: {', '.join(map(str, valid))}"
+            f"tensor parallelism over {tp} ranks cannot be: they must divide the {dit.hidden} channels of the DiT's "
+            f"feed-forward and not outnumber its heads; valid: {', '.join(map(str, valid))}"
         )
     if not 1 <= pp <= dit.num_layers:
         raise PlanError(f"the DiT has {dit.num_layers} blocks, so pp can be 1 to {dit.num_layers}, got {pp}")
