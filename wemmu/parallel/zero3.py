@@ -1,0 +1,238 @@
+"""DeepSpeed ZeRO-3: weights, gradients and moments of all that can be trained, in shards over all ranks.
+
+The bridge and the DiT are sharded, whether this stage trains them or not; the VLM and the autoencoder, which no stage
+trains, stay whole on every rank. DeepSpeed gathers the weights of a module for its turn in forward and backward.
+
+What is used of DeepSpeed beyond its documented interface, read in and tested with 0.19.8, is in this file alone.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wemmu.config.schema import StageRun
+from wemmu.parallel.adamw import rates
+from wemmu.parallel.engine import TrainState
+from wemmu.parallel.placed import Placed, flat_parts
+from wemmu.parallel.topology import Topology
+from wemmu.types import Batch, Losses, LossFn
+
+# In elements. Gradients are reduced, and weights gathered ahead of their turn, in buckets of this size, which is more
+# than the largest matrix of the published backbones has; weights up to `PERSISTENT` stay gathered between steps.
+BUCKET = 50_000_000
+PERSISTENT = 10_000
+
+
+class _Trainable(nn.Module):
+    """What is sharded, under its canonical names. Called as a whole it computes the loss, which is a step's forward.
+
+    DeepSpeed follows the order of its modules from one such call to the next, to gather ahead.
+    """
+
+    def __init__(self, model: nn.Module, loss: LossFn):
+        super().__init__()
+        self.bridge, self.dit = model.bridge, model.dit
+        self._loss = loss
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        return self._loss(batch, step)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b that remembers W and not a view of it.
+
+    Autograd's own remembers W^T, a view, and so holds the memory of all gathered weights from forward to backward. W
+    itself is gathered anew by DeepSpeed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)  # [N, out]
+        return (
+            gradient @ weight if wanted[0] else None,
+            rows.t() @ x.flatten(0, -2) if wanted[1] else None,
+            rows.sum(0) if wanted[2] else None,
+        )
+
+
+class Zero3Engine:
+    """See `wemmu.parallel.engine.Engine`. Shards the model's bridge and DiT in place, where `shard` has not already."""
+
+    def __init__(self, model: nn.Module, loss: LossFn, run: StageRun, topology: Topology, device: torch.device):
+        """Raises ValueError if there is nothing to train."""
+        self._deepspeed = load_deepspeed(device)
+        self._model, self._world, self._global_batch = model, topology.world, run.stage.global_batch
+        model.vlm.to(device), model.vae.to(device)
+        trainable = _Trainable(model, loss)
+        shard(trainable, device)
+        self._trained = {name: p for name, p in trainable.named_parameters() if p.requires_grad}
+        if not self._trained:
+            raise ValueError("nothing to train: every parameter is frozen")
+        trained = sum(p.ds_numel for p in self._trained.values())
+        whole = sum(p.numel() for part in (model.vlm, model.vae) for p in part.parameters())
+        self.parameters = trained, whole + sum(p.ds_numel for p in trainable.parameters()) - trained
+
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self._trained.items():
+            groups.setdefault(rates(name, len(parameter.ds_shape), run.stage.optimizer), []).append(parameter)
+        adamw = torch.optim.AdamW(
+            [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
+            betas=run.stage.optimizer.betas,
+            fused=True,
+        )
+        config = _config(next(trainable.parameters()).dtype, run.stage.optimizer.clip)
+        self._engine, *_ = self._deepspeed.initialize(
+            model=trainable, optimizer=adamw, config=config, dist_init_required=False
+        )
+        self._zero: Any = self._engine.optimizer
+
+    def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
+        found = []
+        for batch in micro_batches:
+            losses = self._engine(batch, step)
+            # DeepSpeed averages over the ranks; wanted is the sum of their shares of the global mean.
+            self._engine.backward(losses.values.sum() * (self._world / self._global_batch))
+            found.append(losses.detached())
+        return found
+
+    def step(self, lr_share: float) -> float:
+        for group in self._zero.param_groups:
+            group["lr"] = group["peak_lr"] * lr_share
+        # Leaves weights and moments alone where the norm is not finite.
+        self._engine.step()
+        # A parameter that the next step did not use would keep this gradient, and no other.
+        self._zero.grad_partitions_flat_buffer.zero_()
+        return float(self._engine.get_global_grad_norm())
+
+    def state(self) -> TrainState:
+        for flat in self._zero.fp32_partitioned_groups_flat:
+            if not self._adamw_state[flat]:
+                # What AdamW makes at its first step.
+                self._adamw_state[flat] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                    "exp_avg": torch.zeros_like(flat),
+                    "exp_avg_sq": torch.zeros_like(flat),
+                }
+        steps = {int(state["step"]) for state in self._adamw_state.values()}
+        assert len(steps) == 1, "all parameters take every step"
+        utils = self._deepspeed.utils
+        return TrainState(
+            weights=self._placed(utils.safe_get_local_fp32_param),
+            exp_avg=self._placed(lambda p: utils.safe_get_local_optimizer_state(p, "exp_avg")),
+            exp_avg_sq=self._placed(lambda p: utils.safe_get_local_optimizer_state(p, "exp_avg_sq")),
+            steps=steps.pop(),
+        )
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        parameters = {name: self._model.get_parameter(name) for name in names}
+        return {n: _place(p, p.ds_tensor) if hasattr(p, "ds_id") else p.detach() for n, p in parameters.items()}
+
+    @torch.no_grad()
+    def restored(self, steps: int) -> None:
+        self.state()
+        for state in self._adamw_state.values():
+            state["step"].fill_(steps)
+        # DeepSpeed looks at the masters at its next step only. In float32 both are the same memory.
+        for working, master in zip(
+            self._zero.fp16_partitioned_groups_flat, self._zero.fp32_partitioned_groups_flat, strict=True
+        ):
+            working.copy_(master)
+        # Weights that stay gathered, trained ones or not, are gathered anew.
+        self._zero.parameter_offload.partition_all_parameters()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients accumulated so far, by name, for comparison with other engines."""
+        return self._placed(self._deepspeed.utils.safe_get_local_grad)
+
+    @property
+    def _adamw_state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """The flat masters of this rank's shards -> their AdamW state."""
+        return self._zero.optimizer.state
+
+    def _placed(self, part: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
+        return {name: _place(p, part(p)) for name, p in self._trained.items()}
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Leave each rank its part of every parameter of `module`, on `device`; all ranks must call it alike.
+
+    A model that is sharded block by block, as its blocks get their weights, is never whole in memory. The weights are
+    those of rank 0. What is sharded already stays as it is.
+    """
+    deepspeed = load_deepspeed(device)
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))
+        if type(part) is nn.Linear:
+            part.forward = partial(_linear, part)
+    new = [p for p in module.parameters() if not hasattr(p, "ds_id")]
+    if new:
+        deepspeed.zero.Init(module=module, config_dict_or_path=_config(new[0].dtype, clip=0.0), dtype=new[0].dtype)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _Linear.apply(x, layer.weight, layer.bias)
+
+
+def _place(parameter: nn.Parameter, part: Tensor) -> Placed:
+    """`part`: this rank's elements of a sharded parameter, flat; behind the last one's there may be padding."""
+    return Placed(parameter.ds_shape, flat_parts(parameter.ds_shape, dist.get_rank() * part.numel(), part))
+
+
+def load_deepspeed(device: torch.device) -> ModuleType:
+    """Import DeepSpeed and let it take over torch's process groups; a process alone is given one.
+
+    It reads LOCAL_RANK and nothing else of a launcher's environment.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    # Else it looks for one itself, and warns that there is none.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    if not dist.is_initialized():
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It would be compiled for minutes, for a collective that is not used.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    return deepspeed
+
+
+def _config(dtype: torch.dtype, clip: float) -> dict[str, Any]:
+    return {
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": BUCKET,
+            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_param_persistence_threshold": PERSISTENT,
+            # It would replace `torch.nn.functional.linear` for all of this process; see `_Linear`.
+            "memory_efficient_linear": False,
+        },
+        # Always said, for the default is to clip at 1.
+        "gradient_clipping": clip,
+        # Gradients are reduced and summed in float32, whatever the working type.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # `step` ends an accumulation, after any number of micro-batches.
+        "managed_gradient_accumulation": False,
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": 1,
+        # torch's AdamW is one that DeepSpeed does not know by name.
+        "zero_allow_untested_optimizer": True,
+    }
