@@ -20,8 +20,8 @@ from wemmu.models.weights import build_model, hash_files
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Request, Sampler, task_of
-from wemmu.training.build import start_from
 from wemmu.training.checkpoint import load_weights
+from wemmu.training.start import start_from, startable
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
 BRIDGE_FILE = Path("bridge/diffusion_pytorch_model.safetensors")
@@ -287,7 +287,7 @@ def test_shipped_weights_start_a_stage(trained: Trained, tmp_path: Path):
     run = trained.run
     model, _ = build_model(run.backbones, run.bridge, seed=0)
     identities = {"vlm": hash_files(run.backbones.vlm), "vae": hash_files(run.backbones.sana / "vae"), "dit": ""}
-    start_from(model, tmp_path / "shipped", identities)
+    start_from(tmp_path / "shipped", startable(model), identities)
     expected = dict(trained.model.named_parameters())
     for name, parameter in model.named_parameters():
         trains = name.startswith(("bridge.", "dit."))

@@ -1,6 +1,7 @@
 """Checkpoints: exact, whole or not there, and never trusted when they are damaged."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
 from wemmu.training import manifest as manifest_module
-from wemmu.training.build import start_from
 from wemmu.training.collective import CheckpointError
 from wemmu.training.manifest import Origin, sha256_of
+from wemmu.training.start import start_from, startable
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
@@ -26,6 +27,10 @@ LAYOUT = {"engine": "single", "ranks": 1, "tp": 1, "pp": 1}
 REPOSITORY = Path(__file__).parents[2]
 # What the first version of the format wrote: `save` below, of that day, with `dit_weights` carried.
 OLD = Path(__file__).parent / "format1" / "step_00000004"
+
+
+def start(model: nn.Module, source: Path, identities: dict[str, str]) -> frozenset[str]:
+    return start_from(source, startable(model), identities)
 
 
 def make_state(step: int) -> TrainState:
@@ -283,6 +288,18 @@ def test_a_damaged_checkpoint_is_written_again_whole(tmp_path: Path):
     checkpoint.verify(directory)
 
 
+def test_a_disk_that_fails_within_a_tensor_is_told_as_such_and_leaves_nothing_with_a_name(tmp_path: Path):
+    large = {"bridge.table": torch.zeros(100_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step_00000001 was not written: rank 0: OSError: .*File too large"):
+            checkpoint.save(tmp_path, TrainState(large, large, large, 1), {}, origin())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.latest(tmp_path) is None
+
+
 def test_prune_keeps_the_newest(tmp_path: Path):
     directories = [save(tmp_path, step) for step in (1, 2, 3, 10)]
     checkpoint.prune(tmp_path, keep=2)
@@ -319,7 +336,7 @@ def test_shipped_weights_are_rounded_only_to_the_type_asked_for(tmp_path: Path):
 def test_a_stage_starts_from_trained_and_carried_weights(tmp_path: Path):
     trained_dit = {"vlm": FROZEN["vlm"], "vae": FROZEN["vae"]}
     model = make_model()
-    started = start_from(model, save(tmp_path, carried=dit_weights(), frozen=trained_dit), FROZEN)
+    started = start(model, save(tmp_path, carried=dit_weights(), frozen=trained_dit), FROZEN)
     expected = make_state(4).weights | dit_weights()
     assert started == expected.keys()
     assert all(torch.equal(model.get_parameter(name), weight) for name, weight in expected.items())
@@ -328,31 +345,31 @@ def test_a_stage_starts_from_trained_and_carried_weights(tmp_path: Path):
 def test_a_stage_starts_from_a_bridge_whose_dit_was_frozen(tmp_path: Path):
     model = make_model()
     before = model["dit"].weight.clone()
-    assert start_from(model, save(tmp_path), FROZEN) == set(TRAINED)
+    assert start(model, save(tmp_path), FROZEN) == set(TRAINED)
     assert torch.equal(model["dit"].weight, before)
 
 
 @pytest.mark.parametrize("part", FROZEN)
 def test_another_frozen_backbone_is_refused(tmp_path: Path, part: str):
     with pytest.raises(CheckpointError, match=f"trained beside another {part}"):
-        start_from(make_model(), save(tmp_path), FROZEN | {part: "f" * 64})
+        start(make_model(), save(tmp_path), FROZEN | {part: "f" * 64})
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"lacks bridge\.queries\.bias, bridge\.queries\.weight"):
-        start_from(make_model("queries"), save(tmp_path), FROZEN)
+        start(make_model("queries"), save(tmp_path), FROZEN)
 
 
 def test_an_unknown_tensor_is_named(tmp_path: Path):
     source = save(tmp_path, carried={"bridge.vae_branch.linear.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"unknown bridge\.vae_branch\.linear\.weight"):
-        start_from(make_model(), source, FROZEN)
+        start(make_model(), source, FROZEN)
 
 
 def test_a_dit_that_was_trained_but_is_absent_is_refused(tmp_path: Path):
     source = save(tmp_path, frozen={"vlm": FROZEN["vlm"], "vae": FROZEN["vae"]})
     with pytest.raises(CheckpointError, match=r"lacks dit\.bias, dit\.weight"):
-        start_from(make_model(), source, FROZEN)
+        start(make_model(), source, FROZEN)
 
 
 def test_a_tensor_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path):
@@ -362,5 +379,5 @@ def test_a_tensor_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path
     model = make_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(CheckpointError, match=r"bridge\.linear\.bias has shape \[3\], not \[2\]"):
-        start_from(model, source, FROZEN)
+        start(model, source, FROZEN)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

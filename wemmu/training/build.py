@@ -12,15 +12,14 @@ from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
 from wemmu.models.model import WeMMU
 from wemmu.models.vae import FrozenVAE
-from wemmu.models.weights import LoadReport, build_model
+from wemmu.models.weights import LoadReport, Place, build_model, stay
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Sampler
-from wemmu.training.checkpoint import CheckpointError, load_weights
 from wemmu.training.losses import FlowMatchingLoss
-from wemmu.training.manifest import Manifest, some
+from wemmu.training.start import start_from, startable
 
 
 @dataclass(frozen=True)
@@ -47,28 +46,35 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         CheckpointError: if `stage.start` lacks a module that this stage needs or holds something unknown.
         ShardError: if the data set cannot be read or stores latents of another autoencoder.
     """
-    model, reports = build_model(run.backbones, run.bridge, run.seed)
+    model, reports = build_model(run.backbones, run.bridge, run.seed, _place(run, device))
     identities = _identities(reports)
-    started = start_from(model, run.stage.start, identities) if run.stage.start else frozenset()
     model.freeze_all_but(run.stage.trains)
     model.train()
     model.vae.cache.capacity = model.vlm.cache.capacity = run.memory.cached_pictures
+    if run.memory.checkpointing:
+        model.checkpoint_activations()
+    # The names, before an engine takes the model apart.
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    resting = startable(model).keys() - trained
+    engine = _engine(run, model, topology, device)
+    started = frozenset()
+    if run.stage.start:
+        held = engine.held(resting) | engine.state().weights
+        started = start_from(run.stage.start, held, identities)
+        engine.restored(0)
     # A DiT that an earlier stage trained, or that this one does, is no longer the backbone of that name.
     if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
         del identities["dit"]
     encoder = PromptEncoder(run.backbones.vlm)
     loader = Loader(run, encoder, model.vlm.token_px, topology.rank, topology.world)
     check_latents(loader.settings, model.vae, identities["vae"])
+    carried = {name for name in resting if name.startswith("bridge.") or name in started}
     return Parts(
         model=model,
-        engine=_engine(run, model, topology, device),
+        engine=engine,
         loader=loader,
         sampler=Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution)),
-        carried={
-            name: parameter.detach()
-            for name, parameter in model.named_parameters()
-            if not parameter.requires_grad and (name.startswith("bridge.") or name in started)
-        },
+        carried=engine.held(carried),
         frozen=identities,
         reports=reports,
     )
@@ -90,10 +96,19 @@ def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.devic
             return HybridEngine(model, loss, run, topology, torch.device(device))
 
 
+def _place(run: StageRun, device: torch.device | str) -> Place:
+    """What becomes of each block of the model as soon as it has its weights."""
+    if run.parallel.engine != "zero3":
+        return stay
+    from wemmu.parallel.zero3 import shard
+
+    return lambda _, block: shard(block, torch.device(device))
+
+
 def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU, PromptEncoder]:
     """The model as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns."""
     model, reports = build_model(run.backbones, run.bridge, run.seed)
-    start_from(model, checkpoint, _identities(reports))
+    start_from(checkpoint, startable(model), _identities(reports))
     return model.requires_grad_(False).eval(), PromptEncoder(run.backbones.vlm)
 
 
@@ -125,44 +140,4 @@ def check_latents(streams: Iterable[StreamSettings], vae: FrozenVAE, sha256: str
             raise ShardError(
                 f"the latents stored in {stream.name} are not of this stage's autoencoder ({'; '.join(wrong)}); write "
                 "the data set anew into an empty directory, with this autoencoder or without data.prepare.latents"
-            )
-
-
-@torch.no_grad()
-def start_from(model: WeMMU, source: Path, identities: dict[str, str]) -> frozenset[str]:
-    """Copy the weights of a checkpoint into the model; returns their names.
-
-    The bridge must be inside whole. A DiT that is not inside was frozen when the checkpoint was made, so it must have
-    been the very DiT that is loaded now.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing or unknown, or the frozen part that differs.
-    """
-    weights, manifest = load_weights(source)
-    parameters = dict(model.named_parameters())
-    needed = {n for n in parameters if n.startswith("bridge.")}
-    if "dit" not in manifest.frozen:
-        needed |= {n for n in parameters if n.startswith("dit.")}
-    missing, unknown = sorted(needed - weights.keys()), sorted(weights.keys() - parameters.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
-            "trained with another bridge (queries.design, vae_branch)?"
-        )
-    _same_frozen(source, manifest, identities)
-    for name, weight in weights.items():
-        if parameters[name].shape != weight.shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {list(weight.shape)}, not {list(parameters[name].shape)}"
-            )
-    for name, weight in weights.items():
-        parameters[name].copy_(weight)
-    return frozenset(weights)
-
-
-def _same_frozen(source: Path, manifest: Manifest, identities: dict[str, str]) -> None:
-    for part, sha256 in manifest.frozen.items():
-        if identities[part] != sha256:
-            raise CheckpointError(
-                f"{source} was trained beside another {part} (SHA-256 {sha256[:12]}, here {identities[part][:12]})"
             )

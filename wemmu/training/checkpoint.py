@@ -26,6 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed, WholePlanner
@@ -79,7 +82,7 @@ def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ran
         metadata = dcp.save(
             tensors,
             # Copying ahead would open the first GPU in this thread; most of what comes is in host memory already.
-            storage_writer=FileSystemWriter(aside / "state", per_thread_copy_ahead=0),
+            storage_writer=_Writer(aside / "state", per_thread_copy_ahead=0),
             planner=WholePlanner(),
             process_group=ranks.group,
             no_dist=ranks.group is None,
@@ -94,6 +97,18 @@ def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ran
 
     ranks.together(what, hashes, lambda files: _finish(aside, final, _manifest(metadata, files, step, origin)))
     return final
+
+
+class _Writer(FileSystemWriter):
+    """Tells of a disk that fails as such, where torch tells of the archive that it could not end."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _manifest(metadata: Metadata, files: list[dict[str, str]], step: int, origin: Origin) -> Manifest:

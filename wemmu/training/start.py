@@ -1,0 +1,59 @@
+"""How a stage begins: with the weights that another one left, read into whatever this one holds of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.training.checkpoint import fill_weights
+from wemmu.training.collective import CheckpointError, all_ranks
+from wemmu.training.manifest import Manifest, some, verify
+
+
+def startable(model: nn.Module) -> dict[str, Tensor]:
+    """The live weights of a whole model that a stage can leave behind, by canonical name."""
+    return {name: p.detach() for name, p in model.named_parameters() if name.startswith(("bridge.", "dit."))}
+
+
+@torch.no_grad()
+def start_from(source: Path, held: Mapping[str, Tensor], identities: Mapping[str, str]) -> frozenset[str]:
+    """Fill `held` with the weights of a checkpoint, or of one that was shipped; returns the names of what is in it.
+
+    held: what this rank holds of the bridge and the DiT, live, by canonical name; all ranks call it. identities:
+    backbone -> SHA-256 of the weights that it was loaded with.
+    The bridge must be inside whole. A DiT that is not inside was frozen when the checkpoint was made, so it must have
+    been the very DiT that is loaded now.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, unknown or of another shape, or the frozen part that
+            differs.
+    """
+    ranks = all_ranks()
+    manifest = verify(source, ranks)
+
+    def check(shapes: list[dict[str, list[int]]]) -> None:
+        known = {name: shape for mine in shapes for name, shape in mine.items()}
+        needed = {n for n in known if n.startswith("bridge.") or "dit" not in manifest.frozen}
+        missing, unknown = sorted(needed - manifest.tensors.keys()), sorted(manifest.tensors.keys() - known.keys())
+        if missing or unknown:
+            raise CheckpointError(
+                f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
+                "trained with another bridge (queries.design, vae_branch)?"
+            )
+        _check_frozen(source, manifest, identities)
+        for name, shape in manifest.tensors.items():
+            if known[name] != shape:
+                raise CheckpointError(f"{source}: {name} has shape {shape}, not {known[name]}")
+
+    ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
+    fill_weights(source, manifest, {name: tensor for name, tensor in held.items() if name in manifest.tensors})
+    return frozenset(manifest.tensors)
+
+
+def _check_frozen(source: Path, manifest: Manifest, identities: Mapping[str, str]) -> None:
+    for part, sha256 in manifest.frozen.items():
+        if identities[part] != sha256:
+            raise CheckpointError(
+                f"{source} was trained beside another {part} (SHA-256 {sha256[:12]}, here {identities[part][:12]})"
+            )
