@@ -84,7 +84,6 @@ def _with_a_full_disk_on(victim: int, act: Callable[[], object]) -> None:
     """No file may be longer than a few bytes; the error is another one than of a full disk, but as real."""
     if dist.get_rank() == victim:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
         act()
@@ -145,7 +144,7 @@ def save_while_training(rank: int, world: int, root: Path) -> dict[str, object]:
         seen.append(sorted(d.name for d in root.glob("step_*") if d.suffix != ".tmp"))
         slow.set()
         if step < 4:
-            saver._wait()
+            saver.wait()
             slow.clear()
     saver.close()
     return {"sum": float(sum_), "seen": seen, "left": sorted(d.name for d in root.iterdir())}
@@ -159,7 +158,7 @@ def fail_in_the_background(rank: int, world: int, root: Path) -> list[str]:
 
     def begin_and_wait() -> None:
         saver.save(state, CARRIED)
-        saver._wait()
+        saver.wait()
 
     try:
         _with_a_full_disk_on(1, begin_and_wait)
@@ -190,7 +189,7 @@ def killed(rank: int, world: int, root: Path, point: str, victim: int | None) ->
     writes = Saver(root, 1, origin())
     layout = LAYOUTS["zero3"]
     writes.save(held(canonical(1), layout, rank, world), CARRIED)
-    writes._wait()
+    writes.wait()
     dist.barrier()
     if victim in (None, rank):
         _die_at(*POINTS[point])
@@ -236,6 +235,6 @@ def save_until_killed(rank: int, world: int, root: Path, saves: float) -> None:
         step += 1
         writes.save(held(canonical(step), LAYOUTS["fsdp"], rank, world), CARRIED)
         if begun is not None:
-            writes._wait()
+            writes.wait()
             threading.Timer(saves * (time.monotonic() - begun), _die).start()
             begun = None

@@ -36,25 +36,26 @@ class Saver:
         Raises:
             CheckpointError: if the save before this one failed.
         """
-        self._wait()
+        self.wait()
         tensors = checkpoint.flat(state, carried) | self._copied(checkpoint.flat(state, {}))
         self._writing = self._thread.submit(self._write, tensors, state.steps)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Wait until all is written.
 
         Raises:
             CheckpointError: if it could not be.
         """
-        try:
-            self._wait()
-        finally:
-            self._thread.shutdown()
-
-    def _wait(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def close(self) -> None:
+        """`wait`, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
     def _copied(self, live: dict[str, Placed]) -> dict[str, Placed]:
         """Copies in host memory, the same at every save. No writer reads them now: it was waited for."""
