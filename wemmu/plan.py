@@ -19,9 +19,9 @@ from wemmu.planning.tables import render
 
 def main(
     curriculum: Annotated[Path, typer.Argument(help="Curriculum in YAML; configs/ holds examples.")],
-    world: Annotated[int, typer.Option(help="GPUs in all.")],
-    tp: Annotated[int, typer.Option(help="Tensor parallel degree of the DiT.")] = 1,
-    pp: Annotated[int, typer.Option(help="Pipeline parallel degree of the DiT.")] = 1,
+    world: Annotated[int | None, typer.Option(help="GPUs in all; without, what the curriculum says.")] = None,
+    tp: Annotated[int | None, typer.Option(help="Tensor parallel degree of the DiT.")] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline parallel degree of the DiT.")] = None,
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = 0.35,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt with words, chat format included.")] = 128,
@@ -35,9 +35,13 @@ def main(
 ) -> None:
     """Parameters, memory, FLOPs and hours of every stage, by arithmetic; only config.json files are read."""
     try:
-        machine = Machine(gpu, Degrees(world, tp, pp), mfu)
+        config = load_curriculum(curriculum, overrides or ())
+        said = config.parallel
+        degrees = Degrees(
+            *(own if given is None else given for given, own in ((world, said.ranks), (tp, said.tp), (pp, said.pp)))
+        )
         assumptions = Assumptions(prompt_tokens, empty_prompt_tokens, multi_edit_pictures)
-        result = plan(load_curriculum(curriculum, overrides or ()), machine, assumptions)
+        result = plan(config, Machine(gpu, degrees, mfu), assumptions)
     except (ConfigError, PlanError) as error:
         sys.exit(str(error))
     if as_json:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torch.distributed.pipelining", "torch.distributed.checkpoint", "tests.models.world", "deepspeed", "megatron.core"]
+    ["torch.distributed.pipelining", "torch.distributed.checkpoint", "tests.models.world", "deepspeed", "wemmu.parallel.hybrid"]
 )
 
 

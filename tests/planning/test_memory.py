@@ -13,7 +13,6 @@ from tests.planning.worlds import MINIATURE, PAPER, curriculum_with, on
 from wemmu.config import Curriculum, Task
 from wemmu.config.schema import Backbones
 from wemmu.models.model import WeMMU
-from wemmu.noise import Noise
 from wemmu.parallel.single import SingleEngine
 from wemmu.planning.backbones import read_sizes
 from wemmu.planning.flops import Assumptions, sample_of
@@ -88,12 +87,8 @@ def test_autograd_keeps_what_is_planned(
     stage: str,
     task: Task,
     dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
 ):
     model = deepcopy(model).to(dtype)
-    # Noise is drawn in fp32, which a model in another type does not take as it is.
-    normal = Noise.normal
-    monkeypatch.setattr(Noise, "normal", lambda self, *of: normal(self, *of).to(dtype))
     curriculum = curriculum_with(MINIATURE, backbones, TABLE, "stages.*.resolution=64")
     run, sizes = curriculum.stage_run(stage), read_sizes(backbones)
     px = run.stage.resolution
@@ -120,13 +115,21 @@ def test_autograd_keeps_what_is_planned(
     assert measured == pytest.approx(planned, rel=0.06 if stage == "stage1" else 0.02)
 
 
-def test_sharding_divides_the_state_and_nothing_else(published: Backbones):
+def test_sharding_divides_what_can_be_trained_and_nothing_else(published: Backbones):
     curriculum = curriculum_with(PAPER, published)
     one, many = (stage_plan(curriculum, "stage2", world).gpu_memory for world in (8, 64))
     for name in ("working weights", "master weights", "moments", "gradients"):
         assert one[name] == pytest.approx(8 * many[name])
     for name in ("frozen weights", "gathered layer", "activations"):
         assert one[name] == pytest.approx(many[name])
+
+
+def test_the_bridge_is_sharded_over_all_ranks_and_the_dit_over_its_copies(published: Backbones):
+    curriculum = curriculum_with(PAPER, published)
+    flat, split = (stage_plan(curriculum, "stage2", 64, tp=tp, pp=pp) for tp, pp in ((1, 1), (2, 2)))
+    # Four ranks share a DiT, of which there are sixteen: each has as much of it as before, but for its two ends.
+    assert split.gpu_memory["moments"] == pytest.approx(flat.gpu_memory["moments"], rel=0.05)
+    assert (split.micro_batch, split.accumulation) == (flat.micro_batch, flat.accumulation)
 
 
 def test_state_of_the_published_size(published: Backbones):

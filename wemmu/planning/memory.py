@@ -1,9 +1,10 @@
 """Bytes that one rank holds, by part, and that a checkpoint takes.
 
-Frozen weights are whole on every rank, in the type of the backbones; what is trained lies sharded over the ranks that
-share the batch (ZeRO-3, arXiv 1910.02054). The fullest rank is meant: with pipelining the first, which has the VLM, the
-VAE and the bridge beside its share of the DiT's blocks. What a step keeps for its backward pass is counted as autograd
-counts it, tensor by tensor, for the code as it runs here (tests/planning measures it); kernels that fuse need less.
+The VLM and the VAE are whole on every rank, in the type of the backbones; the bridge lies sharded over all ranks
+(ZeRO-3, arXiv 1910.02054), the DiT over those that hold the same part of it. The fullest rank is meant: with pipelining
+one of the first stage, which has several micro-batches of the DiT under way. What a step keeps for its backward pass is
+counted as autograd counts it, tensor by tensor, for the code as it runs here (tests/planning measures it); kernels that
+fuse need less.
 """
 
 import math
@@ -16,6 +17,7 @@ from wemmu.planning.flops import Sample
 from wemmu.planning.parameters import Part, dit_block, language_layer, tensor_widths
 
 FP32 = 4
+BRIDGE: tuple[Part, ...] = ("pathway", "vae_branch", "queries", "position_mlp")
 # AdamW keeps two numbers in fp32 for each that it trains.
 MOMENTS = 2 * FP32
 # Resident after the imports of `wemmu.train`, 0.9 GB on a CPU; CUDA's own libraries come on top.
@@ -26,7 +28,7 @@ ENCODER_MAPS = 4
 
 @dataclass(frozen=True)
 class Degrees:
-    """Ranks in all; tensor and pipeline parallel degree of the DiT; ranks that share the global batch."""
+    """Ranks in all, each with samples of its own; tensor and pipeline parallel degree of the DiT; copies of the DiT."""
 
     world: int
     tp: int
@@ -35,6 +37,12 @@ class Degrees:
     @property
     def dp(self) -> int:
         return self.world // (self.tp * self.pp)
+
+    def shards(self, part: Part) -> int:
+        """Ranks over which what a rank has of a part is sharded."""
+        if part == "dit":
+            return self.dp
+        return self.world if part in BRIDGE else 1
 
 
 @dataclass(frozen=True)
@@ -57,20 +65,23 @@ def gpu(
     """Bytes on the fullest GPU; of `activations` and `checkpointed activations` a run has one."""
     width = weight_bytes(curriculum)
     share = rank_parameters(parameters, sizes, degrees)
-    trained = sum(share[part] for part in stage.trains)
-    layers = [language_layer(sizes.language).parameters] * ("pathway" in stage.trains)
-    layers += [dit_block(sizes.dit, degrees.tp).parameters] * ("dit" in stage.trains)
+    sharded = {part: number / degrees.shards(part) for part, number in share.items()}
+    trained = sum(sharded[part] for part in stage.trains)
+    layers = [language_layer(sizes.language).parameters, dit_block(sizes.dit, degrees.tp).parameters]
     # Weights in 16 bits have an fp32 master; weights in fp32 are their own.
     master = 0 if width == FP32 else FP32
     kept = {c: max(activations(s, sizes, stage, degrees, step, width, c) for s in step.samples) for c in (False, True)}
+    split = degrees.tp * degrees.pp > 1
     return {
-        "frozen weights": width * sum(number for part, number in share.items() if part not in stage.trains),
-        "working weights": width * trained / degrees.dp,
-        "master weights": master * trained / degrees.dp,
-        "moments": MOMENTS * trained / degrees.dp,
-        "gradients": FP32 * trained / degrees.dp,
+        "frozen weights": width * sum(number for part, number in sharded.items() if part not in stage.trains),
+        "working weights": width * trained,
+        "master weights": master * trained,
+        "moments": MOMENTS * trained,
+        "gradients": FP32 * trained,
         # The largest layer whole, with its gradient until that is scattered.
-        "gathered layer": 2.0 * width * max(layers, default=0) * (degrees.dp > 1),
+        "gathered layer": 2.0 * width * max(layers) * (degrees.world > 1),
+        # Torch's pipeline gathers a stage once for all micro-batches of a round, and sums its gradients whole.
+        "gathered stage": (width + FP32 * ("dit" in stage.trains)) * share["dit"] * float(split and degrees.dp > 1),
         "activations": kept[False],
         "checkpointed activations": kept[True],
         "VAE at work": step.micro * max(encoding(s, sizes, width) for s in step.samples),
@@ -94,22 +105,25 @@ def rank_parameters(parameters: Mapping[Part, int], sizes: Sizes, degrees: Degre
 def activations(
     sample: Sample, sizes: Sizes, stage: Stage, degrees: Degrees, step: Step, width: int, checkpointing: bool
 ) -> float:
-    """Bytes kept for the backward pass on the first pipeline stage, which has several micro-batches under way."""
+    """Bytes kept for the backward pass on the first pipeline stage.
+
+    The bridge has one micro-batch under way, the DiT as many as there are stages.
+    """
     language, dit = sizes.language, sizes.dit
     d, prefix, tokens = language.hidden_size, sample.prefix, sample.pathway
     bridge = bool(set(stage.trains) - {"dit"})
     blocks = math.ceil(dit.num_layers / degrees.pp)
     layer = pathway_layer(tokens, prefix, d, language.intermediate_size, width) * bridge
     block = dit_block_kept(sample, dit, width, "dit" in stage.trains, degrees.tp)
+    mlp = width * sample.queries * (d + 4 * dit.caption_channels) * bridge
+    ends = width * dit.width * (7 * sample.queries + 4 * sample.latents)
     if checkpointing:
         # The input of every layer, the prefix's keys and values, and one layer as it is computed again.
         layers = width * (tokens * d + 2 * prefix * language.kv_width) * language.num_hidden_layers * bridge
-        deep = layers + width * sample.latents * dit.width * blocks + max(layer, block)
-    else:
-        deep = layer * language.num_hidden_layers + block * blocks
-    mlp = width * sample.queries * (d + 4 * dit.caption_channels) * bridge
-    ends = width * dit.width * (7 * sample.queries + 4 * sample.latents)
-    return step.micro * min(degrees.pp, step.accumulation) * (deep + mlp + ends)
+        return step.micro * (
+            layers + mlp + degrees.pp * (width * sample.latents * dit.width * blocks + ends) + max(layer, block)
+        )
+    return step.micro * (layer * language.num_hidden_layers + mlp + degrees.pp * (block * blocks + ends))
 
 
 def pathway_layer(tokens: int, prefix: int, width: int, hidden: int, number: int) -> float:
@@ -151,16 +165,19 @@ def host(
     """Bytes of host memory of one rank."""
     width = weight_bytes(curriculum)
     share = rank_parameters(parameters, sizes, degrees)
-    trained = sum(share[part] for part in stage.trains)
+    trained = sum(share[part] / degrees.shards(part) for part in stage.trains)
+    # DeepSpeed's engine shards each block as it is read; a DiT that is split is read whole and then cut.
+    split = degrees.tp * degrees.pp > 1
+    whole = sum(number / (1 if split else degrees.shards(part)) for part, number in parameters.items())
     pictures = max(1 + sample.pictures for sample in step.samples)
     micro_batches = step.accumulation * (1 + curriculum.data.workers)
     side, latents = stage.resolution // sizes.vision.token_px, (stage.resolution // sizes.vae.latent_px) ** 2
     features = latents * sizes.vae.latent_channels + side**2 * sizes.vision.out_hidden_size
     return {
         "libraries": LIBRARIES,
-        # Each rank reads all backbones, and copies the pathway, before anything goes to its GPU.
-        "weights while loading": float(width * sum(parameters.values())),
-        "checkpoint on its way out": (FP32 + MOMENTS) * trained / degrees.dp,
+        # Before anything goes to the GPU.
+        "weights while loading": float(width * whole),
+        "checkpoint on its way out": (FP32 + MOMENTS) * trained,
         "pictures read ahead": float(micro_batches * step.micro * pictures * 3 * stage.resolution**2),
         "features remembered": float(curriculum.memory.cached_pictures * features * width),
     }

@@ -110,7 +110,7 @@ def plan_stage(
     stage, degrees = curriculum.stages[index], machine.degrees
     shapes = {task: sample_of(task, stage.resolution, sizes, curriculum, assumptions) for task in stage.mixture}
     by_task = {task: sample_flops(sample, sizes, stage) for task, sample in shapes.items()}
-    micro, accumulation = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.dp)
+    micro, accumulation = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
     step = Step(micro, accumulation, tuple(shapes.values()))
     gpu = memory.gpu(parameters, sizes, curriculum, stage, degrees, step)
     host = memory.host(parameters, sizes, curriculum, stage, degrees, step)
@@ -167,12 +167,12 @@ def check_degrees(curriculum: Curriculum, sizes: Sizes, degrees: Degrees) -> Non
 
 def _check_batch(curriculum: Curriculum, stage: Stage, degrees: Degrees) -> None:
     try:
-        curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.dp)
+        curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
     except ValueError as error:
         model = degrees.tp * degrees.pp
         common = math.gcd(*(one.global_batch for one in curriculum.stages))
-        worlds = [str(model * n) for n in divisors(common) if n <= 2 * degrees.dp]
+        worlds = [str(n) for n in divisors(common) if n % model == 0 and n <= 2 * degrees.world]
         raise PlanError(
-            f"stage {stage.name}: {error} that share it; valid worlds for all stages with tp x pp = {model}: "
-            f"{', '.join(worlds)}"
+            f"stage {stage.name}: {error}; valid worlds for all stages with tp x pp = {model}: "
+            f"{', '.join(worlds) or 'none'}"
         ) from error

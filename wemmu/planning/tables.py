@@ -51,7 +51,7 @@ def _stages(plan: Plan) -> Table:
 
 
 def _work(plan: Plan) -> Iterator[list[str]]:
-    stages, ranks = plan.stages, plan.machine.degrees.dp
+    stages, ranks = plan.stages, plan.machine.degrees.world
     yield ["resolution", *(f"{s.resolution} px" for s in stages)]
     yield ["steps", *(f"{s.steps:,}" for s in stages)]
     yield ["samples", *(human(s.samples) for s in stages)]
