@@ -4,7 +4,8 @@
 
 In every round a real engine takes the same number of steps without saving, saving at once before the first, and saving
 in the background, in turns. All is told in steps of the same round without saving, since the machine is shared: only
-ratios mean something. Buffers are filled by a round that does not count, as a run's first save makes them.
+ratios mean something, and how much, a second time without saving tells. Buffers are filled by a round that does not
+count, as a run's first save makes them.
 """
 
 import json
@@ -32,6 +33,7 @@ from wemmu.types import Losses
 
 ROOT = Path(__file__).resolve().parents[1]
 KEEP = 2
+NOISE = "not at all, once more"
 ORIGIN = Origin("benchmark", 0, 0, {})
 
 
@@ -85,6 +87,7 @@ def main(
 
         sides = {
             "none": lambda: None,
+            NOISE: lambda: None,
             "at once": at_once,
             "in the background": lambda: saver.save(engine.state(), {}),
         }
@@ -113,7 +116,7 @@ def write(rounds: list[dict[str, Window]], sizes: Sizes, engine: SingleEngine, o
     """One row a side: medians over the rounds, and all rounds."""
     state = engine.parameters[0] * 3 * 4 / 1e6
     rows = []
-    for side in ("at once", "in the background"):
+    for side in (NOISE, "at once", "in the background"):
         columns: dict[str, list[float]] = {"call": [], "lost": [], "late": []}
         for each in rounds:
             mine, none = each[side], each["none"].steps
@@ -126,17 +129,21 @@ def write(rounds: list[dict[str, Window]], sizes: Sizes, engine: SingleEngine, o
     lines = [
         f"`{command}`, {cores} cores, load {load:.1f}; {state:.0f} MB of state",
         "",
-        "In steps of the same round without saving; medians of the rounds.",
+        f"In steps of the same round without saving; median of {len(rounds)} rounds, the least and the most.",
         "",
         "| saving | the step waits | lost until all is on the disk | of which after the last step |",
         "|---|---:|---:|---:|",
-        *(f"| {row['saving']} | {row['call']:.2f} | {row['lost']:.2f} | {row['late']:.2f} |" for row in rows),
+        *(f"| {row['saving']} | {' | '.join(map(spread, row['rounds'].values()))} |" for row in rows),
     ]
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoint.md").write_text("\n".join(lines) + "\n")
     said = {"command": command, "cores": cores, "load": load, "state_mb": state, "steps": sizes.steps, "rows": rows}
     (out / "checkpoint.json").write_text(json.dumps(said, indent=1) + "\n")
     print("\n".join(lines))
+
+
+def spread(values: list[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":

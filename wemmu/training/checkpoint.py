@@ -139,7 +139,7 @@ def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
     for directory in (aside / "state", aside):
         _sync(directory)
     if final.exists():
-        # Only a checkpoint that failed verification is ever written again (`newest` passes over it).
+        # Only a checkpoint that failed verification is ever written again (`latest` passes over it).
         _remove(final)
     os.replace(aside, final)
     # On the disk before older ones go.
