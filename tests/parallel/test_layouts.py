@@ -80,9 +80,10 @@ def load_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[tu
     """(from, to) -> state and next losses, for each layout of this number of ranks."""
     found = {}
     for name, layout in LAYOUTS[world].items():
+        run = Run(layout, backbones, rank, world)
+        run.steps(7, 1)
         for source in NAMES:
-            run = Run(layout, backbones, rank, world)
-            run.steps(7, 1)  # anything else, which must leave no trace
+            # What was there before, be it of another run, must leave no trace.
             manifest = checkpoint.load_newest(root / source, run.engine.state())
             run.engine.restored(manifest.step)
             found[source, name] = run.state(), run.steps(SAVED_AT, MORE)

@@ -307,7 +307,8 @@ class StageRun(Config):
     bridge: Bridge
     data: Data
     memory: Memory
-    parallel: Parallel
+    # Configs of earlier versions do not say.
+    parallel: Parallel = Parallel()
     sampling: Sampling
     logging: Logging
     evaluation: Evaluation
