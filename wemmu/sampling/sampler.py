@@ -1,7 +1,7 @@
 """From a request to pictures: prefixes and conditions once, then the solver over guided velocities."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,10 +41,20 @@ def task_of(text: str, images: int) -> Task:
 
 
 class Sampler:
-    """Draws pictures from a `WeMMU` model (anything with its `condition`, `velocity` and `vae`)."""
+    """Draws pictures from a `WeMMU` model (anything with its `condition`, `velocity` and `vae`).
 
-    def __init__(self, model, encoder: PromptEncoder, shift: float, solver: Solver = euler):
-        self.model, self.encoder, self.shift, self.solver = model, encoder, shift, solver
+    device: where the model is; None: where a request's pictures are.
+    """
+
+    def __init__(
+        self,
+        model,
+        encoder: PromptEncoder,
+        shift: float,
+        solver: Solver = euler,
+        device: torch.device | str | None = None,
+    ):
+        self.model, self.encoder, self.shift, self.solver, self.device = model, encoder, shift, solver, device
 
     @torch.no_grad()
     def __call__(self, request: Request, sampling: Sampling) -> Tensor:
@@ -56,6 +66,8 @@ class Sampler:
         latent_px = self.model.vae.latent_px
         if request.size[0] % latent_px or request.size[1] % latent_px:
             raise ValueError(f"height and width must be multiples of {latent_px} px, got {request.size}")
+        if self.device is not None:
+            request = replace(request, images=request.images.to(self.device))
         noise = Noise(sampling.seed, 0, request.sample_ids, request.images.device)
         weights = guidance_weights(request.task, sampling)
         # One Prefix and one Condition for each branch serve every step of the solver.

@@ -73,7 +73,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         model=model,
         engine=engine,
         loader=loader,
-        sampler=Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution)),
+        sampler=Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution), device=device),
         carried=engine.held(carried),
         frozen=identities,
         reports=reports,
