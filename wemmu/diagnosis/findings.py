@@ -1,0 +1,70 @@
+"""What a check says, and how checks are run: one that fails itself is a finding, and no secret leaves."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Status = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """warning: training runs, but not as well as it could. problem: something that is asked for will fail."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str | None = None
+
+
+# A check and its arguments.
+Call = tuple[Any, ...]
+
+_SECRET_NAMES = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+# Shorter values are switches ("true", "1"), and to strike them out would garble every text.
+_SHORTEST_SECRET = 8
+# What stands before the @ of a URL, and signatures in its query.
+_IN_URLS = (
+    (re.compile(r"(://)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"([?&][^=\s&]*(?:sig|token|key|secret|credential)[^=\s&]*=)[^&\s]+", re.IGNORECASE), r"\1***"),
+)
+
+
+def examine(check: Callable[..., Finding], *arguments: object) -> Finding:
+    """What the check finds; if it fails itself, a problem that names it and the error."""
+    try:
+        finding = check(*arguments)
+    # Libraries that are broken also exit.
+    except (Exception, SystemExit) as error:
+        finding = Finding(
+            check.__name__.replace("_", " "),
+            "problem",
+            f"the check {check.__name__}{_told(arguments)} failed itself: {type(error).__name__}: {error}",
+            "read the error: a library is broken, or the check is, and then it is worth a report",
+        )
+    return replace(finding, found=redact(finding.found), remedy=finding.remedy and redact(finding.remedy))
+
+
+def redact(text: str) -> str:
+    """`text` without the values of environment variables that bear the name of a secret, and without those in URLs."""
+    secrets = {v for name, v in os.environ.items() if _SECRET_NAMES.search(name) and len(v) >= _SHORTEST_SECRET}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    for pattern, instead in _IN_URLS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def short(error: BaseException | str, characters: int = 300) -> str:
+    """An error on one line, its end kept: there libraries say what is wrong."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    line = " ".join(text.split())
+    return line if len(line) <= characters else "..." + line[-characters:]
+
+
+def _told(arguments: tuple[object, ...]) -> str:
+    # What is longer (a whole curriculum) would hide the error.
+    words = ", ".join(str(one) for one in arguments if len(str(one)) <= 80)
+    return f" of {words}" if words else ""

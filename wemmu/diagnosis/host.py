@@ -1,0 +1,121 @@
+"""Memory, disks, limits and the clock of this machine."""
+
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from wemmu.diagnosis.findings import Call, Finding
+from wemmu.planning.tables import human
+
+# Bytes; loader processes, NCCL and Ray hand tensors over there. Docker's own default is 64 MB.
+SHARED_MEMORY = 1e9
+# A reader of many streams, Ray and DeepSpeed each keep hundreds open.
+OPEN_FILES = 4096
+# Seconds: a file that a shared file system dates by another clock makes "newer than" wrong.
+SKEW_S = 2.0
+# Bytes of a run of the miniature, and room to work.
+DISK = 10e9
+
+
+def calls(run: Path) -> list[Call]:
+    return [(memory,), (shared_memory,), (cores,), (open_files,), (clock, run), (disk_here, run)]
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists: the file system on which it would be made."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
+def host_bytes() -> float:
+    """Memory of this machine, or of the container if that has less."""
+    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(file).read_text().strip() if Path(file).is_file() else ""
+        limits += [float(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def core_count() -> int:
+    """Cores that this process may use, or that the container's quota amounts to."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()
+        if limit.isdigit():
+            cores = min(cores, max(1, round(int(limit) / int(period))))
+    return cores
+
+
+def memory() -> Finding:
+    total = host_bytes()
+    if total < 8e9:
+        remedy = "the miniature needs about 4 GB; python -m wemmu.plan tells what another curriculum needs"
+        return Finding("host memory", "warning", human(total, "B"), remedy)
+    return Finding("host memory", "ok", human(total, "B"))
+
+
+def shared_memory(folder: Path = Path("/dev/shm"), least: float = SHARED_MEMORY) -> Finding:
+    if not folder.is_dir():
+        return Finding(str(folder), "ok", "not here: this system shares memory otherwise")
+    total, _, free = shutil.disk_usage(folder)
+    found = f"{human(total, 'B')}, {human(free, 'B')} free"
+    if total < least:
+        remedy = f"at least {human(least, 'B')}: start the container with --shm-size=8g, or mount it larger"
+        return Finding(str(folder), "problem", found, remedy)
+    if free < least:
+        remedy = f"at least {human(least, 'B')} free: remove what dead processes have left in {folder}"
+        return Finding(str(folder), "problem", found, remedy)
+    return Finding(str(folder), "ok", found)
+
+
+def cores() -> Finding:
+    here, said = core_count(), os.environ.get("OMP_NUM_THREADS")
+    if said is None:
+        return Finding("cores", "ok", f"{here}; OMP_NUM_THREADS is not set, so every process uses all of them")
+    found = f"{here}, OMP_NUM_THREADS={said}"
+    if not said.isdigit() or not 1 <= int(said) <= here:
+        remedy = f"OMP_NUM_THREADS from 1 to {here}: cores / ranks on this machine"
+        return Finding("cores", "warning", found, remedy)
+    return Finding("cores", "ok", found)
+
+
+def open_files(least: int = OPEN_FILES) -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= least:
+        return Finding("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft}")
+    raised = f"`ulimit -n {least}`" if hard == resource.RLIM_INFINITY or hard >= least else "an administrator"
+    remedy = f"at least {least}: {raised} raises it (in the job script, on a cluster)"
+    return Finding("open files", "warning", f"at most {soft}", remedy)
+
+
+def clock(run: Path, tolerance_s: float = SKEW_S) -> Finding:
+    """The date that the run folder's file system gives to a file, against this machine's clock."""
+    folder = existing(run)
+    before = time.time()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+            file.write(b"what time is it?")
+            file.flush()
+            os.fsync(file.fileno())
+            dated, after = os.stat(file.name).st_mtime, time.time()
+    except OSError as error:
+        remedy = "a run folder that this user may write to: launcher's --out"
+        return Finding("run folder", "problem", f"nothing can be written in {folder}: {error}", remedy)
+    skew = max(before - dated, dated - after, 0.0)
+    if skew > tolerance_s:
+        remedy = "have both machines take their time from the same server (chrony, NTP)"
+        return Finding("clock", "warning", f"{skew:.1f} s apart from the file system of {folder}", remedy)
+    return Finding("clock", "ok", f"agrees with the file system of {folder}")
+
+
+def disk_here(run: Path, least: float = DISK) -> Finding:
+    folder = existing(run)
+    free = shutil.disk_usage(folder).free
+    found = f"{human(free, 'B')} free at {folder.absolute()}"
+    if free < least:
+        return Finding("disk", "warning", found, f"{human(least, 'B')} for the miniature; more for anything else")
+    return Finding("disk", "ok", found)

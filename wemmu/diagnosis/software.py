@@ -1,0 +1,122 @@
+"""Python and the libraries, against what the installed distribution says it needs."""
+
+import codecs
+import importlib.metadata as metadata
+import importlib.util
+import locale
+import os
+import platform
+import shutil
+import sys
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from wemmu.diagnosis.findings import Call, Finding, short
+
+# Each gets a line of its own; of the others only those are told that are wrong.
+CHIEF = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "diffusers",
+    "mosaicml-streaming",
+    "ray",
+    "deepspeed",
+    "megatron-core",
+    "wandb",
+)
+INSTALL = "run `make install`, which takes the versions of requirements.lock"
+
+
+def calls() -> list[Call]:
+    chief = [(library, name) for name in CHIEF]
+    return [(python,), *chief, (other_libraries,), (torchvision_operators,), (toolchain,), (text_encoding,)]
+
+
+def python() -> Finding:
+    here = platform.python_version()
+    try:
+        wanted = metadata.metadata("wemmu")["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        return Finding("Python", "problem", f"{here}; wemmu itself is not installed into {sys.prefix}", INSTALL)
+    if here in SpecifierSet(wanted):
+        return Finding("Python", "ok", here)
+    return Finding("Python", "problem", f"{here}, {wanted} is needed", "run `make install PYTHON=python3.11`")
+
+
+def requirements() -> dict[str, Requirement]:
+    """What the installed wemmu depends on here, by name, extras aside."""
+    every = map(Requirement, metadata.requires("wemmu") or ())
+    return {one.name: one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})}
+
+
+def library(name: str) -> Finding:
+    wanted = requirements().get(name)
+    if wanted is None:
+        found = "not among the requirements of the installed wemmu, which is of an older state than this code"
+        return Finding(name, "problem", found, INSTALL)
+    if wrong := unfit(wanted):
+        return Finding(name, "problem", wrong, INSTALL)
+    return Finding(name, "ok", metadata.version(name))
+
+
+def other_libraries() -> Finding:
+    others = {name: one for name, one in requirements().items() if name not in CHIEF}
+    wrong = [f"{name}: {found}" for name, one in others.items() if (found := unfit(one))]
+    if wrong:
+        return Finding("other libraries", "problem", "; ".join(wrong), INSTALL)
+    return Finding("other libraries", "ok", f"{len(others)}, all in their ranges")
+
+
+def unfit(wanted: Requirement) -> str | None:
+    """Why the installed version is not `wanted`, or None."""
+    try:
+        version = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        return f"not installed, {wanted.specifier or 'any version'} is needed"
+    # Builds of one's own and release candidates count as what they are called.
+    if wanted.specifier.contains(version, prereleases=True):
+        return None
+    return f"{version}, {wanted.specifier} is needed"
+
+
+def torchvision_operators() -> Finding:
+    """torchvision's compiled part is built against one build of torch, and `import streaming` needs it."""
+    name = "torchvision's compiled operators"
+    try:
+        import torch
+        from torchvision.ops import nms
+
+        kept = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.5, 1.0]), 0.5)
+    except Exception as error:
+        remedy = "torch and torchvision are of different builds (a CPU build of one of them?); " + INSTALL
+        return Finding(name, "problem", short(error), remedy)
+    assert kept.tolist() == [1], "of two equal boxes the better one is kept"
+    return Finding(name, "ok", "load and run")
+
+
+def toolchain() -> Finding:
+    """What torch.compile and libraries that build their kernels at first use would need; nothing is compiled here."""
+    import torch
+
+    name = "torch.compile"
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    triton = importlib.util.find_spec("triton") is not None
+    found = f"C++ compiler {compiler or 'not found'}, triton {'found' if triton else 'not found'}"
+    if compiler is None:
+        return Finding(
+            name, "warning", found, "install a C++ compiler, or name one in CXX; only torch.compile needs it"
+        )
+    if torch.cuda.is_available() and not triton:
+        return Finding(name, "warning", found, "install triton of torch's version; torch.compile on a GPU needs it")
+    return Finding(name, "ok", found)
+
+
+def text_encoding() -> Finding:
+    files, names = locale.getpreferredencoding(False), sys.getfilesystemencoding()
+    found = f"{files} in files, {names} in file names"
+    if all(codecs.lookup(codec).name == "utf-8" for codec in (files, names)):
+        return Finding("text encoding", "ok", found)
+    remedy = "`export LC_ALL=C.UTF-8` or `export PYTHONUTF8=1`; captions would be read as other letters"
+    return Finding("text encoding", "problem", found, remedy)
