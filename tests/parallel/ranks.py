@@ -21,7 +21,13 @@ import torch.distributed as dist
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torch.distributed.pipelining", "torch.distributed.checkpoint", "tests.models.world", "deepspeed", "wemmu.parallel.hybrid"]
+    [
+        "torch.distributed.pipelining",
+        "torch.distributed.checkpoint",
+        "tests.models.world",
+        "deepspeed",
+        "wemmu.parallel.hybrid",
+    ]
 )
 
 

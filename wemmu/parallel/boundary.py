@@ -1,7 +1,7 @@
 """Between the bridge, which every rank runs for its own samples, and a DiT that a group of ranks runs for all of them.
 
-Out go the conditions with the points at which the velocity is asked for; each rank's become a micro-batch of the DiT. Back
-come the losses and the gradients of the conditions, each to the rank that reads the sample.
+Out go the conditions with the points at which the velocity is asked for; each rank's become a micro-batch of the DiT.
+Back come the losses and the gradients of the conditions, each to the rank that reads the sample.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Boundary:
         return list(zip(flows, (s.requires_grad_() for s in self._gather(states.detach())), strict=True))
 
     def give_back(self, values: Sequence[Tensor] | None, like: Tensor, source: int) -> Tensor:
-        """This rank's one of `values`, which only the rank `source` of the group has; of the shape and type of `like`."""
+        """This rank's one of `values`, which only the rank `source` of the group has; shape and type are `like`'s."""
         mine = torch.empty_like(like, memory_format=torch.contiguous_format)
         is_source = self._group.rank() == source
         assert (values is not None) == is_source

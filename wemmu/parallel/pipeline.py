@@ -65,7 +65,7 @@ class Pipeline:
         self._values: dict[int, Tensor] = {}
 
     def run(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """Forward and backward of all micro-batches, one shape; the states' `grad` is there afterwards on the first stage.
+        """Forward and backward of all micro-batches, of one shape; leaves the states' `grad` on the first stage.
 
         Returns the losses of each, [B], on the last stage; elsewhere nothing.
         """

@@ -16,8 +16,8 @@ from wemmu.parallel.tensor import Split
 def shard(root: nn.Module, units: Iterable[nn.Module], group: ProcessGroup, device: torch.device) -> None:
     """Shard `root` over the ranks of `group`; each of `units`, modules in it, is gathered by itself.
 
-    The shards are float32; a module computes in the type that its weights have now. Gradients are summed over the ranks,
-    in float32, and not averaged: each rank's loss is its share of the global mean.
+    The shards are float32; a module computes in the type that its weights have now. Gradients are summed over the
+    ranks, in float32, and not averaged: each rank's loss is its share of the global mean.
     """
     dtype = next(root.parameters()).dtype
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
