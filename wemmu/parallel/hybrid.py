@@ -2,8 +2,8 @@
 
 Every rank runs the bridge on its own samples. The ranks of a model group then hand their conditions to each other
 (`boundary`) and run their DiT, cut into stages (`pipeline`) and slices (`tensor`), on all of them; the gradients of the
-conditions go back to their owners, whose bridges go on with the backward pass. Bridges are sharded over all ranks, parts
-of the DiT over those ranks that hold the same part (`shards`).
+conditions go back to their owners, whose bridges go on with the backward pass. Bridges are sharded over all ranks, each
+part of the DiT over the ranks that hold the same part (`shards`).
 """
 
 import math
