@@ -26,8 +26,10 @@ from wemmu.parallel.topology import Topology
 from wemmu.types import Batch, Losses, LossFn
 
 # In elements. Gradients are reduced, and weights gathered ahead of their turn, in buckets of this size, which is more
-# than the largest matrix of the published backbones has; weights up to `PERSISTENT` stay gathered between steps.
+# than the largest matrix of the published backbones has. Weights that are soon used again stay gathered, as many as
+# `LIVE`; those of at most `PERSISTENT` elements always do.
 BUCKET = 50_000_000
+LIVE = 1_000_000_000
 PERSISTENT = 10_000
 
 
@@ -100,6 +102,8 @@ class Zero3Engine:
             model=trainable, optimizer=adamw, config=config, dist_init_required=False
         )
         self._zero: Any = self._engine.optimizer
+        self._order = self._zero.parameter_offload.get_param_coordinator()
+        _keep_for_backward(self._zero.parameter_offload)
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         found = []
@@ -117,6 +121,9 @@ class Zero3Engine:
         self._engine.step()
         # A parameter that the next step did not use would keep this gradient, and no other.
         self._zero.grad_partitions_flat_buffer.zero_()
+        if self._order.is_record_trace():
+            # Pictures that are drawn before the next step are no part of this one, whose order of modules is now known.
+            self._order.reset_step()
         return float(self._engine.get_global_grad_norm())
 
     def state(self) -> TrainState:
@@ -185,6 +192,22 @@ def shard(module: nn.Module, device: torch.device) -> None:
         deepspeed.zero.Init(module=module, config_dict_or_path=_config(new[0].dtype, clip=0.0), dtype=new[0].dtype)
 
 
+def _keep_for_backward(offload: Any) -> None:
+    """Let a layer that is recomputed keep the weights of modules whose backward pass has begun.
+
+    A recomputation releases what it has used. With that would go the weights of the very module whose gradient asked
+    for it, and torch would find no weight to accumulate the gradient of. The end of its backward pass releases them.
+    """
+    release = offload.post_sub_module_forward_function
+    begun = offload.get_param_coordinator()._PartitionedParameterCoordinator__active_backward_submodules
+
+    def release_unless_begun(module: nn.Module) -> None:
+        if module.ds_id not in begun:
+            release(module)
+
+    offload.post_sub_module_forward_function = release_unless_begun
+
+
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return _Linear.apply(x, layer.weight, layer.bias)
 
@@ -220,6 +243,8 @@ def _config(dtype: torch.dtype, clip: float) -> dict[str, Any]:
             "stage": 3,
             "reduce_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_max_reuse_distance": LIVE,
+            "stage3_max_live_parameters": LIVE,
             "stage3_param_persistence_threshold": PERSISTENT,
             # It would replace `torch.nn.functional.linear` for all of this process; see `_Linear`.
             "memory_efficient_linear": False,
