@@ -75,6 +75,7 @@ def toy_difference(forgets: bool) -> float:
     ranks, toy = on_ranks(3, toy_outcome, forgets), Toy()
     engine = SingleEngine(toy, toy.loss, toy_run().stage.optimizer, len(FACTORS))
     norms, state = advance(engine, FACTORS, [0, 1, 2]), engine.state()
+    assert min(norms) > 2 * engine.config.clip, "nothing is clipped, so this proves less"
     assert all(rank["parameters"] == engine.parameters for rank in ranks)
     assert all(rank["norms"] == ranks[0]["norms"] for rank in ranks)
     theirs = {part: getattr(state, part) for part in ("weights", "exp_avg", "exp_avg_sq")}
@@ -110,6 +111,22 @@ def skips_what_is_not_finite(rank: int, world: int) -> None:
 
 def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any():
     on_ranks(3, skips_what_is_not_finite)
+
+
+def gradients(rank: int, world: int) -> dict:
+    engine = toy_engine(torch.bfloat16)
+    engine.accumulate([FACTORS[rank]], 0)
+    return portable(engine.gradients())
+
+
+def test_bf16_gradients_are_summed_in_float32():
+    toy = Toy(torch.bfloat16)
+    engine = SingleEngine(toy, toy.loss, toy_run().stage.optimizer, len(FACTORS))
+    # Two, for a loss that is scaled by two is rounded alike.
+    engine.accumulate(FACTORS[:2], 0)
+    theirs = engine.gradients()
+    assert any(not torch.equal(g, g.bfloat16().float()) for g in theirs.values())
+    assert difference(whole(on_ranks(2, gradients)), theirs, floor=1e-4)[0] < 1e-6
 
 
 def small_steps_add_up(rank: int, world: int) -> None:
