@@ -1,7 +1,7 @@
 """The miniature world as a source: endless exact samples of every generation task, of the training split."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from PIL import Image
@@ -9,7 +9,7 @@ from PIL import Image
 from data_pipeline.records import Part, RawRecord
 from wemmu.config import ConfigError, Task, prepare
 from wemmu.shapes.edits import EDITS, Edit, random_edit, random_two_image_edit
-from wemmu.shapes.language import caption
+from wemmu.shapes.language import WORDINGS, caption, wordings
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
 
@@ -43,6 +43,10 @@ SAMPLES: dict[Task, Callable[[random.Random], Sample]] = {
 }
 
 
+def _drawn(shares: Mapping[str, float], rng: random.Random) -> str:
+    return rng.choices(tuple(shares), tuple(shares.values()))[0]
+
+
 @dataclass(frozen=True)
 class SceneDrawing:
     """A scene as a picture without a size."""
@@ -64,19 +68,30 @@ class ShapesSource:
         self._samples = dict(SAMPLES)
         if config.edits:
             self._samples[Task.EDIT] = self._weighted_edit
+        if config.captions:
+            self._samples[Task.T2I] = self._weighted_caption
 
     def _weighted_edit(self, rng: random.Random) -> Sample:
-        shares = self._config.edits
-        return _edited(random_edit(rng, kind=rng.choices(tuple(shares), tuple(shares.values()))[0]))
+        return _edited(random_edit(rng, kind=_drawn(self._config.edits, rng)))
+
+    def _weighted_caption(self, rng: random.Random) -> Sample:
+        wording = _drawn(self._config.captions, rng)
+        scene = random_scene(rng)
+        while wording not in wordings(scene):
+            scene = random_scene(rng)
+        return caption(scene, rng, wording), (), scene
 
     def parts(self, size: int) -> list[Part]:
         unknown = [task for task in self._config.samples if task not in SAMPLES]
         if unknown:
             choices = ", ".join(SAMPLES)
             raise ConfigError(f"source {self._config.name}: samples: {unknown[0]} is none of {choices}")
-        strange = [kind for kind in self._config.edits if kind not in EDITS]
-        if strange:
-            raise ConfigError(f"source {self._config.name}: edits: {strange[0]} is none of {', '.join(EDITS)}")
+        for field, shares, known in (
+            ("edits", self._config.edits, EDITS),
+            ("captions", self._config.captions, WORDINGS),
+        ):
+            if strange := [kind for kind in shares if kind not in known]:
+                raise ConfigError(f"source {self._config.name}: {field}: {strange[0]} is none of {', '.join(known)}")
         return [
             self._part(task, first, min(first + size, samples))
             for task, samples in self._config.samples.items()

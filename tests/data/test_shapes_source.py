@@ -9,6 +9,7 @@ from data_pipeline.sources import open_source
 from data_pipeline.sources.shapes import SceneDrawing
 from wemmu.config import ConfigError, Task, prepare
 from wemmu.config.task import GENERATION_TASKS
+from wemmu.shapes.language import parse_caption
 from wemmu.shapes.scene import Scene
 from wemmu.shapes.scorer import caption_satisfied, read
 
@@ -55,6 +56,21 @@ def test_parts_are_ranges_of_one_task_and_know_the_seed() -> None:
 def test_a_task_without_samples_is_refused() -> None:
     with pytest.raises(ConfigError, match="samples: understanding is none of t2i"):
         open_source(config({Task.UNDERSTANDING: 1})).parts(1)
+
+
+def test_captions_come_in_the_shares_that_are_asked_for() -> None:
+    shares = {"related": 3, "unplaced": 1}
+    source = open_source(config({Task.T2I: 400}, captions=shares))
+    demands = [parse_caption(record.prompt) for part in source.parts(100) for record in source.read(part)]
+    related = sum(demand.relation is not None for demand in demands)
+    # Three deviations of a binomial of 400 and 3/4.
+    assert abs(related - 300) < 26
+    assert not any(mention.cell is not None for demand in demands for mention in demand.mentions)
+
+
+def test_an_unknown_wording_is_refused() -> None:
+    with pytest.raises(ConfigError, match="captions: sung is none of placed, unplaced, related"):
+        open_source(config({Task.T2I: 1}, captions={"sung": 1})).parts(1)
 
 
 def test_edits_come_in_the_shares_that_are_asked_for() -> None:

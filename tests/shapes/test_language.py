@@ -10,6 +10,7 @@ import pytest
 from tests.shapes.worlds import worlds
 from wemmu.shapes.language import (
     NUMBERS,
+    WORDINGS,
     Demand,
     Mention,
     caption,
@@ -17,6 +18,7 @@ from wemmu.shapes.language import (
     parse_caption,
     question,
     references,
+    wordings,
 )
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object, Scene, random_scene
 
@@ -43,6 +45,26 @@ def test_caption_is_satisfied_by_its_scene(rng: random.Random):
     scene = random_scene(rng, rng.choice(("train", "test", "composition")))
     assert parse_caption(caption(scene, rng)).satisfied_by(scene)
     assert parse_caption(full_caption(scene)).satisfied_by(scene)
+
+
+@worlds
+def test_a_wording_that_is_asked_for_is_what_comes_out(rng: random.Random):
+    scene = random_scene(rng)
+    for wording in wordings(scene):
+        demand = parse_caption(caption(scene, rng, wording))
+        assert demand.satisfied_by(scene)
+        assert (demand.relation is not None) == (wording == "related")
+        assert all((mention.cell is not None) == (wording == "placed") for mention in demand.mentions)
+
+
+def test_a_wording_that_a_scene_does_not_allow_is_refused():
+    one = Scene("white", (Object(0, "circle", "red", "large"),))
+    diagonal = Scene("white", (*one.objects, Object(3, "square", "blue", "small")))
+    beside = Scene("white", (*one.objects, Object(1, "square", "blue", "small")))
+    assert wordings(beside) == WORDINGS
+    for scene in (one, diagonal):
+        with pytest.raises(ValueError, match="cannot be told related; valid choices: placed, unplaced"):
+            caption(scene, random.Random(0), "related")
 
 
 @worlds

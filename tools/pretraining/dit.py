@@ -22,7 +22,7 @@ from wemmu.config.schema import TimeSampling
 from wemmu.models.dit import TIME_SCALE
 from wemmu.models.vae import FrozenVAE
 from wemmu.objectives.flow import flow_matching
-from wemmu.objectives.path import sample_time
+from wemmu.objectives.path import sample_path, sample_time
 from wemmu.pixels import to_images
 from wemmu.sampling.solvers import euler, times
 from wemmu.shapes.backbones import DIT_CONFIG, HIGH_PX, LOW_PX, TEXT_ENCODER_CONFIG
@@ -100,7 +100,8 @@ class Painter:
         states, mask = self.text(texts)
         eps = torch.randn(x_0.shape, generator=generator)
         t = sample_time(LAYOUT_TIME if layouts else TIME, px, torch.randn(batch_size, generator=generator))
-        flow = flow_matching(lambda x, t: self.velocity(x, t, states, mask), x_0, eps, t).mean()
+        path = sample_path(x_0, eps, t)
+        flow = flow_matching(self.velocity(path.x_t, t, states, mask), path.v).mean()
         # Only captions that say everything have one right answer, but the others do no harm: a soft target.
         told = torch.tensor([bool(text) for text in texts])
         last = states[torch.arange(batch_size), mask.sum(1) - 1][told]

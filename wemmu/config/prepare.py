@@ -23,13 +23,15 @@ class _Source(Config):
 class ShapesSource(_Source):
     """The built-in miniature world, endless: `samples` records of each task.
 
-    `edits` gives the share of each kind of single-image edit, in any unit; empty: all alike.
+    `edits` gives the share of each kind of single-image edit, in any unit; empty: all alike. `captions` does so for the
+    ways in which a text-to-image caption tells where things are (placed, unplaced, related); empty: as in evaluation.
     """
 
     kind: Literal["shapes"]
     name: str = "shapes"
     samples: dict[Task, Positive]
     edits: dict[str, PositiveFloat] = Field(default_factory=dict)
+    captions: dict[str, PositiveFloat] = Field(default_factory=dict)
     seed: int = 0
 
 

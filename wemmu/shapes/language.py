@@ -11,6 +11,8 @@ SIZE_WORDS = {"large": ("large", "big"), "small": ("small", "little")}
 NUMBERS = ("no", "one", "two", "three", "four")
 # (row difference, column difference) of the first object seen from the second.
 RELATIONS = {"above": (-1, 0), "below": (1, 0), "left of": (0, -1), "right of": (0, 1)}
+# Every object with its place; none with one; the place of one object told by the other, which needs two side by side.
+WORDINGS = ("placed", "unplaced", "related")
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,16 @@ def full_caption(scene: Scene) -> str:
     )
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
-    """One of many wordings, at random: mentions may be reordered, say less, or relate two objects to each other."""
-    if len(scene.objects) == 2 and rng.random() < 0.4:
+def caption(scene: Scene, rng: random.Random, wording: str | None = None) -> str:
+    """One of many wordings, at random: mentions may be reordered, say less, or relate two objects to each other.
+
+    Raises:
+        ValueError: if the scene cannot be told in `wording`, with those in which it can.
+    """
+    if wording is not None and wording not in wordings(scene):
+        raise ValueError(f"this scene cannot be told {wording}; valid choices: {', '.join(wordings(scene))}")
+    related = wording == "related" or (wording is None and len(scene.objects) == 2 and rng.random() < 0.4)
+    if related:
         a, b = rng.sample(scene.objects, 2)
         name = next((n for n, offset in RELATIONS.items() if offset == _offset(a, b)), None)
         if name is not None:
@@ -74,9 +83,15 @@ def caption(scene: Scene, rng: random.Random) -> str:
             return text + _background(scene, rng)
     objects = rng.sample(scene.objects, len(scene.objects))
     place = rng.choice(("at the {}", "in the {} corner"))
-    with_place = rng.random() < 0.85
+    with_place = rng.random() < 0.85 if wording is None else wording == "placed"
     phrases = [_loose(o, rng, place.format(CELLS[o.cell]) if with_place else None) for o in objects]
     return _join(phrases) + _background(scene, rng)
+
+
+def wordings(scene: Scene) -> tuple[str, ...]:
+    """The wordings in which a scene can be told."""
+    side_by_side = len(scene.objects) == 2 and _offset(*scene.objects) in RELATIONS.values()
+    return WORDINGS if side_by_side else ("placed", "unplaced")
 
 
 def _loose(obj: Object, rng: random.Random, place: str | None = None) -> str:
