@@ -1,23 +1,45 @@
 """The command line of the launcher."""
 
+import os
 import shlex
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
-from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
-from launcher import folder, local
-from launcher.ledger import Ledger
-from launcher.lock import LockedError, locked
-from launcher.plan import chain, stage_runs
-from launcher.status import Status, statuses
-from wemmu.config import Curriculum, load_curriculum
+from launcher import folder, local, slurm
+from launcher.attempt import Attempt
+from launcher.cluster import Cluster
+from launcher.ending import FINAL, outcome, reason
+from launcher.job import Job
+from launcher.ledger import Event, Ledger
+from launcher.lock import SUBMISSION, LockedError, locked
+from launcher.plan import chain
+from launcher.preflight import problems
+from launcher.status import statuses
+from launcher.submit import Submission, latest_ids, live, submissions, submit_all
+from launcher.tables import plan_table, status_table
+from wemmu.config import Curriculum, dump, load, load_curriculum
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+DEFAULT = Path("configs/curriculum/paper.yaml")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),
+]
+CurriculumFile = Annotated[Path, typer.Argument(help="Curriculum in YAML; configs/ holds examples.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan and stop.")]
+ClusterFile = Annotated[
+    Path | None, typer.Option(help="What the cluster is like; configs/cluster/ holds examples. Needed once.")
+]
 
 
 @app.callback()
@@ -26,30 +48,24 @@ def _about() -> None:
 
 
 @app.command()
-def run(
-    curriculum: Annotated[Path, typer.Argument(help="Curriculum in YAML; configs/ holds examples.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan and stop.")] = False,
-) -> None:
+def run(curriculum: CurriculumFile, out: Out = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Run a curriculum on this machine. The same command again goes on where it stopped."""
     try:
         config = load_curriculum(curriculum, overrides or ())
         run_folder = folder.normalise(out or Path("runs") / config.name)
         jobs = chain(config, run_folder)
-        Console().print(_plan_table(config, run_folder))
+        Console().print(plan_table(config, run_folder))
         folder.check(config, run_folder)
         if dry_run:
             return
         with locked(run_folder) as lock:
             # Again, for another launcher may have come between.
             folder.check(config, run_folder)
+            ledger = Ledger(run_folder / "ledger.jsonl")
+            _refuse_if_live(ledger, run_folder)
             folder.write(config, run_folder)
-            code = local.run(jobs, Ledger(run_folder / "ledger.jsonl"), lock)
-    except (ValueError, LockedError) as error:
+            code = local.run(jobs, ledger, lock)
+    except (ValueError, LockedError, slurm.SlurmError) as error:
         _fail(str(error), 2)
     if code:
         _fail(f"{run_folder} is not finished. To go on: python -m launcher {shlex.join(sys.argv[1:])}", code)
@@ -57,48 +73,225 @@ def run(
 
 
 @app.command()
-def status(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+def submit(
+    curriculum: CurriculumFile,
+    cluster: ClusterFile = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Send a curriculum to Slurm, as jobs that wait for each other. What is finished in the run folder stays so."""
+    try:
+        config = load_curriculum(curriculum, overrides or ())
+        run_folder = folder.normalise(out or Path("runs") / config.name)
+        site = _cluster(run_folder, cluster)
+        folder.check(config, run_folder)
+        if dry_run:
+            _show(config, run_folder, site)
+            return
+        _submit(config, run_folder, site)
+    except (ValueError, LockedError, slurm.SlurmError) as error:
+        _fail(str(error), 2)
+
+
+@app.command()
+def resume(run_folder: RunFolder, overrides: Overrides = None) -> None:
+    """Send to Slurm again what is not finished of a run, from its last checkpoint on."""
+    try:
+        run_folder = folder.normalise(run_folder)
+        config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
+        folder.check(config, run_folder)
+        _submit(config, run_folder, _cluster(run_folder, None))
+    except (ValueError, LockedError, slurm.SlurmError) as error:
+        _fail(str(error), 2)
+
+
+@app.command()
+def status(
+    run_folder: RunFolder,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds until Ctrl-C.")] = False,
+) -> None:
     """Show how far each job of a run is."""
     try:
         config = load_curriculum(run_folder / folder.CURRICULUM)
+        if not watch:
+            Console().print(_status(config, run_folder))
+            return
+        with Live(_status(config, run_folder), auto_refresh=False) as shown:
+            while True:
+                time.sleep(5)
+                shown.update(_status(config, run_folder), refresh=True)
     except ValueError as error:
         _fail(str(error), 2)
-    Console().print(_status_table(statuses(chain(config, run_folder), Ledger(run_folder / "ledger.jsonl"))))
+    except KeyboardInterrupt:
+        return
 
 
-def _plan_table(config: Curriculum, run_folder: Path) -> Table:
-    """One column for each stage, which fits four of them into a narrow terminal."""
-    table = Table(title=f"{config.name} in {run_folder}", box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_lines=True)
-    for heading in ("", *(stage.name for stage in config.stages)):
-        table.add_column(heading, overflow="fold")
-    stages = [one.stage for one in stage_runs(config, run_folder)]
-    batches = [config.memory.micro_batch_at(stage.resolution, stage.global_batch) for stage in stages]
-    table.add_row("resolution", *(f"{stage.resolution} px" for stage in stages))
-    table.add_row("trains", *("\n".join(stage.trains) for stage in stages))
-    table.add_row("objective", *(stage.objective.kind for stage in stages))
-    table.add_row("mixture", *("\n".join(f"{share:g} {task}" for task, share in s.mixture.items()) for s in stages))
-    table.add_row("batch", *(f"{micro} x {accumulation}" for micro, accumulation in batches))
-    table.add_row("steps", *(str(stage.steps) for stage in stages))
-    table.add_row("start", *(_start(stage.start, run_folder) for stage in stages))
-    return table
+@app.command()
+def cancel(run_folder: RunFolder) -> None:
+    """Cancel the Slurm jobs of a run; those that train save first. `resume` goes on with it later."""
+    ledger = Ledger(run_folder / "ledger.jsonl")
+    try:
+        jobs = live(ledger)
+        # Noted first: who dies of it shall find it there.
+        for name, queued in jobs.items():
+            ledger.append(Event(name, 0, "cancelled", slurm=queued.id, reason="by `launcher cancel`"))
+        # From the end, so that none begins because the one before it is gone.
+        slurm.cancel([queued.id for queued in reversed(list(jobs.values()))])
+    except slurm.SlurmError as error:
+        _fail(str(error), 2)
+    print("\n".join(f"cancelled {name} (job {queued.id})" for name, queued in jobs.items()) or "nothing was queued")
 
 
-def _start(start: Path | None, run_folder: Path) -> str:
-    if start is None:
-        return "backbones"
-    if start.is_relative_to(run_folder):
-        return "\n".join(part for part in start.relative_to(run_folder).parts if part != "checkpoints")
-    return str(start)
+@app.command()
+def logs(
+    run_folder: RunFolder,
+    name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it: data, stage1, stage1/evaluation.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added, until Ctrl-C.")] = False,
+) -> None:
+    """Show the log of a job."""
+    try:
+        job = _job(load_curriculum(run_folder / folder.CURRICULUM), run_folder, name)
+    except ValueError as error:
+        _fail(str(error), 2)
+    if not job.log.exists():
+        _fail(f"{name} has not been started: {job.log} is not there", 1)
+    with job.log.open(errors="replace") as log:
+        try:
+            while True:
+                print(log.read(), end="", flush=True)
+                if not follow:
+                    return
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return
 
 
-def _status_table(rows: list[Status]) -> Table:
-    table = Table("job", "state", "step", "loss", "attempts", box=None)
-    for row in rows:
-        step = "" if row.steps is None else f"{row.step}/{row.steps}"
-        table.add_row(row.job, row.state, step, "" if row.loss is None else f"{row.loss:.4f}", str(row.attempts))
-    return table
+@app.command()
+def attempt(
+    name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh tells the settings."""
+    given = {key: Path(value) for key in ("RUN", "CURRICULUM", "CLUSTER") if (value := os.environ.get(key))}
+    try:
+        if "SLURM_JOB_ID" not in os.environ:
+            raise ValueError("an attempt is part of a Slurm job; here: python -m launcher run CURRICULUM.yaml")
+        config, run_folder = _resolve(given, overrides or ())
+        job = _job(config, run_folder, name)
+        site = run_folder / folder.CLUSTER
+        cluster = load(site, Cluster) if site.exists() else None
+        code = Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make()
+    except (ValueError, LockedError) as error:
+        _fail(f"{name}: {error}", FINAL)
+    raise typer.Exit(code)
 
 
-def _fail(sentence: str, code: int) -> None:
+@app.command(hidden=True)
+def note(
+    name: Annotated[str, typer.Argument(metavar="JOB")],
+    event: Annotated[str, typer.Argument(help="started or ended")],
+    code: Annotated[int, typer.Argument(help="Exit code of a job that ended.")] = 0,
+) -> None:
+    """Write a line of the ledger for a script that is no attempt; RUN in the environment is the run folder."""
+    run_folder = folder.normalise(Path(os.environ["RUN"]))
+    try:
+        job = _job(load_curriculum(run_folder / folder.CURRICULUM), run_folder, name)
+    except ValueError as error:
+        _fail(str(error), 2)
+    ledger = Ledger(run_folder / "ledger.jsonl")
+    slurm_id, nodes = int(os.environ["SLURM_JOB_ID"]), os.environ["SLURM_JOB_NODELIST"]
+    if event == "started":
+        ledger.append(Event(name, 1 + ledger.attempts(name), "started", slurm=slurm_id, nodes=nodes))
+        return
+    why, ended = reason(job, code), outcome(job, code)
+    number = ledger.attempts(name)
+    ledger.append(Event(name, number, "ended", None, code, None, None, why, ended, slurm_id, nodes))
+
+
+def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:
+    """The curriculum and its run folder, which is made if it is not there."""
+    there = given["RUN"] / folder.CURRICULUM if "RUN" in given else None
+    new = there is None or not there.exists()
+    source = given.get("CURRICULUM", DEFAULT) if new else there
+    assert source is not None
+    config = load_curriculum(source, overrides)
+    run_folder = folder.normalise(given.get("RUN", Path("runs") / config.name))
+    if not (run_folder / folder.CURRICULUM).exists() or overrides:
+        folder.check(config, run_folder)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        folder.write(config, run_folder)
+    if "CLUSTER" in given:
+        dump(load(given["CLUSTER"], Cluster), run_folder / folder.CLUSTER)
+    return config, run_folder
+
+
+def _cluster(run_folder: Path, file: Path | None) -> Cluster:
+    own = run_folder / folder.CLUSTER
+    if file is None and not own.exists():
+        raise ValueError("say what the cluster is like: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
+    return load(file or own, Cluster)
+
+
+def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
+    if wrong := problems(config, run_folder):
+        raise ValueError("\n".join([f"the curriculum {config.name} cannot run here:", *wrong]))
+    ledger = Ledger(run_folder / "ledger.jsonl")
+    with locked(run_folder, 0, SUBMISSION):
+        with locked(run_folder, 0):
+            _refuse_if_live(ledger, run_folder)
+            folder.check(config, run_folder)
+            todo = submissions(chain(config, run_folder), run_folder, cluster)
+            Console().print(plan_table(config, run_folder, cluster))
+            folder.write(config, run_folder)
+            dump(cluster, run_folder / folder.CLUSTER)
+        # The first job may begin before the last is submitted, and it needs the lock of those who run jobs.
+        ids = submit_all(todo, ledger)
+    print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
+    print(f"how far it is: python -m launcher status {run_folder}")
+
+
+def _show(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
+    """The plan, what is wrong with it, and what sbatch would be called with."""
+    Console().print(plan_table(config, run_folder, cluster))
+    for one in submissions(chain(config, run_folder), run_folder, cluster):
+        print(f"\n# {one.job.name}" + (f", after {', '.join(one.job.after)}" if one.job.after else ""))
+        print(_as_typed(one))
+    if wrong := problems(config, run_folder):
+        _fail("\n".join([f"\nthe curriculum {config.name} cannot run here:", *wrong]), 2)
+
+
+def _as_typed(one: Submission) -> str:
+    settings = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items() if value]
+    return " ".join([*settings, "sbatch", *map(shlex.quote, one.options), str(one.script), *one.arguments])
+
+
+def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
+    if jobs := (live(ledger) if latest_ids(ledger) else {}):
+        told = ", ".join(f"{name} (job {queued.id})" for name, queued in jobs.items())
+        raise LockedError(
+            f"{run_folder} is at work in Slurm: {told}. Wait, or `python -m launcher cancel {run_folder}` first"
+        )
+
+
+def _status(config: Curriculum, run_folder: Path) -> Table:
+    ledger = Ledger(run_folder / "ledger.jsonl")
+    queued = None
+    if latest_ids(ledger):
+        try:
+            queued = live(ledger)
+        except slurm.SlurmError as error:
+            Console(stderr=True).print(f"Slurm was not asked: {error}")
+    return status_table(statuses(chain(config, run_folder), ledger, queued), run_folder)
+
+
+def _job(config: Curriculum, run_folder: Path, name: str) -> Job:
+    jobs = {job.name: job for job in chain(config, run_folder)}
+    if name not in jobs:
+        raise ValueError(f"there is no job {name!r}; valid choices: {', '.join(jobs)}")
+    return jobs[name]
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
     typer.echo(sentence, err=True)
     raise typer.Exit(code)

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 
 CURRICULUM = "curriculum.yaml"
+CLUSTER = "cluster.yaml"
 # All there can be in a run folder whose first launcher was killed before it wrote the curriculum.
-_FIRST_TRACES = {"lock", "curriculum.yaml.tmp"}
+_FIRST_TRACES = {LOCK, SUBMISSION, "curriculum.yaml.tmp"}
 _SHOWN = 20
 # Fields that say how a run goes on and not what comes of it: these may change between two launches.
 _FREE = ("parallel.", "memory.", "logging.", "threads")

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.gate import Gate
+
 MANIFEST = "manifest.json"
 
 
@@ -13,7 +15,9 @@ class Job:
 
     products: what is there when the job is finished, whole, because each appears by rename or is written last. A job
     without products judges for itself what is left to do and is always run. inputs: files which make a product out of
-    date when they are newer. steps: of a training job, None for others.
+    date when they are newer. steps: of a training job, None for others. after: jobs that must be finished first.
+    ranks: processes that run the command together; hang_after: seconds without a sign of life after which one of them
+    is hung. script: the file of `slurm/` that runs it on a cluster. gate: what must hold before it begins.
     """
 
     name: str
@@ -22,6 +26,11 @@ class Job:
     products: tuple[Path, ...] = ()
     inputs: tuple[Path, ...] = ()
     steps: int | None = None
+    after: tuple[str, ...] = ()
+    ranks: int = 1
+    hang_after: float | None = None
+    script: str = ""
+    gate: Gate | None = None
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,7 @@
 """The history of a run folder: one JSON line per event, only ever appended to.
 
-What is finished is decided by the products of the jobs (`launcher.job`); the ledger tells people what happened.
+What is finished is decided by the products of the jobs (`launcher.job`); the ledger tells people what happened, and the
+launcher how often.
 """
 
 import json
@@ -11,23 +12,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+Happening = Literal["submitted", "started", "ended", "refused", "warned", "requeued", "cancelled"]
+
 
 @dataclass(frozen=True)
 class Event:
-    """Start or end of one attempt at a job.
+    """submitted: to Slurm. started, ended: one attempt at a job. refused: its gate did not hold, or it is
+    given up. warned: told by Slurm that it will end. requeued, cancelled.
 
-    pid: of the job's process. exit_code: negative if a signal ended it. from_step, to_step: newest checkpoint of a
-    training job before and after. reason: why it ended, in words.
+    attempt: counted from 1, 0 where it is no attempt that is told of. pid, host: of the process that ran it. slurm: the
+    id of its Slurm job, nodes: those it ran on. exit_code: negative if a signal ended it. from_step, to_step: newest
+    checkpoint of a training job before and after. outcome: see `launcher.ending`. reason: why, in words.
     """
 
     job: str
     attempt: int
-    event: Literal["started", "ended"]
-    pid: int
+    event: Happening
+    pid: int | None = None
     exit_code: int | None = None
     from_step: int | None = None
     to_step: int | None = None
     reason: str = ""
+    outcome: str = ""
+    slurm: int | None = None
+    nodes: str = ""
+    host: str = ""
     time: str = ""
 
 
@@ -38,7 +47,10 @@ class Ledger:
         self.file = file
 
     def append(self, event: Event) -> None:
-        """Add an event, stamped with the time; on disk when this returns."""
+        """Add an event, stamped with the time; on disk when this returns.
+
+        One write of one line, so that jobs of several nodes may append at once.
+        """
         said = {"time": ""} | asdict(event) | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
         line = json.dumps({key: value for key, value in said.items() if value not in (None, "")})
         with self.file.open("ab+") as file:
@@ -60,6 +72,10 @@ class Ledger:
     def of(self, job: str) -> list[Event]:
         """The events of one job, oldest first."""
         return [event for event in self.events() if event.job == job]
+
+    def attempts(self, job: str) -> int:
+        """How often a job was started."""
+        return sum(event.event == "started" for event in self.of(job))
 
 
 def _is_torn(file: BinaryIO) -> bool:

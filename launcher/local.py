@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from launcher.job import Job, is_finished, last_step, missing
+from launcher import gate
+from launcher.ending import SAVED, outcome, reason
+from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
 
-# Exit code of a job that was interrupted and has saved its state.
-SAVED = 75
 _TAIL_LINES = 15
 
 
@@ -84,24 +84,26 @@ class _Follower:
 
 
 def _run_job(job: Job, ledger: Ledger, lock: int, interrupts: _Interrupts) -> int:
-    attempt = 1 + sum(event.event == "started" for event in ledger.of(job.name))
-    before = last_step(job)
+    if job.gate and (closed := gate.reasons(job.gate)):
+        ledger.append(Event(job.name, 0, "refused", reason=" ".join(closed), outcome="failed"))
+        print("\n".join([f"\n{job.name} may not begin:", *(f"  {why}" for why in closed)]), file=sys.stderr)
+        return 1
+    attempt, before = 1 + ledger.attempts(job.name), last_step(job)
     _announce(job, attempt, before)
     follower = _Follower(job.log)
     process = _start(job, lock)
     ledger.append(Event(job.name, attempt, "started", process.pid, from_step=before))
     code = _attend(job, process, follower, interrupts)
     follower.show()
-    reason = _why(job, code, len(interrupts.received))
-    after = last_step(job)
-    ledger.append(Event(job.name, attempt, "ended", process.pid, code, before, after, reason))
-    if reason != "finished":
+    why, after = _why(job, code, len(interrupts.received)), last_step(job)
+    ledger.append(Event(job.name, attempt, "ended", process.pid, code, before, after, why, outcome(job, code)))
+    if why != "finished":
         where = "" if after is None else f" at step {after} of {job.steps}"
-        print(f"\n{job.name} {reason}{where}. Its log: {job.log}", file=sys.stderr)
+        print(f"\n{job.name} {why}{where}. Its log: {job.log}", file=sys.stderr)
         if code not in (0, SAVED) and not interrupts.received:
             print("\n".join(["Its last lines:", *(f"    {line}" for line in follower.tail())]), file=sys.stderr)
     follower.close()
-    return 0 if reason == "finished" else code or 1
+    return 0 if why == "finished" else code or 1
 
 
 def _announce(job: Job, attempt: int, step: int | None) -> None:
@@ -116,7 +118,7 @@ def _announce(job: Job, attempt: int, step: int | None) -> None:
 def _start(job: Job, lock: int) -> subprocess.Popen[bytes]:
     with job.log.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "launcher.child", str(os.getpid()), *job.command],
+            [sys.executable, "-m", "launcher.child", str(os.getpid()), *_command(job)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -125,6 +127,14 @@ def _start(job: Job, lock: int) -> subprocess.Popen[bytes]:
             # Out of the terminal's process group, or Ctrl-C would reach the job twice: directly and forwarded.
             start_new_session=True,
         )
+
+
+def _command(job: Job) -> tuple[str, ...]:
+    """The command that runs a job on this machine alone, with all of its ranks watched."""
+    if job.hang_after is None:
+        return job.command
+    watched = ("--hang-after", str(job.hang_after), str(job.ranks))
+    return (sys.executable, "-m", "launcher.ranks", *watched, *job.command)
 
 
 def _attend(job: Job, process: subprocess.Popen[bytes], follower: _Follower, interrupts: _Interrupts) -> int:
@@ -148,16 +158,6 @@ def _attend(job: Job, process: subprocess.Popen[bytes], follower: _Follower, int
 
 def _why(job: Job, code: int, interrupts: int) -> str:
     """Why a job ended, as the end of a sentence that begins with its name."""
-    if code == 0 and not missing(job):
-        return "finished"
-    if code == 0:
-        return f"exited well but left no whole {', '.join(map(str, missing(job)))}"
-    if code == SAVED:
-        return "was interrupted and saved its state"
-    if interrupts:
+    if interrupts and outcome(job, code) == "crashed":
         return "was interrupted" if interrupts == 1 else "was killed by a second interrupt"
-    if code == -signal.SIGKILL:
-        return "failed: killed by SIGKILL, by somebody or because memory ran out"
-    if code < 0:
-        return f"failed: killed by {signal.Signals(-code).name}"
-    return f"failed with exit code {code}"
+    return reason(job, code)

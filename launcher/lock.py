@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launcher.job import Job
+
 # How long a job may take to save its state after its launcher was killed.
 PATIENCE_S = 60.0
+# Held by who runs jobs; and by who submits them, for jobs that begin at once need the other.
+LOCK, SUBMISSION = "lock", "submit.lock"
 
 
 class LockedError(RuntimeError):
@@ -17,8 +21,8 @@ class LockedError(RuntimeError):
 
 
 @contextmanager
-def locked(run: Path, patience: float = PATIENCE_S) -> Iterator[int]:
-    """Hold the run folder; yields the descriptor of the lock.
+def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Iterator[int]:
+    """Hold the run folder; yields the descriptor of the lock. Another `name` is another lock, as `SUBMISSION`.
 
     The descriptor is handed on to the jobs, so the kernel frees the lock when the launcher AND its job are gone,
     however they went. A job whose launcher was killed is waited for, `patience` seconds at most.
@@ -27,7 +31,7 @@ def locked(run: Path, patience: float = PATIENCE_S) -> Iterator[int]:
         LockedError: naming the process that holds the folder.
     """
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _acquire(descriptor, run, time.monotonic() + patience)
         os.ftruncate(descriptor, 0)
@@ -35,6 +39,30 @@ def locked(run: Path, patience: float = PATIENCE_S) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def at_work(run: Path, job: Job) -> Iterator[None]:
+    """Hold one job of a run folder, beside others that hold other jobs of it, until the process is gone.
+
+    Raises:
+        LockedError: if the job is at work already, or a launcher works on the whole folder.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    own = job.log.with_name(f"{job.log.name}.lock")
+    places = ((run / LOCK, fcntl.LOCK_SH), (own, fcntl.LOCK_EX))
+    held: list[int] = []
+    try:
+        for file, kind in places:
+            held.append(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
+            try:
+                fcntl.flock(held[-1], kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockedError(f"{job.name} of {run} is at work elsewhere: {file} is held") from None
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def _acquire(descriptor: int, run: Path, deadline: float) -> None:
@@ -51,7 +79,7 @@ def _acquire(descriptor: int, run: Path, deadline: float) -> None:
             ) from None
         if time.monotonic() > deadline:
             raise LockedError(
-                f"the launcher (pid {holder}) of {run} was killed and a job of it still runs: "
+                f"a job of {run} still runs, in Slurm or left by a launcher (pid {holder}) that was killed: "
                 f"`python -m launcher status {run}` tells which"
             ) from None
         if not told:

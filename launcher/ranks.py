@@ -1,47 +1,102 @@
-"""Starts a job's ranks on this machine and waits for them: `python -m launcher.ranks COUNT COMMAND...`.
+"""Starts a job's ranks on one node and watches them: `python -m launcher.ranks [options] COUNT COMMAND...`.
 
-On a cluster Slurm does this. torchrun would, too, but turns every exit code into 1, and with it what a run says of
-itself.
+On a cluster `srun` starts this once on each node. torchrun would start ranks, too, but turns every exit code into 1,
+and with it what a run says of itself; and nobody there would notice a rank that hangs.
 """
 
+import argparse
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from launcher.local import SAVED
+from launcher.ending import HUNG, SAVED
 
 # How long ranks may go on after one has failed: they wait for it in vain.
 _GRACE_S = 5.0
+# How long a rank that hangs may take to write down where it is.
+_STACKS_S = 3.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def main(count: int, command: list[str]) -> int:
-    """Run `command` as `count` ranks; returns the exit code of the job.
+def main(arguments: Sequence[str]) -> int:
+    """Run a command as the ranks of this node; returns the exit code of the job.
 
-    0: all ranks ended well. 75: they were interrupted and have saved their state. Else that of the rank that failed
-    first, upon which the others are killed. Signals are passed on to every rank.
+    0: all ranks ended well. 75: they were interrupted and have saved their state. 124: a rank hung; the stacks of all
+    are in the log, and they were killed. Else that of the rank that failed first, upon which the others are killed.
+    Signals are passed on to every rank, and to nothing that a rank has started.
     """
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    child = [sys.executable, "-m", "launcher.child", str(os.getpid()), *command]
-    ranks = [
-        subprocess.Popen(child, env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
+    said = _parse(arguments)
+    with tempfile.TemporaryDirectory(prefix="wemmu-ranks-") as scratch:
+        beats = [Path(scratch, str(rank)) for rank in range(said.count)]
+        ranks = [_start(said, rank, beat) for rank, beat in enumerate(beats)]
 
-    def forward(number: int, _: object) -> None:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
+        def forward(number: int, _: object) -> None:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.send_signal(number)
 
-    for number in _FORWARDED:
-        signal.signal(number, forward)
-    return _wait(ranks)
+        for number in _FORWARDED:
+            signal.signal(number, forward)
+        first = said.node * said.count
+        return _wait(ranks, first, _Watch(beats, first, said.hang_after))
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m launcher.ranks")
+    parser.add_argument("count", type=int, help="ranks on each node")
+    parser.add_argument("--nodes", type=int, default=1, help="of the job; more than one need MASTER_ADDR, MASTER_PORT")
+    parser.add_argument("--node", type=int, default=int(os.environ.get("SLURM_NODEID", 0)), help="number of this one")
+    parser.add_argument("--hang-after", type=float, help="seconds without a sign of life that a rank may take")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    said = parser.parse_args(arguments)
+    if said.nodes == 1:
+        said.node = 0
+    return said
+
+
+def _start(said: argparse.Namespace, local: int, beat: Path) -> "subprocess.Popen[bytes]":
+    rank = said.node * said.count + local
+    where = _rendezvous(said.nodes) | {
+        "WORLD_SIZE": str(said.nodes * said.count),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local),
+        "WEMMU_HEARTBEAT": str(beat),
+    }
+    beat.touch()
+    child = [sys.executable, "-m", "launcher.child", str(os.getpid()), *said.command]
+    return subprocess.Popen(child, env=os.environ | where)
+
+
+def _rendezvous(nodes: int) -> dict[str, str]:
+    """Where the ranks meet: on one node where there is room, on several where the job says."""
+    if nodes > 1:
+        return {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+
+class _Watch:
+    """Knows when each rank gave its last sign of life: it touches a file after every step."""
+
+    def __init__(self, beats: Sequence[Path], first: int, hang_after: float | None) -> None:
+        self._beats, self._first, self._hang_after = beats, first, hang_after
+
+    def silent(self, rank: int) -> float | None:
+        """Seconds since the last sign of life of a rank that hangs; None of one that does not."""
+        if self._hang_after is None:
+            return None
+        since = time.time() - self._beats[rank].stat().st_mtime
+        return since if since > self._hang_after else None
+
+
+def _wait(ranks: Sequence["subprocess.Popen[bytes]"], first: int, watch: _Watch) -> int:
     failed, since = 0, 0.0
     while True:
         codes = [rank.poll() for rank in ranks]
@@ -49,23 +104,34 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
         if bad and not failed:
             number, failed = bad[0]
             since = time.monotonic()
-            print(f"rank {number} of {len(ranks)} failed with exit code {failed}", file=sys.stderr, flush=True)
+            _say(f"rank {first + number} failed with exit code {failed}")
         if None not in codes:
             return failed or max(code or 0 for code in codes)
         if failed and time.monotonic() - since > _GRACE_S:
+            _kill(ranks)
+        elif not failed and (hung := [(i, s) for i, c in enumerate(codes) if c is None and (s := watch.silent(i))]):
+            number, silence = hung[0]
+            _say(f"rank {first + number} has made no step for {silence:.0f} s; where each rank of this node is:")
             for rank in ranks:
-                rank.kill()
+                if rank.poll() is None:
+                    rank.send_signal(signal.SIGUSR2)
+            time.sleep(_STACKS_S)
+            _kill(ranks)
+            failed = HUNG
         time.sleep(0.05)
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def _kill(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+    for rank in ranks:
+        rank.kill()
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[1]), sys.argv[2:])
+    code = main(sys.argv[1:])
     # Killed by a signal: die of the same, so that whoever waits can say so.
     if code < 0:
         if -code in _FORWARDED:

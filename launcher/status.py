@@ -1,72 +1,114 @@
-"""What a run folder tells about its jobs."""
+"""What a run folder, and Slurm if it has jobs of it, tell about the jobs of a chain."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
 from launcher.lock import is_alive
+from launcher.slurm import Queued
 
 # Enough of the end of metrics.jsonl to hold its last few lines.
 _TAIL_BYTES = 1 << 16
+# What Slurm says of a job that waits, in words.
+_WAITS = {
+    "BeginTime": "starts again soon",
+    "Priority": "queued behind other jobs",
+    "Resources": "queued until nodes are free",
+}
 
 
 @dataclass(frozen=True)
 class Status:
-    """State of one job in words. step and loss: of the newest metrics of a training job; None where unknown."""
+    """State of one job in words; attempts: how often it was started.
+
+    Of a training job, None where unknown: step and steps, loss and samples per second of the newest metrics,
+    seconds_left at that speed.
+    """
 
     job: str
     state: str
     attempts: int
+    log: Path
     steps: int | None = None
     step: int | None = None
     loss: float | None = None
+    samples_per_s: float | None = None
+    seconds_left: float | None = None
 
 
-def statuses(jobs: Sequence[Job], ledger: Ledger) -> list[Status]:
-    """The status of each job, in order."""
+def statuses(jobs: Sequence[Job], ledger: Ledger, queued: Mapping[str, Queued] | None = None) -> list[Status]:
+    """The status of each job, in order. `queued`: the jobs that Slurm has in its queue, None where nobody asked it."""
     events = list(ledger.events())
-    return [_status(job, [event for event in events if event.job == job.name]) for job in jobs]
+    rows: list[Status] = []
+    for job in jobs:
+        own = [event for event in events if event.job == job.name]
+        rows.append(_status(job, own, queued))
+    return rows
 
 
-def _status(job: Job, events: Sequence[Event]) -> Status:
+def _status(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | None) -> Status:
     attempts = sum(event.event == "started" for event in events)
-    state = _state(job, events[-1] if events else None)
+    state = _state(job, events, queued)
     if job.steps is None:
-        return Status(job.name, state, attempts)
-    logged, loss = _last_metrics(job.folder / "metrics.jsonl")
-    saved = last_step(job) or 0
+        return Status(job.name, state, attempts, job.log)
+    metrics = _last_metrics(job.folder / "metrics.jsonl")
+    logged, saved, runs = int(metrics.get("step", 0)), last_step(job) or 0, state.startswith("running")
     # A run that was broken off has logged steps which it will do again; one that runs is ahead of its checkpoint.
-    step = max(saved, logged) if state == "running" else saved
-    return Status(job.name, state, attempts, job.steps, step, loss)
+    step = max(saved, logged) if runs else saved
+    speed = metrics.get("samples_per_s") if runs else None
+    batch = metrics["samples"] / logged if logged and "samples" in metrics else None
+    left = (job.steps - step) * batch / speed if speed and batch else None
+    return Status(job.name, state, attempts, job.log, job.steps, step, metrics.get("loss"), speed, left)
 
 
-def _state(job: Job, last: Event | None) -> str:
+def _state(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | None) -> str:
+    if queued and (now := queued.get(job.name)):
+        return f"running on {now.nodes}, job {now.id}" if now.state == "RUNNING" else _waiting(job, now, queued)
     if is_finished(job):
         return "finished"
-    if last is None:
+    if not events:
         return "waiting"
-    if last.event == "started":
-        return "running" if is_alive(last.pid) else "broken off: its launcher was killed"
-    if last.reason == "finished" and job.products:
-        return "out of date"
-    return last.reason
+    last = events[-1]
+    match last.event:
+        case "started" | "warned" if last.slurm is None:
+            return "running" if last.pid and is_alive(last.pid) else "broken off: its launcher was killed"
+        case "started" | "warned" | "requeued":
+            return "not asked of Slurm" if queued is None else f"lost: Slurm no longer has job {last.slurm}"
+        case "submitted":
+            return "not asked of Slurm" if queued is None else "cancelled: what it waited for did not finish"
+        case "refused":
+            return f"refused: {last.reason}"
+        case "cancelled":
+            return f"cancelled: {last.reason}"
+    return "out of date" if last.reason == "finished" and job.products else last.reason
 
 
-def _last_metrics(file: Path) -> tuple[int, float | None]:
-    """Step and loss of the last whole line that has them."""
+def _waiting(job: Job, now: Queued, queued: Mapping[str, Queued]) -> str:
+    if now.state != "PENDING":
+        return f"{now.state.lower()}, job {now.id}"
+    if now.reason == "Dependency":
+        before = [name for name in job.after if name in queued]
+        return f"waits for {before[0] if len(before) == 1 else f'{len(before)} jobs'}"
+    return f"{_WAITS.get(now.reason, f'queued: {now.reason}')}, job {now.id}"
+
+
+def _last_metrics(file: Path) -> dict[str, Any]:
+    """The last whole line that has a loss; empty if there is none."""
     if not file.exists():
-        return 0, None
+        return {}
     with file.open("rb") as content:
         content.seek(max(0, content.seek(0, os.SEEK_END) - _TAIL_BYTES))
         lines = content.read().splitlines()
     for line in reversed(lines):
         try:
             metrics = json.loads(line)
-            return int(metrics["step"]), float(metrics["loss"])
-        except (ValueError, KeyError, TypeError):
+            if "loss" in metrics:
+                return {key: float(value) for key, value in metrics.items()}
+        except (ValueError, TypeError):
             continue
-    return 0, None
+    return {}

@@ -36,6 +36,11 @@ fail() {
     exit 1
 }
 
+# Tell the ledger of the run folder, where the launcher submitted this. $@: started, or ended and the exit code.
+note() {
+    [[ -z ${RUN-} ]] || "$PYTHON" -m launcher note data "$@"
+}
+
 # The address by which the other nodes reach this one.
 node_address() {
     local name address
@@ -169,6 +174,7 @@ main() {
     scratch=$(mktemp -dt "wemmu-$SLURM_JOB_ID-XXXXXX")
     trap shut_down EXIT
     trap 'exit 143' TERM
+    note started
     start_head
     start_workers
     echo "Ray runs on $SLURM_JOB_NODELIST, head $cluster"
@@ -177,6 +183,7 @@ main() {
     # Pre-emption ends the steps first, and without a head the writer would wait for ever.
     wait -n "$writer" "$head" || code=$?
     ! kill -0 "$writer" 2>/dev/null || { echo "Ray ended before the writer" >&2 && code=1; }
+    note ended "$code"
     ((code == 0)) || queue_again_if_preempted
     exit "$code"
 }

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,17 +17,26 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
     try:
         run = load_stage(config)
     except ConfigError as error:
-        sys.exit(str(error))
+        _fail(str(error))
     # A bad config is refused above before torch and the models are imported.
     from wemmu.config.shards import ShardError
     from wemmu.training.checkpoint import CheckpointError
+    from wemmu.training.heartbeat import answer_with_stacks
     from wemmu.training.trainer import Trainer, TrainingError
 
+    answer_with_stacks()
     try:
         code = Trainer(run, config.resolve().parent).train()
     except (TrainingError, CheckpointError, ShardError, FileNotFoundError) as error:
-        sys.exit(f"{run.stage.name}: {error}")
+        _fail(f"{run.stage.name}: {error}")
     raise typer.Exit(code)
+
+
+def _fail(sentence: str) -> NoReturn:
+    from wemmu.training.signals import EXIT_FINAL
+
+    print(sentence, file=sys.stderr)
+    raise typer.Exit(EXIT_FINAL)
 
 
 if __name__ == "__main__":

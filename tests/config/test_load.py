@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cluster import Cluster
 from tests.config.curricula import tree, write
-from wemmu.config import ConfigError, dump, load_curriculum, load_stage
+from wemmu.config import ConfigError, dump, load, load_curriculum, load_stage
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -112,10 +113,14 @@ def test_a_dumped_stage_is_read_back_equal_and_holds_all_that_is_shared(tmp_path
 
 
 def test_every_config_of_the_repository_is_valid():
-    files = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-    assert files
-    for file in files:
+    curricula = [file for file in (REPOSITORY / "configs").rglob("*.yaml") if file.parent.name != "cluster"]
+    clusters = [*(REPOSITORY / "configs" / "cluster").glob("*.yaml")]
+    assert curricula
+    assert clusters
+    for file in curricula:
         load_curriculum(file)
+    for file in clusters:
+        load(file, Cluster)
 
 
 def test_config_does_not_import_torch():

@@ -29,7 +29,7 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     Raises:
         ConfigError: if the file cannot be read or what comes out is not a valid curriculum.
     """
-    return _load(path, overrides, Curriculum)
+    return load(path, Curriculum, overrides)
 
 
 def load_stage(path: Path) -> StageRun:
@@ -38,7 +38,7 @@ def load_stage(path: Path) -> StageRun:
     Raises:
         ConfigError: if the file cannot be read or is not a valid stage.
     """
-    return _load(path, (), StageRun)
+    return load(path, StageRun)
 
 
 def dump(config: BaseModel, path: Path) -> None:
@@ -46,7 +46,12 @@ def dump(config: BaseModel, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
 
 
-def _load(path: Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:
+def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
+    """Read a config of any schema, as `load_curriculum` does.
+
+    Raises:
+        ConfigError: if the file cannot be read or is not valid.
+    """
     try:
         tree = _read(Path(path))
         for override in overrides:

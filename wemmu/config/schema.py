@@ -99,6 +99,16 @@ class Optimizer(Config):
         return self.final_lr_share + (1 - self.final_lr_share) * cosine
 
 
+class Gate(Config):
+    """What must hold of a stage before the next one begins, besides a finite loss and pictures with something on.
+
+    max_loss: of the last line of its record. scores: lowest share of right answers of a task in the stage's evaluation.
+    """
+
+    max_loss: float | None = None
+    scores: dict[Task, Share] = Field(default_factory=dict)
+
+
 class Stage(Config):
     """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows."""
 
@@ -113,6 +123,7 @@ class Stage(Config):
     mixture: dict[Task, Annotated[float, Field(gt=0)]]
     # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
     start: Path | None = None
+    gate: Gate = Gate()
 
     @field_validator("trains")
     @classmethod
@@ -127,6 +138,8 @@ class Stage(Config):
     def _check(self) -> "Stage":
         if not self.mixture:
             raise ValueError(f"stage {self.name}: the mixture is empty; valid tasks: {', '.join(GENERATION_TASKS)}")
+        if unasked := [t for t in self.gate.scores if t not in self.mixture]:
+            raise ValueError(f"stage {self.name}: gate.scores of {unasked[0]}, which its mixture has not")
         if wrong := [t for t in self.mixture if t not in GENERATION_TASKS]:
             raise ValueError(f"stage {self.name}: {', '.join(wrong)} is not a generation task")
         if self.optimizer.warmup + self.optimizer.decay > self.steps:
@@ -235,6 +248,8 @@ class Logging(Config):
     every: Positive = 10
     samples_every: Positive = 500
     checkpoint_every: Positive = 500
+    # Seconds without a step, a picture or a checkpoint after which a rank counts as hung and its job is ended.
+    hang_after: Annotated[float, Field(gt=0)] = 1800.0
     keep_checkpoints: Positive = 2
     wandb: Literal["offline", "online", "disabled"] = "offline"
     wandb_project: str = "wemmu"
@@ -279,6 +294,8 @@ class Curriculum(Config):
                 raise ValueError(f"stage {stage.name} trains the queries, but noisy queries have no parameters")
             if learnable and "queries" not in stage.trains:
                 raise ValueError(f"stage {stage.name} must train the queries of design {self.bridge.queries.design}")
+            if stage.gate.scores and not self.evaluation.prompts:
+                raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
             if "vae_branch" in stage.trains and not self.bridge.vae_branch:
                 raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
         return self

@@ -1,129 +1,29 @@
-"""Whether a curriculum can run here: its backbones, data, degrees, memory and disk."""
+"""Whether this machine can train a curriculum: its GPUs, memory and cores."""
 
-import glob
-import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from wemmu.config import Curriculum, load_curriculum
-from wemmu.config.load import ConfigError
-from wemmu.config.prepare import ShapesSource
-from wemmu.config.shards import DataSet, ShardError
+from wemmu.config import Curriculum
+from wemmu.diagnosis import preflight
 from wemmu.diagnosis.findings import Call, Finding
-from wemmu.diagnosis.host import core_count, existing, host_bytes
-from wemmu.planning import memory
-from wemmu.planning.backbones import PlanError, read_sizes
+from wemmu.diagnosis.host import core_count, host_bytes
+from wemmu.diagnosis.preflight import degrees_of, not_told
+from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
-from wemmu.planning.memory import Degrees
-from wemmu.planning.parameters import count
-from wemmu.planning.plan import Machine, Plan, check_degrees, plan
+from wemmu.planning.plan import Machine, Plan, plan
 from wemmu.planning.tables import human
-
-_BACKBONES = (
-    "put the published directories (Qwen2.5-VL-3B-Instruct, Sana_1600M_1024px_diffusers) on disk, whole, and name them "
-    "under backbones:; paths are relative to the folder in which the command runs"
-)
 
 
 def calls(curriculum: Curriculum, run: Path) -> list[Call]:
-    checks = (backbones, starts, degrees, data, ranks_and_cores, gpu_memory, host_memory)
-    return [*((check, curriculum) for check in checks), (checkpoint_disk, curriculum, run), (data_disk, curriculum)]
+    here = (gpus_here, ranks_and_cores, gpu_memory, host_memory)
+    return [*preflight.calls(curriculum, run), *((check, curriculum) for check in here)]
 
 
-def loads(path: Path) -> Finding:
-    try:
-        curriculum = load_curriculum(path)
-    except ConfigError as error:
-        return Finding("curriculum", "problem", str(error), "correct what is named; configs/ holds examples")
-    stages = ", ".join(f"{stage.name} at {stage.resolution} px" for stage in curriculum.stages)
-    return Finding("curriculum", "ok", f"{curriculum.name}: {stages}")
-
-
-def backbones(curriculum: Curriculum) -> Finding:
-    """The directories and what they hold; a download that broke off leaves an index whose files are not there."""
-    try:
-        read_sizes(curriculum.backbones)
-    except PlanError as error:
-        return Finding("backbones", "problem", str(error), _BACKBONES)
-    vlm, sana = curriculum.backbones.vlm, curriculum.backbones.sana
-    if lacking := [
-        *_lacking(vlm, "preprocessor_config.json"),
-        *_lacking(sana / "transformer"),
-        *_lacking(sana / "vae"),
-    ]:
-        return Finding("backbones", "problem", f"not there: {', '.join(lacking)}", _BACKBONES)
-    return Finding("backbones", "ok", f"{vlm} and {sana}, in the published layout")
-
-
-def _lacking(folder: Path, *needed: str) -> Iterator[str]:
-    yield from (str(folder / name) for name in needed if not (folder / name).is_file())
-    if not any(folder.glob("*.safetensors")):
-        yield f"{folder}/*.safetensors"
-    for index in folder.glob("*.safetensors.index.json"):
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        yield from (str(folder / name) for name in files if not (folder / name).is_file())
-
-
-def starts(curriculum: Curriculum) -> Finding:
-    wanted = {stage.name: stage.start for stage in curriculum.stages if stage.start}
-    if absent := [f"stages.{name}.start: {path}" for name, path in wanted.items() if not path.is_dir()]:
-        remedy = "name the directory of a checkpoint or an exported bridge, or leave `start` out"
-        return Finding("weights to start from", "problem", f"not a directory: {'; '.join(absent)}", remedy)
-    found = f"{len(wanted)} of {len(curriculum.stages)} stages start from weights of their own"
-    return Finding("weights to start from", "ok", found)
-
-
-def degrees(curriculum: Curriculum) -> Finding:
-    said = _degrees(curriculum)
-    try:
-        sizes = read_sizes(curriculum.backbones)
-    except PlanError:
-        return _not_told("parallel degrees")
-    try:
-        check_degrees(curriculum, sizes, said)
-    except PlanError as error:
-        return Finding("parallel degrees", "problem", str(error), "change parallel: as the message says")
-    found = f"engine {curriculum.parallel.engine}, ranks {said.world}, tp {said.tp}, pp {said.pp}"
-    here = _gpu_count()
-    if here and said.world > here:
-        remedy = f"as many nodes as hold {said.world} GPUs (Slurm), or parallel.ranks up to {here}"
-        return Finding("parallel degrees", "warning", f"{found}, on {here} GPUs here", remedy)
-    return Finding("parallel degrees", "ok", found)
-
-
-def data(curriculum: Curriculum) -> Finding:
-    """The shards, or what they would be made of; a remote data set is not asked for, that would take the network."""
-    wanted = curriculum.data
-    if wanted.remote is not None:
-        return Finding("data", "ok", f"read from {wanted.remote} when a run starts; not tried here")
-    try:
-        there = {(s.settings.task, s.settings.resolution) for s in DataSet.at(wanted.shards).streams}
-    except ShardError as error:
-        return _preparable(curriculum) if wanted.prepare else Finding("data", "problem", str(error), _data_remedy())
-    needed = {(task, stage.resolution) for stage in curriculum.stages for task in stage.mixture}
-    if lacking := sorted(f"{task} at {resolution} px" for task, resolution in needed - there):
-        return Finding("data", "problem", f"{wanted.shards} has no stream of {', '.join(lacking)}", _data_remedy())
-    return Finding("data", "ok", f"{wanted.shards} is complete, {len(there)} tasks and resolutions")
-
-
-def _preparable(curriculum: Curriculum) -> Finding:
-    prepare = curriculum.data.prepare
-    assert prepare is not None
-    paths = {s.name: s.path for s in prepare.sources if not isinstance(s, ShapesSource)}
-    # What fsspec opens elsewhere is not asked for.
-    local = {name: path for name, path in paths.items() if "://" not in path}
-    if absent := [f"{name}: {path}" for name, path in local.items() if not glob.glob(path, recursive=True)]:
-        remedy = "correct data.prepare.sources; `python -m data_pipeline buckets CURRICULUM.yaml` tries them"
-        return Finding("data", "problem", f"nothing matches the path of {'; '.join(absent)}", remedy)
-    names = ", ".join(source.name for source in prepare.sources)
-    return Finding(
-        "data", "ok", f"{curriculum.data.shards} is not complete yet; the launcher has it written from {names}"
-    )
-
-
-def _data_remedy() -> str:
-    return "run `python -m data_pipeline write CURRICULUM.yaml`, or name a finished data set in data.shards"
+def gpus_here(curriculum: Curriculum) -> Finding:
+    wanted, here = curriculum.parallel.ranks, _gpu_count()
+    if here and wanted > here:
+        remedy = f"as many nodes as hold {wanted} GPUs (Slurm), or parallel.ranks up to {here}"
+        return Finding("GPUs of the ranks", "warning", f"ranks {wanted}, GPUs here {here}", remedy)
+    return Finding("GPUs of the ranks", "ok", f"ranks {wanted}, GPUs here {here}")
 
 
 def ranks_and_cores(curriculum: Curriculum) -> Finding:
@@ -143,7 +43,7 @@ def gpu_memory(curriculum: Curriculum) -> Finding:
 
     name, peaks = "GPU memory of the plan", _peaks(curriculum)
     if peaks is None:
-        return _not_told(name)
+        return not_told(name)
     worst = max(peaks, key=lambda stage: peaks[stage])
     found = f"{human(peaks[worst], 'B')} at most (stage {worst})"
     if not torch.cuda.is_available():
@@ -162,7 +62,7 @@ def host_memory(curriculum: Curriculum) -> Finding:
     name = "host memory of the plan"
     planned, peaks = _plan(curriculum), _peaks(curriculum)
     if planned is None or peaks is None:
-        return _not_told(name)
+        return not_told(name)
     ranks, gpu, room = _ranks_here(curriculum), torch.cuda.is_available(), host_bytes()
     # Without a GPU, what would be on it is in host memory, too.
     totals = {stage.name: stage.host_total + (0 if gpu else peaks[stage.name]) for stage in planned.stages}
@@ -173,47 +73,6 @@ def host_memory(curriculum: Curriculum) -> Finding:
     remedy = "memory.cached_pictures, data.workers or memory.micro_batch smaller, or a machine with more"
     # A login node need not hold what the nodes with GPUs will.
     return Finding(name, "problem" if gpu else "warning", found, remedy)
-
-
-def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
-    name, keep = "disk for checkpoints", curriculum.logging.keep_checkpoints
-    try:
-        parameters = count(read_sizes(curriculum.backbones), curriculum.bridge)
-    except PlanError:
-        return _not_told(name)
-    stages = curriculum.stages
-    sizes = [memory.checkpoint(parameters, curriculum, stage, stages[:i]) for i, stage in enumerate(stages)]
-    folder, largest = existing(run), max(sizes)
-    free = shutil.disk_usage(folder).free
-    # The next one is written before the oldest is removed, and a finished stage keeps its own.
-    stage, whole = largest * (keep + 1), sum(sizes) * keep + largest
-    found = (
-        f"{human(stage, 'B')} for a stage, {human(whole, 'B')} for all, {human(free, 'B')} free at {folder.absolute()}"
-    )
-    remedy = "free some, logging.keep_checkpoints smaller, or another disk: launcher's --out"
-    if free < stage:
-        return Finding(name, "problem", found, remedy)
-    return Finding(name, "ok" if free >= whole else "warning", found, None if free >= whole else remedy)
-
-
-def data_disk(curriculum: Curriculum) -> Finding:
-    wanted = curriculum.data
-    folder = existing(wanted.shards)
-    free = shutil.disk_usage(folder).free
-    found = f"{human(free, 'B')} free at {folder.absolute()}"
-    if wanted.cache_gb is None:
-        return Finding("disk for data", "ok", found)
-    held = (
-        sum(file.stat().st_size for file in wanted.shards.rglob("*") if file.is_file()) if wanted.shards.is_dir() else 0
-    )
-    found = f"{found}, the cache may take {wanted.cache_gb:g} GB and holds {human(held, 'B')}"
-    if free + held < wanted.cache_gb * 1e9:
-        return Finding("disk for data", "problem", found, "data.cache_gb smaller, or data.shards on another disk")
-    return Finding("disk for data", "ok", found)
-
-
-def _degrees(curriculum: Curriculum) -> Degrees:
-    return Degrees(curriculum.parallel.ranks, curriculum.parallel.tp, curriculum.parallel.pp)
 
 
 def _gpu_count() -> int:
@@ -230,7 +89,7 @@ def _ranks_here(curriculum: Curriculum) -> int:
 def _plan(curriculum: Curriculum) -> Plan | None:
     try:
         # The kind of GPU and the MFU decide about hours, not about bytes.
-        return plan(curriculum, Machine("h100", _degrees(curriculum), 0.35), Assumptions())
+        return plan(curriculum, Machine("h100", degrees_of(curriculum), 0.35), Assumptions())
     except PlanError:
         return None
 
@@ -241,7 +100,3 @@ def _peaks(curriculum: Curriculum) -> dict[str, float] | None:
     if planned is None:
         return None
     return {s.name: s.gpu_total_checkpointed if checkpointing else s.gpu_total for s in planned.stages}
-
-
-def _not_told(name: str) -> Finding:
-    return Finding(name, "warning", "cannot be told", "first put right what is wrong with backbones: or parallel:")

@@ -22,6 +22,8 @@ MARGIN = 18
 LINE = 17
 TITLE = 38
 MAX_LINES = 11
+# Levels of 255 by which the pixels of a blank picture may differ.
+BLANK = 2
 INK, PALE, FRAME = (34, 34, 34), (130, 130, 130), (214, 214, 214)
 RIGHT, WRONG = (24, 128, 62), (196, 48, 43)
 
@@ -154,8 +156,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> Image.Image:
-    """Draw the fixed prompts of the config at `resolution` as one sheet."""
+def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:
+    """Draw the fixed prompts of the config at `resolution`; returns one sheet, and how many pictures are blank."""
     rows: dict[int, Row] = {}
     numbered = sorted(enumerate(sampling.prompts), key=lambda item: len(item[1].images))
     for count, group in groupby(numbered, key=lambda item: len(item[1].images)):
@@ -167,7 +169,13 @@ def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> Image.
             for (i, prompt), picture, given in zip(chosen, made, request.images, strict=True):
                 inputs = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in given.cpu()]
                 rows[i] = Row(prompt.text, [*inputs, picture])
-    return contact_sheet([rows[i] for i in sorted(rows)])
+    blank = sum(is_blank(row.pictures[-1]) for row in rows.values())
+    return contact_sheet([rows[i] for i in sorted(rows)]), blank
+
+
+def is_blank(picture: Image.Image) -> bool:
+    """Whether a picture is one colour all over, as that of a model is whose numbers are no numbers any more."""
+    return all(high - low <= BLANK for low, high in picture.convert("RGB").getextrema())
 
 
 def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int) -> Request:

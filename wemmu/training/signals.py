@@ -5,6 +5,8 @@ from types import FrameType
 
 # EX_TEMPFAIL: stopped on request with everything saved; the same command goes on.
 EXIT_INTERRUPTED = 75
+# EX_CONFIG: something is wrong that another attempt would find as wrong.
+EXIT_FINAL = 78
 
 
 class StopFlag:

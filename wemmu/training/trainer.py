@@ -11,6 +11,7 @@ from wemmu.parallel.topology import any_rank, connect
 from wemmu.sampling.grid import sample_grid
 from wemmu.training import checkpoint
 from wemmu.training.build import Parts, build
+from wemmu.training.heartbeat import beat
 from wemmu.training.manifest import Origin
 from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
@@ -53,6 +54,7 @@ class Trainer:
             window.waited += self.parts.loader.waited
             norm = self._optimize(micro_batches, window)
             self.step += 1
+            beat()
             final = self.step == self.stage.steps
             if self.step % logging.every == 0 or final:
                 values = self._log(window, norm)
@@ -115,7 +117,10 @@ class Trainer:
         """Draw the fixed prompts as the model now answers them. All ranks do, since each holds a part of the model."""
         if not self.run.sampling.prompts:
             return
-        grid = sample_grid(self.parts.sampler, self.run.sampling, self.stage.resolution)
+        grid, blank = sample_grid(self.parts.sampler, self.run.sampling, self.stage.resolution)
+        beat()
+        if self.record is not None:
+            self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})
         if wandb is not None:
             file = self.folder / "samples" / f"{checkpoint.directory_name(self.step)}.png"
             file.parent.mkdir(exist_ok=True)
@@ -127,6 +132,7 @@ class Trainer:
             return
         self.saver.save(self.parts.engine.state(), self.parts.carried)
         self.saved = self.step
+        beat()
 
     def _resume(self) -> int:
         manifest = checkpoint.load_newest(self.checkpoints, self.parts.engine.state())

@@ -1,0 +1,199 @@
+"""One attempt at a job of a chain, from inside a Slurm job: `python -m launcher attempt RUN JOB`.
+
+The process of a batch script becomes this one, so that Slurm's warnings reach it. It starts the ranks by `srun`, passes
+warnings on, writes down how the attempt ended, and puts the job back into the queue if another attempt would help.
+"""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher import gate, slurm
+from launcher.cluster import Cluster
+from launcher.ending import CRASHES, FINAL, SAVED, crashes, outcome, reason
+from launcher.job import Job, is_finished, last_step
+from launcher.ledger import Event, Happening, Ledger
+from launcher.lock import at_work
+from wemmu.config.files import replace_text
+
+# Below the ports that Linux hands out by itself (32768 and above).
+_PORTS_FROM, _PORTS = 20000, 10000
+# Seconds that nodes may take to end after the first of them has.
+_STRAGGLERS_S = 120
+# Environment that changes what comes out or how fast; the names of secrets are none of these.
+_RECORDED = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_", "DS_", "HF_HUB_OFFLINE", "TZ")
+
+
+class Attempt:
+    """An attempt at `job` in the Slurm job `slurm_id`."""
+
+    def __init__(self, run: Path, job: Job, cluster: Cluster | None, slurm_id: int) -> None:
+        self.run, self.job, self.cluster, self.id = run, job, cluster, slurm_id
+        self.ledger = Ledger(run / "ledger.jsonl")
+        self.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+        self._step: subprocess.Popen[bytes] | None = None
+        self._told: list[int] = []
+
+    def make(self) -> int:
+        """Make it; returns the exit code of the batch script. Does not return if the job goes back into the queue."""
+        job = self.job
+        with at_work(self.run, job):
+            self._close_lost()
+            if is_finished(job):
+                print(f"{job.name}: finished before", flush=True)
+                return 0
+            if job.gate and (closed := gate.reasons(job.gate)):
+                print("\n".join([f"{job.name} may not begin:", *(f"  {why}" for why in closed)]), flush=True)
+                self._note("refused", 0, reason=" ".join(closed), outcome="failed")
+                return FINAL
+            return self._run(1 + self.ledger.attempts(job.name), last_step(job))
+
+    def _run(self, number: int, before: int | None) -> int:
+        job = self.job
+        for sent in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(sent, self._pass_on)
+        self._record_environment()
+        self._note("started", number, from_step=before)
+        command = self._command()
+        print(f"--- attempt {number} on {self.nodes}: {shlex.join(job.command)}", flush=True)
+        self._step = subprocess.Popen(command, env=os.environ | self._rendezvous() | {"PYTHONUNBUFFERED": "1"})
+        code = self._attend()
+        ended, why = outcome(job, code), reason(job, code)
+        if ended == "crashed" and self._preempted():
+            ended, why = "saved", "was pre-empted before it had saved its state; it goes back to its last checkpoint"
+        elif ended == "saved":
+            why = f"was {self._cause()} and saved its state"
+        after = last_step(job)
+        self._note("ended", number, exit_code=code, from_step=before, to_step=after, reason=why, outcome=ended)
+        print(f"--- {job.name} {why}" + ("" if after is None else f", step {after} of {job.steps}"), flush=True)
+        return self._afterwards(ended, number)
+
+    def _afterwards(self, ended: str, number: int) -> int:
+        if ended == "finished":
+            return 0
+        if ended == "failed":
+            return FINAL
+        if slurm.show(self.id).get("JobState") != "RUNNING":
+            # Cancelled, by a person or because it cannot be: it must not come back.
+            return SAVED
+        lost = crashes(self.ledger.of(self.job.name))
+        if lost >= CRASHES:
+            why = f"{lost} attempts in a row crashed without getting further"
+            self._note("refused", number, reason=why, outcome="failed")
+            print(f"--- {self.job.name} is given up: {why}", flush=True)
+            return 1
+        self._note("requeued", number)
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        slurm.requeue(self.id)
+        # A script that ended now would be one that finished. Slurm ends this one.
+        time.sleep(3600)
+        return SAVED
+
+    def _attend(self) -> int:
+        assert self._step is not None
+        while True:
+            try:
+                return self._step.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _pass_on(self, number: int, _: object) -> None:
+        """A warning that the job will end: before its time limit SIGUSR1 by our wish, SIGTERM when it is too late."""
+        first = not self._told
+        self._told.append(number)
+        # What comes next may be SIGKILL, before the ranks have ended: then nobody else would know why.
+        self._note("warned", self.ledger.attempts(self.job.name), reason=signal.Signals(number).name)
+        if first:
+            slurm.signal_steps(self.id, "USR1")
+
+    def _cause(self) -> str:
+        if self._preempted():
+            return "pre-empted"
+        return "near its time limit" if signal.SIGUSR1 in self._told else "interrupted"
+
+    def _preempted(self) -> bool:
+        return slurm.show(self.id).get("PreemptTime", "None") not in ("None", "")
+
+    def _close_lost(self) -> None:
+        """An attempt whose end nobody wrote down: its node failed, or Slurm killed all of it at once."""
+        history = self.ledger.of(self.job.name)
+        started = next((event for event in reversed(history) if event.event == "started"), None)
+        if started is None:
+            return
+        since = [event.event for event in history if event.attempt == started.attempt]
+        if "ended" in since:
+            return
+        told = "warned" in since
+        why = "was ended by Slurm" if told else "was lost with its node, or killed together with its script"
+        self.ledger.append(
+            Event(
+                self.job.name,
+                started.attempt,
+                "ended",
+                from_step=started.from_step,
+                to_step=last_step(self.job),
+                reason=why,
+                outcome="saved" if told else "crashed",
+                slurm=started.slurm,
+                nodes=started.nodes,
+            )
+        )
+
+    def _command(self) -> list[str]:
+        job = self.job
+        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) if job.steps is not None else 1
+        command = list(job.command)
+        if job.steps is not None:
+            watch = ["--nodes", str(nodes), "--hang-after", str(job.hang_after)]
+            command = [sys.executable, "-m", "launcher.ranks", *watch, str(job.ranks // nodes), *command]
+        srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL"]
+        srun += [f"--wait={_STRAGGLERS_S}", "--kill-on-bad-exit=0", "--unbuffered"]
+        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+            srun.append(f"--cpus-per-task={cpus}")
+        if self.cluster and self.cluster.container and job.steps is not None:
+            srun.append(f"--container-image={self.cluster.container.image}")
+            if mounts := self.cluster.container.mounts:
+                srun.append(f"--container-mounts={','.join(mounts)}")
+        return [*srun, *command]
+
+    def _rendezvous(self) -> dict[str, str]:
+        """Where the ranks meet: on the first node, at a port that follows from the id of the job."""
+        if self.job.steps is None:
+            return {}
+        port = _PORTS_FROM + self.id % _PORTS
+        # This is the first node. A port in use is another's, who came first.
+        while not _is_free(port):
+            port = _PORTS_FROM + (port + 1009 - _PORTS_FROM) % _PORTS
+        address = slurm.address(slurm.first_node(self.nodes)) if self.nodes else "127.0.0.1"
+        return {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+
+    def _record_environment(self) -> None:
+        kept = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED)}
+        replace_text(self.job.log.with_suffix(".environment.json"), json.dumps(kept, indent=1) + "\n")
+
+    def _note(self, event: Happening, number: int, **more: Any) -> None:
+        where: dict[str, Any] = {
+            "slurm": self.id,
+            "nodes": self.nodes,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        self.ledger.append(Event(self.job.name, number, event, **where | more))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,90 @@
+"""What must hold of a stage before the next one begins. Files are read, nothing is computed."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gate:
+    """folder: of the stage that ended. manifest: of its last checkpoint. modules: what it trained.
+
+    max_loss and scores: see `wemmu.config.schema.Gate`.
+    """
+
+    stage: str
+    folder: Path
+    manifest: Path
+    modules: tuple[str, ...]
+    max_loss: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def reasons(gate: Gate) -> list[str]:
+    """Why the next stage may not begin, each a whole sentence; empty if it may."""
+    return [*_of_checkpoint(gate), *_of_record(gate), *_of_scores(gate)]
+
+
+def _of_checkpoint(gate: Gate) -> Iterator[str]:
+    try:
+        manifest = json.loads(gate.manifest.read_text())
+        names, files = list(manifest["tensors"]), dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{gate.stage} has no whole checkpoint of its last step: {gate.manifest} cannot be read ({error})."
+        return
+    held = {part for name in names for part in name.split(".")[:2]}
+    if lacking := [module for module in gate.modules if module not in held]:
+        yield f"{gate.stage} trained {', '.join(lacking)}, but {gate.manifest} lists no weights of that."
+    if gone := [name for name, sha256 in files.items() if not sha256 or not (gate.manifest.parent / name).is_file()]:
+        yield f"{gate.manifest.parent} lacks {gone[0]}" + (f" and {len(gone) - 1} more files." if gone[1:] else ".")
+
+
+def _of_record(gate: Gate) -> Iterator[str]:
+    record = gate.folder / "metrics.jsonl"
+    lines = list(_lines(record))
+    loss = next((line["loss"] for line in reversed(lines) if "loss" in line), None)
+    if loss is None:
+        yield f"{gate.stage} has no loss in {record}."
+    elif not math.isfinite(loss):
+        yield f"{gate.stage} ended with a loss that is not finite ({loss})."
+    elif gate.max_loss is not None and loss > gate.max_loss:
+        yield f"{gate.stage} ended with a loss of {loss:.4f}; its gate.max_loss is {gate.max_loss:g}."
+    drawn = next((line for line in reversed(lines) if "blank_pictures" in line), None)
+    if drawn is not None and drawn["blank_pictures"]:
+        yield (
+            f"{drawn['blank_pictures']} of the {drawn['pictures']} sample pictures of {gate.stage} at step "
+            f"{drawn['step']} are blank: every pixel has one colour. Look at {gate.folder / 'samples'}."
+        )
+
+
+def _of_scores(gate: Gate) -> Iterator[str]:
+    if not gate.scores:
+        return
+    file = gate.folder / "evaluation.json"
+    try:
+        tasks = json.loads(file.read_text())["tasks"]
+        # The first measure of a task says whether a request was answered.
+        shares = {task: next(iter(tasks[task]["test"]["measures"].values())) for task in gate.scores}
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        yield f"{gate.stage} has a gate on its scores, but {file} does not tell them ({type(error).__name__}: {error})."
+        return
+    for task, lowest in gate.scores.items():
+        share = shares[task]["share"]
+        if share < lowest:
+            of = f"{shares[task]['successes']} of {shares[task]['count']}"
+            yield f"{gate.stage} answered {share:.2f} of {task} ({of}); its gate asks for {lowest:g}."
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.exists():
+        return
+    for line in file.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # cut short by a kill
+        if isinstance(values, dict):
+            yield values

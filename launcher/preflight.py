@@ -1,0 +1,13 @@
+"""Everything about a curriculum that would fail later and can be told before it is submitted, without torch."""
+
+from pathlib import Path
+
+from wemmu.config import Curriculum
+from wemmu.diagnosis.findings import examine
+from wemmu.diagnosis.preflight import calls
+
+
+def problems(curriculum: Curriculum, run: Path) -> list[str]:
+    """What is wrong, each with its remedy; empty if the curriculum can run."""
+    findings = [examine(check, *arguments) for check, *arguments in calls(curriculum, run)]
+    return [f"  {f.name}: {f.found}\n    -> {f.remedy}" for f in findings if f.status == "problem"]

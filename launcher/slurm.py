@@ -1,0 +1,117 @@
+"""The few commands of Slurm that the launcher needs, as functions. Arguments never pass through a shell.
+
+There may be no accounting data base, so nothing asks `sacct`: what Slurm has forgotten, the ledger knows.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Seconds; a controller that does not answer is an error and no reason to wait for ever.
+_PATIENCE = 60.0
+# States in which a job may still run, or run again.
+LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STOPPED"})
+
+
+class SlurmError(RuntimeError):
+    """A command of Slurm failed; the message is the command and what it said."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job in the queue. reason: why it waits. nodes: where it runs."""
+
+    id: int
+    state: str
+    reason: str
+    nodes: str
+
+
+def submit(options: Sequence[str], script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Submit a batch script; returns the id of the job, which gets `environment` whole."""
+    # A site may have another default, and the script needs what it is given.
+    command = ["sbatch", "--parsable", "--export=ALL", *options, str(script), *arguments]
+    # A federation answers `id;cluster`.
+    return int(_call(command, environment).split(";")[0])
+
+
+def queue(ids: Iterable[int]) -> dict[int, Queued]:
+    """Those of the jobs that are queued or run; what has ended is not among them."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    # Asked for by id, squeue fails for jobs that it has forgotten; by user it does not.
+    lines = _call(["squeue", "--me", "--noheader", "--format=%i|%T|%r|%N"]).splitlines()
+    jobs = [line.split("|") for line in lines]
+    found = {int(id): Queued(int(id), state, why, nodes) for id, state, why, nodes in jobs if id.isdigit()}
+    return {id: found[id] for id in wanted if id in found and found[id].state in LIVE}
+
+
+def show(id: int) -> dict[str, str]:
+    """What the controller knows of a job: JobState, Restarts, PreemptTime, ...; empty if it has forgotten it."""
+    try:
+        return dict(re.findall(r"(\S+?)=(\S*)", _call(["scontrol", "--oneliner", "show", "job", str(id)])))
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return {}
+        raise
+
+
+def requeue(id: int) -> None:
+    """Put a running job back into the queue, under its id; the caller is ended by it."""
+    _call(["scontrol", "requeue", str(id)])
+
+
+def signal_steps(id: int, name: str) -> None:
+    """Send a signal to every process of the job's steps, but not to its script."""
+    _call(["scancel", f"--signal={name}", str(id)])
+
+
+def cancel(ids: Iterable[int]) -> None:
+    """Cancel jobs; those that have ended are passed over."""
+    if wanted := [str(id) for id in ids]:
+        _call(["scancel", "--quiet", *wanted])
+
+
+def address(node: str) -> str:
+    """The address by which the other nodes reach `node`."""
+    found = re.search(r"NodeAddr=(\S+)", _call(["scontrol", "--oneliner", "show", "node", node]))
+    if found is None:
+        raise SlurmError(f"scontrol does not tell the address of node {node}")
+    return found[1]
+
+
+def first_node(nodes: str) -> str:
+    """The first of a list of nodes in Slurm's short form, as `n[1-4,7]`."""
+    return _call(["scontrol", "show", "hostnames", nodes]).split()[0]
+
+
+def answers() -> bool:
+    """Whether there is a Slurm here that can be given jobs."""
+    try:
+        _call(["scontrol", "ping"])
+    except SlurmError:
+        return False
+    return True
+
+
+def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
+        )
+    except FileNotFoundError as error:
+        raise SlurmError(f"{command[0]} is not here; are you on a machine of the cluster?") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]} has not answered for {_PATIENCE:g} s; is the controller up?") from error
+    if done.returncode:
+        raise SlurmError(f"{' '.join(command[:4])} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout

@@ -1,0 +1,90 @@
+"""What the launcher shows of a run: the plan before it begins, and how far it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from launcher.cluster import Cluster
+from launcher.plan import stage_runs
+from launcher.status import Status
+from wemmu.config import Curriculum
+from wemmu.planning.backbones import PlanError
+from wemmu.planning.flops import Assumptions
+from wemmu.planning.memory import Degrees
+from wemmu.planning.plan import Machine, Plan, plan
+from wemmu.planning.tables import human
+
+# Of the peak, as in `python -m wemmu.plan`.
+_MFU = 0.35
+
+
+def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = None) -> Table:
+    """One column for each stage, which fits four of them into a narrow terminal."""
+    table = Table(title=f"{config.name} in {run_folder}", box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_lines=True)
+    for heading in ("", *(stage.name for stage in config.stages)):
+        table.add_column(heading, overflow="fold")
+    stages = [one.stage for one in stage_runs(config, run_folder)]
+    ranks = config.parallel.ranks
+    batches = [config.memory.micro_batch_at(s.resolution, s.global_batch, ranks) for s in stages]
+    table.add_row("resolution", *(f"{stage.resolution} px" for stage in stages))
+    table.add_row("trains", *("\n".join(stage.trains) for stage in stages))
+    table.add_row("objective", *(stage.objective.kind for stage in stages))
+    table.add_row("mixture", *("\n".join(f"{share:g} {task}" for task, share in s.mixture.items()) for s in stages))
+    if cluster is not None:
+        nodes = cluster.nodes(ranks)
+        table.add_row("nodes", *(f"{nodes} of {ranks // nodes}" for _ in stages))
+    across = f" x {ranks}" if ranks > 1 else ""
+    table.add_row("batch", *(f"{micro} x {accumulation}{across}" for micro, accumulation in batches))
+    table.add_row("steps", *(str(stage.steps) for stage in stages))
+    table.add_row("start", *(_start(stage.start, run_folder) for stage in stages))
+    if cluster is not None and cluster.gpu is not None:
+        _costs(table, config, cluster.gpu)
+    return table
+
+
+def _costs(table: Table, config: Curriculum, gpu: str) -> None:
+    said = config.parallel
+    try:
+        told: Plan = plan(config, Machine(gpu, Degrees(said.ranks, said.tp, said.pp), _MFU), Assumptions())
+    except PlanError as error:
+        table.add_row("cost", str(error), *("" for _ in config.stages[1:]))
+        return
+    peaks = [s.gpu_total_checkpointed if config.memory.checkpointing else s.gpu_total for s in told.stages]
+    table.add_row(f"hours at {_MFU:.0%} MFU", *(f"{stage.hours:.1f}" for stage in told.stages))
+    table.add_row(f"memory of an {gpu}", *(human(peak, "B") for peak in peaks))
+    table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in told.stages))
+
+
+def _start(start: Path | None, run_folder: Path) -> str:
+    if start is None:
+        return "backbones"
+    if start.is_relative_to(run_folder):
+        return "\n".join(part for part in start.relative_to(run_folder).parts if part != "checkpoints")
+    return str(start)
+
+
+def status_table(rows: Sequence[Status], run_folder: Path) -> Table:
+    """One line for each job; where the logs are stands below."""
+    table = Table(box=None, padding=(0, 1, 0, 0), caption=f"logs: python -m launcher logs {run_folder} JOB")
+    table.add_column("job", no_wrap=True)
+    for heading in ("state", "step", "loss", "samples/s", "left", "starts"):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(
+            row.job,
+            row.state,
+            "" if row.steps is None else f"{row.step}/{row.steps}",
+            "" if row.loss is None else f"{row.loss:.4f}",
+            "" if row.samples_per_s is None else f"{row.samples_per_s:.0f}",
+            "" if row.seconds_left is None else _duration(row.seconds_left),
+            str(row.attempts),
+        )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

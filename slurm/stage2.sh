@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=wemmu-stage2
+#SBATCH --ntasks-per-node=1
+#SBATCH --nodes=8
+#SBATCH --exclusive
+#SBATCH --gres=gpu:8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --output=wemmu-stage2-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#
+# Stage 2 of the paper: bridge and DiT together, at 1024 px. From the root
+# of the repository:
+#
+#   sbatch slurm/stage2.sh
+#   RUN=/shared/mine CURRICULUM=my.yaml sbatch --nodes=2 slurm/stage2.sh --set parallel.ranks=16
+#
+# Whatever ended the job, the same command goes on from its last checkpoint; after pre-emption and at the time limit it
+# does so by itself. `python -m launcher submit` sends all stages and what is between them. Settings: slurm/job.sh.
+set -euo pipefail
+# shellcheck source=slurm/job.sh
+source "${WEMMU_HOME:-.}/slurm/job.sh"
+attempt "${STAGE:-stage2}" "$@"

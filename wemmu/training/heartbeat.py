@@ -1,0 +1,20 @@
+"""A sign of life for whoever watches this rank, and the stacks of all its threads for whoever asks."""
+
+import faulthandler
+import os
+import signal
+from pathlib import Path
+
+# Set by the launcher: a file whose time of modification is that of the last sign of life.
+VARIABLE = "WEMMU_HEARTBEAT"
+
+
+def answer_with_stacks() -> None:
+    """From now on SIGUSR2 writes the stacks of all threads to stderr; the process goes on."""
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+
+
+def beat() -> None:
+    """Say that this rank gets on: to be called where a rank that hangs would not come."""
+    if file := os.environ.get(VARIABLE):
+        Path(file).touch()
