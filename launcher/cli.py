@@ -22,9 +22,10 @@ from launcher.lock import SUBMISSION, LockedError, locked
 from launcher.plan import chain
 from launcher.preflight import problems
 from launcher.status import statuses
-from launcher.submit import Submission, latest_ids, live, submissions, submit_all
+from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
 from launcher.tables import plan_table, status_table
 from wemmu.config import Curriculum, dump, load, load_curriculum
+from wemmu.config.files import replace_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 DEFAULT = Path("configs/curriculum/paper.yaml")
@@ -245,6 +246,7 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
             Console().print(plan_table(config, run_folder, cluster))
             folder.write(config, run_folder)
             dump(cluster, run_folder / folder.CLUSTER)
+            replace_text(run_folder / "submitted.sh", as_typed(todo))
         # The first job may begin before the last is submitted, and it needs the lock of those who run jobs.
         ids = submit_all(todo, ledger)
     print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
@@ -254,16 +256,9 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
 def _show(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
     """The plan, what is wrong with it, and what sbatch would be called with."""
     Console().print(plan_table(config, run_folder, cluster))
-    for one in submissions(chain(config, run_folder), run_folder, cluster):
-        print(f"\n# {one.job.name}" + (f", after {', '.join(one.job.after)}" if one.job.after else ""))
-        print(_as_typed(one))
+    print(as_typed(submissions(chain(config, run_folder), run_folder, cluster)))
     if wrong := problems(config, run_folder):
         _fail("\n".join([f"\nthe curriculum {config.name} cannot run here:", *wrong]), 2)
-
-
-def _as_typed(one: Submission) -> str:
-    settings = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items() if value]
-    return " ".join([*settings, "sbatch", *map(shlex.quote, one.options), str(one.script), *one.arguments])
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
