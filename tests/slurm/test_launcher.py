@@ -126,7 +126,7 @@ def test_a_preempted_stage_saves_and_goes_on_as_the_same_job(stage, straight: Pa
 
 
 def test_a_stage_near_its_time_limit_saves_and_goes_on_as_the_same_job(stage, straight: Path) -> None:
-    job, run = stage("--time=1", "--signal=B:USR1@45")
+    job, run = stage("--time=3", "--signal=B:USR1@90")
     until(saved_at_least(run, "stage1", 4), job)
     # It shall not be done before its time is up.
     [process] = rank_processes(run).values()
