@@ -86,11 +86,12 @@ def submit(
         config = load_curriculum(curriculum, overrides or ())
         run_folder = folder.normalise(out or Path("runs") / config.name)
         site = _cluster(run_folder, cluster)
-        folder.check(config, run_folder)
         if dry_run:
-            _show(config, run_folder, site)
-            return
-        _submit(config, run_folder, site)
+            Console().print(plan_table(config, run_folder, site))
+            print(as_typed(submissions(chain(config, run_folder), run_folder, site)))
+        _check(config, run_folder)
+        if not dry_run:
+            _submit(config, run_folder, site)
     except (ValueError, LockedError, slurm.SlurmError) as error:
         _fail(str(error), 2)
 
@@ -101,7 +102,7 @@ def resume(run_folder: RunFolder, overrides: Overrides = None) -> None:
     try:
         run_folder = folder.normalise(run_folder)
         config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
-        folder.check(config, run_folder)
+        _check(config, run_folder)
         _submit(config, run_folder, _cluster(run_folder, None))
     except (ValueError, LockedError, slurm.SlurmError) as error:
         _fail(str(error), 2)
@@ -234,9 +235,14 @@ def _cluster(run_folder: Path, file: Path | None) -> Cluster:
     return load(file or own, Cluster)
 
 
-def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
+def _check(config: Curriculum, run_folder: Path) -> None:
+    """Refuse what would fail later, all of it at once."""
     if wrong := problems(config, run_folder):
         raise ValueError("\n".join([f"the curriculum {config.name} cannot run here:", *wrong]))
+    folder.check(config, run_folder)
+
+
+def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
     ledger = Ledger(run_folder / "ledger.jsonl")
     with locked(run_folder, 0, SUBMISSION):
         with locked(run_folder, 0):
@@ -251,14 +257,6 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
         ids = submit_all(todo, ledger)
     print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
     print(f"how far it is: python -m launcher status {run_folder}")
-
-
-def _show(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
-    """The plan, what is wrong with it, and what sbatch would be called with."""
-    Console().print(plan_table(config, run_folder, cluster))
-    print(as_typed(submissions(chain(config, run_folder), run_folder, cluster)))
-    if wrong := problems(config, run_folder):
-        _fail("\n".join([f"\nthe curriculum {config.name} cannot run here:", *wrong]), 2)
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
