@@ -68,7 +68,10 @@ class Attempt:
         self._step = subprocess.Popen(command, env=os.environ | self._rendezvous() | {"PYTHONUNBUFFERED": "1"})
         code = self._attend()
         ended, why = outcome(job, code), reason(job, code)
-        if ended == "crashed" and (self._preempted() or (self._told and code in _BY_WARNING)):
+        if is_finished(job):
+            # A warning that comes while a rank that is done takes its leave makes it end by the signal.
+            ended, why = "finished", "finished"
+        elif ended == "crashed" and (self._preempted() or (self._told and code in _BY_WARNING)):
             ended, why = "saved", f"was {self._cause()} before it could save; it goes back to its last checkpoint"
         elif ended == "saved":
             why = f"was {self._cause()} and saved its state"

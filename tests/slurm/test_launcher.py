@@ -136,7 +136,9 @@ def test_a_stage_near_its_time_limit_saves_and_goes_on_as_the_same_job(stage, st
         until(lambda: "warned" in (run / "ledger.jsonl").read_text(), job)
     start_again_soon(job)
     wait_for(job, "COMPLETED", PATIENCE_S)
-    assert told(run) == AGAIN
+    # On a machine so busy that the time is up again there are more attempts.
+    assert told(run)[:4] == AGAIN[:4]
+    assert told(run)[-1] == AGAIN[-1]
     assert story(run, "stage1")[1].reason == "was near its time limit and saved its state"
     assert_equal_weights(run, straight, "stage1")
 
