@@ -1,7 +1,6 @@
 """The report of a run: RUN/report.html, one file that needs nothing else, and RUN/samples.png."""
 
 import math
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from wemmu.evaluation.report_charts import SPLITS, loss_chart, score_chart
 from wemmu.evaluation.report_record import RunRecord, StageRecord, read_run
 from wemmu.evaluation.report_samples import NAMES, comparison, groups, newest_with_samples, sheet
 from wemmu.evaluation.scores import HEADLINE
+from wemmu.revision import revision
 
 REPORT_FILE, SHEET_FILE = "report.html", "samples.png"
 MODULES = {
@@ -197,15 +197,10 @@ def _environment(record: RunRecord) -> dict[str, str]:
 
 def _git() -> str:
     """Commit of the code that writes this report, and whether it was changed since."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
+    found = revision()
+    if found is None:
         return "unknown: not a git checkout"
+    return found.commit + (" with uncommitted changes" if found.dirty else "")
 
 
 def _text(file: Path) -> str | None:
