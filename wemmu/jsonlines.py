@@ -28,3 +28,10 @@ def new_lines(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         if isinstance(value, dict):
             values.append(value)
     return values, offset + len(text)
+
+
+def stage_events(folder: Path) -> list[dict[str, Any]]:
+    """What the launcher's ledger tells of the stage in `folder` and of its evaluation, oldest first."""
+    home = folder.resolve()
+    events = read_lines(home.parent / "ledger.jsonl")
+    return [event for event in events if str(event.get("job", "")).split("/")[0] == home.name]

@@ -114,26 +114,42 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(folder, curriculum, stages, _parts(folder / "ledger.jsonl"), _data(stages[0].run.data.shards))
 
 
+def read_stage(folder: Path) -> StageRecord:
+    """Read the folder of one stage.
+
+    Raises:
+        ReportError: if it is none.
+    """
+    try:
+        run = load_stage(folder / "config.yaml")
+    except ConfigError as error:
+        raise ReportError(f"{folder} is not the folder of a stage: {error}") from error
+    return _stage(run, folder, None)
+
+
 def _stages(folder: Path, curriculum: Curriculum | None) -> Iterator[StageRecord]:
     for config in folder.glob("*/config.yaml"):
         try:
             run = load_stage(config)
         except ConfigError:
             continue  # the config of something else
-        home = config.parent
-        start = _given_start(run, folder, curriculum)
-        manifests = [_json(file) for file in sorted(home.glob("checkpoints/step_*/manifest.json")) if _is_named(file)]
-        pictures = home / PICTURES
-        yield StageRecord(
-            run=run,
-            folder=home,
-            manifest=next((m for m in reversed(manifests) if m), None),
-            metrics=[line for line in read_lines(home / "metrics.jsonl") if "step" in line],
-            results=_json(home / RESULTS_FILE),
-            samples=[Sample(entry, pictures) for entry in _json(pictures / SAMPLES_FILE) or []],
-            given_start=start,
-            start_manifest=_json(start / "manifest.json") if start else None,
-        )
+        yield _stage(run, config.parent, curriculum)
+
+
+def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRecord:
+    start = _given_start(run, home.parent, curriculum)
+    manifests = [_json(file) for file in sorted(home.glob("checkpoints/step_*/manifest.json")) if _is_named(file)]
+    pictures = home / PICTURES
+    return StageRecord(
+        run=run,
+        folder=home,
+        manifest=next((m for m in reversed(manifests) if m), None),
+        metrics=[line for line in read_lines(home / "metrics.jsonl") if "step" in line],
+        results=_json(home / RESULTS_FILE),
+        samples=[Sample(entry, pictures) for entry in _json(pictures / SAMPLES_FILE) or []],
+        given_start=start,
+        start_manifest=_json(start / "manifest.json") if start else None,
+    )
 
 
 def _is_named(manifest: Path) -> bool:

@@ -9,18 +9,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from wemmu.config import load_stage
 from wemmu.config.schema import StageRun
-from wemmu.jsonlines import new_lines, read_lines
+from wemmu.jsonlines import new_lines, read_lines, stage_events
 
 ID_FILE, LOCK_FILE = "wandb_id", "wandb.lock"
-# Seconds between looks at the record; before a failed upload is tried again, doubled each time up to the second.
+# Seconds between looks at the record; and before a failed upload is tried again, doubled each time up to the longest.
 _POLL_S = 2.0
 _RETRY_S, _LONGEST_RETRY_S = 60.0, 1800.0
 # Of a stage that was broken off; W&B calls such a run failed until it goes on.
@@ -103,7 +104,7 @@ class Upload:
         if self._events_sent:
             return {}
         self._events_sent = True
-        events = events_of(self._folder)
+        events = stage_events(self._folder)
         attempts = sum(event.get("event") == "started" and event["job"] == self._folder.name for event in events)
         # Not a wandb.Table: that is an artifact, with a login of its own, and so one thing more that can fail.
         return {"attempt": attempts, "ledger": self._wandb.Html(_table(events), inject=False)}
@@ -114,12 +115,6 @@ class Upload:
             return line
         file = self._folder / "samples" / f"step_{line['step']:08d}.png"
         return line | {"pictures": self._wandb.Image(str(file))}
-
-
-def events_of(folder: Path) -> list[dict[str, Any]]:
-    """The events of a stage and its evaluation in the launcher's ledger, oldest first."""
-    events = read_lines(folder.resolve().parent / "ledger.jsonl")
-    return [event for event in events if str(event.get("job", "")).split("/")[0] == folder.resolve().name]
 
 
 def _table(events: list[dict[str, Any]]) -> str:
@@ -143,41 +138,56 @@ def alone(folder: Path, wait: bool) -> Iterator[None]:
         yield
 
 
-def follow(folder: Path, over: Callable[[float], bool]) -> None:
-    """Upload the record as it grows, until `over`, which waits the seconds that it is given, says that it will not."""
+def follow(folder: Path, over: threading.Event, reached: Callable[[], None]) -> None:
+    """Upload the record as it grows, until `over` is set; `reached` is called once W&B has answered."""
     with alone(folder, wait=True):
         upload = Upload(folder)
-        while not over(_POLL_S):
+        reached()
+        while not over.wait(_POLL_S):
             upload.send()
         upload.send()
         upload.finish()
 
 
-def main(folder: Path, patience_s: float, failures: int) -> None:
+def main(folder: Path, patience_s: float, failures: int, over: bool) -> NoReturn:
     """Follow a training until the other end of stdin is closed, as it is when the training ends, however it does.
 
     After that it may take `patience_s` seconds, then it dies of SIGALRM. A failed upload is tried again, later and
-    later, by a process of its own, which nothing of the failure can have followed. Only the first failure is told of.
+    later, by this process made anew, so that nothing of the failure is left; `failures` tells how often it was, and
+    only of the first is told. After the end (`over`) it is tried once more.
     """
-    ended = threading.Event()
+    ended, deadline, pause = threading.Event(), float("inf"), min(_RETRY_S * 2**failures, _LONGEST_RETRY_S)
 
     def wait_for_the_end() -> None:
+        nonlocal deadline
         sys.stdin.read()
         signal.setitimer(signal.ITIMER_REAL, patience_s)
+        deadline = time.monotonic() + patience_s
         ended.set()
 
+    def reached() -> None:
+        # What breaks after this can be mended at once: most likely a warning to the job killed wandb's own server.
+        nonlocal pause
+        pause = _POLL_S
+
     threading.Thread(target=wait_for_the_end, daemon=True).start()
+    # Before `wandb` writes into it where its server is.
+    environment = dict(os.environ)
     try:
-        follow(folder, ended.wait)
+        follow(folder, ended, reached)
     except Exception as error:
         if failures == 0:
             why = f"{type(error).__name__}: {error}"
             print(f"W&B cannot be reached, the run goes on without it: {why}", file=sys.stderr, flush=True)
-        if ended.wait(min(_RETRY_S * 2**failures, _LONGEST_RETRY_S)):
-            sys.exit(1)
-        command = [sys.executable, "-m", "wemmu.training.upload", str(folder), str(patience_s), str(failures + 1)]
-        os.execv(sys.executable, command)
+        now_over = ended.wait(pause)
+        left = min(patience_s, deadline - time.monotonic())
+        # Without what `wandb` does at the end of a process: it would wait for a server that is gone.
+        if over or left <= 0:
+            os._exit(1)
+        again = [str(folder), str(left), str(failures + 1), "over" if now_over else "follow"]
+        os.execve(sys.executable, [sys.executable, "-m", "wemmu.training.upload", *again], environment)
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "over")

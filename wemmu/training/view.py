@@ -14,8 +14,8 @@ from wemmu.training.upload import run_id
 
 # Seconds that the end of a training waits for the rest to be uploaded.
 PATIENCE_S = 30.0
-# What Slurm sends to every process of a job when it warns a run. Who inherits their being blocked, as `wandb`'s own
-# server does, lives on to upload what the run says last.
+# What Slurm sends to every process of a job when it warns a run. The uploader is started with these blocked, so that it
+# lives on to upload what the run says last. wandb's own server dies of SIGTERM all the same, and is started again.
 _WARNINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -34,10 +34,14 @@ class View:
                 print(f"W&B cannot be reached, the run goes on without it: {error}", file=sys.stderr, flush=True)
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "wemmu.training.upload", str(self._folder), str(self._patience_s), "0"]
+        arguments = [str(self._folder), str(self._patience_s), "0", "follow"]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _WARNINGS)
         try:
-            return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            return subprocess.Popen(
+                [sys.executable, "-m", "wemmu.training.upload", *arguments],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
