@@ -125,10 +125,11 @@ def run_to_the_end(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from start to end, for which W&B cannot be initialised: its folder is taken by a file."""
-    folder = prepare(tmp_path_factory.mktemp("runs") / "undisturbed", backbones, shards, wandb="offline")
-    (folder / "wandb").write_text("not a folder")
-    with pytest.warns(UserWarning, match="W&B is not available, the run goes on"):
+    """A run from start to end, for which W&B is broken: what is imported as `wandb` raises."""
+    folder = prepare(tmp_path_factory.mktemp("runs") / "undisturbed", backbones, shards, wandb="online")
+    (folder / "wandb.py").write_text("raise RuntimeError('wandb is broken')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(REPOSITORY)]))
         assert run_to_the_end(folder) == 0
     return folder
 
@@ -159,7 +160,7 @@ def final_state(folder: Path) -> TrainState:
     return state
 
 
-def test_a_run_without_wandb_ends_well(undisturbed: Path):
+def test_a_run_whose_wandb_is_broken_ends_well(undisturbed: Path):
     assert steps_recorded(undisturbed) == list(range(1, 9))
 
 
