@@ -41,8 +41,9 @@ demo: $(INSTALLED)  ## the whole system in miniature; FROM=scratch, OUT=folder, 
 test: $(INSTALLED)  ## the tests; TEST_ARGS="-k name" chooses
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(TEST_ARGS)
 
-check: $(INSTALLED)  ## linter, format, types, who imports whom
+check: $(INSTALLED)  ## linter, format, types, who imports whom, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck -x slurm/*.sh .ci/run .ci/slurm

@@ -27,6 +27,8 @@ from wemmu.config.files import replace_text
 _PORTS_FROM, _PORTS = 20000, 10000
 # Seconds that nodes may take to end after the first of them has.
 _STRAGGLERS_S = 120
+# Exit codes of ranks that died of a warning, which came before they listened.
+_BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 # Environment that changes what comes out or how fast; the names of secrets are none of these.
 _RECORDED = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_", "DS_", "HF_HUB_OFFLINE", "TZ")
 
@@ -66,8 +68,8 @@ class Attempt:
         self._step = subprocess.Popen(command, env=os.environ | self._rendezvous() | {"PYTHONUNBUFFERED": "1"})
         code = self._attend()
         ended, why = outcome(job, code), reason(job, code)
-        if ended == "crashed" and self._preempted():
-            ended, why = "saved", "was pre-empted before it had saved its state; it goes back to its last checkpoint"
+        if ended == "crashed" and (self._preempted() or (self._told and code in _BY_WARNING)):
+            ended, why = "saved", f"was {self._cause()} before it could save; it goes back to its last checkpoint"
         elif ended == "saved":
             why = f"was {self._cause()} and saved its state"
         after = last_step(job)

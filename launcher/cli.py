@@ -22,9 +22,10 @@ from launcher.lock import SUBMISSION, LockedError, locked
 from launcher.plan import chain
 from launcher.preflight import problems
 from launcher.status import statuses
-from launcher.submit import Submission, latest_ids, live, submissions, submit_all
+from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
 from launcher.tables import plan_table, status_table
 from wemmu.config import Curriculum, dump, load, load_curriculum
+from wemmu.config.files import replace_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 DEFAULT = Path("configs/curriculum/paper.yaml")
@@ -85,11 +86,12 @@ def submit(
         config = load_curriculum(curriculum, overrides or ())
         run_folder = folder.normalise(out or Path("runs") / config.name)
         site = _cluster(run_folder, cluster)
-        folder.check(config, run_folder)
         if dry_run:
-            _show(config, run_folder, site)
-            return
-        _submit(config, run_folder, site)
+            Console().print(plan_table(config, run_folder, site))
+            print(as_typed(submissions(chain(config, run_folder), run_folder, site)))
+        _check(config, run_folder)
+        if not dry_run:
+            _submit(config, run_folder, site)
     except (ValueError, LockedError, slurm.SlurmError) as error:
         _fail(str(error), 2)
 
@@ -100,7 +102,7 @@ def resume(run_folder: RunFolder, overrides: Overrides = None) -> None:
     try:
         run_folder = folder.normalise(run_folder)
         config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
-        folder.check(config, run_folder)
+        _check(config, run_folder)
         _submit(config, run_folder, _cluster(run_folder, None))
     except (ValueError, LockedError, slurm.SlurmError) as error:
         _fail(str(error), 2)
@@ -233,9 +235,14 @@ def _cluster(run_folder: Path, file: Path | None) -> Cluster:
     return load(file or own, Cluster)
 
 
-def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
+def _check(config: Curriculum, run_folder: Path) -> None:
+    """Refuse what would fail later, all of it at once."""
     if wrong := problems(config, run_folder):
         raise ValueError("\n".join([f"the curriculum {config.name} cannot run here:", *wrong]))
+    folder.check(config, run_folder)
+
+
+def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
     ledger = Ledger(run_folder / "ledger.jsonl")
     with locked(run_folder, 0, SUBMISSION):
         with locked(run_folder, 0):
@@ -245,25 +252,11 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
             Console().print(plan_table(config, run_folder, cluster))
             folder.write(config, run_folder)
             dump(cluster, run_folder / folder.CLUSTER)
+            replace_text(run_folder / "submitted.sh", as_typed(todo))
         # The first job may begin before the last is submitted, and it needs the lock of those who run jobs.
         ids = submit_all(todo, ledger)
     print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
     print(f"how far it is: python -m launcher status {run_folder}")
-
-
-def _show(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
-    """The plan, what is wrong with it, and what sbatch would be called with."""
-    Console().print(plan_table(config, run_folder, cluster))
-    for one in submissions(chain(config, run_folder), run_folder, cluster):
-        print(f"\n# {one.job.name}" + (f", after {', '.join(one.job.after)}" if one.job.after else ""))
-        print(_as_typed(one))
-    if wrong := problems(config, run_folder):
-        _fail("\n".join([f"\nthe curriculum {config.name} cannot run here:", *wrong]), 2)
-
-
-def _as_typed(one: Submission) -> str:
-    settings = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items() if value]
-    return " ".join([*settings, "sbatch", *map(shlex.quote, one.options), str(one.script), *one.arguments])
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The run folder before anything runs: may this curriculum run, and may it run here? And what is written first."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ CLUSTER = "cluster.yaml"
 _FIRST_TRACES = {LOCK, SUBMISSION, "curriculum.yaml.tmp"}
 _SHOWN = 20
 # Fields that say how a run goes on and not what comes of it: these may change between two launches.
-_FREE = ("parallel.", "memory.", "logging.", "threads")
+_FREE = re.compile(r"parallel\.|memory\.|logging\.|threads$|stages\.[^.]+\.gate\.")
 
 
 class RefusedError(ValueError):
@@ -71,7 +72,7 @@ def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:
     """One line per field in which two curricula differ, of those that decide what comes of a run."""
     old, new = (dict(_leaves(_by_stage(curriculum))) for curriculum in (before, now))
     for field in [*old, *(field for field in new if field not in old)]:
-        if old.get(field) != new.get(field) and not field.startswith(_FREE):
+        if old.get(field) != new.get(field) and not _FREE.match(field):
             yield f"  {field}: {old.get(field, 'absent')} -> {new.get(field, 'absent')}"
 
 

@@ -19,8 +19,8 @@ from launcher.ending import HUNG, SAVED
 
 # How long ranks may go on after one has failed: they wait for it in vain.
 _GRACE_S = 5.0
-# How long a rank that hangs may take to write down where it is.
-_STACKS_S = 3.0
+# How long each rank of a job that hangs may take to write down where it is.
+_STACKS_S = 1.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -112,13 +112,19 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], first: int, watch: _Watch)
         elif not failed and (hung := [(i, s) for i, c in enumerate(codes) if c is None and (s := watch.silent(i))]):
             number, silence = hung[0]
             _say(f"rank {first + number} has made no step for {silence:.0f} s; where each rank of this node is:")
-            for rank in ranks:
-                if rank.poll() is None:
-                    rank.send_signal(signal.SIGUSR2)
-            time.sleep(_STACKS_S)
+            _show_stacks(ranks, first)
             _kill(ranks)
             failed = HUNG
         time.sleep(0.05)
+
+
+def _show_stacks(ranks: Sequence["subprocess.Popen[bytes]"], first: int) -> None:
+    """One rank after the other: they write into one log."""
+    for number, rank in enumerate(ranks, start=first):
+        if rank.poll() is None:
+            _say(f"--- rank {number}")
+            rank.send_signal(signal.SIGUSR2)
+            time.sleep(_STACKS_S)
 
 
 def _kill(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -1,6 +1,7 @@
 """A chain of jobs -> Slurm jobs that wait for each other. What is submitted are the scripts of `slurm/`."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,17 @@ def submit_all(chain: Sequence[Submission], ledger: Ledger) -> dict[str, int]:
             ledger.append(Event(name, 0, "cancelled", slurm=id, reason="the rest of the chain could not be submitted"))
         raise
     return ids
+
+
+def as_typed(chain: Sequence[Submission]) -> str:
+    """What a person would type to submit the same: for reading, the ids of the jobs waited for are not known yet."""
+    lines: list[str] = []
+    for one in chain:
+        after = f", after {', '.join(one.job.after)}" if one.job.after else ""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items() if value]
+        call = ["sbatch", *map(shlex.quote, one.options), str(one.script), *map(shlex.quote, one.arguments)]
+        lines += [f"# {one.job.name}{after}", " \\\n    ".join([" ".join(settings), *call]), ""]
+    return "\n".join(lines)
 
 
 def _inherited() -> dict[str, str]:

@@ -13,7 +13,7 @@ from wemmu.config import Curriculum
 from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
 from wemmu.planning.memory import Degrees
-from wemmu.planning.plan import Machine, Plan, plan
+from wemmu.planning.plan import GPUS, Machine, Plan, plan
 from wemmu.planning.tables import human
 
 # Of the peak, as in `python -m wemmu.plan`.
@@ -53,7 +53,9 @@ def _costs(table: Table, config: Curriculum, gpu: str) -> None:
         return
     peaks = [s.gpu_total_checkpointed if config.memory.checkpointing else s.gpu_total for s in told.stages]
     table.add_row(f"hours at {_MFU:.0%} MFU", *(f"{stage.hours:.1f}" for stage in told.stages))
-    table.add_row(f"memory of an {gpu}", *(human(peak, "B") for peak in peaks))
+    room = GPUS[gpu].memory
+    told_memory = (human(peak, "B") + (f"\n[red]more than {human(room, 'B')}" if peak > room else "") for peak in peaks)
+    table.add_row(f"memory per {gpu}", *told_memory)
     table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in told.stages))
 
 

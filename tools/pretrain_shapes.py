@@ -55,13 +55,19 @@ def vlm(steps: int = 3600, deep_steps: int = 2600, out: Out = ASSETS, work: Work
 
 @app.command()
 def dit(
-    steps: int = 4500, layout_steps: int = 2500, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1
+    steps: int = 4500,
+    layout_steps: int = 2500,
+    open_steps: int = 4000,
+    out: Out = ASSETS,
+    work: Work = WORK,
+    threads: Threads = 1,
 ) -> None:
-    """Train the diffusion transformer and its text encoder (about 60 CPU-minutes)."""
+    """Train the diffusion transformer and its text encoder (about 90 CPU-minutes)."""
     from tools.pretraining.dit import train
 
     _start(work, threads)
-    train(out / "vlm", AutoencoderDC.from_pretrained(out / "sana" / "vae"), out / "sana", work, steps, layout_steps)
+    vae = AutoencoderDC.from_pretrained(out / "sana" / "vae")
+    train(out / "vlm", vae, out / "sana", work, (steps, layout_steps, open_steps))
 
 
 @app.command()

@@ -7,6 +7,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from wemmu.config import ConfigError, load_stage
+from wemmu.training.heartbeat import answer_with_stacks
+from wemmu.training.signals import EXIT_FINAL, StopFlag
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -14,6 +16,9 @@ app = typer.Typer(pretty_exceptions_enable=False)
 @app.command()
 def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, as the launcher writes it")]) -> None:
     """Train a stage to its end; run again after any interruption, it goes on from its last checkpoint."""
+    # First of all: a signal that comes while the libraries load or the model is built must not kill the rank.
+    stop = StopFlag()
+    answer_with_stacks()
     try:
         run = load_stage(config)
     except ConfigError as error:
@@ -21,12 +26,10 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
     # A bad config is refused above before torch and the models are imported.
     from wemmu.config.shards import ShardError
     from wemmu.training.checkpoint import CheckpointError
-    from wemmu.training.heartbeat import answer_with_stacks
     from wemmu.training.trainer import Trainer, TrainingError
 
-    answer_with_stacks()
     try:
-        trainer = Trainer(run, config.resolve().parent)
+        trainer = Trainer(run, config.resolve().parent, stop)
         code = trainer.train()
     except (TrainingError, CheckpointError, ShardError, FileNotFoundError) as error:
         _fail(f"{run.stage.name}: {error}")
@@ -46,8 +49,6 @@ def _write_page(folder: Path) -> None:
 
 
 def _fail(sentence: str) -> NoReturn:
-    from wemmu.training.signals import EXIT_FINAL
-
     print(sentence, file=sys.stderr)
     raise typer.Exit(EXIT_FINAL)
 

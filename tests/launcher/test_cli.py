@@ -10,8 +10,12 @@ from typer.testing import CliRunner, Result
 
 from launcher import folder
 from launcher.cli import app
+from launcher.cluster import Cluster
+from launcher.ending import FINAL
 from launcher.ledger import Event, Ledger
 from launcher.plan import chain
+from launcher.slurm import Queued
+from launcher.status import statuses
 from tests.launcher.test_plan import curriculum
 from wemmu.config import Curriculum, dump
 
@@ -95,3 +99,71 @@ def test_status_tells_each_kind_of_job_apart(runnable: Curriculum, tmp_path: Pat
     assert "broken off" in lines["c"]
     assert "waiting" in lines["d"]
     assert "waiting" in lines["report"]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> str:
+    dump(Cluster(name="site", partition="gpu", ranks_per_node=1), tmp_path / "site.yaml")
+    return "site.yaml"
+
+
+def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
+    runnable: Curriculum, tmp_path: Path, site: str
+):
+    before = set(tmp_path.rglob("*"))
+    result = call("submit", "x.yaml", "--cluster", site, "--dry-run")
+    assert result.exit_code == 2
+    for shown in ("step_00000030", "# b, after a", "--partition=gpu", "slurm/stage4.sh"):
+        assert shown in result.output
+    # The backbones are empty directories, which only a look inside tells.
+    for wrong in ("backbones: to plan, these files are needed", "cannot run here"):
+        assert wrong in result.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_submission_needs_to_know_the_cluster(runnable: Curriculum):
+    result = call("submit", "x.yaml")
+    assert result.exit_code == 2
+    assert "say what the cluster is like: --cluster" in result.stderr
+
+
+def test_an_attempt_outside_of_a_slurm_job_is_refused(runnable: Curriculum, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    result = call("attempt", "a")
+    assert result.exit_code == FINAL
+    assert "python -m launcher run CURRICULUM.yaml" in result.stderr
+
+
+def test_the_log_of_a_job(runnable: Curriculum, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.write(runnable, run)
+    assert call("logs", str(run), "b").exit_code == 1
+    (run / "b" / "log.txt").write_text("step 1\n")
+    assert call("logs", str(run), "b").output == "step 1\n"
+    assert "valid choices: data, a, a/evaluation, b" in call("logs", str(run), "z").stderr
+
+
+def queued(**states: str) -> dict[str, Queued]:
+    return {name: Queued(number, *state.split("/"), "n1") for number, (name, state) in enumerate(states.items(), 7)}
+
+
+def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.write(runnable, run)
+    ledger = Ledger(run / "ledger.jsonl")
+    for name in ("data", "a", "b", "c", "d", "export"):
+        ledger.append(Event(name, 0, "submitted", slurm=7))
+    ledger.append(Event("d", 1, "started", slurm=7, from_step=0))
+    metrics = {"step": 10, "samples": 40, "loss": 0.5, "samples_per_s": 8.0}
+    (run / "a" / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    jobs = queued(a="RUNNING/None", b="PENDING/Dependency", c="PENDING/Priority")
+    said = {row.job: row for row in statuses(chain(runnable, run), ledger, jobs)}
+    assert said["a"].state == "running on n1, job 7"
+    # 20 steps of 4 samples at 8 a second.
+    assert (said["a"].step, said["a"].seconds_left) == (10, 10.0)
+    assert said["b"].state == "waits for a"
+    assert said["c"].state == "queued behind other jobs, job 9"
+    assert said["d"].state == "lost: Slurm no longer has job 7"
+    assert said["export"].state == "cancelled: what it waited for did not finish"

@@ -1,5 +1,6 @@
 """A job's ranks: told who they are, stopped together, and their exit code is the job's."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -76,3 +77,37 @@ def test_no_rank_outlives_the_one_that_started_them(tmp_path: Path) -> None:
         while not (tmp_path / f"told{rank}").exists():
             assert time.monotonic() < deadline, f"rank {rank} goes on"
             time.sleep(0.05)
+
+
+# Gives signs of life until it hangs; the other goes on.
+HANGS = """
+import os, sys, time
+sys.path.insert(0, ".")
+from wemmu.training.heartbeat import answer_with_stacks, beat
+answer_with_stacks()
+
+def where_it_hangs():
+    time.sleep(600)
+
+for step in range(10_000):
+    beat()
+    time.sleep(0.1)
+    if os.environ["RANK"] == "1" and step == 5:
+        where_it_hangs()
+"""
+
+
+def test_a_rank_that_hangs_ends_the_job_and_all_say_where_they_are() -> None:
+    command = [sys.executable, "-m", "launcher.ranks", "--hang-after", "5", "2", sys.executable, "-c", HANGS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 124
+    assert "rank 1 has made no step for" in done.stderr
+    assert "in where_it_hangs" in done.stderr
+    assert done.stderr.count("Current thread") == 2, "the stacks of both ranks"
+
+
+def test_ranks_of_several_nodes_are_counted_through_and_meet_where_the_job_says() -> None:
+    rendezvous = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "20007", "SLURM_NODEID": "1"}
+    command = [sys.executable, "-m", "launcher.ranks", "--nodes", "3", "2", sys.executable, "-c", SAYS]
+    said = subprocess.run(command, env=os.environ | rendezvous, capture_output=True, text=True, check=True).stdout
+    assert sorted(said.splitlines()) == ["2 0 6 10.0.0.1", "3 1 6 10.0.0.1"]

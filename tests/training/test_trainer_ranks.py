@@ -61,7 +61,8 @@ def run(folder: Path, backbones: Backbones, shards: Path, layout: Parallel, kill
 
 def ended(folder: Path) -> tuple[dict[str, Tensor], list[tuple[int, float, float]]]:
     """Final weights, and step, loss and norm of every line of the record."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    lines = [line for line in read if "loss" in line]
     weights, _ = checkpoint.load_weights(folder / "checkpoints" / checkpoint.directory_name(8))
     return weights, [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 

@@ -29,8 +29,12 @@ class TrainingError(RuntimeError):
 class Trainer:
     """One rank's part of a stage. All ranks run the same loop; the leading one speaks and writes."""
 
-    def __init__(self, run: StageRun, folder: Path):
-        """Join the other ranks, build the parts and go to where the run folder's newest checkpoint left off."""
+    def __init__(self, run: StageRun, folder: Path, stop: StopFlag | None = None):
+        """Join the other ranks, build the parts and go to where the run folder's newest checkpoint left off.
+
+        stop: set up earlier, so that what comes in between is not missed.
+        """
+        self.stop = stop or StopFlag()
         self.run, self.stage, self.folder = run, run.stage, folder
         if run.threads is not None:
             torch.set_num_threads(run.threads)
@@ -47,7 +51,6 @@ class Trainer:
         self.record = Record(folder / "metrics.jsonl", self.step) if self.topology.leads else None
         self.workload = Workload(run)
         self.peak = peak_flops(run, self.device)
-        self.stop = StopFlag()
 
     def train(self) -> int:
         """Run to the end of the stage or to a signal; returns the exit code of the process."""
@@ -69,7 +72,7 @@ class Trainer:
             if self.step % logging.checkpoint_every == 0 or final:
                 self._save()
         self.parts.loader.close()
-        if self.step < self.stage.steps:
+        if 0 < self.step < self.stage.steps:
             self._save()
         self.saver.close()
         if self.step < self.stage.steps:

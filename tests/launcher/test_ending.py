@@ -1,0 +1,60 @@
+"""What follows from how an attempt ended."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher.ending import crashes, outcome, reason
+from launcher.job import Job
+from launcher.ledger import Event
+
+JOB = Job("stage1", (), Path("log"), (Path("not-there"),), steps=9)
+
+
+@pytest.mark.parametrize(
+    ("code", "ended", "why"),
+    [
+        (75, "saved", "was interrupted and saved its state"),
+        (78, "failed", "to run it again would not help"),
+        (0, "failed", "left no whole not-there"),
+        (124, "crashed", "the stacks of all ranks are in its log"),
+        (1, "crashed", "failed with exit code 1"),
+        (-9, "crashed", "killed by SIGKILL"),
+        (137, "crashed", "killed by SIGKILL"),
+        (139, "crashed", "killed by SIGSEGV"),
+    ],
+)
+def test_an_exit_code_in_words(code: int, ended: str, why: str):
+    assert outcome(JOB, code) == ended
+    assert why in reason(JOB, code)
+
+
+def test_a_job_whose_product_is_there_is_finished(tmp_path: Path):
+    product = tmp_path / "made.txt"
+    product.write_text("x")
+    assert outcome(Job("stage1", (), Path("log"), (product,)), 0) == "finished"
+
+
+def history(*attempts: tuple[str, int, int]) -> list[Event]:
+    events: list[Event] = []
+    for number, (ended, before, after) in enumerate(attempts, start=1):
+        events.append(Event("stage1", number, "started", from_step=before))
+        events.append(Event("stage1", number, "ended", from_step=before, to_step=after, outcome=ended))
+        events.append(Event("stage1", number, "requeued"))
+    return events
+
+
+@pytest.mark.parametrize(
+    ("attempts", "count"),
+    [
+        ([], 0),
+        ([("crashed", 0, 0)], 1),
+        ([("crashed", 0, 0), ("crashed", 0, 0)], 2),
+        ([("crashed", 0, 0), ("saved", 0, 0), ("crashed", 0, 0)], 2),
+        ([("crashed", 0, 0), ("saved", 0, 5), ("crashed", 5, 5)], 1),
+        ([("crashed", 0, 0), ("crashed", 0, 4)], 0),
+        ([("finished", 0, 9), ("crashed", 9, 9)], 1),
+    ],
+)
+def test_crashes_count_until_an_attempt_comes_further(attempts: list[tuple[str, int, int]], count: int):
+    assert crashes(history(*attempts)) == count

@@ -1,0 +1,83 @@
+"""A stage begins only when what the one before left is what it should be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.gate import Gate, reasons
+
+METRICS = [{"step": 4, "loss": 0.9}, {"step": 8, "loss": 0.5}, {"step": 8, "pictures": 3, "blank_pictures": 0}]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """One that holds."""
+    checkpoint = tmp_path / "checkpoints" / "step_00000008"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights.distcp").write_text("x")
+    tensors = {"bridge.pathway.layers.0.weight": [1], "dit.proj.weight": [1]}
+    write(checkpoint / "manifest.json", {"tensors": tensors, "files": {"weights.distcp": "ab12"}})
+    record(tmp_path, METRICS)
+    share = {"share": 0.6, "successes": 6, "count": 10}
+    tasks = {"t2i": {"test": {"measures": {"satisfied": share, "readable": {"share": 1.0}}}}}
+    write(tmp_path / "evaluation.json", {"tasks": tasks})
+    return Gate("a", tmp_path, checkpoint / "manifest.json", ("pathway", "dit"), 0.5, {"t2i": 0.6})
+
+
+def write(file: Path, values: object) -> None:
+    file.write_text(json.dumps(values))
+
+
+def record(folder: Path, lines: list[dict]) -> None:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+
+
+def test_a_good_stage_passes(gate: Gate):
+    assert reasons(gate) == []
+
+
+def test_a_module_that_was_trained_and_is_not_there(gate: Gate):
+    write(gate.manifest, {"tensors": {"dit.proj.weight": [1]}, "files": {}})
+    [why] = reasons(gate)
+    assert "trained pathway, but" in why
+
+
+@pytest.mark.parametrize("content", [None, "", '{"tens', "[]"])
+def test_a_manifest_that_is_not_there_or_torn(gate: Gate, content: str | None):
+    gate.manifest.unlink() if content is None else gate.manifest.write_text(content)
+    assert "no whole checkpoint of its last step" in reasons(gate)[0]
+
+
+def test_a_file_of_the_checkpoint_that_is_gone(gate: Gate):
+    (gate.manifest.parent / "weights.distcp").unlink()
+    assert "lacks weights.distcp" in reasons(gate)[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"), [(float("nan"), "not finite"), (float("inf"), "not finite"), (0.6, "gate.max_loss is 0.5")]
+)
+def test_a_loss_that_is_none_or_too_high(gate: Gate, loss: float, said: str):
+    record(gate.folder, [*METRICS, {"step": 12, "loss": loss}])
+    [why] = reasons(gate)
+    assert said in why
+
+
+def test_no_record_at_all(gate: Gate):
+    (gate.folder / "metrics.jsonl").unlink()
+    assert "has no loss in" in reasons(gate)[0]
+
+
+def test_blank_pictures_of_the_last_drawing(gate: Gate):
+    blank = {"step": 8, "pictures": 3, "blank_pictures": 2}
+    record(gate.folder, [blank, *METRICS])
+    assert reasons(gate) == []
+    record(gate.folder, [*METRICS, blank])
+    assert "2 of the 3 sample pictures of a at step 8 are blank" in reasons(gate)[0]
+
+
+def test_a_score_that_is_too_low_or_unknown(gate: Gate):
+    higher = Gate(gate.stage, gate.folder, gate.manifest, gate.modules, None, {"t2i": 0.61})
+    assert reasons(higher) == ["a answered 0.60 of t2i (6 of 10); its gate asks for 0.61."]
+    (gate.folder / "evaluation.json").unlink()
+    assert "does not tell them" in reasons(gate)[0]

@@ -1,0 +1,166 @@
+"""What of a chain is sent to Slurm, with which options, and in which order."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher import slurm, submit
+from launcher.cluster import Cluster
+from launcher.job import checkpoint
+from launcher.ledger import Ledger
+from launcher.plan import chain
+from launcher.submit import Submission, as_typed, submissions, submit_all
+from tests.launcher.test_plan import curriculum
+
+RUN = Path("/shared/run")
+CLUSTER = Cluster(
+    name="site",
+    partition="gpu",
+    account="lab",
+    ranks_per_node=4,
+    cpus_per_node=64,
+    export={"cpus": 8, "partition": "cpu"},
+    modules=("cuda/12", "gcc"),
+    prolog=Path("/shared/prolog.sh"),
+    options=("--reservation=mine",),
+)
+
+
+def by_name(cluster: Cluster = CLUSTER, **changes: object) -> dict[str, Submission]:
+    return {one.job.name: one for one in submissions(chain(curriculum(**changes), RUN), RUN, cluster)}
+
+
+def test_a_training_job_is_sent_with_what_the_cluster_and_the_layout_say():
+    stages = {"parallel": {"engine": "zero3", "ranks": 8}, "stages": [wide("a"), wide("b")]}
+    one = by_name(**stages)["b"]
+    assert one.script.name == "stage2.sh"
+    assert one.script.exists()
+    assert one.arguments == ()
+    assert set(one.options) == {
+        "--job-name=run/b",
+        "--output=/shared/run/b/log.txt",
+        "--comment=wemmu /shared/run",
+        "--open-mode=append",
+        "--requeue",
+        "--kill-on-invalid-dep=yes",
+        "--partition=gpu",
+        "--account=lab",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--time=24:00:00",
+        "--gres=gpu:4",
+        "--cpus-per-task=64",
+        "--signal=B:USR1@600",
+        "--exclusive",
+        "--reservation=mine",
+    }
+    said = {name: one.environment[name] for name in ("RUN", "STAGE", "MODULES", "PROLOG")}
+    assert said == {"RUN": "/shared/run", "STAGE": "b", "MODULES": "cuda/12 gcc", "PROLOG": "/shared/prolog.sh"}
+
+
+def wide(name: str) -> dict[str, object]:
+    common = {"resolution": 32, "steps": 30, "global_batch": 8, "trains": ["pathway"]}
+    return {"name": name, **common, "optimizer": {"lr": 1e-3}, "mixture": {"t2i": 1.0}}
+
+
+def test_other_jobs_get_their_own_resources():
+    jobs = by_name()
+    assert {"--gres=gpu:1", "--nodes=1", "--partition=gpu"} < set(jobs["a/evaluation"].options)
+    assert {"--gres=none", "--cpus-per-task=8", "--partition=cpu"} < set(jobs["export"].options)
+    assert jobs["data"].arguments == ("/shared/run/curriculum.yaml",)
+    assert jobs["a/evaluation"].environment["STAGE"] == "a"
+    assert not any(option.startswith("--signal") for option in jobs["export"].options)
+
+
+def test_ranks_that_do_not_fill_nodes_are_refused():
+    with pytest.raises(ValueError, match=r"ranks is 6, which does not fill nodes of 4 ranks \(cluster site\)"):
+        by_name(parallel={"engine": "zero3", "ranks": 6}, stages=[wide("a") | {"global_batch": 12}])
+
+
+@pytest.mark.parametrize("time", [86400, "1 day", "24h"])
+def test_a_time_limit_that_is_none_is_refused(time: object):
+    with pytest.raises(ValueError, match="valid, in quotes: MINUTES"):
+        Cluster(name="site", time=time)
+
+
+class Sbatch:
+    """Notes what is submitted and gives ids from 100 on; fails from the job `full` on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, full: int = 1000) -> None:
+        self.calls: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
+        self.cancelled: list[int] = []
+        self._full = full
+        monkeypatch.setattr(slurm, "submit", self._submit)
+        monkeypatch.setattr(slurm, "cancel", lambda ids: self.cancelled.extend(ids))
+
+    def _submit(self, options, script, arguments, environment):
+        if len(self.calls) == self._full:
+            raise slurm.SlurmError("sbatch failed: the queue is full")
+        self.calls.append(options)
+        self.environments.append(environment)
+        return 99 + len(self.calls)
+
+    def dependencies(self) -> list[str]:
+        return [next((o for o in options if o.startswith("--dependency")), "") for options in self.calls]
+
+
+def test_jobs_wait_for_those_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sbatch = Sbatch(monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    config = curriculum(stages=[wide("a"), wide("b")])
+    ids = submit_all(submissions(chain(config, tmp_path), tmp_path, CLUSTER), Ledger(tmp_path / "ledger.jsonl"))
+    assert ids == {
+        "data": 100,
+        "a": 101,
+        "a/evaluation": 102,
+        "b": 103,
+        "b/evaluation": 104,
+        "export": 105,
+        "report": 106,
+    }
+    after = ["", "100", "101", "101", "103", "103", "102:104:105"]
+    assert sbatch.dependencies() == [f"--dependency=afterok:{ids}" if ids else "" for ids in after]
+    assert [(event.event, event.slurm) for event in Ledger(tmp_path / "ledger.jsonl").of("b")] == [("submitted", 103)]
+    # Of the job in which the launcher may itself run, nothing is handed on.
+    assert not any("SLURM_JOB_ID" in environment for environment in sbatch.environments)
+    assert "secret" not in as_typed(submissions(chain(config, tmp_path), tmp_path, CLUSTER))
+
+
+def test_a_gate_on_scores_waits_for_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sbatch = Sbatch(monkeypatch)
+    config = curriculum(stages=[wide("a") | {"gate": {"scores": {"t2i": 0.5}}}, wide("b")])
+    submit_all(submissions(chain(config, tmp_path), tmp_path, CLUSTER), Ledger(tmp_path / "ledger.jsonl"))
+    assert sbatch.dependencies()[3] == "--dependency=afterok:101:102"
+
+
+def test_what_is_finished_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sbatch = Sbatch(monkeypatch)
+    config = curriculum(data={"shards": "shards"}, evaluation={"prompts": 0}, stages=[wide("a"), wide("b")])
+    done = checkpoint(tmp_path / "a", 30)
+    done.mkdir(parents=True)
+    (done / "manifest.json").write_text(json.dumps({"step": 30}))
+    ids = submit_all(submissions(chain(config, tmp_path), tmp_path, CLUSTER), Ledger(tmp_path / "ledger.jsonl"))
+    assert list(ids) == ["b", "export", "report"]
+    assert sbatch.dependencies() == ["", "--dependency=afterok:100", "--dependency=afterok:101"]
+
+
+def test_a_chain_that_cannot_be_sent_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sbatch = Sbatch(monkeypatch, full=3)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with pytest.raises(slurm.SlurmError, match="queue is full"):
+        submit_all(submissions(chain(curriculum(), tmp_path), tmp_path, CLUSTER), ledger)
+    assert sbatch.cancelled == [100, 101, 102]
+    assert [event.event for event in ledger.of("a")] == ["submitted", "cancelled"]
+
+
+def test_what_would_be_typed(monkeypatch: pytest.MonkeyPatch):
+    """The commands of a dry run, as a person reads them."""
+    monkeypatch.setattr(submit, "HOME", Path("/home/wemmu"))
+    monkeypatch.setattr("sys.executable", "/home/wemmu/.venv/bin/python")
+    config = curriculum(data={"shards": "shards"}, evaluation={"prompts": 0}, stages=[wide("a"), wide("b")])
+    typed = as_typed(submissions(chain(config, RUN), RUN, CLUSTER))
+    golden = Path(__file__).with_name("submitted.sh")
+    assert typed == golden.read_text()
