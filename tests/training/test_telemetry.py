@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from tests.parallel.ranks import on_ranks
 from wemmu.training.telemetry import Window
 from wemmu.types import Losses
 
@@ -37,6 +38,23 @@ def test_means_are_over_samples_and_not_over_micro_batches():
     assert values["flops_per_s"] == pytest.approx(8000 / elapsed)
     assert values["data_wait_share"] == pytest.approx(0.02 / elapsed)
     assert 0.05 < values["memory/host_gb"] < 1000
+
+
+def close_on(rank: int, world: int) -> dict[str, float]:
+    window = Window(("t2i",))
+    window.add(losses([1.0, 2.0] if rank == 0 else [6.0], "t2i", [True] * (2 - rank)))
+    window.asked.update({"t2i": 2 - rank, "tokens": 100 * (rank + 1)})
+    window.waited = 0.01 * (1 + rank)
+    return window.close()
+
+
+def test_ranks_add_up_what_they_did_and_the_slowest_reader_counts():
+    ours, theirs = on_ranks(2, close_on)
+    assert ours["loss"] == theirs["loss"] == pytest.approx(3.0)
+    elapsed = 3 / ours["samples_per_s"]
+    assert ours["tokens_per_s"] == pytest.approx(300 / elapsed)
+    assert ours["data_wait_share"] == pytest.approx(0.02 / elapsed)
+    assert ours["share/t2i"] == 1.0
 
 
 def test_what_was_not_seen_or_not_counted_is_left_out():

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -25,6 +26,8 @@ class Workload:
         self._run = run
         self._sizes: Sizes | None = None
         self.unknown = ""
+        # The same few shapes come again and again, and the arithmetic takes a millisecond.
+        self._flops = lru_cache(1024)(self._flops_of)
         try:
             self._sizes = read_sizes(run.backbones)
         except PlanError as error:
@@ -42,9 +45,12 @@ class Workload:
             if self._sizes is not None:
                 sample = sample_of(batch, self._run, self._sizes)
                 asked["tokens"] += count * (sample.prefix + sample.pathway + sample.latents)
-                costs = sample_flops(sample, self._sizes, self._run.stage)
-                asked["flops"] += round(count * sum(cost.both for cost in costs.values()))
+                asked["flops"] += round(count * self._flops(sample))
         return asked
+
+    def _flops_of(self, sample: Sample) -> float:
+        assert self._sizes is not None
+        return sum(cost.both for cost in sample_flops(sample, self._sizes, self._run.stage).values())
 
 
 def sample_of(batch: Batch, run: StageRun, sizes: Sizes) -> Sample:
