@@ -215,7 +215,7 @@ def test_a_finished_run_is_left_as_it_is(undisturbed: Path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
-    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
     folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
     real = FlowMatchingLoss.__call__
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
     with pytest.raises(typer.Exit) as caught:
         train.main(folder / CONFIG)
     assert caught.value.exit_code == EXIT_FINAL
-    told = capsys.readouterr().err
+    told = capfd.readouterr().err
     assert "the gradient is not finite at step 3" in told
     assert "step_00000002" in told
     assert checkpoint.latest(folder / "checkpoints") == folder / "checkpoints" / "step_00000002"
