@@ -1,4 +1,8 @@
-"""Write the report of a run: `python -m wemmu.report RUN` makes RUN/report.html and RUN/samples.png."""
+"""Write the report of a run, `python -m wemmu.report RUN`, or the page of a stage, `python -m wemmu.report RUN/STAGE`.
+
+RUN/report.html and RUN/samples.png tell of the whole run, RUN/STAGE/index.html of one stage; the first makes the pages
+of all stages anew.
+"""
 
 import sys
 from pathlib import Path
@@ -7,12 +11,20 @@ from typing import Annotated
 import typer
 
 
-def main(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as the launcher makes it.")]) -> None:
-    """Tell what a run did, from what its folder holds; a run that is not finished gets a report of what there is."""
+def main(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, as the launcher makes it, or that of a stage.")
+    ],
+) -> None:
+    """Tell what a run did, from what its folder holds; one that is not finished gets a report of what there is."""
+    from wemmu.evaluation.page import write_page
     from wemmu.evaluation.report import write_report
     from wemmu.evaluation.report_record import ReportError
 
     try:
+        if (folder / "config.yaml").is_file():
+            print(write_page(folder))
+            return
         report, sheet = write_report(folder)
     except ReportError as error:
         sys.exit(str(error))

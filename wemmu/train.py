@@ -29,10 +29,23 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
     from wemmu.training.trainer import Trainer, TrainingError
 
     try:
-        code = Trainer(run, config.resolve().parent, stop).train()
+        trainer = Trainer(run, config.resolve().parent, stop)
+        code = trainer.train()
     except (TrainingError, CheckpointError, ShardError, FileNotFoundError) as error:
         _fail(f"{run.stage.name}: {error}")
+    if code == 0 and trainer.topology.leads:
+        _write_page(trainer.folder)
     raise typer.Exit(code)
+
+
+def _write_page(folder: Path) -> None:
+    """The stage has ended and is saved: whatever goes wrong here is told and changes nothing of that."""
+    try:
+        from wemmu.evaluation.page import write_page
+
+        print(f"{write_page(folder)} shows what happened", flush=True)
+    except Exception as error:
+        print(f"the page of {folder} could not be written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import noise, write_run
-from wemmu.evaluation.report import duration, missing, opening, percent, write_report
+from wemmu.evaluation.report import missing, opening, write_report
+from wemmu.evaluation.report_html import duration, percent
 from wemmu.evaluation.report_record import ReportError, read_run
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from tests.data.handmade import all_tasks, write
@@ -26,7 +27,7 @@ from wemmu.training import checkpoint
 from wemmu.training.losses import FlowMatchingLoss, Losses
 from wemmu.training.manifest import read_manifest
 from wemmu.training.saver import Saver
-from wemmu.training.signals import EXIT_INTERRUPTED
+from wemmu.training.signals import EXIT_FINAL, EXIT_INTERRUPTED
 from wemmu.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -126,10 +127,11 @@ def run_to_the_end(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from start to end, for which W&B cannot be initialised: its folder is taken by a file."""
-    folder = prepare(tmp_path_factory.mktemp("runs") / "undisturbed", backbones, shards, wandb="offline")
-    (folder / "wandb").write_text("not a folder")
-    with pytest.warns(UserWarning, match="W&B is not available, the run goes on"):
+    """A run from start to end, for which W&B is broken: what is imported as `wandb` raises."""
+    folder = prepare(tmp_path_factory.mktemp("runs") / "undisturbed", backbones, shards, wandb="online")
+    (folder / "wandb.py").write_text("raise RuntimeError('wandb is broken')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(REPOSITORY)]))
         assert run_to_the_end(folder) == 0
     return folder
 
@@ -160,7 +162,7 @@ def final_state(folder: Path) -> TrainState:
     return state
 
 
-def test_a_run_without_wandb_ends_well(undisturbed: Path):
+def test_a_run_whose_wandb_is_broken_ends_well(undisturbed: Path):
     assert steps_recorded(undisturbed) == list(range(1, 9))
 
 
@@ -213,7 +215,7 @@ def test_a_finished_run_is_left_as_it_is(undisturbed: Path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
-    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
     folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
     real = FlowMatchingLoss.__call__
@@ -223,10 +225,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
         return losses._replace(values=losses.values * (float("nan") if step == 3 else 1))
 
     monkeypatch.setattr(FlowMatchingLoss, "__call__", diverging)
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(typer.Exit) as caught:
         train.main(folder / CONFIG)
-    assert "the gradient is not finite at step 3" in str(caught.value.code)
-    assert "step_00000002" in str(caught.value.code)
+    assert caught.value.exit_code == EXIT_FINAL
+    told = capfd.readouterr().err
+    assert "the gradient is not finite at step 3" in told
+    assert "step_00000002" in told
     assert checkpoint.latest(folder / "checkpoints") == folder / "checkpoints" / "step_00000002"
     assert steps_recorded(folder) == [1, 2, 3]
 

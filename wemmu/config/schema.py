@@ -251,7 +251,8 @@ class Logging(Config):
     # Seconds without a step, a picture or a checkpoint after which a rank counts as hung and its job is ended.
     hang_after: Annotated[float, Field(gt=0)] = 1800.0
     keep_checkpoints: Positive = 2
-    wandb: Literal["offline", "online", "disabled"] = "offline"
+    # auto: online where there is a key, else offline (`wemmu.config.wandb_mode`); tools/wandb_sync.py uploads later.
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     wandb_project: str = "wemmu"
 
 

@@ -1,17 +1,15 @@
 """Slurm and Weights & Biases, as far as they can be judged without the network."""
 
 import netrc
-import os
 import shutil
-from pathlib import Path
-from urllib.parse import urlparse
 
 from wemmu.config import Curriculum
+from wemmu.config.schema import Logging
+from wemmu.config.wandb_mode import key_place, wandb_mode
 from wemmu.diagnosis.commands import answer
 from wemmu.diagnosis.findings import Call, Finding, short
 
 SLURM_TIMEOUT_S = 5.0
-_WANDB = "https://api.wandb.ai"
 
 
 def calls(curriculum: Curriculum | None) -> list[Call]:
@@ -44,31 +42,20 @@ def _slurm_remedy() -> str:
 
 def wandb(curriculum: Curriculum | None) -> Finding:
     """Whether what the curriculum asks for could be sent. A key is looked for, never read out."""
-    mode = curriculum.logging.wandb if curriculum else "offline"
+    asked = curriculum.logging if curriculum else Logging()
     try:
-        key = _wandb_key()
+        key = key_place()
     # Its message may quote the line, and with it the key.
     except (netrc.NetrcParseError, UnicodeDecodeError):
         key = None
-        if mode == "online":
+        if asked.wandb == "online":
             return Finding("W&B", "problem", "the netrc file cannot be parsed", "correct it, or set WANDB_API_KEY")
+    mode = wandb_mode(asked).name
     found = f"{mode}; key {f'in {key}' if key else 'not found'}"
     if mode == "online" and key is None:
         remedy = (
-            "`wandb login`, or WANDB_API_KEY, or logging.wandb: offline and `wandb sync` afterwards; without a key a "
-            "run goes on, but W&B sees nothing of it"
+            "`wandb login`, or WANDB_API_KEY, or logging.wandb: offline and tools/wandb_sync.py afterwards; without a "
+            "key a run goes on, but W&B sees nothing of it"
         )
         return Finding("W&B", "problem", found, remedy)
     return Finding("W&B", "ok", found)
-
-
-def _wandb_key() -> str | None:
-    """Where a key is."""
-    if os.environ.get("WANDB_API_KEY"):
-        return "WANDB_API_KEY"
-    host = urlparse(os.environ.get("WANDB_BASE_URL", _WANDB)).hostname
-    named = os.environ.get("NETRC")
-    for file in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        if file.is_file() and host in netrc.netrc(file).hosts:
-            return file.name
-    return None

@@ -1,20 +1,21 @@
 """The report of a run: RUN/report.html, one file that needs nothing else, and RUN/samples.png."""
 
 import math
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from wemmu.config.files import replace_text
+from wemmu.evaluation.page import write_page
 from wemmu.evaluation.report_charts import SPLITS, loss_chart, score_chart
+from wemmu.evaluation.report_html import templates
 from wemmu.evaluation.report_record import RunRecord, StageRecord, read_run
 from wemmu.evaluation.report_samples import NAMES, comparison, groups, newest_with_samples, sheet
 from wemmu.evaluation.scores import HEADLINE
+from wemmu.revision import revision
 
 REPORT_FILE, SHEET_FILE = "report.html", "samples.png"
 MODULES = {
@@ -38,21 +39,20 @@ ANSWERED = {
 
 
 def write_report(folder: Path) -> tuple[Path, Path]:
-    """Write the report and the sample sheet of a run folder; returns their paths. Parts that are missing are named.
+    """Write the report and the sample sheet of a run folder, and the pages of its stages; returns the first two paths.
+
+    Parts that are missing are named.
 
     Raises:
         ReportError: if the folder holds no stage.
     """
     record = read_run(folder)
+    for stage in record.stages:
+        write_page(stage.folder)
     picture = folder / f"{SHEET_FILE}.tmp"
     sheet(record).save(picture, "PNG")
     picture.replace(folder / SHEET_FILE)
-    loader = PackageLoader("wemmu.evaluation")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"duration": duration, "percent": percent, "size": size}
-    replace_text(folder / REPORT_FILE, environment.get_template("report.html.j2").render(_context(record)))
+    replace_text(folder / REPORT_FILE, templates().get_template("report.html.j2").render(_context(record)))
     return folder / REPORT_FILE, folder / SHEET_FILE
 
 
@@ -197,15 +197,10 @@ def _environment(record: RunRecord) -> dict[str, str]:
 
 def _git() -> str:
     """Commit of the code that writes this report, and whether it was changed since."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
+    found = revision()
+    if found is None:
         return "unknown: not a git checkout"
+    return found.commit + (" with uncommitted changes" if found.dirty else "")
 
 
 def _text(file: Path) -> str | None:
@@ -216,24 +211,6 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
 
 
-def percent(share: float) -> str:
-    """0.935 -> `93.5 %`; a narrow space keeps number and sign together."""
-    return f"{100 * share:.1f}\u202f%"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `48 s`, `12 min 05 s` or `3 h 07 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def amount(parameters: int) -> str:
     """Parameters as `1.23 M`, or `45.6 k` below a tenth of a million."""
     return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
-
-
-def size(count: int) -> str:
-    """Bytes as `1.2 MB`."""
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

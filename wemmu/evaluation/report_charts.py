@@ -66,7 +66,7 @@ def score_chart(stages: Sequence[StageRecord], names: dict[str, str]) -> str | N
             panel.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         handles = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside right center")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _score_line(
@@ -99,13 +99,13 @@ def loss_chart(stage: StageRecord, names: dict[str, str]) -> str | None:
         by_task.set_title("loss by task")
         for key in tasks:
             task = key.removeprefix("loss/")
-            _curve(by_task, lines, key, TASK_COLORS.get(task, INK), names.get(task, task))
+            curve(by_task, lines, key, TASK_COLORS.get(task, INK), names.get(task, task))
         by_level.set_title("loss by noise level t (1 is noise)")
         shades = matplotlib.colormaps["viridis"]
         for k, key in enumerate(levels):
-            _curve(by_level, lines, key, shades(0.3 + 0.6 * k / max(1, len(levels) - 1)), _level(key))
+            curve(by_level, lines, key, shades(0.3 + 0.6 * k / max(1, len(levels) - 1)), _level(key))
         norm.set_title("gradient norm before clipping")
-        _curve(norm, lines, "grad_norm", PALETTE[0], "")
+        curve(norm, lines, "grad_norm", PALETTE[0], "")
         norm.axhline(stage.run.stage.optimizer.clip, color=INK, linewidth=0.8, linestyle=":")
         for panel in (by_task, by_level, norm):
             panel.set_xlabel("step")
@@ -113,10 +113,11 @@ def loss_chart(stage: StageRecord, names: dict[str, str]) -> str | None:
                 _log_scale(panel)
             if panel.get_legend_handles_labels()[0]:
                 panel.legend(handlelength=1, labelspacing=0.2, borderaxespad=0.2)
-        return _svg(figure)
+        return svg(figure)
 
 
-def _curve(panel: Axes, lines: list[dict[str, Any]], key: str, color: Any, label: str) -> None:
+def curve(panel: Axes, lines: list[dict[str, Any]], key: str, color: Any, label: str) -> None:
+    """Draw what the lines of a record say of `key` over their steps."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     # A task that the log has met once is still worth its point.
     marker = "o" if len(points) == 1 else None
@@ -136,7 +137,7 @@ def _level(key: str) -> str:
     return "\u2013".join(key.removeprefix("loss/t_").split("_"))
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element with no link, fixed size or metadata in it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)

@@ -10,6 +10,7 @@ from typing import Any
 from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage
 from wemmu.config.shards import DataSet, ShardError
 from wemmu.evaluation.runner import PICTURES, RESULTS_FILE, SAMPLES_FILE
+from wemmu.jsonlines import read_lines
 
 
 class ReportError(ValueError):
@@ -113,26 +114,42 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(folder, curriculum, stages, _parts(folder / "ledger.jsonl"), _data(stages[0].run.data.shards))
 
 
+def read_stage(folder: Path) -> StageRecord:
+    """Read the folder of one stage.
+
+    Raises:
+        ReportError: if it is none.
+    """
+    try:
+        run = load_stage(folder / "config.yaml")
+    except ConfigError as error:
+        raise ReportError(f"{folder} is not the folder of a stage: {error}") from error
+    return _stage(run, folder, None)
+
+
 def _stages(folder: Path, curriculum: Curriculum | None) -> Iterator[StageRecord]:
     for config in folder.glob("*/config.yaml"):
         try:
             run = load_stage(config)
         except ConfigError:
             continue  # the config of something else
-        home = config.parent
-        start = _given_start(run, folder, curriculum)
-        manifests = [_json(file) for file in sorted(home.glob("checkpoints/step_*/manifest.json")) if _is_named(file)]
-        pictures = home / PICTURES
-        yield StageRecord(
-            run=run,
-            folder=home,
-            manifest=next((m for m in reversed(manifests) if m), None),
-            metrics=[line for line in _lines(home / "metrics.jsonl") if "step" in line],
-            results=_json(home / RESULTS_FILE),
-            samples=[Sample(entry, pictures) for entry in _json(pictures / SAMPLES_FILE) or []],
-            given_start=start,
-            start_manifest=_json(start / "manifest.json") if start else None,
-        )
+        yield _stage(run, config.parent, curriculum)
+
+
+def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRecord:
+    start = _given_start(run, home.parent, curriculum)
+    manifests = [_json(file) for file in sorted(home.glob("checkpoints/step_*/manifest.json")) if _is_named(file)]
+    pictures = home / PICTURES
+    return StageRecord(
+        run=run,
+        folder=home,
+        manifest=next((m for m in reversed(manifests) if m), None),
+        metrics=[line for line in read_lines(home / "metrics.jsonl") if "step" in line],
+        results=_json(home / RESULTS_FILE),
+        samples=[Sample(entry, pictures) for entry in _json(pictures / SAMPLES_FILE) or []],
+        given_start=start,
+        start_manifest=_json(start / "manifest.json") if start else None,
+    )
 
 
 def _is_named(manifest: Path) -> bool:
@@ -152,7 +169,7 @@ def _given_start(run: StageRun, folder: Path, curriculum: Curriculum | None) -> 
 
 def _parts(ledger: Path) -> list[Part]:
     """Time by job, in the order in which jobs first started; attempts without an end count as broken off."""
-    events = [e for e in _lines(ledger) if {"job", "event", "time"} <= e.keys() and e["job"] != "report"]
+    events = [e for e in read_lines(ledger) if {"job", "event", "time"} <= e.keys() and e["job"] != "report"]
     parts = []
     for job in dict.fromkeys(event["job"] for event in events):
         seconds, began, outcome, attempts = 0.0, None, "", 0
@@ -178,20 +195,3 @@ def _json(file: Path) -> Any:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a line that a kill tore is passed over."""
-    try:
-        text = file.read_text(errors="replace")
-    except OSError:
-        return []
-    values = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            values.append(value)
-    return values

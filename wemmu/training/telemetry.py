@@ -1,41 +1,83 @@
-"""What a run says of itself: metrics.jsonl is the record, the terminal and W&B are views of it."""
+"""What a run says of itself: metrics.jsonl is the record; the terminal, the pages and W&B are views of it.
+
+docs/monitoring.md says what each key means.
+"""
 
 import json
-import os
+import resource
 import time
-import warnings
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wemmu.config.files import replace_text
-from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import gathered
+from wemmu.types import Losses
+
+GB = 1e9
 
 
 class Window:
-    """Sums over the steps since the last line of the record."""
+    """Sums over the steps since the last line of the record; `tasks` are those of the mixture."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Iterable[str], device: torch.device | str = "cpu") -> None:
         self.started = time.monotonic()
-        self.samples = self.steps = 0
+        self.steps = 0
         self.waited = 0.0
-        self._sums: dict[str, tuple[float, int]] = {}
+        self.asked: Counter[str] = Counter()
+        self._tasks, self._device = tuple(tasks), torch.device(device)
+        # Name -> [sum, number of samples], on the device: to look at them there would make every step wait.
+        self._sums: dict[str, Tensor] = {}
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
-    def add(self, key: str, values: torch.Tensor) -> None:
-        """Add per-sample values [n] to the mean of `key`."""
-        total, count = self._sums.get(key, (0.0, 0))
-        self._sums[key] = total + float(values.sum()), count + len(values)
+    def add(self, losses: Losses) -> None:
+        """Add the losses of a micro-batch to the mean over all samples and to those of its tags."""
+        values = losses.values.double()
+        for key, mask in {"loss": torch.ones_like(values, dtype=torch.bool), **losses.tags}.items():
+            found = torch.stack([values.where(mask, 0.0).sum(), mask.sum()])
+            self._sums[key] = self._sums[key] + found if key in self._sums else found
 
-    def means(self) -> dict[str, float]:
-        """Mean of each key over the samples of all ranks, which must all ask."""
-        totals: dict[str, tuple[float, int]] = {}
-        for sums in gathered(self._sums):
-            for key, (total, count) in sums.items():
-                before = totals.get(key, (0.0, 0))
-                totals[key] = before[0] + total, before[1] + count
-        return {key: total / count for key, (total, count) in totals.items() if count}
+    def close(self) -> dict[str, float]:
+        """What the window saw on all ranks, which must all ask: means of the losses, rates and shares."""
+        elapsed = time.monotonic() - self.started
+        sums = {key: tuple(pair.tolist()) for key, pair in self._sums.items()}
+        ranks = gathered((sums, self.asked, self.waited, _memory(self._device)))
+        asked = sum((rank[1] for rank in ranks), Counter())
+        samples = sum(rank[0]["loss"][1] for rank in ranks)
+        rates = {f"{key}_per_s": asked[key] / elapsed for key in ("tokens", "flops") if key in asked}
+        return {
+            **_means([rank[0] for rank in ranks]),
+            "samples_per_s": samples / elapsed,
+            **rates,
+            # The others wait for the slowest.
+            "data_wait_share": max(rank[2] for rank in ranks) / elapsed,
+            **{f"memory/{key}_gb": max(rank[3][key] for rank in ranks) / GB for key in ranks[0][3]},
+            **{f"share/{task}": asked[task] / samples for task in self._tasks},
+        }
+
+
+def _means(ranks: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    totals: dict[str, tuple[float, float]] = {}
+    for sums in ranks:
+        for key, (total, count) in sums.items():
+            before = totals.get(key, (0.0, 0.0))
+            totals[key] = before[0] + total, before[1] + count
+    return {key: total / count for key, (total, count) in totals.items() if count}
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Bytes at most since the window began, on the GPU, and since the process began, on the host."""
+    # Linux counts in KiB.
+    held: dict[str, float] = {"host": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    if device.type == "cuda":
+        held["gpu_allocated"] = torch.cuda.max_memory_allocated(device)
+        held["gpu_reserved"] = torch.cuda.max_memory_reserved(device)
+    return held
 
 
 class Record:
@@ -60,73 +102,18 @@ def _step(line: str) -> float:
         return float("inf")  # a line cut short by a kill
 
 
-class WandB:
-    """A view of the record in Weights & Biases, which can never stop or slow the run: any failure ends the view."""
-
-    def __init__(self, run: StageRun, folder: Path):
-        self._run: Any = None
-        if run.logging.wandb == "disabled":
-            return
-        os.environ.setdefault("WANDB_SILENT", "true")
-        try:
-            import wandb
-
-            self._run = wandb.init(
-                project=run.logging.wandb_project,
-                group=run.name,
-                name=f"{run.name}/{run.stage.name}",
-                id=self._stored_id(folder),
-                resume="allow" if run.logging.wandb == "online" else None,
-                mode=run.logging.wandb,
-                dir=folder,
-                config=run.model_dump(mode="json"),
-                settings=wandb.Settings(init_timeout=30, x_disable_stats=True, console="off"),
-            )
-            self._run.define_metric("*", step_metric="step")
-        except Exception as error:
-            self._end(error)
-
-    @staticmethod
-    def _stored_id(folder: Path) -> str:
-        """The id is made once and kept in the run folder, so that a resumed job continues its own W&B run."""
-        file = folder / "wandb_id"
-        if not file.exists():
-            file.write_text(os.urandom(6).hex())
-        return file.read_text()
-
-    def log(self, values: dict[str, Any], pictures: Path | None = None) -> None:
-        if self._run is None:
-            return
-        try:
-            import wandb
-
-            self._run.log(values | ({"samples": wandb.Image(str(pictures))} if pictures else {}))
-        except Exception as error:
-            self._end(error)
-
-    def finish(self) -> None:
-        if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:
-                self._end(error)
-
-    def _end(self, error: Exception) -> None:
-        warnings.warn(
-            f"W&B is not available, the run goes on without it: {type(error).__name__}: {error}", stacklevel=3
-        )
-        self._run = None
-
-
-def progress_line(stage: str, step: int, steps: int, means: dict[str, float], rate: float, samples_per_s: float) -> str:
-    """One line for a person: where, how well, how fast, how long."""
+def progress_line(stage: str, step: int, steps: int, values: dict[str, float], rate: float) -> str:
+    """One line for a person: where, how well, how fast (`rate`: steps per second), how long."""
     left = (steps - step) / rate if rate else float("inf")
     tasks = "  ".join(
-        f"{k.removeprefix('loss/')} {v:.3f}" for k, v in means.items() if k.startswith("loss/") and "t_" not in k
+        f"{key.removeprefix('loss/')} {value:.3f}"
+        for key, value in values.items()
+        if key.startswith("loss/") and not key.startswith("loss/t_")
     )
+    mfu = f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
     return (
-        f"{stage}  step {step}/{steps}  loss {means['loss']:.4f}  ({tasks})  {samples_per_s:.0f} samples/s  "
-        f"{_duration(left)} left"
+        f"{stage}  step {step}/{steps}  loss {values['loss']:.4f}  ({tasks})  {values['samples_per_s']:.0f} samples/s  "
+        f"{mfu}{_duration(left)} left"
     )
 
 

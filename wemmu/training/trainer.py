@@ -7,15 +7,18 @@ from pathlib import Path
 import torch
 
 from wemmu.config.schema import StageRun
+from wemmu.config.wandb_mode import wandb_mode
 from wemmu.parallel.topology import any_rank, connect
 from wemmu.sampling.grid import sample_grid
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, environment
 from wemmu.training.build import Parts, build
 from wemmu.training.heartbeat import beat
 from wemmu.training.manifest import Origin
 from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
-from wemmu.training.telemetry import Record, WandB, Window, progress_line
+from wemmu.training.telemetry import Record, Window, progress_line
+from wemmu.training.view import View
+from wemmu.training.workload import Workload, peak_flops
 from wemmu.types import Batch
 
 
@@ -46,12 +49,14 @@ class Trainer:
         self.saved: int | None = None
         self.step = self._resume()
         self.record = Record(folder / "metrics.jsonl", self.step) if self.topology.leads else None
+        self.workload = Workload(run)
+        self.peak = peak_flops(run, self.device)
 
     def train(self) -> int:
         """Run to the end of the stage or to a signal; returns the exit code of the process."""
         self._announce()
-        wandb = WandB(self.run, self.folder) if self.topology.leads else None
-        window, logging = Window(), self.run.logging
+        view = self._show() if self.topology.leads else None
+        window, logging = self._window(), self.run.logging
         while self.step < self.stage.steps and not any_rank(self.stop.reason is not None):
             micro_batches = self.parts.loader.micro_batches(self.step)
             window.waited += self.parts.loader.waited
@@ -60,12 +65,10 @@ class Trainer:
             beat()
             final = self.step == self.stage.steps
             if self.step % logging.every == 0 or final:
-                values = self._log(window, norm)
-                if wandb is not None:
-                    wandb.log(values)
-                window = Window()
+                self._log(window, norm)
+                window = self._window()
             if self.step % logging.samples_every == 0 or final:
-                self._draw(wandb)
+                self._draw()
             if self.step % logging.checkpoint_every == 0 or final:
                 self._save()
         self.parts.loader.close()
@@ -74,17 +77,16 @@ class Trainer:
         self.saver.close()
         if self.step < self.stage.steps:
             self._say(f"stopped by {self.stop.reason or 'another rank'} at step {self.step}, all of it saved")
-        if wandb is not None:
-            wandb.finish()
+        if view is not None and (lacking := view.finish()):
+            self._say(lacking)
         return EXIT_INTERRUPTED if self.step < self.stage.steps else 0
 
     def _optimize(self, micro_batches: list[Batch], window: Window) -> float:
         """One optimizer step over its micro-batches; returns the gradient norm before clipping."""
+        window.asked.update(self.workload.of(micro_batches))
         batches = [batch.to(self.device) for batch in micro_batches]
         for losses in self.parts.engine.accumulate(batches, self.step):
-            window.add("loss", losses.values)
-            for name, mask in losses.tags.items():
-                window.add(name, losses.values[mask])
+            window.add(losses)
         norm = self.parts.engine.step(self.stage.optimizer.lr_share(self.step, self.stage.steps))
         window.steps += 1
         if not math.isfinite(norm):
@@ -95,40 +97,49 @@ class Trainer:
             )
         return norm
 
-    def _log(self, window: Window, norm: float) -> dict[str, float]:
-        elapsed = time.monotonic() - window.started
-        means = window.means()
-        share = self.stage.optimizer.lr_share(self.step - 1, self.stage.steps)
+    def _window(self) -> Window:
+        return Window(self.stage.mixture, self.device)
+
+    def _log(self, window: Window, norm: float) -> None:
+        rate = window.steps / (time.monotonic() - window.started)
+        seen = window.close()
+        if self.record is None:
+            return
+        optimizer = self.stage.optimizer
+        share = optimizer.lr_share(self.step - 1, self.stage.steps)
         values = {
             "step": self.step,
             "samples": self.step * self.stage.global_batch,
-            **means,
+            **seen,
             "grad_norm": norm,
-            "lr": self.stage.optimizer.lr * share,
-            "samples_per_s": window.steps * self.stage.global_batch / elapsed,
-            "data_wait_share": window.waited / elapsed,
+            "lr": optimizer.lr * share,
             "time": time.time(),
         }
-        if self.record is not None:
-            self.record.write(values)
-            rate = window.steps / elapsed
-            line = progress_line(self.stage.name, self.step, self.stage.steps, means, rate, values["samples_per_s"])
-            print(line, flush=True)
-        return values
+        if "dit" in self.stage.trains and optimizer.dit_lr is not None:
+            values["dit_lr"] = optimizer.dit_lr * share
+        if self.peak is not None and "flops_per_s" in values:
+            values["mfu"] = values["flops_per_s"] / (self.peak * self.topology.world)
+        self.record.write(values)
+        print(progress_line(self.stage.name, self.step, self.stage.steps, values, rate), flush=True)
 
-    def _draw(self, wandb: WandB | None) -> None:
+    def _draw(self) -> None:
         """Draw the fixed prompts as the model now answers them. All ranks do, since each holds a part of the model."""
         if not self.run.sampling.prompts:
             return
         grid, blank = sample_grid(self.parts.sampler, self.run.sampling, self.stage.resolution)
         beat()
         if self.record is not None:
-            self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})
-        if wandb is not None:
             file = self.folder / "samples" / f"{checkpoint.directory_name(self.step)}.png"
             file.parent.mkdir(exist_ok=True)
             grid.save(file)
-            wandb.log({"step": self.step}, pictures=file)
+            self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})
+
+    def _show(self) -> View:
+        """Begin to show the record elsewhere."""
+        environment.record(self.folder, self.step, self.device)
+        mode = wandb_mode(self.run.logging)
+        self._say(f"W&B {mode.name}: {mode.reason}")
+        return View(mode, self.folder)
 
     def _save(self) -> None:
         if self.step == self.saved:  # a whole checkpoint is never written over
@@ -150,6 +161,8 @@ class Trainer:
         trained, frozen = self.parts.engine.parameters
         if self.topology.leads:
             print(*self.parts.reports, sep="\n", flush=True)
+        if self.workload.unknown:
+            self._say(f"tokens and FLOPs are not counted: {self.workload.unknown}")
         layout = self.run.parallel
         self._say(
             f"trains {', '.join(self.stage.trains)} ({trained / 1e6:.2f} M parameters), {frozen / 1e6:.2f} M frozen, "

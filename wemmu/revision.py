@@ -1,0 +1,32 @@
+"""Which version of the code this is."""
+
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+_PATIENCE_S = 10.0
+
+
+class Revision(NamedTuple):
+    """commit: its full hash. dirty: whether tracked files differ from it."""
+
+    commit: str
+    dirty: bool
+
+
+def revision() -> Revision | None:
+    """That of the checkout this module lies in; None outside of one, without git, or where git does not answer."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        # Without the lock that `status` takes in passing: ranks and people may ask at once.
+        command = ["git", "--no-optional-locks", *arguments]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=_PATIENCE_S)
+        return done.stdout.strip()
+
+    try:
+        if git("ls-files", Path(__file__).name) != Path(__file__).name:
+            return None  # installed into somebody else's repository
+        return Revision(git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no")))
+    except (OSError, subprocess.SubprocessError):
+        return None

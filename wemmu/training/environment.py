@@ -1,0 +1,37 @@
+"""Where an attempt at a stage runs and with which code: one line of RUN/STAGE/environment.jsonl for each attempt."""
+
+import json
+import os
+import platform
+import socket
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wemmu.revision import revision
+from wemmu.training.checkpoint import LIBRARIES
+
+FILE = "environment.jsonl"
+
+
+def record(folder: Path, step: int, device: torch.device) -> None:
+    """Append what is so now; `step`: where this attempt goes on from."""
+    code = revision()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    said: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "from_step": step,
+        "commit": code.commit if code else None,
+        "dirty": code.dirty if code else None,
+        "host": socket.gethostname(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+    with (folder / FILE).open("a") as file:
+        file.write(json.dumps({key: value for key, value in said.items() if value is not None}) + "\n")
