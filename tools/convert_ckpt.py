@@ -49,6 +49,7 @@ def main(
     ship: Annotated[Path | None, typer.Option(help="Directory for the weights alone, in float16.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Type in which the pipeline's weights are stored.")] = Dtype.FLOAT32,
     without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as it was.")] = False,
+    forward: Annotated[bool, typer.Option(help="Load both models and compare pictures, once all is written.")] = True,
 ) -> None:
     """Convert a training checkpoint."""
     if (out is None) == (ship is None):
@@ -60,16 +61,17 @@ def main(
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     # A bad call is refused above before torch and the models are imported.
-    from tools.export.parity import ParityError
-    from wemmu.training import checkpoint
+    from tools.export.report import ParityError
+    from wemmu.training.collective import CheckpointError
+    from wemmu.training.stored import ship as ship_weights
 
     try:
         if out is not None:
-            print("\n".join(export(found, out, dtype, without_vlm)))
+            print("\n".join(export(found, out, dtype, without_vlm, forward)))
         else:
-            checkpoint.ship(found.checkpoint, ship)
+            ship_weights(found.checkpoint, ship)
             print(f"{found.checkpoint} -> {ship}")
-    except (ValueError, OSError, checkpoint.CheckpointError, ParityError) as error:
+    except (ValueError, OSError, CheckpointError, ParityError) as error:
         sys.exit(str(error))
 
 
@@ -100,20 +102,22 @@ def find(source: Path) -> Source:
     return Source(load_stage(folder / "config.yaml"), folder, checkpoint)
 
 
-def export(source: Source, out: Path, dtype: str, without_vlm: bool) -> list[str]:
+def export(source: Source, out: Path, dtype: str, without_vlm: bool, forward: bool) -> list[str]:
     """Write the pipeline aside, compare it with the training model, and give it its name; returns the report.
 
     Raises:
         ParityError: if they differ.
         CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
-    from tools.export.write import write_pipeline
+    from tools.export.write import Choices, write_pipeline
 
     aside = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        report = write_pipeline(source.run, source.folder, source.checkpoint, aside, dtype, without_vlm)
+        report = write_pipeline(
+            source.run, source.folder, source.checkpoint, aside, Choices(dtype, without_vlm, forward)
+        )
         _replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

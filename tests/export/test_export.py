@@ -1,5 +1,6 @@
 """From a training checkpoint to a directory of safetensors that draws the same pictures in anybody's process."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ import tools.export.write as write
 from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
+from tools.export.stored import Stored, write_component
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.weights import build_model, hash_files
 from wemmu.pipeline import WeMMUPipeline
@@ -241,18 +243,24 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
 def test_an_export_that_differs_leaves_nothing_behind(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    of = WeMMUBridge.of
-
-    def damaged(*arguments) -> WeMMUBridge:
-        bridge = of(*arguments)
-        bridge.position_mlp.down.weight = torch.nn.Parameter(bridge.position_mlp.down.weight + 1e-3)
-        return bridge
+    def damaged(directory: Path, single: str, stored: dict[str, Stored], dtype: torch.dtype) -> None:
+        """Writes a bridge of which one value is another."""
+        if directory.name == "bridge":
+            right = stored["position_mlp.down.weight"]
+            wrong = dataclasses.replace(right, read=lambda: right.read() + 1e-3)
+            stored = stored | {"position_mlp.down.weight": wrong}
+        write_component(directory, single, stored, dtype)
 
     def unshifted(shift: float) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler(shift=1.1 * shift)
 
     for target, attribute, wrong, words in (
-        (WeMMUBridge, "of", damaged, "bridge has other values"),
+        (
+            write,
+            "write_component",
+            damaged,
+            r"bridge has other values .* position_mlp\.down\.weight",
+        ),
         (write, "FlowMatchEulerDiscreteScheduler", unshifted, "pictures differ by"),
     ):
         with monkeypatch.context() as patch:

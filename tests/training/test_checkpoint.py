@@ -20,6 +20,7 @@ from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
 from wemmu.training.manifest import Origin, sha256_of
 from wemmu.training.start import start_from, startable
+from wemmu.training.stored import ship
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
@@ -133,7 +134,7 @@ def test_the_weights_that_are_shipped_are_loaded(stage: str):
 
 def test_some_weights_are_read_by_name_and_unknown_ones_refused(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
-    checkpoint.ship(directory, tmp_path / "out", torch.float32)
+    ship(directory, tmp_path / "out", torch.float32)
     for source in (directory, tmp_path / "out"):
         weights, _ = checkpoint.load_weights(source, ["dit.bias", "bridge.table"])
         assert weights.keys() == {"dit.bias", "bridge.table"}
@@ -316,7 +317,7 @@ def test_prune_removes_nothing_while_the_newest_is_damaged(tmp_path: Path):
 
 def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
-    checkpoint.ship(directory, tmp_path / "out", torch.float32)
+    ship(directory, tmp_path / "out", torch.float32)
     weights, manifest = checkpoint.load_weights(tmp_path / "out")
     expected = make_state(4).weights | dit_weights()
     assert weights.keys() == expected.keys()
@@ -328,7 +329,7 @@ def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
 
 
 def test_shipped_weights_are_rounded_only_to_the_type_asked_for(tmp_path: Path):
-    checkpoint.ship(save(tmp_path / "run"), tmp_path / "out")
+    ship(save(tmp_path / "run"), tmp_path / "out")
     for name, weight in checkpoint.load_weights(tmp_path / "out")[0].items():
         assert torch.equal(weight, make_state(4).weights[name].half().float())
 
