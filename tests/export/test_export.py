@@ -286,7 +286,7 @@ def test_a_source_without_a_checkpoint_is_refused(trained: Trained, tmp_path: Pa
     for source, words in ((tmp_path, "finished"), (tmp_path / "stage1", "has no checkpoint")):
         with pytest.raises(SystemExit, match=words):
             main(source, out=tmp_path / "export")
-    with pytest.raises(SystemExit, match="either --out DIR"):
+    with pytest.raises(SystemExit, match="one of --out DIR"):
         main(trained.folder)
 
 
