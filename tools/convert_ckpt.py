@@ -61,9 +61,7 @@ def main(
     if sum(target is not None for target in (out, ship, checkpoint)) != 1:
         sys.exit("give one of --out DIR (a pipeline), --ship DIR (weights to start from), --checkpoint DIR (DeepSpeed)")
     if (checkpoint is None) != (stage is None):
-        sys.exit(
-            "--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds"
-        )
+        sys.exit("--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds")
     try:
         if out is not None:
             refuse_foreign(out)

@@ -93,6 +93,10 @@ def save_folder(rank: int, world: int, out: Path, backbones: Backbones, saved: S
 
     for number in range(STEPS):
         step(number)
+    if saved.stage < 3:
+        # It was done when the first group had stepped, and the others had no moments yet (DeepSpeed 0.19.8).
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
     engine.save_checkpoint(str(out), tag=TAG, exclude_frozen_parameters=saved.without_frozen)
     content = _content(deepspeed, module)
     step(STEPS)

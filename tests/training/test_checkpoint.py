@@ -1,6 +1,8 @@
 """Checkpoints: exact, whole or not there, and never trusted when they are damaged."""
 
 import json
+import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
-from wemmu.training.manifest import Origin, sha256_of
+from wemmu.training.manifest import Origin, read_manifest, sha256_of, write_manifest
 from wemmu.training.start import start_from, startable
 from wemmu.training.stored import ship
 
@@ -382,3 +384,28 @@ def test_a_tensor_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path
     with pytest.raises(CheckpointError, match=r"bridge\.linear\.bias has shape \[3\], not \[2\]"):
         start(model, source, FROZEN)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+class Evil:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, made: Path):
+        self.made = made
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.made),)
+
+
+def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path: Path):
+    directory = save(tmp_path / "run")
+    index = directory / "state" / ".metadata"
+    index.write_bytes(pickle.dumps([Evil(tmp_path / "was here"), pickle.loads(index.read_bytes())]))
+    # Whoever makes such an index makes the hashes that go with it.
+    manifest = read_manifest(directory)
+    files = manifest.files | {"state/.metadata": sha256_of(index)}
+    write_manifest(directory, replace(manifest, files=files))
+    with pytest.raises(CheckpointError, match=r"names posix\.mkdir, which has no place in an index"):
+        checkpoint.load_weights(directory)
+    assert not (tmp_path / "was here").exists()
+    pickle.loads(index.read_bytes())
+    assert (tmp_path / "was here").exists()
