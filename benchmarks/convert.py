@@ -147,7 +147,7 @@ def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str,
     """One conversion in a process of its own; sizes in MB."""
     context = multiprocessing.get_context("forkserver")
     # Imported once; what a forked process holds of it is in what it holds when it begins.
-    context.set_forkserver_preload(["benchmarks.convert", "tools.export.write"])
+    context.set_forkserver_preload(["tools.export.write", "tools.zero.write"])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_convert, args=(work, folder, run, send))
     process.start()
@@ -156,7 +156,7 @@ def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str,
     process.join()
     with safe_open(folder / "pipeline/bridge/diffusion_pytorch_model.safetensors", "pt") as file:
         largest = max(file.get_tensor(name).nbytes for name in file.keys()) / 1e6  # noqa: SIM118
-    source = folder / "zero3" if work is from_deepspeed else folder / "pipeline"
+    source = folder / "zero3" if what.startswith("DeepSpeed") else folder / "pipeline"
     size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file()) / 1e6
     return {"conversion": what, "size": size, "largest": largest, "over": peak - base, "base": base, "seconds": seconds}
 

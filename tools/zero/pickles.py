@@ -26,6 +26,8 @@ class Inert:
         self.arguments = arguments
 
 
+# Values read at once.
+CHUNK = 1_000_000
 STAND_INS = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -58,18 +60,16 @@ class Values:
         return replace(self, offset=self.offset + begin * self.dtype.itemsize, count=count)
 
     def read_into(self, target: Tensor) -> None:
-        """Read them into a flat float32 tensor of as many elements."""
-        read = target if self.dtype == target.dtype else torch.empty(self.count, dtype=self.dtype)
-        with self.file.open("rb", buffering=0) as stream:
+        """Read them, chunk by chunk, into a flat tensor of as many elements; a type of fewer digits is held exactly."""
+        width = self.dtype.itemsize
+        buffer = bytearray(min(CHUNK, self.count) * width)
+        with self.file.open("rb") as stream:
             stream.seek(self.offset)
-            view = memoryview(read.view(torch.uint8).numpy())
-            while view:
-                got = stream.readinto(view)
-                if not got:
+            for begin in range(0, self.count, CHUNK):
+                size = min(CHUNK, self.count - begin)
+                if stream.readinto(memoryview(buffer)[: size * width]) < size * width:
                     raise FolderError(f"{self.file} ends before its values do; it is damaged")
-                view = view[got:]
-        if read is not target:
-            target.copy_(read)
+                target[begin : begin + size] = torch.frombuffer(buffer, dtype=self.dtype, count=size)
 
 
 def load(file: Path) -> Any:

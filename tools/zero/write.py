@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ class Unread(Placed):
         return self.read()
 
 
+class OneAtATime:
+    """Lets go of the values it gave before it reads the next.
+
+    DCP's writer keeps every tensor that it was given until its file is closed (torch 2.12), though it has been written.
+    """
+
+    def __init__(self) -> None:
+        self._given: Tensor | None = None
+
+    def __call__(self, read: Callable[[], Tensor]) -> Tensor:
+        if self._given is not None:
+            self._given.untyped_storage().resize_(0)
+        self._given = read()
+        return self._given
+
+
 def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[str, str]) -> list[str]:
     """Write what `folder` holds as a checkpoint of the stage `run` under `root`; returns the summary of its parity.
 
@@ -66,12 +83,16 @@ def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[s
     if final.exists():
         raise FolderError(f"{final} is there already, so it is left alone; give another --checkpoint")
     tensors = _tensors(found, folder.has_moments)
+    one_at_a_time = OneAtATime()
     shutil.rmtree(aside, ignore_errors=True)
     try:
         origin = Origin(run.stage.name, run.seed, run.stage.resolution, frozen, {"engine": folder.made_by})
         written = write(
             aside,
-            {f"{part}.{name}": Unread(each.shape, lambda e=each, p=part: e.read(p)) for part, name, each in tensors},
+            {
+                f"{part}.{name}": Unread(each.shape, partial(one_at_a_time, partial(each.read, part)))
+                for part, name, each in tensors
+            },
             folder.step,
             origin,
             ALONE,
