@@ -1,4 +1,4 @@
-"""Weights from one form into another. Nothing is unpickled that could run; what is written appears by rename.
+"""Weights from one form into another. Nothing is unpickled that could run.
 
     python tools/convert_ckpt.py RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers
     python tools/convert_ckpt.py RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
@@ -7,7 +7,8 @@
                                                       a folder of DeepSpeed (ZeRO-1, 2, 3, universal) -> a checkpoint
 
 Instead of RUN a stage's folder or one checkpoint may be given. A pipeline is written aside, read again, compared with
-the checkpoint tensor by tensor, then loaded and compared picture by picture; parity.json in it tells all of that.
+the checkpoint tensor by tensor, then loaded and compared picture by picture; parity.json in it tells all of that. It
+appears by rename, as the checkpoint of a DeepSpeed folder does; shipped weights count once their manifest is there.
 """
 
 import json
