@@ -1,5 +1,6 @@
 """Shared fixtures: tiny backbones with random weights, in the real classes and the published layout."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
 from wemmu.shapes.processor import save_processor, special_ids
 
 torch.set_num_threads(1)
+# A developer's own key must not send the runs of tests anywhere.
+os.environ["WANDB_MODE"] = "offline"
 
 
 @pytest.fixture(scope="session")

@@ -39,3 +39,17 @@ def test_the_checkpoint_benchmark_has_both_ways_of_saving(tmp_path: Path) -> Non
     assert all(math.isfinite(row[column]) for row in rows for column in ("call", "lost", "late"))
     text = (tmp_path / "checkpoint.md").read_text()
     assert all(row["saving"] in text for row in rows)
+
+
+@pytest.mark.slow
+def test_conversions_hold_a_small_part_of_what_they_convert(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.convert", "--out", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True)
+    rows = {row["conversion"]: row for row in json.loads((tmp_path / "convert.json").read_text())["rows"]}
+    pictures = rows.pop("checkpoint -> pipeline, pictures compared")
+    assert len(rows) == 3
+    for row in rows.values():
+        assert row["over"] < row["size"] / 3, row
+    # That the measure sees a model in memory at all.
+    assert pictures["over"] > pictures["size"] / 2
+    assert all(name in (tmp_path / "convert.md").read_text() for name in rows)

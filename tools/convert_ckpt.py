@@ -1,10 +1,14 @@
-"""A training checkpoint -> a directory that diffusers loads, or a small file to start training from.
+"""Weights from one form into another. Nothing is unpickled that could run.
 
-    python tools/convert_ckpt.py RUN --out DIR       the newest finished stage of a run, as a pipeline
-    python tools/convert_ckpt.py RUN --ship DIR      its weights alone, in float16, for `stages.NAME.start`
+    python tools/convert_ckpt.py RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers
+    python tools/convert_ckpt.py RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
+    python tools/convert_ckpt.py PIPELINE --ship DIR  the same, of a pipeline that was exported
+    python tools/convert_ckpt.py DEEPSPEED --stage RUN/STAGE --checkpoint DIR
+                                                      a folder of DeepSpeed (ZeRO-1, 2, 3, universal) -> a checkpoint
 
-Instead of RUN a stage's folder or one checkpoint may be given. The pipeline is written aside, loaded from disk and
-compared with the training model; it appears by rename, and only if they agree. Everything is safetensors and JSON.
+Instead of RUN a stage's folder or one checkpoint may be given. A pipeline is written aside, read again, compared with
+the checkpoint tensor by tensor, then loaded and compared picture by picture; parity.json in it tells all of that. It
+appears by rename, as the checkpoint of a DeepSpeed folder does; shipped weights count once their manifest is there.
 """
 
 import json
@@ -44,40 +48,76 @@ class Source:
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="RUN (its newest finished stage), RUN/STAGE, or a checkpoint.")],
+    source: Annotated[Path, typer.Argument(help="RUN, RUN/STAGE, a checkpoint, a pipeline, or a DeepSpeed folder.")],
     out: Annotated[Path | None, typer.Option(help="Pipeline directory; an earlier export is replaced.")] = None,
-    ship: Annotated[Path | None, typer.Option(help="Directory for the weights alone, in float16.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Type in which the pipeline's weights are stored.")] = Dtype.FLOAT32,
+    ship: Annotated[Path | None, typer.Option(help="Directory for the weights alone.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Directory in which a DeepSpeed folder's step goes.")] = None,
+    stage: Annotated[Path | None, typer.Option(help="RUN/STAGE whose model the DeepSpeed folder holds.")] = None,
+    rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW prefix of its names, OLD=- to leave out.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type stored: float32, of --ship float16 if not given.")] = None,
     without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as it was.")] = False,
+    forward: Annotated[bool, typer.Option(help="Load both models and compare pictures, once all is written.")] = True,
 ) -> None:
-    """Convert a training checkpoint."""
-    if (out is None) == (ship is None):
-        sys.exit("give either --out DIR, for a pipeline, or --ship DIR, for weights to start training from")
+    """Convert weights."""
+    if sum(target is not None for target in (out, ship, checkpoint)) != 1:
+        sys.exit("give one of --out DIR (a pipeline), --ship DIR (weights to start from), --checkpoint DIR (DeepSpeed)")
+    if (checkpoint is None) != (stage is None):
+        sys.exit("--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds")
     try:
         if out is not None:
             refuse_foreign(out)
-        found = find(source)
+        pipeline = is_pipeline(source)
+        if pipeline and ship is None:
+            raise ValueError(f"{source} is a pipeline already; --ship DIR makes weights to start a stage from of it")
+        found = None if pipeline or checkpoint is not None else find(source)
+        run = load_stage(stage / "config.yaml") if stage is not None else None
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     # A bad call is refused above before torch and the models are imported.
-    from tools.export.parity import ParityError
-    from wemmu.training import checkpoint
+    from tools.export.report import ParityError
+    from wemmu.training.collective import CheckpointError
 
     try:
         if out is not None:
-            print("\n".join(export(found, out, dtype, without_vlm)))
+            lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward)
+        elif ship is not None:
+            lines = _ship(source if pipeline else found.checkpoint, pipeline, ship, dtype or Dtype.FLOAT16)
         else:
-            checkpoint.ship(found.checkpoint, ship)
-            print(f"{found.checkpoint} -> {ship}")
-    except (ValueError, OSError, checkpoint.CheckpointError, ParityError) as error:
+            lines = _import(source, run, checkpoint, rename or [])
+        print("\n".join(lines))
+    except (ValueError, OSError, CheckpointError, ParityError) as error:
         sys.exit(str(error))
+
+
+def is_pipeline(directory: Path) -> bool:
+    """Whether this is a pipeline that was exported here."""
+    index = directory / "model_index.json"
+    return index.is_file() and json.loads(index.read_text()).get("_class_name") == PIPELINE
+
+
+def _ship(source: Path, pipeline: bool, out: Path, dtype: str) -> list[str]:
+    import torch
+
+    from tools.export.start import ship_export
+    from wemmu.training.stored import ship
+
+    (ship_export if pipeline else ship)(source, out, getattr(torch, dtype))
+    return [f"{source} -> {out}, stored in {dtype}"]
+
+
+def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[str]:
+    from tools.zero.folder import is_folder, read_folder
+    from tools.zero.names import parse_table
+    from tools.zero.write import write_checkpoint
+
+    if not is_folder(source):
+        raise ValueError(f"{source} is no DeepSpeed folder: it holds neither *_model_states.pt nor a file named latest")
+    return write_checkpoint(read_folder(source), run, root, parse_table(rename))
 
 
 def refuse_foreign(out: Path) -> None:
     """Raises ValueError unless `out` is free or an earlier export."""
-    index = out / "model_index.json"
-    earlier = index.is_file() and json.loads(index.read_text()).get("_class_name") == PIPELINE
-    if out.exists() and not earlier:
+    if out.exists() and not is_pipeline(out):
         raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
 
 
@@ -100,20 +140,22 @@ def find(source: Path) -> Source:
     return Source(load_stage(folder / "config.yaml"), folder, checkpoint)
 
 
-def export(source: Source, out: Path, dtype: str, without_vlm: bool) -> list[str]:
+def export(source: Source, out: Path, dtype: str, without_vlm: bool, forward: bool) -> list[str]:
     """Write the pipeline aside, compare it with the training model, and give it its name; returns the report.
 
     Raises:
         ParityError: if they differ.
         CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
-    from tools.export.write import write_pipeline
+    from tools.export.write import Choices, write_pipeline
 
     aside = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        report = write_pipeline(source.run, source.folder, source.checkpoint, aside, dtype, without_vlm)
+        report = write_pipeline(
+            source.run, source.folder, source.checkpoint, aside, Choices(dtype, without_vlm, forward)
+        )
         _replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,5 +1,7 @@
 """From a training checkpoint to a directory of safetensors that draws the same pictures in anybody's process."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tools.export.stored as stored
 import tools.export.write as write
 from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
+from tools.export.stored import Stored, write_component
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.weights import build_model, hash_files
 from wemmu.pipeline import WeMMUPipeline
@@ -241,18 +245,24 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
 def test_an_export_that_differs_leaves_nothing_behind(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    of = WeMMUBridge.of
-
-    def damaged(*arguments) -> WeMMUBridge:
-        bridge = of(*arguments)
-        bridge.position_mlp.down.weight = torch.nn.Parameter(bridge.position_mlp.down.weight + 1e-3)
-        return bridge
+    def damaged(directory: Path, single: str, tensors: dict[str, Stored], dtype: torch.dtype) -> None:
+        """Writes a bridge of which one value is another."""
+        if directory.name == "bridge":
+            right = tensors["position_mlp.down.weight"]
+            wrong = dataclasses.replace(right, read=lambda: right.read() + 1e-3)
+            tensors = tensors | {"position_mlp.down.weight": wrong}
+        write_component(directory, single, tensors, dtype)
 
     def unshifted(shift: float) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler(shift=1.1 * shift)
 
     for target, attribute, wrong, words in (
-        (WeMMUBridge, "of", damaged, "bridge has other values"),
+        (
+            write,
+            "write_component",
+            damaged,
+            r"bridge has other values .* position_mlp\.down\.weight",
+        ),
         (write, "FlowMatchEulerDiscreteScheduler", unshifted, "pictures differ by"),
     ):
         with monkeypatch.context() as patch:
@@ -260,6 +270,62 @@ def test_an_export_that_differs_leaves_nothing_behind(
             with pytest.raises(SystemExit, match=words):
                 main(trained.folder, out=tmp_path / "export")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_tells_the_hash_of_every_stored_tensor_and_what_was_compared(trained: Trained, exported: Path):
+    report = json.loads((exported / "parity.json").read_text())
+    weights, manifest = load_weights(trained.checkpoint)
+    assert report["origin"]["frozen"] == manifest.frozen
+    assert report["outputs"]["compared"]
+    assert report["outputs"]["max_abs_difference"] <= report["outputs"]["bound"]
+    assert report["tensors"].keys() == {"bridge", "transformer", "vae", "vlm"}
+    for prefix, component in (("bridge.", "bridge"), ("dit.", "transformer")):
+        expected = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        found = report["tensors"][component]
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            sha256 = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+            assert found[name] == {"shape": list(weight.shape), "dtype": "float32", "sha256": sha256}
+
+
+def test_large_components_are_written_as_several_files_that_load_alike(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limit = 1_500_000
+    monkeypatch.setattr(stored, "LIMIT", limit)
+    main(trained.folder, out=tmp_path / "export", forward=False)
+    assert not json.loads((tmp_path / "export" / "parity.json").read_text())["outputs"]["compared"]
+    for component in ("bridge", "transformer", "vae", "vlm"):
+        files = list((tmp_path / "export" / component).glob("*-of-*.safetensors"))
+        assert len(files) > 1
+        assert max(file.stat().st_size for file in files) < limit + 20_000
+    parts = WeMMUPipeline.from_pretrained(tmp_path / "export").components
+    for name, component in (("bridge", trained.model.bridge), ("transformer", trained.model.dit)):
+        expected = component.state_dict()
+        for key, tensor in parts[name].state_dict().items():
+            assert torch.equal(tensor, expected[key]), key
+    for key, tensor in trained.model.vlm.vlm.state_dict().items():
+        assert torch.equal(parts["vlm"].state_dict()[key], tensor), key
+
+
+def test_a_pipeline_starts_a_stage_with_the_bits_of_the_checkpoint(trained: Trained, exported: Path, tmp_path: Path):
+    main(exported, ship=tmp_path / "shipped", dtype=Dtype.FLOAT32)
+    weights, manifest = load_weights(tmp_path / "shipped")
+    expected, original = load_weights(trained.checkpoint)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert (manifest.frozen, manifest.step, manifest.trained) == (original.frozen, original.step, [])
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    with (copy / BRIDGE_FILE).open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"x")
+    with pytest.raises(SystemExit, match="is not the file that was exported"):
+        main(copy, ship=tmp_path / "other")
+    (copy / "parity.json").unlink()
+    with pytest.raises(SystemExit, match=r"has no parity\.json"):
+        main(copy, ship=tmp_path / "other")
+    with pytest.raises(SystemExit, match="is a pipeline already"):
+        main(exported, out=tmp_path / "other")
 
 
 def test_what_is_no_export_is_not_replaced(trained: Trained, tmp_path: Path):
@@ -278,7 +344,7 @@ def test_a_source_without_a_checkpoint_is_refused(trained: Trained, tmp_path: Pa
     for source, words in ((tmp_path, "finished"), (tmp_path / "stage1", "has no checkpoint")):
         with pytest.raises(SystemExit, match=words):
             main(source, out=tmp_path / "export")
-    with pytest.raises(SystemExit, match="either --out DIR"):
+    with pytest.raises(SystemExit, match="one of --out DIR"):
         main(trained.folder)
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: exact, whole or not there, and never trusted when they are damaged."""
 
 import json
+import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -18,8 +20,9 @@ from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
-from wemmu.training.manifest import Origin, sha256_of
+from wemmu.training.manifest import Origin, read_manifest, sha256_of, write_manifest
 from wemmu.training.start import start_from, startable
+from wemmu.training.stored import ship
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
@@ -133,7 +136,7 @@ def test_the_weights_that_are_shipped_are_loaded(stage: str):
 
 def test_some_weights_are_read_by_name_and_unknown_ones_refused(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
-    checkpoint.ship(directory, tmp_path / "out", torch.float32)
+    ship(directory, tmp_path / "out", torch.float32)
     for source in (directory, tmp_path / "out"):
         weights, _ = checkpoint.load_weights(source, ["dit.bias", "bridge.table"])
         assert weights.keys() == {"dit.bias", "bridge.table"}
@@ -316,7 +319,7 @@ def test_prune_removes_nothing_while_the_newest_is_damaged(tmp_path: Path):
 
 def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
-    checkpoint.ship(directory, tmp_path / "out", torch.float32)
+    ship(directory, tmp_path / "out", torch.float32)
     weights, manifest = checkpoint.load_weights(tmp_path / "out")
     expected = make_state(4).weights | dit_weights()
     assert weights.keys() == expected.keys()
@@ -328,7 +331,7 @@ def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
 
 
 def test_shipped_weights_are_rounded_only_to_the_type_asked_for(tmp_path: Path):
-    checkpoint.ship(save(tmp_path / "run"), tmp_path / "out")
+    ship(save(tmp_path / "run"), tmp_path / "out")
     for name, weight in checkpoint.load_weights(tmp_path / "out")[0].items():
         assert torch.equal(weight, make_state(4).weights[name].half().float())
 
@@ -381,3 +384,28 @@ def test_a_tensor_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path
     with pytest.raises(CheckpointError, match=r"bridge\.linear\.bias has shape \[3\], not \[2\]"):
         start(model, source, FROZEN)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+class Evil:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, made: Path):
+        self.made = made
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.made),)
+
+
+def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path: Path):
+    directory = save(tmp_path / "run")
+    index = directory / "state" / ".metadata"
+    index.write_bytes(pickle.dumps([Evil(tmp_path / "was here"), pickle.loads(index.read_bytes())]))
+    # Whoever makes such an index makes the hashes that go with it.
+    manifest = read_manifest(directory)
+    files = manifest.files | {"state/.metadata": sha256_of(index)}
+    write_manifest(directory, replace(manifest, files=files))
+    with pytest.raises(CheckpointError, match=r"names posix\.mkdir, which has no place in an index"):
+        checkpoint.load_weights(directory)
+    assert not (tmp_path / "was here").exists()
+    pickle.loads(index.read_bytes())
+    assert (tmp_path / "was here").exists()

@@ -1,7 +1,8 @@
-"""Is the exported pipeline the model that was trained? Tensor by tensor, then picture by picture."""
+"""Does the exported pipeline draw what the model that was trained draws? Both are loaded, one after the other."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from tools.export.report import ParityError
 from wemmu.config import StageRun
 from wemmu.config.schema import Sampling
 from wemmu.models.component import WeMMUBridge
@@ -18,6 +20,7 @@ from wemmu.models.weights import hash_tensors, load_strict
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.training.build import load_trained
 
 # Largest difference of any channel of any pixel, in [0, 1]. Both sides compute in float32 with equal weights and the
 # same kernels, so only the scheduler's times, float32 where ours are doubles, may tell them apart.
@@ -34,10 +37,6 @@ CLASSES = {
 }
 
 
-class ParityError(RuntimeError):
-    """The export is not the model that was trained."""
-
-
 @dataclass(frozen=True)
 class Inventory:
     """What a component holds: name -> shape of every tensor, and one hash over names, shapes and float32 values."""
@@ -49,6 +48,34 @@ class Inventory:
     def of(cls, component: nn.Module) -> "Inventory":
         tensors = component.state_dict()
         return cls({name: tuple(t.shape) for name, t in tensors.items()}, hash_tensors(tensors.items()))
+
+
+def compare_outputs(
+    run: StageRun, checkpoint: Path, directory: Path, dtype: torch.dtype, without_vlm: bool
+) -> dict[str, Any]:
+    """Load the training model and the pipeline in `directory`, whose type is `dtype`; draw with each and compare.
+
+    Returns what the report of parity says of it. Two models are never in memory at a time.
+
+    Raises:
+        ParityError: if a tensor or a pixel differs.
+    """
+    # Whatever the stage computed in, its weights are float32, and so is the comparison.
+    run = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
+    model, encoder = load_trained(run, checkpoint)
+    trained = draw_trained(model, encoder, run)
+    _round(model, dtype)
+    rounded = draw_trained(model, encoder, run) if dtype != torch.float32 else trained
+    inventories = {name: Inventory.of(component) for name, component in components(model).items()}
+    del model, encoder
+    given = {}
+    if without_vlm:
+        del inventories["vlm"]
+        given["vlm"] = Qwen2_5_VLForConditionalGeneration.from_pretrained(run.backbones.vlm)
+        _round(given["vlm"], dtype)
+    lines = compare_tensors(directory, inventories)
+    exported = draw_exported(WeMMUPipeline.from_pretrained(directory, **given))
+    return compare_pictures(exported, rounded, trained, lines)
 
 
 def components(model: WeMMU) -> dict[str, nn.Module]:
@@ -96,8 +123,10 @@ def draw_exported(pipe: WeMMUPipeline) -> Tensor:
     return pipe(texts, image=given, num_inference_steps=STEPS, seed=[SEED] * len(texts), output_type="pt").images
 
 
-def compare_pictures(exported: Tensor, rounded: Tensor, trained: Tensor) -> list[str]:
+def compare_pictures(exported: Tensor, rounded: Tensor, trained: Tensor, lines: list[str]) -> dict[str, Any]:
     """Compare with the training model whose weights were rounded to the type of the export, and tell what rounding did.
+
+    lines: what was found before, which the report repeats.
 
     Raises:
         ParityError: if any pixel differs by more than `BOUND`.
@@ -106,10 +135,28 @@ def compare_pictures(exported: Tensor, rounded: Tensor, trained: Tensor) -> list
     # Written so that a NaN on either side fails.
     if not difference <= BOUND:
         raise ParityError(f"the pictures differ by {difference:.1e}, more than {BOUND:.0e}")
-    return [
-        f"pictures of {len(REQUESTS)} requests, {STEPS} steps: max abs difference {difference:.1e} (bound {BOUND:.0e})",
-        f"the type of the export changed them by {float((rounded - trained).abs().max()):.1e}",
-    ]
+    moved = float((rounded - trained).abs().max())
+    what = f"pictures of {len(REQUESTS)} requests, {STEPS} steps"
+    return {
+        "compared": True,
+        "requests": [{"prompt": text, "pictures": number} for text, number in REQUESTS],
+        "steps": STEPS,
+        "max_abs_difference": difference,
+        "bound": BOUND,
+        "changed_by_type": moved,
+        "lines": [
+            *lines,
+            f"{what}: max abs difference {difference:.1e} (bound {BOUND:.0e})",
+            f"the type of the export changed them by {moved:.1e}",
+        ],
+    }
+
+
+@torch.no_grad()
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every parameter the values it will have after being stored in `dtype`."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
 
 
 def _draw(sampler: Sampler, sampling: Sampling, text: str, number: int, resolution: int) -> Tensor:

@@ -1,26 +1,31 @@
-"""The pipeline directory: components, index, card; written, then loaded again and compared."""
+"""The pipeline directory: components, index, card; written tensor by tensor, then read again and compared."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor
 
 from tools.export.card import model_card
-from tools.export.parity import (
-    Inventory,
-    compare_pictures,
-    compare_tensors,
-    components,
-    draw_exported,
-    draw_trained,
+from tools.export.parity import compare_outputs
+from tools.export.report import Report, compare_component
+from tools.export.skeleton import identities, shapes, skeleton
+from tools.export.stored import (
+    DIFFUSERS_FILE,
+    VLM_FILE,
+    Stored,
+    check_names,
+    published,
+    trained,
+    write_component,
 )
 from wemmu.config import StageRun
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.model import WeMMU
 from wemmu.pipeline import WeMMUPipeline
-from wemmu.training.build import load_trained
-from wemmu.training.manifest import read_manifest
+from wemmu.training.start import check_fits
+from wemmu.training.stored import StoredTensors
 
 PIPELINE_FILE = '''\
 """Where diffusers finds the pipeline when it is told custom_pipeline; the wemmu package must be installed."""
@@ -31,59 +36,78 @@ __all__ = ["WeMMUPipeline"]
 '''
 
 
-def write_pipeline(
-    run: StageRun, folder: Path, checkpoint: Path, directory: Path, dtype_name: str, without_vlm: bool
-) -> list[str]:
-    """Write a checkpoint of the stage `run` in `folder` into the empty `directory`; returns the report of its parity.
+@dataclass(frozen=True)
+class Choices:
+    """dtype: name of the type in which weights are stored. forward: whether both models draw the fixed requests."""
+
+    dtype: str
+    without_vlm: bool
+    forward: bool
+
+
+def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Path, choices: Choices) -> list[str]:
+    """Write a checkpoint of the stage `run` in `folder` into the empty `directory`; returns the summary of its parity.
+
+    Memory holds one tensor at a time, unless `choices.forward` asks for what no comparison of files can tell.
 
     Raises:
         ParityError: if what was written is not the model that was trained.
         CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
-    dtype = getattr(torch, dtype_name)
+    dtype = getattr(torch, choices.dtype)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    # Whatever the stage computed in, its weights are float32, and so is the comparison.
-    run = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
-    model, encoder = load_trained(run, checkpoint)
-    trained = draw_trained(model, encoder, run)
-    _round(model, dtype)
-    rounded = draw_trained(model, encoder, run) if dtype != torch.float32 else trained
-    inventories = {name: Inventory.of(component) for name, component in components(model).items()}
-    _pipeline(run, model, dtype, without_vlm).save_pretrained(directory)
-    (directory / "pipeline.py").write_text(PIPELINE_FILE)
-    # Two models are never in memory at a time.
-    del model, encoder
-    given = {}
-    if without_vlm:
-        del inventories["vlm"]
-        given["vlm"] = Qwen2_5_VLForConditionalGeneration.from_pretrained(run.backbones.vlm)
-        _round(given["vlm"], dtype)
-    report = compare_tensors(directory, inventories)
-    exported = draw_exported(WeMMUPipeline.from_pretrained(directory, **given))
-    report += compare_pictures(exported, rounded, trained)
-    card = model_card(run, folder, read_manifest(checkpoint), report, without_vlm)
-    (directory / "README.md").write_text(card)
-    return report
+    model, weights = skeleton(run), StoredTensors(checkpoint)
+    manifest = weights.manifest
+    check_fits(checkpoint, manifest, shapes(model), identities(run))
+    pipe = _pipeline(run, model, choices.without_vlm)
+    stored = _components(run, pipe, weights)
+    for name, tensors in stored.items():
+        write_component(directory / name, _file_of(name), tensors, dtype)
+    _write_configs(pipe, directory, dtype)
+    report = Report.of(manifest, choices.dtype)
+    for name, tensors in stored.items():
+        compare_component(report, directory, name, _file_of(name), tensors, dtype)
+    if choices.forward:
+        report.outputs = compare_outputs(run, checkpoint, directory, dtype, choices.without_vlm)
+    else:
+        said = "the pictures of both models were not compared (--no-forward)"
+        report.outputs = {"compared": False, "lines": [said]}
+    report.write(directory)
+    (directory / "README.md").write_text(model_card(run, folder, manifest, report.lines(), choices.without_vlm))
+    return report.lines()
 
 
-@torch.no_grad()
-def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Give every parameter the values it will have after being stored in `dtype`."""
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
+def _file_of(component: str) -> str:
+    return VLM_FILE if component == "vlm" else DIFFUSERS_FILE
 
 
-def _pipeline(run: StageRun, model: WeMMU, dtype: torch.dtype, without_vlm: bool) -> WeMMUPipeline:
-    """The trained model as a pipeline in memory; its modules are cast to `dtype` in place."""
+def _components(run: StageRun, pipe: WeMMUPipeline, weights: StoredTensors) -> dict[str, dict[str, Stored]]:
+    """Component -> its tensors, by their names in a published file."""
+    sana = run.backbones.sana
+    found = {
+        "transformer": published(sana / "transformer", DIFFUSERS_FILE) | trained(weights, "dit."),
+        "vae": published(sana / "vae", DIFFUSERS_FILE),
+        "bridge": trained(weights, "bridge."),
+    }
+    for name, tensors in found.items():
+        check_names(pipe.components[name], tensors, name)
+    if pipe.vlm is not None:
+        # Checked when the skeleton was made: names in its files are not those in memory.
+        found["vlm"] = published(run.backbones.vlm, VLM_FILE)
+    return found
+
+
+def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool) -> WeMMUPipeline:
+    """The model without memory as a pipeline, for its configs."""
     sampling, stage = run.sampling, run.stage
     pipe = WeMMUPipeline(
-        vlm=model.vlm.vlm.to(dtype),
+        vlm=model.vlm.vlm,
         processor=AutoProcessor.from_pretrained(run.backbones.vlm, use_fast=True),
-        transformer=model.dit.to(dtype),
-        vae=model.vae.vae.to(dtype),
+        transformer=model.dit,
+        vae=model.vae.vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=stage.objective.time.shift_at(stage.resolution)),
-        bridge=WeMMUBridge.of(model, run.bridge).to(dtype),
+        bridge=WeMMUBridge.of(model, run.bridge),
         resolution=stage.resolution,
         num_inference_steps=sampling.steps,
         t2i_guidance_scale=sampling.t2i,
@@ -94,3 +118,18 @@ def _pipeline(run: StageRun, model: WeMMU, dtype: torch.dtype, without_vlm: bool
     if without_vlm:
         pipe.vlm = None
     return pipe
+
+
+def _write_configs(pipe: WeMMUPipeline, directory: Path, dtype: torch.dtype) -> None:
+    """All that is no weight."""
+    pipe.save_config(directory)
+    for name in ("transformer", "vae", "bridge"):
+        pipe.components[name].save_config(directory / name)
+    for name in ("processor", "scheduler"):
+        pipe.components[name].save_pretrained(directory / name)
+    if pipe.vlm is not None:
+        config = pipe.vlm.config
+        config.dtype, config.architectures = str(dtype).removeprefix("torch."), [type(pipe.vlm).__name__]
+        config.save_pretrained(directory / "vlm")
+        pipe.vlm.generation_config.save_pretrained(directory / "vlm")
+    (directory / "pipeline.py").write_text(PIPELINE_FILE)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderDC, ModelMixin, SanaTransformer2DModel
-from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
@@ -128,7 +127,9 @@ def load_by_blocks(
     finally:
         torch.set_default_dtype(default)
     model.register_to_config(_name_or_path=directory)
-    stored = _stored_tensors(directory)
+    files = stored_files(directory)
+    opened = {file: safe_open(file, "pt") for file in set(files.values())}
+    stored = {name: opened[file] for name, file in files.items()}
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: file.get_slice(name).get_shape() for name, file in stored.items()}
     report = _report(
@@ -156,17 +157,26 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield "", model
 
 
-def _stored_tensors(directory: Path) -> dict[str, Any]:
-    """Name -> the opened file with this tensor; of diffusers' two layouts, one file or several with an index."""
-    single, index = directory / SAFETENSORS_WEIGHTS_NAME, directory / SAFE_WEIGHTS_INDEX_NAME
+def stored_files(directory: Path, single: str = SAFETENSORS_WEIGHTS_NAME) -> dict[str, Path]:
+    """Name -> the file that holds this tensor; of the two published layouts, one file or several with an index.
+
+    single: the one file's name, which is diffusers' unless given.
+
+    Raises:
+        FileNotFoundError: if the directory has neither.
+    """
+    index = directory / f"{single}.index.json"
     if not index.is_file():
-        if not single.is_file():
-            raise FileNotFoundError(f"{directory} holds neither {single.name} nor {index.name}")
-        file = safe_open(single, "pt")
-        return dict.fromkeys(file.keys(), file)
-    where = json.loads(index.read_text())["weight_map"]
-    files = {name: safe_open(directory / name, "pt") for name in sorted(set(where.values()))}
-    return {tensor: file for file in files.values() for tensor in file.keys()}  # noqa: SIM118
+        if not (directory / single).is_file():
+            raise FileNotFoundError(f"{directory} holds neither {single} nor {index.name}")
+        names = [single]
+    else:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    found: dict[str, Path] = {}
+    for name in names:
+        with safe_open(directory / name, "pt") as file:
+            found |= dict.fromkeys(file.keys(), directory / name)
+    return found
 
 
 def _check_is_model(cls: type, directory: Path) -> None:

@@ -15,16 +15,15 @@ import platform
 import shutil
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint import FileSystemWriter, Metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
@@ -34,6 +33,7 @@ from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed, WholePlanner
 from wemmu.training.collective import ALONE, CheckpointError, Ranks, all_ranks
 from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
+from wemmu.training.metadata import CheckedReader
 
 # One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -189,7 +189,7 @@ def load_weights(
         with safe_open(directory / SHIPPED, framework="pt") as file:
             return {name: file.get_tensor(name).float() for name in wanted}, manifest
     weights = {name: torch.empty(manifest.tensors[name]) for name in wanted}
-    _read(directory, {f"{WEIGHTS}.{name}": w for name, w in weights.items()}, ALONE)
+    read(directory, {f"{WEIGHTS}.{name}": w for name, w in weights.items()}, ALONE)
     return weights, manifest
 
 
@@ -199,21 +199,13 @@ def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]
     All ranks call it, each with what it holds of what is inside.
     """
     if not (directory / SHIPPED).is_file():
-        _read(directory, {f"{WEIGHTS}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
+        read(directory, {f"{WEIGHTS}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
         return
     with safe_open(directory / SHIPPED, framework="pt") as file:
         for name, tensor in into.items():
             for offset, part in Placed.of(tensor).parts:
                 box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
                 part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
-
-
-def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write the weights of a checkpoint, without moments, as one small file that a stage can start from."""
-    weights, manifest = load_weights(directory)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: w.to(dtype) for name, w in weights.items()}, out / SHIPPED)
-    write_manifest(out, replace(manifest, trained=[], files={SHIPPED: sha256_of(out / SHIPPED)}))
 
 
 def latest(root: Path) -> Path | None:
@@ -283,14 +275,21 @@ def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) 
 
     what = f"{directory} was not loaded"
     ranks.together(what, lambda: {name: list(tensor.shape) for name, tensor in tensors.items()}, refuse)
-    _read(directory, tensors, ranks)
+    read(directory, tensors, ranks)
 
 
-def _read(directory: Path, into: Mapping[str, Tensor], ranks: Ranks) -> None:
+def read(directory: Path, into: Mapping[str, Tensor], ranks: Ranks, reader: CheckedReader | None = None) -> None:
+    """Fill tensors, whole or `Placed`, by their names in a checkpoint that was verified.
+
+    reader: of the same checkpoint, where it is read from more than once.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
     try:
         dcp.load(
             dict(into),
-            storage_reader=FileSystemReader(directory / "state"),
+            storage_reader=reader or CheckedReader(directory / "state"),
             process_group=ranks.group,
             no_dist=ranks.group is None,
         )

@@ -1,6 +1,6 @@
 """How a stage begins: with the weights that another one left, read into whatever this one holds of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,22 +33,32 @@ def start_from(source: Path, held: Mapping[str, Tensor], identities: Mapping[str
     manifest = verify(source, ranks)
 
     def check(shapes: list[dict[str, list[int]]]) -> None:
-        known = {name: shape for mine in shapes for name, shape in mine.items()}
-        needed = {n for n in known if n.startswith("bridge.") or "dit" not in manifest.frozen}
-        missing, unknown = sorted(needed - manifest.tensors.keys()), sorted(manifest.tensors.keys() - known.keys())
-        if missing or unknown:
-            raise CheckpointError(
-                f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
-                "trained with another bridge (queries.design, vae_branch)?"
-            )
-        _check_frozen(source, manifest, identities)
-        for name, shape in manifest.tensors.items():
-            if known[name] != shape:
-                raise CheckpointError(f"{source}: {name} has shape {shape}, not {known[name]}")
+        check_fits(source, manifest, {name: shape for mine in shapes for name, shape in mine.items()}, identities)
 
     ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
     fill_weights(source, manifest, {name: tensor for name, tensor in held.items() if name in manifest.tensors})
     return frozenset(manifest.tensors)
+
+
+def check_fits(
+    source: Path, manifest: Manifest, known: Mapping[str, Sequence[int]], identities: Mapping[str, str]
+) -> None:
+    """Refuse a checkpoint that a stage whose bridge and DiT have the shapes `known` cannot start from.
+
+    Raises:
+        CheckpointError: as `start_from`.
+    """
+    needed = {n for n in known if n.startswith("bridge.") or "dit" not in manifest.frozen}
+    missing, unknown = sorted(needed - manifest.tensors.keys()), sorted(manifest.tensors.keys() - known.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
+            "trained with another bridge (queries.design, vae_branch)?"
+        )
+    _check_frozen(source, manifest, identities)
+    for name, shape in manifest.tensors.items():
+        if list(known[name]) != shape:
+            raise CheckpointError(f"{source}: {name} has shape {shape}, not {list(known[name])}")
 
 
 def _check_frozen(source: Path, manifest: Manifest, identities: Mapping[str, str]) -> None:

@@ -1,0 +1,201 @@
+"""What conversion costs in memory: the most that a process of its own held, over what it held when it began.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.convert      # a few minutes, 5 GB of scratch
+
+The model has the miniature's classes with a wide pathway and a DiT of many blocks, so that all of it is much larger
+than its largest tensor; weights are random. Each conversion is a process of its own, forked from one that has imported
+everything: it notes what it holds, converts, and notes the most it ever held (VmHWM, which counts pages of mapped
+files, too).
+"""
+
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from safetensors import safe_open
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from tools.convert_ckpt import Source, export
+from tools.export.skeleton import identities, shapes, skeleton
+from tools.export.start import ship_export
+from tools.zero.folder import read_folder
+from tools.zero.write import write_checkpoint
+from wemmu.config import StageRun, dump, load_curriculum
+from wemmu.parallel.engine import TrainState
+from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
+from wemmu.shapes.processor import save_processor, special_ids
+from wemmu.training import checkpoint
+from wemmu.training.manifest import Origin
+
+ROOT = Path(__file__).resolve().parents[1]
+WORLD = 2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Layers of the VLM (and so of the pathway), its feed-forward's width, blocks of the DiT."""
+
+    layers: int
+    width: int
+    blocks: int
+
+
+FULL = Sizes(layers=6, width=40_000, blocks=8)
+QUICK = Sizes(layers=2, width=640, blocks=2)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")] = False,
+    out: Annotated[Path, typer.Option(help="where convert.{json,md} go")] = ROOT / "benchmarks" / "results",
+) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        run = make_run(folder, QUICK if quick else FULL)
+        rows = [measure(what, work, folder, run) for what, work in CONVERSIONS.items()]
+    write(rows, out)
+
+
+def make_run(folder: Path, sizes: Sizes) -> StageRun:
+    """Backbones and a run's stage under `folder`, with a checkpoint and a folder as DeepSpeed's ZeRO-3 leaves it."""
+    torch.manual_seed(0)
+    processor = save_processor(folder / "vlm")
+    config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
+    text = config.text_config
+    text.num_hidden_layers, text.intermediate_size = sizes.layers, sizes.width
+    text.layer_types = text.layer_types[:1] * sizes.layers
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "vlm")
+    AutoencoderDC(**VAE_CONFIG, scaling_factor=0.5).save_pretrained(folder / "sana" / "vae")
+    SanaTransformer2DModel(**DIT_CONFIG | {"num_layers": sizes.blocks}).save_pretrained(folder / "sana/transformer")
+    FlowMatchEulerDiscreteScheduler(shift=4.0).save_pretrained(folder / "sana" / "scheduler")
+    paths = (f"backbones.vlm={folder / 'vlm'}", f"backbones.sana={folder / 'sana'}")
+    run = load_curriculum(ROOT / "configs/shapes/curriculum.yaml", paths).stage_run("stage2")
+    (folder / "run" / "stage2").mkdir(parents=True)
+    dump(run, folder / "run" / "stage2" / "config.yaml")
+    weights = {name: torch.randn(shape) for name, shape in shapes(skeleton(run)).items()}
+    frozen = {part: sha256 for part, sha256 in identities(run).items() if part != "dit"}
+    origin = Origin("stage2", run.seed, run.stage.resolution, frozen)
+    checkpoint.save(folder / "run/stage2/checkpoints", TrainState(weights, weights, weights, 2), {}, origin)
+    save_zero3(folder / "zero3", weights)
+    return run
+
+
+def save_zero3(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """The files that `DeepSpeedEngine.save_checkpoint` writes under ZeRO-3 on `WORLD` ranks, what is read of them."""
+    folder.mkdir()
+    frozen = {"frozen_param_shapes": {}, "frozen_param_fragments": {}, "shared_params": {}, "buffer_names": []}
+    counted = {"dp_world_size": WORLD, "global_steps": 2, "skipped_steps": 0, "ds_version": "layout of 0.19.8"}
+    sizes = [{name: weight.shape for name, weight in weights.items()}]
+    for rank in range(WORLD):
+        parts = [nn.functional.pad(w.flatten(), (0, w.numel() % WORLD)).chunk(WORLD)[rank] for w in weights.values()]
+        flat = torch.cat(parts)
+        adam = {"state": {0: {"exp_avg": flat, "exp_avg_sq": flat.clone(), "step": 2}}, "param_groups": []}
+        state = {"zero_stage": _stage_3(), "partition_count": WORLD, "fp32_flat_groups": [flat.clone()]}
+        name = f"zero_pp_rank_{rank}_mp_rank_00"
+        torch.save({"module": {}, "param_shapes": sizes} | frozen | counted, folder / f"{name}_model_states.pt")
+        state = {"optimizer_state_dict": state | {"optimizer_state_dict": adam}}
+        torch.save(state, folder / f"{name}_optim_states.pt")
+
+
+def _stage_3() -> Any:
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    return ZeroStageEnum.weights
+
+
+def to_pipeline(folder: Path, run: StageRun) -> None:
+    (step,) = (folder / "run/stage2/checkpoints").iterdir()
+    export(Source(run, folder / "run" / "stage2", step), folder / "pipeline", "float32", False, forward=False)
+
+
+def to_pipeline_with_pictures(folder: Path, run: StageRun) -> None:
+    (step,) = (folder / "run/stage2/checkpoints").iterdir()
+    export(Source(run, folder / "run" / "stage2", step), folder / "again", "float32", False, forward=True)
+    shutil.rmtree(folder / "again")
+
+
+def to_start(folder: Path, run: StageRun) -> None:
+    ship_export(folder / "pipeline", folder / "start", torch.float16)
+
+
+def from_deepspeed(folder: Path, run: StageRun) -> None:
+    write_checkpoint(read_folder(folder / "zero3"), run, folder / "imported", {})
+
+
+CONVERSIONS: dict[str, Callable[[Path, StageRun], None]] = {
+    "checkpoint -> pipeline, --no-forward": to_pipeline,
+    "pipeline -> weights to start from": to_start,
+    "DeepSpeed ZeRO-3 -> checkpoint, moments too": from_deepspeed,
+    "checkpoint -> pipeline, pictures compared": to_pipeline_with_pictures,
+}
+
+
+def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str, Any]:
+    """One conversion in a process of its own; sizes in MB."""
+    context = multiprocessing.get_context("forkserver")
+    # Imported once; what a forked process holds of it is in what it holds when it begins.
+    context.set_forkserver_preload(["tools.export.write", "tools.zero.write"])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_convert, args=(work, folder, run, send))
+    process.start()
+    send.close()
+    base, peak, seconds = receive.recv()
+    process.join()
+    with safe_open(folder / "pipeline/bridge/diffusion_pytorch_model.safetensors", "pt") as file:
+        largest = max(file.get_tensor(name).nbytes for name in file.keys()) / 1e6  # noqa: SIM118
+    source = folder / "zero3" if what.startswith("DeepSpeed") else folder / "pipeline"
+    size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file()) / 1e6
+    return {"conversion": what, "size": size, "largest": largest, "over": peak - base, "base": base, "seconds": seconds}
+
+
+def _convert(work: Callable, folder: Path, run: StageRun, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    base, begun = _memory("VmRSS"), time.perf_counter()
+    work(folder, run)
+    pipe.send((base, _memory("VmHWM"), time.perf_counter() - begun))
+
+
+def _memory(line: str) -> float:
+    """MB, of this process; VmHWM is the most it ever held."""
+    (found,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(line))
+    return int(found.split()[1]) * 1024 / 1e6
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    command = "OMP_NUM_THREADS=1 " + shlex.join(["python", "-m", "benchmarks.convert", *sys.argv[1:]])
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[1]
+    lines = [
+        f"`{command}`, {cores} cores, load {load:.1f}",
+        "",
+        "Peak memory of a process over what it held after its imports; MB of 10^6 bytes.",
+        "",
+        "| conversion | all of it, MB | largest tensor, MB | peak over base, MB | in largest tensors | seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(
+            f"| {r['conversion']} | {r['size']:.0f} | {r['largest']:.1f} | {r['over']:.0f} | "
+            f"{r['over'] / r['largest']:.1f} | {r['seconds']:.0f} |"
+            for r in rows
+        ),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "convert.md").write_text("\n".join(lines) + "\n")
+    said = {"command": command, "cores": cores, "load": load, "rows": rows}
+    (out / "convert.json").write_text(json.dumps(said, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)

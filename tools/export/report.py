@@ -1,0 +1,93 @@
+"""Does the exported directory hold what the checkpoint and the backbones hold? Read again, tensor by tensor."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.export.stored import Stored, published, sha256_of_tensor
+from wemmu.training.checkpoint import LIBRARIES
+from wemmu.training.manifest import Manifest, sha256_of
+
+FILE = "parity.json"
+FORMAT = 1
+
+
+class ParityError(RuntimeError):
+    """The export is not the model that was trained."""
+
+
+@dataclass
+class Report:
+    """What an export was made of and how it was compared.
+
+    origin: what the manifest of the checkpoint says of itself (stage, step, seed, resolution, frozen). components: name
+    -> number of tensors and parameters, SHA-256 of its files, and how far its type moved the values. tensors: component
+    -> name -> shape, type and SHA-256 of the stored values. outputs: how far the pictures of both models on the fixed
+    requests are apart, or why they were not drawn.
+    """
+
+    dtype: str
+    origin: dict[str, Any]
+    components: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tensors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    libraries: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, manifest: Manifest, dtype: str) -> "Report":
+        kept = ("stage", "step", "seed", "resolution", "frozen", "layout")
+        origin = {name: value for name, value in asdict(manifest).items() if name in kept}
+        libraries = ("safetensors", *LIBRARIES)
+        return cls(dtype, origin, libraries={"python": platform.python_version()} | {n: version(n) for n in libraries})
+
+    def write(self, directory: Path) -> None:
+        (directory / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+    def lines(self) -> list[str]:
+        """The summary for people."""
+        rows = [f"{'component':12}{'tensors':>8}{'parameters':>15}{'rounded by':>12}  sha256 of the first file"]
+        for name, told in self.components.items():
+            first = next(iter(told["files"].values()))
+            rows.append(f"{name:12}{told['tensors']:8}{told['parameters']:15,}{told['rounded_by']:12.1e}  {first[:16]}")
+        return [*rows, "every tensor was read again from disk and equals its source", *self.outputs["lines"]]
+
+
+def compare_component(
+    report: Report, directory: Path, name: str, single: str, stored: Mapping[str, Stored], dtype: torch.dtype
+) -> None:
+    """Read every tensor of the component `name` from `directory` and from its source, compare and note them.
+
+    Raises:
+        ParityError: naming the first tensor that is missing, left over or differs.
+    """
+    found = published(directory / name, single)
+    if odd := sorted(found.keys() ^ stored.keys()):
+        raise ParityError(f"{name} has other tensors than its source, first {odd[0]}")
+    notes, rounded_by = {}, 0.0
+    for key, source in stored.items():
+        original = source.read()
+        rounded = original.to(source.in_export(dtype))
+        digest = sha256_of_tensor(rounded)
+        if rounded is not original:
+            rounded_by = max(rounded_by, float((rounded.to(original.dtype) - original).abs().max()))
+        del original, rounded
+        tensor = found[key].read()
+        if tuple(tensor.shape) != source.shape or tensor.dtype != source.in_export(dtype):
+            raise ParityError(f"{name}: {key} is {tensor.dtype} {list(tensor.shape)}, its source {list(source.shape)}")
+        if sha256_of_tensor(tensor) != digest:
+            raise ParityError(f"{name} has other values than its source, first in {key} (SHA-256 {digest[:12]})")
+        notes[key] = {"shape": list(source.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "sha256": digest}
+        del tensor
+    report.tensors[name] = notes
+    report.components[name] = {
+        "tensors": len(notes),
+        "parameters": sum(torch.Size(each.shape).numel() for each in stored.values()),
+        "rounded_by": rounded_by,
+        "files": {file.name: sha256_of(file) for file in sorted((directory / name).glob("*.safetensors"))},
+    }

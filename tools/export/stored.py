@@ -1,0 +1,111 @@
+"""The weights of a pipeline, one at a time: where each is read from, and how a component's files are written.
+
+Memory holds one tensor (as it is stored, and as it will be), whatever the size of the model: a file's header is known
+before its values are (`wemmu.training.stream`). How large a file may become only bounds what a reader has to download
+or map at once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from wemmu.models.weights import stored_files
+from wemmu.training.stored import StoredTensors
+from wemmu.training.stream import as_bytes, write_safetensors
+
+# Bytes of a file, as the published models have them.
+LIMIT = 5_000_000_000
+VLM_FILE, DIFFUSERS_FILE = "model.safetensors", "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that lies on a disk.."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    def in_export(self, dtype: torch.dtype) -> torch.dtype:
+        """Its type in an export of `dtype`: only numbers with a point are rounded."""
+        return dtype if self.dtype.is_floating_point else self.dtype
+
+
+def published(directory: Path, single: str) -> dict[str, Stored]:
+    """The tensors of a directory in the published layout, under the names that they have there."""
+    found = {}
+    for name, file in stored_files(directory, single).items():
+        with safe_open(file, "pt") as opened:
+            part = opened.get_slice(name)
+            shape, dtype = tuple(part.get_shape()), opened.get_tensor(name).dtype
+        found[name] = Stored(shape, dtype, partial(_read, file, name))
+    return found
+
+
+def trained(checkpoint: StoredTensors, prefix: str) -> dict[str, Stored]:
+    """The weights of a checkpoint whose names begin with `prefix`, under the rest of their names."""
+    return {
+        name.removeprefix(prefix): Stored(tuple(shape), torch.float32, partial(checkpoint.read, name))
+        for name, shape in checkpoint.manifest.tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def check_names(component: nn.Module, stored: Mapping[str, Stored], what: str) -> None:
+    """Raises ValueError unless the tensors are those of the component, by name and shape."""
+    needed = {name: tuple(tensor.shape) for name, tensor in component.state_dict().items()}
+    if odd := sorted(needed.items() ^ {name: each.shape for name, each in stored.items()}.items()):
+        raise ValueError(f"the {what} is not whole or not of its config; first of it: {odd[0][0]}")
+
+
+def write_component(directory: Path, single: str, stored: Mapping[str, Stored], dtype: torch.dtype) -> None:
+    """Write tensors into `directory` as `single`, or as several files with an index if that would exceed `LIMIT`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    parts = _parts(stored, dtype)
+    stem, ending = single.split(".")
+    names = [f"{stem}-{i + 1:05}-of-{len(parts):05}.{ending}" for i in range(len(parts))] if parts[1:] else [single]
+    types = {name: each.in_export(dtype) for name, each in stored.items()}
+    for file, part in zip(names, parts, strict=True):
+        announced = {name: (types[name], stored[name].shape) for name in part}
+        write_safetensors(directory / file, announced, lambda name: stored[name].read().to(types[name]))
+    if parts[1:]:
+        total = sum(_size(each, dtype) for each in stored.values())
+        where = {name: file for file, part in zip(names, parts, strict=True) for name in part}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (directory / f"{single}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def sha256_of_tensor(tensor: Tensor) -> str:
+    """Of the values as they lie in memory; shape and type are told beside it."""
+    return hashlib.sha256(as_bytes(tensor.contiguous())).hexdigest()
+
+
+def _parts(stored: Mapping[str, Stored], dtype: torch.dtype) -> list[list[str]]:
+    """Names, in their order, in files of at most `LIMIT` bytes, or of one tensor that is larger."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, each in stored.items():
+        if parts[-1] and filled + _size(each, dtype) > LIMIT:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += _size(each, dtype)
+    return parts
+
+
+def _size(each: Stored, dtype: torch.dtype) -> int:
+    return prod(each.shape) * each.in_export(dtype).itemsize
+
+
+def _read(file: Path, name: str) -> Tensor:
+    # Opened for each, since what an open file has shown of itself stays in memory.
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)

@@ -1,0 +1,143 @@
+"""Whose part of a parameter lies where: the flat float32 masters and moments of ZeRO's ranks.
+
+ZeRO-1 and 2 lay the parameters of an optimizer's group one after the other and cut the whole into as many equal ranges
+as there are ranks; each rank notes which range of which parameter it holds. ZeRO-3 cuts each parameter into as many
+equal parts, the last one padded, and a rank lays its parts one after the other, in the order of `param_shapes`.
+DeepSpeed's universal folders hold each parameter whole, in a file of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tools.zero.pickles import FolderError, Values, load
+
+WEIGHT, MOMENTS = "model", ("exp_avg", "exp_avg_sq")
+# The optimizer's groups, each with its parameters' shapes in their order.
+Shapes = Sequence[Mapping[str, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """parts: of the weight and, if it was trained by Adam, of its moments: the values, in their order."""
+
+    shape: tuple[int, ...]
+    trained: bool
+    parts: dict[str, tuple[Values, ...]]
+
+    def read(self, which: str = WEIGHT) -> Tensor:
+        """The whole tensor in float32; a type that has fewer digits is held exactly."""
+        whole = torch.empty(prod(self.shape))
+        begin = 0
+        for part in self.parts[which]:
+            part.read_into(whole[begin : begin + part.count])
+            begin += part.count
+        return whole.view(self.shape)
+
+
+def whole(name: str, shape: Sequence[int], trained: bool, parts: Mapping[str, Sequence[Values]]) -> Parameter:
+    """Raises FolderError unless the parts add up to the shape."""
+    for which, held in parts.items():
+        if (count := sum(part.count for part in held)) != prod(shape):
+            where = f"; see {held[0].file}" if held else ""
+            raise FolderError(f"{which} of {name}: the ranks hold {count} values, its shape is {list(shape)}{where}")
+    return Parameter(tuple(shape), trained, {which: tuple(held) for which, held in parts.items()})
+
+
+def of_ranges(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Parameter]:
+    """The trained parameters of ZeRO-1 or 2; ranks: each rank's file and optimizer state, in their order."""
+    found = {}
+    for number, group in enumerate(shapes):
+        flats = [
+            (file, state["param_slice_mappings"][number], _flats(file, _groups(file, state), number, state))
+            for file, state in ranks
+        ]
+        for name, shape in group.items():
+            parts: dict[str, list[Values]] = {which: [] for which in flats[0][2]}
+            for _, ranges, flat in flats:
+                if name in ranges:
+                    for which, values in flat.items():
+                        parts[which].append(values.part(ranges[name].start, ranges[name].numel))
+            found[name] = whole(name, shape, True, parts)
+    return found
+
+
+def of_parts(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Parameter]:
+    """The trained parameters of ZeRO-3, as `of_ranges`."""
+    found = {}
+    for number, group in enumerate(shapes):
+        flats = [_flats(file, state["fp32_flat_groups"], number, state) for file, state in ranks]
+        begin = 0
+        for name, shape in group.items():
+            parts = {
+                which: [
+                    flat[which].part(begin, count) for flat, count in zip(flats, counts(shape, len(ranks)), strict=True)
+                ]
+                for which in flats[0]
+            }
+            found[name] = whole(name, shape, True, parts)
+            begin += -(-prod(shape) // len(ranks))
+        for (file, _), flat in zip(ranks, flats, strict=True):
+            if flat[WEIGHT].count != begin:
+                raise FolderError(f"{file}: group {number} holds {flat[WEIGHT].count} values, its shapes say {begin}")
+    return found
+
+
+def of_files(shapes: Shapes, directory: Path) -> dict[str, Parameter]:
+    """The trained parameters of a universal folder, as `of_ranges`."""
+    found = {}
+    for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
+        if "/" in name:
+            raise FolderError(f"{directory}: {name!r} is no name of a parameter")
+        files = {WEIGHT: directory / name / "fp32.pt", **{m: directory / name / f"{m}.pt" for m in MOMENTS}}
+        present = {which: file for which, file in files.items() if which == WEIGHT or file.is_file()}
+        parts = {}
+        for which, file in present.items():
+            held = load(file)
+            parts[which] = [Values.of(file, held.get("param") if isinstance(held, dict) else held)]
+        found[name] = whole(name, shape, True, parts)
+    return found
+
+
+def counts(shape: Sequence[int], world: int) -> list[int]:
+    """How many elements of a parameter each rank holds under ZeRO-3, padding left out."""
+    size = -(-prod(shape) // world)
+    return [max(0, min(size, prod(shape) - rank * size)) for rank in range(world)]
+
+
+def steps_of(file: Path, state: Mapping[str, Any]) -> set[int]:
+    """Steps that the optimizer of a rank counted; empty if it did not."""
+    adam = _adam(file, state)
+    counted = [*adam["state"].values(), *adam["param_groups"]]
+    return {count(file, entry["step"]) for entry in counted if "step" in entry}
+
+
+def count(file: Path, step: Any) -> int:
+    """A number of steps, which torch's optimizers keep as a tensor."""
+    if not isinstance(step, Tensor):
+        return int(step)
+    read = torch.empty(1)
+    Values.of(file, step).read_into(read)
+    return int(read)
+
+
+def _groups(file: Path, state: Mapping[str, Any]) -> Sequence[Tensor]:
+    if not isinstance(state.get("base_optimizer_state"), dict):
+        raise FolderError(f"{file} was saved with elastic_checkpoint, which is not read; make a universal folder of it")
+    return state["single_partition_of_fp32_groups"]
+
+
+def _adam(file: Path, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    return state["optimizer_state_dict" if "fp32_flat_groups" in state else "base_optimizer_state"]
+
+
+def _flats(file: Path, masters: Sequence[Tensor], number: int, state: Mapping[str, Any]) -> dict[str, Values]:
+    """The flat master of a group and, if Adam made them, its moments."""
+    kept = _adam(file, state)["state"].get(number, {})
+    moments = {which: Values.of(file, kept[which]) for which in MOMENTS if which in kept}
+    return {WEIGHT: Values.of(file, masters[number]), **moments}

@@ -1,0 +1,60 @@
+"""Safetensors written tensor by tensor: in memory there is never more than the one being written.
+
+The format puts a header with all names, types, shapes and places first (https://github.com/huggingface/safetensors,
+"Format"); all of that is known before a value is, so the values can follow one after the other.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+ALIGNMENT = 8
+
+
+def write_safetensors(
+    file: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], read: Callable[[str], Tensor]
+) -> None:
+    """Write `tensors`, name -> (type, shape), to `file` and wait until they are on the disk.
+
+    read: gives the tensor of a name; it is called once for each, and what it gives is let go before the next.
+
+    Raises:
+        ValueError: naming the tensor, if its type has no name here or `read` gives another type or shape.
+    """
+    # Wider types first, as the format's own writer does, so that each begins at a multiple of its width.
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+    with file.open("wb") as stream:
+        stream.write(_header(order, tensors))
+        for name in order:
+            tensor = read(name).contiguous()
+            if (tensor.dtype, list(tensor.shape)) != (tensors[name][0], list(tensors[name][1])):
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, announced was {tensors[name]}")
+            stream.write(as_bytes(tensor))
+            del tensor
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The values of a tensor that is contiguous and on the CPU, as they lie in memory; no copy."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+def _header(order: Iterable[str], tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        dtype, shape = tensors[name]
+        if dtype not in NAMES:
+            raise ValueError(f"{name} has type {dtype}; valid choices: {', '.join(map(str, NAMES))}")
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
