@@ -12,6 +12,8 @@ from launcher.job import Job
 
 # How long a job may take to save its state after its launcher was killed.
 PATIENCE_S = 60.0
+# How long a lock may outlive the node that held it: a file server waits for a lost client as long (NFS 4: 90 s).
+LEASE_S = 180.0
 # Held by who runs jobs; and by who submits them, for jobs that begin at once need the other.
 LOCK, SUBMISSION = "lock", "submit.lock"
 
@@ -42,27 +44,38 @@ def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Iterato
 
 
 @contextmanager
-def at_work(run: Path, job: Job) -> Iterator[None]:
+def at_work(run: Path, job: Job, patience: float = LEASE_S) -> Iterator[None]:
     """Hold one job of a run folder, beside others that hold other jobs of it, until the process is gone.
 
+    An attempt on a node that Slurm has given up may still hold it; that is waited for, `patience` seconds at most.
+
     Raises:
-        LockedError: if the job is at work already, or a launcher works on the whole folder.
+        LockedError: if the job is at work elsewhere, or a launcher works on the whole folder.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     own = job.log.with_name(f"{job.log.name}.lock")
     places = ((run / LOCK, fcntl.LOCK_SH), (own, fcntl.LOCK_EX))
     held: list[int] = []
+    deadline = time.monotonic() + patience
     try:
         for file, kind in places:
             held.append(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
-            try:
-                fcntl.flock(held[-1], kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LockedError(f"{job.name} of {run} is at work elsewhere: {file} is held") from None
+            while not _is_taken(held[-1], kind):
+                if time.monotonic() > deadline:
+                    raise LockedError(f"{job.name} of {run} is at work elsewhere: {file} is held")
+                time.sleep(0.5)
         yield
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def _is_taken(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _acquire(descriptor: int, run: Path, deadline: float) -> None:
@@ -74,7 +87,8 @@ def _acquire(descriptor: int, run: Path, deadline: float) -> None:
             holder = os.pread(descriptor, 32, 0).decode()
         if not holder or is_alive(int(holder)):
             raise LockedError(
-                f"another launcher (pid {holder or 'not yet known'}) is at work on {run}; wait for it, stop it, or "
+                f"{f'another launcher (pid {holder})' if holder else 'a Slurm job, or a launcher that has just begun,'} "
+                f"is at work on {run}; wait for it, stop it, or "
                 "give another folder with --out"
             ) from None
         if time.monotonic() > deadline:

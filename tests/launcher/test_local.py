@@ -10,7 +10,7 @@ import pytest
 from launcher import local
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
-from launcher.lock import is_alive, locked
+from launcher.lock import LockedError, at_work, is_alive, locked
 from tests.launcher.jobs import script, trainer, wait_for
 
 WRITES_PRODUCT = "import sys; open(sys.argv[1] + '/made.json', 'a').write('[]')"
@@ -171,3 +171,14 @@ def test_two_launchers_cannot_work_on_one_folder(tmp_path: Path, launch):
     first.communicate(timeout=60)
     with locked(tmp_path, patience=0):
         pass
+
+
+def test_a_job_is_at_work_once_and_others_of_the_folder_beside_it(tmp_path: Path):
+    job, other = trainer(tmp_path), trainer(tmp_path, "stage2")
+    with at_work(tmp_path, job):
+        with at_work(tmp_path, other), pytest.raises(LockedError, match=r"stage1 of .* is at work elsewhere"):
+            at_work(tmp_path, job, patience=0).__enter__()
+        with pytest.raises(LockedError, match="a Slurm job, or a launcher"), locked(tmp_path, patience=0):
+            pass
+    with locked(tmp_path, patience=0), pytest.raises(LockedError):
+        at_work(tmp_path, job, patience=0).__enter__()
