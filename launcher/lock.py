@@ -86,10 +86,9 @@ def _acquire(descriptor: int, run: Path, deadline: float) -> None:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode()
         if not holder or is_alive(int(holder)):
+            who = f"another launcher (pid {holder})" if holder else "a Slurm job, or a launcher that has just begun,"
             raise LockedError(
-                f"{f'another launcher (pid {holder})' if holder else 'a Slurm job, or a launcher that has just begun,'} "
-                f"is at work on {run}; wait for it, stop it, or "
-                "give another folder with --out"
+                f"{who} is at work on {run}; wait for it, stop it, or give another folder with --out"
             ) from None
         if time.monotonic() > deadline:
             raise LockedError(
