@@ -2,11 +2,12 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from wemmu.config.base import Config, Positive, Share
+from wemmu.config.ladder import NextRung
 from wemmu.config.prepare import Prepare
 from wemmu.config.task import GENERATION_TASKS, Task
 
@@ -109,11 +110,10 @@ class Gate(Config):
     scores: dict[Task, Share] = Field(default_factory=dict)
 
 
-class Stage(Config):
-    """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows."""
+class _Training(Config):
+    """What a stage is, whatever its resolution."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
-    resolution: Positive
     steps: Positive
     global_batch: Positive
     trains: tuple[Module, ...]
@@ -135,7 +135,7 @@ class Stage(Config):
         return trains
 
     @model_validator(mode="after")
-    def _check(self) -> "Stage":
+    def _check(self) -> Self:
         if not self.mixture:
             raise ValueError(f"stage {self.name}: the mixture is empty; valid tasks: {', '.join(GENERATION_TASKS)}")
         if unasked := [t for t in self.gate.scores if t not in self.mixture]:
@@ -149,6 +149,88 @@ class Stage(Config):
         if self.objective.kind == "contrastive" and self.global_batch < 2:
             raise ValueError(f"stage {self.name}: the contrastive objective needs another sample in the batch")
         return self
+
+
+class Stage(_Training):
+    """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows.
+
+    Several, ascending, are a ladder: stretches of the stage's one axis of steps, each of which ends by `next_rung`.
+    """
+
+    resolution: Positive | tuple[Positive, ...]
+    next_rung: NextRung | None = None
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return self.resolution if isinstance(self.resolution, tuple) else (self.resolution,)
+
+    @property
+    def rungs(self) -> tuple["Rung", ...]:
+        """The stage at each of its resolutions; one rung if it has one."""
+        ladder = self.resolutions if len(self.resolutions) > 1 else ()
+        shared = {field: getattr(self, field) for field in _Training.model_fields}
+        return tuple(
+            Rung(**shared, resolution=resolution, ladder=ladder, next_rung=self.next_rung)
+            for resolution in self.resolutions
+        )
+
+    @model_validator(mode="after")
+    def _check_ladder(self) -> Self:
+        resolutions, rule, name = self.resolutions, self.next_rung, f"stage {self.name}"
+        if not resolutions or list(resolutions) != sorted(set(resolutions)):
+            raise ValueError(f"{name}: resolution is one number or several that ascend, got {list(resolutions)}")
+        if rule is None:
+            if len(resolutions) > 1:
+                raise ValueError(f"{name}: a ladder needs next_rung, e.g. {{samples: 1000000}}, which ends its rungs")
+            return self
+        if len(resolutions) == 1:
+            raise ValueError(f"{name}: next_rung is for a ladder of several resolutions; this stage has one")
+        limits = rule.limits(len(resolutions), self.global_batch)
+        if sum(limits) >= self.steps:
+            raise ValueError(
+                f"{name}: the samples of next_rung are {' + '.join(map(str, limits))} steps of {self.global_batch}, "
+                f"which leaves none of its {self.steps} steps for {resolutions[-1]} px"
+            )
+        if rule.plateau is not None and rule.plateau.fewest > min(limits):
+            raise ValueError(
+                f"{name}: next_rung.plateau cannot end a rung before (window + patience) x every = "
+                f"{rule.plateau.fewest} steps, and its samples end one after {min(limits)}"
+            )
+        return self
+
+
+class Rung(_Training):
+    """A stage at one resolution: what a job trains. `ladder`: all resolutions of the stage, if it has several."""
+
+    resolution: Positive
+    # Configs of earlier versions do not say.
+    ladder: tuple[Positive, ...] = ()
+    next_rung: NextRung | None = None
+
+    @property
+    def label(self) -> str:
+        """The stage, and the rung where it has several, as `stage2@512`."""
+        return f"{self.name}@{self.resolution}" if self.ladder else self.name
+
+    @property
+    def is_last(self) -> bool:
+        return not self.ladder or self.resolution == self.ladder[-1]
+
+    @property
+    def limit(self) -> int | None:
+        """Steps that the rung takes at most; None for the last, which ends with the stage."""
+        return None if self.is_last else self._limits[self.ladder.index(self.resolution)]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The steps between which the rung lies if every one reaches its limit; a plateau may make both earlier."""
+        begin = sum(self._limits[: self.ladder.index(self.resolution)]) if self.ladder else 0
+        return begin, self.steps if self.limit is None else begin + self.limit
+
+    @property
+    def _limits(self) -> tuple[int, ...]:
+        assert self.next_rung is not None, "a stage with a ladder has it"
+        return self.next_rung.limits(len(self.ladder), self.global_batch)
 
 
 class Memory(Config):
@@ -214,6 +296,8 @@ class Data(Config):
     workers: Annotated[int, Field(ge=0)] = 1
     # A record that is not what was written: stop, or take another in its place and count it.
     damaged: Literal["stop", "skip"] = "stop"
+    # Records of each stream, a quarter of it at most, that no stage trains on, for the validation loss.
+    validation: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
@@ -298,25 +382,33 @@ class Curriculum(Config):
                 raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
             if "vae_branch" in stage.trains and not self.bridge.vae_branch:
                 raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
+            if stage.next_rung and stage.next_rung.plateau and not self.data.validation:
+                raise ValueError(
+                    f"stage {stage.name}: next_rung.plateau wants held-out records, but data.validation is 0"
+                )
         return self
 
     def stage_run(self, name: str) -> "StageRun":
-        """The self-contained config of one stage's job.
+        """The self-contained config of a stage's job; of its last rung's if it has several.
 
         Raises:
             ValueError: if there is no such stage, naming those there are.
         """
+        return self.rung_runs(name)[-1]
+
+    def rung_runs(self, name: str) -> tuple["StageRun", ...]:
+        """`stage_run` of every rung."""
         for index, stage in enumerate(self.stages):
             if stage.name == name:
                 shared = {
                     field: getattr(self, field) for field in StageRun.model_fields if field in type(self).model_fields
                 }
-                return StageRun(**{**shared, "stage": stage, "stage_index": index})
+                return tuple(StageRun(**{**shared, "stage": rung, "stage_index": index}) for rung in stage.rungs)
         raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
 
 
 class StageRun(Config):
-    """One stage with everything it shares with the others: what a training job reads and writes into its folder."""
+    """One stage, or one rung, with everything it shares with the others: what a training job reads."""
 
     name: str
     seed: int
@@ -330,5 +422,5 @@ class StageRun(Config):
     logging: Logging
     evaluation: Evaluation
     threads: Positive | None
-    stage: Stage
+    stage: Rung
     stage_index: int
