@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.training.climbing import BOUNDARY, MOMENTS, STEPS, config, curriculum_of, prepare, train, write_shards
 from wemmu.config.ladder import Plateau
-from wemmu.config.schema import Backbones
+from wemmu.config.schema import Backbones, Parallel
 from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
 from wemmu.training.collective import CheckpointError
@@ -199,3 +199,26 @@ def test_killed_in_every_rung_and_between_them_it_ends_with_the_same_decisions_a
 
     assert decisions(folder) == decisions(undisturbed)
     assert losses(folder) == losses(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [Parallel(engine="zero3", ranks=2), Parallel(engine="hybrid", ranks=2, pp=2)])
+def test_ranks_come_to_the_decision_that_one_process_comes_to(
+    undisturbed: Path, backbones: Backbones, shards: Path, tmp_path: Path, layout: Parallel
+):
+    folder = prepare(tmp_path / "run", curriculum_of(backbones, shards, parallel=layout))
+    for px in (32, 64):
+        command = ["-m", "launcher.ranks", "2", sys.executable, "-m", "wemmu.train", str(config(folder, px))]
+        ran = subprocess.run(
+            [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert ran.returncode == 0, (ran.stdout, ran.stderr)
+
+    def told(run: Path, key: str) -> list[float]:
+        return [line[key] for line in lines(run / "metrics.jsonl") if key in line]
+
+    for key in ("validation_loss", "loss"):
+        assert told(folder, key) == pytest.approx(told(undisturbed, key), rel=1e-3)
+    ours, theirs = lines(folder / "rungs.jsonl"), lines(undisturbed / "rungs.jsonl")
+    assert [(line["rule"], line["to_step"]) for line in ours] == [(line["rule"], line["to_step"]) for line in theirs]
