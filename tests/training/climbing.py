@@ -87,10 +87,11 @@ def _when(test: Callable[..., bool], owner: Any, name: str, after: bool = False)
     real = getattr(owner, name)
 
     def killed(*arguments: Any) -> Any:
-        if test(*arguments) and not after:
+        now = test(*arguments)
+        if now and not after:
             _die()
         result = real(*arguments)
-        if test(*arguments):
+        if now:
             _die()
         return result
 
