@@ -8,8 +8,8 @@ from pathlib import Path
 from data_pipeline.ledger import Entry, Rejected
 from data_pipeline.records import Reason
 from wemmu.config import Curriculum
-from wemmu.config.schema import Rung
 from wemmu.config.shards import DataSet, Schema, Stream
+from wemmu.config.stage import Rung
 from wemmu.config.task import FROM_T2I, Task
 
 JSON_FILE, TEXT_FILE, HTML_FILE = "report.json", "report.txt", "report.html"

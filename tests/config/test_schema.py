@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.config.curricula import tree, write
 from wemmu.config import ConfigError, load_curriculum
-from wemmu.config.schema import Curriculum, Memory, Optimizer
+from wemmu.config.schema import Curriculum, Memory
+from wemmu.config.stage import Optimizer
 
 Bend = Callable[[dict[str, Any]], None]
 

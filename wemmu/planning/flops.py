@@ -8,7 +8,8 @@ Recomputation is not counted (model FLOPs, as in MFU of PaLM, arXiv 2204.02311, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wemmu.config.schema import Curriculum, Rung
+from wemmu.config.schema import Curriculum
+from wemmu.config.stage import Rung
 from wemmu.config.task import Task
 from wemmu.planning import autoencoder
 from wemmu.planning.backbones import Language, PlanError, Sana, Sizes, Vision

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wemmu.config.schema import Curriculum, Rung, Stage
+from wemmu.config.schema import Curriculum
+from wemmu.config.stage import Rung, Stage
 from wemmu.planning.backbones import Sana, Sizes
 from wemmu.planning.flops import Sample
 from wemmu.planning.parameters import Part, dit_block, language_layer, tensor_widths

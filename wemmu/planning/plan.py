@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from wemmu.config.schema import Curriculum, Rung
+from wemmu.config.schema import Curriculum
+from wemmu.config.stage import Rung
 from wemmu.config.task import Task
 from wemmu.planning import memory
 from wemmu.planning.backbones import PlanError, Sizes, read_sizes
