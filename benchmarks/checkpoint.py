@@ -24,7 +24,7 @@ import torch
 import typer
 from torch import nn
 
-from wemmu.config.schema import Optimizer
+from wemmu.config.stage import Optimizer
 from wemmu.parallel.single import SingleEngine
 from wemmu.training import checkpoint
 from wemmu.training.manifest import Origin

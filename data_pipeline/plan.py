@@ -109,12 +109,13 @@ def plan(curriculum: Curriculum) -> Job:
         )
     resolutions: dict[Task, set[int]] = {}
     for stage in curriculum.stages:
-        buckets(stage.resolution, prepare.pictures)
+        for resolution in stage.resolutions:
+            buckets(resolution, prepare.pictures)
         for task in stage.mixture:
-            resolutions.setdefault(task, set()).add(stage.resolution)
+            resolutions.setdefault(task, set()).update(stage.resolutions)
             if task in FROM_T2I:
-                resolutions.setdefault(Task.T2I, set()).add(stage.resolution)
+                resolutions.setdefault(Task.T2I, set()).update(stage.resolutions)
     for task in prepare.also:
-        resolutions.setdefault(task, set()).update(stage.resolution for stage in curriculum.stages)
+        resolutions.setdefault(task, set()).update(px for stage in curriculum.stages for px in stage.resolutions)
     vae = curriculum.backbones.sana / "vae" if prepare.latents else None
     return Job(curriculum.data.shards, prepare, {t: tuple(sorted(r)) for t, r in sorted(resolutions.items())}, vae)

@@ -114,7 +114,7 @@ def _steps(curriculum: Curriculum, counts: Counter[StreamSettings], exact: bool,
             f"{row.epoch:,.2f}",
             f"{row.epochs:,.2f}",
         )
-        for stage in (stage_steps(stage, streams) for stage in curriculum.stages)
+        for stage in (stage_steps(rung, streams) for stage in curriculum.stages for rung in stage.rungs)
         for row in stage.tasks
     ]
     columns = ("stage", ">batch", "task", ">records", ">steps/epoch", ">epochs")

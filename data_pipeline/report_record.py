@@ -8,8 +8,8 @@ from pathlib import Path
 from data_pipeline.ledger import Entry, Rejected
 from data_pipeline.records import Reason
 from wemmu.config import Curriculum
-from wemmu.config.schema import Stage
 from wemmu.config.shards import DataSet, Schema, Stream
+from wemmu.config.stage import Rung
 from wemmu.config.task import FROM_T2I, Task
 
 JSON_FILE, TEXT_FILE, HTML_FILE = "report.json", "report.txt", "report.html"
@@ -134,7 +134,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         SourceCount(name=s.name, kind=s.kind, **{field: by_source.get(s.name, Counter())[field] for field in fields})
         for s in (prepare.sources if prepare else ())
     ]
-    stages = [stage_steps(stage, dataset.streams) for stage in curriculum.stages]
+    stages = [stage_steps(rung, dataset.streams) for stage in curriculum.stages for rung in stage.rungs]
     return Report(
         curriculum=curriculum.name,
         root=curriculum.data.shards,
@@ -161,8 +161,9 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
     )
 
 
-def stage_steps(stage: Stage, streams: Iterable[Stream]) -> StageSteps:
-    """How long an epoch of each task of the stage is."""
+def stage_steps(stage: Rung, streams: Iterable[Stream]) -> StageSteps:
+    """How long an epoch of each task of the stage is at this resolution."""
+    begin, end = stage.span
     at_resolution = [stream for stream in streams if stream.settings.resolution == stage.resolution]
     rows = []
     for task, weight in stage.mixture.items():
@@ -171,7 +172,7 @@ def stage_steps(stage: Stage, streams: Iterable[Stream]) -> StageSteps:
             records_of = Task.T2I
         counts = {s.settings.name: s.samples for s in at_resolution if s.settings.task == records_of}
         samples, share = sum(counts.values()), weight / sum(stage.mixture.values())
-        steps = round(stage.steps * share)
+        steps = round((end - begin) * share)
         rows.append(
             TaskSteps(
                 task=task,
@@ -185,10 +186,10 @@ def stage_steps(stage: Stage, streams: Iterable[Stream]) -> StageSteps:
             )
         )
     return StageSteps(
-        name=stage.name,
+        name=stage.label,
         resolution=stage.resolution,
         global_batch=stage.global_batch,
-        steps=stage.steps,
+        steps=end - begin,
         tasks=tuple(rows),
     )
 

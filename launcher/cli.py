@@ -16,10 +16,9 @@ from launcher import folder, local, slurm
 from launcher.attempt import Attempt
 from launcher.cluster import Cluster
 from launcher.ending import FINAL, outcome, reason
-from launcher.job import Job
 from launcher.ledger import Event, Ledger
 from launcher.lock import SUBMISSION, LockedError, locked
-from launcher.plan import chain
+from launcher.plan import chain, find
 from launcher.preflight import problems
 from launcher.status import statuses
 from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
@@ -153,7 +152,7 @@ def logs(
 ) -> None:
     """Show the log of a job."""
     try:
-        job = _job(load_curriculum(run_folder / folder.CURRICULUM), run_folder, name)
+        job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
     except ValueError as error:
         _fail(str(error), 2)
     if not job.log.exists():
@@ -180,7 +179,7 @@ def attempt(
         if "SLURM_JOB_ID" not in os.environ:
             raise ValueError("an attempt is part of a Slurm job; here: python -m launcher run CURRICULUM.yaml")
         config, run_folder = _resolve(given, overrides or ())
-        job = _job(config, run_folder, name)
+        job = find(chain(config, run_folder), name)
         site = run_folder / folder.CLUSTER
         cluster = load(site, Cluster) if site.exists() else None
         code = Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make()
@@ -198,7 +197,7 @@ def note(
     """Write a line of the ledger for a script that is no attempt; RUN in the environment is the run folder."""
     run_folder = folder.normalise(Path(os.environ["RUN"]))
     try:
-        job = _job(load_curriculum(run_folder / folder.CURRICULUM), run_folder, name)
+        job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
     except ValueError as error:
         _fail(str(error), 2)
     ledger = Ledger(run_folder / "ledger.jsonl")
@@ -276,13 +275,6 @@ def _status(config: Curriculum, run_folder: Path) -> Table:
         except slurm.SlurmError as error:
             Console(stderr=True).print(f"Slurm was not asked: {error}")
     return status_table(statuses(chain(config, run_folder), ledger, queued), run_folder)
-
-
-def _job(config: Curriculum, run_folder: Path, name: str) -> Job:
-    jobs = {job.name: job for job in chain(config, run_folder)}
-    if name not in jobs:
-        raise ValueError(f"there is no job {name!r}; valid choices: {', '.join(jobs)}")
-    return jobs[name]
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.lock import LOCK, SUBMISSION
-from launcher.plan import stage_runs
+from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 
 CURRICULUM = "curriculum.yaml"
@@ -47,11 +47,14 @@ def check(curriculum: Curriculum, run: Path) -> None:
 
 
 def write(curriculum: Curriculum, run: Path) -> None:
-    """Write the resolved curriculum and the config of every stage's job."""
+    """Write the resolved curriculum and the config of every training job."""
     dump(curriculum, run / CURRICULUM)
     for config in stage_runs(curriculum, run):
-        (run / config.stage.name).mkdir(exist_ok=True)
-        dump(config, run / config.stage.name / "config.yaml")
+        home = run / config.stage.name
+        home.mkdir(exist_ok=True)
+        dump(config, config_file(home, config.stage))
+        if config.stage.ladder and config.stage.is_last:
+            dump(config, home / "config.yaml")
 
 
 def _check_folder(curriculum: Curriculum, run: Path) -> None:

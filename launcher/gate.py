@@ -12,7 +12,7 @@ from typing import Any
 class Gate:
     """folder: of the stage that ended. manifest: of its last checkpoint. modules: what it trained.
 
-    max_loss and scores: see `wemmu.config.schema.Gate`.
+    max_loss and scores: see `wemmu.config.stage.Gate`.
     """
 
     stage: str

@@ -7,6 +7,8 @@ from pathlib import Path
 from launcher.gate import Gate
 
 MANIFEST = "manifest.json"
+# In the folder of a stage with a ladder: where each rung ended, and why (`wemmu.training.ladder`).
+RUNGS = "rungs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -15,9 +17,10 @@ class Job:
 
     products: what is there when the job is finished, whole, because each appears by rename or is written last. A job
     without products judges for itself what is left to do and is always run. inputs: files which make a product out of
-    date when they are newer. steps: of a training job, None for others. after: jobs that must be finished first.
-    ranks: processes that run the command together; hang_after: seconds without a sign of life after which one of them
-    is hung. script: the file of `slurm/` that runs it on a cluster. gate: what must hold before it begins.
+    date when they are newer. steps: of a training job, None for others. after: jobs that must be finished first. ranks:
+    processes that run the command together; hang_after: seconds without a sign of life after which one of them is hung.
+    script: the file of `slurm/` that runs it on a cluster. gate: what must hold before it begins. rung: resolution of a
+    rung of a ladder; jobs of one stage share its folder and its steps, and `steps` is where this one ends at most.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Job:
     hang_after: float | None = None
     script: str = ""
     gate: Gate | None = None
+    rung: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -51,9 +55,22 @@ def last_step(job: Job) -> int | None:
     return max((int(file.parent.name.removeprefix("step_")) for file in found if _is_whole(file)), default=0)
 
 
+def rung_end(job: Job) -> int | None:
+    """The step at which a rung ended; None while it has not, and for jobs that are no rung."""
+    file = job.folder / RUNGS
+    if job.rung is None or not file.exists():
+        return None
+    lines = map(json.loads, file.read_text().splitlines())
+    return next((line["to_step"] for line in lines if line["resolution"] == job.rung), None)
+
+
 def missing(job: Job) -> tuple[Path, ...]:
-    """Products that are absent or torn."""
-    return tuple(product for product in job.products if not _is_whole(product))
+    """Products that are absent or torn; of a rung also the list of rungs that does not tell of its end."""
+    lacking = tuple(product for product in job.products if not _is_whole(product))
+    if job.rung is None or lacking:
+        return lacking
+    end, saved = rung_end(job), last_step(job)
+    return () if end is not None and saved is not None and saved >= end else (job.folder / RUNGS,)
 
 
 def is_finished(job: Job) -> bool:

@@ -1,12 +1,12 @@
-"""A curriculum as a chain of jobs. Pure: nothing is read, written or started here."""
+"""A curriculum as a chain of jobs. Nothing is written or started here."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.gate import Gate
-from launcher.job import MANIFEST, Job, checkpoint
-from wemmu.config import Curriculum, Stage, StageRun
+from launcher.job import MANIFEST, RUNGS, Job, checkpoint, is_finished
+from wemmu.config import Curriculum, Rung, Stage, StageRun
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 # A stage's job and folder bear the stage's name, so these are taken.
@@ -17,19 +17,37 @@ SCRIPTS = 4
 
 
 def stage_runs(curriculum: Curriculum, run: Path) -> tuple[StageRun, ...]:
-    """The config of each stage's job in the run folder `run`.
+    """The config of each stage's job in the run folder `run`; of each rung's where a stage has several.
 
     A stage without `start` gets the last checkpoint of the stage before; the first starts from the backbones alone.
     """
     runs: list[StageRun] = []
     for stage in curriculum.stages:
-        alone = curriculum.stage_run(stage.name)
-        if stage.start is None and runs:
+        start = stage.start
+        if start is None and runs:
             before = runs[-1].stage
-            linked = stage.model_copy(update={"start": checkpoint(run / before.name, before.steps)})
-            alone = alone.model_copy(update={"stage": linked})
-        runs.append(alone)
+            start = checkpoint(run / before.name, before.steps)
+        for alone in curriculum.rung_runs(stage.name):
+            linked = alone.stage.model_copy(update={"start": start})
+            runs.append(alone.model_copy(update={"stage": linked}))
     return tuple(runs)
+
+
+def config_file(stage_folder: Path, rung: Rung) -> Path:
+    """The config of a job; that of the last rung is also the stage's `config.yaml`, by which others know it."""
+    return stage_folder / (f"config-{rung.resolution}.yaml" if rung.ladder else "config.yaml")
+
+
+def find(jobs: Sequence[Job], name: str) -> Job:
+    """The job called `name`; for a stage with a ladder the first of its rungs that is not finished, or its last.
+
+    Raises:
+        ValueError: if there is none, with the names that there are.
+    """
+    found = [job for job in jobs if name == job.name or (job.rung and name == job.folder.name)]
+    if not found:
+        raise ValueError(f"there is no job {name!r}; valid choices: {', '.join(job.name for job in jobs)}")
+    return next((job for job in found if not is_finished(job)), found[-1])
 
 
 def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
@@ -46,7 +64,7 @@ def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
     last = curriculum.stages[-1]
     manifest = checkpoint(run / last.name, last.steps) / MANIFEST
     results = tuple(product for job in jobs for product in job.products)
-    export = _export(run, manifest, last.name)
+    export = _export(run, manifest, last.rungs[-1].label)
     evaluations = [job.name for job in jobs if job.name.endswith(EVALUATION)]
     return (*jobs, export, _report(run, (*results, *export.products), (*evaluations, export.name)))
 
@@ -60,19 +78,25 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
     waits = [job.name for job in before if not job.name.endswith(EVALUATION)][-1:]
     if gate and gate.scores:
         waits.append(gate.stage + EVALUATION)
-    train = Job(
-        stage.name,
-        _python("-m", "wemmu.train", folder / "config.yaml"),
-        folder / "log.txt",
-        products=(manifest,),
-        steps=stage.steps,
-        after=tuple(waits),
-        ranks=curriculum.parallel.ranks,
-        hang_after=curriculum.logging.hang_after,
-        script=f"stage{min(index + 1, SCRIPTS)}.sh",
-        gate=gate,
-    )
-    return [train, _evaluation(stage.name, folder, manifest)] if curriculum.evaluation.prompts else [train]
+    jobs: list[Job] = []
+    for rung in stage.rungs:
+        jobs.append(
+            Job(
+                rung.label,
+                _python("-m", "wemmu.train", config_file(folder, rung)),
+                folder / (f"log-{rung.resolution}.txt" if rung.ladder else "log.txt"),
+                products=(manifest,) * rung.is_last + (folder / RUNGS,) * bool(rung.ladder),
+                steps=rung.span[1],
+                after=(jobs[-1].name,) if jobs else tuple(waits),
+                ranks=curriculum.parallel.ranks,
+                hang_after=curriculum.logging.hang_after,
+                script=f"stage{min(index + 1, SCRIPTS)}.sh",
+                gate=None if jobs else gate,
+                rung=rung.resolution if rung.ladder else None,
+            )
+        )
+    evaluation = _evaluation(stage.name, folder, manifest, jobs[-1].name)
+    return [*jobs, evaluation] if curriculum.evaluation.prompts else jobs
 
 
 def _gate(stage: Stage, run: Path) -> Gate:
@@ -88,19 +112,19 @@ def _data(run: Path) -> Job:
     return Job("data", command, run / "data.log", script="data.sh")
 
 
-def _evaluation(stage: str, folder: Path, manifest: Path) -> Job:
+def _evaluation(stage: str, folder: Path, manifest: Path, after: str) -> Job:
     return Job(
         stage + EVALUATION,
         _python("-m", "wemmu.evaluate", folder),
         folder / "evaluation.log",
         products=(folder / "evaluation.json",),
         inputs=(manifest,),
-        after=(stage,),
+        after=(after,),
         script="evaluate.sh",
     )
 
 
-def _export(run: Path, manifest: Path, stage: str) -> Job:
+def _export(run: Path, manifest: Path, after: str) -> Job:
     return Job(
         "export",
         _python(TOOLS / "convert_ckpt.py", run, "--out", run / "export"),
@@ -108,7 +132,7 @@ def _export(run: Path, manifest: Path, stage: str) -> Job:
         # diffusers writes the index of a pipeline last.
         products=(run / "export" / "model_index.json",),
         inputs=(manifest,),
-        after=(stage,),
+        after=(after,),
         script="export.sh",
     )
 

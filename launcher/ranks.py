@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     said = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="wemmu-ranks-") as scratch:
         beats = [Path(scratch, str(rank)) for rank in range(said.count)]
-        ranks = [_start(said, rank, beat) for rank, beat in enumerate(beats)]
+        where = _rendezvous(said.nodes)
+        ranks = [_start(said, rank, beat, where) for rank, beat in enumerate(beats)]
 
         def forward(number: int, _: object) -> None:
             for rank in ranks:
@@ -60,9 +61,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return said
 
 
-def _start(said: argparse.Namespace, local: int, beat: Path) -> "subprocess.Popen[bytes]":
+def _start(said: argparse.Namespace, local: int, beat: Path, where: dict[str, str]) -> "subprocess.Popen[bytes]":
     rank = said.node * said.count + local
-    where = _rendezvous(said.nodes) | {
+    own = where | {
         "WORLD_SIZE": str(said.nodes * said.count),
         "RANK": str(rank),
         "LOCAL_RANK": str(local),
@@ -70,7 +71,7 @@ def _start(said: argparse.Namespace, local: int, beat: Path) -> "subprocess.Pope
     }
     beat.touch()
     child = [sys.executable, "-m", "launcher.child", str(os.getpid()), *said.command]
-    return subprocess.Popen(child, env=os.environ | where)
+    return subprocess.Popen(child, env=os.environ | own)
 
 
 def _rendezvous(nodes: int) -> dict[str, str]:

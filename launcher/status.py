@@ -1,13 +1,14 @@
 """What a run folder, and Slurm if it has jobs of it, tell about the jobs of a chain."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.job import Job, is_finished, last_step
+from launcher.job import Job, is_finished, last_step, rung_end
 from launcher.ledger import Event, Ledger
 from launcher.lock import is_alive
 from launcher.slurm import Queued
@@ -56,6 +57,12 @@ def _status(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | No
     state = _state(job, events, queued)
     if job.steps is None:
         return Status(job.name, state, attempts, job.log)
+    if (end := rung_end(job)) is not None and is_finished(job):
+        loss = _last_metrics(job.folder / "metrics.jsonl", until=end).get("loss")
+        return Status(job.name, state, attempts, job.log, end, end, loss)
+    if job.rung is not None and not attempts:
+        # What the folder tells is of the rungs below.
+        return Status(job.name, state, attempts, job.log)
     metrics = _last_metrics(job.folder / "metrics.jsonl")
     logged, saved, runs = int(metrics.get("step", 0)), last_step(job) or 0, state.startswith("running")
     # A run that was broken off has logged steps which it will do again; one that runs is ahead of its checkpoint.
@@ -97,8 +104,8 @@ def _waiting(job: Job, now: Queued, queued: Mapping[str, Queued]) -> str:
     return f"{_WAITS.get(now.reason, f'queued: {now.reason}')}, job {now.id}"
 
 
-def _last_metrics(file: Path) -> dict[str, Any]:
-    """The last whole line that has a loss; empty if there is none."""
+def _last_metrics(file: Path, until: float = math.inf) -> dict[str, Any]:
+    """The last whole line that has a loss, of steps up to `until`; empty if there is none near the end of the file."""
     if not file.exists():
         return {}
     with file.open("rb") as content:
@@ -107,7 +114,7 @@ def _last_metrics(file: Path) -> dict[str, Any]:
     for line in reversed(lines):
         try:
             metrics = json.loads(line)
-            if "loss" in metrics:
+            if "loss" in metrics and metrics["step"] <= until:
                 return {key: float(value) for key, value in metrics.items()}
         except (ValueError, TypeError):
             continue

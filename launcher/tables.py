@@ -9,7 +9,7 @@ from rich.table import Table
 from launcher.cluster import Cluster
 from launcher.plan import stage_runs
 from launcher.status import Status
-from wemmu.config import Curriculum
+from wemmu.config import Curriculum, Rung
 from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
 from wemmu.planning.memory import Degrees
@@ -21,11 +21,11 @@ _MFU = 0.35
 
 
 def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = None) -> Table:
-    """One column for each stage, which fits four of them into a narrow terminal."""
+    """One column for each stage, or each rung of one; four of them fit into a narrow terminal."""
     table = Table(title=f"{config.name} in {run_folder}", box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_lines=True)
-    for heading in ("", *(stage.name for stage in config.stages)):
-        table.add_column(heading, overflow="fold")
     stages = [one.stage for one in stage_runs(config, run_folder)]
+    for heading in ("", *(stage.label for stage in stages)):
+        table.add_column(heading, overflow="fold")
     ranks = config.parallel.ranks
     batches = [config.memory.micro_batch_at(s.resolution, s.global_batch, ranks) for s in stages]
     table.add_row("resolution", *(f"{stage.resolution} px" for stage in stages))
@@ -37,8 +37,8 @@ def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = N
         table.add_row("nodes", *(f"{nodes} of {ranks // nodes}" for _ in stages))
     across = f" x {ranks}" if ranks > 1 else ""
     table.add_row("batch", *(f"{micro} x {accumulation}{across}" for micro, accumulation in batches))
-    table.add_row("steps", *(str(stage.steps) for stage in stages))
-    table.add_row("start", *(_start(stage.start, run_folder) for stage in stages))
+    table.add_row("steps", *map(_steps, stages))
+    table.add_row("start", *(_start(stage, run_folder) for stage in stages))
     if cluster is not None and cluster.gpu is not None:
         _costs(table, config, cluster.gpu)
     return table
@@ -49,7 +49,7 @@ def _costs(table: Table, config: Curriculum, gpu: str) -> None:
     try:
         told: Plan = plan(config, Machine(gpu, Degrees(said.ranks, said.tp, said.pp), _MFU), Assumptions())
     except PlanError as error:
-        table.add_row("cost", str(error), *("" for _ in config.stages[1:]))
+        table.add_row("cost", str(error))
         return
     peaks = [s.gpu_total_checkpointed if config.memory.checkpointing else s.gpu_total for s in told.stages]
     table.add_row(f"hours at {_MFU:.0%} MFU", *(f"{stage.hours:.1f}" for stage in told.stages))
@@ -59,7 +59,20 @@ def _costs(table: Table, config: Curriculum, gpu: str) -> None:
     table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in told.stages))
 
 
-def _start(start: Path | None, run_folder: Path) -> str:
+def _steps(stage: Rung) -> str:
+    """Where a rung ends, on the stage's axis of steps."""
+    if not stage.ladder:
+        return str(stage.steps)
+    begin, end = stage.span
+    early = stage.next_rung is not None and stage.next_rung.plateau is not None
+    most, least = "at most " * early, "at most " * (early and begin > 0)
+    return f"{least}{begin} to {end}" if stage.is_last else f"{least}{begin} to {most}{end}"
+
+
+def _start(stage: Rung, run_folder: Path) -> str:
+    start = stage.start
+    if stage.ladder and stage.resolution != stage.ladder[0]:
+        return f"{stage.ladder[stage.ladder.index(stage.resolution) - 1]} px"
     if start is None:
         return "backbones"
     if start.is_relative_to(run_folder):

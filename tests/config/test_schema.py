@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.config.curricula import tree, write
 from wemmu.config import ConfigError, load_curriculum
-from wemmu.config.schema import Curriculum, Memory, Optimizer
+from wemmu.config.schema import Curriculum, Memory
+from wemmu.config.stage import Optimizer
 
 Bend = Callable[[dict[str, Any]], None]
 
@@ -29,7 +30,37 @@ def put(*path: Any) -> Bend:
 
 LEARNABLE = put("bridge", "queries", {"design": "learnable_fixed"})
 
+RESOLUTIONS = put("stages", 0, "resolution", [32, 48, 64])
+PLATEAU = {"every": 10, "window": 2, "min_gain": 0.01, "patience": 2}
+
 REFUSED = {
+    "a ladder that does not ascend": (
+        [put("stages", 0, "resolution", [64, 32]), put("stages", 0, "next_rung", {"samples": 16})],
+        r"stage first: resolution is one number or several that ascend, got \[64, 32\]",
+    ),
+    "a resolution twice": (
+        [put("stages", 0, "resolution", [64, 64]), put("stages", 0, "next_rung", {"samples": 16})],
+        r"ascend, got \[64, 64\]",
+    ),
+    "no resolution": ([put("stages", 0, "resolution", [])], r"ascend, got \[\]"),
+    "a ladder without a rule": ([RESOLUTIONS], r"a ladder needs next_rung, e\.g\. \{samples: 1000000\}"),
+    "a rule without a ladder": ([put("stages", 0, "next_rung", {"samples": 16})], "this stage has one"),
+    "a rule for another number of rungs": (
+        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [16, 16, 16]})],
+        "has 3 numbers for a ladder of 3 resolutions; valid: one number, or 2",
+    ),
+    "a ladder that leaves its last rung nothing": (
+        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [800, 793]})],
+        r"50 \+ 50 steps of 16, which leaves none of its 100 steps for 64 px",
+    ),
+    "a plateau without held-out records": (
+        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": 640, "plateau": PLATEAU})],
+        r"next_rung\.plateau wants held-out records, but data\.validation is 0",
+    ),
+    "a plateau that cannot be seen in time": (
+        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [640, 624], "plateau": PLATEAU})],
+        r"cannot end a rung before \(window \+ patience\) x every = 40 steps, and its samples end one after 39",
+    ),
     "noisy queries trained": ([put("stages", 0, "trains", ["pathway", "queries"])], "noisy queries have no parameters"),
     "learnable queries not trained": ([LEARNABLE], "must train the queries of design learnable_fixed"),
     "absent branch trained": ([put("bridge", "vae_branch", False)], r"bridge\.vae_branch is off"),
@@ -153,3 +184,17 @@ def test_the_rate_warms_up_stays_and_falls_without_a_jump(schedule: tuple[int, i
 def test_no_step_has_a_rate_of_zero_but_the_config_asks_for_it():
     optimizer = Optimizer(lr=1, warmup=3, decay=3)
     assert all(optimizer.lr_share(step, 6) > 0 for step in range(6))
+
+
+def test_a_ladder_is_the_stage_at_each_of_its_resolutions():
+    content = tree()
+    content["stages"][0] |= {"resolution": [32, 48, 64], "next_rung": {"samples": [17, 100]}}
+    curriculum = Curriculum.model_validate(content)
+    rungs = [run.stage for run in curriculum.rung_runs("first")]
+    assert [rung.label for rung in rungs] == ["first@32", "first@48", "first@64"]
+    # So many samples have been seen after 2 and after 7 more steps of 16.
+    assert [rung.span for rung in rungs] == [(0, 2), (2, 9), (9, 100)]
+    assert [rung.limit for rung in rungs] == [2, 7, None]
+    assert curriculum.stage_run("first").stage == rungs[-1]
+    [whole] = curriculum.rung_runs("second")
+    assert (whole.stage.label, whole.stage.span) == ("second", (0, 100))

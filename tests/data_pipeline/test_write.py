@@ -43,6 +43,15 @@ def test_every_task_at_every_resolution_in_use(tmp_path: Path) -> None:
     assert job.resolutions == {Task.EDIT: (32, 64), Task.UNCONDITIONAL: (32, 64), Task.T2I: (32, 64)}
 
 
+def test_every_task_at_every_rung_of_a_ladder(tmp_path: Path) -> None:
+    ladder = {"resolution": [32, 48, 80], "next_rung": {"samples": 40}}
+    job = plan(curriculum_of(tmp_path, mixture={"edit": 1, "unconditional": 1}, also=["multi_edit"], **ladder))
+    tasks = (Task.EDIT, Task.UNCONDITIONAL, Task.T2I, Task.MULTI_EDIT)
+    assert job.resolutions == dict.fromkeys(tasks, (32, 48, 80))
+    with pytest.raises(ConfigError, match=r"48 is not a multiple.*32 px"):
+        plan(curriculum_of(tmp_path, pictures={"unit": 32}, **ladder | {"resolution": [32, 48, 64]}))
+
+
 def test_a_curriculum_that_prepares_nothing_is_refused(tmp_path: Path) -> None:
     curriculum = curriculum_of(tmp_path)
     empty = curriculum.model_copy(update={"data": curriculum.data.model_copy(update={"prepare": None})})

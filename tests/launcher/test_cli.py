@@ -16,7 +16,7 @@ from launcher.ledger import Event, Ledger
 from launcher.plan import chain
 from launcher.slurm import Queued
 from launcher.status import statuses
-from tests.launcher.test_plan import curriculum
+from tests.launcher.test_plan import curriculum, ended, ladder
 from wemmu.config import Curriculum, dump
 
 
@@ -167,3 +167,47 @@ def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path):
     assert said["c"].state == "queued behind other jobs, job 9"
     assert said["d"].state == "lost: Slurm no longer has job 7"
     assert said["export"].state == "cancelled: what it waited for did not finish"
+
+
+def test_a_dry_run_shows_what_each_rung_of_a_ladder_is(runnable: Curriculum, tmp_path: Path):
+    dump(ladder(), tmp_path / "ladder.yaml")
+    result = call("run", "ladder.yaml", "--dry-run", "--set", "memory.micro_batch=4")
+    assert result.exit_code == 0
+    row = {line.split()[0]: line.split() for line in result.output.splitlines() if line.strip()}
+    assert row["resolution"][1:] == ["32", "px", "32", "px", "48", "px", "64", "px", "32", "px", "32", "px"]
+    assert " ".join(row["batch"][1:]) == "4 x 1 4 x 1 1 x 4 1 x 4 4 x 1 4 x 1"
+    assert " ".join(row["steps"][1:]) == "30 0 to 10 10 to 20 20 to 70 30 30"
+
+
+def test_status_has_a_line_for_each_rung(runnable: Curriculum, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.write(ladder(), run)
+    ended(run, 32, 8)
+    (run / "b" / "checkpoints" / "step_00000012").mkdir()
+    (run / "b" / "checkpoints" / "step_00000012" / "manifest.json").write_text("{}")
+    told = [{"step": 8, "loss": 0.5}, {"step": 8, "validation_loss": 3.0}, {"step": 12, "loss": 0.25}]
+    (run / "b" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    ledger = Ledger(run / "ledger.jsonl")
+    for name in ("b@32", "b@48"):
+        ledger.append(Event(name, 1, "started", 1))
+    ledger.append(Event("b@48", 1, "ended", 1, 75, 8, 12, "was interrupted and saved its state"))
+
+    lines = {line.split()[0]: line for line in call("status", str(run)).output.splitlines()}
+    assert "finished" in lines["b@32"]
+    assert "8/8" in lines["b@32"]
+    assert "0.5000" in lines["b@32"]
+    assert "was interrupted" in lines["b@48"]
+    assert "12/20" in lines["b@48"]
+    assert "0.2500" in lines["b@48"]
+    assert "waiting" in lines["b@64"]
+    assert "/" not in lines["b@64"]
+
+
+def test_the_log_of_a_rung_is_found_by_its_name(runnable: Curriculum, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.write(ladder(), run)
+    (run / "b" / "log-48.txt").write_text("what b@48 said")
+    assert call("logs", str(run), "b@48").output == "what b@48 said"
+    assert "valid choices: data, a, a/evaluation, b@32, b@48" in call("logs", str(run), "b@96").stderr

@@ -1,11 +1,12 @@
 """A curriculum becomes the right chain of jobs."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from launcher.job import Job
-from launcher.plan import chain, stage_runs
+from launcher.job import Job, checkpoint, is_finished, missing
+from launcher.plan import chain, find, stage_runs
 from wemmu.config import Curriculum, dump, load_stage
 
 RUN = Path("runs/x")
@@ -64,6 +65,70 @@ def test_a_stage_config_survives_its_file(tmp_path: Path):
     for one in stage_runs(curriculum(), RUN):
         dump(one, tmp_path / "config.yaml")
         assert load_stage(tmp_path / "config.yaml") == one
+
+
+def ladder(**changes: object) -> Curriculum:
+    """Stage b climbs in three rungs: steps 0 to 10, 20 and 70."""
+    stages = [stage.model_dump(exclude_none=True) for stage in curriculum().stages]
+    stages[1] |= {"resolution": [32, 48, 64], "next_rung": {"samples": 40}}
+    return curriculum(stages=stages, **changes)
+
+
+def test_each_rung_of_a_ladder_is_its_own_job_in_the_folder_of_the_stage():
+    jobs = chain(ladder(), RUN)
+    rungs = ["b@32", "b@48", "b@64"]
+    assert [job.name for job in jobs][2:8] == ["a/evaluation", *rungs, "b/evaluation", "c"]
+    assert [by_name(jobs)[name].after for name in [*rungs, "b/evaluation", "c"]] == [
+        ("a",), ("b@32",), ("b@48",), ("b@64",), ("b@64",),
+    ]  # fmt: skip
+    assert {by_name(jobs)[name].folder for name in rungs} == {RUN / "b"}
+    assert len({by_name(jobs)[name].log for name in rungs}) == 3
+    # The gate of the stage before is asked once.
+    assert [bool(by_name(jobs)[name].gate) for name in rungs] == [True, False, False]
+
+
+def test_the_jobs_of_a_ladder_read_one_stage_at_one_resolution_each():
+    runs = [one for one in stage_runs(ladder(), RUN) if one.stage.name == "b"]
+    assert [one.stage.resolution for one in runs] == [32, 48, 64]
+    assert [one.stage.span for one in runs] == [(0, 10), (10, 20), (20, 70)]
+    assert {(one.stage.steps, one.stage.start) for one in runs} == {(70, RUN / "a" / "checkpoints" / "step_00000030")}
+    commands = [by_name(chain(ladder(), RUN))[one.stage.label].command[-1] for one in runs]
+    assert commands == [str(RUN / "b" / f"config-{one.stage.resolution}.yaml") for one in runs]
+
+
+def test_a_stage_after_a_ladder_starts_from_the_last_checkpoint_of_its_last_rung():
+    stages = [stage for stage in ladder().stages if stage.name != "c"]
+    runs = {one.stage.label: one for one in stage_runs(curriculum(stages=stages), RUN)}
+    assert runs["d"].stage.start == RUN / "b" / "checkpoints" / "step_00000070"
+
+
+def ended(run: Path, resolution: int, step: int, saved: int | None = None) -> None:
+    """The rung of b ended at `step`, and the newest checkpoint is of step `saved`."""
+    manifest = checkpoint(run / "b", step if saved is None else saved) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    with (run / "b" / "rungs.jsonl").open("a") as file:
+        file.write(json.dumps({"resolution": resolution, "to_step": step}) + "\n")
+
+
+def test_a_rung_is_finished_by_its_line_in_the_record_and_its_checkpoint(tmp_path: Path):
+    jobs = by_name(chain(ladder(), tmp_path))
+    rungs = [jobs[name] for name in ("b@32", "b@48", "b@64")]
+    assert [is_finished(job) for job in rungs] == [False, False, False]
+    ended(tmp_path, 32, 8)
+    assert [is_finished(job) for job in rungs] == [True, False, False]
+    assert find([*jobs.values()], "b").name == "b@48"
+    ended(tmp_path, 48, 15)
+    ended(tmp_path, 64, 70)
+    assert [is_finished(job) for job in rungs] == [True, True, True]
+    assert find([*jobs.values()], "b").name == "b@64"
+
+
+def test_a_rung_whose_last_checkpoint_is_gone_is_not_finished(tmp_path: Path):
+    ended(tmp_path, 32, 8, saved=6)
+    job = by_name(chain(ladder(), tmp_path))["b@32"]
+    assert not is_finished(job)
+    assert missing(job) == (tmp_path / "b" / "rungs.jsonl",)
 
 
 @pytest.mark.parametrize("name", ["export", "lock", "data", "report"])

@@ -35,6 +35,12 @@ def start(count: int, code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def test_all_ranks_are_told_the_same_place_to_meet() -> None:
+    said, _ = start(3, "import os; os.write(1, (os.environ['MASTER_PORT'] + chr(10)).encode())").communicate(timeout=30)
+    assert len(said.split()) == 3
+    assert len(set(said.split())) == 1
+
+
 def test_every_rank_is_told_who_it_is() -> None:
     process = start(3, SAYS)
     said, _ = process.communicate(timeout=30)

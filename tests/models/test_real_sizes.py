@@ -11,7 +11,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from tests.models import published
 from wemmu.config import load_curriculum
 from wemmu.config.schema import Bridge as BridgeConfig
-from wemmu.config.schema import Queries, Stage
+from wemmu.config.schema import Queries
+from wemmu.config.stage import Stage
 from wemmu.models.bridge import Bridge
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.model import WeMMU

@@ -10,7 +10,8 @@ from torch import Tensor
 from tests.models.world import make_model, micro_batches
 from tests.training.runs import STAGE_RUN
 from wemmu.config import StageRun
-from wemmu.config.schema import Backbones, Optimizer
+from wemmu.config.schema import Backbones
+from wemmu.config.stage import Optimizer
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
 from wemmu.parallel.engine import Engine

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tests.models.world import make_model, micro_batches
 from tests.training.runs import STAGE_RUN
-from wemmu.config.schema import Backbones, Optimizer
+from wemmu.config.schema import Backbones
+from wemmu.config.stage import Optimizer
 from wemmu.config.task import Task
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.single import SingleEngine

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from tools.pretraining.loop import fit
-from wemmu.config.schema import TimeSampling
+from wemmu.config.stage import TimeSampling
 from wemmu.models.dit import TIME_SCALE
 from wemmu.models.vae import FrozenVAE
 from wemmu.objectives.flow import flow_matching

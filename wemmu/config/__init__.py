@@ -1,7 +1,19 @@
 """What a run is: typed, checked, and free of torch, so that a login node can refuse a bad run."""
 
 from wemmu.config.load import ConfigError, dump, load, load_curriculum, load_stage
-from wemmu.config.schema import Curriculum, Stage, StageRun
+from wemmu.config.schema import Curriculum, StageRun
+from wemmu.config.stage import Rung, Stage
 from wemmu.config.task import Task
 
-__all__ = ["ConfigError", "Curriculum", "Stage", "StageRun", "Task", "dump", "load", "load_curriculum", "load_stage"]
+__all__ = [
+    "ConfigError",
+    "Curriculum",
+    "Rung",
+    "Stage",
+    "StageRun",
+    "Task",
+    "dump",
+    "load",
+    "load_curriculum",
+    "load_stage",
+]

@@ -1,16 +1,13 @@
 """The schema of a curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, Positive, Share
+from wemmu.config.base import Config, Positive
 from wemmu.config.prepare import Prepare
-from wemmu.config.task import GENERATION_TASKS, Task
-
-Module = Literal["vae_branch", "pathway", "position_mlp", "queries", "dit"]
+from wemmu.config.stage import Rung, Stage
 
 
 class Backbones(Config):
@@ -43,112 +40,6 @@ class Bridge(Config):
     # OPEN in the paper. With the usual 0.02 the table is invisible beside the pathway's outputs for thousands of
     # steps, and noisy queries have no other strong mark of their column; see docs/log.md.
     position_std: Annotated[float, Field(ge=0)] = 1.0
-
-
-class TimeSampling(Config):
-    """Distribution of t in training (t = 1 is noise). OPEN in the paper; Sana's own: logit-normal, shift 3.
-
-    t ~ sigmoid(N(mean, std^2)), then t <- s t / (1 + (s - 1) t) with s = `shift` at `reference_resolution`, scaled by
-    (resolution / reference_resolution) ** `resolution_exponent`: the signal-to-noise ratio of a picture grows with its
-    side, so exponent 1 keeps the difficulty of t the same across the resolutions of the curriculum.
-    """
-
-    kind: Literal["logit_normal", "uniform"] = "logit_normal"
-    mean: float = 0.0
-    std: Annotated[float, Field(gt=0)] = 1.0
-    shift: Annotated[float, Field(gt=0)] = 3.0
-    reference_resolution: Positive = 1024
-    resolution_exponent: float = 1.0
-
-    def shift_at(self, resolution: int) -> float:
-        return float(self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent)
-
-
-class Objective(Config):
-    """flow: conditional flow matching. contrastive: minus `weight` times the distance to another sample's target."""
-
-    kind: Literal["flow", "contrastive"] = "flow"
-    weight: Share = 0.05
-    time: TimeSampling = TimeSampling()
-
-
-class Optimizer(Config):
-    """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
-
-    lr: Annotated[float, Field(gt=0)]
-    # Learning rate of the DiT, pre-trained and therefore slower; OPEN in the paper.
-    dit_lr: Annotated[float, Field(gt=0)] | None = None
-    # Rate of the bridge's norms and biases, as a multiple of `lr`.
-    vector_scale: Annotated[float, Field(gt=0)] = 1.0
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    # Global norm; there is no way to switch clipping off (a run without it diverged for users of a peer).
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    warmup: Annotated[int, Field(ge=0)] = 0
-    decay: Annotated[int, Field(ge=0)] = 0
-    final_lr_share: Share = 0.0
-
-    def lr_share(self, step: int, steps: int) -> float:
-        """Share of the peak learning rate at `step` of `steps` (0-based)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        into_decay = step - (steps - self.decay)
-        if into_decay < 0:
-            return 1.0
-        cosine = 0.5 * (1 + math.cos(math.pi * (into_decay + 1) / (self.decay + 1)))
-        return self.final_lr_share + (1 - self.final_lr_share) * cosine
-
-
-class Gate(Config):
-    """What must hold of a stage before the next one begins, besides a finite loss and pictures with something on.
-
-    max_loss: of the last line of its record. scores: lowest share of right answers of a task in the stage's evaluation.
-    """
-
-    max_loss: float | None = None
-    scores: dict[Task, Share] = Field(default_factory=dict)
-
-
-class Stage(Config):
-    """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
-    resolution: Positive
-    steps: Positive
-    global_batch: Positive
-    trains: tuple[Module, ...]
-    objective: Objective = Objective()
-    optimizer: Optimizer
-    # Weight of each task among the steps: a step draws its whole global batch from one task.
-    mixture: dict[Task, Annotated[float, Field(gt=0)]]
-    # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
-    start: Path | None = None
-    gate: Gate = Gate()
-
-    @field_validator("trains")
-    @classmethod
-    def _trains_something(cls, trains: tuple[Module, ...]) -> tuple[Module, ...]:
-        if not trains:
-            raise ValueError("a stage must train at least one module")
-        if len(set(trains)) != len(trains):
-            raise ValueError(f"a module is named twice: {', '.join(trains)}")
-        return trains
-
-    @model_validator(mode="after")
-    def _check(self) -> "Stage":
-        if not self.mixture:
-            raise ValueError(f"stage {self.name}: the mixture is empty; valid tasks: {', '.join(GENERATION_TASKS)}")
-        if unasked := [t for t in self.gate.scores if t not in self.mixture]:
-            raise ValueError(f"stage {self.name}: gate.scores of {unasked[0]}, which its mixture has not")
-        if wrong := [t for t in self.mixture if t not in GENERATION_TASKS]:
-            raise ValueError(f"stage {self.name}: {', '.join(wrong)} is not a generation task")
-        if self.optimizer.warmup + self.optimizer.decay > self.steps:
-            raise ValueError(f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps")
-        if "dit" in self.trains and self.optimizer.dit_lr is None:
-            raise ValueError(f"stage {self.name} trains the DiT, so optimizer.dit_lr is needed")
-        if self.objective.kind == "contrastive" and self.global_batch < 2:
-            raise ValueError(f"stage {self.name}: the contrastive objective needs another sample in the batch")
-        return self
 
 
 class Memory(Config):
@@ -214,6 +105,8 @@ class Data(Config):
     workers: Annotated[int, Field(ge=0)] = 1
     # A record that is not what was written: stop, or take another in its place and count it.
     damaged: Literal["stop", "skip"] = "stop"
+    # Records of each stream, a quarter of it at most, that no stage trains on, for the validation loss.
+    validation: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
@@ -299,25 +192,33 @@ class Curriculum(Config):
                 raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
             if "vae_branch" in stage.trains and not self.bridge.vae_branch:
                 raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
+            if stage.next_rung and stage.next_rung.plateau and not self.data.validation:
+                raise ValueError(
+                    f"stage {stage.name}: next_rung.plateau wants held-out records, but data.validation is 0"
+                )
         return self
 
     def stage_run(self, name: str) -> "StageRun":
-        """The self-contained config of one stage's job.
+        """The self-contained config of a stage's job; of its last rung's if it has several.
 
         Raises:
             ValueError: if there is no such stage, naming those there are.
         """
+        return self.rung_runs(name)[-1]
+
+    def rung_runs(self, name: str) -> tuple["StageRun", ...]:
+        """`stage_run` of every rung."""
         for index, stage in enumerate(self.stages):
             if stage.name == name:
                 shared = {
                     field: getattr(self, field) for field in StageRun.model_fields if field in type(self).model_fields
                 }
-                return StageRun(**{**shared, "stage": stage, "stage_index": index})
+                return tuple(StageRun(**{**shared, "stage": rung, "stage_index": index}) for rung in stage.rungs)
         raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
 
 
 class StageRun(Config):
-    """One stage with everything it shares with the others: what a training job reads and writes into its folder."""
+    """One stage, or one rung, with everything it shares with the others: what a training job reads."""
 
     name: str
     seed: int
@@ -331,5 +232,5 @@ class StageRun(Config):
     logging: Logging
     evaluation: Evaluation
     threads: Positive | None
-    stage: Stage
+    stage: Rung
     stage_index: int

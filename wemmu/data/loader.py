@@ -1,21 +1,21 @@
 """The micro-batches of an optimizer step, for one rank."""
 
-import hashlib
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from wemmu.config import StageRun
 from wemmu.config.shards import StreamSettings
+from wemmu.data.collate import collate, sample_id
 from wemmu.data.mixture import Order, schedule
 from wemmu.data.shards import Sample, ShardStream, stacked
-from wemmu.data.streams import open_streams
-from wemmu.positions import token_grid
+from wemmu.data.streams import open_streams, shares
 from wemmu.prompts import PromptEncoder
-from wemmu.types import Batch, Latents, Negatives
+from wemmu.types import Batch, Negatives
 
 
 class Loader:
@@ -44,10 +44,8 @@ class Loader:
         stage = run.stage
         self._micro, self._accumulation = run.memory.micro_batch_at(stage.resolution, stage.global_batch, world)
         self._streams = open_streams(run.data, stage.mixture, stage.resolution)
-        totals = {task: sum(len(s) for s in self._streams if s.settings.task == task) for task in stage.mixture}
-        weights = [stage.mixture[s.settings.task] * len(s) / totals[s.settings.task] for s in self._streams]
         self._seed = f"{run.seed}/{stage.name}"
-        self._stream_of, self._times_taken = schedule(weights, stage.steps, self._seed)
+        self._stream_of, self._times_taken = schedule(shares(self._streams, stage.mixture), stage.steps, self._seed)
         self._orders = [Order(s.sizes, f"{self._seed}/{s.settings.name}") for s in self._streams]
         self._encoder, self._token_px = encoder, token_px
         self._rank, self._world = rank, world
@@ -109,23 +107,9 @@ class Loader:
         return [self._batch(self._streams[number], row[: self._micro], row[self._micro :]) for row in indices]
 
     def _batch(self, stream: ShardStream, indices: np.ndarray, outside: np.ndarray) -> Batch:
-        samples = [stream[index] for index in indices]
+        batch = collate(stream.settings, [stream[index] for index in indices], self._encoder, self._token_px)
         further = [stream[index] for index in outside]
-        grid = token_grid(stream.settings.height, stream.settings.width, self._token_px)
-        latents = None
-        if stream.settings.latents is not None:
-            stored = torch.stack([s.latents for s in samples])  # [B, 1 + N, C, h, w]
-            latents = Latents(target=stored[:, 0], images=stored[:, 1:])
-        target = stacked([s.target for s in samples])
-        return Batch(
-            task=stream.settings.task,
-            sample_ids=torch.tensor([sample_id(s.id) for s in samples]),
-            prompts=self._encoder([s.prompt for s in samples], [[grid] * len(s.images) for s in samples]),
-            images=stacked([s.images for s in samples]),
-            target=target,
-            latents=latents,
-            negatives=self._negatives(len(samples), further, target) if self._paired else None,
-        )
+        return replace(batch, negatives=self._negatives(len(indices), further, batch.target)) if self._paired else batch
 
     def _negatives(self, own: int, further: list[Sample], target: torch.Tensor) -> Negatives:
         latents = None
@@ -137,8 +121,3 @@ class Loader:
             target=stacked([s.target for s in further]) if further else target[:0],
             latents=latents,
         )
-
-
-def sample_id(record: str) -> int:
-    """The number, in [0, 2^63), that stands for the record with this id wherever randomness is keyed by the sample."""
-    return int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest()) >> 1

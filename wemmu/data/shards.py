@@ -6,10 +6,10 @@ import struct
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torchvision.io import ImageReadMode, decode_image
 from wemmu.config.shards import COLUMNS, INDEX_FILE, LatentSettings, ShardError, Stream, checksum, unpack
 from wemmu.config.task import Task
 from wemmu.data.files import DamageError, Files, LostShardError
+
+T = TypeVar("T")
 
 # What damage can raise, by its place and kind. An OSError is this machine's trouble, not the shard's.
 _BROKEN = (LookupError, ValueError, OverflowError, MemoryError, struct.error)
@@ -67,15 +69,22 @@ class ShardStream:
         damaged: what becomes of a record that is not what was written. "stop" raises. "skip" gives the next whole
             record of the stream in its place, warns once for each shard and counts in `skipped`.
         task: read text-to-image records as those of this task, see `Sample.as_task`.
+        leave_out: ids of records that are not given, but the next one of the stream in their place.
 
     Raises:
         ShardError: if the index is not the recorded one, or a shard file is missing or of another size.
     """
 
     def __init__(
-        self, files: Files, stream: Stream, damaged: Literal["stop", "skip"] = "stop", task: Task | None = None
+        self,
+        files: Files,
+        stream: Stream,
+        damaged: Literal["stop", "skip"] = "stop",
+        task: Task | None = None,
+        leave_out: frozenset[str] = frozenset(),
     ):
         self._files, self._stream, self._damaged, self._task = files, stream, damaged, task
+        self._leave_out = leave_out
         self.settings = stream.settings
         if task is not None:
             inputs = 1 if task is Task.RECONSTRUCTION else 0
@@ -100,19 +109,32 @@ class ShardStream:
 
     def __getitem__(self, index: int) -> Sample:
         """Raises ShardError; with `damaged` = "skip" only if no record of the stream can be read."""
+        sample = self._get(int(index), self._sample)
+        return sample if self._task is None else sample.as_task(self._task)
+
+    def id_of(self, index: int) -> str:
+        """The id of the sample that `self[index]` is, without decoding it."""
+        return self._get(int(index), lambda columns: str(columns["id"]))
+
+    def _get(self, index: int, decode: Callable[[dict[str, Any]], T]) -> T:
+        damaged = False
         for tried in range(len(self)):
-            shard, record = self._place((int(index) + tried) % len(self))
+            shard, record = self._place((index + tried) % len(self))
             try:
-                sample = self._read(shard, record)
+                found, id = self._read(shard, record, decode)
             except DamageError as error:
                 if self._damaged == "stop":
                     raise
                 self._warn(self._shards[shard][0], error)
+                damaged = True
                 continue
-            if tried:
-                self._count(int(index))
-            return sample if self._task is None else sample.as_task(self._task)
-        raise ShardError(f"every record of the stream {self._stream.settings.name} is missing or damaged")
+            if id in self._leave_out:
+                continue
+            if damaged:
+                self._count(index)
+            return found
+        held_out = " or held out" if self._leave_out else ""
+        raise ShardError(f"every record of the stream {self._stream.settings.name} is missing or damaged{held_out}")
 
     def _open(self) -> list[tuple[str, Reader]]:
         """Name and reader of every shard file."""
@@ -148,15 +170,18 @@ class ShardStream:
         shard = int(np.searchsorted(self._ends, index, "right"))
         return shard, index - int(self._ends[shard] - self.sizes[shard])
 
-    def _read(self, shard: int, record: int) -> Sample:
-        """Raises DamageError naming file, record and reason unless all of the record is what was written."""
+    def _read(self, shard: int, record: int, decode: Callable[[dict[str, Any]], T]) -> tuple[T, str]:
+        """A record, decoded, and its id.
+
+        Raises DamageError naming file, record and reason unless all of the record is what was written.
+        """
         name, reader = self._shards[shard]
         if name in self._lost:
             raise LostShardError(self._lost[name])
         try:
             with self._files.held(self._stream, name, reader.raw_data.bytes):
                 columns = _columns(self._files.path(self._stream, name), record, reader.raw_data.bytes)
-            return self._sample(columns)
+            return decode(columns), columns["id"]
         except ShardError as error:
             if isinstance(error, LostShardError):
                 self._lost[name] = str(error)

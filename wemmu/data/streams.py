@@ -1,14 +1,20 @@
-"""Which streams serve which task."""
+"""Which streams serve which task, and which of their records are held out of training."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from wemmu.config.schema import Data
-from wemmu.config.shards import ShardError
-from wemmu.config.task import FROM_T2I, Task
+from wemmu.config.shards import ShardError, Stream
+from wemmu.config.task import FROM_T2I, GENERATION_TASKS, Task
 from wemmu.data.files import Files, LocalFiles
 from wemmu.data.mixture import window_bytes
 from wemmu.data.remote import ShardCache
 from wemmu.data.shards import ShardStream
+
+# Records of the smallest stream that holds one out.
+SMALLEST = 4
 
 
 def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[ShardStream]:
@@ -22,10 +28,75 @@ def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[Sha
         ShardError: if the data set is incomplete or damaged, has no stream for one of the tasks, cannot be reached, or
             needs a larger cache.
     """
-    cache = ShardCache(data.remote, data.shards, data.cache_gb) if data.remote is not None else None
-    files: Files = cache or LocalFiles(data.shards)
-    where = data.remote or data.shards
-    streams = sorted(files.dataset().streams, key=lambda s: s.settings.name)
+    files, streams = _data_set(data)
+    leave_out = held_out_ids(data, files, streams)
+    opened = _opened(data, files, streams, tasks, resolution, leave_out)
+    if isinstance(files, ShardCache):
+        files.check_limit(sum(window_bytes(stream.sizes, stream.shard_bytes) for stream in opened))
+    return opened
+
+
+def open_held_out(data: Data, tasks: Iterable[Task], resolution: int) -> list[tuple[ShardStream, np.ndarray]]:
+    """The streams of `tasks` at `resolution` with the places, int64 [N], of their held-out records.
+
+    Streams that are too small to hold one out are not among them.
+
+    Raises:
+        ShardError: as `open_streams` does, or if nothing of a task is held out.
+    """
+    tasks = list(tasks)
+    opened = [(s, spread(len(s), data.validation)) for s in _opened(data, *_data_set(data), tasks, resolution)]
+    found = [(stream, places) for stream, places in opened if len(places)]
+    if lacking := [task for task in tasks if all(stream.settings.task != task for stream, _ in found)]:
+        raise ShardError(
+            f"no record of {', '.join(lacking)} at {resolution} px is held out: data.validation is {data.validation}, "
+            f"of a quarter of a stream at most, and none of its streams has {SMALLEST} records"
+        )
+    return found
+
+
+def held_out_ids(data: Data, files: Files, streams: Iterable[Stream]) -> frozenset[str]:
+    """Ids of the records that are held out of all training.
+
+    A picture has one id at all resolutions and in all tasks that it serves. So what any stream of the data set holds
+    out, no other gives: no rung and no stage trains on what another is judged by.
+    """
+    if not data.validation:
+        return frozenset()
+    opened = [ShardStream(files, s, data.damaged) for s in streams if s.settings.task in GENERATION_TASKS]
+    return frozenset(stream.id_of(place) for stream in opened for place in spread(len(stream), data.validation))
+
+
+def spread(size: int, number: int) -> np.ndarray:
+    """Places, int64 [N], of held-out records of a stream of `size`: evenly spaced, a quarter of it at most."""
+    number = min(number, size // SMALLEST)
+    return (2 * np.arange(number) + 1) * size // (2 * max(number, 1))
+
+
+def shares(streams: Sequence[ShardStream], mixture: Mapping[Task, float]) -> list[float]:
+    """The weight of each stream: that of its task, divided by numbers of samples where that has streams of several."""
+    totals = Counter[Task]()
+    for stream in streams:
+        totals[stream.settings.task] += len(stream)
+    return [mixture[s.settings.task] * len(s) / totals[s.settings.task] for s in streams]
+
+
+def _data_set(data: Data) -> tuple[Files, list[Stream]]:
+    files: Files = LocalFiles(data.shards)
+    if data.remote is not None:
+        assert data.cache_gb is not None, "the config gives both or none"
+        files = ShardCache(data.remote, data.shards, data.cache_gb)
+    return files, sorted(files.dataset().streams, key=lambda s: s.settings.name)
+
+
+def _opened(
+    data: Data,
+    files: Files,
+    streams: Sequence[Stream],
+    tasks: Iterable[Task],
+    resolution: int,
+    leave_out: frozenset[str] = frozenset(),
+) -> list[ShardStream]:
     opened = []
     for task in tasks:
         sources = (task, Task.T2I) if task in FROM_T2I else (task,)
@@ -33,10 +104,9 @@ def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[Sha
         own = next((streams for streams in found if streams), [])
         if not own:
             raise ShardError(
-                f"the data set {where} has no stream of {' or '.join(sources)} at {resolution} px; "
-                f"it has: {', '.join(s.settings.name for s in streams)}"
+                f"the data set {data.remote or data.shards} has no stream of {' or '.join(sources)} at {resolution} "
+                f"px; it has: {', '.join(s.settings.name for s in streams)}"
             )
-        opened += [ShardStream(files, s, data.damaged, None if s.settings.task == task else task) for s in own]
-    if cache is not None:
-        cache.check_limit(sum(window_bytes(stream.sizes, stream.shard_bytes) for stream in opened))
+        for s in own:
+            opened.append(ShardStream(files, s, data.damaged, None if s.settings.task == task else task, leave_out))
     return opened

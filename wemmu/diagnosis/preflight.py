@@ -36,7 +36,7 @@ def loads(path: Path) -> Finding:
         curriculum = load_curriculum(path)
     except ConfigError as error:
         return Finding("curriculum", "problem", str(error), "correct what is named; configs/ holds examples")
-    stages = ", ".join(f"{stage.name} at {stage.resolution} px" for stage in curriculum.stages)
+    stages = ", ".join(f"{s.name} at {', '.join(map(str, s.resolutions))} px" for s in curriculum.stages)
     return Finding("curriculum", "ok", f"{curriculum.name}: {stages}")
 
 
@@ -97,7 +97,7 @@ def data(curriculum: Curriculum) -> Finding:
         there = {(s.settings.task, s.settings.resolution) for s in DataSet.at(wanted.shards).streams}
     except ShardError as error:
         return _preparable(curriculum) if wanted.prepare else Finding("data", "problem", str(error), _data_remedy())
-    needed = {(task, stage.resolution) for stage in curriculum.stages for task in stage.mixture}
+    needed = {(task, px) for stage in curriculum.stages for task in stage.mixture for px in stage.resolutions}
     if lacking := sorted(f"{task} at {resolution} px" for task, resolution in needed - there):
         return Finding("data", "problem", f"{wanted.shards} has no stream of {', '.join(lacking)}", _data_remedy())
     return Finding("data", "ok", f"{wanted.shards} is complete, {len(there)} tasks and resolutions")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from wemmu.config.schema import Module
+from wemmu.config.stage import Module
 from wemmu.models.bridge import Bridge
 from wemmu.models.dit import DiTStage, velocity
 from wemmu.models.recompute import recomputed

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from wemmu.config.schema import Optimizer as OptimizerConfig
+from wemmu.config.stage import Optimizer as OptimizerConfig
 from wemmu.parallel.engine import TrainState
 
 

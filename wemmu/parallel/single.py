@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from wemmu.config.schema import Optimizer as OptimizerConfig
+from wemmu.config.stage import Optimizer as OptimizerConfig
 from wemmu.parallel.adamw import AdamW
 from wemmu.parallel.engine import TrainState
 from wemmu.types import Batch, Losses, LossFn

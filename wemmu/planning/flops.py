@@ -8,7 +8,8 @@ Recomputation is not counted (model FLOPs, as in MFU of PaLM, arXiv 2204.02311, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wemmu.config.schema import Curriculum, Stage
+from wemmu.config.schema import Curriculum
+from wemmu.config.stage import Rung
 from wemmu.config.task import Task
 from wemmu.planning import autoencoder
 from wemmu.planning.backbones import Language, PlanError, Sana, Sizes, Vision
@@ -125,7 +126,7 @@ def sample_of(task: Task, resolution: int, sizes: Sizes, curriculum: Curriculum,
     )
 
 
-def sample_flops(sample: Sample, sizes: Sizes, stage: Stage) -> dict[Part, Cost]:
+def sample_flops(sample: Sample, sizes: Sizes, stage: Rung) -> dict[Part, Cost]:
     """FLOPs of one training sample, by part, with what `stage` trains."""
     language, trains = sizes.language, stage.trains
     frozen: dict[Part, Cost] = {

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wemmu.config.schema import Curriculum, Stage
+from wemmu.config.schema import Curriculum
+from wemmu.config.stage import Rung, Stage
 from wemmu.planning.backbones import Sana, Sizes
 from wemmu.planning.flops import Sample
 from wemmu.planning.parameters import Part, dit_block, language_layer, tensor_widths
@@ -60,7 +61,7 @@ def weight_bytes(curriculum: Curriculum) -> int:
 
 
 def gpu(
-    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Stage, degrees: Degrees, step: Step
+    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Rung, degrees: Degrees, step: Step
 ) -> dict[str, float]:
     """Bytes on the fullest GPU; of `activations` and `checkpointed activations` a run has one."""
     width = weight_bytes(curriculum)
@@ -103,7 +104,7 @@ def rank_parameters(parameters: Mapping[Part, int], sizes: Sizes, degrees: Degre
 
 
 def activations(
-    sample: Sample, sizes: Sizes, stage: Stage, degrees: Degrees, step: Step, width: int, checkpointing: bool
+    sample: Sample, sizes: Sizes, stage: Rung, degrees: Degrees, step: Step, width: int, checkpointing: bool
 ) -> float:
     """Bytes kept for the backward pass on the first pipeline stage.
 
@@ -160,7 +161,7 @@ def encoding(sample: Sample, sizes: Sizes, number: int) -> float:
 
 
 def host(
-    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Stage, degrees: Degrees, step: Step
+    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Rung, degrees: Degrees, step: Step
 ) -> dict[str, float]:
     """Bytes of host memory of one rank."""
     width = weight_bytes(curriculum)
@@ -190,7 +191,9 @@ def host_total(memory: Mapping[str, float]) -> float:
     return memory["libraries"] + max(loading, running)
 
 
-def checkpoint(parameters: Mapping[Part, int], curriculum: Curriculum, stage: Stage, earlier: Sequence[Stage]) -> float:
+def checkpoint(
+    parameters: Mapping[Part, int], curriculum: Curriculum, stage: Stage | Rung, earlier: Sequence[Stage]
+) -> float:
     """Bytes on disk: weights and moments of what is trained in fp32, and what is only carried, as it is in memory.
 
     Carried are parts of the bridge that this stage leaves alone, and the DiT once an earlier stage has trained it.

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from wemmu.config.schema import Curriculum, Stage
+from wemmu.config.schema import Curriculum
+from wemmu.config.stage import Rung
 from wemmu.config.task import Task
 from wemmu.planning import memory
 from wemmu.planning.backbones import PlanError, Sizes, read_sizes
@@ -45,7 +46,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. Memory in bytes, FLOPs by task and part for one sample, `flops` of the average sample."""
+    """One stage, or one rung of its ladder, if every rung takes as many steps as it may.
+
+    Memory in bytes, FLOPs by task and part for one sample, `flops` of the average sample.
+    """
 
     name: str
     resolution: int
@@ -80,7 +84,7 @@ class Plan:
 
 
 def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> Plan:
-    """Plan every stage.
+    """Plan every stage, at each of its resolutions.
 
     Raises:
         PlanError: if a config.json is missing or a degree cannot be, with the valid ones.
@@ -93,8 +97,9 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
     check_degrees(curriculum, sizes, machine.degrees)
     parameters = count(sizes, curriculum.bridge)
     stages = tuple(
-        plan_stage(curriculum, index, sizes, parameters, machine, assumptions)
-        for index in range(len(curriculum.stages))
+        plan_stage(curriculum, index, rung, sizes, parameters, machine, assumptions)
+        for index, stage in enumerate(curriculum.stages)
+        for rung in stage.rungs
     )
     return Plan(curriculum.name, machine, assumptions, parameters, stages)
 
@@ -102,12 +107,13 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
 def plan_stage(
     curriculum: Curriculum,
     index: int,
+    stage: Rung,
     sizes: Sizes,
     parameters: dict[Part, int],
     machine: Machine,
     assumptions: Assumptions,
 ) -> StagePlan:
-    stage, degrees = curriculum.stages[index], machine.degrees
+    degrees, (begin, end) = machine.degrees, stage.span
     shapes = {task: sample_of(task, stage.resolution, sizes, curriculum, assumptions) for task in stage.mixture}
     by_task = {task: sample_flops(sample, sizes, stage) for task, sample in shapes.items()}
     micro, accumulation = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
@@ -115,12 +121,12 @@ def plan_stage(
     gpu = memory.gpu(parameters, sizes, curriculum, stage, degrees, step)
     host = memory.host(parameters, sizes, curriculum, stage, degrees, step)
     flops = mean_flops(by_task, stage.mixture)
-    samples, rate = stage.steps * stage.global_batch, machine.flops / flops
+    samples, rate = (end - begin) * stage.global_batch, machine.flops / flops
     trained = sum(parameters[part] for part in stage.trains)
     return StagePlan(
-        name=stage.name,
+        name=stage.label,
         resolution=stage.resolution,
-        steps=stage.steps,
+        steps=end - begin,
         samples=samples,
         global_batch=stage.global_batch,
         micro_batch=micro,
@@ -162,10 +168,11 @@ def check_degrees(curriculum: Curriculum, sizes: Sizes, degrees: Degrees) -> Non
             f"{' or '.join(map(str, near))}"
         )
     for stage in curriculum.stages:
-        _check_batch(curriculum, stage, degrees)
+        for rung in stage.rungs:
+            _check_batch(curriculum, rung, degrees)
 
 
-def _check_batch(curriculum: Curriculum, stage: Stage, degrees: Degrees) -> None:
+def _check_batch(curriculum: Curriculum, stage: Rung, degrees: Degrees) -> None:
     try:
         curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
     except ValueError as error:

@@ -13,10 +13,12 @@ from wemmu.sampling.grid import sample_grid
 from wemmu.training import checkpoint, environment
 from wemmu.training.build import Parts, build
 from wemmu.training.heartbeat import beat
+from wemmu.training.ladder import Ladder
 from wemmu.training.manifest import Origin
 from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
 from wemmu.training.telemetry import Record, Window, progress_line
+from wemmu.training.validation import Validation
 from wemmu.training.view import View
 from wemmu.training.workload import Workload, peak_flops
 from wemmu.types import Batch
@@ -39,6 +41,7 @@ class Trainer:
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         self.topology, self.device = connect(run.parallel)
+        self.ladder = Ladder(self.stage, folder, self.topology.leads)
         self.parts: Parts = build(run, self.topology, self.device)
         self.checkpoints = folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -51,19 +54,27 @@ class Trainer:
         self.record = Record(folder / "metrics.jsonl", self.step) if self.topology.leads else None
         self.workload = Workload(run)
         self.peak = peak_flops(run, self.device)
+        self.ladder.go_on(self.step)
+        self.validation: Validation | None = None
+        if self.ladder.validates:
+            model, encoder = self.parts.model, self.parts.sampler.encoder
+            self.validation = Validation(run, model, encoder, self.topology, self.device)
 
     def train(self) -> int:
-        """Run to the end of the stage or to a signal; returns the exit code of the process."""
+        """Run to the end of the stage, or of its rung, or to a signal; returns the exit code of the process."""
         self._announce()
         view = self._show() if self.topology.leads else None
         window, logging = self._window(), self.run.logging
-        while self.step < self.stage.steps and not any_rank(self.stop.reason is not None):
+        ending = self.ladder.ending(self.step)
+        while ending is None and not any_rank(self.stop.reason is not None):
             micro_batches = self.parts.loader.micro_batches(self.step)
             window.waited += self.parts.loader.waited
             norm = self._optimize(micro_batches, window)
             self.step += 1
             beat()
-            final = self.step == self.stage.steps
+            self._validate()
+            ending = self.ladder.ending(self.step)
+            final = ending is not None
             if self.step % logging.every == 0 or final:
                 self._log(window, norm)
                 window = self._window()
@@ -72,14 +83,17 @@ class Trainer:
             if self.step % logging.checkpoint_every == 0 or final:
                 self._save()
         self.parts.loader.close()
-        if 0 < self.step < self.stage.steps:
+        if ending is None and self.step > 0:
             self._save()
         self.saver.close()
-        if self.step < self.stage.steps:
+        if ending is not None:
+            self.ladder.close(self.step, ending)
+            self._say(f"ends at step {self.step}: {ending.reason}")
+        else:
             self._say(f"stopped by {self.stop.reason or 'another rank'} at step {self.step}, all of it saved")
         if view is not None and (lacking := view.finish()):
             self._say(lacking)
-        return EXIT_INTERRUPTED if self.step < self.stage.steps else 0
+        return EXIT_INTERRUPTED if ending is None else 0
 
     def _optimize(self, micro_batches: list[Batch], window: Window) -> float:
         """One optimizer step over its micro-batches; returns the gradient norm before clipping."""
@@ -121,6 +135,16 @@ class Trainer:
             values["mfu"] = values["flops_per_s"] / (self.peak * self.topology.world)
         self.record.write(values)
         print(progress_line(self.stage.name, self.step, self.stage.steps, values, rate), flush=True)
+
+    def _validate(self) -> None:
+        """Where the end of a rung depends on it, compute the validation loss. All ranks do."""
+        if self.validation is None or not self.ladder.due(self.step):
+            return
+        loss = self.validation()
+        if self.record is not None:
+            self.record.write({"step": self.step, "validation_loss": loss})
+        self.ladder.note(loss)
+        self._say(f"validation loss {loss:.5f} at step {self.step}")
 
     def _draw(self) -> None:
         """Draw the fixed prompts as the model now answers them. All ranks do, since each holds a part of the model."""
@@ -172,4 +196,4 @@ class Trainer:
 
     def _say(self, what: str) -> None:
         if self.topology.leads:
-            print(f"{self.stage.name}: {what}", flush=True)
+            print(f"{self.stage.label}: {what}", flush=True)

@@ -1,0 +1,200 @@
+"""A stage of the curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from wemmu.config.base import Config, Positive, Share
+from wemmu.config.ladder import NextRung
+from wemmu.config.task import GENERATION_TASKS, Task
+
+Module = Literal["vae_branch", "pathway", "position_mlp", "queries", "dit"]
+
+
+class TimeSampling(Config):
+    """Distribution of t in training (t = 1 is noise). OPEN in the paper; Sana's own: logit-normal, shift 3.
+
+    t ~ sigmoid(N(mean, std^2)), then t <- s t / (1 + (s - 1) t) with s = `shift` at `reference_resolution`, scaled by
+    (resolution / reference_resolution) ** `resolution_exponent`: the signal-to-noise ratio of a picture grows with its
+    side, so exponent 1 keeps the difficulty of t the same across the resolutions of the curriculum.
+    """
+
+    kind: Literal["logit_normal", "uniform"] = "logit_normal"
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] = 3.0
+    reference_resolution: Positive = 1024
+    resolution_exponent: float = 1.0
+
+    def shift_at(self, resolution: int) -> float:
+        return float(self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent)
+
+
+class Objective(Config):
+    """flow: conditional flow matching. contrastive: minus `weight` times the distance to another sample's target."""
+
+    kind: Literal["flow", "contrastive"] = "flow"
+    weight: Share = 0.05
+    time: TimeSampling = TimeSampling()
+
+
+class Optimizer(Config):
+    """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
+
+    lr: Annotated[float, Field(gt=0)]
+    # Learning rate of the DiT, pre-trained and therefore slower; OPEN in the paper.
+    dit_lr: Annotated[float, Field(gt=0)] | None = None
+    # Rate of the bridge's norms and biases, as a multiple of `lr`.
+    vector_scale: Annotated[float, Field(gt=0)] = 1.0
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    # Global norm; there is no way to switch clipping off (a run without it diverged for users of a peer).
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay: Annotated[int, Field(ge=0)] = 0
+    final_lr_share: Share = 0.0
+
+    def lr_share(self, step: int, steps: int) -> float:
+        """Share of the peak learning rate at `step` of `steps` (0-based)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        into_decay = step - (steps - self.decay)
+        if into_decay < 0:
+            return 1.0
+        cosine = 0.5 * (1 + math.cos(math.pi * (into_decay + 1) / (self.decay + 1)))
+        return self.final_lr_share + (1 - self.final_lr_share) * cosine
+
+
+class Gate(Config):
+    """What must hold of a stage before the next one begins, besides a finite loss and pictures with something on.
+
+    max_loss: of the last line of its record. scores: lowest share of right answers of a task in the stage's evaluation.
+    """
+
+    max_loss: float | None = None
+    scores: dict[Task, Share] = Field(default_factory=dict)
+
+
+class _Training(Config):
+    """What a stage is, whatever its resolution."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
+    steps: Positive
+    global_batch: Positive
+    trains: tuple[Module, ...]
+    objective: Objective = Objective()
+    optimizer: Optimizer
+    # Weight of each task among the steps: a step draws its whole global batch from one task.
+    mixture: dict[Task, Annotated[float, Field(gt=0)]]
+    # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
+    start: Path | None = None
+    gate: Gate = Gate()
+
+    @field_validator("trains")
+    @classmethod
+    def _trains_something(cls, trains: tuple[Module, ...]) -> tuple[Module, ...]:
+        if not trains:
+            raise ValueError("a stage must train at least one module")
+        if len(set(trains)) != len(trains):
+            raise ValueError(f"a module is named twice: {', '.join(trains)}")
+        return trains
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.mixture:
+            raise ValueError(f"stage {self.name}: the mixture is empty; valid tasks: {', '.join(GENERATION_TASKS)}")
+        if unasked := [t for t in self.gate.scores if t not in self.mixture]:
+            raise ValueError(f"stage {self.name}: gate.scores of {unasked[0]}, which its mixture has not")
+        if wrong := [t for t in self.mixture if t not in GENERATION_TASKS]:
+            raise ValueError(f"stage {self.name}: {', '.join(wrong)} is not a generation task")
+        if self.optimizer.warmup + self.optimizer.decay > self.steps:
+            raise ValueError(f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps")
+        if "dit" in self.trains and self.optimizer.dit_lr is None:
+            raise ValueError(f"stage {self.name} trains the DiT, so optimizer.dit_lr is needed")
+        if self.objective.kind == "contrastive" and self.global_batch < 2:
+            raise ValueError(f"stage {self.name}: the contrastive objective needs another sample in the batch")
+        return self
+
+
+class Stage(_Training):
+    """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows.
+
+    Several, ascending, are a ladder: stretches of the stage's one axis of steps, each of which ends by `next_rung`.
+    """
+
+    resolution: Positive | tuple[Positive, ...]
+    next_rung: NextRung | None = None
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return self.resolution if isinstance(self.resolution, tuple) else (self.resolution,)
+
+    @property
+    def rungs(self) -> tuple["Rung", ...]:
+        """The stage at each of its resolutions; one rung if it has one."""
+        ladder = self.resolutions if len(self.resolutions) > 1 else ()
+        shared = {field: getattr(self, field) for field in _Training.model_fields}
+        return tuple(
+            Rung(**shared, resolution=resolution, ladder=ladder, next_rung=self.next_rung)
+            for resolution in self.resolutions
+        )
+
+    @model_validator(mode="after")
+    def _check_ladder(self) -> Self:
+        resolutions, rule, name = self.resolutions, self.next_rung, f"stage {self.name}"
+        if not resolutions or list(resolutions) != sorted(set(resolutions)):
+            raise ValueError(f"{name}: resolution is one number or several that ascend, got {list(resolutions)}")
+        if rule is None:
+            if len(resolutions) > 1:
+                raise ValueError(f"{name}: a ladder needs next_rung, e.g. {{samples: 1000000}}, which ends its rungs")
+            return self
+        if len(resolutions) == 1:
+            raise ValueError(f"{name}: next_rung is for a ladder of several resolutions; this stage has one")
+        limits = rule.limits(len(resolutions), self.global_batch)
+        if sum(limits) >= self.steps:
+            raise ValueError(
+                f"{name}: the samples of next_rung are {' + '.join(map(str, limits))} steps of {self.global_batch}, "
+                f"which leaves none of its {self.steps} steps for {resolutions[-1]} px"
+            )
+        if rule.plateau is not None and rule.plateau.fewest > min(limits):
+            raise ValueError(
+                f"{name}: next_rung.plateau cannot end a rung before (window + patience) x every = "
+                f"{rule.plateau.fewest} steps, and its samples end one after {min(limits)}"
+            )
+        return self
+
+
+class Rung(_Training):
+    """A stage at one resolution: what a job trains. `ladder`: all resolutions of the stage, if it has several."""
+
+    resolution: Positive
+    # Configs of earlier versions do not say.
+    ladder: tuple[Positive, ...] = ()
+    next_rung: NextRung | None = None
+
+    @property
+    def label(self) -> str:
+        """The stage, and the rung where it has several, as `stage2@512`."""
+        return f"{self.name}@{self.resolution}" if self.ladder else self.name
+
+    @property
+    def is_last(self) -> bool:
+        return not self.ladder or self.resolution == self.ladder[-1]
+
+    @property
+    def limit(self) -> int | None:
+        """Steps that the rung takes at most; None for the last, which ends with the stage."""
+        return None if self.is_last else self._limits[self.ladder.index(self.resolution)]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The steps between which the rung lies if every one reaches its limit; a plateau may make both earlier."""
+        begin = sum(self._limits[: self.ladder.index(self.resolution)]) if self.ladder else 0
+        return begin, self.steps if self.limit is None else begin + self.limit
+
+    @property
+    def _limits(self) -> tuple[int, ...]:
+        assert self.next_rung is not None, "a stage with a ladder has it"
+        return self.next_rung.limits(len(self.ladder), self.global_batch)

@@ -1,0 +1,175 @@
+"""Where a rung of a stage's ladder of resolutions ends, and why.
+
+`rungs.jsonl` in the stage's folder has a line for each rung that has ended, written after its last checkpoint:
+
+    resolution            of the rung; `next` is that of the rung after it, null after the last
+    from_step, to_step    the rung is the steps between, on the stage's axis; `samples` is what it saw in them
+    rule                  samples, plateau or steps (the stage's, in the last rung)
+    reason, numbers       why it ended there, in words, and the numbers behind that
+
+A rule looks at the step and at the validation losses of the rung, which metrics.jsonl holds up to every checkpoint. So
+a run that was killed and goes on ends its rungs where the run that was never disturbed ends them.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from wemmu.config import Rung
+from wemmu.config.files import replace_text
+from wemmu.config.ladder import Plateau
+from wemmu.parallel.topology import gathered
+from wemmu.training.collective import CheckpointError
+
+FILE, METRICS = "rungs.jsonl", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a rung ends."""
+
+    rule: Literal["samples", "plateau", "steps"]
+    reason: str
+    numbers: dict[str, float]
+
+
+def plateau(losses: Sequence[float], rule: Plateau) -> Ending | None:
+    """The end of a rung with these validation losses, oldest first, by `rule`; None if they still fall."""
+    best, since, mean = math.inf, 0, math.inf
+    for end in range(rule.window, len(losses) + 1):
+        mean = sum(losses[end - rule.window : end]) / rule.window
+        best, since = (mean, 0) if mean < best * (1 - rule.min_gain) else (best, since + 1)
+    if since < rule.patience:
+        return None
+    reason = (
+        f"the validation loss, {mean:.5f} as the mean of {rule.window}, has not come {rule.min_gain:.2%} below its "
+        f"best of {best:.5f} in {since} validations"
+    )
+    return Ending("plateau", reason, {"best": best, "mean": mean, "since": since, "validations": len(losses)})
+
+
+class Ladder:
+    """The rung that a job trains. All ranks make one and call it alike; the leading one reads and writes.
+
+    A stage with one resolution is one rung, which ends with the stage; nothing is written of it.
+    """
+
+    def __init__(self, rung: Rung, folder: Path, leads: bool):
+        """Raises CheckpointError, on all ranks, if the rung before has not ended."""
+        self.rung, self._file, self._metrics, self._leads = rung, folder / FILE, folder / METRICS, leads
+        self._losses: list[float] = []
+        lower = rung.ladder[: rung.ladder.index(rung.resolution)] if rung.ladder else ()
+        lines: list[dict[str, Any]] = gathered(_lines(self._file) if leads else None)[0]
+        ended = {line["resolution"]: line for line in lines}
+        if lower and lower[-1] not in ended:
+            raise CheckpointError(
+                f"{folder}: the rung of {lower[-1]} px has not ended, so {rung.resolution} px cannot begin; run "
+                f"{rung.name}@{lower[-1]} first"
+            )
+        self._below = [ended[resolution] for resolution in lower]
+        self._own = ended.get(rung.resolution)
+        self.begin = int(self._below[-1]["to_step"]) if lower else 0
+
+    def go_on(self, step: int) -> None:
+        """Begin at `step`, the one of the newest checkpoint; forget what was written after it.
+
+        Raises:
+            CheckpointError: on all ranks, if the checkpoint is of a rung below or validation losses up to it are gone.
+        """
+        if step < self.begin:
+            raise CheckpointError(
+                f"{self._file}: the rung of {self._below[-1]['resolution']} px ended at step {self.begin}, but the "
+                f"newest whole checkpoint is of step {step}; remove what is damaged among the checkpoints and run "
+                f"{self.rung.name}@{self._below[-1]['resolution']} again"
+            )
+        if self._own is not None and self._own["to_step"] > step:
+            self._own = None
+            if self._leads:
+                _write(self._file, self._below)
+        if self._own is None and self._plateau is not None:
+            self._losses = gathered(self._recorded(step, self._plateau.every) if self._leads else None)[0]
+            if len(self._losses) < (expected := (step - self.begin) // self._plateau.every):
+                raise CheckpointError(
+                    f"{self._metrics} has {len(self._losses)} validation losses of steps {self.begin} to {step}, not "
+                    f"{expected}; the end of the rung follows from them: put the file back, or remove the checkpoints "
+                    f"later than step {self.begin + len(self._losses) * self._plateau.every}"
+                )
+
+    @property
+    def validates(self) -> bool:
+        """Whether the end of this rung depends on the validation loss."""
+        return self._plateau is not None and self._own is None
+
+    def due(self, step: int) -> bool:
+        """Whether the validation loss is wanted after `step` steps."""
+        return self._plateau is not None and step > self.begin and (step - self.begin) % self._plateau.every == 0
+
+    def note(self, loss: float) -> None:
+        """Take a validation loss into account that has been written to metrics.jsonl."""
+        self._losses.append(loss)
+        if self._leads:
+            # A checkpoint that outlives a crash of the machine must find it there.
+            with self._metrics.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def ending(self, step: int) -> Ending | None:
+        """Why the rung ends at `step`; None if it does not."""
+        rung, taken = self.rung, step - self.begin
+        if self._own is not None:
+            return Ending(self._own["rule"], self._own["reason"], self._own["numbers"])
+        if self._plateau is not None and (found := plateau(self._losses, self._plateau)):
+            return found
+        if rung.limit is not None and taken >= rung.limit:
+            seen = taken * rung.global_batch
+            reason = f"it has seen {seen} samples, {taken} steps of {rung.global_batch}"
+            return Ending("samples", reason, {"seen": seen})
+        if step >= rung.steps:
+            return Ending("steps", f"the stage ends after its {rung.steps} steps", {"steps": rung.steps})
+        return None
+
+    def close(self, step: int, ending: Ending) -> None:
+        """Write down that the rung ended at `step`, whose checkpoint is on the disk."""
+        rung = self.rung
+        if not rung.ladder or self._own is not None or not self._leads:
+            return
+        above = rung.ladder[rung.ladder.index(rung.resolution) + 1 :]
+        line = {
+            "resolution": rung.resolution,
+            "from_step": self.begin,
+            "to_step": step,
+            "samples": (step - self.begin) * rung.global_batch,
+            "next": above[0] if above else None,
+            "rule": ending.rule,
+            "reason": ending.reason,
+            "numbers": ending.numbers,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        _write(self._file, [*self._below, line])
+
+    @property
+    def _plateau(self) -> Plateau | None:
+        """The rule that needs validation losses, if this rung can end by it."""
+        return None if self.rung.is_last or self.rung.next_rung is None else self.rung.next_rung.plateau
+
+    def _recorded(self, step: int, every: int) -> list[float]:
+        """The validation losses of this rung up to `step`, without a gap from the first on."""
+        told = {line["step"]: line["validation_loss"] for line in _lines(self._metrics) if "validation_loss" in line}
+        found = []
+        for at in range(self.begin + every, step + 1, every):
+            if at not in told:
+                break
+            found.append(told[at])
+        return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _write(file: Path, lines: Sequence[dict[str, Any]]) -> None:
+    replace_text(file, "".join(json.dumps(line) + "\n" for line in lines))
