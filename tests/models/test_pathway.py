@@ -102,3 +102,23 @@ def test_every_token_sees_every_token_of_the_prefix(model: WeMMU, prefix: Prefix
         felt = values.grad.abs().amax(dim=(1, 3)) > 0
         assert torch.equal(felt, prefix.mask)
     model.bridge.zero_grad()
+
+
+@pytest.mark.parametrize("ids", [[0, 4], [2]], ids=["equal lengths", "alone"])
+def test_a_prefix_without_padding_gives_the_same_without_a_mask(model: WeMMU, encoder: PromptEncoder, ids: list[int]):
+    batch = make_batch(encoder, ids)
+    prefix = model.vlm.prefix(batch.prompts, batch.images)
+    assert not prefix.padded
+    noise, positions = tokens(model)
+    found = []
+    for each in (prefix, replace(prefix, padded=True)):
+        of_each = noise[: len(ids)].clone().requires_grad_()
+        model.bridge.pathway(of_each, positions[:, : len(ids)], each).square().sum().backward()
+        found.append((of_each.grad, model.bridge.pathway.layers[0].self_attn.q_proj.weight.grad.clone()))
+        model.bridge.zero_grad()
+    for without, with_mask in zip(*found, strict=True):
+        torch.testing.assert_close(without, with_mask, atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_of_different_lengths_make_a_padded_prefix(prefix: Prefix):
+    assert prefix.padded

@@ -83,6 +83,8 @@ class FrozenVLM(torch.nn.Module):
             raise ValueError(
                 f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
             )
+        # Asked before there is work on the device, which the answer would have to wait for.
+        padded = not bool(prompts.mask.all())
         embeds = self.language_model.embed_tokens(prompts.input_ids)
         if n:
             vision = self.cache(self.vision, images.flatten(0, 1))
@@ -103,6 +105,7 @@ class FrozenVLM(torch.nn.Module):
             mask=prompts.mask,
             image_positions=prompts.positions[:, at_images].reshape(3, b, -1),
             next_position=prompts.next_position,
+            padded=padded,
         )
 
     def vision(self, pixels: Tensor) -> Tensor:
