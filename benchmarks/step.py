@@ -1,7 +1,7 @@
 """One training step of ours against the naive one, with equal widths, weights, batches and losses.
 
     OMP_NUM_THREADS=1 python -m benchmarks.step miniature        # 3 minutes
-    OMP_NUM_THREADS=1 python -m benchmarks.step middle           # 350 M parameters, some 20 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.step middle           # 300 M parameters, some 20 minutes
     python -m benchmarks.step real                       # a GPU, bfloat16: the published sizes, under 10 minutes
     python -m benchmarks.step real --engine zero3        # the same, ours on one rank of ZeRO-3
 

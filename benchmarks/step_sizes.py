@@ -97,7 +97,7 @@ def miniature() -> Size:
 
 
 def middle() -> Size:
-    """Half the published widths and a sixth to a quarter of the depth, with the published ratios; 384 px."""
+    """Half the published widths and a seventh to a ninth of the depth, with the published ratios; 384 px."""
     vlm = {
         **published.QWEN,
         **SPECIAL,
@@ -106,12 +106,12 @@ def middle() -> Size:
         "intermediate_size": 5504,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": 4,
         "vision_config": published.QWEN["vision_config"]
         | {"depth": 4, "hidden_size": 640, "intermediate_size": 1710, "num_heads": 8, "out_hidden_size": 1024}
         | {"fullatt_block_indexes": [3]},
     }
-    dit = published.SANA | {"num_attention_heads": 35, "num_layers": 5, "num_cross_attention_heads": 10}
+    dit = published.SANA | {"num_attention_heads": 35, "num_layers": 3, "num_cross_attention_heads": 10}
     dit |= {"cross_attention_dim": 1120, "caption_channels": 1152}
     widths = [32, 64, 128, 128, 256, 256]
     vae = published.DCAE | {"encoder_block_out_channels": widths, "decoder_block_out_channels": widths}
