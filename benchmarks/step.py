@@ -6,9 +6,10 @@
     python -m benchmarks.step real --engine zero3        # the same, ours on one rank of ZeRO-3
 
 What the naive step is, and what is done so that both compute the same: `benchmarks/naive.py` and `step_variants.py`.
-Where several variants fit into one process they take turns, and only ratios within a round mean something. Memory is
-that of a fresh process for each variant. MFU counts model FLOPs by `wemmu.planning`, for all variants alike: what is
-recomputed, padding and logits are work of no use.
+Where several variants fit into one process they take turns, and only ratios within a round mean something; else each
+has a process of its own. Memory is the most that a step adds to what rests between steps (weights, masters, moments),
+resident on the CPU, allocated by torch on a GPU. MFU counts model FLOPs by `wemmu.planning`, for all variants alike:
+what is recomputed, padding and logits are work of no use.
 """
 
 import json
@@ -108,10 +109,7 @@ def _head(settings: Settings, rounds: int, begun: float) -> dict[str, Any]:
 
 def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Path | None) -> dict[str, Any]:
     """Everything about one cell: a row for each variant, what they are measured with, and our profile."""
-    size, found = settings.load(), {}
-    together = size.together
-    for name in VARIANTS:
-        found[name] = _in_a_process(settings, number, name, 0 if together else rounds, None if together else trace)
+    size = settings.load()
     run = make_run(size, cell, settings.engine, settings.dtype)
     floor = floor_flops(size, cell, run)
     told = {
@@ -119,16 +117,17 @@ def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Pa
         "floor": floor,
         "flops": {n: executed_flops(size, cell, run, n) / floor for n in VARIANTS},
     }
-    if together:
+    if size.together:
         told |= _in_turns(settings, cell, rounds, trace)
     else:
-        # Variants that do not fit have no times.
-        told |= {"seconds": {name: each.get("seconds", []) for name, each in found.items()}}
+        found = {name: _in_a_process(settings, number, name, rounds, trace) for name in VARIANTS}
+        # Variants that do not fit have no times and no memory.
+        told |= {key: {name: each.get(key) for name, each in found.items()} for key in ("seconds", "memory")}
         told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", "off")}
         told |= {"profile": found["ours"].get("profile", {})}
     h100 = settings.device == "cuda" and any(n in torch.cuda.get_device_name() for n in ("H100", "H200"))
     told["peak"] = PUBLISHED_PEAK if h100 and settings.dtype == "bfloat16" else told["rate"]
-    return told | {"memory": {name: each.get("memory") for name, each in found.items()}}
+    return told
 
 
 def _in_turns(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -> dict[str, Any]:
@@ -136,12 +135,17 @@ def _in_turns(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -
     device = torch.device(settings.device)
     steps, off = prepare(settings.load(), cell, VARIANTS, settings.engine, device, settings.dtype)
     product, flop = _large_product(device, settings.dtype)
-    # The first round is not counted: moments and buffers are made in it.
-    costs = in_turns({**steps, "product": product}, rounds + 1)
-    products = [cost.wall for cost in costs.pop("product")[1:]]
+    memory = {}
+    # A first step of each, whose time is not counted.
+    for name, step in steps.items():
+        with watch(device) as memory[name]:
+            step()
+    costs = in_turns({**steps, "product": product}, rounds)
+    products = [cost.wall for cost in costs.pop("product")]
     return {
-        "seconds": {name: [cost.wall for cost in taken[1:]] for name, taken in costs.items()},
-        "cpu_seconds": {name: [cost.cpu for cost in taken[1:]] for name, taken in costs.items()},
+        "seconds": {name: [cost.wall for cost in taken] for name, taken in costs.items()},
+        "cpu_seconds": {name: [cost.cpu for cost in taken] for name, taken in costs.items()},
+        "memory": {name: asdict(each) for name, each in memory.items()},
         "rate": flop / min(products),
         "off": off,
         "profile": shares(steps["ours"], device, _timeline(trace, settings, cell)),

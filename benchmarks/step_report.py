@@ -39,20 +39,19 @@ def _cell(cell: dict[str, Any], rounds: int) -> list[str]:
         f"{cell['rate'] / 1e9:.4g}), {rounds} rounds; condition and losses of the naive variants are at most "
         f"{cell['off']:.0e} off ours.",
         "",
-        "| variant | FLOP / floor | time / ours | CPU time / ours | step, s | MFU | peak, MB | of it the step's, MB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| variant | FLOP / floor | time / ours | CPU time / ours | step, s | MFU | the step's memory, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, seconds in cell["seconds"].items():
-        memory = cell["memory"][name]
-        held = f"{memory['peak']:.0f} | {memory['peak'] - memory['before']:.0f}" if memory else "does not fit |"
         if not seconds:
-            lines.append(f"| {name} | {cell['flops'][name]:.2f} | | | | | {held} |")
+            lines.append(f"| {name} | {cell['flops'][name]:.2f} | | | | | does not fit |")
             continue
+        memory = cell["memory"][name]
         cpu = _ratio(cell["cpu_seconds"], name) if "cpu_seconds" in cell else ""
         mfu = cell["floor"] / median(seconds) / cell["peak"]
         lines.append(
             f"| {name} | {cell['flops'][name]:.2f} | {_ratio(cell['seconds'], name)} | {cpu} | {median(seconds):.3g} | "
-            f"{mfu:.0%} | {held} |"
+            f"{mfu:.0%} | {memory['peak'] - memory['before']:.0f} |"
         )
     told = ", ".join(f"{kind} {share:.1%}" for kind, share in cell["profile"].items())
     return [*lines, "", f"Ours by kind of operation: {told}.", ""]

@@ -97,7 +97,7 @@ def miniature() -> Size:
 
 
 def middle() -> Size:
-    """Half the published widths and a seventh to a ninth of the depth, with the published ratios; 384 px."""
+    """Half the published widths and a seventh to a ninth of the depth, with the published ratios; 256 px."""
     vlm = {
         **published.QWEN,
         **SPECIAL,
@@ -115,7 +115,7 @@ def middle() -> Size:
     dit |= {"cross_attention_dim": 1120, "caption_channels": 1152}
     widths = [32, 64, 128, 128, 256, 256]
     vae = published.DCAE | {"encoder_block_out_channels": widths, "decoder_block_out_channels": widths}
-    return Size(vlm, dit, vae, 128, (first(Task.T2I, 384, 2), second(Task.EDIT, 384, 2)))
+    return Size(vlm, dit, vae, 64, (first(Task.T2I, 256, 2), second(Task.EDIT, 256, 2)))
 
 
 def real() -> Size:

@@ -112,6 +112,8 @@ def _our_steps(
 ) -> dict[str, Step]:
     model.freeze_all_but(run.stage.trains)
     engine, dit = _engine(model, run, device), model.dit
+    # Makes the moments, so that no step has to.
+    engine.state()
 
     def step_of(checkpointing: bool) -> Step:
         def step() -> None:
@@ -146,6 +148,8 @@ def _naive_steps(
             model.go(way, trains_dit)
             loss = FlowMatchingLoss(model, run)
             engines[way.trained] = SingleEngine(model, loss, run.stage.optimizer, run.stage.global_batch)
+            # Makes the moments, so that no step has to.
+            engines[way.trained].state()
     return {name: step_of(way) for name, way in ways.items()}
 
 
