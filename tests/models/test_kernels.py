@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from tests.conftest import make_backbones
 from tests.models.world import make_batch, make_model
@@ -203,6 +204,19 @@ def test_compiled_layers_have_the_gradients_of_plain_ones(tmp_path: Path):
     assert [name for name, _ in model.named_parameters()] == names
     compiled = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
     assert all(layer._compiled_call_impl is not None for layer in compiled)
+
+
+def test_layers_are_compiled_once_and_not_each_anew(backbones: Backbones, encoder: PromptEncoder):
+    """torch gives a function up after eight compilations, without an error: the other layers would stay plain."""
+    model = make_model(backbones)
+    assert len(model.bridge.pathway.layers) == len(model.dit.transformer_blocks) == 6
+    for layers in (model.bridge.pathway.layers, model.dit.transformer_blocks):
+        graphs = CompileCounter()
+        for layer in layers:
+            layer.compile(backend=graphs)
+        gradients(model, encoder)
+        # The strides of the first layer's input may be others than those of the next ones'.
+        assert 1 <= graphs.frame_count <= 2
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -17,14 +17,17 @@ from wemmu.types import Prefix
 
 
 class PrefixView:
-    """A read-only cache: hands a layer the prefix's keys and values before its own, and stores nothing."""
+    """A read-only cache: hands one layer the prefix's keys and values before its own, and stores nothing.
 
-    def __init__(self, prefix: Prefix):
-        self._prefix = prefix
+    It is of one layer, and does not look which: layers that are compiled would else each be compiled anew.
+    """
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
-        keys, values = self._prefix.keys[layer], self._prefix.values[layer]
-        return torch.cat([keys.to(key.dtype), key], dim=2), torch.cat([values.to(value.dtype), value], dim=2)
+    def __init__(self, keys: Tensor, values: Tensor):
+        self._keys, self._values = keys, values
+
+    def update(self, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        keys, values = self._keys.to(key.dtype), self._values.to(value.dtype)
+        return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
 
 
 class Pathway(nn.Module):
@@ -53,7 +56,6 @@ class Pathway(nn.Module):
 
         Without a mask attention has faster kernels: flash attention on a GPU, and keys and values that its heads share.
         """
-        cache = PrefixView(prefix)
         rotation = self.rotary(tokens, positions)
         added = None
         if mask is not None:
@@ -62,7 +64,8 @@ class Pathway(nn.Module):
             added = added.masked_fill_(~mask, float("-inf"))[:, None]
         states = tokens
         recompute = self.checkpointing and torch.is_grad_enabled()
-        for layer in self.layers:
+        for layer, keys, values in zip(self.layers, prefix.keys, prefix.values, strict=True):
+            cache = PrefixView(keys, values)
             call = partial(recomputed, layer) if recompute else layer
             # Without a mask Hugging Face's attention would take itself for causal.
             states = call(
