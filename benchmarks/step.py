@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.step miniature        # 3 minutes
     OMP_NUM_THREADS=1 python -m benchmarks.step middle           # 300 M parameters, some 20 minutes
     python -m benchmarks.step real                       # a GPU, bfloat16: the published sizes, under 10 minutes
-    python -m benchmarks.step real --engine zero3        # the same, ours on one rank of ZeRO-3
+    python -m benchmarks.step real --engine zero3        # the same, ours alone, on one rank of ZeRO-3
 
 What the naive step is, and what is done so that both compute the same: `benchmarks/naive.py` and `step_variants.py`.
 Where several variants fit into one process they take turns, and only ratios within a round mean something; else each
@@ -30,7 +30,7 @@ from benchmarks.step_memory import watch
 from benchmarks.step_profile import shares
 from benchmarks.step_report import record
 from benchmarks.step_sizes import SIZES, Cell, Size, floor_flops, make_run, shallower
-from benchmarks.step_variants import OURS, VARIANTS, executed_flops, prepare
+from benchmarks.step_variants import ENDS, OURS, VARIANTS, executed_flops, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 # Dense bf16 of an H100 or H200 (SXM), FLOP/s; other devices are measured by a large product.
@@ -112,15 +112,16 @@ def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Pa
     size = settings.load()
     run = make_run(size, cell, settings.engine, settings.dtype)
     floor = floor_flops(size, cell, run)
+    names = VARIANTS if size.together else OURS if settings.engine == "zero3" else ENDS
     told = {
         "cell": cell.name,
         "floor": floor,
-        "flops": {n: executed_flops(size, cell, run, n) / floor for n in VARIANTS},
+        "flops": {n: executed_flops(size, cell, run, n) / floor for n in names},
     }
     if size.together:
         told |= _in_turns(settings, cell, rounds, trace)
     else:
-        found = {name: _in_a_process(settings, number, name, rounds, trace) for name in VARIANTS}
+        found = {name: _in_a_process(settings, number, name, rounds, trace) for name in names}
         # Variants that do not fit have no times and no memory.
         told |= {key: {name: each.get(key) for name, each in found.items()} for key in ("seconds", "memory")}
         told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", "off")}

@@ -29,6 +29,8 @@ NAIVE = {
     "MetaQuery's: VLM frozen, causal mask, no logits": Way(trained=False, logits=False, mask="causal"),
 }
 VARIANTS = (*OURS, *NAIVE)
+# Where each has a process of its own, which builds 11 B parameters first, those between the two are left out.
+ENDS = (*OURS, "naive", "MetaQuery's: VLM frozen, causal mask, no logits")
 # Of conditions and losses, relative to their norm. bfloat16 has 8 bits, through tens of layers.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
