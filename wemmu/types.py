@@ -84,7 +84,7 @@ class Prefix(_OnDevice):
 
     keys, values: per layer [B, kv heads, L, head dim], positions already applied. mask: bool [B, L]. image_positions:
     [3, B, G_vae], those of the image tokens in the prompt (G_vae = 0 without images). next_position: [B], where the
-    pathway's queries start.
+    pathway's queries start. padded: False where the mask is known to hide nothing, and attention needs none.
     """
 
     keys: tuple[Tensor, ...]
@@ -92,6 +92,7 @@ class Prefix(_OnDevice):
     mask: Tensor
     image_positions: Tensor
     next_position: Tensor
+    padded: bool = True
 
     def to(self, device: torch.device | str) -> Self:
         moved = super().to(device)

@@ -11,6 +11,7 @@ from tests.planning.worlds import MINIATURE, PAPER, ROOT, curriculum_with
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.diagnosis import curriculum as curricula
+from wemmu.diagnosis import preflight
 
 __all__ = ["published"]
 
@@ -30,18 +31,18 @@ def test_the_miniature_can_run_here(miniature: Curriculum, tmp_path: Path):
 
 def test_a_curriculum_that_does_not_load_is_told_in_its_own_words(tmp_path: Path):
     wrong = put(tmp_path, "wrong.yaml", f"base: {MINIATURE}\noverrides: [stages.stage1.steps=-1]\n")
-    is_problem(curricula.loads(wrong), "stages.0.steps", "greater than 0")
-    is_problem(curricula.loads(tmp_path / "nowhere.yaml"), "nowhere.yaml")
+    is_problem(preflight.loads(wrong), "stages.0.steps", "greater than 0")
+    is_problem(preflight.loads(tmp_path / "nowhere.yaml"), "nowhere.yaml")
 
 
 def test_a_backbone_that_is_missing_or_incomplete_is_named(published: Backbones, tmp_path: Path):
     gone = curriculum_with(PAPER, published.model_copy(update={"vlm": tmp_path / "gone"}))
-    is_problem(curricula.backbones(gone), "gone/config.json")
+    is_problem(preflight.backbones(gone), "gone/config.json")
     # What follows from it is said once, as a problem.
-    assert curricula.degrees(gone).status == curricula.gpu_memory(gone).status == "warning"
-    assert curricula.checkpoint_disk(gone, tmp_path).status == "warning"
+    assert preflight.degrees(gone).status == curricula.gpu_memory(gone).status == "warning"
+    assert preflight.checkpoint_disk(gone, tmp_path).status == "warning"
     # Only the config.json files are there.
-    is_problem(curricula.backbones(curriculum_with(PAPER, published)), "vlm/*.safetensors", "preprocessor_config.json")
+    is_problem(preflight.backbones(curriculum_with(PAPER, published)), "vlm/*.safetensors", "preprocessor_config.json")
 
 
 def test_a_download_that_broke_off_is_seen(published: Backbones, tmp_path: Path):
@@ -51,40 +52,40 @@ def test_a_download_that_broke_off_is_seen(published: Backbones, tmp_path: Path)
         '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}',
     )
     put(tmp_path, "model-1.safetensors")
-    assert list(curricula._lacking(tmp_path)) == [str(tmp_path / "model-2.safetensors")]
+    assert list(preflight._lacking(tmp_path)) == [str(tmp_path / "model-2.safetensors")]
 
 
 def test_degrees_that_cannot_be_are_refused(published: Backbones):
     overrides = ["parallel.engine=hybrid", "parallel.tp=32", "parallel.ranks=32"]
-    is_problem(curricula.degrees(curriculum_with(PAPER, published, *overrides)), "not outnumber its heads; valid: 1, 2")
+    is_problem(preflight.degrees(curriculum_with(PAPER, published, *overrides)), "not outnumber its heads; valid: 1, 2")
 
 
 def test_data_must_be_there_or_preparable(miniature: Curriculum, tmp_path: Path):
     def with_data(**fields: object) -> Curriculum:
         return miniature.model_copy(update={"data": miniature.data.model_copy(update=fields)})
 
-    assert curricula.data(with_data(shards=tmp_path)).status == "ok"
-    is_problem(curricula.data(with_data(shards=tmp_path, prepare=None)), "no complete data set")
+    assert preflight.data(with_data(shards=tmp_path)).status == "ok"
+    is_problem(preflight.data(with_data(shards=tmp_path, prepare=None)), "no complete data set")
     source = {"kind": "webdataset", "name": "web", "path": f"{tmp_path}/*.tar"}
     prepare = type(miniature.data.prepare).model_validate({"sources": [source]})
-    is_problem(curricula.data(with_data(shards=tmp_path, prepare=prepare)), "web:", "*.tar")
+    is_problem(preflight.data(with_data(shards=tmp_path, prepare=prepare)), "web:", "*.tar")
     put(tmp_path, "one.tar")
-    assert curricula.data(with_data(shards=tmp_path, prepare=prepare)).status == "ok"
+    assert preflight.data(with_data(shards=tmp_path, prepare=prepare)).status == "ok"
     put(tmp_path, "dataset.json", '{"version": 2, "streams": []}')
-    is_problem(curricula.data(with_data(shards=tmp_path)), "has no stream of", "t2i at 32 px")
+    is_problem(preflight.data(with_data(shards=tmp_path)), "has no stream of", "t2i at 32 px")
 
 
 def test_weights_to_start_from_must_be_there(miniature: Curriculum):
     wrong = load_curriculum(MINIATURE, ["stages.stage2.start=nowhere"])
-    is_problem(curricula.starts(wrong), "stages.stage2.start: nowhere")
+    is_problem(preflight.starts(wrong), "stages.stage2.start: nowhere")
 
 
 def test_a_disk_must_hold_one_checkpoint_more_than_is_kept(
     miniature: Curriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def free(size: float) -> str:
-        monkeypatch.setattr(curricula.shutil, "disk_usage", lambda _: Usage(size, 0, size))
-        return curricula.checkpoint_disk(miniature, tmp_path).status
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(size, 0, size))
+        return preflight.checkpoint_disk(miniature, tmp_path).status
 
     assert [free(1e6), free(0.6e9), free(1e12)] == ["problem", "warning", "ok"]
 

@@ -46,12 +46,11 @@ def test_with_its_first_weights_and_a_causal_mask_it_continues_the_prompt_as_the
         real = batch.prompts.mask[b]
         ids = torch.cat([batch.prompts.input_ids[b, real], answer])[None]
         own = torch.cat([batch.prompts.positions[:, b, real], positions[:, b]], dim=-1)[:, None]
-        whole = replace(batch.prompts, input_ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), positions=own)
-        seen: list[Tensor] = []
-        hook = model.vlm.language_model.register_forward_hook(lambda _, __, out, to=seen: to.append(out[0]))
-        model.vlm.prefix(whole, batch.images[b : b + 1])
-        hook.remove()
-        torch.testing.assert_close(ours[b], seen[0][0, -g:], atol=2e-5, rtol=1e-5)
+        embeds = model.vlm.language_model.embed_tokens(ids)
+        at_images = (ids == model.vlm.image_token_id)[..., None]
+        embeds = embeds.masked_scatter(at_images, model.vlm.vision(batch.images[b]))
+        seen = model.vlm.language_model(inputs_embeds=embeds, position_ids=own).last_hidden_state
+        torch.testing.assert_close(ours[b], seen[0, -g:], atol=2e-5, rtol=1e-5)
 
 
 def test_the_prefix_is_not_changed_bit_for_bit(model: WeMMU, prefix: Prefix):
@@ -103,3 +102,23 @@ def test_every_token_sees_every_token_of_the_prefix(model: WeMMU, prefix: Prefix
         felt = values.grad.abs().amax(dim=(1, 3)) > 0
         assert torch.equal(felt, prefix.mask)
     model.bridge.zero_grad()
+
+
+@pytest.mark.parametrize("ids", [[0, 4], [2]], ids=["equal lengths", "alone"])
+def test_a_prefix_without_padding_gives_the_same_without_a_mask(model: WeMMU, encoder: PromptEncoder, ids: list[int]):
+    batch = make_batch(encoder, ids)
+    prefix = model.vlm.prefix(batch.prompts, batch.images)
+    assert not prefix.padded
+    noise, positions = tokens(model)
+    found = []
+    for each in (prefix, replace(prefix, padded=True)):
+        of_each = noise[: len(ids)].clone().requires_grad_()
+        model.bridge.pathway(of_each, positions[:, : len(ids)], each).square().sum().backward()
+        found.append((of_each.grad, model.bridge.pathway.layers[0].self_attn.q_proj.weight.grad.clone()))
+        model.bridge.zero_grad()
+    for without, with_mask in zip(*found, strict=True):
+        torch.testing.assert_close(without, with_mask, atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_of_different_lengths_make_a_padded_prefix(prefix: Prefix):
+    assert prefix.padded

@@ -20,11 +20,12 @@ from wemmu.training.losses import FlowMatchingLoss
 T = 1e12
 # Part -> TFLOP, from the compute floor that was worked out before there was a model: 128 tokens of text, and as many
 # VAE tokens to an input picture as it has latents (512 px: 256). The model has as many as VLM tokens (324), see below.
+# The frozen language model ends with q, k and v of its last layer, 6.8 % of one layer in 36.
 FLOORS = {
-    ("stage1", 0): {"language": 0.71, "vae": 1.29, "pathway": 5.52, "dit": 1.70, "sum": 9.25},
-    ("stage1", 1): {"vision": 1.71, "language": 2.53, "vae": 2.58, "pathway": 10.18, "dit": 1.70, "sum": 18.73},
-    ("stage2", 0): {"language": 0.71, "vae": 5.18, "pathway": 23.21, "dit": 10.71, "sum": 39.89},
-    ("stage2", 1): {"vision": 7.24, "language": 8.17, "vae": 10.36, "pathway": 46.31, "dit": 10.71, "sum": 82.87},
+    ("stage1", 0): {"language": 0.69, "vae": 1.29, "pathway": 5.52, "dit": 1.70, "sum": 9.23},
+    ("stage1", 1): {"vision": 1.71, "language": 2.46, "vae": 2.58, "pathway": 10.18, "dit": 1.70, "sum": 18.66},
+    ("stage2", 0): {"language": 0.69, "vae": 5.18, "pathway": 23.21, "dit": 10.71, "sum": 39.87},
+    ("stage2", 1): {"vision": 7.24, "language": 7.96, "vae": 10.36, "pathway": 46.31, "dit": 10.71, "sum": 82.66},
 }
 
 
@@ -65,7 +66,12 @@ def convolution_backward(grad: tuple, x: tuple, weight: tuple, *args: object, **
     ],
 )
 def test_the_real_model_does_the_planned_work(
-    model: WeMMU, encoder: PromptEncoder, backbones: Backbones, stage: str, task: Task
+    model: WeMMU,
+    encoder: PromptEncoder,
+    backbones: Backbones,
+    stage: str,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     curriculum = curriculum_with(MINIATURE, backbones)
     run, sizes, samples = curriculum.stage_run(stage), read_sizes(backbones), 2
@@ -78,21 +84,30 @@ def test_the_real_model_does_the_planned_work(
     planned = sample_flops(sample, sizes, run.stage)
     # The mask of a padded batch hides the upper half of the prompt's attention, but the work is done: on a GPU too,
     # unless the kernel knows of causality. The plan counts half.
-    hidden = 2.0 * sample.prefix**2 * sizes.language.hidden_size * sizes.language.num_hidden_layers
+    hidden = 2.0 * sample.prefix**2 * sizes.language.hidden_size * (sizes.language.num_hidden_layers - 1)
 
     model.freeze_all_but(run.stage.trains)
     formulas = {torch.ops.aten.convolution_backward: convolution_backward}
-    # The kernels that fuse attention on a CPU are not known to the counter.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=None, custom_mapping=formulas) as counter:
+
+    def counting() -> FlopCounterMode:
+        return FlopCounterMode(display=False, depth=None, custom_mapping=formulas)
+
+    # The kernels that fuse attention on a CPU are not known to the counter. It does not notice that the language model
+    # is left before its end, and would put down to it what follows, so that the frozen VLM has a counter of its own.
+    with sdpa_kernel(SDPBackend.MATH), counting() as of_vlm:
+        prefix = model.vlm.prefix(batch.prompts, batch.images)
+    monkeypatch.setattr(model.vlm, "prefix", lambda *_: prefix)
+    with sdpa_kernel(SDPBackend.MATH), counting() as counter:
         loss = FlowMatchingLoss(model, run)(batch, 0).values.sum()
-        forward = by_part(counter)
+        forward = by_part(counter) | by_part(of_vlm)
         loss.backward()
     model.zero_grad()
+    counted = counter.get_total_flops() + of_vlm.get_total_flops()
     for part, cost in planned.items():
         expected = cost.forward + hidden * (part == "language")
         assert forward.get(part, 0) / samples == pytest.approx(expected, rel=1e-3), part
-    assert counter.get_total_flops() / samples == pytest.approx(total(planned) + hidden, rel=1e-3)
-    assert counter.get_total_flops() / samples == pytest.approx(total(planned), rel=0.01)
+    assert counted / samples == pytest.approx(total(planned) + hidden, rel=1e-3)
+    assert counted / samples == pytest.approx(total(planned), rel=0.01)
 
 
 def by_part(counter: FlopCounterMode) -> dict[str, int]:

@@ -167,6 +167,13 @@ def test_a_run_whose_wandb_is_broken_ends_well(undisturbed: Path):
 
 
 @pytest.mark.slow
+def test_the_run_folder_says_which_kernels_ran(undisturbed: Path):
+    found = json.loads((undisturbed / "kernels.json").read_text())
+    assert (found["adamw"], found["norms"], found["compiled"]) == ("torch", "plain", False)
+    assert found["attention"]
+    assert found["masked_attention"]
+
+
 def test_killing_leaves_only_what_was_saved_before(disturbed: tuple[Path, list[Ending]]):
     killed = disturbed[1][0]
     assert (killed.exit_code, killed.checkpoints) == (-signal.SIGKILL, ["step_00000002"]), killed.output

@@ -66,6 +66,19 @@ class Memory(Config):
         return micro, per_rank // micro
 
 
+class Kernels(Config):
+    """What may be computed by other kernels than the plain ones; see docs/performance.md.
+
+    NVIDIA's Apex, torch's fused AdamW and the kernels of attention are found and told without being asked for.
+    """
+
+    # RMSNorm in one kernel, Apex's or torch's. In bfloat16 it rounds once where the plain one rounds twice, so a run
+    # that was begun without it goes on with other last bits.
+    fused_norms: bool = False
+    # torch.compile of each layer of the pathway and each block of the DiT; needs a C++ compiler, and minutes to begin.
+    compile: bool = False
+
+
 class Parallel(Config):
     """How many processes train, and how they share the model; see docs/parallel.md.
 
@@ -166,6 +179,7 @@ class Curriculum(Config):
     data: Data
     memory: Memory
     parallel: Parallel = Parallel()
+    kernels: Kernels = Kernels()
     sampling: Sampling = Sampling()
     logging: Logging = Logging()
     evaluation: Evaluation = Evaluation()
@@ -177,6 +191,9 @@ class Curriculum(Config):
         names = [s.name for s in self.stages]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"stages need distinct names, got: {', '.join(names) or 'none'}")
+        if self.kernels.compile and self.parallel.engine != "single":
+            # Both take the layers apart with hooks and slices that are made after this.
+            raise ValueError(f"kernels.compile is not for engine {self.parallel.engine}; valid with it: single")
         learnable = self.bridge.queries.design != "noisy"
         for stage in self.stages:
             if stage.global_batch % self.parallel.ranks:
@@ -228,6 +245,7 @@ class StageRun(Config):
     memory: Memory
     # Configs of earlier versions do not say.
     parallel: Parallel = Parallel()
+    kernels: Kernels = Kernels()
     sampling: Sampling
     logging: Logging
     evaluation: Evaluation

@@ -2,18 +2,11 @@
 
 import importlib
 import importlib.metadata as metadata
-import importlib.util
 import shutil
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wemmu.diagnosis.commands import answer
 from wemmu.diagnosis.findings import Call, Finding, short
 from wemmu.planning.tables import human
-
-if TYPE_CHECKING:
-    import torch
 
 # Seconds; nvidia-smi takes long on a node whose driver sleeps.
 _SMI_TIMEOUT = 20.0
@@ -69,25 +62,18 @@ def bfloat16() -> Finding:
 
 def apex() -> Finding:
     """NVIDIA's Apex, or the other project that has its name on the package index."""
-    name, parts = "NVIDIA Apex", ("normalization", "optimizers")
-    spec = importlib.util.find_spec("apex")
-    if spec is None:
-        return Finding(name, "ok", "not installed, not needed: torch's own fused kernels are used")
-    places = list(spec.submodule_search_locations or ())
-    if not any((Path(place) / part).exists() for place in places for part in parts):
-        remedy = (
-            "uninstall it (`pip uninstall apex`); NVIDIA's is built from its repository, and is not needed: torch's "
-            "own fused kernels serve"
-        )
-        where = ", ".join(places) or spec.origin
-        return Finding(name, "problem", f"the package apex in {where} is another project of that name", remedy)
-    try:
-        for part in parts:
-            importlib.import_module(f"apex.{part}")
-    except Exception as error:
-        remedy = "build it from its repository against this torch, or uninstall it: torch's own fused kernels serve"
-        return Finding(name, "problem", f"installed, but does not load: {short(error)}", remedy)
-    return Finding(name, "ok", "installed, and loads")
+    from wemmu.kernels import find_apex
+
+    installed, problem = find_apex()
+    if installed:
+        return Finding("NVIDIA Apex", "ok", "installed, and loads")
+    if problem is None:
+        return Finding("NVIDIA Apex", "ok", "not installed, not needed: torch's own fused kernels are used")
+    remedy = (
+        "uninstall it (`pip uninstall apex`), or build NVIDIA's from its repository against this torch; it is not "
+        "needed: torch's own fused kernels serve"
+    )
+    return Finding("NVIDIA Apex", "problem", short(problem), remedy)
 
 
 def fused_adamw() -> Finding:
@@ -110,12 +96,14 @@ def fused_adamw() -> Finding:
 
 
 def attention() -> Finding:
-    """Which kernels of scaled_dot_product_attention run; the pathway's has a mask, the VLM's mostly none."""
+    """Which kernels of scaled_dot_product_attention run; the pathway's has a mask where prompts are padded."""
     import torch
+
+    from wemmu.kernels import attention_kernels
 
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device)
-    without, with_mask = _kernels(device, dtype, None), _kernels(device, dtype, mask)
+    without, with_mask = (attention_kernels(torch.device(device), dtype, each) for each in (None, mask))
     found = f"on the {device}: {', '.join(without)}; with a mask: {', '.join(with_mask)}"
     if not with_mask:
         return Finding("attention kernels", "problem", found, "reinstall torch for this device")
@@ -123,30 +111,6 @@ def attention() -> Finding:
         remedy = "a GPU and a torch whose memory-efficient or cuDNN attention runs: plain attention keeps n x n scores"
         return Finding("attention kernels", "warning", found, remedy)
     return Finding("attention kernels", "ok", found)
-
-
-def _kernels(device: str, dtype: "torch.dtype", mask: "torch.Tensor | None") -> list[str]:
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kernels = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cuDNN": SDPBackend.CUDNN_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
-    q = torch.ones(1, 2, 64, 64, device=device, dtype=dtype)
-    found = []
-    for name, kernel in kernels.items():
-        # A kernel that is not there says why in warnings and then in an error.
-        with warnings.catch_warnings(), sdpa_kernel(kernel):
-            warnings.simplefilter("ignore")
-            try:
-                torch.nn.functional.scaled_dot_product_attention(q, q, q, mask)
-            except RuntimeError:
-                continue
-        found.append(name)
-    return found
 
 
 def flash_attn() -> Finding:

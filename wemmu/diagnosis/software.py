@@ -4,9 +4,7 @@ import codecs
 import importlib.metadata as metadata
 import importlib.util
 import locale
-import os
 import platform
-import shutil
 import sys
 
 from packaging.requirements import Requirement
@@ -101,7 +99,9 @@ def toolchain() -> Finding:
     import torch
 
     name = "torch.compile"
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    from wemmu.kernels import compiler as find_compiler
+
+    compiler = find_compiler()
     triton = importlib.util.find_spec("triton") is not None
     found = f"C++ compiler {compiler or 'not found'}, triton {'found' if triton else 'not found'}"
     if compiler is None:

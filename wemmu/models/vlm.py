@@ -1,8 +1,11 @@
 """The frozen VLM: prompts and pictures in, the keys and values of every layer out.
 
 Nothing here is trained, so nothing here leaves an autograd node: the model runs under no_grad, in eval mode, without
-its language-model head. The cache is Hugging Face's own, so any VLM of that protocol with `model.visual` fits.
+its language-model head, no further than the last layer's keys and values. The cache is of Hugging Face's protocol, so
+any VLM of that protocol with `model.visual` fits.
 """
+
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -12,6 +15,31 @@ from wemmu.models.cache import FeatureCache
 from wemmu.models.patches import patchify, resize
 from wemmu.positions import token_grid
 from wemmu.types import Prefix, Prompts
+
+
+class _Complete(Exception):
+    """The last layer's keys and values are there."""
+
+
+class _KeysAndValues(DynamicCache):
+    """Takes what every layer hands over, and ends the forward pass where nothing that follows is wanted.
+
+    Of the last layer that is its attention and its MLP, which are most of its work.
+    """
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self._layers = layers
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        assert layer == len(self.keys), "layers come in their order"
+        self.keys.append(key)
+        self.values.append(value)
+        if len(self.keys) == self._layers:
+            raise _Complete
+        return key, value
 
 
 class FrozenVLM(torch.nn.Module):
@@ -55,24 +83,29 @@ class FrozenVLM(torch.nn.Module):
             raise ValueError(
                 f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
             )
+        # Asked before there is work on the device, which the answer would have to wait for.
+        padded = not bool(prompts.mask.all())
         embeds = self.language_model.embed_tokens(prompts.input_ids)
         if n:
             vision = self.cache(self.vision, images.flatten(0, 1))
             embeds = embeds.masked_scatter(at_images[..., None], vision.to(embeds.dtype))
+        cache = _KeysAndValues(len(self.language_model.layers))
         # The language model, not the one with the head: no logits are computed.
-        cache = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=prompts.mask.long(),
-            position_ids=prompts.positions,
-            past_key_values=DynamicCache(),
-            use_cache=True,
-        ).past_key_values
+        with suppress(_Complete):
+            self.language_model(
+                inputs_embeds=embeds,
+                attention_mask=prompts.mask.long(),
+                position_ids=prompts.positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
         return Prefix(
-            keys=tuple(layer.keys for layer in cache.layers),
-            values=tuple(layer.values for layer in cache.layers),
+            keys=tuple(cache.keys),
+            values=tuple(cache.values),
             mask=prompts.mask,
             image_positions=prompts.positions[:, at_images].reshape(3, b, -1),
             next_position=prompts.next_position,
+            padded=padded,
         )
 
     def vision(self, pixels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.config.stage import Optimizer as OptimizerConfig
+from wemmu.kernels import fused_adam
 from wemmu.parallel.engine import TrainState
 
 
@@ -23,8 +24,12 @@ def rates(name: str, ndim: int, config: OptimizerConfig) -> tuple[float, float]:
 class AdamW:
     """Steps on `weights`, name -> float32 tensor, in place. The gradients are put into `weights[name].grad`."""
 
-    def __init__(self, weights: Mapping[str, Tensor], config: OptimizerConfig):
-        """Raises ValueError if there is nothing to train."""
+    def __init__(self, weights: Mapping[str, Tensor], config: OptimizerConfig, apex: bool = False):
+        """With `apex` NVIDIA Apex's FusedAdam takes the steps, else torch's fused AdamW; their states are alike.
+
+        Raises:
+            ValueError: if there is nothing to train.
+        """
         if not weights:
             raise ValueError("nothing to train: every parameter is frozen")
         # A parameter of its own on the same memory: torch's optimizer takes leaves only.
@@ -32,10 +37,12 @@ class AdamW:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, weight in self.weights.items():
             groups.setdefault(rates(name, weight.ndim, config), []).append(weight)
-        self._optimizer = torch.optim.AdamW(
-            [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
-            betas=config.betas,
-            fused=True,
+        made = [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()]
+        self._apex = apex
+        self._optimizer = (
+            fused_adam()(made, betas=config.betas, eps=1e-8)
+            if apex
+            else torch.optim.AdamW(made, betas=config.betas, eps=1e-8, fused=True)
         )
 
     def step(self, lr_share: float) -> None:
@@ -44,19 +51,21 @@ class AdamW:
         self._optimizer.step()
 
     def zero_grad(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        for weight in self.weights.values():
+            weight.grad = None
 
     def state(self) -> TrainState:
         """The live weights and moments; moments that no step has made yet are made, as zeros."""
         for weight in self.weights.values():
             if not self._optimizer.state[weight]:
                 self._optimizer.state[weight] = {
-                    "step": torch.zeros((), dtype=torch.float32),
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
-                }
+                } | ({} if self._apex else {"step": torch.zeros((), dtype=torch.float32)})
         states = {name: self._optimizer.state[weight] for name, weight in self.weights.items()}
-        steps = {int(state["step"]) for state in states.values()}
+        # Apex counts in each group, from its first step on.
+        counts = self._optimizer.param_groups if self._apex else states.values()
+        steps = {int(each.get("step", 0)) for each in counts}
         assert len(steps) == 1, "all parameters take every step"
         return TrainState(
             weights={name: weight.detach() for name, weight in self.weights.items()},
@@ -68,5 +77,9 @@ class AdamW:
     def restored(self, steps: int) -> None:
         """Go on from `steps` steps, with the weights and moments that were written into the tensors of `state`."""
         self.state()
+        if self._apex:
+            for group in self._optimizer.param_groups:
+                group["step"] = steps
+            return
         for weight in self.weights.values():
             self._optimizer.state[weight]["step"].fill_(steps)

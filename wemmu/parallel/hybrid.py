@@ -38,7 +38,16 @@ class LossInParts(Protocol):
 class HybridEngine:
     """See `wemmu.parallel.engine.Engine`. Takes the model apart: its DiT is split, its parameters are sharded."""
 
-    def __init__(self, model: nn.Module, loss: LossInParts, run: StageRun, topology: Topology, device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossInParts,
+        run: StageRun,
+        topology: Topology,
+        device: torch.device,
+        apex: bool = False,
+    ):
+        """apex: see `wemmu.parallel.adamw.AdamW`."""
         self.config, self._loss, self._topology = run.stage.optimizer, loss, topology
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.parameters = trained, sum(p.numel() for p in model.parameters()) - trained
@@ -68,7 +77,7 @@ class HybridEngine:
             whole = f"dit.{part.canonical(name)}"
             self._sharded[whole], self._places[whole] = parameter, places[name.removeprefix("dit.")]
         self._trained = {name: p for name, p in self._sharded.items() if p.requires_grad}
-        self._adamw = AdamW({name: shards.local(p) for name, p in self._trained.items()}, self.config)
+        self._adamw = AdamW({name: shards.local(p) for name, p in self._trained.items()}, self.config, apex)
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         return [self._round(batch, step) for batch in micro_batches]

@@ -19,10 +19,11 @@ class SingleEngine:
     gradients are summed over micro-batches in float32, as sharded engines do it.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFn, config: OptimizerConfig, global_batch: int):
+    def __init__(self, model: nn.Module, loss: LossFn, config: OptimizerConfig, global_batch: int, apex: bool = False):
+        """apex: see `wemmu.parallel.adamw.AdamW`."""
         self.config, self._model, self._loss, self._global_batch = config, model, loss, global_batch
         self._working: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._adamw = AdamW({name: p.detach().float() for name, p in self._working.items()}, config)
+        self._adamw = AdamW({name: p.detach().float() for name, p in self._working.items()}, config, apex)
         trained = sum(p.numel() for p in self._working.values())
         self.parameters = trained, sum(p.numel() for p in model.parameters()) - trained
 

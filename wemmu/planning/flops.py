@@ -165,8 +165,14 @@ def vision(c: Vision, side: int) -> float:
 
 
 def prefix(c: Language, tokens: int) -> float:
-    """The frozen language model forward over a prompt of `tokens`, without its head; causal attention costs half."""
-    return 2.0 * tokens * language_products(c) + 2.0 * tokens**2 * c.hidden_size * c.num_hidden_layers
+    """The frozen language model forward over a prompt of `tokens`, to the keys and values of its last layer.
+
+    Causal attention costs half.
+    """
+    whole = c.num_hidden_layers - 1
+    last = linear(c.hidden_size, c.hidden_size).products + 2 * linear(c.hidden_size, c.kv_width).products
+    weights = language_layer(c).products * whole + last
+    return 2.0 * tokens * weights + 2.0 * tokens**2 * c.hidden_size * whole
 
 
 def language_products(c: Language) -> int:

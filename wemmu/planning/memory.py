@@ -131,7 +131,8 @@ def pathway_layer(tokens: int, prefix: int, width: int, hidden: int, number: int
     """Bytes that one layer of the pathway keeps for `tokens` that look at `prefix` more; `number` bytes a number.
 
     Inputs of q, k, v and of the MLP with their norms' outputs (4), q, attention's output and its transpose (3); two
-    norms' inputs in fp32; gate, silu(gate), up and their product; keys and values of all, repeated for every head.
+    norms' inputs in fp32; gate, silu(gate), up and their product; keys and values of all, repeated for every head, as
+    they are where prompts are padded.
     """
     own = tokens * (number * (7 * width + 4 * hidden) + 2 * FP32 * width)
     return own + 2.0 * number * (prefix + tokens) * width

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wemmu import kernels
 from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
+from wemmu.kernels import Kernels
 from wemmu.models.model import WeMMU
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.weights import LoadReport, Place, build_model, stay
@@ -37,6 +39,7 @@ class Parts:
     carried: dict[str, Tensor]
     frozen: dict[str, str]
     reports: list[LoadReport]
+    kernels: Kernels
 
 
 def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str = "cpu") -> Parts:
@@ -45,6 +48,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     Raises:
         CheckpointError: if `stage.start` lacks a module that this stage needs or holds something unknown.
         ShardError: if the data set cannot be read or stores latents of another autoencoder.
+        ValueError: if layers are to be compiled and there is no compiler.
     """
     model, reports = build_model(run.backbones, run.bridge, run.seed, _place(run, device))
     identities = _identities(reports)
@@ -53,10 +57,11 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     model.vae.cache.capacity = model.vlm.cache.capacity = run.memory.cached_pictures
     if run.memory.checkpointing:
         model.checkpoint_activations()
+    chosen = _kernels(run, model, torch.device(device))
     # The names, before an engine takes the model apart.
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     resting = startable(model).keys() - trained
-    engine = _engine(run, model, topology, device)
+    engine = _engine(run, model, topology, device, chosen.adamw == "Apex")
     started = frozenset()
     if run.stage.start:
         held = engine.held(resting) | engine.state().weights
@@ -77,14 +82,25 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         carried=engine.held(carried),
         frozen=identities,
         reports=reports,
+        kernels=chosen,
     )
 
 
-def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.device | str) -> Engine:
+def _kernels(run: StageRun, model: WeMMU, device: torch.device) -> Kernels:
+    """Choose the kernels and give them to the layers that a stage runs with gradients, and to the VLM's norms."""
+    language = model.vlm.language_model
+    head_dim = language.config.hidden_size // language.config.num_attention_heads
+    chosen = kernels.choose(run.kernels, run.parallel.engine, device, getattr(torch, run.backbones.dtype), head_dim)
+    layers = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
+    kernels.apply(chosen, type(language.norm), [language, model.bridge.pathway], layers)
+    return chosen
+
+
+def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.device | str, apex: bool) -> Engine:
     loss = FlowMatchingLoss(model, run)
     match run.parallel.engine:
         case "single":
-            return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch)
+            return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch, apex)
         # Their libraries are slow to import.
         case "zero3":
             from wemmu.parallel.zero3 import Zero3Engine
@@ -93,7 +109,7 @@ def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.devic
         case "hybrid":
             from wemmu.parallel.hybrid import HybridEngine
 
-            return HybridEngine(model, loss, run, topology, torch.device(device))
+            return HybridEngine(model, loss, run, topology, torch.device(device), apex)
 
 
 def _place(run: StageRun, device: torch.device | str) -> Place:

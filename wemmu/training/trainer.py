@@ -1,11 +1,14 @@
 """The training loop of one stage. It knows an objective, an engine and a loader; nothing of tasks or tokens."""
 
+import json
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.wandb_mode import wandb_mode
 from wemmu.parallel.topology import any_rank, connect
@@ -193,6 +196,9 @@ class Trainer:
             f"{self.stage.resolution} px, {self.stage.steps} steps of {self.stage.global_batch}, engine {layout.engine}"
             + (f" on {layout.ranks} ranks, tp {layout.tp}, pp {layout.pp}" if layout.ranks > 1 else "")
         )
+        self._say(f"kernels on {self.device}: {self.parts.kernels}")
+        if self.topology.leads:
+            replace_text(self.folder / "kernels.json", json.dumps(asdict(self.parts.kernels), indent=1) + "\n")
 
     def _say(self, what: str) -> None:
         if self.topology.leads:

@@ -1,0 +1,202 @@
+"""One training step of ours against the naive one, with equal widths, weights, batches and losses.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.step miniature        # 3 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.step middle           # 300 M parameters, some 20 minutes
+    python -m benchmarks.step real                       # a GPU, bfloat16: the published sizes, under 10 minutes
+    python -m benchmarks.step real --engine zero3        # the same, ours alone, on one rank of ZeRO-3
+
+What the naive step is, and what is done so that both compute the same: `benchmarks/naive.py` and `step_variants.py`.
+Where several variants fit into one process they take turns, and only ratios within a round mean something; else each
+has a process of its own. Memory is the most that a step adds to what rests between steps (weights, masters, moments),
+resident on the CPU, allocated by torch on a GPU. MFU counts model FLOPs by `wemmu.planning`, for all variants alike:
+what is recomputed, padding and logits are work of no use.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.measure import in_turns
+from benchmarks.step_memory import watch
+from benchmarks.step_profile import shares
+from benchmarks.step_report import record
+from benchmarks.step_sizes import SIZES, Cell, Size, floor_flops, make_run, shallower
+from benchmarks.step_variants import ENDS, OURS, VARIANTS, executed_flops, prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+# Dense bf16 of an H100 or H200 (SXM), FLOP/s; other devices are measured by a large product.
+PUBLISHED_PEAK = 989e12
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process is told: the same for one that measures time and one that measures memory."""
+
+    size: str
+    device: str
+    dtype: str
+    engine: str
+    layers: int | None
+    samples: int | None
+
+    def load(self) -> Size:
+        size = SIZES[self.size]()
+        return size if self.layers is None else shallower(size, self.layers)
+
+    def cells(self) -> list[Cell]:
+        cells = self.load().cells
+        return [c if self.samples is None else c.of(self.samples) for c in cells]
+
+
+def main(
+    size: Annotated[str, typer.Argument(help=", ".join(SIZES))],
+    engine: Annotated[str, typer.Option(help="of ours: single or zero3 (one rank)")] = "single",
+    device: Annotated[str, typer.Option(help="cpu or cuda; by default where the size belongs")] = "",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; by default that of the device")] = "",
+    rounds: Annotated[int, typer.Option(help="steps of each variant that count")] = 3,
+    layers: Annotated[int | None, typer.Option(help="at most so many layers, at full width")] = None,
+    samples: Annotated[int | None, typer.Option(help="samples of a micro-batch, instead of the size's own")] = None,
+    trace: Annotated[Path | None, typer.Option(help="folder for the profiler's timelines of ours")] = None,
+    out: Annotated[Path, typer.Option(help="where step.{json,md} go")] = ROOT / "benchmarks" / "results",
+    alone: Annotated[str | None, typer.Option(hidden=True, help="CELL:VARIANT, in this process")] = None,
+) -> None:
+    settings = _settings(size, device, dtype, engine, layers, samples)
+    if alone is not None:
+        cell, variant = alone.split(":", 1)
+        print(json.dumps(_alone(settings, settings.cells()[int(cell)], variant, rounds, trace)))
+        return
+    begun = time.monotonic()
+    cells = []
+    for number, cell in enumerate(settings.cells()):
+        cells.append(_compare(settings, cell, number, rounds, trace))
+        print(record(_head(settings, rounds, begun), cells, size, out), flush=True)
+
+
+def _settings(size: str, device: str, dtype: str, engine: str, layers: int | None, samples: int | None) -> Settings:
+    if size not in SIZES or engine not in ("single", "zero3"):
+        sys.exit(f"there is no size {size!r} or no engine {engine!r}; valid: {', '.join(SIZES)}; single, zero3")
+    device = device or ("cuda" if size == "real" else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"size {size} on cuda: torch sees no GPU here; valid without one: miniature and middle on the cpu")
+    if size == "real" and device == "cpu":
+        sys.exit("size real has 11 B parameters and needs a GPU; valid on the cpu: miniature, middle")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    return Settings(size, device, dtype or ("bfloat16" if device == "cuda" else "float32"), engine, layers, samples)
+
+
+def _head(settings: Settings, rounds: int, begun: float) -> dict[str, Any]:
+    threads = f"OMP_NUM_THREADS={torch.get_num_threads()} " if settings.device == "cpu" else ""
+    where = torch.cuda.get_device_name() if settings.device == "cuda" else f"{len(os.sched_getaffinity(0))} cores"
+    return {
+        "command": threads + shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]]),
+        "settings": asdict(settings),
+        "where": where,
+        "torch": torch.__version__,
+        "load": os.getloadavg()[1],
+        "rounds": rounds,
+        "minutes": (time.monotonic() - begun) / 60,
+    }
+
+
+def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Path | None) -> dict[str, Any]:
+    """Everything about one cell: a row for each variant, what they are measured with, and our profile."""
+    size = settings.load()
+    run = make_run(size, cell, settings.engine, settings.dtype)
+    floor = floor_flops(size, cell, run)
+    names = VARIANTS if size.together else OURS if settings.engine == "zero3" else ENDS
+    told = {
+        "cell": cell.name,
+        "floor": floor,
+        "flops": {n: executed_flops(size, cell, run, n) / floor for n in names},
+    }
+    if size.together:
+        told |= _in_turns(settings, cell, rounds, trace)
+    else:
+        found = {name: _in_a_process(settings, number, name, rounds, trace) for name in names}
+        # Variants that do not fit have no times and no memory.
+        told |= {key: {name: each.get(key) for name, each in found.items()} for key in ("seconds", "memory")}
+        told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", "off")}
+        told |= {"profile": found["ours"].get("profile", {})}
+    h100 = settings.device == "cuda" and any(n in torch.cuda.get_device_name() for n in ("H100", "H200"))
+    told["peak"] = PUBLISHED_PEAK if h100 and settings.dtype == "bfloat16" else told["rate"]
+    return told
+
+
+def _in_turns(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -> dict[str, Any]:
+    """Seconds on the wall and of CPU of every variant in every round, and how fast a large product is in between."""
+    device = torch.device(settings.device)
+    steps, off = prepare(settings.load(), cell, VARIANTS, settings.engine, device, settings.dtype)
+    product, flop = _large_product(device, settings.dtype)
+    memory = {}
+    # A first step of each, whose time is not counted.
+    for name, step in steps.items():
+        with watch(device) as memory[name]:
+            step()
+    costs = in_turns({**steps, "product": product}, rounds)
+    products = [cost.wall for cost in costs.pop("product")]
+    return {
+        "seconds": {name: [cost.wall for cost in taken] for name, taken in costs.items()},
+        "cpu_seconds": {name: [cost.cpu for cost in taken] for name, taken in costs.items()},
+        "memory": {name: asdict(each) for name, each in memory.items()},
+        "rate": flop / min(products),
+        "off": off,
+        "profile": shares(steps["ours"], device, _timeline(trace, settings, cell)),
+    }
+
+
+def _alone(settings: Settings, cell: Cell, variant: str, rounds: int, trace: Path | None) -> dict[str, Any]:
+    """One variant in this process: its memory, and its times after a step that does not count."""
+    device, told = torch.device(settings.device), {}
+    try:
+        steps, off = prepare(settings.load(), cell, [variant], settings.engine, device, settings.dtype)
+        step = steps[variant]
+        with watch(device) as memory:
+            step()
+            seconds = [cost.wall for cost in in_turns({variant: step}, rounds)[variant]]
+        if settings.device == "cuda":
+            product, flop = _large_product(device, settings.dtype)
+            told["rate"] = flop / min(cost.wall for cost in in_turns({"product": product}, 5)["product"])
+            if variant in OURS:
+                told["profile"] = shares(step, device, _timeline(trace, settings, cell))
+    except torch.OutOfMemoryError:
+        return {}
+    return told | {"seconds": seconds, "off": off, "memory": asdict(memory)}
+
+
+def _in_a_process(settings: Settings, cell: int, variant: str, rounds: int, trace: Path | None) -> dict[str, Any]:
+    options = {f"--{name}": value for name, value in asdict(settings).items() if name != "size" and value is not None}
+    options |= {"--rounds": rounds, "--alone": f"{cell}:{variant}"} | ({"--trace": trace} if trace else {})
+    words = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "benchmarks.step", settings.size, *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _timeline(trace: Path | None, settings: Settings, cell: Cell) -> Path | None:
+    return trace and trace / f"{settings.size}-{settings.engine}-{cell.stage.replace(' ', '')}-{cell.task}.json"
+
+
+def _large_product(device: torch.device, dtype: str) -> tuple[Any, float]:
+    """A product of square matrices, and its FLOPs."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return product, 2.0 * n**3
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,226 @@
+"""Fused kernels are taken only where they agree with the plain ones; what is chosen is told and recorded."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from tests.conftest import make_backbones
+from tests.models.world import make_batch, make_model
+from tests.parallel.cases import difference
+from tests.training.runs import STAGE_RUN
+from wemmu import kernels
+from wemmu.config.schema import Backbones
+from wemmu.config.schema import Kernels as KernelsConfig
+from wemmu.config.stage import Optimizer as OptimizerConfig
+from wemmu.models.model import WeMMU
+from wemmu.parallel.adamw import AdamW
+from wemmu.prompts import PromptEncoder
+from wemmu.training.losses import FlowMatchingLoss
+
+CPU = torch.device("cpu")
+DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+# Stands in for NVIDIA's on machines without it: the interface, and where it keeps the step's number.
+APEX = """
+import torch
+
+class FusedAdam(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    def zero_grad(self):
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            one, two = group["betas"]
+            for p in group["params"]:
+                state = self.state[p]
+                if len(state) == 0:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                m, v = state["exp_avg"], state["exp_avg_sq"]
+                m.mul_(one).add_(p.grad, alpha=1 - one)
+                v.mul_(two).addcmul_(p.grad, p.grad, value=1 - two)
+                update = m / (1 - one ** group["step"]) / ((v / (1 - two ** group["step"])).sqrt() + group["eps"])
+                p.sub_(group["lr"] * (update + DECAY * group["weight_decay"] * p))
+"""
+NORM = """
+def fused_rms_norm_affine(x, weight, shape, eps):
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+"""
+
+
+@pytest.fixture
+def apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of that name, whose optimizer is right."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] == "apex"]:
+            del sys.modules[name]
+
+    forget()
+    for part, text in (("optimizers", APEX.replace("DECAY", "1")), ("normalization", "")):
+        (tmp_path / "apex" / part).mkdir(parents=True)
+        (tmp_path / "apex" / part / "__init__.py").write_text(text)
+    (tmp_path / "apex/__init__.py").write_text("")
+    (tmp_path / "apex/normalization/fused_layer_norm.py").write_text(NORM)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "apex"
+    forget()
+
+
+def chosen(engine: str = "single", **config: bool) -> kernels.Kernels:
+    return kernels.choose(KernelsConfig(**config), engine, CPU, torch.float32, head_dim=32)
+
+
+def test_without_apex_torchs_own_kernels_are_taken_and_told():
+    found = chosen()
+    assert (found.adamw, found.norms, found.compiled, found.refused) == ("torch", "plain", False, ())
+    assert found.attention in kernels.ATTENTION.values()
+    assert found.attention in kernels.attention_kernels(CPU, torch.float32, None)
+    assert found.masked_attention in str(found)
+    assert chosen(fused_norms=True).norms == "torch"
+
+
+def test_apex_is_taken_where_it_agrees(apex: Path):
+    found = chosen(fused_norms=True)
+    assert (found.adamw, found.norms, found.refused) == ("Apex", "Apex", ())
+    assert chosen(engine="zero3").adamw == "torch"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "name"),
+    [
+        ("optimizers/__init__.py", APEX.replace("DECAY", "0"), "FusedAdam"),
+        ("optimizers/__init__.py", APEX.replace("update = m", "update = float('nan') * m"), "FusedAdam"),
+        ("optimizers/__init__.py", APEX.replace("@torch.no_grad()", "").replace("DECAY", "None"), "FusedAdam"),
+        ("normalization/fused_layer_norm.py", NORM.replace("+ eps", "+ 0.01"), "Apex's norm"),
+    ],
+    ids=["without decay", "nan", "fails", "norm"],
+)
+def test_a_kernel_that_disagrees_or_fails_is_refused_with_a_sentence(apex: Path, file: str, text: str, name: str):
+    (apex / file).write_text(text)
+    found = chosen(fused_norms=True)
+    assert name in found.refused[0]
+    assert found.refused[0] in str(found)
+    assert (found.norms if "norm" in name else found.adamw) == "torch"
+
+
+def test_both_optimizers_train_and_resume_alike(apex: Path):
+    config = OptimizerConfig(lr=1e-2, vector_scale=2.0, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"bridge.matrix": (6, 5), "bridge.vector": (5,)}
+    first = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    gradients = [{n: torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in range(4)]
+
+    def go(optimizer: AdamW, some: list[dict[str, Tensor]]) -> AdamW:
+        for each in some:
+            for name, weight in optimizer.weights.items():
+                weight.grad = each[name].clone()
+            optimizer.step(0.7)
+            optimizer.zero_grad()
+        return optimizer
+
+    plain, fused = (
+        go(AdamW({n: t.clone() for n, t in first.items()}, config, apex=a), gradients) for a in (False, True)
+    )
+    half = go(AdamW({n: t.clone() for n, t in first.items()}, config, apex=False), gradients[:2]).state()
+    resumed = AdamW({n: t.clone() for n, t in half.weights.items()}, config, apex=True)
+    assert resumed.state().steps == 0
+    for name in shapes:
+        resumed.state().exp_avg[name].copy_(half.exp_avg[name])
+        resumed.state().exp_avg_sq[name].copy_(half.exp_avg_sq[name])
+    resumed.restored(2)
+    go(resumed, gradients[2:])
+    for other in (fused, resumed):
+        assert other.state().steps == 4
+        for field in ("weights", "exp_avg", "exp_avg_sq"):
+            for name in shapes:
+                torch.testing.assert_close(getattr(other.state(), field)[name], getattr(plain.state(), field)[name])
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("dtype", kernels.NORM_BOUND)
+def test_torchs_fused_norm_is_the_plain_one_within_its_bound(device: torch.device, dtype: torch.dtype):
+    assert kernels.norm_difference(kernels.torch_norm, device, dtype) <= kernels.NORM_BOUND[dtype]
+    without_weight = lambda x, weight, eps: kernels.torch_norm(x, torch.ones_like(weight), eps)  # noqa: E731
+    with pytest.raises(RuntimeError, match="not have been used"):
+        kernels.norm_difference(without_weight, device, dtype)
+
+
+def test_the_plain_norm_here_is_that_of_the_layers(model: WeMMU):
+    norm, x = model.bridge.pathway.norm, torch.randn(3, 128)
+    with torch.no_grad():
+        assert torch.equal(kernels.plain_norm(x, norm.weight, norm.variance_epsilon), norm(x))
+
+
+def gradients(model: WeMMU, encoder: PromptEncoder) -> dict[str, Tensor]:
+    model.freeze_all_but(("vae_branch", "pathway", "position_mlp", "dit"))
+    model.zero_grad()
+    FlowMatchingLoss(model, STAGE_RUN)(make_batch(encoder, [0, 1]), 0).values.sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def apply(found: kernels.Kernels, model: WeMMU) -> None:
+    language = model.vlm.language_model
+    layers = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
+    kernels.apply(found, type(language.norm), [language, model.bridge.pathway], layers)
+
+
+def assert_like(found: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
+    off, name = difference(found, plain, floor=1e-3)
+    assert off < 1e-4, name
+
+
+def test_a_model_with_fused_norms_has_the_gradients_of_one_without(
+    backbones: Backbones, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    model = make_model(backbones)
+    plain, calls = gradients(model, encoder), []
+    monkeypatch.setattr(
+        kernels, "norm_kernels", lambda apex: {"torch": lambda *args: calls.append(1) or kernels.torch_norm(*args)}
+    )
+    apply(chosen(fused_norms=True), model)
+    assert_like(gradients(model, encoder), plain)
+    norms = sum(isinstance(m, type(model.bridge.pathway.norm)) for m in model.bridge.pathway.modules())
+    assert len(calls) > norms, "the VLM's and the pathway's norms are called through the kernel"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernels.compiler() is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_have_the_gradients_of_plain_ones(tmp_path: Path):
+    # Of two layers, since each is compiled for itself.
+    backbones = make_backbones(tmp_path, layers=2)
+    model, encoder = make_model(backbones), PromptEncoder(backbones.vlm)
+    plain, names = gradients(model, encoder), [name for name, _ in model.named_parameters()]
+    apply(chosen(compile=True), model)
+    assert_like(gradients(model, encoder), plain)
+    assert [name for name, _ in model.named_parameters()] == names
+    compiled = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
+    assert all(layer._compiled_call_impl is not None for layer in compiled)
+
+
+def test_layers_are_compiled_once_and_not_each_anew(backbones: Backbones, encoder: PromptEncoder):
+    """torch gives a function up after eight compilations, without an error: the other layers would stay plain."""
+    model = make_model(backbones)
+    assert len(model.bridge.pathway.layers) == len(model.dit.transformer_blocks) == 6
+    for layers in (model.bridge.pathway.layers, model.dit.transformer_blocks):
+        graphs = CompileCounter()
+        for layer in layers:
+            layer.compile(backend=graphs)
+        gradients(model, encoder)
+        # The strides of the first layer's input may be others than those of the next ones'.
+        assert 1 <= graphs.frame_count <= 2
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"kernels\.compile needs a C\+\+ compiler"):
+        chosen(compile=True)

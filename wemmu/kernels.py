@@ -1,0 +1,224 @@
+"""Which kernels training runs: probed once on the device, held against the plain ones there, told and recorded.
+
+A fused kernel is never required, and one that is there is taken only if it agrees with the plain one on this very
+device within the bounds below; one that does not is refused, with a sentence. `pip install apex` is not NVIDIA's Apex:
+that is known by its parts.
+"""
+
+import importlib
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from wemmu.config.schema import Kernels as KernelsConfig
+
+# The largest difference from the plain kernel, relative to the norm of what it computes. Of an optimizer that is how
+# far weights move, a hundredth of their size in three steps, so that their rounding alone is 1e-5. Plain norms round
+# to bfloat16 before they multiply with the weight, fused ones after it: two roundings of 2^-9 each.
+ADAMW_BOUND = 1e-4
+NORM_BOUND = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
+
+ATTENTION = {
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "memory-efficient",
+    SDPBackend.CUDNN_ATTENTION: "cuDNN",
+    SDPBackend.MATH: "math",
+}
+APEX_PARTS = ("normalization", "optimizers")
+
+# (x [..., D], weight [D], eps) -> x / rms(x) * weight.
+Norm = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was chosen. attention, masked_attention: without and with a mask; refused: what was not taken, and why."""
+
+    adamw: str
+    norms: str
+    attention: str
+    masked_attention: str
+    compiled: bool
+    refused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        compiled = ", layers compiled" if self.compiled else ""
+        chosen = (
+            f"AdamW {self.adamw}, norms {self.norms}, attention {self.attention} ({self.masked_attention} where "
+            f"prompts are padded){compiled}"
+        )
+        return "; ".join([chosen, *self.refused])
+
+
+def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernels:
+    """Probe what the config asks for.
+
+    Raises:
+        ValueError: if layers are to be compiled and there is no compiler.
+    """
+    if config.compile and compiler() is None:
+        raise ValueError("kernels.compile needs a C++ compiler, and none is found; install one, name it in CXX, or "
+                         "leave it off (the default)")  # fmt: skip
+    refused: list[str] = []
+    apex, problem = find_apex()
+    if problem:
+        refused.append(problem)
+
+    def agrees(what: str, difference: Callable[[], float], bound: float) -> bool:
+        if why := objection(difference, bound):
+            refused.append(f"{what} is not taken: {why}")
+        return not why
+
+    # The sharded engine of DeepSpeed looks for the step's number where torch's AdamW has it.
+    may_adam = apex and engine != "zero3"
+    fused = may_adam and agrees("Apex's FusedAdam", lambda: adamw_difference(fused_adam(), device), ADAMW_BOUND)
+    norms = "plain"
+    if config.fused_norms:
+        for name, norm in norm_kernels(apex).items():
+            if agrees(f"{name}'s norm", partial(norm_difference, norm, device, dtype), NORM_BOUND[dtype]):
+                norms = name
+                break
+    without, masked = (attention_taken(device, dtype, head_dim, mask) for mask in (False, True))
+    return Kernels("Apex" if fused else "torch", norms, without, masked, config.compile, tuple(refused))
+
+
+def objection(difference: Callable[[], float], bound: float) -> str | None:
+    """Why a kernel whose difference from the plain one is measured by `difference` is not taken; None if it is."""
+    try:
+        off = difference()
+    except Exception as error:
+        return f"it fails on this device ({type(error).__name__}: {error})"
+    # Not `off > bound`, which a NaN would pass.
+    return None if off <= bound else f"it is {off:.1e} off the plain one on this device, more than {bound:.1e}"
+
+
+def apply(
+    kernels: Kernels, norm_class: type[nn.Module], parts: Iterable[nn.Module], layers: Iterable[nn.Module]
+) -> None:
+    """Give the norms of `norm_class` (`weight`, `variance_epsilon`) in `parts` their kernel, and compile each layer."""
+    if kernels.norms != "plain":
+        norm = norm_kernels(apex=kernels.norms == "Apex")[kernels.norms]
+        for part in parts:
+            for module in part.modules():
+                if type(module) is norm_class:
+                    module.forward = partial(_fused, module, norm)
+    if kernels.compiled:
+        for layer in layers:
+            # In place: its parameters keep their names.
+            layer.compile()
+
+
+def _fused(module: nn.Module, norm: Norm, x: Tensor) -> Tensor:
+    return norm(x, module.weight, module.variance_epsilon)
+
+
+def torch_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As the layers of Hugging Face compute it: in float32, rounded before the product with the weight."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def norm_kernels(apex: bool) -> dict[str, Norm]:
+    """By name, the better first."""
+    found: dict[str, Norm] = {"torch": torch_norm}
+    if apex:
+        fused = importlib.import_module("apex.normalization.fused_layer_norm").fused_rms_norm_affine
+        found = {"Apex": lambda x, weight, eps: fused(x, weight, (x.shape[-1],), eps)} | found
+    return found
+
+
+def norm_difference(norm: Norm, device: torch.device, dtype: torch.dtype) -> float:
+    """How far `norm` is off the plain one, forward and in both gradients, relative to their norms; the largest."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, gradient = (
+        torch.randn(shape, generator=generator).to(device, dtype) for shape in ((64, 256), (256,), (64, 256))
+    )
+    found = []
+    for each in (norm, plain_norm):
+        leaves = x.clone().requires_grad_(), (1 + 0.1 * weight).requires_grad_()
+        y = each(*leaves, 1e-6)
+        found.append([y, *torch.autograd.grad(y, leaves, gradient)])
+    return max(_off(one, plain) for one, plain in zip(*found, strict=True))
+
+
+def fused_adam() -> type[torch.optim.Optimizer]:
+    """NVIDIA Apex's; its options and where it keeps the step's number are its own, see `wemmu.parallel.adamw`."""
+    return importlib.import_module("apex.optimizers").FusedAdam
+
+
+def adamw_difference(fused: type[torch.optim.Optimizer], device: torch.device) -> float:
+    """How far weights are off those of torch's AdamW after three steps with decay and a rate that changes."""
+    generator = torch.Generator().manual_seed(0)
+    first, *gradients = (torch.randn(1000, generator=generator).to(device) for _ in range(4))
+    found = []
+    for cls in (fused, torch.optim.AdamW):
+        weight = nn.Parameter(first.clone())
+        optimizer = cls([weight], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        for number, gradient in enumerate(gradients):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + number)
+            weight.grad = gradient.clone()
+            optimizer.step()
+        found.append(weight.detach() - first)
+    return _off(*found)
+
+
+def _off(one: Tensor, plain: Tensor) -> float:
+    return float((one.detach().float() - plain.detach().float()).norm() / plain.detach().float().norm())
+
+
+def find_apex() -> tuple[bool, str | None]:
+    """Whether NVIDIA's Apex is there and loads; and if something of that name is there and does not serve, why."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return False, None
+    places = list(spec.submodule_search_locations or ())
+    if not any((Path(place) / part).exists() for place in places for part in APEX_PARTS):
+        return False, f"the package apex in {', '.join(places) or spec.origin} is another project of that name"
+    try:
+        for part in APEX_PARTS:
+            importlib.import_module(f"apex.{part}")
+    except Exception as error:
+        return False, f"Apex is installed, but does not load: {type(error).__name__}: {error}"
+    return True, None
+
+
+def attention_taken(device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> str:
+    """The kernel that torch takes for the pathway's attention, 64 tokens that look at 128."""
+    q, k = (torch.empty(1, 2, n, head_dim, device=device, dtype=dtype) for n in (64, 128))
+    mask = torch.zeros(1, 1, 64, 128, device=device, dtype=dtype) if masked else None
+    return ATTENTION[SDPBackend(torch._fused_sdp_choice(q, k, k, mask))]
+
+
+def attention_kernels(device: torch.device, dtype: torch.dtype, mask: Tensor | None) -> list[str]:
+    """Those kernels of scaled_dot_product_attention that run; `mask` is [1, 1, 64, 64] or None."""
+    q = torch.ones(1, 2, 64, 64, device=device, dtype=dtype)
+    found = []
+    for kernel, name in ATTENTION.items():
+        # A kernel that is not there says why in warnings and then in an error.
+        with warnings.catch_warnings(), sdpa_kernel(kernel):
+            warnings.simplefilter("ignore")
+            try:
+                F.scaled_dot_product_attention(q, q, q, mask)
+            except RuntimeError:
+                continue
+        found.append(name)
+    return found
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would find."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
