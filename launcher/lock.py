@@ -53,7 +53,8 @@ def at_work(run: Path, job: Job, patience: float = LEASE_S) -> Iterator[None]:
         LockedError: if the job is at work elsewhere, or a launcher works on the whole folder.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    own = job.log.with_name(f"{job.log.name}.lock")
+    # Jobs that train in one folder, as the rungs of a ladder, must not do so at once.
+    own = job.folder / "train.lock" if job.steps is not None else job.log.with_name(f"{job.log.name}.lock")
     places = ((run / LOCK, fcntl.LOCK_SH), (own, fcntl.LOCK_EX))
     held: list[int] = []
     deadline = time.monotonic() + patience
