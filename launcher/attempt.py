@@ -4,7 +4,6 @@ The process of a batch script becomes this one, so that Slurm's warnings reach i
 warnings on, writes down how the attempt ended, and puts the job back into the queue if another attempt would help.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -15,22 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher import gate, slurm
+from launcher import gate, slurm, step
 from launcher.cluster import Cluster
 from launcher.ending import CRASHES, FINAL, SAVED, crashes, outcome, reason
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Happening, Ledger
 from launcher.lock import at_work
-from wemmu.config.files import replace_text
 
-# Below the ports that Linux hands out by itself (32768 and above).
-_PORTS_FROM, _PORTS = 20000, 10000
-# Seconds that nodes may take to end after the first of them has.
-_STRAGGLERS_S = 120
 # Exit codes of ranks that died of a warning, which came before they listened.
 _BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
-# Environment that changes what comes out or how fast; the names of secrets are none of these.
-_RECORDED = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_", "DS_", "HF_HUB_OFFLINE", "TZ")
 
 
 class Attempt:
@@ -61,11 +53,12 @@ class Attempt:
         job = self.job
         for sent in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(sent, self._pass_on)
-        self._record_environment()
+        step.record_environment(job)
         self._note("started", number, from_step=before)
-        command = self._command()
+        command = step.command(job, self.cluster)
+        place = step.rendezvous(job, self.id, self.nodes)
         print(f"--- attempt {number} on {self.nodes}: {shlex.join(job.command)}", flush=True)
-        self._step = subprocess.Popen(command, env=os.environ | self._rendezvous() | {"PYTHONUNBUFFERED": "1"})
+        self._step = subprocess.Popen(command, env=os.environ | place | {"PYTHONUNBUFFERED": "1"})
         code = self._attend()
         ended, why = outcome(job, code), reason(job, code)
         if is_finished(job):
@@ -152,38 +145,6 @@ class Attempt:
             )
         )
 
-    def _command(self) -> list[str]:
-        job = self.job
-        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) if job.steps is not None else 1
-        command = list(job.command)
-        if job.steps is not None:
-            watch = ["--nodes", str(nodes), "--hang-after", str(job.hang_after)]
-            command = [sys.executable, "-m", "launcher.ranks", *watch, str(job.ranks // nodes), *command]
-        srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL"]
-        srun += [f"--wait={_STRAGGLERS_S}", "--kill-on-bad-exit=0", "--unbuffered"]
-        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-            srun.append(f"--cpus-per-task={cpus}")
-        if self.cluster and self.cluster.container and job.steps is not None:
-            srun.append(f"--container-image={self.cluster.container.image}")
-            if mounts := self.cluster.container.mounts:
-                srun.append(f"--container-mounts={','.join(mounts)}")
-        return [*srun, *command]
-
-    def _rendezvous(self) -> dict[str, str]:
-        """Where the ranks meet: on the first node, at a port that follows from the id of the job."""
-        if self.job.steps is None:
-            return {}
-        port = _PORTS_FROM + self.id % _PORTS
-        # This is the first node. A port in use is another's, who came first.
-        while not _is_free(port):
-            port = _PORTS_FROM + (port + 1009 - _PORTS_FROM) % _PORTS
-        address = slurm.address(slurm.first_node(self.nodes)) if self.nodes else "127.0.0.1"
-        return {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-
-    def _record_environment(self) -> None:
-        kept = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED)}
-        replace_text(self.job.log.with_suffix(".environment.json"), json.dumps(kept, indent=1) + "\n")
-
     def _note(self, event: Happening, number: int, **more: Any) -> None:
         where: dict[str, Any] = {
             "slurm": self.id,
@@ -192,13 +153,3 @@ class Attempt:
             "pid": os.getpid(),
         }
         self.ledger.append(Event(self.job.name, number, event, **where | more))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True

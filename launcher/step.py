@@ -1,0 +1,63 @@
+"""What a job runs on the nodes that Slurm gave it: the call of `srun`, and where the ranks meet."""
+
+import json
+import os
+import socket
+import sys
+
+from launcher import slurm
+from launcher.cluster import Cluster
+from launcher.job import Job
+from wemmu.config.files import replace_text
+
+# Below the ports that Linux hands out by itself (32768 and above).
+_PORTS_FROM, _PORTS = 20000, 10000
+# Seconds that nodes may take to end after the first of them has.
+_STRAGGLERS_S = 120
+# Environment that changes what comes out or how fast; the names of secrets are none of these.
+_RECORDED = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_", "DS_", "HF_HUB_OFFLINE", "TZ")
+
+
+def command(job: Job, cluster: Cluster | None) -> list[str]:
+    """The job's command on all of its nodes: one task on each, which starts the node's ranks and watches them."""
+    trains = job.steps is not None
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) if trains else 1
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL"]
+    srun += [f"--wait={_STRAGGLERS_S}", "--kill-on-bad-exit=0", "--unbuffered"]
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+        srun.append(f"--cpus-per-task={cpus}")
+    if not trains:
+        return [*srun, *job.command]
+    if cluster and cluster.container:
+        srun.append(f"--container-image={cluster.container.image}")
+        if mounts := cluster.container.mounts:
+            srun.append(f"--container-mounts={','.join(mounts)}")
+    watch = ["--nodes", str(nodes), "--hang-after", str(job.hang_after), str(job.ranks // nodes)]
+    return [*srun, sys.executable, "-m", "launcher.ranks", *watch, *job.command]
+
+
+def rendezvous(job: Job, slurm_id: int, nodes: str) -> dict[str, str]:
+    """Where the ranks meet: on the first node, which is this one, at a port that follows from the id of the job."""
+    if job.steps is None:
+        return {}
+    port = _PORTS_FROM + slurm_id % _PORTS
+    # A port in use is another's, who came first.
+    while not _is_free(port):
+        port = _PORTS_FROM + (port + 1009 - _PORTS_FROM) % _PORTS
+    return {"MASTER_ADDR": slurm.address(slurm.first_node(nodes)), "MASTER_PORT": str(port)}
+
+
+def record_environment(job: Job) -> None:
+    """Write the variables that change results or speed beside the job's log."""
+    kept = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED)}
+    replace_text(job.log.with_suffix(".environment.json"), json.dumps(kept, indent=1) + "\n")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
