@@ -120,7 +120,7 @@ def test_sharding_divides_what_can_be_trained_and_nothing_else(published: Backbo
     one, many = (stage_plan(curriculum, "stage2", world).gpu_memory for world in (8, 64))
     for name in ("working weights", "master weights", "moments", "gradients"):
         assert one[name] == pytest.approx(8 * many[name])
-    for name in ("frozen weights", "gathered layer", "activations"):
+    for name in ("frozen weights", "gathered", "activations"):
         assert one[name] == pytest.approx(many[name])
 
 

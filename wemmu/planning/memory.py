@@ -24,6 +24,9 @@ MOMENTS = 2 * FP32
 LIBRARIES = 2e9
 # Feature maps of the VAE's widest block that exist at one time: its input, two convolutions', and the norm's.
 ENCODER_MAPS = 4
+# Elements, as `wemmu.parallel.zero3` has them: ZeRO-3 keeps so many gathered, and reduces gradients in such buckets.
+LIVE = 1_000_000_000
+BUCKET = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -63,29 +66,51 @@ def gpu(
     parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Stage, degrees: Degrees, step: Step
 ) -> dict[str, float]:
     """Bytes on the fullest GPU; of `activations` and `checkpointed activations` a run has one."""
-    width = weight_bytes(curriculum)
+    width, hybrid = weight_bytes(curriculum), degrees.tp * degrees.pp > 1
     share = rank_parameters(parameters, sizes, degrees)
     sharded = {part: number / degrees.shards(part) for part, number in share.items()}
     trained = sum(sharded[part] for part in stage.trains)
-    layers = [language_layer(sizes.language).parameters, dit_block(sizes.dit, degrees.tp).parameters]
-    # Weights in 16 bits have an fp32 master; weights in fp32 are their own.
-    master = 0 if width == FP32 else FP32
+    resting = {part: number for part, number in sharded.items() if part not in stage.trains}
+    # FSDP2's shards are float32, those of a frozen DiT, too; ZeRO-3 has them in the working type, with float32 masters
+    # of what is trained. Weights in fp32 are their own.
+    frozen = sum(number * (FP32 if hybrid and part in ("dit", *BRIDGE) else width) for part, number in resting.items())
+    working = FP32 if hybrid else width
     kept = {c: max(activations(s, sizes, stage, degrees, step, width, c) for s in step.samples) for c in (False, True)}
-    split = degrees.tp * degrees.pp > 1
     return {
-        "frozen weights": width * sum(number for part, number in sharded.items() if part not in stage.trains),
-        "working weights": width * trained,
-        "master weights": master * trained,
+        "frozen weights": frozen,
+        "working weights": working * trained,
+        "master weights": (FP32 - working) and FP32 * trained,
         "moments": MOMENTS * trained,
-        "gradients": FP32 * trained,
-        # The largest layer whole, with its gradient until that is scattered.
-        "gathered layer": 2.0 * width * max(layers) * (degrees.world > 1),
-        # Torch's pipeline gathers a stage once for all micro-batches of a round, and sums its gradients whole.
-        "gathered stage": (width + FP32 * ("dit" in stage.trains)) * share["dit"] * float(split and degrees.dp > 1),
+        "gradients": FP32 * trained + _whole_gradients(share, stage, degrees),
+        "gathered": width * _gathered(parameters, share, sizes, degrees),
         "activations": kept[False],
         "checkpointed activations": kept[True],
         "VAE at work": step.micro * max(encoding(s, sizes, width) for s in step.samples),
     }
+
+
+def _whole_gradients(share: Mapping[Part, int], stage: Stage, degrees: Degrees) -> float:
+    """Bytes of gradients on their way: torch's pipeline sums a stage's whole for a round, ZeRO-3 has a bucket."""
+    if degrees.tp * degrees.pp > 1:
+        return float(FP32 * share["dit"] * ("dit" in stage.trains and degrees.dp > 1))
+    return float(FP32 * BUCKET * (degrees.world > 1))
+
+
+def _gathered(parameters: Mapping[Part, int], share: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> float:
+    """Numbers of weights that are whole where most is kept: at the end of a forward pass.
+
+    ZeRO-3 keeps the last ones for the backward pass that begins. FSDP2 has freed all layers and blocks but the last,
+    and keeps what is in none.
+    """
+    bridge = sum(parameters[part] for part in BRIDGE)
+    if degrees.world == 1:
+        return 0
+    if degrees.tp * degrees.pp == 1:
+        return min(LIVE, bridge + parameters["dit"])
+    layers = language_layer(sizes.language).parameters * sizes.language.num_hidden_layers
+    block = dit_block(sizes.dit, degrees.tp).parameters
+    ends = share["dit"] - block * math.ceil(sizes.dit.num_layers / degrees.pp)
+    return bridge - layers + (ends + block) * (degrees.dp > 1)
 
 
 def gpu_total(memory: Mapping[str, float], checkpointing: bool) -> float:
