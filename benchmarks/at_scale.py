@@ -1,10 +1,11 @@
 """Large worlds without the hardware: this machine plays ranks of them, and the plan is held against what they did.
 
-`python -m benchmarks.at_scale configs/curriculum/paper.yaml --ranks 8 --ranks 64 --tp 2 --pp 2` takes, for each world and
-each stage of the DiT's pipeline, the place of the first rank that holds it, and steps through the project's own code at
-the published sizes (`benchmarks.phantom`): memory of the fullest rank, bytes by collective and the pipeline's idle share
-stand beside those of `wemmu.plan`. The backbones are the published ones, whatever the curriculum names. Each rank takes
-minutes, in a process of its own; `--measured FILE` holds a plan against an earlier measurement at once.
+`python -m benchmarks.at_scale configs/curriculum/paper.yaml --ranks 8 --ranks 64 --tp 2 --pp 2` takes, for each world
+and each stage of the DiT's pipeline, the place of the first rank that holds it, and steps through the project's own
+code at the published sizes (`benchmarks.phantom`): memory of the fullest rank, bytes by collective and the pipeline's
+idle share stand beside those of `wemmu.plan`. The backbones are the published ones, whatever the curriculum names, and
+each global batch is the nearest multiple of the ranks. A rank takes minutes, in a process of its own; `--measured FILE`
+holds the plan against an earlier measurement at once.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.slots import Slot, idle_share
 from tests.models import published
 from tests.planning.worlds import curriculum_with, write_published
 from wemmu.config.schema import Backbones, Curriculum, Parallel
@@ -24,6 +26,7 @@ from wemmu.planning.backbones import read_sizes
 from wemmu.planning.flops import Assumptions, Sample, sample_of
 from wemmu.planning.memory import Degrees, gpu_total
 from wemmu.planning.plan import Machine, StagePlan, plan
+from wemmu.planning.tables import human
 
 PAPER = Path("configs/curriculum/paper.yaml")
 # Plan's name of a part of GPU memory -> what `benchmarks.stepping` counts it as.
@@ -75,9 +78,7 @@ def play(case: Case, backbones: Backbones) -> dict[str, Any]:
 
     curriculum = adapted(case.curriculum, case.world, backbones)
     task, sample = fullest_sample(curriculum, case.stage)
-    parallel = Parallel(
-        engine="hybrid" if case.tp * case.pp > 1 else "zero3", ranks=case.world, tp=case.tp, pp=case.pp
-    )
+    parallel = Parallel(engine="hybrid" if case.tp * case.pp > 1 else "zero3", ranks=case.world, tp=case.tp, pp=case.pp)
     run = curriculum.stage_run(case.stage).model_copy(update={"parallel": parallel})
     found = measure(run, task, sample, case.place * case.tp, published.QWEN["image_token_id"])
     traffic = {
@@ -114,8 +115,62 @@ def _play(arguments: tuple[Case, Backbones]) -> dict[str, Any]:
     return play(*arguments)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A number that was measured and planned. unit: B, or % of time."""
+
+    name: str
+    measured: float
+    planned: float
+    unit: str = "B"
+
+    @property
+    def error(self) -> float:
+        """Of the plan, as a share of what was measured; of shares of time their difference."""
+        if self.unit == "%":
+            return self.planned - self.measured
+        return self.planned / self.measured - 1 if self.measured else float(self.planned > 0)
+
+
+# Bytes of a step below which a collective is no traffic: the norm, the losses.
+SMALL = 1e6
+
+
+def compare(ranks: list[dict[str, Any]], plan: StagePlan) -> list[Row]:
+    """`ranks`: what was measured on each stage of the DiT's pipeline, of one world and stage of the curriculum."""
+    fullest = max(ranks, key=lambda rank: rank["peak"])
+    memory = dict.fromkeys(fullest["memory"], 0.0)
+    for part, purpose in PURPOSES.items():
+        memory[purpose] += plan.gpu_memory[part]
+    rows = [Row("memory, peak", fullest["peak"], gpu_total(plan.gpu_memory, checkpointing=False))]
+    rows += [Row(f"- {purpose}", fullest["memory"][purpose], number) for purpose, number in memory.items()]
+    busiest = max(ranks, key=lambda rank: sum(one["bytes"] for one in rank["traffic"].values()))["traffic"]
+    sent = {name: one["bytes"] for name, one in busiest.items() if one["bytes"] >= SMALL}
+    names = dict.fromkeys([*sent, *plan.traffic])
+    rows += [Row(name, sent.get(name, 0), plan.traffic.get(name, 0.0)) for name in names]
+    if len(ranks) > 1:
+        slots = [[Slot(**slot) for slot in rank["slots"]] for rank in sorted(ranks, key=lambda rank: rank["place"])]
+        rows.append(Row("idle in the pipeline", idle_share(slots), plan.idle, "%"))
+    return rows
+
+
 def report(found: list[dict[str, Any]], backbones: Backbones) -> str:
-    return json.dumps([{k: f[k] for k in ("stage", "world", "place", "peak", "memory")} for f in found])
+    """A table in Markdown for every world and stage of which all ranks were played."""
+    groups: dict[Case, list[dict[str, Any]]] = {}
+    for rank in found:
+        case = Case(Path(rank["curriculum"]), *(rank[key] for key in ("world", "tp", "pp", "stage")), 0)
+        groups.setdefault(case, []).append(rank)
+    lines: list[str] = []
+    for case, ranks in sorted(groups.items(), key=lambda item: item[0].name):
+        if len(ranks) < case.pp:
+            continue
+        plan = planned(case, backbones)
+        batch = f"{plan.micro_batch} x {plan.accumulation} x {case.world} samples, {ranks[0]['task']}"
+        lines += ["", f"### {case.name}", "", batch, "", "| | measured | planned | error |", "|---|---:|---:|---:|"]
+        for row in compare(ranks, plan):
+            values = [human(v, "B") if row.unit == "B" else f"{v:.1%}" for v in (row.measured, row.planned)]
+            lines.append(f"| {row.name} | {values[0]} | {values[1]} | {row.error:+.1%} |")
+    return "\n".join(lines[1:])
 
 
 def main(

@@ -1,10 +1,8 @@
-"""A step of one rank of a large world, counted: memory by what it is for, bytes by collective, work by pipeline slot."""
-
+"""A step of one rank of a large world, counted: memory by purpose, bytes by collective, work by pipeline slot."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
 
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -12,6 +10,7 @@ from torch.distributed.pipelining import PipelineStage
 
 from benchmarks.phantom import Phantom, Traffic, phantom
 from benchmarks.rank import join, make_batch, make_engine, make_model
+from benchmarks.slots import Slot
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
@@ -19,15 +18,6 @@ from wemmu.parallel.topology import Topology
 from wemmu.planning.flops import Sample
 
 WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS = "weights", "moments", "gradients", "gathered", "activations"
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Forward or backward of one micro-batch through one stage of a pipeline."""
-
-    backward: bool
-    micro_batch: int
-    flops: int
 
 
 @dataclass
@@ -154,30 +144,3 @@ def _of_zero3(engine) -> Iterator[tuple[str, Tensor]]:
     for bucket in zero.ipg_buckets.values():
         if isinstance(bucket.buffer, Tensor):
             yield GRADIENTS, bucket.buffer
-
-
-def idle_share(stages: list[list[Slot]]) -> float:
-    """The share of time in which a stage of a pipeline waits, if every slot takes as long as its FLOPs.
-
-    stages: the slots of each, in its own order. A slot begins when its stage is free and what it needs has come from
-    the stage before (forward) or behind (backward).
-    """
-    ends: dict[tuple[int, bool, int], float] = {}
-    now, nexts = [0.0] * len(stages), [0] * len(stages)
-    while any(i < len(slots) for i, slots in zip(nexts, stages, strict=True)):
-        moved = False
-        for stage, slots in enumerate(stages):
-            while nexts[stage] < len(slots):
-                slot = slots[nexts[stage]]
-                source = stage + 1 if slot.backward else stage - 1
-                needed = (source, slot.backward, slot.micro_batch)
-                if 0 <= source < len(stages) and needed not in ends:
-                    break
-                now[stage] = max(now[stage], ends.get(needed, 0.0)) + slot.flops
-                ends[stage, slot.backward, slot.micro_batch] = now[stage]
-                nexts[stage] += 1
-                moved = True
-        assert moved, "the stages wait for each other"
-    return 1 - sum(slot.flops for slots in stages for slot in slots) / (len(stages) * max(now))
-
-

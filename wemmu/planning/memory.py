@@ -22,8 +22,9 @@ BRIDGE: tuple[Part, ...] = ("pathway", "vae_branch", "queries", "position_mlp")
 MOMENTS = 2 * FP32
 # Resident after the imports of `wemmu.train`, 0.9 GB on a CPU; CUDA's own libraries come on top.
 LIBRARIES = 2e9
-# Feature maps of the VAE's widest block that exist at one time: its input, two convolutions', and the norm's.
-ENCODER_MAPS = 4
+# Feature maps of the VAE's largest block that exist at one time: its input, the second convolution's and the norm's in
+# the type of the backbones, and two more in fp32 inside the norm.
+ENCODER_MAPS, ENCODER_MAPS_FP32 = 3, 2
 # Elements, as `wemmu.parallel.zero3` has them: ZeRO-3 keeps so many gathered, and reduces gradients in such buckets.
 LIVE = 1_000_000_000
 BUCKET = 50_000_000
@@ -114,10 +115,10 @@ def _gathered(parameters: Mapping[Part, int], share: Mapping[Part, int], sizes: 
 
 
 def gpu_total(memory: Mapping[str, float], checkpointing: bool) -> float:
-    """The peak: the VAE encodes before anything is kept for the backward pass."""
+    """The peak: the VAE encodes before anything is gathered, or kept for the backward pass."""
     kept = memory["checkpointed activations" if checkpointing else "activations"]
-    states = sum(v for name, v in memory.items() if not name.endswith(("activations", "at work")))
-    return states + max(kept, memory["VAE at work"])
+    states = sum(v for name, v in memory.items() if not name.endswith(("gathered", "activations", "at work")))
+    return states + max(memory["gathered"] + kept, memory["VAE at work"])
 
 
 def rank_parameters(parameters: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> dict[Part, int]:
@@ -181,7 +182,8 @@ def encoding(sample: Sample, sizes: Sizes, number: int) -> float:
     vae = sizes.vae
     widths, depths = vae.encoder_block_out_channels, vae.encoder_layers_per_block
     numbers_per_pixel = max(width / 4.0**i for i, width in enumerate(widths) if depths[i])
-    return ENCODER_MAPS * number * numbers_per_pixel * max((side**2 for side in sample.encoded), default=0)
+    bytes_per_number = ENCODER_MAPS * number + ENCODER_MAPS_FP32 * FP32
+    return bytes_per_number * numbers_per_pixel * max((side**2 for side in sample.encoded), default=0)
 
 
 def host(

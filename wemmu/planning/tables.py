@@ -129,5 +129,6 @@ def _assumed(plan: Plan) -> str:
     return (
         f"\nAssumed: {a.prompt_tokens} tokens to a prompt with words, {a.empty_prompt_tokens} to one without, "
         f"{a.multi_edit_pictures} input pictures to a multi-image edit, square pictures. Rates are of model FLOPs at "
-        "the stated MFU, and count the pipeline's idle time beside it: what checkpointing computes again and slow data lower it."
+        "the stated MFU, and of the pipeline's idle time beside it: what checkpointing computes again and slow data "
+        "lower the MFU."
     )

@@ -77,7 +77,9 @@ def _boundary(sample: Sample, sizes: Sizes, stage: Stage, degrees: Degrees, micr
     # x_t and v, and the velocity of the contrastive partner.
     fields = 3 if stage.objective.kind == "contrastive" else 2
     points = FP32 * fields * sample.latents * sizes.dit.patch_size**2 * sizes.dit.in_channels
-    return Counter({("all_gather", group): group * micro * (states + points), ("scatter", group): group * micro * states})
+    return Counter(
+        {("all_gather", group): group * micro * (states + points), ("scatter", group): group * micro * states}
+    )
 
 
 def _dit(
@@ -93,7 +95,11 @@ def _dit(
     """One round of the pipeline, of as many micro-batches as a DiT has ranks."""
     c, last = sizes.dit, place == degrees.pp - 1
     rounds, trained = degrees.tp * degrees.pp, "dit" in stage.trains
-    blocks, block, ends = blocks_of(c.num_layers, place, degrees.pp), dit_block(c, degrees.tp), _ends(sizes, place, last)
+    blocks, block, ends = (
+        blocks_of(c.num_layers, place, degrees.pp),
+        dit_block(c, degrees.tp),
+        _ends(sizes, place, last),
+    )
     slots = list(order(place, degrees.pp, rounds))
     # Forward leaves a block sharded behind it, backward leaves it whole until its next forward.
     gathers = sum(i == 0 or not slots[i - 1][0] for i in range(len(slots)))
