@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wemmu.config.schema import Curriculum, Stage
+from wemmu.planning import padding
 from wemmu.planning.backbones import Sana, Sizes
 from wemmu.planning.flops import Sample
 from wemmu.planning.parameters import Part, dit_block, language_layer, tensor_widths
@@ -69,7 +70,8 @@ def gpu(
     """Bytes on the fullest GPU; of `activations` and `checkpointed activations` a run has one."""
     width, hybrid = weight_bytes(curriculum), degrees.tp * degrees.pp > 1
     share = rank_parameters(parameters, sizes, degrees)
-    sharded = {part: number / degrees.shards(part) for part, number in share.items()}
+    more = _padding(sizes, curriculum, degrees)
+    sharded = {part: (number + more.get(part, 0)) / degrees.shards(part) for part, number in share.items()}
     trained = sum(sharded[part] for part in stage.trains)
     resting = {part: number for part, number in sharded.items() if part not in stage.trains}
     # FSDP2's shards are float32, those of a frozen DiT, too; ZeRO-3 has them in the working type, with float32 masters
@@ -83,10 +85,24 @@ def gpu(
         "master weights": (FP32 - working) and FP32 * trained,
         "moments": MOMENTS * trained,
         "gradients": FP32 * trained + _whole_gradients(share, stage, degrees),
-        "gathered": width * _gathered(parameters, share, sizes, degrees),
+        "gathered": width * (_gathered(parameters, share, sizes, degrees) + more.get("position_mlp", 0)),
         "activations": kept[False],
         "checkpointed activations": kept[True],
         "VAE at work": step.micro * max(encoding(s, sizes, width) for s in step.samples),
+    }
+
+
+def _padding(sizes: Sizes, curriculum: Curriculum, degrees: Degrees) -> dict[Part, int]:
+    """Numbers that FSDP2 adds to the parts that it shards, all of it (one tensor rank's first stage of the DiT)."""
+    if degrees.tp * degrees.pp == 1:
+        return {}
+    blocks = math.ceil(sizes.dit.num_layers / degrees.pp)
+    block = padding.added(padding.dit_block(sizes.dit, degrees.tp), degrees.dp)
+    layer = padding.added(padding.language_layer(sizes.language), degrees.world)
+    return {
+        "pathway": layer * sizes.language.num_hidden_layers,
+        "position_mlp": padding.added(padding.rest_of_bridge(sizes, curriculum.bridge), degrees.world),
+        "dit": block * blocks + padding.added(padding.dit_ends(sizes.dit, True, degrees.pp == 1), degrees.dp),
     }
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from wemmu.config.schema import Curriculum, Stage
+from wemmu.planning import padding
 from wemmu.planning.backbones import Sizes
 from wemmu.planning.flops import Sample
 from wemmu.planning.memory import BRIDGE, FP32, LIVE, Degrees, Step, weight_bytes
@@ -39,7 +40,7 @@ def traffic(
         found = _zero3(parameters, stage, degrees, width)
     else:
         sample = max(step.samples, key=lambda sample: sample.queries)
-        found = _bridge(parameters, sizes, stage, degrees, width)
+        found = _bridge(parameters, sizes, curriculum, stage, degrees, width)
         found += _boundary(sample, sizes, stage, degrees, step.micro, width)
         found += _dit(sample, sizes, curriculum, stage, degrees, step.micro, place, width)
     return {
@@ -60,11 +61,17 @@ def _zero3(parameters: Mapping[Part, int], stage: Stage, degrees: Degrees, width
     return Counter({("all_gather", degrees.world): gathered, ("reduce_scatter", degrees.world): FP32 * trained})
 
 
-def _bridge(parameters: Mapping[Part, int], sizes: Sizes, stage: Stage, degrees: Degrees, width: int) -> Traffic:
+def _bridge(
+    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Stage, degrees: Degrees, width: int
+) -> Traffic:
     """Layers forward and again backward; what is in none of them stays gathered in between."""
     whole = sum(parameters[part] for part in BRIDGE)
-    layers = language_layer(sizes.language).parameters * sizes.language.num_hidden_layers
+    number, language = sizes.language.num_hidden_layers, sizes.language
     trained = sum(parameters[part] for part in stage.trains if part in BRIDGE)
+    more = number * padding.added(padding.language_layer(language), degrees.world)
+    layers = language_layer(language).parameters * number + more
+    more += padding.added(padding.rest_of_bridge(sizes, curriculum.bridge), degrees.world)
+    whole, trained = whole + more, trained and trained + more
     return Counter(
         {("all_gather", degrees.world): width * (whole + layers), ("reduce_scatter", degrees.world): FP32 * trained}
     )
@@ -103,7 +110,8 @@ def _dit(
     slots = list(order(place, degrees.pp, rounds))
     # Forward leaves a block sharded behind it, backward leaves it whole until its next forward.
     gathers = sum(i == 0 or not slots[i - 1][0] for i in range(len(slots)))
-    held = blocks * block.parameters
+    held = blocks * (block.parameters + padding.added(padding.dit_block(c, degrees.tp), degrees.dp))
+    ends += padding.added(padding.dit_ends(c, place == 0, last), degrees.dp)
     found: Traffic = Counter({("all_gather", degrees.dp): width * (gathers * held + ends)})
     found["reduce_scatter", degrees.dp] = FP32 * (held + ends) * trained
 
