@@ -18,7 +18,8 @@ LAYERS = {
     "vlm": {"num_hidden_layers": 4},
     "sana/transformer": {"num_layers": 6},
 }
-WORLDS = [(8, 1, 1), (64, 2, 2), (1024, 1, 1), (1024, 4, 1)]
+# Ranks, tp, pp. ZeRO-3 on 1024 ranks takes too long to play: DeepSpeed makes a list over them at every gathering.
+WORLDS = [(8, 1, 1), (64, 2, 2), (1024, 4, 1)]
 
 
 @pytest.fixture(scope="module")
