@@ -14,10 +14,11 @@ from tests.planning.worlds import MINIATURE, PAPER, curriculum_with, on
 from wemmu.config import Curriculum, Task
 from wemmu.config.schema import Backbones
 from wemmu.models.model import WeMMU
+from wemmu.parallel import zero3
 from wemmu.parallel.single import SingleEngine
 from wemmu.planning.backbones import read_sizes
 from wemmu.planning.flops import Assumptions, sample_of
-from wemmu.planning.memory import Degrees, Step, activations, rank_parameters
+from wemmu.planning.memory import BUCKET, LIVE, Degrees, Step, activations, rank_parameters
 from wemmu.planning.parameters import count
 from wemmu.planning.plan import StagePlan, plan
 from wemmu.prompts import PromptEncoder
@@ -123,10 +124,16 @@ def test_autograd_keeps_what_is_planned(
 def test_sharding_divides_what_can_be_trained_and_nothing_else(published: Backbones):
     curriculum = curriculum_with(PAPER, published)
     one, many = (stage_plan(curriculum, "stage2", world).gpu_memory for world in (8, 64))
-    for name in ("working weights", "master weights", "moments", "gradients"):
+    for name in ("working weights", "master weights", "moments"):
         assert one[name] == pytest.approx(8 * many[name])
-    for name in ("frozen weights", "gathered layer", "activations"):
+    bucket = 4 * BUCKET
+    assert one["gradients"] - bucket == pytest.approx(8 * (many["gradients"] - bucket))
+    for name in ("frozen weights", "gathered", "activations"):
         assert one[name] == pytest.approx(many[name])
+
+
+def test_zero3_keeps_and_sums_as_much_at_a_time_as_is_planned():
+    assert (LIVE, BUCKET) == (zero3.LIVE, zero3.BUCKET)
 
 
 def test_the_bridge_is_sharded_over_all_ranks_and_the_dit_over_its_copies(published: Backbones):

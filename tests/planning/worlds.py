@@ -16,7 +16,11 @@ MINIATURE = ROOT / "configs/shapes/curriculum.yaml"
 
 def write_published(root: Path) -> Backbones:
     """The directories of the published backbones, without weights."""
-    folders = {"vlm": published.QWEN, "sana/transformer": published.SANA, "sana/vae": published.DCAE}
+    folders = {
+        "vlm": {"model_type": "qwen2_5_vl", **published.QWEN},
+        "sana/transformer": published.SANA,
+        "sana/vae": published.DCAE,
+    }
     for folder, config in folders.items():
         (root / folder).mkdir(parents=True)
         (root / folder / "config.json").write_text(json.dumps(config))

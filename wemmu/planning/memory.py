@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from wemmu.config.schema import Curriculum
 from wemmu.config.stage import Rung, Stage
+from wemmu.planning import padding
 from wemmu.planning.backbones import Sana, Sizes
 from wemmu.planning.flops import Sample
 from wemmu.planning.parameters import Part, dit_block, language_layer, tensor_widths
@@ -23,8 +24,12 @@ BRIDGE: tuple[Part, ...] = ("pathway", "vae_branch", "queries", "position_mlp")
 MOMENTS = 2 * FP32
 # Resident after the imports of `wemmu.train`, 0.9 GB on a CPU; CUDA's own libraries come on top.
 LIBRARIES = 2e9
-# Feature maps of the VAE's widest block that exist at one time: its input, two convolutions', and the norm's.
-ENCODER_MAPS = 4
+# Feature maps of the VAE's largest block that exist at one time: its input, the second convolution's and the norm's in
+# the type of the backbones, and two more in fp32 inside the norm.
+ENCODER_MAPS, ENCODER_MAPS_FP32 = 3, 2
+# Elements, as `wemmu.parallel.zero3` has them: ZeRO-3 keeps so many gathered, and reduces gradients in such buckets.
+LIVE = 1_000_000_000
+BUCKET = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -64,36 +69,73 @@ def gpu(
     parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Rung, degrees: Degrees, step: Step
 ) -> dict[str, float]:
     """Bytes on the fullest GPU; of `activations` and `checkpointed activations` a run has one."""
-    width = weight_bytes(curriculum)
+    width, hybrid = weight_bytes(curriculum), degrees.tp * degrees.pp > 1
     share = rank_parameters(parameters, sizes, degrees)
-    sharded = {part: number / degrees.shards(part) for part, number in share.items()}
+    more = _padding(sizes, curriculum, degrees)
+    sharded = {part: (number + more.get(part, 0)) / degrees.shards(part) for part, number in share.items()}
     trained = sum(sharded[part] for part in stage.trains)
-    layers = [language_layer(sizes.language).parameters, dit_block(sizes.dit, degrees.tp).parameters]
-    # Weights in 16 bits have an fp32 master; weights in fp32 are their own.
-    master = 0 if width == FP32 else FP32
+    resting = {part: number for part, number in sharded.items() if part not in stage.trains}
+    # FSDP2's shards are float32, those of a frozen DiT, too; ZeRO-3 has them in the working type, with float32 masters
+    # of what is trained. Weights in fp32 are their own.
+    frozen = sum(number * (FP32 if hybrid and part in ("dit", *BRIDGE) else width) for part, number in resting.items())
+    working = FP32 if hybrid else width
     kept = {c: max(activations(s, sizes, stage, degrees, step, width, c) for s in step.samples) for c in (False, True)}
-    split = degrees.tp * degrees.pp > 1
     return {
-        "frozen weights": width * sum(number for part, number in sharded.items() if part not in stage.trains),
-        "working weights": width * trained,
-        "master weights": master * trained,
+        "frozen weights": frozen,
+        "working weights": working * trained,
+        "master weights": (FP32 - working) and FP32 * trained,
         "moments": MOMENTS * trained,
-        "gradients": FP32 * trained,
-        # The largest layer whole, with its gradient until that is scattered.
-        "gathered layer": 2.0 * width * max(layers) * (degrees.world > 1),
-        # Torch's pipeline gathers a stage once for all micro-batches of a round, and sums its gradients whole.
-        "gathered stage": (width + FP32 * ("dit" in stage.trains)) * share["dit"] * float(split and degrees.dp > 1),
+        "gradients": FP32 * trained + _whole_gradients(share, stage, degrees),
+        "gathered": width * (_gathered(parameters, share, sizes, degrees) + more.get("position_mlp", 0)),
         "activations": kept[False],
         "checkpointed activations": kept[True],
         "VAE at work": step.micro * max(encoding(s, sizes, width) for s in step.samples),
     }
 
 
+def _padding(sizes: Sizes, curriculum: Curriculum, degrees: Degrees) -> dict[Part, int]:
+    """Numbers that FSDP2 adds to the parts that it shards, all of it (one tensor rank's first stage of the DiT)."""
+    if degrees.tp * degrees.pp == 1:
+        return {}
+    blocks = math.ceil(sizes.dit.num_layers / degrees.pp)
+    block = padding.added(padding.dit_block(sizes.dit, degrees.tp), degrees.dp)
+    layer = padding.added(padding.language_layer(sizes.language), degrees.world)
+    return {
+        "pathway": layer * sizes.language.num_hidden_layers,
+        "position_mlp": padding.added(padding.rest_of_bridge(sizes, curriculum.bridge), degrees.world),
+        "dit": block * blocks + padding.added(padding.dit_ends(sizes.dit, True, degrees.pp == 1), degrees.dp),
+    }
+
+
+def _whole_gradients(share: Mapping[Part, int], stage: Rung, degrees: Degrees) -> float:
+    """Bytes of gradients on their way: torch's pipeline sums a stage's whole for a round, ZeRO-3 has a bucket."""
+    if degrees.tp * degrees.pp > 1:
+        return float(FP32 * share["dit"] * ("dit" in stage.trains and degrees.dp > 1))
+    return float(FP32 * BUCKET * (degrees.world > 1))
+
+
+def _gathered(parameters: Mapping[Part, int], share: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> float:
+    """Numbers of weights that are whole where most is kept: at the end of a forward pass.
+
+    ZeRO-3 keeps the last ones for the backward pass that begins. FSDP2 has freed all layers and blocks but the last,
+    and keeps what is in none.
+    """
+    bridge = sum(parameters[part] for part in BRIDGE)
+    if degrees.world == 1:
+        return 0
+    if degrees.tp * degrees.pp == 1:
+        return min(LIVE, bridge + parameters["dit"])
+    layers = language_layer(sizes.language).parameters * sizes.language.num_hidden_layers
+    block = dit_block(sizes.dit, degrees.tp).parameters
+    ends = share["dit"] - block * math.ceil(sizes.dit.num_layers / degrees.pp)
+    return bridge - layers + (ends + block) * (degrees.dp > 1)
+
+
 def gpu_total(memory: Mapping[str, float], checkpointing: bool) -> float:
-    """The peak: the VAE encodes before anything is kept for the backward pass."""
+    """The peak: the VAE encodes before anything is gathered, or kept for the backward pass."""
     kept = memory["checkpointed activations" if checkpointing else "activations"]
-    states = sum(v for name, v in memory.items() if not name.endswith(("activations", "at work")))
-    return states + max(kept, memory["VAE at work"])
+    states = sum(v for name, v in memory.items() if not name.endswith(("gathered", "activations", "at work")))
+    return states + max(memory["gathered"] + kept, memory["VAE at work"])
 
 
 def rank_parameters(parameters: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> dict[Part, int]:
@@ -158,7 +200,8 @@ def encoding(sample: Sample, sizes: Sizes, number: int) -> float:
     vae = sizes.vae
     widths, depths = vae.encoder_block_out_channels, vae.encoder_layers_per_block
     numbers_per_pixel = max(width / 4.0**i for i, width in enumerate(widths) if depths[i])
-    return ENCODER_MAPS * number * numbers_per_pixel * max((side**2 for side in sample.encoded), default=0)
+    bytes_per_number = ENCODER_MAPS * number + ENCODER_MAPS_FP32 * FP32
+    return bytes_per_number * numbers_per_pixel * max((side**2 for side in sample.encoded), default=0)
 
 
 def host(

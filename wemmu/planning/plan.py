@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from wemmu.config.schema import Curriculum
 from wemmu.config.stage import Rung
 from wemmu.config.task import Task
-from wemmu.planning import memory
+from wemmu.planning import memory, schedule, traffic
 from wemmu.planning.backbones import PlanError, Sizes, read_sizes
 from wemmu.planning.flops import Assumptions, Cost, mean_flops, sample_flops, sample_of
 from wemmu.planning.memory import Degrees, Step
@@ -48,7 +48,9 @@ class Machine:
 class StagePlan:
     """One stage, or one rung of its ladder, if every rung takes as many steps as it may.
 
-    Memory in bytes, FLOPs by task and part for one sample, `flops` of the average sample.
+    Memory in bytes, FLOPs by task and part for one sample, `flops` of the average sample. traffic: bytes of a step by
+    collective, see `wemmu.planning.traffic`. idle: the share of its time in the DiT that a rank waits for other stages
+    of the pipeline.
     """
 
     name: str
@@ -67,6 +69,8 @@ class StagePlan:
     host_memory: dict[str, float]
     host_total: float
     checkpoint: float
+    traffic: dict[str, float]
+    idle: float
     by_task: dict[Task, dict[Part, Cost]]
     flops: float
     samples_per_s: float
@@ -121,7 +125,12 @@ def plan_stage(
     gpu = memory.gpu(parameters, sizes, curriculum, stage, degrees, step)
     host = memory.host(parameters, sizes, curriculum, stage, degrees, step)
     flops = mean_flops(by_task, stage.mixture)
-    samples, rate = (end - begin) * stage.global_batch, machine.flops / flops
+    # The DiT's share of a sample is the same whatever the task.
+    sample, costs = shapes[next(iter(shapes))], by_task[next(iter(by_task))]
+    slots = schedule.stage_flops(sizes.dit, sample, stage, degrees.pp)
+    idle = schedule.idle_share(slots, degrees.tp * degrees.pp)
+    waited = costs["dit"].both * idle / (1 - idle)
+    samples, rate = (end - begin) * stage.global_batch, machine.flops / (flops + waited)
     trained = sum(parameters[part] for part in stage.trains)
     return StagePlan(
         name=stage.label,
@@ -140,6 +149,8 @@ def plan_stage(
         host_memory=host,
         host_total=memory.host_total(host),
         checkpoint=memory.checkpoint(parameters, curriculum, stage, curriculum.stages[:index]),
+        traffic=traffic.busiest(parameters, sizes, curriculum, stage, degrees, step),
+        idle=idle,
         by_task=by_task,
         flops=flops,
         samples_per_s=rate,

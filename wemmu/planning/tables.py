@@ -43,7 +43,7 @@ def _stages(plan: Plan) -> Table:
     split = f", tp {degrees.tp}, pp {degrees.pp}" if degrees.tp * degrees.pp > 1 else ""
     title = f"Stages on {degrees.world} x {machine.gpu}{split}, at {machine.mfu:.0%} MFU"
     table = _table(title, "", *(stage.name for stage in plan.stages))
-    for group in (_work(plan), _gpu(plan), _host(plan), _time(plan)):
+    for group in (_work(plan), _gpu(plan), _host(plan), _traffic(plan), _time(plan)):
         for row in group:
             table.add_row(*row)
         table.add_section()
@@ -79,6 +79,17 @@ def _host(plan: Plan) -> Iterator[list[str]]:
     for name in stages[0].host_memory:
         yield [name, *(human(s.host_memory[name], "B") for s in stages)]
     yield ["host peak", *(human(s.host_total, "B") for s in stages)]
+
+
+def _traffic(plan: Plan) -> Iterator[list[str]]:
+    stages = plan.stages
+    kinds = dict.fromkeys(kind for s in stages for kind in s.traffic)
+    if kinds:
+        yield ["[b]exchanged by a rank in a step"]
+    for kind in kinds:
+        yield [kind, *(human(s.traffic.get(kind, 0.0), "B") for s in stages)]
+    if plan.machine.degrees.pp > 1:
+        yield ["idle in the pipeline", *(f"{s.idle:.1%}" for s in stages)]
 
 
 def _time(plan: Plan) -> Iterator[list[str]]:
@@ -118,5 +129,6 @@ def _assumed(plan: Plan) -> str:
     return (
         f"\nAssumed: {a.prompt_tokens} tokens to a prompt with words, {a.empty_prompt_tokens} to one without, "
         f"{a.multi_edit_pictures} input pictures to a multi-image edit, square pictures. Rates are of model FLOPs at "
-        "the stated MFU: what checkpointing computes again, a pipeline's idle time and slow data all lower the MFU."
+        "the stated MFU, and of the pipeline's idle time beside it: what checkpointing computes again and slow data "
+        "lower the MFU."
     )

@@ -1,0 +1,215 @@
+"""Steps of training without the numbers: every floating-point tensor is a shape, every integer is really computed.
+
+So a model of any size runs through its own code, in order, on a machine that could not hold one of its layers, and
+whatever it allocates and sends can be counted. Integers (ids, positions, masks, sizes of windows) decide what is done,
+so they are real. A floating-point number that the code asks for, such as the norm of the gradient, is 1, and so is an
+integer that comes from another rank.
+"""
+
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed._tools import fake_collectives  # noqa: F401 (collectives on tensors without numbers)
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+aten, c10d = torch.ops.aten, torch.ops.c10d
+# Attention on a CPU, which torch's counter of FLOPs does not know -> place of the queries among its arguments.
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu.default: 0,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 1,
+}
+# Collective -> (its name, place of the process group and of the tensor or list that is whole among its arguments).
+COLLECTIVES = {
+    c10d._allgather_base_.default: ("all_gather", 2, 0),
+    c10d.allgather_.default: ("all_gather", 2, 0),
+    c10d.allgather_into_tensor_coalesced_.default: ("all_gather", 2, 0),
+    c10d._reduce_scatter_base_.default: ("reduce_scatter", 2, 1),
+    c10d.reduce_scatter_tensor_coalesced_.default: ("reduce_scatter", 2, 1),
+    c10d.reduce_scatter_.default: ("reduce_scatter", 2, 1),
+    c10d.allreduce_.default: ("all_reduce", 1, 0),
+    c10d.broadcast_.default: ("broadcast", 1, 0),
+    c10d.scatter_.default: ("scatter", 2, 0),
+    c10d.send.default: ("send", 1, 0),
+    c10d.recv_.default: ("receive", 1, 0),
+}
+UNCOUNTED = {c10d.barrier.default}
+
+
+class _Shapes(FakeTensorMode):
+    """The one mode of all tensors, also of those that a module's deep copy consists of."""
+
+    def __deepcopy__(self, memo: dict) -> "_Shapes":
+        return self
+
+
+@dataclass(frozen=True)
+class Collective:
+    """kind: all_gather, reduce_scatter, all_reduce, broadcast, scatter, send or receive. size: ranks of its group."""
+
+    kind: str
+    size: int
+
+
+@dataclass
+class Traffic:
+    """By collective how often it was called, and the bytes of the whole tensors: gathered, reduced or sent."""
+
+    calls: Counter[Collective] = field(default_factory=Counter)
+    bytes: Counter[Collective] = field(default_factory=Counter)
+
+
+class Phantom(TorchDispatchMode):
+    """Within it nothing of floating point is computed; see the module.
+
+    traffic: of all collectives since it was last replaced; flops: of all products since the process began. alive: bytes
+    of all storages there are, peak: the most since `forget_peak`. at_peak: called whenever `alive` has grown by a
+    hundredth above what it was at the call before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = _Shapes(allow_non_fake_inputs=True)
+        self.traffic = Traffic()
+        self.alive = self.peak = self.flops = 0
+        self.at_peak: Callable[[], None] | None = None
+        self._called_at = 0.0
+        # Storage's address -> (a reference that tells of its end, bytes, whether it is a buffer of gathered weights).
+        self._storages: dict[int, tuple[weakref.ref, int, bool]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(t, DTensor) for t in types):
+            # Comes back with the tensors that it consists of.
+            return NotImplemented
+        kwargs = kwargs or {}
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+            # DTensor asks on shapes of its own how an operator would be sharded.
+            return func(*args, **kwargs)
+        self._count(func, args)
+        out = self._run(func, args, kwargs)
+        self.flops += flops(func, args, out)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+                self._keep(tensor.untyped_storage(), func.namespace == "fsdp")
+        if self.at_peak is not None and self.alive > 1.01 * self._called_at:
+            self._called_at = self.alive
+            self.at_peak()
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        phantoms = [x for x in inputs if isinstance(x, FakeTensor)]
+        if phantoms and func is torch.ops.aten._local_scalar_dense.default:
+            return {torch.bool: False}.get(phantoms[0].dtype, 1)
+        if func is c10d.recv_.default and not phantoms:
+            for tensor in inputs:
+                # What the stages of a pipeline ask each other before their first step: are the shapes known? They are.
+                tensor.fill_(1)
+        if phantoms or not inputs:
+            with self._shapes():
+                out = func(*args, **kwargs)
+            if phantoms or all(x.is_floating_point() for x in tree_leaves(out) if isinstance(x, Tensor)):
+                return out
+        return tree_map_only(Tensor, self._without_numbers, func(*args, **kwargs))
+
+    @contextmanager
+    def _shapes(self) -> Iterator[None]:
+        """As entering `fake`, which would look for a GPU every time: most of the time of a step."""
+        torch._C._set_dispatch_mode(self.fake)
+        try:
+            yield
+        finally:
+            torch._C._unset_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+
+    def _without_numbers(self, tensor: Tensor) -> Tensor:
+        return self.fake.from_tensor(tensor) if tensor.is_floating_point() else tensor
+
+    def _count(self, func: Any, args: Any) -> None:
+        if func not in COLLECTIVES:
+            assert func.namespace not in ("c10d", "_c10d_functional") or func in UNCOUNTED, func
+            return
+        kind, group, whole = COLLECTIVES[func]
+        collective = Collective(kind, torch.distributed.ProcessGroup.unbox(args[group]).size())
+        if collective.size == 1:
+            return
+        self.traffic.calls[collective] += 1
+        tensors = [x for x in tree_leaves(args[whole]) if isinstance(x, Tensor)]
+        size = sum(x.nbytes for x in tensors)
+        # The source alone has the list of what it scatters.
+        self.traffic.bytes[collective] += size * (collective.size if kind == "scatter" else 1)
+
+    def _keep(self, storage: torch.UntypedStorage, gathered: bool) -> None:
+        if (key := storage._cdata) not in self._storages:
+            size = storage.nbytes()
+            self._storages[key] = weakref.ref(storage, lambda _: self._end(key)), size, gathered
+            self._grow(size)
+
+    def _end(self, key: int) -> None:
+        self.alive -= self._storages.pop(key)[1]
+
+    def _grow(self, size: int) -> None:
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Sharded engines free and fill storages without an operator that would be seen here."""
+        if (key := storage._cdata) in self._storages:
+            reference, before, gathered = self._storages[key]
+            self._storages[key] = reference, storage.nbytes(), gathered
+            self._grow(storage.nbytes() - before)
+
+    def storages(self) -> dict[int, tuple[int, bool]]:
+        """Of every storage that there is, by its address: bytes, and whether it is a buffer of gathered weights."""
+        return {key: (size, gathered) for key, (_, size, gathered) in self._storages.items()}
+
+    def forget_peak(self) -> None:
+        self.peak, self._called_at = self.alive, 0.0
+
+
+def flops(func: Any, args: Any, out: Any) -> int:
+    """Of a product of matrices or a convolution, two for each multiply-add; of all else 0."""
+    if func is aten.convolution_backward.default:
+        # torch's own formula takes a depthwise convolution's weight gradient for that of a full one.
+        gradient, _, weight = args[:3]
+        return 2 * gradient.numel() * math.prod(weight.shape[1:]) * (args[-1][0] + args[-1][1])
+    if func in ATTENTION:
+        first = ATTENTION[func]
+        q, k = args[first], args[first + 1]
+        # Two products forward, five backward, of which one is made again.
+        return (4 if first == 0 else 8) * q.numel() * k.shape[-2]
+    if func._overloadpacket in flop_registry:
+        return flop_registry[func._overloadpacket](*args, out_val=out)
+    return 0
+
+
+@contextmanager
+def phantom() -> Iterator[Phantom]:
+    """All of this thread's torch without numbers, until the end of the block."""
+    resize, mode = torch.UntypedStorage.resize_, Phantom()
+
+    def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+        out = resize(storage, size)
+        mode.resized(storage)
+        return out
+
+    def replace(tensor: Tensor, by: Tensor) -> None:
+        # A module that is moved or cast swaps tensors of subclasses, which those with weak references refuse.
+        tensor.data = by.data
+
+    swap = torch.utils.swap_tensors
+    torch.UntypedStorage.resize_, torch.utils.swap_tensors = resize_, replace
+    try:
+        with mode:
+            yield mode
+    finally:
+        torch.UntypedStorage.resize_, torch.utils.swap_tensors = resize, swap

@@ -1,0 +1,146 @@
+"""A step of one rank of a large world, counted: memory by purpose, bytes by collective, work by pipeline slot."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage
+
+from benchmarks.phantom import Phantom, Traffic, phantom
+from benchmarks.rank import join, make_batch, make_engine, make_model
+from benchmarks.slots import Slot
+from wemmu.config.schema import StageRun
+from wemmu.config.task import Task
+from wemmu.models.model import WeMMU
+from wemmu.parallel.topology import Topology
+from wemmu.planning.flops import Sample
+
+WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS = "weights", "moments", "gradients", "gathered", "activations"
+
+
+@dataclass
+class Measured:
+    """Of one rank. peak, memory: bytes, by what they are for; traffic: of one step; slots: of one round, in order."""
+
+    peak: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    slots: list[Slot] = field(default_factory=list)
+
+
+def measure(run: StageRun, task: Task, sample: Sample, rank: int, image_token: int) -> Measured:
+    """Take the place of `rank` for an optimizer step of `run`, with samples of `task` as large as `sample`.
+
+    All micro-batches after the first are alike, so two are run, and the second counts for all of them. A step before
+    makes the moments, and lets the engine learn the order of its modules.
+    """
+    world = run.parallel.ranks
+    micro, accumulation = run.memory.micro_batch_at(run.stage.resolution, run.stage.global_batch, world)
+    join(rank, world)
+    found = Measured()
+    with phantom() as mode, _slots(mode) as slots:
+        model = make_model(run)
+        engine = make_engine(model, run, Topology(rank, world, run.parallel.tp, run.parallel.pp))
+        batch = make_batch(run, task, sample, micro, (0, image_token))
+        engine.accumulate([batch], 0)
+        engine.step(1.0)
+        slots.clear()
+        mode.forget_peak()
+
+        def at_peak() -> None:
+            found.memory = by_purpose(mode, model, engine)
+
+        mode.at_peak = at_peak
+        mode.traffic = Traffic()
+        engine.accumulate([batch], 1)
+        found.slots = list(slots)
+        if accumulation > 1:
+            first, mode.traffic = mode.traffic, Traffic()
+            engine.accumulate([batch], 1)
+            _add(first, mode.traffic, accumulation - 1)
+            mode.traffic = first
+        engine.step(1.0)
+        found.traffic, found.peak = mode.traffic, mode.peak
+    return found
+
+
+def _add(traffic: Traffic, other: Traffic, times: int) -> None:
+    for mine, theirs in ((traffic.calls, other.calls), (traffic.bytes, other.bytes)):
+        mine.update({collective: times * number for collective, number in theirs.items()})
+
+
+@contextmanager
+def _slots(mode: Phantom) -> Iterator[list[Slot]]:
+    """Yields the slots that torch's pipeline fills on this stage, as it fills them."""
+    found: list[Slot] = []
+    names = {"forward_one_chunk": False, "backward_one_chunk": True}
+    originals = {name: getattr(PipelineStage, name) for name in names}
+
+    def watched(name: str):
+        def run(stage: PipelineStage, number: int, *args, **kwargs):
+            before = mode.flops
+            out = originals[name](stage, number, *args, **kwargs)
+            found.append(Slot(names[name], number, mode.flops - before))
+            return out
+
+        return run
+
+    for name in names:
+        setattr(PipelineStage, name, watched(name))
+    try:
+        yield found
+    finally:
+        for name, original in originals.items():
+            setattr(PipelineStage, name, original)
+
+
+def by_purpose(mode: Phantom, model: WeMMU, engine) -> dict[str, int]:
+    """Bytes of everything there is now, by what it is for; what is nobody's is an activation, or passing."""
+    of = dict.fromkeys((WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS), 0)
+    owners: dict[int, str] = {}
+    for purpose, tensor in _tensors(model, engine):
+        owners.setdefault(tensor.untyped_storage()._cdata, purpose)
+    for key, (size, gathered) in mode.storages().items():
+        of[owners.get(key, GATHERED if gathered else ACTIVATIONS)] += size
+    return of
+
+
+def _tensors(model: WeMMU, engine) -> Iterator[tuple[str, Tensor]]:
+    for part in (model.vlm, model.vae):
+        yield from ((WEIGHTS, tensor) for tensor in (*part.parameters(), *part.buffers()))
+    yield from _of_zero3(engine) if hasattr(engine, "_zero") else _of_hybrid(model, engine)
+
+
+def _of_hybrid(model: WeMMU, engine) -> Iterator[tuple[str, Tensor]]:
+    for parameter in engine._sharded.values():
+        yield WEIGHTS, parameter.to_local()
+        if parameter.grad is not None:
+            yield GRADIENTS, parameter.grad.to_local()
+    for state in engine._adamw._optimizer.state.values():
+        yield from ((MOMENTS, tensor) for tensor in state.values())
+    for root in (model.bridge, engine._pipeline.runner):
+        for module in root.modules():
+            if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group):
+                for parameter in group.fsdp_params:
+                    yield from ((GATHERED, tensor) for tensor in parameter.all_gather_outputs)
+                    grad = getattr(getattr(parameter, "_unsharded_param", None), "grad", None)
+                    whole = (grad, parameter.unsharded_accumulated_grad)
+                    yield from ((GRADIENTS, tensor) for tensor in whole if tensor is not None)
+
+
+def _of_zero3(engine) -> Iterator[tuple[str, Tensor]]:
+    zero = engine._zero
+    for parameter in engine._engine.module.parameters():
+        yield WEIGHTS, parameter.ds_tensor
+        yield GATHERED, parameter.data
+        if parameter.grad is not None:
+            yield GRADIENTS, parameter.grad
+    yield from ((WEIGHTS, master) for master in zero.fp32_partitioned_groups_flat)
+    for state in zero.optimizer.state.values():
+        yield from ((MOMENTS, tensor) for tensor in state.values() if isinstance(tensor, Tensor))
+    yield GRADIENTS, zero.grad_partitions_flat_buffer
+    for bucket in zero.ipg_buckets.values():
+        if isinstance(bucket.buffer, Tensor):
+            yield GRADIENTS, bucket.buffer
