@@ -229,7 +229,9 @@ def cluster(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_failure_for_good_ends_the_chain_and_resume_goes_on(world: World, cluster: Path, tmp_path: Path) -> None:
+def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
+    world: World, cluster: Path, straight: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     curriculum = world.curriculum("strict")
     strict = ("--set", "stages.stage1.gate.max_loss=-1")
@@ -248,11 +250,15 @@ def test_a_failure_for_good_ends_the_chain_and_resume_goes_on(world: World, clus
         assert "gate.max_loss is -1" in refused.reason
         # The gate says whether to go on, not what comes out: it may be changed.
         launcher("resume", run, "--set", "stages.stage1.gate.max_loss=99")
-        done = tmp_path / "run" / "stage2" / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json"
+        # The last job of the chain, after both stages and the export.
+        done = run / "report.html"
         deadline = time.monotonic() + PATIENCE_S
         while not done.exists():
             assert time.monotonic() < deadline, launcher("status", run)
             time.sleep(1)
+        assert (run / "export" / "model_index.json").exists()
         assert len([event for event in story(run, "stage1") if event.event == "started"]) == 1
+        for stage in ("stage1", "stage2"):
+            assert_equal_weights(run, straight, stage)
     finally:
         launcher("cancel", run)
