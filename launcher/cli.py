@@ -58,10 +58,12 @@ def run(curriculum: CurriculumFile, out: Out = None, overrides: Overrides = None
         folder.check(config, run_folder)
         if dry_run:
             return
+        ledger = Ledger(run_folder / "ledger.jsonl")
+        # A job that runs holds the lock as well, but knows less to say.
+        _refuse_if_live(ledger, run_folder)
         with locked(run_folder) as lock:
             # Again, for another launcher may have come between.
             folder.check(config, run_folder)
-            ledger = Ledger(run_folder / "ledger.jsonl")
             _refuse_if_live(ledger, run_folder)
             folder.write(config, run_folder)
             code = local.run(jobs, ledger, lock)
@@ -243,6 +245,7 @@ def _check(config: Curriculum, run_folder: Path) -> None:
 
 def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
     ledger = Ledger(run_folder / "ledger.jsonl")
+    _refuse_if_live(ledger, run_folder)
     with locked(run_folder, 0, SUBMISSION):
         with locked(run_folder, 0):
             _refuse_if_live(ledger, run_folder)

@@ -55,7 +55,9 @@ class World:
 def launcher(*arguments: object, code: int = 0) -> str:
     """What `python -m launcher` prints; the test fails if it ends with another exit code."""
     command = [sys.executable, "-m", "launcher", *map(str, arguments)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600)
+    # Wide, so that no sentence of a table is broken.
+    wide = os.environ | {"COLUMNS": "250"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=wide, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
