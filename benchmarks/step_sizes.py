@@ -235,7 +235,7 @@ def _padded(rows: list[list[int]], grids: list[tuple[int, int]]) -> Prompts:
 def samples_of(size: Size, cell: Cell, run: StageRun) -> list[Sample]:
     """What the plan knows of each sample, without its padding."""
     shared = {name: getattr(run, name) for name in Curriculum.model_fields if name != "stages"}
-    curriculum = Curriculum(**shared, stages=(run.stage,))
+    curriculum = Curriculum(**shared, stages=(run.stage.model_dump(exclude={"ladder"}),))
     lengths = text_lengths(size, cell)
     return [sample_of(cell.task, cell.px, size.sizes, curriculum, Assumptions(length)) for length in lengths]
 

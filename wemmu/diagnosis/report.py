@@ -12,7 +12,7 @@ from rich.text import Text
 
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.diagnosis import curriculum as curricula
-from wemmu.diagnosis import devices, host, processes, services, software
+from wemmu.diagnosis import devices, host, preflight, processes, services, software
 from wemmu.diagnosis.findings import Call, Finding, Status, examine
 
 Report = dict[str, list[Finding]]
@@ -25,7 +25,7 @@ def diagnose(path: Path | None) -> Report:
     report: Report = {}
     asked: Curriculum | None = None
     if path is not None:
-        report["curriculum"] = [examine(curricula.loads, path)]
+        report["curriculum"] = [examine(preflight.loads, path)]
         if report["curriculum"][0].status == "ok":
             asked = load_curriculum(path)
     # Where the launcher puts a run unless told otherwise.
