@@ -1,4 +1,4 @@
-"""One attempt at a job of a chain, from inside a Slurm job: `python -m launcher attempt RUN JOB`.
+"""One attempt at a job of a chain, from inside a Slurm job: `python -m launcher attempt JOB`.
 
 The process of a batch script becomes this one, so that Slurm's warnings reach it. It starts the ranks by `srun`, passes
 warnings on, writes down how the attempt ended, and puts the job back into the queue if another attempt would help.
@@ -32,7 +32,6 @@ class Attempt:
         self.run, self.job, self.cluster, self.id = run, job, cluster, slurm_id
         self.ledger = Ledger(run / "ledger.jsonl")
         self.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-        self._step: subprocess.Popen[bytes] | None = None
         self._told: list[int] = []
 
     def make(self) -> int:
@@ -58,8 +57,8 @@ class Attempt:
         command = step.command(job, self.cluster)
         place = step.rendezvous(job, self.id, self.nodes)
         print(f"--- attempt {number} on {self.nodes}: {shlex.join(job.command)}", flush=True)
-        self._step = subprocess.Popen(command, env=os.environ | place | {"PYTHONUNBUFFERED": "1"})
-        code = self._attend()
+        # Warnings are passed on while this waits.
+        code = subprocess.run(command, env=os.environ | place | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
         ended, why = outcome(job, code), reason(job, code)
         if is_finished(job):
             # A warning that comes while a rank that is done takes its leave makes it end by the signal.
@@ -94,14 +93,6 @@ class Attempt:
         # A script that ended now would be one that finished. Slurm ends this one.
         time.sleep(3600)
         return SAVED
-
-    def _attend(self) -> int:
-        assert self._step is not None
-        while True:
-            try:
-                return self._step.wait(timeout=1.0)
-            except subprocess.TimeoutExpired:
-                continue
 
     def _pass_on(self, number: int, _: object) -> None:
         """A warning that the job will end: before its time limit SIGUSR1 by our wish, SIGTERM when it is too late."""

@@ -262,7 +262,7 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
-    if jobs := (live(ledger) if latest_ids(ledger) else {}):
+    if jobs := live(ledger):
         told = ", ".join(f"{name} (job {queued.id})" for name, queued in jobs.items())
         raise LockedError(
             f"{run_folder} is at work in Slurm: {told}. Wait, or `python -m launcher cancel {run_folder}` first"

@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from wemmu.jsonlines import read_lines
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def _of_checkpoint(gate: Gate) -> Iterator[str]:
 
 def _of_record(gate: Gate) -> Iterator[str]:
     record = gate.folder / "metrics.jsonl"
-    lines = list(_lines(record))
+    lines = read_lines(record)
     loss = next((line["loss"] for line in reversed(lines) if "loss" in line), None)
     if loss is None:
         yield f"{gate.stage} has no loss in {record}."
@@ -76,15 +77,3 @@ def _of_scores(gate: Gate) -> Iterator[str]:
         if share < lowest:
             of = f"{shares[task]['successes']} of {shares[task]['count']}"
             yield f"{gate.stage} answered {share:.2f} of {task} ({of}); its gate asks for {lowest:g}."
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.exists():
-        return
-    for line in file.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # cut short by a kill
-        if isinstance(values, dict):
-            yield values

@@ -88,15 +88,6 @@ def first_node(nodes: str) -> str:
     return _call(["scontrol", "show", "hostnames", nodes]).split()[0]
 
 
-def answers() -> bool:
-    """Whether there is a Slurm here that can be given jobs."""
-    try:
-        _call(["scontrol", "ping"])
-    except SlurmError:
-        return False
-    return True
-
-
 def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     try:
         done = subprocess.run(

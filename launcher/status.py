@@ -1,8 +1,6 @@
 """What a run folder, and Slurm if it has jobs of it, tell about the jobs of a chain."""
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from launcher.job import Job, is_finished, last_step, rung_end
 from launcher.ledger import Event, Ledger
 from launcher.lock import is_alive
 from launcher.slurm import Queued
+from wemmu.jsonlines import new_lines
 
 # Enough of the end of metrics.jsonl to hold its last few lines.
 _TAIL_BYTES = 1 << 16
@@ -34,7 +33,6 @@ class Status:
     job: str
     state: str
     attempts: int
-    log: Path
     steps: int | None = None
     step: int | None = None
     loss: float | None = None
@@ -56,13 +54,13 @@ def _status(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | No
     attempts = sum(event.event == "started" for event in events)
     state = _state(job, events, queued)
     if job.steps is None:
-        return Status(job.name, state, attempts, job.log)
+        return Status(job.name, state, attempts)
     if (end := rung_end(job)) is not None and is_finished(job):
         loss = _last_metrics(job.folder / "metrics.jsonl", until=end).get("loss")
-        return Status(job.name, state, attempts, job.log, end, end, loss)
+        return Status(job.name, state, attempts, end, end, loss)
     if job.rung is not None and not attempts:
         # What the folder tells is of the rungs below.
-        return Status(job.name, state, attempts, job.log)
+        return Status(job.name, state, attempts)
     metrics = _last_metrics(job.folder / "metrics.jsonl")
     logged, saved, runs = int(metrics.get("step", 0)), last_step(job) or 0, state.startswith("running")
     # A run that was broken off has logged steps which it will do again; one that runs is ahead of its checkpoint.
@@ -70,7 +68,7 @@ def _status(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | No
     speed = metrics.get("samples_per_s") if runs else None
     batch = metrics["samples"] / logged if logged and "samples" in metrics else None
     left = (job.steps - step) * batch / speed if speed and batch else None
-    return Status(job.name, state, attempts, job.log, job.steps, step, metrics.get("loss"), speed, left)
+    return Status(job.name, state, attempts, job.steps, step, metrics.get("loss"), speed, left)
 
 
 def _state(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | None) -> str:
@@ -106,14 +104,10 @@ def _waiting(job: Job, now: Queued, queued: Mapping[str, Queued]) -> str:
 
 def _last_metrics(file: Path, until: float = math.inf) -> dict[str, Any]:
     """The last whole line that has a loss, of steps up to `until`; empty if there is none near the end of the file."""
-    if not file.exists():
-        return {}
-    with file.open("rb") as content:
-        content.seek(max(0, content.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        lines = content.read().splitlines()
-    for line in reversed(lines):
+    size = file.stat().st_size if file.exists() else 0
+    lines, _ = new_lines(file, max(0, size - _TAIL_BYTES))
+    for metrics in reversed(lines):
         try:
-            metrics = json.loads(line)
             if "loss" in metrics and metrics["step"] <= until:
                 return {key: float(value) for key, value in metrics.items()}
         except (ValueError, TypeError):

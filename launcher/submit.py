@@ -79,7 +79,7 @@ def _inherited() -> dict[str, str]:
 def live(ledger: Ledger) -> dict[str, slurm.Queued]:
     """Jobs of the run folder that Slurm has in its queue."""
     newest = latest_ids(ledger)
-    queued = slurm.queue(newest.values()) if newest else {}
+    queued = slurm.queue(newest.values())
     return {name: queued[id] for name, id in newest.items() if id in queued}
 
 

@@ -14,7 +14,7 @@ from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
 from wemmu.planning.memory import Degrees
 from wemmu.planning.plan import GPUS, Machine, Plan, plan
-from wemmu.planning.tables import human
+from wemmu.planning.tables import duration, human
 
 # Of the peak, as in `python -m wemmu.plan`.
 _MFU = 0.35
@@ -93,13 +93,7 @@ def status_table(rows: Sequence[Status], run_folder: Path) -> Table:
             "" if row.steps is None else f"{row.step}/{row.steps}",
             "" if row.loss is None else f"{row.loss:.4f}",
             "" if row.samples_per_s is None else f"{row.samples_per_s:.0f}",
-            "" if row.seconds_left is None else _duration(row.seconds_left),
+            "" if row.seconds_left is None else duration(row.seconds_left),
             str(row.attempts),
         )
     return table
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

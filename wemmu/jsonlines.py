@@ -1,6 +1,7 @@
 """Files of one JSON object a line, as they are after kills and while somebody writes to them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def new_lines(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def stage_events(folder: Path) -> list[dict[str, Any]]:
-    """What the launcher's ledger tells of the stage in `folder` and of its evaluation, oldest first."""
+    """What the launcher's ledger tells of the stage in `folder`, its rungs and its evaluation, oldest first."""
     home = folder.resolve()
     events = read_lines(home.parent / "ledger.jsonl")
-    return [event for event in events if str(event.get("job", "")).split("/")[0] == home.name]
+    return [event for event in events if re.split("[/@]", str(event.get("job", "")))[0] == home.name]

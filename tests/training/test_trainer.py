@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,16 +51,6 @@ def prepare(folder: Path, backbones: Backbones, shards: Path, **logging: object)
     )
     dump(run.model_copy(update={"logging": run.logging.model_copy(update=logging)}), folder / CONFIG)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    """A trainer takes over the signals of its process; give pytest's back."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def draw_picture(file: Path) -> None:

@@ -18,6 +18,13 @@ def human(value: float, unit: str = "") -> str:
     return f"{value:.3g} {prefixes[0]}{unit}".rstrip()
 
 
+def duration(seconds: float) -> str:
+    """As a clock says it: 3:07, or 1:00:05 from an hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
 def render(plan: Plan) -> Group:
     return Group(_parameters(plan), _stages(plan), _flops(plan), _assumed(plan))
 

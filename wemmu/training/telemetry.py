@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wemmu.config.files import replace_text
 from wemmu.parallel.topology import gathered
+from wemmu.planning.tables import duration
 from wemmu.types import Losses
 
 GB = 1e9
@@ -113,11 +114,5 @@ def progress_line(stage: str, step: int, steps: int, values: dict[str, float], r
     mfu = f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
     return (
         f"{stage}  step {step}/{steps}  loss {values['loss']:.4f}  ({tasks})  {values['samples_per_s']:.0f} samples/s  "
-        f"{mfu}{_duration(left)} left"
+        f"{mfu}{duration(left)} left"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
