@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && { ech
 BIN := .venv/bin
 # Made once, and again when the dependencies change.
 INSTALLED := .venv/installed
+# The certificates that the machine trusts, which a site's proxy may have added to; uv looks at its own otherwise.
+export UV_SYSTEM_CERTS ?= true
 
 # FROM=scratch trains the miniature from its backbones instead of continuing the shipped checkpoints.
 ifeq ($(FROM),scratch)
