@@ -24,20 +24,18 @@ from wemmu.config.schema import Backbones, Curriculum, Parallel
 from wemmu.config.task import Task
 from wemmu.planning.backbones import read_sizes
 from wemmu.planning.flops import Assumptions, Sample, sample_of
-from wemmu.planning.memory import Degrees, gpu_total
+from wemmu.planning.memory import Degrees
 from wemmu.planning.plan import Machine, StagePlan, plan
 from wemmu.planning.tables import human
 
 PAPER = Path("configs/curriculum/paper.yaml")
-# Plan's name of a part of GPU memory -> what `benchmarks.stepping` counts it as.
+# Plan's name of what a GPU always holds -> what `benchmarks.stepping` counts it as.
 PURPOSES = {
     "frozen weights": "weights",
     "working weights": "weights",
     "master weights": "weights",
     "moments": "moments",
     "gradients": "gradients",
-    "gathered": "gathered",
-    "activations": "activations",
 }
 
 
@@ -142,7 +140,9 @@ def compare(ranks: list[dict[str, Any]], plan: StagePlan) -> list[Row]:
     memory = dict.fromkeys(fullest["memory"], 0.0)
     for part, purpose in PURPOSES.items():
         memory[purpose] += plan.gpu_memory[part]
-    rows = [Row("memory, peak", fullest["peak"], gpu_total(plan.gpu_memory, checkpointing=False))]
+    for purpose, number in asdict(plan.gpu_peak).items():
+        memory[purpose] += number
+    rows = [Row("memory, peak", fullest["peak"], plan.gpu_total)]
     rows += [Row(f"- {purpose}", fullest["memory"][purpose], number) for purpose, number in memory.items()]
     busiest = max(ranks, key=lambda rank: sum(one["bytes"] for one in rank["traffic"].values()))["traffic"]
     sent = {name: one["bytes"] for name, one in busiest.items() if one["bytes"] >= SMALL}

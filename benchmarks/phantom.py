@@ -74,7 +74,7 @@ class Phantom(TorchDispatchMode):
 
     traffic: of all collectives since it was last replaced; flops: of all products since the process began. alive: bytes
     of all storages there are, peak: the most since `forget_peak`. at_peak: called whenever `alive` has grown by a
-    hundredth above what it was at the call before.
+    hundredth above what it was at the call before. purpose: what is allocated now will be for, if that is known.
     """
 
     def __init__(self) -> None:
@@ -83,9 +83,10 @@ class Phantom(TorchDispatchMode):
         self.traffic = Traffic()
         self.alive = self.peak = self.flops = 0
         self.at_peak: Callable[[], None] | None = None
+        self.purpose: str | None = None
         self._called_at = 0.0
-        # Storage's address -> (a reference that tells of its end, bytes, whether it is a buffer of gathered weights).
-        self._storages: dict[int, tuple[weakref.ref, int, bool]] = {}
+        # Storage's address -> (a reference that tells of its end, bytes, its purpose).
+        self._storages: dict[int, tuple[weakref.ref, int, str | None]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(t, DTensor) for t in types):
@@ -100,7 +101,7 @@ class Phantom(TorchDispatchMode):
         self.flops += flops(func, args, out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.device.type != "meta":
-                self._keep(tensor.untyped_storage(), func.namespace == "fsdp")
+                self._keep(tensor.untyped_storage())
         if self.at_peak is not None and self.alive > 1.01 * self._called_at:
             self._called_at = self.alive
             self.at_peak()
@@ -148,10 +149,10 @@ class Phantom(TorchDispatchMode):
         # The source alone has the list of what it scatters.
         self.traffic.bytes[collective] += size * (collective.size if kind == "scatter" else 1)
 
-    def _keep(self, storage: torch.UntypedStorage, gathered: bool) -> None:
+    def _keep(self, storage: torch.UntypedStorage) -> None:
         if (key := storage._cdata) not in self._storages:
             size = storage.nbytes()
-            self._storages[key] = weakref.ref(storage, lambda _: self._end(key)), size, gathered
+            self._storages[key] = weakref.ref(storage, lambda _: self._end(key)), size, self.purpose
             self._grow(size)
 
     def _end(self, key: int) -> None:
@@ -164,13 +165,18 @@ class Phantom(TorchDispatchMode):
     def resized(self, storage: torch.UntypedStorage) -> None:
         """Sharded engines free and fill storages without an operator that would be seen here."""
         if (key := storage._cdata) in self._storages:
-            reference, before, gathered = self._storages[key]
-            self._storages[key] = reference, storage.nbytes(), gathered
+            reference, before, purpose = self._storages[key]
+            self._storages[key] = reference, storage.nbytes(), purpose
             self._grow(storage.nbytes() - before)
 
-    def storages(self) -> dict[int, tuple[int, bool]]:
-        """Of every storage that there is, by its address: bytes, and whether it is a buffer of gathered weights."""
-        return {key: (size, gathered) for key, (_, size, gathered) in self._storages.items()}
+    def storages(self) -> dict[int, tuple[int, str | None]]:
+        """Of every storage that there is, by its address: bytes, and its purpose where that is known."""
+        return {key: (size, purpose) for key, (_, size, purpose) in self._storages.items()}
+
+    def claim(self, storage: torch.UntypedStorage, purpose: str) -> None:
+        """Say what a storage that is there is for."""
+        if (key := storage._cdata) in self._storages:
+            self._storages[key] = *self._storages[key][:2], purpose
 
     def forget_peak(self) -> None:
         self.peak, self._called_at = self.alive, 0.0

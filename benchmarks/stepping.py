@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.pipelining import PipelineStage
 
 from benchmarks.phantom import Phantom, Traffic, phantom
@@ -40,7 +42,7 @@ def measure(run: StageRun, task: Task, sample: Sample, rank: int, image_token: i
     micro, accumulation = run.memory.micro_batch_at(run.stage.resolution, run.stage.global_batch, world)
     join(rank, world)
     found = Measured()
-    with phantom() as mode, _slots(mode) as slots:
+    with phantom() as mode, _buffers(mode), _slots(mode) as slots:
         model = make_model(run)
         engine = make_engine(model, run, Topology(rank, world, run.parallel.tp, run.parallel.pp))
         batch = make_batch(run, task, sample, micro, (0, image_token))
@@ -96,14 +98,47 @@ def _slots(mode: Phantom) -> Iterator[list[Slot]]:
             setattr(PipelineStage, name, original)
 
 
+@contextmanager
+def _buffers(mode: Phantom) -> Iterator[None]:
+    """Tell `mode` what FSDP2's buffers are for, and that what it reduces is gradients, which no parameter has then."""
+    purposes = {DefaultAllGather: GATHERED, DefaultReduceScatter: GRADIENTS}
+    originals = {owner: owner.allocate for owner in purposes}
+    reduce = _fsdp_param_group.foreach_reduce
+
+    def watched(owner: type):
+        def allocate(*args, **kwargs):
+            mode.purpose = purposes[owner]
+            try:
+                return originals[owner](*args, **kwargs)
+            finally:
+                mode.purpose = None
+
+        return allocate
+
+    def foreach_reduce(parameters, gradients, *args, **kwargs):
+        for gradient in gradients:
+            mode.claim(gradient.untyped_storage(), GRADIENTS)
+        return reduce(parameters, gradients, *args, **kwargs)
+
+    for owner in purposes:
+        owner.allocate = watched(owner)
+    _fsdp_param_group.foreach_reduce = foreach_reduce
+    try:
+        yield
+    finally:
+        for owner, original in originals.items():
+            owner.allocate = original
+        _fsdp_param_group.foreach_reduce = reduce
+
+
 def by_purpose(mode: Phantom, model: WeMMU, engine) -> dict[str, int]:
     """Bytes of everything there is now, by what it is for; what is nobody's is an activation, or passing."""
     of = dict.fromkeys((WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS), 0)
     owners: dict[int, str] = {}
     for purpose, tensor in _tensors(model, engine):
         owners.setdefault(tensor.untyped_storage()._cdata, purpose)
-    for key, (size, gathered) in mode.storages().items():
-        of[owners.get(key, GATHERED if gathered else ACTIVATIONS)] += size
+    for key, (size, purpose) in mode.storages().items():
+        of[owners.get(key, purpose or ACTIVATIONS)] += size
     return of
 
 

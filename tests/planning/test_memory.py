@@ -163,3 +163,15 @@ def test_checkpointing_keeps_little(published: Backbones):
     for stage in plan(curriculum_with(PAPER, published), on(64), Assumptions()).stages:
         assert stage.gpu_memory["checkpointed activations"] < 0.1 * stage.gpu_memory["activations"]
         assert stage.gpu_total_checkpointed < stage.gpu_total
+
+
+def test_few_samples_hold_most_on_the_way_back_through_the_bridge(published: Backbones):
+    """Recomputing, what a split model holds most of is the gradients of a layer that are being reduced."""
+    resting = "stages.stage3.trains=[position_mlp]"
+    one, _, three, _ = plan(curriculum_with(PAPER, published, resting), on(64, tp=2, pp=2), Assumptions()).stages
+    states = sum(one.gpu_memory[name] for name in ("frozen weights", "working weights", "moments", "gradients"))
+    backward = one.gpu_memory["checkpointed backward of the bridge"]
+    assert backward > one.gpu_memory["gathered"] + one.gpu_memory["checkpointed activations"]
+    # Of so many samples the VAE's maps are larger still.
+    assert one.gpu_total_checkpointed == pytest.approx(states + max(backward, one.gpu_memory["VAE at work"]))
+    assert three.gpu_memory["backward of the bridge"] == 0

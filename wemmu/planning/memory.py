@@ -4,7 +4,7 @@ The VLM and the VAE are whole on every rank, in the type of the backbones; the b
 (ZeRO-3, arXiv 1910.02054), the DiT over those that hold the same part of it. The fullest rank is meant: with pipelining
 one of the first stage, which has several micro-batches of the DiT under way. What a step keeps for its backward pass is
 counted as autograd counts it, tensor by tensor, for the code as it runs here (tests/planning measures it); kernels that
-fuse need less.
+fuse need less. What comes and goes within a step is counted at each time at which it may be most (`Moment`).
 """
 
 import math
@@ -65,10 +65,27 @@ def weight_bytes(curriculum: Curriculum) -> int:
     return {"float32": 4, "bfloat16": 2}[curriculum.backbones.dtype]
 
 
-def gpu(
-    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Rung, degrees: Degrees, step: Step
+@dataclass(frozen=True)
+class Moment:
+    """Bytes that there are at one time of a step, beside what a rank always holds.
+
+    gathered: whole weights, and buffers of all-gathers. gradients: whole, and buffers of reduce-scatters. activations:
+    what is kept for the backward pass, or is there while something is computed.
+    """
+
+    gathered: float = 0.0
+    gradients: float = 0.0
+    activations: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.gathered + self.gradients + self.activations
+
+
+def states(
+    parameters: Mapping[Part, int], sizes: Sizes, curriculum: Curriculum, stage: Rung, degrees: Degrees
 ) -> dict[str, float]:
-    """Bytes on the fullest GPU; of `activations` and `checkpointed activations` a run has one."""
+    """Bytes that a rank holds throughout a step."""
     width, hybrid = weight_bytes(curriculum), degrees.tp * degrees.pp > 1
     share = rank_parameters(parameters, sizes, degrees)
     more = _padding(sizes, curriculum, degrees)
@@ -79,18 +96,63 @@ def gpu(
     # of what is trained. Weights in fp32 are their own.
     frozen = sum(number * (FP32 if hybrid and part in ("dit", *BRIDGE) else width) for part, number in resting.items())
     working = FP32 if hybrid else width
-    kept = {c: max(activations(s, sizes, stage, degrees, step, width, c) for s in step.samples) for c in (False, True)}
+    # ZeRO-3 has its bucket from the start.
+    bucket = BUCKET * (degrees.world > 1 and not hybrid)
     return {
         "frozen weights": frozen,
         "working weights": working * trained,
         "master weights": (FP32 - working) and FP32 * trained,
         "moments": MOMENTS * trained,
-        "gradients": FP32 * trained + _whole_gradients(share, stage, degrees),
-        "gathered": width * (_gathered(parameters, share, sizes, degrees) + more.get("position_mlp", 0)),
-        "activations": kept[False],
-        "checkpointed activations": kept[True],
-        "VAE at work": step.micro * max(encoding(s, sizes, width) for s in step.samples),
+        "gradients": FP32 * (trained + bucket),
     }
+
+
+def moments(
+    parameters: Mapping[Part, int],
+    sizes: Sizes,
+    curriculum: Curriculum,
+    stage: Rung,
+    degrees: Degrees,
+    step: Step,
+    checkpointing: bool,
+) -> dict[str, Moment]:
+    """What the fullest GPU holds beside its states, at each time of a step at which that may be most.
+
+    The VAE encodes before anything is gathered, or kept for the backward pass.
+    """
+    width = weight_bytes(curriculum)
+    share, more = rank_parameters(parameters, sizes, degrees), _padding(sizes, curriculum, degrees)
+    gathered = width * (_gathered(parameters, share, sizes, degrees) + more.get("position_mlp", 0))
+    kept = max(activations(s, sizes, stage, degrees, step, width, checkpointing) for s in step.samples)
+    found = {
+        "VAE at work": Moment(activations=step.micro * max(encoding(s, sizes, width) for s in step.samples)),
+        "end of forward": Moment(gathered, _whole_gradients(share, stage, degrees), kept),
+    }
+    if degrees.tp * degrees.pp > 1:
+        backward = bridge_backward(parameters, sizes, curriculum, stage, degrees, step, checkpointing)
+        found["backward of the bridge"] = backward
+    return found
+
+
+def gpu(held: Mapping[str, float], kept: Mapping[str, Moment], checkpointed: Mapping[str, Moment]) -> dict[str, float]:
+    """Bytes on the fullest GPU, by part: its states, and its moments without and with checkpointing."""
+    parts = {
+        **held,
+        "gathered": kept["end of forward"].gathered,
+        "activations": kept["end of forward"].activations,
+        "checkpointed activations": checkpointed["end of forward"].activations,
+        "VAE at work": kept["VAE at work"].total,
+    }
+    if "backward of the bridge" in kept:
+        parts["whole gradients"] = kept["end of forward"].gradients
+        parts["backward of the bridge"] = kept["backward of the bridge"].total
+        parts["checkpointed backward of the bridge"] = checkpointed["backward of the bridge"].total
+    return parts
+
+
+def fullest(moments: Mapping[str, Moment]) -> Moment:
+    """The one with most bytes."""
+    return max(moments.values(), key=lambda moment: moment.total)
 
 
 def _padding(sizes: Sizes, curriculum: Curriculum, degrees: Degrees) -> dict[Part, int]:
@@ -108,10 +170,9 @@ def _padding(sizes: Sizes, curriculum: Curriculum, degrees: Degrees) -> dict[Par
 
 
 def _whole_gradients(share: Mapping[Part, int], stage: Rung, degrees: Degrees) -> float:
-    """Bytes of gradients on their way: torch's pipeline sums a stage's whole for a round, ZeRO-3 has a bucket."""
-    if degrees.tp * degrees.pp > 1:
-        return float(FP32 * share["dit"] * ("dit" in stage.trains and degrees.dp > 1))
-    return float(FP32 * BUCKET * (degrees.world > 1))
+    """Bytes of a DiT's gradients that torch's pipeline sums whole, for a round."""
+    split = degrees.tp * degrees.pp > 1
+    return float(FP32 * share["dit"] * (split and "dit" in stage.trains and degrees.dp > 1))
 
 
 def _gathered(parameters: Mapping[Part, int], share: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> float:
@@ -131,11 +192,71 @@ def _gathered(parameters: Mapping[Part, int], share: Mapping[Part, int], sizes: 
     return bridge - layers + (ends + block) * (degrees.dp > 1)
 
 
-def gpu_total(memory: Mapping[str, float], checkpointing: bool) -> float:
-    """The peak: the VAE encodes before anything is gathered, or kept for the backward pass."""
-    kept = memory["checkpointed activations" if checkpointing else "activations"]
-    states = sum(v for name, v in memory.items() if not name.endswith(("gathered", "activations", "at work")))
-    return states + max(memory["gathered"] + kept, memory["VAE at work"])
+def bridge_backward(
+    parameters: Mapping[Part, int],
+    sizes: Sizes,
+    curriculum: Curriculum,
+    stage: Rung,
+    degrees: Degrees,
+    step: Step,
+    checkpointing: bool,
+) -> Moment:
+    """The fullest moment as FSDP2 goes back through the pathway's layers; the DiT has been gone through.
+
+    Either a layer is half through, and the gradients of the layer behind it are in a buffer; or a layer ends, and its
+    own are copied into another, where the former is not yet let go of. Later layers have as much, and less is kept.
+    A pathway that is not trained holds nothing of this.
+    """
+    if "pathway" not in stage.trains:
+        return Moment()
+    last = min(2, sizes.language.num_hidden_layers - 1)
+    found = [
+        _layer_backward(parameters, sizes, curriculum, stage, degrees, step, checkpointing, done, midway)
+        for done, midway in ((0, True), (1, True), (1, False), (2, False))
+        if done <= last
+    ]
+    return max(found, key=lambda moment: moment.total)
+
+
+def _layer_backward(
+    parameters: Mapping[Part, int],
+    sizes: Sizes,
+    curriculum: Curriculum,
+    stage: Rung,
+    degrees: Degrees,
+    step: Step,
+    checkpointing: bool,
+    done: int,
+    midway: bool,
+) -> Moment:
+    """Where so many layers are gone through, and the next one is `midway`, else the last of them is being reduced.
+
+    Gathered are what is in no layer, a buffer with the layer that comes next and, midway, a layer's own weights. Of
+    gradients there are: a buffer in fp32, padded as the shards are, for each layer that is gone through, for two at
+    most (FSDP2 of torch 2.12 fills the second before it lets go of the first, which a loop variable holds); in the
+    working type, those of the layer that is being reduced, or midway of its MLP's last projection, and those of the
+    position MLP, which wait for the rest of the bridge. Activations are those of layers that are left, with
+    checkpointing a layer's that is computed again, and midway the gradients [tokens, hidden] of silu(gate), of up and
+    of their product, which is no longer kept itself.
+    """
+    width, c = weight_bytes(curriculum), sizes.language
+    more = _padding(sizes, curriculum, degrees)
+    layer = language_layer(c).parameters
+    padded = layer + more["pathway"] / c.num_hidden_layers
+    rest = sum(parameters[part] for part in BRIDGE) - layer * c.num_hidden_layers + more["position_mlp"]
+    whole = c.intermediate_size * c.hidden_size if midway else layer
+    waiting = parameters["position_mlp"] * ("position_mlp" in stage.trains)
+
+    def kept(sample: Sample) -> float:
+        left = pathway_kept(sample, sizes, width, checkpointing) * (c.num_hidden_layers - done)
+        again = pathway_kept(sample, sizes, width, False) * checkpointing
+        return left + (again + (3 - 1) * width * sample.pathway * c.intermediate_size) * midway
+
+    return Moment(
+        gathered=width * (rest + padded * (1 + midway)),
+        gradients=FP32 * padded * done + width * (whole + waiting),
+        activations=step.micro * max(map(kept, step.samples)),
+    )
 
 
 def rank_parameters(parameters: Mapping[Part, int], sizes: Sizes, degrees: Degrees) -> dict[Part, int]:
@@ -152,21 +273,29 @@ def activations(
 
     The bridge has one micro-batch under way, the DiT as many as there are stages.
     """
-    language, dit = sizes.language, sizes.dit
-    d, prefix, tokens = language.hidden_size, sample.prefix, sample.pathway
+    dit, language = sizes.dit, sizes.language
     bridge = bool(set(stage.trains) - {"dit"})
     blocks = math.ceil(dit.num_layers / degrees.pp)
-    layer = pathway_layer(tokens, prefix, d, language.intermediate_size, width) * bridge
+    layers = pathway_kept(sample, sizes, width, checkpointing) * language.num_hidden_layers * bridge
     block = dit_block_kept(sample, dit, width, "dit" in stage.trains, degrees.tp)
-    mlp = width * sample.queries * (d + 4 * dit.caption_channels) * bridge
+    mlp = width * sample.queries * (language.hidden_size + 4 * dit.caption_channels) * bridge
     ends = width * dit.width * (7 * sample.queries + 4 * sample.latents)
     if checkpointing:
-        # The input of every layer, the prefix's keys and values, and one layer as it is computed again.
-        layers = width * (tokens * d + 2 * prefix * language.kv_width) * language.num_hidden_layers * bridge
-        return step.micro * (
-            layers + mlp + degrees.pp * (width * sample.latents * dit.width * blocks + ends) + max(layer, block)
-        )
-    return step.micro * (layer * language.num_hidden_layers + mlp + degrees.pp * (block * blocks + ends))
+        # The input of every block, and one layer or block as it is computed again.
+        again = max(pathway_kept(sample, sizes, width, False) * bridge, block)
+        return step.micro * (layers + mlp + degrees.pp * (width * sample.latents * dit.width * blocks + ends) + again)
+    return step.micro * (layers + mlp + degrees.pp * (block * blocks + ends))
+
+
+def pathway_kept(sample: Sample, sizes: Sizes, number: int, checkpointing: bool) -> float:
+    """Bytes that a layer of the pathway keeps until it is gone back through; `number` bytes a number.
+
+    With checkpointing its input, and the prefix's keys and values.
+    """
+    c = sizes.language
+    if checkpointing:
+        return number * (sample.pathway * c.hidden_size + 2 * sample.prefix * c.kv_width)
+    return pathway_layer(sample.pathway, sample.prefix, c.hidden_size, c.intermediate_size, number)
 
 
 def pathway_layer(tokens: int, prefix: int, width: int, hidden: int, number: int) -> float:

@@ -9,7 +9,7 @@ from wemmu.config.task import Task
 from wemmu.planning import memory, schedule, traffic
 from wemmu.planning.backbones import PlanError, Sizes, read_sizes
 from wemmu.planning.flops import Assumptions, Cost, mean_flops, sample_flops, sample_of
-from wemmu.planning.memory import Degrees, Step
+from wemmu.planning.memory import Degrees, Moment, Step
 from wemmu.planning.parameters import Part, count, divisors, valid_tensor_degrees
 
 
@@ -50,7 +50,7 @@ class StagePlan:
 
     Memory in bytes, FLOPs by task and part for one sample, `flops` of the average sample. traffic: bytes of a step by
     collective, see `wemmu.planning.traffic`. idle: the share of its time in the DiT that a rank waits for other stages
-    of the pipeline.
+    of the pipeline. gpu_peak: what a GPU holds beside its states where, without checkpointing, that is most.
     """
 
     name: str
@@ -64,6 +64,7 @@ class StagePlan:
     trained: int
     frozen: int
     gpu_memory: dict[str, float]
+    gpu_peak: Moment
     gpu_total: float
     gpu_total_checkpointed: float
     host_memory: dict[str, float]
@@ -122,7 +123,11 @@ def plan_stage(
     by_task = {task: sample_flops(sample, sizes, stage) for task, sample in shapes.items()}
     micro, accumulation = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
     step = Step(micro, accumulation, tuple(shapes.values()))
-    gpu = memory.gpu(parameters, sizes, curriculum, stage, degrees, step)
+    held = memory.states(parameters, sizes, curriculum, stage, degrees)
+    kept, checkpointed = (
+        memory.moments(parameters, sizes, curriculum, stage, degrees, step, checkpointing)
+        for checkpointing in (False, True)
+    )
     host = memory.host(parameters, sizes, curriculum, stage, degrees, step)
     flops = mean_flops(by_task, stage.mixture)
     # The DiT's share of a sample is the same whatever the task.
@@ -143,9 +148,10 @@ def plan_stage(
         trains=stage.trains,
         trained=trained,
         frozen=sum(parameters.values()) - trained,
-        gpu_memory=gpu,
-        gpu_total=memory.gpu_total(gpu, checkpointing=False),
-        gpu_total_checkpointed=memory.gpu_total(gpu, checkpointing=True),
+        gpu_memory=memory.gpu(held, kept, checkpointed),
+        gpu_peak=memory.fullest(kept),
+        gpu_total=sum(held.values()) + memory.fullest(kept).total,
+        gpu_total_checkpointed=sum(held.values()) + memory.fullest(checkpointed).total,
         host_memory=host,
         host_total=memory.host_total(host),
         checkpoint=memory.checkpoint(parameters, curriculum, stage, curriculum.stages[:index]),
