@@ -77,7 +77,7 @@ class Attempt:
             return 0
         if ended == "failed":
             return FINAL
-        if slurm.show(self.id).get("JobState") != "RUNNING":
+        if slurm.patiently(slurm.show, self.id).get("JobState") != "RUNNING":
             # Cancelled, by a person or because it cannot be: it must not come back.
             return SAVED
         lost = crashes(self.ledger.of(self.job.name))
@@ -89,7 +89,7 @@ class Attempt:
         self._note("requeued", number)
         sys.stdout.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        slurm.requeue(self.id)
+        slurm.patiently(slurm.requeue, self.id)
         # A script that ended now would be one that finished. Slurm ends this one.
         time.sleep(3600)
         return SAVED
@@ -101,7 +101,11 @@ class Attempt:
         # What comes next may be SIGKILL, before the ranks have ended: then nobody else would know why.
         self._note("warned", self.ledger.attempts(self.job.name), reason=signal.Signals(number).name)
         if first:
-            slurm.signal_steps(self.id, "USR1")
+            try:
+                slurm.signal_steps(self.id, "USR1")
+            except slurm.SlurmError as error:
+                # The ranks are left to SIGTERM, or to their last checkpoint.
+                print(f"--- the warning could not be passed on: {error}", flush=True)
 
     def _cause(self) -> str:
         if self._preempted():
@@ -109,7 +113,7 @@ class Attempt:
         return "near its time limit" if signal.SIGUSR1 in self._told else "interrupted"
 
     def _preempted(self) -> bool:
-        return slurm.show(self.id).get("PreemptTime", "None") not in ("None", "")
+        return slurm.patiently(slurm.show, self.id).get("PreemptTime", "None") not in ("None", "")
 
     def _close_lost(self) -> None:
         """An attempt whose end nobody wrote down: its node failed, or Slurm killed all of it at once."""

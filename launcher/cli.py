@@ -187,6 +187,8 @@ def attempt(
         code = Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make()
     except (ValueError, LockedError) as error:
         _fail(f"{name}: {error}", FINAL)
+    except slurm.SlurmError as error:
+        _fail(f"{name}: {error}", 1)
     raise typer.Exit(code)
 
 

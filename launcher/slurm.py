@@ -9,14 +9,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
 # Seconds; a controller that does not answer is an error and no reason to wait for ever.
 _PATIENCE = 60.0
+# Seconds for which a job that needs the controller waits for it to come back.
+_OUTAGE = 1800.0
+# How Slurm's commands say that nobody answered them.
+_SILENT = re.compile(
+    r"Unable to contact|Connection (refused|timed out)|Socket timed out|Zero Bytes were transmitted", re.I
+)
 # States in which a job may still run, or run again.
 LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STOPPED"})
 
 
 class SlurmError(RuntimeError):
     """A command of Slurm failed; the message is the command and what it said."""
+
+
+class SilentError(SlurmError):
+    """The controller did not answer, which says nothing of what was asked."""
+
+
+def _say(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    assert state.next_action is not None
+    print(f"--- {state.outcome.exception()}; again in {state.next_action.sleep:.0f} s", flush=True)
+
+
+# Calls a function again while the controller is silent: it may be restarted, and running jobs outlive that.
+patiently = Retrying(
+    retry=retry_if_exception_type(SilentError),
+    stop=stop_after_delay(_OUTAGE),
+    wait=wait_exponential(max=60),
+    before_sleep=_say,
+    reraise=True,
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +130,9 @@ def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) 
     except FileNotFoundError as error:
         raise SlurmError(f"{command[0]} is not here; are you on a machine of the cluster?") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{command[0]} has not answered for {_PATIENCE:g} s; is the controller up?") from error
+        raise SilentError(f"{command[0]} has not answered for {_PATIENCE:g} s; is the controller up?") from error
     if done.returncode:
-        raise SlurmError(f"{' '.join(command[:4])} failed: {done.stderr.strip() or done.stdout.strip()}")
+        said = done.stderr.strip() or done.stdout.strip()
+        kind = SilentError if _SILENT.search(said) else SlurmError
+        raise kind(f"{' '.join(command[:4])} failed: {said}")
     return done.stdout

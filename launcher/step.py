@@ -44,7 +44,7 @@ def rendezvous(job: Job, slurm_id: int, nodes: str) -> dict[str, str]:
     # A port in use is another's, who came first.
     while not _is_free(port):
         port = _PORTS_FROM + (port + 1009 - _PORTS_FROM) % _PORTS
-    return {"MASTER_ADDR": slurm.address(slurm.first_node(nodes)), "MASTER_PORT": str(port)}
+    return {"MASTER_ADDR": slurm.patiently(slurm.address, slurm.first_node(nodes)), "MASTER_PORT": str(port)}
 
 
 def record_environment(job: Job) -> None:

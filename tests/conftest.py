@@ -17,6 +17,15 @@ torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "offline"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests go to one worker, the longest first; those on Slurm to one together, since only one can use it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    for item in items:
+        alone = item.get_closest_marker("slurm") is None
+        item.add_marker(pytest.mark.xdist_group(str(item.path) if alone else "slurm"))
+    items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
     """Directories that `load_backbones` takes: sizes of the miniature, weights at random (seeded)."""

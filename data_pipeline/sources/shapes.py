@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from data_pipeline.records import Part, RawRecord
-from wemmu.config import ConfigError, Task, prepare
-from wemmu.shapes.edits import EDITS, Edit, random_edit, random_two_image_edit
-from wemmu.shapes.language import WORDINGS, caption, wordings
+from wemmu.config import Task, prepare
+from wemmu.shapes.edits import Edit, random_edit, random_two_image_edit
+from wemmu.shapes.language import caption, wordings
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
 
@@ -82,16 +82,6 @@ class ShapesSource:
         return caption(scene, rng, wording), (), scene
 
     def parts(self, size: int) -> list[Part]:
-        unknown = [task for task in self._config.samples if task not in SAMPLES]
-        if unknown:
-            choices = ", ".join(SAMPLES)
-            raise ConfigError(f"source {self._config.name}: samples: {unknown[0]} is none of {choices}")
-        for field, shares, known in (
-            ("edits", self._config.edits, EDITS),
-            ("captions", self._config.captions, WORDINGS),
-        ):
-            if strange := [kind for kind in shares if kind not in known]:
-                raise ConfigError(f"source {self._config.name}: {field}: {strange[0]} is none of {', '.join(known)}")
         return [
             self._part(task, first, min(first + size, samples))
             for task, samples in self._config.samples.items()

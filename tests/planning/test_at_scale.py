@@ -18,8 +18,9 @@ LAYERS = {
     "vlm": {"num_hidden_layers": 4},
     "sana/transformer": {"num_layers": 6},
 }
-# Ranks, tp, pp. ZeRO-3 on 1024 ranks takes too long to play: DeepSpeed makes a list over them at every gathering.
-WORLDS = [(8, 1, 1), (64, 2, 2), (1024, 4, 1)]
+# Stage, ranks, tp, pp. ZeRO-3 on 1024 ranks takes too long to play: DeepSpeed makes a list over them at every gathering.
+# The DiT learns in stage 2; in stage 1 with many ranks what only passes through the bridge weighs most.
+WORLDS = [("stage2", 8, 1, 1), ("stage2", 64, 2, 2), ("stage1", 1024, 4, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +38,21 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
 
 @pytest.fixture(scope="module")
 def played(shallow: Backbones) -> list[dict[str, Any]]:
-    stages = ("stage1", "stage2")
-    cases = [Case(PAPER, *world, stage, place) for stage in stages for world in WORLDS for place in range(world[2])]
+    cases = [Case(PAPER, *world, stage, place) for stage, *world in WORLDS for place in range(world[2])]
     return run_all(cases, shallow, jobs=2, out=None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-@pytest.mark.parametrize("world", WORLDS, ids=lambda world: "x".join(map(str, world)))
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: "-".join(map(str, world)))
 def test_memory_traffic_and_idle_time_are_as_planned(
     played: list[dict[str, Any]],
     shallow: Backbones,
-    stage: str,
-    world: tuple[int, int, int],
+    world: tuple[str, int, int, int],
 ):
-    ranks = [rank for rank in played if (rank["stage"], rank["world"], rank["tp"], rank["pp"]) == (stage, *world)]
-    assert len(ranks) == world[2]
-    rows = compare(ranks, planned(Case(PAPER, *world, stage, 0), shallow))
+    stage, *split = world
+    ranks = [rank for rank in played if (rank["stage"], rank["world"], rank["tp"], rank["pp"]) == world]
+    assert len(ranks) == world[3]
+    rows = compare(ranks, planned(Case(PAPER, *split, stage, 0), shallow))
     peak = rows[0].measured
     wrong = [
         row

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from launcher.cluster import Cluster
+from tests.data.handmade import all_tasks, write
 from tests.slurm.jobs import NAME
+from tests.slurm.runs import World
+from wemmu.config import dump
+from wemmu.config.schema import Backbones
+from wemmu.config.task import Task
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +34,25 @@ def _jobs(cluster: None) -> Iterator[None]:
     with FileLock(Path(tempfile.gettempdir(), "wemmu-slurm-tests.lock")):
         yield
         subprocess.run(["scancel", "--quiet", f"--name={NAME}"], check=False, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def world(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("slurm")
+    write(folder / "shards", all_tasks({Task.T2I: 8, Task.EDIT: 8}))
+    return World(backbones, folder / "shards", folder)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    """The file of a cluster profile for the Slurm of this machine."""
+    file = tmp_path / "loopback.yaml"
+    dump(
+        Cluster(
+            name="loopback", partition="low", ranks_per_node=1, gpus=False, cpus_per_node=1, exclusive=False,
+            time="20", warn_before=60, data={"nodes": 2, "cpus": 1, "time": "20"},
+            evaluation={"time": "20"}, export={"time": "20"},
+        ),
+        file,
+    )  # fmt: skip
+    return file

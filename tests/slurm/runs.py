@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def launcher(*arguments: object, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def train_here(curriculum: Path, run: Path, stages: tuple[str, ...]) -> None:
+def train_here(curriculum: Path, run: Path, stages: Sequence[str]) -> None:
     """Train stages on this machine without Slurm and undisturbed, in a folder as the launcher makes it."""
     from launcher import folder
 
@@ -76,13 +76,13 @@ def train_here(curriculum: Path, run: Path, stages: tuple[str, ...]) -> None:
         subprocess.run([*ranks, *train], cwd=REPOSITORY, env=environment, check=True, timeout=900)
 
 
-def weights(run: Path, stage: str) -> dict[str, Tensor]:
+def weights(run: Path, stage: str, steps: int = STEPS) -> dict[str, Tensor]:
     """What a stage ended with."""
-    return checkpoint.load_weights(run / stage / "checkpoints" / checkpoint.directory_name(STEPS))[0]
+    return checkpoint.load_weights(run / stage / "checkpoints" / checkpoint.directory_name(steps))[0]
 
 
-def assert_equal_weights(run: Path, other: Path, stage: str) -> None:
-    ours, theirs = weights(run, stage), weights(other, stage)
+def assert_equal_weights(run: Path, other: Path, stage: str, steps: int = STEPS) -> None:
+    ours, theirs = weights(run, stage, steps), weights(other, stage, steps)
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cluster import Cluster
-from tests.data.handmade import all_tasks, write
 from tests.slurm import jobs
 from tests.slurm.jobs import record, slurm, start_again_soon, submit, wait_for
 from tests.slurm.runs import (
@@ -25,9 +23,6 @@ from tests.slurm.runs import (
     story,
     train_here,
 )
-from wemmu.config import dump
-from wemmu.config.schema import Backbones
-from wemmu.config.task import Task
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -35,13 +30,6 @@ ZERO3 = {"engine": "zero3", "ranks": 2}
 ONE, TWO = ("--nodes=1", "--cpus-per-task=1"), ("--nodes=2", "--cpus-per-task=1")
 HERE = ("--gres=none", "--time=20")
 PATIENCE_S = 900
-
-
-@pytest.fixture(scope="module")
-def world(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("slurm")
-    write(folder / "shards", all_tasks({Task.T2I: 8, Task.EDIT: 8}))
-    return World(backbones, folder / "shards", folder)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +169,7 @@ def test_a_stage_outlives_the_daemon_of_its_node(stage, node, straight: Path) ->
     job, run = stage()
     until(saved_at_least(run, "stage1", 4), job)
     with paused(run):
-        kill_daemon(node(job))
+        kill_daemon("slurmd", node(job))
     until(saved_at_least(run, "stage1", STEPS), job)
     subprocess.run([REPOSITORY / ".ci" / "slurm", "start"], check=True, timeout=120)
     wait_for(job, "COMPLETED", PATIENCE_S)
@@ -203,46 +191,53 @@ def test_a_stage_whose_node_is_lost_begins_again(stage, node, straight: Path) ->
     assert_equal_weights(run, straight, "stage1")
 
 
-def kill_daemon(name: str) -> None:
+def test_a_crashed_stage_waits_for_a_controller_that_is_down(stage, straight: Path) -> None:
+    job, run = stage()
+    until(saved_at_least(run, "stage1", 4), job)
+    printed = Path(record(job)["StdOut"])
+    try:
+        with paused(run) as ranks:
+            kill_daemon("slurmctld")
+            os.kill(ranks[0], signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE_S
+        while "; again in" not in printed.read_text():
+            assert time.monotonic() < deadline, printed.read_text()
+            time.sleep(0.1)
+    finally:
+        subprocess.run([REPOSITORY / ".ci" / "slurm", "start"], check=True, timeout=120)
+    start_again_soon(job)
+    wait_for(job, "COMPLETED", PATIENCE_S)
+    assert told(run) == AFTER_A_CRASH
+    assert_equal_weights(run, straight, "stage1")
+
+
+def kill_daemon(*words: str) -> None:
+    """Kill the daemon of Slurm whose command holds these words."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if command[0].endswith("slurmd") and name in command:
+        if set(words) <= {Path(command[0]).name, *command[1:]}:
             os.kill(int(process.name), signal.SIGKILL)
             return
-    pytest.fail(f"no slurmd of {name} runs")
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Path:
-    file = tmp_path / "loopback.yaml"
-    dump(
-        Cluster(
-            name="loopback", partition="low", ranks_per_node=1, gpus=False, cpus_per_node=1, exclusive=False,
-            time="20", warn_before=60, data={"nodes": 2, "cpus": 1, "time": "20"},
-            evaluation={"time": "20"}, export={"time": "20"},
-        ),
-        file,
-    )  # fmt: skip
-    return file
+    pytest.fail(f"no {' '.join(words)} runs")
 
 
 def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
-    world: World, cluster: Path, straight: Path, tmp_path: Path
+    world: World, profile: Path, straight: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     curriculum = world.curriculum("strict")
     strict = ("--set", "stages.stage1.gate.max_loss=-1")
-    launcher("submit", curriculum, "--cluster", cluster, "--out", run, *strict)
+    launcher("submit", curriculum, "--cluster", profile, "--out", run, *strict)
     try:
         assert "is at work in Slurm" in launcher("submit", curriculum, "--out", run, *strict, code=2)
         assert "is at work in Slurm" in launcher("run", curriculum, "--out", run, *strict, code=2)
         deadline = time.monotonic() + PATIENCE_S
         while "cancelled" not in (shown := launcher("status", run)):
             assert time.monotonic() < deadline, shown
-            time.sleep(1)
+            time.sleep(4)
         assert "refused: stage1 ended with a loss of" in shown
         assert "what it waited for did not finish" in shown
         [refused] = story(run, "stage2")[1:]

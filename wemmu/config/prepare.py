@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from wemmu.config.base import Config, Positive, Share
-from wemmu.config.task import Task
+from wemmu.config.task import GENERATION_TASKS, Task
 
 # At least 1: a ratio of the longer to the shorter side, or of the new to the old.
 Ratio = Annotated[float, Field(ge=1)]
+# What `wemmu.shapes` can make of a scene: ways in which a caption tells where things are, and edits of one picture.
+Wording = Literal["placed", "unplaced", "related"]
+EditKind = Literal["recolor", "reshape", "resize", "move", "add", "remove", "background"]
 
 
 class _Source(Config):
@@ -24,15 +27,22 @@ class ShapesSource(_Source):
     """The built-in miniature world, endless: `samples` records of each task.
 
     `edits` gives the share of each kind of single-image edit, in any unit; empty: all alike. `captions` does so for the
-    ways in which a text-to-image caption tells where things are (placed, unplaced, related); empty: as in evaluation.
+    ways in which a text-to-image caption tells where things are; empty: as in evaluation.
     """
 
     kind: Literal["shapes"]
     name: str = "shapes"
     samples: dict[Task, Positive]
-    edits: dict[str, PositiveFloat] = Field(default_factory=dict)
-    captions: dict[str, PositiveFloat] = Field(default_factory=dict)
+    edits: dict[EditKind, PositiveFloat] = Field(default_factory=dict)
+    captions: dict[Wording, PositiveFloat] = Field(default_factory=dict)
     seed: int = 0
+
+    @field_validator("samples")
+    @classmethod
+    def _can_be_made(cls, samples: dict[Task, int]) -> dict[Task, int]:
+        if strange := [task for task in samples if task not in GENERATION_TASKS]:
+            raise ValueError(f"{strange[0]} is none of {', '.join(GENERATION_TASKS)}")
+        return samples
 
 
 class WebDatasetSource(_Source):
