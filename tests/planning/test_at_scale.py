@@ -18,7 +18,7 @@ LAYERS = {
     "vlm": {"num_hidden_layers": 4},
     "sana/transformer": {"num_layers": 6},
 }
-# Stage, ranks, tp, pp. ZeRO-3 on 1024 ranks takes too long to play: DeepSpeed makes a list over them at every gathering.
+# Stage, ranks, tp, pp. ZeRO-3 on 1024 ranks takes too long: DeepSpeed makes a list over them at every gathering.
 # The DiT learns in stage 2; in stage 1 with many ranks what only passes through the bridge weighs most.
 WORLDS = [("stage2", 8, 1, 1), ("stage2", 64, 2, 2), ("stage1", 1024, 4, 1)]
 
