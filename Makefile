@@ -41,7 +41,7 @@ demo: $(INSTALLED)  ## the whole system in miniature; FROM=scratch, OUT=folder, 
 	$(BIN)/python -m launcher run $(DEMO_CONFIG) --out "$(OUT)" $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## the tests; TEST_ARGS="-k name" chooses
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(TEST_ARGS)
 
 check: $(INSTALLED)  ## linter, format, types, who imports whom, shell scripts
 	$(BIN)/ruff check .

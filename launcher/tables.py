@@ -49,7 +49,7 @@ def _costs(table: Table, config: Curriculum, gpu: str) -> None:
     try:
         told: Plan = plan(config, Machine(gpu, Degrees(said.ranks, said.tp, said.pp), _MFU), Assumptions())
     except PlanError as error:
-        table.add_row("cost", str(error))
+        table.caption, table.caption_justify = f"hours and memory are unknown: {error}", "left"
         return
     peaks = [s.gpu_total_checkpointed if config.memory.checkpointing else s.gpu_total for s in told.stages]
     table.add_row(f"hours at {_MFU:.0%} MFU", *(f"{stage.hours:.1f}" for stage in told.stages))

@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from xdist.scheduler import LoadScopeScheduling
 
 from wemmu.config.schema import Backbones
 from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
@@ -17,12 +19,22 @@ torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "offline"
 
 
+class ByFile(LoadScopeScheduling):
+    """A file's tests go to one worker; those on Slurm to one together, since only one can use it at a time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests go to one worker, the longest first; those on Slurm to one together, since only one can use it."""
+    """Those on Slurm first, which mostly wait, then files with slow tests: neither worker shall wait for them alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    for item in items:
-        alone = item.get_closest_marker("slurm") is None
-        item.add_marker(pytest.mark.xdist_group(str(item.path) if alone else "slurm"))
     items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.path not in slow))
 
 
