@@ -16,9 +16,9 @@ from tests.models.published import SANA
 from tests.parallel.dits import all_reduces, errors, kept, make, merge, miss, padding, run, small, three_steps, worst
 from tests.parallel.ranks import on_ranks
 from wemmu.parallel.tensor import split, valid_degrees
+from wemmu.planning.activations import dit_block_kept
 from wemmu.planning.backbones import Sana
 from wemmu.planning.flops import Sample
-from wemmu.planning.memory import dit_block_kept
 from wemmu.planning.parameters import dit_block, valid_tensor_degrees
 from wemmu.shapes.backbones import DIT_CONFIG
 

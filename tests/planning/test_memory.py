@@ -16,11 +16,12 @@ from wemmu.config.schema import Backbones
 from wemmu.models.model import WeMMU
 from wemmu.parallel import zero3
 from wemmu.parallel.single import SingleEngine
+from wemmu.planning.activations import activations
 from wemmu.planning.backbones import read_sizes
 from wemmu.planning.flops import Assumptions, sample_of
-from wemmu.planning.memory import BUCKET, LIVE, Degrees, Step, activations, rank_parameters
 from wemmu.planning.parameters import count
 from wemmu.planning.plan import StagePlan, plan
+from wemmu.planning.work import BUCKET, LIVE, Degrees, Work
 from wemmu.prompts import PromptEncoder
 from wemmu.training import checkpoint
 from wemmu.training.losses import FlowMatchingLoss
@@ -92,14 +93,15 @@ def test_autograd_keeps_what_is_planned(
     monkeypatch: pytest.MonkeyPatch,
 ):
     model = deepcopy(model).to(dtype)
-    curriculum = curriculum_with(MINIATURE, backbones, TABLE, "stages.*.resolution=64")
+    number = f"backbones.dtype={str(dtype).removeprefix('torch.')}"
+    curriculum = curriculum_with(MINIATURE, backbones, TABLE, "stages.*.resolution=64", number)
     run, sizes = curriculum.stage_run(stage), read_sizes(backbones)
     px = run.stage.resolution
     batch = make_batch(encoder, [0, 4], task, (px, px))
     text = batch.prompts.input_ids.shape[1] - batch.images.shape[1] * (px // sizes.vision.token_px) ** 2
     sample = sample_of(task, px, sizes, curriculum, Assumptions(text, text))
-    step = Step(2, 1, (sample,))
-    planned = activations(sample, sizes, run.stage, Degrees(1, 1, 1), step, dtype.itemsize, checkpointing=False)
+    work = Work(curriculum, run.stage, sizes, {}, Degrees(1, 1, 1), 2, 1, (sample,))
+    planned = activations(sample, work, checkpointing=False)
 
     model.freeze_all_but(run.stage.trains)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -152,11 +154,11 @@ def test_state_of_the_published_size(published: Backbones):
 
 
 def test_the_dit_is_split_by_both_degrees(published: Backbones):
-    sizes = read_sizes(published)
-    whole = count(sizes, curriculum_with(PAPER, published).bridge)
-    assert rank_parameters(whole, sizes, Degrees(1, 1, 1)) == whole
-    share = rank_parameters(whole, sizes, Degrees(4, 2, 2))["dit"] / whole["dit"]
-    assert 0.25 < share < 0.30
+    sizes, curriculum = read_sizes(published), curriculum_with(PAPER, published)
+    whole, rung = count(sizes, curriculum.bridge), curriculum.stages[0].rungs[0]
+    one, four = (Work(curriculum, rung, sizes, whole, d, 1, 1, ()) for d in (Degrees(1, 1, 1), Degrees(4, 2, 2)))
+    assert one.share == whole
+    assert 0.25 < four.share["dit"] / whole["dit"] < 0.30
 
 
 def test_checkpointing_keeps_little(published: Backbones):
