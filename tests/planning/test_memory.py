@@ -93,8 +93,8 @@ def test_autograd_keeps_what_is_planned(
     monkeypatch: pytest.MonkeyPatch,
 ):
     model = deepcopy(model).to(dtype)
-    number = f"backbones.dtype={str(dtype).removeprefix('torch.')}"
-    curriculum = curriculum_with(MINIATURE, backbones, TABLE, "stages.*.resolution=64", number)
+    typed = backbones.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    curriculum = curriculum_with(MINIATURE, typed, TABLE, "stages.*.resolution=64")
     run, sizes = curriculum.stage_run(stage), read_sizes(backbones)
     px = run.stage.resolution
     batch = make_batch(encoder, [0, 4], task, (px, px))
