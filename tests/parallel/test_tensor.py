@@ -272,9 +272,10 @@ def compare_one(rank: int, world: int, config: Mapping[str, Any], dtype: torch.d
 @pytest.mark.parametrize(
     ("world", "dtype", "bound"),
     [
-        *((world, torch.float64, 1e-6) for world in (2, 4, 5)),
+        (2, torch.float64, 1e-6),
+        (5, torch.float64, 1e-6),
         # Rounding: the whole block in float32 is 2.6e-4 from itself in float64.
-        (2, torch.float32, 3e-5),
+        (4, torch.float32, 3e-5),
     ],
     ids=str,
 )
