@@ -29,6 +29,7 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tools.convert_ckpt import Source, export
+from tools.export.memory import return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
 from tools.export.start import ship_export
 from tools.zero.folder import read_folder
@@ -163,6 +164,7 @@ def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str,
 
 def _convert(work: Callable, folder: Path, run: StageRun, pipe: Any) -> None:
     torch.set_num_threads(1)
+    return_what_is_freed()
     base, begun = _memory("VmRSS"), time.perf_counter()
     work(folder, run)
     pipe.send((base, _memory("VmHWM"), time.perf_counter() - begun))

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 
+from tools.export.memory import return_what_is_freed
 from wemmu.config import StageRun, load_stage
 from wemmu.sample import newest_finished
 
@@ -59,6 +60,7 @@ def main(
     forward: Annotated[bool, typer.Option(help="Load both models and compare pictures, once all is written.")] = True,
 ) -> None:
     """Convert weights."""
+    return_what_is_freed()
     if sum(target is not None for target in (out, ship, checkpoint)) != 1:
         sys.exit("give one of --out DIR (a pipeline), --ship DIR (weights to start from), --checkpoint DIR (DeepSpeed)")
     if (checkpoint is None) != (stage is None):
