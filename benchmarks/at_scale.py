@@ -24,9 +24,9 @@ from wemmu.config.schema import Backbones, Curriculum, Parallel
 from wemmu.config.task import Task
 from wemmu.planning.backbones import read_sizes
 from wemmu.planning.flops import Assumptions, Sample, sample_of
+from wemmu.planning.load import Degrees
 from wemmu.planning.plan import Machine, StagePlan, plan
-from wemmu.planning.tables import human
-from wemmu.planning.work import Degrees
+from wemmu.readable import human
 
 PAPER = Path("configs/curriculum/paper.yaml")
 # Plan's name of what a GPU always holds -> what `benchmarks.stepping` counts it as.

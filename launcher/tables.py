@@ -12,9 +12,9 @@ from launcher.status import Status
 from wemmu.config import Curriculum, Rung
 from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
+from wemmu.planning.load import Degrees
 from wemmu.planning.plan import GPUS, Machine, Plan, plan
-from wemmu.planning.tables import duration, human
-from wemmu.planning.work import Degrees
+from wemmu.readable import duration, human
 
 # Of the peak, as in `python -m wemmu.plan`.
 _MFU = 0.35

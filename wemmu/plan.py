@@ -12,9 +12,9 @@ from rich.console import Console
 from wemmu.config import ConfigError, load_curriculum
 from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
+from wemmu.planning.load import Degrees
 from wemmu.planning.plan import GPUS, Machine, plan
 from wemmu.planning.tables import render
-from wemmu.planning.work import Degrees
 
 
 def main(

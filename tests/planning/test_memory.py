@@ -19,9 +19,9 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.planning.activations import activations
 from wemmu.planning.backbones import read_sizes
 from wemmu.planning.flops import Assumptions, sample_of
+from wemmu.planning.load import BUCKET, LIVE, Degrees, Load
 from wemmu.planning.parameters import count
 from wemmu.planning.plan import StagePlan, plan
-from wemmu.planning.work import BUCKET, LIVE, Degrees, Work
 from wemmu.prompts import PromptEncoder
 from wemmu.training import checkpoint
 from wemmu.training.losses import FlowMatchingLoss
@@ -100,8 +100,8 @@ def test_autograd_keeps_what_is_planned(
     batch = make_batch(encoder, [0, 4], task, (px, px))
     text = batch.prompts.input_ids.shape[1] - batch.images.shape[1] * (px // sizes.vision.token_px) ** 2
     sample = sample_of(task, px, sizes, curriculum, Assumptions(text, text))
-    work = Work(curriculum, run.stage, sizes, {}, Degrees(1, 1, 1), 2, 1, (sample,))
-    planned = activations(sample, work, checkpointing=False)
+    load = Load(curriculum, run.stage, sizes, {}, Degrees(1, 1, 1), 2, 1, (sample,))
+    planned = activations(sample, load, checkpointing=False)
 
     model.freeze_all_but(run.stage.trains)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -156,7 +156,7 @@ def test_state_of_the_published_size(published: Backbones):
 def test_the_dit_is_split_by_both_degrees(published: Backbones):
     sizes, curriculum = read_sizes(published), curriculum_with(PAPER, published)
     whole, rung = count(sizes, curriculum.bridge), curriculum.stages[0].rungs[0]
-    one, four = (Work(curriculum, rung, sizes, whole, d, 1, 1, ()) for d in (Degrees(1, 1, 1), Degrees(4, 2, 2)))
+    one, four = (Load(curriculum, rung, sizes, whole, d, 1, 1, ()) for d in (Degrees(1, 1, 1), Degrees(4, 2, 2)))
     assert one.share == whole
     assert 0.25 < four.share["dit"] / whole["dit"] < 0.30
 

@@ -12,7 +12,7 @@ from wemmu.config.schema import Backbones
 from wemmu.planning.backbones import PlanError, read_sizes
 from wemmu.planning.flops import Assumptions
 from wemmu.planning.plan import GPUS, Machine, plan
-from wemmu.planning.tables import human
+from wemmu.readable import human
 
 
 def test_the_papers_curriculum_can_be_planned_on_64_gpus(published: Backbones):

@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.models import published
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
+from wemmu.planning.load import Degrees
 from wemmu.planning.plan import Machine
-from wemmu.planning.work import Degrees
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs/curriculum/paper.yaml"

@@ -10,7 +10,7 @@ from wemmu.diagnosis.preflight import degrees_of, not_told
 from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
 from wemmu.planning.plan import Machine, Plan, plan
-from wemmu.planning.tables import human
+from wemmu.readable import human
 
 
 def calls(curriculum: Curriculum, run: Path) -> list[Call]:

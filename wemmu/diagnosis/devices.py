@@ -6,7 +6,7 @@ import shutil
 
 from wemmu.diagnosis.commands import answer
 from wemmu.diagnosis.findings import Call, Finding, short
-from wemmu.planning.tables import human
+from wemmu.readable import human
 
 # Seconds; nvidia-smi takes long on a node whose driver sleeps.
 _SMI_TIMEOUT = 20.0

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from wemmu.diagnosis.findings import Call, Finding
-from wemmu.planning.tables import human
+from wemmu.readable import human
 
 # Bytes; loader processes, NCCL and Ray hand tensors over there. Docker's own default is 64 MB.
 SHARED_MEMORY = 1e9

@@ -14,10 +14,10 @@ from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
 from wemmu.planning import memory
 from wemmu.planning.backbones import PlanError, read_sizes
+from wemmu.planning.load import Degrees
 from wemmu.planning.parameters import count
 from wemmu.planning.plan import check_degrees
-from wemmu.planning.tables import human
-from wemmu.planning.work import Degrees
+from wemmu.readable import human
 
 _BACKBONES = (
     "put the published directories (Qwen2.5-VL-3B-Instruct, Sana_1600M_1024px_diffusers) on disk, whole, and name them "

@@ -5,30 +5,30 @@ Tensor by tensor: tests/planning measures it. Kernels that fuse need less.
 
 from wemmu.planning.backbones import DCAE, Language, Sana
 from wemmu.planning.flops import Sample
+from wemmu.planning.load import FP32, Load
 from wemmu.planning.parameters import tensor_widths
-from wemmu.planning.work import FP32, Work
 
 # Feature maps of the VAE's largest block that exist at one time: its input, the second convolution's and the norm's in
 # the type of the backbones, and two more in fp32 inside the norm.
 ENCODER_MAPS, ENCODER_MAPS_FP32 = 3, 2
 
 
-def activations(sample: Sample, work: Work, checkpointing: bool) -> float:
+def activations(sample: Sample, load: Load, checkpointing: bool) -> float:
     """Bytes kept for the backward pass on the first pipeline stage.
 
     The bridge has one micro-batch under way, the DiT as many as there are stages.
     """
-    dit, language, width, pp = work.sizes.dit, work.sizes.language, work.width, work.degrees.pp
-    bridge = bool(set(work.stage.trains) - {"dit"})
-    layers = pathway_kept(sample, language, width, checkpointing) * work.layers * bridge
-    block = dit_block_kept(sample, dit, width, "dit" in work.stage.trains, work.degrees.tp)
+    dit, language, width, pp = load.sizes.dit, load.sizes.language, load.width, load.degrees.pp
+    bridge = bool(set(load.stage.trains) - {"dit"})
+    layers = pathway_kept(sample, language, width, checkpointing) * load.layers * bridge
+    block = dit_block_kept(sample, dit, width, "dit" in load.stage.trains, load.degrees.tp)
     mlp = width * sample.queries * (language.hidden_size + 4 * dit.caption_channels) * bridge
     ends = width * dit.width * (7 * sample.queries + 4 * sample.latents)
     if checkpointing:
         # The input of every block, and one layer or block as it is computed again.
         again = max(pathway_kept(sample, language, width, False) * bridge, block)
-        return work.micro * (layers + mlp + pp * (width * sample.latents * dit.width * work.blocks + ends) + again)
-    return work.micro * (layers + mlp + pp * (block * work.blocks + ends))
+        return load.micro * (layers + mlp + pp * (width * sample.latents * dit.width * load.blocks + ends) + again)
+    return load.micro * (layers + mlp + pp * (block * load.blocks + ends))
 
 
 def pathway_kept(sample: Sample, c: Language, number: int, checkpointing: bool) -> float:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from wemmu.config.schema import Curriculum
 from wemmu.config.stage import Rung, Stage
+from wemmu.planning.load import BRIDGE, BUCKET, FP32, Load, weight_bytes
 from wemmu.planning.moments import Moment
 from wemmu.planning.parameters import Part
-from wemmu.planning.work import BRIDGE, BUCKET, FP32, Work, weight_bytes
 
 # AdamW keeps two numbers in fp32 for each that it trains.
 MOMENTS = 2 * FP32
@@ -19,10 +19,10 @@ MOMENTS = 2 * FP32
 LIBRARIES = 2e9
 
 
-def states(work: Work) -> dict[str, float]:
+def states(load: Load) -> dict[str, float]:
     """Bytes that a rank holds throughout a step."""
-    width, split, trains, more = work.width, work.degrees.split, work.stage.trains, work.padding
-    sharded = {part: (n + more.get(part, 0)) / work.degrees.shards(part) for part, n in work.share.items()}
+    width, split, trains, more = load.width, load.degrees.split, load.stage.trains, load.padding
+    sharded = {part: (n + more.get(part, 0)) / load.degrees.shards(part) for part, n in load.share.items()}
     trained = sum(sharded[part] for part in trains)
     resting = {part: number for part, number in sharded.items() if part not in trains}
     # FSDP2's shards are float32, those of a frozen DiT, too; ZeRO-3 has them in the working type, with float32 masters
@@ -30,7 +30,7 @@ def states(work: Work) -> dict[str, float]:
     frozen = sum(number * (FP32 if split and part in ("dit", *BRIDGE) else width) for part, number in resting.items())
     working = FP32 if split else width
     # ZeRO-3 has its bucket from the start.
-    bucket = BUCKET * (work.degrees.world > 1 and not split)
+    bucket = BUCKET * (load.degrees.world > 1 and not split)
     return {
         "frozen weights": frozen,
         "working weights": working * trained,
@@ -56,15 +56,15 @@ def gpu(held: Mapping[str, float], kept: Mapping[str, Moment], checkpointed: Map
     return parts
 
 
-def host(work: Work) -> dict[str, float]:
+def host(load: Load) -> dict[str, float]:
     """Bytes of host memory of one rank."""
-    curriculum, sizes, resolution, width = work.curriculum, work.sizes, work.stage.resolution, work.width
-    trained = sum(work.share[part] / work.degrees.shards(part) for part in work.stage.trains)
+    curriculum, sizes, resolution, width = load.curriculum, load.sizes, load.stage.resolution, load.width
+    trained = sum(load.share[part] / load.degrees.shards(part) for part in load.stage.trains)
     # DeepSpeed's engine shards each block as it is read; a DiT that is split is read whole and then cut.
-    shards = {part: 1 if work.degrees.split else work.degrees.shards(part) for part in work.parameters}
-    whole = sum(number / shards[part] for part, number in work.parameters.items())
-    pictures = max(1 + sample.pictures for sample in work.samples)
-    micro_batches = work.accumulation * (1 + curriculum.data.workers)
+    shards = {part: 1 if load.degrees.split else load.degrees.shards(part) for part in load.parameters}
+    whole = sum(number / shards[part] for part, number in load.parameters.items())
+    pictures = max(1 + sample.pictures for sample in load.samples)
+    micro_batches = load.accumulation * (1 + curriculum.data.workers)
     side, latents = resolution // sizes.vision.token_px, (resolution // sizes.vae.latent_px) ** 2
     features = latents * sizes.vae.latent_channels + side**2 * sizes.vision.out_hidden_size
     return {
@@ -72,7 +72,7 @@ def host(work: Work) -> dict[str, float]:
         # Before anything goes to the GPU.
         "weights while loading": float(width * whole),
         "checkpoint on its way out": (FP32 + MOMENTS) * trained,
-        "pictures read ahead": float(micro_batches * work.micro * pictures * 3 * resolution**2),
+        "pictures read ahead": float(micro_batches * load.micro * pictures * 3 * resolution**2),
         "features remembered": float(curriculum.memory.cached_pictures * features * width),
     }
 

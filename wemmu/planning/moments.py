@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from wemmu.planning.activations import activations, encoding, pathway_kept
 from wemmu.planning.flops import Sample
+from wemmu.planning.load import FP32, LIVE, Load
 from wemmu.planning.parameters import dit_block
-from wemmu.planning.work import BRIDGE, FP32, LIVE, Work
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Moment:
         return self.gathered + self.gradients + self.activations
 
 
-def moments(work: Work, checkpointing: bool) -> dict[str, Moment]:
+def moments(load: Load, checkpointing: bool) -> dict[str, Moment]:
     """What the fullest GPU holds beside its states, at each time of a step at which that may be most.
 
     The VAE encodes before anything is gathered, or kept for the backward pass.
     """
-    width = work.width
+    width = load.width
     found = {
-        "VAE at work": Moment(activations=work.micro * max(encoding(s, work.sizes.vae, width) for s in work.samples)),
+        "VAE at work": Moment(activations=load.micro * max(encoding(s, load.sizes.vae, width) for s in load.samples)),
         "end of forward": Moment(
-            width * (_gathered(work) + work.padding.get("position_mlp", 0)),
-            _whole_gradients(work),
-            max(activations(sample, work, checkpointing) for sample in work.samples),
+            width * (_gathered(load) + load.padding.get("position_mlp", 0)),
+            _whole_gradients(load),
+            max(activations(sample, load, checkpointing) for sample in load.samples),
         ),
     }
-    if work.degrees.split:
-        found["backward of the bridge"] = _bridge_backward(work, checkpointing)
+    if load.degrees.split:
+        found["backward of the bridge"] = _bridge_backward(load, checkpointing)
     return found
 
 
@@ -50,44 +50,43 @@ def fullest(moments: Iterable[Moment]) -> Moment:
     return max(moments, key=lambda moment: moment.total)
 
 
-def _whole_gradients(work: Work) -> float:
+def _whole_gradients(load: Load) -> float:
     """Bytes of a DiT's gradients that torch's pipeline sums whole, for a round."""
-    summed = work.degrees.split and "dit" in work.stage.trains and work.degrees.dp > 1
-    return float(FP32 * work.share["dit"] * summed)
+    summed = load.degrees.split and "dit" in load.stage.trains and load.degrees.dp > 1
+    return float(FP32 * load.share["dit"] * summed)
 
 
-def _gathered(work: Work) -> float:
+def _gathered(load: Load) -> float:
     """Numbers of weights that are whole where most is kept: at the end of a forward pass.
 
     ZeRO-3 keeps the last ones for the backward pass that begins. FSDP2 has freed all layers and blocks but the last,
     and keeps what is in none.
     """
-    degrees = work.degrees
-    bridge = sum(work.parameters[part] for part in BRIDGE)
+    degrees = load.degrees
     if degrees.world == 1:
         return 0
     if not degrees.split:
-        return min(LIVE, bridge + work.parameters["dit"])
-    block = dit_block(work.sizes.dit, degrees.tp).parameters
-    ends = work.share["dit"] - block * work.blocks
-    return bridge - work.layer * work.layers + (ends + block) * (degrees.dp > 1)
+        return min(LIVE, load.bridge + load.parameters["dit"])
+    block = dit_block(load.sizes.dit, degrees.tp).parameters
+    ends = load.share["dit"] - block * load.blocks
+    return load.bridge - load.layer * load.layers + (ends + block) * (degrees.dp > 1)
 
 
-def _bridge_backward(work: Work, checkpointing: bool) -> Moment:
+def _bridge_backward(load: Load, checkpointing: bool) -> Moment:
     """The fullest moment as FSDP2 goes back through the pathway's layers; the DiT has been gone through.
 
     Either a layer is half through, and the gradients of the layer behind it are in a buffer; or a layer ends, and its
     own are copied into another, where the former is not yet let go of. Later layers have as much, and less is kept.
     A pathway that is not trained holds nothing of this.
     """
-    if "pathway" not in work.stage.trains:
+    if "pathway" not in load.stage.trains:
         return Moment()
     times = [(0, True), (1, True), (1, False), (2, False)]
-    last = min(2, work.layers - 1)
-    return fullest([_layer_backward(work, checkpointing, done, midway) for done, midway in times if done <= last])
+    last = min(2, load.layers - 1)
+    return fullest([_layer_backward(load, checkpointing, done, midway) for done, midway in times if done <= last])
 
 
-def _layer_backward(work: Work, checkpointing: bool, done: int, midway: bool) -> Moment:
+def _layer_backward(load: Load, checkpointing: bool, done: int, midway: bool) -> Moment:
     """Where so many layers are gone through, and the next one is `midway`, else the last of them is being reduced.
 
     Gathered are what is in no layer, a buffer with the layer that comes next and, midway, a layer's own weights. Of
@@ -98,19 +97,19 @@ def _layer_backward(work: Work, checkpointing: bool, done: int, midway: bool) ->
     checkpointing a layer's that is computed again, and midway the gradients [tokens, hidden] of silu(gate), of up and
     of their product, which is no longer kept itself.
     """
-    width, c, layer, more = work.width, work.sizes.language, work.layer, work.padding
-    padded = layer + more["pathway"] / work.layers
-    rest = sum(work.parameters[part] for part in BRIDGE) - layer * work.layers + more["position_mlp"]
+    width, c, layer, more = load.width, load.sizes.language, load.layer, load.padding
+    padded = layer + more["pathway"] / load.layers
+    rest = load.bridge - layer * load.layers + more["position_mlp"]
     whole = c.intermediate_size * c.hidden_size if midway else layer
-    waiting = work.parameters["position_mlp"] * ("position_mlp" in work.stage.trains)
+    waiting = load.parameters["position_mlp"] * ("position_mlp" in load.stage.trains)
 
     def kept(sample: Sample) -> float:
-        left = pathway_kept(sample, c, width, checkpointing) * (work.layers - done)
+        left = pathway_kept(sample, c, width, checkpointing) * (load.layers - done)
         again = pathway_kept(sample, c, width, False) * checkpointing
         return left + (again + (3 - 1) * width * sample.pathway * c.intermediate_size) * midway
 
     return Moment(
         gathered=width * (rest + padded * (1 + midway)),
         gradients=FP32 * padded * done + width * (whole + waiting),
-        activations=work.micro * max(map(kept, work.samples)),
+        activations=load.micro * max(map(kept, load.samples)),
     )

@@ -9,9 +9,9 @@ from wemmu.config.task import Task
 from wemmu.planning import memory, schedule, traffic
 from wemmu.planning.backbones import PlanError, Sizes, read_sizes
 from wemmu.planning.flops import Assumptions, Cost, mean_flops, sample_flops, sample_of
+from wemmu.planning.load import Degrees, Load
 from wemmu.planning.moments import Moment, fullest, moments
 from wemmu.planning.parameters import Part, count, divisors, valid_tensor_degrees
-from wemmu.planning.work import Degrees, Work
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,10 @@ def plan_stage(
     shapes = {task: sample_of(task, stage.resolution, sizes, curriculum, assumptions) for task in stage.mixture}
     by_task = {task: sample_flops(sample, sizes, stage) for task, sample in shapes.items()}
     micro, accumulation = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
-    work = Work(curriculum, stage, sizes, parameters, degrees, micro, accumulation, tuple(shapes.values()))
-    held, host = memory.states(work), memory.host(work)
-    kept, checkpointed = (moments(work, checkpointing) for checkpointing in (False, True))
+    load = Load(curriculum, stage, sizes, parameters, degrees, micro, accumulation, tuple(shapes.values()))
+    held, host = memory.states(load), memory.host(load)
+    kept, checkpointed = (moments(load, checkpointing) for checkpointing in (False, True))
+    peak, checkpointed_peak, always = fullest(kept.values()), fullest(checkpointed.values()), sum(held.values())
     flops = mean_flops(by_task, stage.mixture)
     # The DiT's share of a sample is the same whatever the task.
     sample, costs = shapes[next(iter(shapes))], by_task[next(iter(by_task))]
@@ -146,13 +147,13 @@ def plan_stage(
         trained=trained,
         frozen=sum(parameters.values()) - trained,
         gpu_memory=memory.gpu(held, kept, checkpointed),
-        gpu_peak=fullest(kept.values()),
-        gpu_total=sum(held.values()) + fullest(kept.values()).total,
-        gpu_total_checkpointed=sum(held.values()) + fullest(checkpointed.values()).total,
+        gpu_peak=peak,
+        gpu_total=always + peak.total,
+        gpu_total_checkpointed=always + checkpointed_peak.total,
         host_memory=host,
         host_total=memory.host_total(host),
         checkpoint=memory.checkpoint(parameters, curriculum, stage, curriculum.stages[:index]),
-        traffic=traffic.busiest(work),
+        traffic=traffic.busiest(load),
         idle=idle,
         by_task=by_task,
         flops=flops,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wemmu.config.files import replace_text
 from wemmu.parallel.topology import gathered
-from wemmu.planning.tables import duration
+from wemmu.readable import duration
 from wemmu.types import Losses
 
 GB = 1e9

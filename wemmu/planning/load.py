@@ -49,7 +49,7 @@ def weight_bytes(curriculum: Curriculum) -> int:
 
 
 @dataclass(frozen=True)
-class Work:
+class Load:
     """A stage on so many ranks.
 
     parameters: of the whole model. micro: samples that a rank has at once, `accumulation` times a step. samples: what a
@@ -69,6 +69,11 @@ class Work:
     def width(self) -> int:
         """Bytes of a number in frozen and in working weights."""
         return weight_bytes(self.curriculum)
+
+    @property
+    def bridge(self) -> int:
+        """Parameters of all of its parts."""
+        return sum(self.parameters[part] for part in BRIDGE)
 
     @property
     def layers(self) -> int:
