@@ -4,14 +4,14 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import pytest
 
 # By this name the jobs of a test are found again and cancelled when it is over.
 NAME = f"wemmu-test-{os.getpid()}"
 FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"})
+# A stage of a few steps on two busy cores.
+PATIENCE_S = 900.0
 
 
 def slurm(*command: str, stdin: str = "") -> str:
@@ -44,22 +44,30 @@ def output(job: int) -> str:
     return file.read_text() if file.exists() else ""
 
 
+def eventually(
+    holds: Callable[[], object], shown: Callable[[], object], seconds: float = PATIENCE_S, every: float = 0.1
+) -> None:
+    """Wait until it holds; after `seconds` fail the test with what is `shown` by then."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"it never happened:\n{shown()}"
+        time.sleep(every)
+
+
 def wait_for(job: int, state: str, seconds: float = 90.0) -> None:
     """Wait until the job is in `state`; fail the test if it never is, at once if it ended otherwise."""
-    deadline = time.monotonic() + seconds
-    while (now := record(job)["JobState"]) != state:
-        if now in FINAL or time.monotonic() > deadline:
-            pytest.fail(f"job {job} is {now}, not {state}; it printed:\n{output(job)}")
-        time.sleep(0.1)
+
+    def there() -> bool:
+        now = record(job)["JobState"]
+        assert now == state or now not in FINAL, f"job {job} is {now}, not {state}; it printed:\n{output(job)}"
+        return now == state
+
+    eventually(there, lambda: f"job {job} is {record(job)['JobState']}, not {state}; {output(job)}", seconds)
 
 
 def wait_for_output(job: int, text: str, seconds: float = 90.0) -> None:
     """Wait until the job has printed `text`; fail the test if it never does."""
-    deadline = time.monotonic() + seconds
-    while text not in (printed := output(job)):
-        if time.monotonic() > deadline:
-            pytest.fail(f"job {job} is {record(job)['JobState']} and has not printed {text!r}, but:\n{printed}")
-        time.sleep(0.1)
+    eventually(lambda: text in output(job), lambda: f"job {job} has not printed {text!r}, but {output(job)}", seconds)
 
 
 def start_again_soon(job: int) -> None:

@@ -1,12 +1,12 @@
 """One submit, and nobody looks at it again: data, four stages, their scores, the export and the report."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from launcher.ledger import Ledger
+from tests.slurm.jobs import eventually
 from tests.slurm.runs import World, assert_equal_weights, launcher, train_here
 from tests.training.runs import STAGE
 from wemmu.config.task import GENERATION_TASKS
@@ -21,7 +21,13 @@ STAGES = [
     for n, mixture in enumerate(MIXTURES, 1)
 ]
 SOURCE = {"kind": "shapes", "samples": dict.fromkeys(map(str, GENERATION_TASKS), 16)}
-PATIENCE_S = 900
+
+
+def over(ledger: Ledger, run: Path) -> bool:
+    """Whether the last job has ended; fails the test if a job never will."""
+    status = launcher("status", run)
+    assert "cancelled" not in status, status
+    return any(event.event == "ended" for event in ledger.of("report"))
 
 
 def test_one_submit_brings_shards_stages_scores_export_and_report(world: World, profile: Path, tmp_path: Path) -> None:
@@ -31,13 +37,7 @@ def test_one_submit_brings_shards_stages_scores_export_and_report(world: World, 
     launcher("submit", curriculum, "--cluster", profile, "--out", run)
     ledger = Ledger(run / "ledger.jsonl")
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while not [event for event in ledger.of("report") if event.event == "ended"]:
-            shown = launcher("status", run)
-            assert "cancelled" not in shown, shown
-            assert time.monotonic() < deadline, shown
-            # Asking costs a core a second.
-            time.sleep(8)
+        eventually(lambda: over(ledger, run), lambda: launcher("status", run), every=8)
     finally:
         launcher("cancel", run)
 

@@ -1,11 +1,10 @@
 """The test bed itself: what tests and the launcher expect of Slurm is what this Slurm does."""
 
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import output, record, start_again_soon, submit, wait_for, wait_for_output
+from tests.slurm.jobs import eventually, output, record, start_again_soon, submit, wait_for, wait_for_output
 
 pytestmark = pytest.mark.slurm
 
@@ -33,10 +32,7 @@ def test_afterok_waits_for_success_and_never_runs_after_a_failure(tmp_path: Path
     wait_for(after_good, "COMPLETED")
     assert record(good)["JobState"] == "COMPLETED"
     wait_for(bad, "FAILED")
-    deadline = time.monotonic() + 60
-    while record(after_bad)["Reason"] != "DependencyNeverSatisfied":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: record(after_bad)["Reason"] == "DependencyNeverSatisfied", lambda: record(after_bad), seconds=60)
     assert output(after_bad) == ""
 
 

@@ -2,14 +2,13 @@
 
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import curriculum_of, write_in_process
-from tests.slurm.jobs import output, processes, record, submit, wait_for, wait_for_output
+from tests.slurm.jobs import eventually, output, processes, record, submit, wait_for, wait_for_output
 from wemmu.config import dump
 from wemmu.config.shards import DataSet
 
@@ -20,10 +19,8 @@ SCRIPT = Path("slurm/data.sh")
 
 def nothing_is_left(job: int) -> bool:
     """A worker that Ray was just starting sees a moment later that its node is gone."""
-    deadline = time.monotonic() + 30
-    while processes(job) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not processes(job) and not list(Path("/tmp").glob(f"wemmu-{job}-*"))
+    eventually(lambda: not processes(job), lambda: processes(job), seconds=30)
+    return not list(Path("/tmp").glob(f"wemmu-{job}-*"))
 
 
 @pytest.fixture(autouse=True)

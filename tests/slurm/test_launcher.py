@@ -4,14 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.slurm import jobs
-from tests.slurm.jobs import record, slurm, start_again_soon, submit, wait_for
+from tests.slurm.jobs import PATIENCE_S, eventually, record, slurm, start_again_soon, submit, wait_for
 from tests.slurm.runs import (
     REPOSITORY,
     STEPS,
@@ -29,7 +29,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 ZERO3 = {"engine": "zero3", "ranks": 2}
 ONE, TWO = ("--nodes=1", "--cpus-per-task=1"), ("--nodes=2", "--cpus-per-task=1")
 HERE = ("--gres=none", "--time=20")
-PATIENCE_S = 900
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +63,15 @@ def stage(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 def until(condition: Callable[[], bool], job: int) -> None:
     """Wait for it; fail the test if the job ends before, or never comes so far."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
+
+    def holds() -> bool:
+        if condition():
+            return True
         state = record(job)["JobState"]
         assert state not in jobs.FINAL, f"job {job} is {state}; it printed:\n{jobs.output(job)}"
-        assert time.monotonic() < deadline, f"it never happened; job {job} printed:\n{jobs.output(job)}"
-        time.sleep(0.1)
+        return False
+
+    eventually(holds, lambda: jobs.output(job))
 
 
 def told(run: Path, job: str = "stage1") -> list[tuple[str, str]]:
@@ -199,10 +201,7 @@ def test_a_crashed_stage_waits_for_a_controller_that_is_down(stage, straight: Pa
         with paused(run) as ranks:
             kill_daemon("slurmctld")
             os.kill(ranks[0], signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE_S
-        while "; again in" not in printed.read_text():
-            assert time.monotonic() < deadline, printed.read_text()
-            time.sleep(0.1)
+        eventually(lambda: "; again in" in printed.read_text(), printed.read_text)
     finally:
         subprocess.run([REPOSITORY / ".ci" / "slurm", "start"], check=True, timeout=120)
     start_again_soon(job)
@@ -234,10 +233,10 @@ def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
     try:
         assert "is at work in Slurm" in launcher("submit", curriculum, "--out", run, *strict, code=2)
         assert "is at work in Slurm" in launcher("run", curriculum, "--out", run, *strict, code=2)
-        deadline = time.monotonic() + PATIENCE_S
-        while "cancelled" not in (shown := launcher("status", run)):
-            assert time.monotonic() < deadline, shown
-            time.sleep(4)
+        status = partial(launcher, "status", run)
+        # Asking costs a core a second.
+        eventually(lambda: "cancelled" in status(), status, every=4)
+        shown = status()
         assert "refused: stage1 ended with a loss of" in shown
         assert "what it waited for did not finish" in shown
         [refused] = story(run, "stage2")[1:]
@@ -246,10 +245,7 @@ def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
         launcher("resume", run, "--set", "stages.stage1.gate.max_loss=99")
         # The last job of the chain, after both stages and the export.
         done = run / "report.html"
-        deadline = time.monotonic() + PATIENCE_S
-        while not done.exists():
-            assert time.monotonic() < deadline, launcher("status", run)
-            time.sleep(1)
+        eventually(done.exists, status)
         assert (run / "export" / "model_index.json").exists()
         assert len([event for event in story(run, "stage1") if event.event == "started"]) == 1
         for stage in ("stage1", "stage2"):
