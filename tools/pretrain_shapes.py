@@ -55,19 +55,17 @@ def vlm(steps: int = 3600, deep_steps: int = 2600, out: Out = ASSETS, work: Work
 
 @app.command()
 def dit(
-    steps: int = 4500,
-    layout_steps: int = 2500,
-    open_steps: int = 4000,
+    effort: Annotated[float, typer.Option(help="share of every phase's steps", min=0.0)] = 1.0,
     out: Out = ASSETS,
     work: Work = WORK,
     threads: Threads = 1,
 ) -> None:
-    """Train the diffusion transformer and its text encoder (about 90 CPU-minutes)."""
+    """Train the diffusion transformer and its text encoder (about 3 CPU-hours)."""
     from tools.pretraining.dit import train
 
     _start(work, threads)
     vae = AutoencoderDC.from_pretrained(out / "sana" / "vae")
-    train(out / "vlm", vae, out / "sana", work, (steps, layout_steps, open_steps))
+    train(out / "vlm", vae, out / "sana", work, effort)
 
 
 @app.command()
