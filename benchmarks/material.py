@@ -11,7 +11,6 @@ from pathlib import Path
 import skimage.data
 from PIL import Image
 from rich.console import Console
-from sklearn.datasets import load_sample_image
 
 from data_pipeline.mds import read_index
 from data_pipeline.write import write
@@ -22,17 +21,14 @@ CAPTIONS = {
     "astronaut": "a portrait of an astronaut in an orange suit in front of a flag and a model of the space shuttle",
     "coffee": "a cup of espresso on a wooden table, seen from above, with a spoon on the saucer",
     "chelsea": "a close-up of a tabby cat that looks past the camera with its ears up",
-    "china.jpg": "a palace with a curved roof behind trees in the haze of a bright day",
-    "flower.jpg": "a large flower with many petals in front of dark green leaves",
+    "rocket": "a rocket on its launch pad between lattice towers in front of a pale evening sky",
+    "hubble_deep_field": "many far galaxies of different shapes and colours on a black sky",
 }
 
 
 @cache
 def _photographs() -> dict[str, Image.Image]:
-    def load(name: str) -> Image.Image:
-        return Image.fromarray(load_sample_image(name) if "." in name else getattr(skimage.data, name)())
-
-    return {name: load(name) for name in CAPTIONS}
+    return {name: Image.fromarray(getattr(skimage.data, name)()) for name in CAPTIONS}
 
 
 def photograph(number: int, sides: tuple[int, int]) -> tuple[bytes, str]:
