@@ -42,8 +42,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)  ## the whole system in miniature; FROM=scratch, OUT=folder, DEMO_ARGS="--set field=value ..."
 	$(BIN)/python -m launcher run $(DEMO_CONFIG) --out "$(OUT)" $(DEMO_ARGS)
 
-test: $(INSTALLED)  ## the tests; TEST_ARGS="-k name" chooses
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(TEST_ARGS)
+test: $(INSTALLED)  ## the tests but the slow ones; SLOW=1 for all, TEST_ARGS="-k name" chooses
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+	    $(if $(SLOW),,-m "not slow") $(TEST_ARGS)
 
 check: $(INSTALLED)  ## linter, format, types, who imports whom, shell scripts
 	$(BIN)/ruff check .

@@ -2,13 +2,11 @@
 
 The text encoder (Gemma 2) is trained along with the DiT and kept in the Sana directory, so that a stock
 `SanaPipeline` loads it; the bridge later takes its place. Labels of the cells, predicted from the encoder's states by
-a linear head that is thrown away, teach it early which words belong together. Later phases dwell on captions that
-leave the places open: there the cells have to agree on one layout, which is decided at the noisiest times, and a head
-on the transformer's own tokens asks each of them for the whole of it.
+a linear head that is thrown away, teach it early which words belong together. A second phase dwells on captions that
+leave the places open: there the cells have to agree on one layout, which is decided at the noisiest times.
 """
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ from wemmu.objectives.path import sample_path, sample_time
 from wemmu.pixels import to_images
 from wemmu.sampling.solvers import euler, times
 from wemmu.shapes.backbones import DIT_CONFIG, HIGH_PX, LOW_PX, TEXT_ENCODER_CONFIG
-from wemmu.shapes.language import caption, wordings
+from wemmu.shapes.language import caption, parse_caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Scene, Split, random_scene
 from wemmu.shapes.scorer import caption_satisfied
@@ -36,40 +34,8 @@ from wemmu.shapes.scorer import caption_satisfied
 SHIFT = 4.0
 DROP_CAPTION = 0.1
 AUX_WEIGHT = 0.3
-# The fourth block, so that others are left to act on what the cells agreed on.
-LAYOUT_BLOCK = 3
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What a phase of training is about."""
-
-    steps: int
-    lr: float
-    # Every how many steps a batch is at LOW_PX; 0: never.
-    low_every: int = 2
-    # How often scenes have one, two, three objects; None: as `random_scene` has it.
-    objects: tuple[int, int, int] | None = None
-    # Share of captions that leave places open, and of those how many of two objects side by side tell their relation.
-    open: float = 0.0
-    related: float = 0.75
-    # Time shifts, taken in turn by the samples of a batch.
-    shifts: tuple[float, ...] = (SHIFT,)
-    # Whether the transformer's tokens are asked for the layout.
-    layout: bool = False
-
-
-PHASES = {
-    "dit": Phase(4500, 1.5e-3),
-    "dit-layouts": Phase(2500, 8e-4, open=0.5, shifts=(2 * SHIFT,)),
-    # Relations are told of two objects only.
-    "dit-open": Phase(4000, 1.2e-3, objects=(1, 4, 2), open=0.75, shifts=(2 * SHIFT,)),
-    # At 32 px one 3 x 3 convolution sees all four cells; at 64 px they have to be taught to agree (docs/log.md).
-    "dit-relations": Phase(
-        2000, 1e-3, low_every=0, objects=(0, 1, 0), open=1.0, related=1.0, shifts=(4 * SHIFT,), layout=True
-    ),
-    "dit-mixed": Phase(2500, 1.2e-3, low_every=4, objects=(1, 3, 2), open=0.55, shifts=(4 * SHIFT, SHIFT), layout=True),
-}
+TIME = TimeSampling(shift=SHIFT, reference_resolution=HIGH_PX, resolution_exponent=0.0)
+LAYOUT_TIME = TIME.model_copy(update={"shift": 2 * SHIFT})
 
 
 class TextEncoder(nn.Module):
@@ -97,12 +63,13 @@ def _slots(scene: Scene) -> list[int]:
     return [*classes, tuple(BACKGROUNDS).index(scene.background)]
 
 
-def _caption(scene: Scene, rng: random.Random, phase: Phase) -> str:
-    """A caption, which leaves the places of objects open as often as the phase wants it."""
-    if rng.random() >= phase.open:
-        return caption(scene, rng)
-    told = "related" if "related" in wordings(scene) and rng.random() < phase.related else "unplaced"
-    return caption(scene, rng, told)
+def _caption(scene: Scene, rng: random.Random, layouts: bool) -> str:
+    """A caption; with `layouts` every second one leaves the place of some object open."""
+    text = caption(scene, rng)
+    if layouts and rng.random() < 0.5:
+        while all(mention.cell is not None for mention in parse_caption(text).mentions):
+            text = caption(scene, rng)
+    return text
 
 
 class Painter:
@@ -110,70 +77,38 @@ class Painter:
 
     def __init__(self, dit: SanaTransformer2DModel, text: TextEncoder, vae: FrozenVAE):
         self.dit, self.text, self.vae = dit, text, vae
+        width = TEXT_ENCODER_CONFIG["hidden_size"]
         per_cell = 1 + len(SHAPES) * len(COLORS) * len(SIZES)
-        self._split = [per_cell] * len(CELLS) + [len(BACKGROUNDS)]
         # Read off the last word's state, where a causal encoder has seen all of the caption.
-        self.auxiliary = nn.Linear(TEXT_ENCODER_CONFIG["hidden_size"], sum(self._split))
-        width = dit.config.num_attention_heads * dit.config.attention_head_dim
-        self.layout = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self._split)))
-        self._tokens: Tensor | None = None
-        dit.transformer_blocks[LAYOUT_BLOCK].register_forward_hook(self._keep)
-
-    def _keep(self, _block: nn.Module, _inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
-        self._tokens = tokens
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """All that is trained."""
-        return {"dit": self.dit, "text": self.text.gemma, "auxiliary": self.auxiliary, "layout": self.layout}
+        self.auxiliary = nn.Linear(width, len(CELLS) * per_cell + len(BACKGROUNDS))
+        self._split = [per_cell] * len(CELLS) + [len(BACKGROUNDS)]
 
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         return self.dit(
             x_t, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * TIME_SCALE, return_dict=False
         )[0]
 
-    def loss(self, name: str, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """Of one batch of a phase, drawn from the step's number."""
-        phase, rng = PHASES[name], random.Random(f"{name}-{step}")
-        generator = torch.Generator().manual_seed(len(PHASES) * step + list(PHASES).index(name))
-        px = LOW_PX if phase.low_every and step % phase.low_every == phase.low_every - 1 else HIGH_PX
-        objects = [rng.choices((1, 2, 3), phase.objects)[0] if phase.objects else None for _ in range(batch_size)]
-        scenes = [random_scene(rng, objects=count) for count in objects]
-        texts = ["" if rng.random() < DROP_CAPTION else _caption(s, rng, phase) for s in scenes]
+    def loss(self, phase: str, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"{phase}-{step}")
+        layouts = phase == "dit-layouts"
+        generator = torch.Generator().manual_seed(2 * step + 1 if layouts else step)
+        px = LOW_PX if step % 2 else HIGH_PX
+        scenes = [random_scene(rng) for _ in range(batch_size)]
+        texts = ["" if rng.random() < DROP_CAPTION else _caption(s, rng, layouts) for s in scenes]
         pictures = torch.stack([torch.from_numpy(np.array(render(s, px))) for s in scenes]).permute(0, 3, 1, 2)
         x_0 = self.vae.encode(pictures)
         states, mask = self.text(texts)
         eps = torch.randn(x_0.shape, generator=generator)
-        t = self._times(phase, px, batch_size, generator)
+        t = sample_time(LAYOUT_TIME if layouts else TIME, px, torch.randn(batch_size, generator=generator))
         path = sample_path(x_0, eps, t)
         flow = flow_matching(self.velocity(path.x_t, t, states, mask), path.v).mean()
         # Only captions that say everything have one right answer, but the others do no harm: a soft target.
         told = torch.tensor([bool(text) for text in texts])
-        slots = torch.tensor([_slots(s) for s in scenes])
         last = states[torch.arange(batch_size), mask.sum(1) - 1][told]
-        aux = self._missed(self.auxiliary(last), slots[told])
-        loss = flow + AUX_WEIGHT * aux
-        parts = {"flow": flow.item(), "aux": aux.item()}
-        if phase.layout:
-            assert self._tokens is not None
-            count = self._tokens.shape[1]
-            layout = self._missed(self.layout(self._tokens).flatten(0, 1), slots.repeat_interleave(count, 0))
-            loss, parts["layout"] = loss + AUX_WEIGHT * layout, layout.item()
-        return loss, parts
-
-    def _times(self, phase: Phase, px: int, count: int, generator: torch.Generator) -> Tensor:
-        """Times [count], the phase's shifts in turn."""
-        z = torch.randn(count, generator=generator)
-        t = torch.empty(count)
-        for i, shift in enumerate(phase.shifts):
-            sampling = TimeSampling(shift=shift, reference_resolution=HIGH_PX, resolution_exponent=0.0)
-            t[i :: len(phase.shifts)] = sample_time(sampling, px, z[i :: len(phase.shifts)])
-        return t
-
-    def _missed(self, logits: Tensor, slots: Tensor) -> Tensor:
-        """Cross-entropy of logits [N, all classes] against slots [N, cells + 1], the mean over slots."""
-        parts = zip(logits.split(self._split, dim=-1), slots.unbind(1), strict=True)
-        return torch.stack([F.cross_entropy(a, b) for a, b in parts]).mean()
+        logits = self.auxiliary(last).split(self._split, dim=-1)
+        slots = torch.tensor([_slots(s) for s in scenes])[told]
+        aux = torch.stack([F.cross_entropy(a, b) for a, b in zip(logits, slots.unbind(1), strict=True)]).mean()
+        return flow + AUX_WEIGHT * aux, {"flow": flow.item(), "aux": aux.item()}
 
     @torch.no_grad()
     def exact(self, split: Split, px: int, guidance: float = 2.0, count: int = 128, steps: int = 16) -> float:
@@ -204,11 +139,10 @@ def sana_tokenizer(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     )
 
 
-def train(vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, effort: float = 1.0, batch_size: int = 64) -> None:
-    """Train and write the whole Sana directory, in the published layout, to `out`.
-
-    `effort` scales every phase's steps.
-    """
+def train(
+    vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, steps: int, layout_steps: int, batch_size: int = 64
+) -> None:
+    """Train and write the whole Sana directory, in the published layout, to `out`."""
     torch.manual_seed(0)
     tokenizer = sana_tokenizer(AutoTokenizer.from_pretrained(vlm_dir))
     dit = SanaTransformer2DModel(**DIT_CONFIG)
@@ -226,13 +160,14 @@ def train(vlm_dir: Path, vae: AutoencoderDC, out: Path, work: Path, effort: floa
         dit.train(), gemma.train()
         return scores
 
-    for name, phase in PHASES.items():
+    modules = {"dit": dit, "text": gemma, "auxiliary": painter.auxiliary}
+    for phase, count, lr in (("dit", steps, 1.5e-3), ("dit-layouts", layout_steps, 8e-4)):
         fit(
-            name,
-            painter.modules,
-            lambda step, name=name: painter.loss(name, step, batch_size),
-            steps=max(1, round(effort * phase.steps)),
-            lr=phase.lr,
+            phase,
+            modules,
+            lambda step, phase=phase: painter.loss(phase, step, batch_size),
+            steps=count,
+            lr=lr,
             work=work,
             evaluate=evaluate,
         )
