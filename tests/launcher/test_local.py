@@ -48,6 +48,20 @@ def test_a_job_without_products_is_asked_every_time(tmp_path: Path):
     assert [end.attempt for end in endings(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize(("said", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_job_sleep_when_they_wait_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, used: str
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    code = (
+        "import json, os, sys; open(sys.argv[1] + '/policy.json', 'w').write(json.dumps(os.environ['OMP_WAIT_POLICY']))"
+    )
+    assert run(tmp_path, script(tmp_path, "first", code, tmp_path / "policy.json")) == 0
+    assert json.loads((tmp_path / "policy.json").read_text()) == used
+
+
 def test_a_torn_product_does_not_count(tmp_path: Path):
     (tmp_path / "made.json").write_text('{"half": ')
     job = script(
