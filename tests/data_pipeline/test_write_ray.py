@@ -14,6 +14,7 @@ import pytest
 
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, write_in_process
+from tests.patience import eventually
 from wemmu.config import Curriculum, dump
 
 
@@ -52,11 +53,8 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
         return len(list((root / "ledger").glob("[0-9]*.json")))
 
     with ray_run(curriculum_of(root, sources, **partitions), tmp_path / "curriculum.yaml") as process:
-        deadline = time.monotonic() + 900
-        while finished() < 5:
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        eventually(lambda: finished() >= 5 or process.poll() is not None, seconds=900, every=0.002)
+        assert process.poll() is None, "the run ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         assert finished() < 100
         # Right away, while workers of the killed run may still be writing.

@@ -1,8 +1,6 @@
 """Real child processes with little to do, so that kills and interrupts are tried for what they are."""
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from launcher.job import MANIFEST, Job, checkpoint
@@ -61,11 +59,3 @@ def trainer(run: Path, name: str = "stage1", steps: int = 3) -> Job:
     folder = run / name
     command = (sys.executable, "-c", TRAINER, str(folder), str(steps))
     return Job(name, command, folder / "log.txt", (checkpoint(folder, steps) / MANIFEST,), steps=steps)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until `condition()` holds; fail the test if it never does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for never happened"
-        time.sleep(0.02)

@@ -11,7 +11,8 @@ from launcher import local
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
 from launcher.lock import LockedError, at_work, is_alive, locked
-from tests.launcher.jobs import script, trainer, wait_for
+from tests.launcher.jobs import script, trainer
+from tests.patience import eventually
 
 WRITES_PRODUCT = "import sys; open(sys.argv[1] + '/made.json', 'a').write('[]')"
 
@@ -55,11 +56,9 @@ def test_threads_of_a_job_sleep_when_they_wait_unless_the_user_says_otherwise(
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if said:
         monkeypatch.setenv("OMP_WAIT_POLICY", said)
-    code = (
-        "import json, os, sys; open(sys.argv[1] + '/policy.json', 'w').write(json.dumps(os.environ['OMP_WAIT_POLICY']))"
-    )
-    assert run(tmp_path, script(tmp_path, "first", code, tmp_path / "policy.json")) == 0
-    assert json.loads((tmp_path / "policy.json").read_text()) == used
+    code = "import os, sys; open(sys.argv[1] + '/policy', 'w').write(os.environ['OMP_WAIT_POLICY'])"
+    assert run(tmp_path, script(tmp_path, "first", code)) == 0
+    assert (tmp_path / "policy").read_text() == used
 
 
 def test_a_torn_product_does_not_count(tmp_path: Path):
@@ -131,7 +130,7 @@ def test_an_interruption_from_elsewhere_stops_the_chain_but_is_no_failure(tmp_pa
 def test_an_interrupt_reaches_the_job_once_and_the_same_command_goes_on(tmp_path: Path, launch, number: int, code: int):
     job = trainer(tmp_path, steps=1000)
     launcher = launch(job, script(tmp_path, "after", "pass"))
-    wait_for(lambda: steps_of(job) >= 2)
+    eventually(lambda: steps_of(job) >= 2)
     # To the whole group, as the terminal does it.
     os.killpg(launcher.pid, number)
     launcher.communicate(timeout=60)
@@ -149,7 +148,7 @@ def test_an_interrupt_reaches_the_job_once_and_the_same_command_goes_on(tmp_path
 def test_a_second_interrupt_kills_a_job_that_will_not_stop(tmp_path: Path, launch):
     deaf = "import signal, sys, time; signal.signal(2, signal.SIG_IGN); open(sys.argv[1] + '/on', 'w'); time.sleep(60)"
     launcher = launch(script(tmp_path, "deaf", deaf))
-    wait_for((tmp_path / "on").exists)
+    eventually((tmp_path / "on").exists)
     launcher.send_signal(signal.SIGINT)
     assert "second Ctrl-C" in launcher.stderr.readline() + launcher.stderr.readline()
     launcher.send_signal(signal.SIGINT)
@@ -161,13 +160,13 @@ def test_a_second_interrupt_kills_a_job_that_will_not_stop(tmp_path: Path, launc
 def test_when_the_launcher_is_killed_its_job_saves_and_the_same_command_goes_on(tmp_path: Path, launch):
     job = trainer(tmp_path, steps=1000)
     launcher = launch(job)
-    wait_for(lambda: steps_of(job) >= 2)
+    eventually(lambda: steps_of(job) >= 2)
     pid = Ledger(tmp_path / "ledger.jsonl").of("stage1")[0].pid
     launcher.kill()
     launcher.wait()
     # At once, as a supervisor would do it: the new launcher waits for the old job, then begins where it stopped.
     follower = launch(job)
-    wait_for(lambda: len(Ledger(tmp_path / "ledger.jsonl").of("stage1")) == 2)
+    eventually(lambda: len(Ledger(tmp_path / "ledger.jsonl").of("stage1")) == 2)
     assert not is_alive(pid)
     assert (job.folder / "signals").read_text() == f"{signal.SIGTERM} "
     assert Ledger(tmp_path / "ledger.jsonl").of("stage1")[1].from_step == int((job.folder / "stopped_at").read_text())
@@ -177,7 +176,7 @@ def test_when_the_launcher_is_killed_its_job_saves_and_the_same_command_goes_on(
 def test_two_launchers_cannot_work_on_one_folder(tmp_path: Path, launch):
     job = trainer(tmp_path, steps=1000)
     first = launch(job)
-    wait_for(lambda: steps_of(job) >= 1)
+    eventually(lambda: steps_of(job) >= 1)
     second = launch(job)
     assert f"refused: another launcher (pid {first.pid}) is at work on {tmp_path}" in second.communicate(timeout=60)[1]
     assert first.poll() is None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import eventually
+
 # In one write, since the ranks share a pipe.
 SAYS = """
 import os
@@ -51,8 +53,7 @@ def test_every_rank_is_told_who_it_is() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_reaches_all_ranks_and_a_saved_run_says_so(tmp_path: Path, number: signal.Signals) -> None:
     process = start(2, SAVES, str(tmp_path))
-    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
-        time.sleep(0.02)
+    eventually(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
     process.send_signal(number)
     assert process.wait(timeout=30) == 75
     assert [(tmp_path / f"told{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
@@ -75,14 +76,10 @@ def test_a_killed_rank_is_a_killed_job() -> None:
 
 def test_no_rank_outlives_the_one_that_started_them(tmp_path: Path) -> None:
     process = start(2, SAVES, str(tmp_path))
-    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
-        time.sleep(0.02)
+    eventually(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
     process.kill()
     for rank in range(2):
-        deadline = time.monotonic() + 20
-        while not (tmp_path / f"told{rank}").exists():
-            assert time.monotonic() < deadline, f"rank {rank} goes on"
-            time.sleep(0.05)
+        eventually((tmp_path / f"told{rank}").exists, lambda rank=rank: f"rank {rank} goes on", seconds=20)
 
 
 # Gives signs of life until it hangs; the other goes on.

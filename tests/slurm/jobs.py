@@ -3,9 +3,10 @@
 import os
 import re
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.patience import eventually
 
 # By this name the jobs of a test are found again and cancelled when it is over.
 NAME = f"wemmu-test-{os.getpid()}"
@@ -44,16 +45,6 @@ def output(job: int) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def eventually(
-    holds: Callable[[], object], shown: Callable[[], object], seconds: float = PATIENCE_S, every: float = 0.1
-) -> None:
-    """Wait until it holds; after `seconds` fail the test with what is `shown` by then."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"it never happened:\n{shown()}"
-        time.sleep(every)
-
-
 def wait_for(job: int, state: str, seconds: float = 90.0) -> None:
     """Wait until the job is in `state`; fail the test if it never is, at once if it ended otherwise."""
 
@@ -62,12 +53,22 @@ def wait_for(job: int, state: str, seconds: float = 90.0) -> None:
         assert now == state or now not in FINAL, f"job {job} is {now}, not {state}; it printed:\n{output(job)}"
         return now == state
 
-    eventually(there, lambda: f"job {job} is {record(job)['JobState']}, not {state}; {output(job)}", seconds)
+    eventually(
+        there,
+        lambda: f"job {job} is {record(job)['JobState']}, not {state}; it printed:\n{output(job)}",
+        seconds=seconds,
+        every=0.1,
+    )
 
 
 def wait_for_output(job: int, text: str, seconds: float = 90.0) -> None:
     """Wait until the job has printed `text`; fail the test if it never does."""
-    eventually(lambda: text in output(job), lambda: f"job {job} has not printed {text!r}, but {output(job)}", seconds)
+    eventually(
+        lambda: text in output(job),
+        lambda: f"job {job} is {record(job)['JobState']} and has not printed {text!r}, but:\n{output(job)}",
+        seconds=seconds,
+        every=0.1,
+    )
 
 
 def start_again_soon(job: int) -> None:

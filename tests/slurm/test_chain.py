@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from launcher.ledger import Ledger
-from tests.slurm.jobs import eventually
+from tests.patience import eventually
+from tests.slurm.jobs import PATIENCE_S
 from tests.slurm.runs import World, assert_equal_weights, launcher, train_here
 from tests.training.runs import STAGE
 from wemmu.config.task import GENERATION_TASKS
@@ -37,7 +38,7 @@ def test_one_submit_brings_shards_stages_scores_export_and_report(world: World, 
     launcher("submit", curriculum, "--cluster", profile, "--out", run)
     ledger = Ledger(run / "ledger.jsonl")
     try:
-        eventually(lambda: over(ledger, run), lambda: launcher("status", run), every=8)
+        eventually(lambda: over(ledger, run), lambda: launcher("status", run), seconds=PATIENCE_S, every=8)
     finally:
         launcher("cancel", run)
 

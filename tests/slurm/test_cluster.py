@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import eventually, output, record, start_again_soon, submit, wait_for, wait_for_output
+from tests.patience import eventually
+from tests.slurm.jobs import output, record, start_again_soon, submit, wait_for, wait_for_output
 
 pytestmark = pytest.mark.slurm
 
@@ -32,7 +33,7 @@ def test_afterok_waits_for_success_and_never_runs_after_a_failure(tmp_path: Path
     wait_for(after_good, "COMPLETED")
     assert record(good)["JobState"] == "COMPLETED"
     wait_for(bad, "FAILED")
-    eventually(lambda: record(after_bad)["Reason"] == "DependencyNeverSatisfied", lambda: record(after_bad), seconds=60)
+    eventually(lambda: record(after_bad)["Reason"] == "DependencyNeverSatisfied", lambda: record(after_bad), every=0.1)
     assert output(after_bad) == ""
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import curriculum_of, write_in_process
-from tests.slurm.jobs import eventually, output, processes, record, submit, wait_for, wait_for_output
+from tests.patience import eventually
+from tests.slurm.jobs import output, processes, record, submit, wait_for, wait_for_output
 from wemmu.config import dump
 from wemmu.config.shards import DataSet
 
@@ -19,7 +20,7 @@ SCRIPT = Path("slurm/data.sh")
 
 def nothing_is_left(job: int) -> bool:
     """A worker that Ray was just starting sees a moment later that its node is gone."""
-    eventually(lambda: not processes(job), lambda: processes(job), seconds=30)
+    eventually(lambda: not processes(job), lambda: processes(job), seconds=30, every=0.1)
     return not list(Path("/tmp").glob(f"wemmu-{job}-*"))
 
 

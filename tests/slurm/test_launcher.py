@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import eventually
 from tests.slurm import jobs
-from tests.slurm.jobs import PATIENCE_S, eventually, record, slurm, start_again_soon, submit, wait_for
+from tests.slurm.jobs import PATIENCE_S, record, slurm, start_again_soon, submit, wait_for
 from tests.slurm.runs import (
     REPOSITORY,
     STEPS,
@@ -71,7 +72,7 @@ def until(condition: Callable[[], bool], job: int) -> None:
         assert state not in jobs.FINAL, f"job {job} is {state}; it printed:\n{jobs.output(job)}"
         return False
 
-    eventually(holds, lambda: jobs.output(job))
+    eventually(holds, lambda: jobs.output(job), seconds=PATIENCE_S, every=0.1)
 
 
 def told(run: Path, job: str = "stage1") -> list[tuple[str, str]]:
@@ -201,7 +202,7 @@ def test_a_crashed_stage_waits_for_a_controller_that_is_down(stage, straight: Pa
         with paused(run) as ranks:
             kill_daemon("slurmctld")
             os.kill(ranks[0], signal.SIGKILL)
-        eventually(lambda: "; again in" in printed.read_text(), printed.read_text)
+        eventually(lambda: "; again in" in printed.read_text(), printed.read_text, seconds=PATIENCE_S, every=0.1)
     finally:
         subprocess.run([REPOSITORY / ".ci" / "slurm", "start"], check=True, timeout=120)
     start_again_soon(job)
@@ -235,7 +236,7 @@ def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
         assert "is at work in Slurm" in launcher("run", curriculum, "--out", run, *strict, code=2)
         status = partial(launcher, "status", run)
         # Asking costs a core a second.
-        eventually(lambda: "cancelled" in status(), status, every=4)
+        eventually(lambda: "cancelled" in status(), status, seconds=PATIENCE_S, every=4)
         shown = status()
         assert "refused: stage1 ended with a loss of" in shown
         assert "what it waited for did not finish" in shown
@@ -245,7 +246,7 @@ def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
         launcher("resume", run, "--set", "stages.stage1.gate.max_loss=99")
         # The last job of the chain, after both stages and the export.
         done = run / "report.html"
-        eventually(done.exists, status)
+        eventually(done.exists, status, seconds=PATIENCE_S, every=1)
         assert (run / "export" / "model_index.json").exists()
         assert len([event for event in story(run, "stage1") if event.event == "started"]) == 1
         for stage in ("stage1", "stage2"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.patience import eventually
 from tests.training.runs import STAGE_RUN
 from tests.training.wandb_server import KEY, Run, Server
 from wemmu.config import dump
@@ -70,10 +71,7 @@ def sync(folder: Path, *options: str) -> str:
 
 
 def await_steps(run: Run, *steps: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while [row["step"] for row in run.history] != list(steps):
-        assert time.monotonic() < deadline, run.history
-        time.sleep(0.1)
+    eventually(lambda: [row["step"] for row in run.history] == list(steps), lambda: run.history, seconds=PATIENCE_S)
 
 
 @pytest.mark.slow
@@ -126,9 +124,7 @@ def _children(task: Path) -> list[str]:
 def test_the_upload_outlives_the_warnings_of_a_job_and_sends_what_the_run_says_last(server: Server, stage: Path):
     view = View(ONLINE, stage, PATIENCE_S)
     record(stage, range(1, 3))
-    deadline = time.monotonic() + PATIENCE_S
-    while not (server.runs and next(iter(server.runs.values())).history) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    eventually(lambda: server.runs and next(iter(server.runs.values())).history, seconds=PATIENCE_S)
     (run,) = server.runs.values()
     await_steps(run, 1)  # the row of step 2 is whole when one of step 3 comes
     uploader = view._uploader
@@ -200,10 +196,8 @@ def test_the_upload_ends_with_the_training_however_that_ends(stage: Path, tmp_pa
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
     done = subprocess.run([sys.executable, "-c", code, str(stage)], env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL
-    uploader, deadline = Path(f"/proc/{int(done.stdout)}"), time.monotonic() + PATIENCE_S
-    while uploader.exists() and "\nState:\tZ" not in (uploader / "status").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    uploader = Path(f"/proc/{int(done.stdout)}")
+    eventually(lambda: not uploader.exists() or "\nState:\tZ" in (uploader / "status").read_text(), seconds=PATIENCE_S)
 
 
 def test_offline_starts_nothing_and_still_fixes_the_id(stage: Path):
