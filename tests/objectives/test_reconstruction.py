@@ -1,0 +1,51 @@
+"""ROSS's losses, against numbers computed by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wemmu.objectives.reconstruction import alpha_bar, answering, denoising, noised, regression
+
+
+def test_the_schedule_is_the_cosine_of_a_thousand_steps():
+    abar = alpha_bar(1000)
+    # f(u) = cos^2((u + 0.008) / 1.008 * pi / 2), the last beta cut off at 0.999.
+    f = [math.cos((u / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for u in range(1001)]
+    want = torch.tensor([f[t + 1] / f[0] for t in range(999)], dtype=torch.float64)
+    assert torch.allclose(abar[:999], want, rtol=1e-5)
+    assert abar[999].item() == pytest.approx(abar[998].item() * 0.001, rel=1e-5)
+    assert (abar.diff() < 0).all()
+
+
+def test_half_way_signal_and_noise_are_mixed_by_their_roots():
+    one = torch.ones(2, 3, 1, 1)
+    z_t = noised(one, one, torch.tensor([500, 999]), 1000)
+    assert z_t[0].flatten().tolist() == pytest.approx([0.70163037 + 0.71254111] * 3, rel=1e-5)
+    assert z_t[1].flatten().tolist() == pytest.approx([1.0] * 3, abs=1e-4)
+
+
+def test_who_predicts_nothing_is_off_by_the_noise_and_who_repeats_z_t_by_the_signal():
+    eps = torch.ones(2, 4, 2, 2)
+    assert denoising(torch.zeros_like(eps), eps).tolist() == [1.0, 1.0]
+    z_t = noised(torch.ones_like(eps), eps, torch.tensor([500, 500]), 1000)
+    assert denoising(z_t, eps).tolist() == pytest.approx([0.41417148**2] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("metric", "loss"), [("mse", 2.5), ("smooth_l1", (0.5 + 1.5) / 2), ("cosine", 1 - 1 / math.sqrt(5))]
+)
+def test_a_metric_by_hand(metric, loss):
+    predicted, target = torch.zeros(1, 2, 1, 1), torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1)
+    if metric == "cosine":
+        predicted = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+    assert regression(predicted, target, metric).tolist() == pytest.approx([loss], rel=1e-6)
+
+
+def test_every_answer_weighs_the_same_however_long():
+    logits, wanted = torch.randn(5, 7), torch.tensor([1, 2, 3, 4, 5])
+    sample = torch.tensor([0, 0, 0, 0, 2])
+    each = F.cross_entropy(logits, wanted, reduction="none")
+    losses = answering(logits, wanted, sample, 3)
+    assert torch.allclose(losses, torch.stack([each[:4].mean(), torch.tensor(0.0), each[4]]))

@@ -1,0 +1,58 @@
+"""What ROSS adds to a VLM: a head that reconstructs the pictures from the states the language model makes of them.
+
+arXiv 2410.09575. Where its released code and its paper differ or are silent, the default is argued beside the field.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wemmu.config.base import Config, Positive
+
+Metric = Literal["mse", "cosine", "smooth_l1"]
+
+
+class Denoiser(Config):
+    """A small transformer that predicts the noise in the target (ROSS^D): z_t = sqrt(abar_t) z_0 + sqrt(1-abar_t) eps.
+
+    conditioning: `adaln_zero` modulates every layer by states and time, each token by its own state (the released
+    code); `add` sums tokens, states and time before every layer (the paper's figure).
+    """
+
+    kind: Literal["denoiser"] = "denoiser"
+    conditioning: Literal["adaln_zero", "add"] = "adaln_zero"
+    depth: Positive = 3
+    width: Positive = 1024
+    heads: Positive = 16
+    # Steps of the cosine schedule; the head is trained at all of them.
+    timesteps: Positive = 1000
+    # Draws of (t, eps) for each picture and step, which share the states and the target.
+    repeats: Positive = 4
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(
+                f"reconstruction.head.width {self.width} must be a multiple of 4 and of its {self.heads} heads"
+            )
+        return self
+
+
+class Regressor(Config):
+    """An MLP that predicts the target itself (ROSS^R)."""
+
+    kind: Literal["regressor"] = "regressor"
+    depth: Positive = 2
+    metric: Metric = "mse"
+
+
+class Reconstruction(Config):
+    """What is reconstructed, from which states, by what.
+
+    target: `latents` of the frozen autoencoder, or `pixels` of each token's patch in [-1, 1]. layer: of the language
+    model, counted from its input (0); `last` are the states behind the final norm, which the language-model head reads.
+    """
+
+    target: Literal["latents", "pixels"] = "latents"
+    layer: Annotated[int, Field(ge=0)] | Literal["last"] = "last"
+    head: Annotated[Denoiser | Regressor, Field(discriminator="kind")] = Denoiser()

@@ -1,0 +1,53 @@
+"""ROSS: what a picture's tokens became must be enough to restore the picture. One loss per picture, or per answer."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
+from torch import Tensor
+
+from wemmu.config.reconstruction import Metric
+
+
+@lru_cache
+def alpha_bar(timesteps: int) -> Tensor:
+    """abar_t of the cosine schedule, float64 [timesteps]: the share of signal in z_t, falling in t."""
+    return (1 - betas_for_alpha_bar(timesteps).double()).cumprod(0)
+
+
+def noised(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
+    """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; z_0, eps: [M, ...], t: int64 [M]."""
+    share = alpha_bar(timesteps).to(t.device)[t].to(z_0.dtype).reshape(-1, *[1] * (z_0.ndim - 1))
+    return share.sqrt() * z_0 + (1 - share).sqrt() * eps
+
+
+def denoising(predicted: Tensor, eps: Tensor) -> Tensor:
+    """|| J(z_t, t, states) - eps ||^2, the mean over a picture's elements. [M, ...] -> [M], float32."""
+    return (predicted - eps).float().square().flatten(1).mean(1)
+
+
+def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:
+    """Distance of two pictures [M, C, h, w], the mean over a picture's elements; [M], float32.
+
+    `cosine` is 1 - cos of the C channels at each place.
+    """
+    predicted, target = predicted.float(), target.float()
+    match metric:
+        case "mse":
+            each = (predicted - target).square()
+        case "smooth_l1":
+            each = F.smooth_l1_loss(predicted, target, reduction="none")
+        case "cosine":
+            each = 1 - F.cosine_similarity(predicted, target, dim=1)
+    return each.flatten(1).mean(1)
+
+
+def answering(logits: Tensor, wanted: Tensor, sample: Tensor, samples: int) -> Tensor:
+    """Cross-entropy of each sample's answer, the mean over its tokens: [samples], float32; 0 without a token.
+
+    logits: [T, vocabulary] where the tokens wanted, int64 [T], are to be predicted; sample: int64 [T], whose they are.
+    """
+    each = F.cross_entropy(logits.float(), wanted, reduction="none")
+    sums = each.new_zeros(samples).index_add(0, sample, each)
+    return sums / torch.bincount(sample, minlength=samples).clamp(min=1)
