@@ -1,8 +1,6 @@
-"""The frozen VLM: prompts and pictures in, the keys and values of every layer out.
+"""The VLM: how prompts and pictures get into it, and, where it is frozen, the keys and values of every layer out.
 
-Nothing here is trained, so nothing here leaves an autograd node: the model runs under no_grad, in eval mode, without
-its language-model head, no further than the last layer's keys and values. The cache is of Hugging Face's protocol, so
-any VLM of that protocol with `model.visual` fits.
+The cache is of Hugging Face's protocol, so any VLM of that protocol with `model.visual` fits.
 """
 
 from contextlib import suppress
@@ -42,7 +40,7 @@ class _KeysAndValues(DynamicCache):
         return key, value
 
 
-class FrozenVLM(torch.nn.Module):
+class VLM(torch.nn.Module):
     """Holds the VLM and what is needed to feed it batches of pictures.
 
     mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
@@ -50,22 +48,65 @@ class FrozenVLM(torch.nn.Module):
 
     def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, mean: list[float], std: list[float]):
         super().__init__()
-        self.vlm = vlm.eval().requires_grad_(False)
+        self.vlm = vlm
         vision = vlm.config.vision_config
         self.patch, self.merge, self.temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         self.token_px = self.patch * self.merge
-        self.cache = FeatureCache()
         self.image_token_id: int = vlm.config.image_token_id
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
-    def train(self, mode: bool = True) -> "FrozenVLM":
-        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
-        return super().train(False)
-
     @property
     def language_model(self) -> torch.nn.Module:
         return self.vlm.model.language_model
+
+    def image_tokens(self, prompts: Prompts, images: Tensor) -> Tensor:
+        """Which tokens stand for the pictures uint8 [B, N, 3, H, W]; bool [B, L], N * rows * columns in each row.
+
+        Raises:
+            ValueError: if the prompts' image tokens are not those of the pictures.
+        """
+        _, n, _, height, width = images.shape
+        rows, columns = token_grid(height, width, self.token_px) if n else (0, 0)
+        at_images = prompts.input_ids == self.image_token_id
+        if (at_images.sum(1) != n * rows * columns).any():
+            raise ValueError(
+                f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
+            )
+        return at_images
+
+    def embeddings(self, prompts: Prompts, at_images: Tensor, vision: Tensor | None) -> Tensor:
+        """[B, L, D]: of the words, and at the image tokens what `vision` made of the pictures."""
+        embeds = self.language_model.embed_tokens(prompts.input_ids)
+        if vision is None:
+            return embeds
+        return embeds.masked_scatter(at_images[..., None], vision.to(embeds.dtype))
+
+    def vision(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> vision tokens [B, rows * columns, D], as the language model takes them."""
+        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
+        scaled = resize(pixels.to(self.mean.dtype), rows * self.token_px, columns * self.token_px)
+        # The processor resizes bytes: what bicubic interpolation overshoots at an edge is cut off.
+        scaled = scaled.round().clamp(0, 255) / 255
+        patches = patchify((scaled - self.mean) / self.std, self.patch, self.merge, self.temporal)
+        grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
+        return self.vlm.model.visual(patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))
+
+
+class FrozenVLM(VLM):
+    """The prefix of every prompt.
+
+    Nothing here is trained, so nothing here leaves an autograd node: the model runs under no_grad, in eval mode,
+    without its language-model head, no further than the last layer's keys and values.
+    """
+
+    def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, mean: list[float], std: list[float]):
+        super().__init__(vlm.eval().requires_grad_(False), mean, std)
+        self.cache = FeatureCache()
+
+    def train(self, mode: bool = True) -> "FrozenVLM":
+        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
+        return super().train(False)
 
     @torch.no_grad()
     def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
@@ -76,19 +117,12 @@ class FrozenVLM(torch.nn.Module):
         Raises:
             ValueError: if the prompts' image tokens are not those of the pictures.
         """
-        b, n, _, height, width = images.shape
-        rows, columns = token_grid(height, width, self.token_px) if n else (0, 0)
-        at_images = prompts.input_ids == self.image_token_id
-        if (at_images.sum(1) != n * rows * columns).any():
-            raise ValueError(
-                f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
-            )
+        b, n = images.shape[:2]
+        at_images = self.image_tokens(prompts, images)
         # Asked before there is work on the device, which the answer would have to wait for.
         padded = not bool(prompts.mask.all())
-        embeds = self.language_model.embed_tokens(prompts.input_ids)
-        if n:
-            vision = self.cache(self.vision, images.flatten(0, 1))
-            embeds = embeds.masked_scatter(at_images[..., None], vision.to(embeds.dtype))
+        vision = self.cache(self.vision, images.flatten(0, 1)) if n else None
+        embeds = self.embeddings(prompts, at_images, vision)
         cache = _KeysAndValues(len(self.language_model.layers))
         # The language model, not the one with the head: no logits are computed.
         with suppress(_Complete):
@@ -107,13 +141,3 @@ class FrozenVLM(torch.nn.Module):
             next_position=prompts.next_position,
             padded=padded,
         )
-
-    def vision(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> vision tokens [B, rows * columns, D], as the language model takes them."""
-        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
-        scaled = resize(pixels.to(self.mean.dtype), rows * self.token_px, columns * self.token_px)
-        # The processor resizes bytes: what bicubic interpolation overshoots at an edge is cut off.
-        scaled = scaled.round().clamp(0, 255) / 255
-        patches = patchify((scaled - self.mean) / self.std, self.patch, self.merge, self.temporal)
-        grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
-        return self.vlm.model.visual(patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))
