@@ -7,7 +7,7 @@ import torch
 from transformers import AutoProcessor, ProcessorMixin
 
 from wemmu.positions import prompt_positions
-from wemmu.types import Prompts
+from wemmu.types import UNASKED, Prompts
 
 
 class PromptEncoder:
@@ -48,8 +48,7 @@ class PromptEncoder:
         Raises:
             ValueError: if the text itself holds one of the VLM's special tokens, which would be read as the format's.
         """
-        if found := [token for token in self._special if token in text]:
-            raise ValueError(f"the prompt {text!r} holds the VLM's special token {found[0]}; leave it out")
+        self._check(text)
         ids: list[int] = []
         sizes = iter(grids)
         for token in self.tokenizer(self.chat(text, len(grids)), add_special_tokens=False)["input_ids"]:
@@ -64,6 +63,27 @@ class PromptEncoder:
         """Encode a batch. `grids[b]` lists the (height, width) in VLM tokens of each image of sample b."""
         rows = [[*self.token_ids(text, sizes), self._vision_start] for text, sizes in zip(texts, grids, strict=True)]
         return self.pad(rows, grids)
+
+    def answered(
+        self, texts: Sequence[str], answers: Sequence[str], grids: Sequence[Sequence[tuple[int, int]]]
+    ) -> tuple[Prompts, torch.Tensor]:
+        """Encode questions with their answers, and what is to be predicted of them: see `Batch.wanted`."""
+        asked = [self.token_ids(text, sizes) for text, sizes in zip(texts, grids, strict=True)]
+        said = [self.answer_ids(answer) for answer in answers]
+        prompts = self.pad([a + b for a, b in zip(asked, said, strict=True)], grids)
+        wanted = torch.full_like(prompts.input_ids, UNASKED)
+        for row, a, b in zip(wanted, asked, said, strict=True):
+            row[len(a) - 1 : len(a) - 1 + len(b)] = torch.tensor(b)
+        return prompts, wanted
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer and of its end; raises as `token_ids`."""
+        self._check(answer)
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def _check(self, text: str) -> None:
+        if found := [token for token in self._special if token in text]:
+            raise ValueError(f"the prompt {text!r} holds the VLM's special token {found[0]}; leave it out")
 
     def pad(self, rows: Sequence[list[int]], grids: Sequence[Sequence[tuple[int, int]]]) -> Prompts:
         """Pad ready token ids to one length and count their positions."""

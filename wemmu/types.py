@@ -1,13 +1,17 @@
 """What crosses a border between rooms. B samples, L prompt tokens, N input images, G pathway tokens, Q queries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from wemmu.config.task import Task
+
+# In `Batch.wanted`: nothing is to be predicted here.
+UNASKED = -100
 
 
 class _OnDevice:
@@ -65,8 +69,9 @@ class Batch(_OnDevice):
     """One micro-batch: one task and one shape.
 
     sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
-    included. images: uint8 [B, N, 3, H, W], N = 0 for tasks without input. target: uint8 [B, 3, H, W], or None when
-    sampling. latents: of the very same pictures, where the data set stores them. negatives: for contrastive stages.
+    included, and the answers where these are to be learnt. images: uint8 [B, N, 3, H, W], N = 0 for tasks without
+    input. target: uint8 [B, 3, H, W], or None when sampling and where words are wanted. latents: of the very same pictures, where the data set stores them. negatives:
+    for contrastive stages. wanted: int64 [B, L], of understanding: the token to predict at each token, or `UNASKED`.
     """
 
     task: Task
@@ -76,6 +81,7 @@ class Batch(_OnDevice):
     target: Tensor | None
     latents: Latents | None = None
     negatives: Negatives | None = None
+    wanted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,15 @@ class Flow(_OnDevice):
 
 
 class Losses(NamedTuple):
-    """values: [B], float32. tags: name of a metric -> which samples count for it, bool [B]."""
+    """values: [B], float32. tags: name of a metric -> which samples count for it, bool [B]. parts: name of a metric ->
+    what it is of each sample, [B], where the loss is made of several."""
 
     values: Tensor
     tags: dict[str, Tensor]
+    parts: Mapping[str, Tensor] = MappingProxyType({})
 
     def detached(self) -> "Losses":
-        return Losses(self.values.detach(), self.tags)
+        return Losses(self.values.detach(), self.tags, {name: part.detach() for name, part in self.parts.items()})
 
 
 # (micro-batch, optimizer step) -> losses, with gradient; all that an engine need know of an objective.

@@ -1,37 +1,53 @@
-"""The miniature world as a source: endless exact samples of every generation task, of the training split."""
+"""The miniature world as a source: endless exact samples of every task, of the training split."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
 from data_pipeline.records import Part, RawRecord
 from wemmu.config import Task, prepare
 from wemmu.shapes.edits import Edit, random_edit, random_two_image_edit
-from wemmu.shapes.language import caption, wordings
+from wemmu.shapes.language import DESCRIBE, caption, full_caption, question, wordings
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
 
-# Prompt, input scenes, target scene; a target of None is the first input.
-Sample = tuple[str, tuple[Scene, ...], Scene | None]
+# Share of descriptions among what is asked of a picture; the rest are questions.
+DESCRIPTIONS = 0.5
+
+
+class Sample(NamedTuple):
+    """Prompt, input scenes and target scene, where None is the first input; what to say, where words are wanted."""
+
+    prompt: str
+    inputs: tuple[Scene, ...] = ()
+    target: Scene | None = None
+    answer: str = ""
 
 
 def _t2i(rng: random.Random) -> Sample:
     scene = random_scene(rng)
-    return caption(scene, rng), (), scene
+    return Sample(caption(scene, rng), target=scene)
 
 
 def _reconstruction(rng: random.Random) -> Sample:
-    return "", (random_scene(rng),), None
+    return Sample("", (random_scene(rng),))
 
 
 def _unconditional(rng: random.Random) -> Sample:
-    return "", (), random_scene(rng)
+    return Sample("", target=random_scene(rng))
 
 
 def _edited(edit: Edit) -> Sample:
-    return edit.instruction, edit.sources, edit.target
+    return Sample(edit.instruction, edit.sources, edit.target)
+
+
+def _understanding(rng: random.Random) -> Sample:
+    scene = random_scene(rng)
+    asked = (DESCRIBE, full_caption(scene)) if rng.random() < DESCRIPTIONS else question(scene, rng)
+    return Sample(asked[0], (scene,), answer=asked[1])
 
 
 SAMPLES: dict[Task, Callable[[random.Random], Sample]] = {
@@ -40,6 +56,7 @@ SAMPLES: dict[Task, Callable[[random.Random], Sample]] = {
     Task.UNCONDITIONAL: _unconditional,
     Task.EDIT: lambda rng: _edited(random_edit(rng)),
     Task.MULTI_EDIT: lambda rng: _edited(random_two_image_edit(rng)),
+    Task.UNDERSTANDING: _understanding,
 }
 
 
@@ -79,7 +96,7 @@ class ShapesSource:
         scene = random_scene(rng)
         while wording not in wordings(scene):
             scene = random_scene(rng)
-        return caption(scene, rng, wording), (), scene
+        return Sample(caption(scene, rng, wording), target=scene)
 
     def parts(self, size: int) -> list[Part]:
         return [
@@ -95,11 +112,12 @@ class ShapesSource:
     def read(self, part: Part) -> Iterator[RawRecord]:
         task, seed = Task(part.place["task"]), part.place["seed"]
         for number in range(part.place["first"], part.place["end"]):
-            prompt, inputs, target = self._samples[task](random.Random(f"shapes/{seed}/{task}/{number}"))
+            sample = self._samples[task](random.Random(f"shapes/{seed}/{task}/{number}"))
             yield RawRecord(
                 key=f"{task}/{number}",
                 task=task,
-                prompt=prompt,
-                images=tuple(SceneDrawing(scene) for scene in inputs),
-                target=None if target is None else SceneDrawing(target),
+                prompt=sample.prompt,
+                images=tuple(SceneDrawing(scene) for scene in sample.inputs),
+                target=None if sample.target is None else SceneDrawing(sample.target),
+                answer=sample.answer,
             )

@@ -32,6 +32,16 @@ LEARNABLE = put("bridge", "queries", {"design": "learnable_fixed"})
 
 RESOLUTIONS = put("stages", 0, "resolution", [32, 48, 64])
 PLATEAU = {"every": 10, "window": 2, "min_gain": 0.01, "patience": 2}
+ROSS = {
+    "name": "align",
+    "resolution": 64,
+    "steps": 100,
+    "global_batch": 16,
+    "trains": ["projector", "head"],
+    "objective": {"kind": "reconstructive"},
+    "optimizer": {"lr": 1.0e-3},
+    "mixture": {"understanding": 1.0},
+}
 
 REFUSED = {
     "a ladder that does not ascend": (
@@ -71,14 +81,31 @@ REFUSED = {
     ),
     "no generation task": (
         [put("stages", 0, "mixture", {"understanding": 1.0})],
-        "understanding is not a generation task",
+        "understanding is no task of a stage whose objective is flow; valid: t2i",
+    ),
+    "module of another objective": (
+        [put("stages", 0, "trains", ["pathway", "llm"])],
+        "stage first has no llm to train, whose objective is flow; valid: vae_branch, pathway",
+    ),
+    "a VLM that is to generate": (
+        [put("stages", 0, ROSS | {"mixture": {"t2i": 1.0}})],
+        "t2i is no task of a stage whose objective is reconstructive; valid: understanding",
+    ),
+    "answers beside pictures": ([put("stages", 0, ROSS)], "a curriculum has one kind"),
+    "a DiT shared where there is none": (
+        [put("stages", [ROSS]), put("parallel", {"engine": "hybrid", "ranks": 2, "tp": 2})],
+        "engine hybrid shares a DiT, which reconstructive stages have not; valid: single, zero3",
+    ),
+    "a head that does not divide": (
+        [put("reconstruction", {"head": {"kind": "denoiser", "width": 20, "heads": 3}})],
+        "width 20 must be a multiple of 4 and of its 3 heads",
     ),
     "unknown task": ([put("stages", 0, "mixture", {"poetry": 1.0})], "t2i"),
     "empty mixture": ([put("stages", 0, "mixture", {})], "the mixture is empty; valid tasks: t2i"),
     "weight of zero": ([put("stages", 0, "mixture", {"t2i": 0})], "greater than 0"),
     "nothing trained": ([put("stages", 0, "trains", [])], "must train at least one module"),
     "module named twice": ([put("stages", 0, "trains", ["pathway", "pathway"])], "named twice: pathway, pathway"),
-    "unknown module": ([put("stages", 0, "trains", ["vlm"])], "'vae_branch', 'pathway', .* or 'dit'"),
+    "unknown module": ([put("stages", 0, "trains", ["vlm"])], "'vae_branch', 'pathway', .* or 'head'"),
     "stage named twice": ([put("stages", 1, "name", "first")], "stages need distinct names, got: first, first"),
     "no stages": ([put("stages", [])], "stages need distinct names, got: none"),
     "name that is no directory": ([put("stages", 0, "name", "a/b")], "match pattern"),

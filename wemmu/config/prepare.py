@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from wemmu.config.base import Config, Positive, Share
-from wemmu.config.task import GENERATION_TASKS, Task
+from wemmu.config.task import Task
 
 # At least 1: a ratio of the longer to the shorter side, or of the new to the old.
 Ratio = Annotated[float, Field(ge=1)]
@@ -36,13 +36,6 @@ class ShapesSource(_Source):
     edits: dict[EditKind, PositiveFloat] = Field(default_factory=dict)
     captions: dict[Wording, PositiveFloat] = Field(default_factory=dict)
     seed: int = 0
-
-    @field_validator("samples")
-    @classmethod
-    def _can_be_made(cls, samples: dict[Task, int]) -> dict[Task, int]:
-        if strange := [task for task in samples if task not in GENERATION_TASKS]:
-            raise ValueError(f"{strange[0]} is none of {', '.join(GENERATION_TASKS)}")
-        return samples
 
 
 class WebDatasetSource(_Source):

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, Positive
 from wemmu.config.prepare import Prepare
+from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.stage import Rung, Stage
 
 
@@ -176,6 +177,7 @@ class Curriculum(Config):
     seed: int = 0
     backbones: Backbones
     bridge: Bridge = Bridge()
+    reconstruction: Reconstruction = Reconstruction()
     data: Data
     memory: Memory
     parallel: Parallel = Parallel()
@@ -194,7 +196,11 @@ class Curriculum(Config):
         if self.kernels.compile and self.parallel.engine != "single":
             # Both take the layers apart with hooks and slices that are made after this.
             raise ValueError(f"kernels.compile is not for engine {self.parallel.engine}; valid with it: single")
-        learnable = self.bridge.queries.design != "noisy"
+        if len({stage.reconstructs for stage in self.stages}) > 1:
+            raise ValueError("reconstructive stages train a VLM, others a bridge beside it; a curriculum has one kind")
+        if self.stages[0].reconstructs and self.parallel.engine == "hybrid":
+            raise ValueError("engine hybrid shares a DiT, which reconstructive stages have not; valid: single, zero3")
+        learnable = self.bridge.queries.design != "noisy" and not self.stages[0].reconstructs
         for stage in self.stages:
             if stage.global_batch % self.parallel.ranks:
                 raise ValueError(
@@ -244,6 +250,7 @@ class StageRun(Config):
     data: Data
     memory: Memory
     # Configs of earlier versions do not say.
+    reconstruction: Reconstruction = Reconstruction()
     parallel: Parallel = Parallel()
     kernels: Kernels = Kernels()
     sampling: Sampling

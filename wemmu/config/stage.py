@@ -2,15 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from wemmu.config.base import Config, Positive, Share
 from wemmu.config.ladder import NextRung
-from wemmu.config.task import GENERATION_TASKS, Task
+from wemmu.config.task import GENERATION_TASKS, UNDERSTANDING_TASKS, Task
 
-Module = Literal["vae_branch", "pathway", "position_mlp", "queries", "dit"]
+# What a stage can train: of the bridge and the DiT, or of a VLM that learns to answer and to reconstruct.
+GenerationModule = Literal["vae_branch", "pathway", "position_mlp", "queries", "dit"]
+UnderstandingModule = Literal["projector", "llm", "head"]
+Module = Literal[GenerationModule, UnderstandingModule]
 
 
 class TimeSampling(Config):
@@ -40,12 +43,24 @@ class Objective(Config):
     time: TimeSampling = TimeSampling()
 
 
+class ReconstructiveTuning(Config):
+    """ROSS: cross-entropy of the answer plus `weight` times the loss of reconstruction (the paper: 1).
+
+    Both are means over a sample, then over the global batch, so neither depends on how samples share the devices.
+    """
+
+    kind: Literal["reconstructive"]
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
 class Optimizer(Config):
     """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
 
     lr: Annotated[float, Field(gt=0)]
     # Learning rate of the DiT, pre-trained and therefore slower; OPEN in the paper.
     dit_lr: Annotated[float, Field(gt=0)] | None = None
+    # Learning rate of a head that reconstructs; `lr` if not given.
+    head_lr: Annotated[float, Field(gt=0)] | None = None
     # Rate of the bridge's norms and biases, as a multiple of `lr`.
     vector_scale: Annotated[float, Field(gt=0)] = 1.0
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -84,7 +99,7 @@ class _Training(Config):
     steps: Positive
     global_batch: Positive
     trains: tuple[Module, ...]
-    objective: Objective = Objective()
+    objective: Annotated[Objective | ReconstructiveTuning, Field(discriminator="kind")] = Objective()
     optimizer: Optimizer
     # Weight of each task among the steps: a step draws its whole global batch from one task.
     mixture: dict[Task, Annotated[float, Field(gt=0)]]
@@ -101,14 +116,28 @@ class _Training(Config):
             raise ValueError(f"a module is named twice: {', '.join(trains)}")
         return trains
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether a VLM learns to answer (ROSS), and not a bridge to generate."""
+        return isinstance(self.objective, ReconstructiveTuning)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        tasks = UNDERSTANDING_TASKS if self.reconstructs else GENERATION_TASKS
+        modules = get_args(UnderstandingModule if self.reconstructs else GenerationModule)
+        kind = f"whose objective is {self.objective.kind}"
         if not self.mixture:
-            raise ValueError(f"stage {self.name}: the mixture is empty; valid tasks: {', '.join(GENERATION_TASKS)}")
+            raise ValueError(f"stage {self.name}: the mixture is empty; valid tasks: {', '.join(tasks)}")
+        if wrong := [t for t in self.mixture if t not in tasks]:
+            raise ValueError(
+                f"stage {self.name}: {', '.join(wrong)} is no task of a stage {kind}; valid: {', '.join(tasks)}"
+            )
+        if wrong := [m for m in self.trains if m not in modules]:
+            raise ValueError(
+                f"stage {self.name} has no {', '.join(wrong)} to train, {kind}; valid: {', '.join(modules)}"
+            )
         if unasked := [t for t in self.gate.scores if t not in self.mixture]:
             raise ValueError(f"stage {self.name}: gate.scores of {unasked[0]}, which its mixture has not")
-        if wrong := [t for t in self.mixture if t not in GENERATION_TASKS]:
-            raise ValueError(f"stage {self.name}: {', '.join(wrong)} is not a generation task")
         if self.optimizer.warmup + self.optimizer.decay > self.steps:
             raise ValueError(f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps")
         if "dit" in self.trains and self.optimizer.dit_lr is None:

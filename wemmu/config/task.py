@@ -8,7 +8,7 @@ class Task(StrEnum):
 
     T2I: prompt -> picture. RECONSTRUCTION: picture without words -> the same picture. UNCONDITIONAL: nothing -> a
     picture. EDIT: one picture and an instruction -> picture. MULTI_EDIT: several pictures and an instruction ->
-    picture. UNDERSTANDING: picture and question -> words; no generation stage trains on it.
+    picture. UNDERSTANDING: picture and question -> words; what a VLM is tuned on.
     """
 
     T2I = "t2i"
@@ -22,3 +22,4 @@ class Task(StrEnum):
 # Tasks that can do with the pictures of text-to-image records, and do where a data set has no records of their own.
 FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
 GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)
+UNDERSTANDING_TASKS = (Task.UNDERSTANDING,)

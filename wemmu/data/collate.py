@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from wemmu.config.shards import StreamSettings
+from wemmu.config.task import UNDERSTANDING_TASKS
 from wemmu.data.shards import Sample, stacked
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
@@ -19,14 +20,12 @@ def collate(settings: StreamSettings, samples: Sequence[Sample], encoder: Prompt
     if settings.latents is not None:
         stored = torch.stack([s.latents for s in samples])  # [B, 1 + N, C, h, w]
         latents = Latents(target=stored[:, 0], images=stored[:, 1:])
-    return Batch(
-        task=settings.task,
-        sample_ids=torch.tensor([sample_id(s.id) for s in samples]),
-        prompts=encoder([s.prompt for s in samples], [[grid] * len(s.images) for s in samples]),
-        images=stacked([s.images for s in samples]),
-        target=stacked([s.target for s in samples]),
-        latents=latents,
-    )
+    ids, images = torch.tensor([sample_id(s.id) for s in samples]), stacked([s.images for s in samples])
+    texts, grids = [s.prompt for s in samples], [[grid] * len(s.images) for s in samples]
+    if settings.task in UNDERSTANDING_TASKS:
+        prompts, wanted = encoder.answered(texts, [s.answer for s in samples], grids)
+        return Batch(settings.task, ids, prompts, images, target=None, wanted=wanted)
+    return Batch(settings.task, ids, encoder(texts, grids), images, stacked([s.target for s in samples]), latents)
 
 
 def sample_id(record: str) -> int:

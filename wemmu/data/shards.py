@@ -36,7 +36,7 @@ class Sample:
 
     `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input pictures; `target`: uint8 [3, H, W]; in memory the
     channels are last (see `stacked`). `latents`: those of the target, then of each input, [1 + N, C, h, w] in the type
-    they are stored in; None without.
+    they are stored in; None without. `answer`: what should be said, of understanding.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Sample:
     images: Tensor
     target: Tensor
     latents: Tensor | None
+    answer: str = ""
 
     def as_task(self, task: Task) -> "Sample":
         """A text-to-image record as one of another task: its picture is what is to be made, and nothing is said."""
@@ -201,7 +202,7 @@ class ShardStream:
             raise _BadRecordError("it has no picture")
         target = self._decode(columns["target"]) if columns["target"] else images[0]
         latents = None if stored.latents is None else _latents(columns["latents"], stored.latents, stored.inputs)
-        return Sample(columns["id"], columns["prompt"], images, target, latents)
+        return Sample(columns["id"], columns["prompt"], images, target, latents, columns["answer"])
 
     def _decode(self, picture: memoryview) -> Tensor:
         try:

@@ -7,7 +7,7 @@ import numpy as np
 
 from wemmu.config.schema import Data
 from wemmu.config.shards import ShardError, Stream
-from wemmu.config.task import FROM_T2I, GENERATION_TASKS, Task
+from wemmu.config.task import FROM_T2I, Task
 from wemmu.data.files import Files, LocalFiles
 from wemmu.data.mixture import window_bytes
 from wemmu.data.remote import ShardCache
@@ -63,7 +63,7 @@ def held_out_ids(data: Data, files: Files, streams: Iterable[Stream]) -> frozens
     """
     if not data.validation:
         return frozenset()
-    opened = [ShardStream(files, s, data.damaged) for s in streams if s.settings.task in GENERATION_TASKS]
+    opened = [ShardStream(files, s, data.damaged) for s in streams]
     return frozenset(stream.id_of(place) for stream in opened for place in spread(len(stream), data.validation))
 
 

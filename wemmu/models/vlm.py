@@ -85,12 +85,17 @@ class VLM(torch.nn.Module):
     def vision(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> vision tokens [B, rows * columns, D], as the language model takes them."""
         rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
-        scaled = resize(pixels.to(self.mean.dtype), rows * self.token_px, columns * self.token_px)
-        # The processor resizes bytes: what bicubic interpolation overshoots at an edge is cut off.
-        scaled = scaled.round().clamp(0, 255) / 255
-        patches = patchify((scaled - self.mean) / self.std, self.patch, self.merge, self.temporal)
+        scaled = (self.resized(pixels) / 255 - self.mean) / self.std
+        patches = patchify(scaled, self.patch, self.merge, self.temporal)
         grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
         return self.vlm.model.visual(patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> [B, 3, rows * token px, columns * token px] in whole numbers from 0 to 255."""
+        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
+        scaled = resize(pixels.to(self.mean.dtype), rows * self.token_px, columns * self.token_px)
+        # The processor resizes bytes: what bicubic interpolation overshoots at an edge is cut off.
+        return scaled.round().clamp(0, 255)
 
 
 class FrozenVLM(VLM):

@@ -13,12 +13,17 @@ from wemmu.parallel.engine import TrainState
 def rates(name: str, ndim: int, config: OptimizerConfig) -> tuple[float, float]:
     """(peak learning rate, weight decay) of the parameter with this canonical name and number of dimensions.
 
-    The DiT (`dit.*`) has a rate of its own; vectors (norms, biases) are never decayed, and those of the bridge learn
-    `vector_scale` times as fast.
+    The DiT (`dit.*`) has a rate of its own, and a head that reconstructs (`head.*`) may have one. Vectors (norms,
+    biases) are never decayed, and those of the rest learn `vector_scale` times as fast.
     """
     vector = ndim < 2
-    bridge_lr = config.lr * config.vector_scale if vector else config.lr
-    return config.dit_lr if name.startswith("dit.") else bridge_lr, 0.0 if vector else config.weight_decay
+    if name.startswith("dit."):
+        lr = config.dit_lr
+    elif name.startswith("head.") and config.head_lr is not None:
+        lr = config.head_lr
+    else:
+        lr = config.lr * config.vector_scale if vector else config.lr
+    return lr, 0.0 if vector else config.weight_decay
 
 
 class AdamW:

@@ -59,6 +59,10 @@ def _offset(a: Object, b: Object) -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------------------------------- captions
+# What is asked where the whole of a scene is to be told.
+DESCRIBE = "describe the image"
+
+
 def full_caption(scene: Scene) -> str:
     """The one canonical wording that says everything; the scorer's and the VLM's common form."""
     return _join([_phrase(o, o.size, o.color, f"at the {CELLS[o.cell]}") for o in scene.objects]) + (

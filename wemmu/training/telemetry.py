@@ -37,10 +37,13 @@ class Window:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def add(self, losses: Losses) -> None:
-        """Add the losses of a micro-batch to the mean over all samples and to those of its tags."""
+        """Add the losses of a micro-batch to the means over all samples and to those of its tags."""
         values = losses.values.double()
-        for key, mask in {"loss": torch.ones_like(values, dtype=torch.bool), **losses.tags}.items():
-            found = torch.stack([values.where(mask, 0.0).sum(), mask.sum()])
+        every = torch.ones_like(values, dtype=torch.bool)
+        counted = {key: (values, mask) for key, mask in {"loss": every, **losses.tags}.items()}
+        counted |= {key: (part.double(), every) for key, part in losses.parts.items()}
+        for key, (of, mask) in counted.items():
+            found = torch.stack([of.where(mask, 0.0).sum(), mask.sum()])
             self._sums[key] = self._sums[key] + found if key in self._sums else found
 
     def close(self) -> dict[str, float]:

@@ -1,0 +1,109 @@
+"""ROSS: a VLM that answers questions, and a head that must restore the picture from what its tokens became."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from wemmu.config.reconstruction import Denoiser as DenoiserConfig
+from wemmu.config.reconstruction import Reconstruction
+from wemmu.config.stage import Module
+from wemmu.models.reconstruction import Denoiser, Regressor
+from wemmu.models.vae import FrozenVAE
+from wemmu.models.vlm import VLM
+from wemmu.positions import token_grid
+from wemmu.types import Prompts
+
+
+class States(NamedTuple):
+    """text: [B, L, D], what the language-model head reads; pictures: [B, N, rows * columns, D], at the image tokens of
+    the layer that the reconstruction is told from."""
+
+    text: Tensor
+    pictures: Tensor
+
+
+class Ross(VLM):
+    """The vision tower and the autoencoder are never trained; the projector, the language model and the head are.
+
+    The projector is the tower's merger, `visual.merger`. Weights bear the names that transformers gives them, behind
+    `vlm.`; those of the head are behind `head.`.
+    """
+
+    def __init__(
+        self,
+        vlm: Qwen2_5_VLForConditionalGeneration,
+        mean: list[float],
+        std: list[float],
+        vae: FrozenVAE,
+        config: Reconstruction,
+    ):
+        """Raises ValueError if the VLM has no such layer as `config` wants the states of."""
+        super().__init__(vlm, mean, std)
+        layers = len(self.language_model.layers)
+        if config.layer != "last" and config.layer > layers:
+            raise ValueError(f"reconstruction.layer is {config.layer}; valid choices: 0 to {layers}, last")
+        self.vae, self.config = vae, config
+        channels = vae.latent_channels if config.target == "latents" else 3 * self.token_px**2
+        build = Denoiser if isinstance(config.head, DenoiserConfig) else Regressor
+        self.head = build(config.head, self.language_model.config.hidden_size, channels)
+
+    def states(self, prompts: Prompts, images: Tensor) -> States:
+        """Run the VLM over whole conversations, questions and answers.
+
+        images: uint8 [B, N, 3, H, W], the pictures of each; N may be 0.
+
+        Raises:
+            ValueError: if the prompts' image tokens are not those of the pictures.
+        """
+        b, n = images.shape[:2]
+        at_images = self.image_tokens(prompts, images)
+        vision = self.vision(images.flatten(0, 1)) if n else None
+        layer = self.config.layer
+        seen = self.language_model(
+            inputs_embeds=self.embeddings(prompts, at_images, vision),
+            attention_mask=prompts.mask.long(),
+            position_ids=prompts.positions,
+            use_cache=False,
+            output_hidden_states=layer != "last",
+        )
+        told = seen.last_hidden_state if layer == "last" else seen.hidden_states[layer]
+        return States(seen.last_hidden_state, told[at_images].reshape(b, n, -1 if n else 0, told.shape[-1]))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., D] -> [..., vocabulary]."""
+        return self.vlm.lm_head(states)
+
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        """uint8 [M, 3, H, W] -> what is to be restored, on the grid of the VLM's tokens: float32 [M, C, rows, columns].
+
+        Latents are of about unit variance; pixels, 3 * token_px^2 channels, in [-1, 1].
+        """
+        grid = token_grid(*images.shape[-2:], self.token_px)
+        if self.config.target == "latents":
+            return self.vae.encode(images, grid).float()
+        pixels = self.resized(images) / 127.5 - 1
+        return nn.functional.pixel_unshuffle(pixels.float(), self.token_px)
+
+    @torch.no_grad()
+    def picture(self, target: Tensor) -> Tensor:
+        """The inverse of `target`: [M, C, rows, columns] -> pixels [M, 3, H, W], nominally in [-1, 1]."""
+        if self.config.target == "latents":
+            return self.vae.decode(target).float()
+        return nn.functional.pixel_shuffle(target, self.token_px)
+
+    def modules_by_name(self) -> dict[Module, nn.Module]:
+        """The parts that a stage can name in `trains`."""
+        return {
+            "projector": self.vlm.model.visual.merger,
+            "llm": nn.ModuleList([self.language_model, self.vlm.lm_head]),
+            "head": self.head,
+        }
+
+    def freeze_all_but(self, trains: tuple[Module, ...]) -> None:
+        """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
+        self.requires_grad_(False)
+        for name in trains:
+            self.modules_by_name()[name].requires_grad_(True)
