@@ -94,6 +94,10 @@ class Ross(VLM):
             return self.vae.decode(target).float()
         return nn.functional.pixel_shuffle(target, self.token_px)
 
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer of the language model in the backward pass instead of keeping what is inside."""
+        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def modules_by_name(self) -> dict[Module, nn.Module]:
         """The parts that a stage can name in `trains`."""
         return {

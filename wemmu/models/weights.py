@@ -19,10 +19,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
+from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.schema import Backbones
 from wemmu.config.schema import Bridge as BridgeConfig
 from wemmu.models.bridge import Bridge
 from wemmu.models.model import WeMMU
+from wemmu.models.ross import Ross
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
 
@@ -92,6 +94,22 @@ def build_model(
         place(f"bridge.pathway.{name}.", block)
     place("bridge.", part)
     return WeMMU(vlm, vae, part, dit), reports
+
+
+def build_ross(backbones: Backbones, config: Reconstruction, seed: int) -> tuple[Ross, list[LoadReport]]:
+    """A VLM that is tuned, the autoencoder that makes its targets, and a head initialised from `seed`; no DiT.
+
+    The head is float32 whatever the VLM is. Raises as `load_backbones`, and ValueError if the VLM has no such layer as
+    the config names.
+    """
+    dtype = getattr(torch, backbones.dtype)
+    vlm, vlm_report = load_strict(Qwen2_5_VLForConditionalGeneration, backbones.vlm, dtype)
+    vae, vae_report = load_strict(AutoencoderDC, backbones.sana / "vae", dtype)
+    pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Ross(vlm, pixels.image_mean, pixels.image_std, FrozenVAE(vae), config)
+    return model, [vlm_report, vae_report]
 
 
 def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:

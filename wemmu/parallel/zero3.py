@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO-3: weights, gradients and moments of all that can be trained, in shards over all ranks.
 
-The bridge and the DiT are sharded, whether this stage trains them or not; the VLM and the autoencoder, which no stage
+What any stage can train is sharded, whether this one does or not; the autoencoder and a frozen VLM, which no stage
 trains, stay whole on every rank. DeepSpeed gathers the weights of a module for its turn in forward and backward.
 
 What is used of DeepSpeed beyond its documented interface, read in and tested with 0.19.8, is in this file alone.
@@ -39,9 +39,10 @@ class _Trainable(nn.Module):
     DeepSpeed follows the order of its modules from one such call to the next, to gather ahead.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFn):
+    def __init__(self, model: nn.Module, loss: LossFn, parts: Iterable[str]):
         super().__init__()
-        self.bridge, self.dit = model.bridge, model.dit
+        for part in parts:
+            self.add_module(part, model.get_submodule(part))
         self._loss = loss
 
     def forward(self, batch: Batch, step: int) -> Losses:
@@ -73,20 +74,33 @@ class _Linear(torch.autograd.Function):
 
 
 class Zero3Engine:
-    """See `wemmu.parallel.engine.Engine`. Shards the model's bridge and DiT in place, where `shard` has not already."""
+    """See `wemmu.parallel.engine.Engine`. Shards parts of the model in place, where `shard` has not already."""
 
-    def __init__(self, model: nn.Module, loss: LossFn, run: StageRun, topology: Topology, device: torch.device):
-        """Raises ValueError if there is nothing to train."""
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFn,
+        run: StageRun,
+        topology: Topology,
+        device: torch.device,
+        parts: Sequence[str] = ("bridge", "dit"),
+    ):
+        """parts: names of the model's submodules to shard; the others are never trained and stay whole.
+
+        Raises ValueError if there is nothing to train.
+        """
         self._deepspeed = load_deepspeed(device)
         self._model, self._world, self._global_batch = model, topology.world, run.stage.global_batch
-        model.vlm.to(device), model.vae.to(device)
-        trainable = _Trainable(model, loss)
+        others = [part for name, part in model.named_children() if name not in parts]
+        for part in others:
+            part.to(device)
+        trainable = _Trainable(model, loss, parts)
         shard(trainable, device)
         self._trained = {name: p for name, p in trainable.named_parameters() if p.requires_grad}
         if not self._trained:
             raise ValueError("nothing to train: every parameter is frozen")
         trained = sum(p.ds_numel for p in self._trained.values())
-        whole = sum(p.numel() for part in (model.vlm, model.vae) for p in part.parameters())
+        whole = sum(p.numel() for part in others for p in part.parameters())
         self.parameters = trained, whole + sum(p.ds_numel for p in trainable.parameters()) - trained
 
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -1,11 +1,12 @@
 """The one place where everything meets: a stage's config becomes a model, an engine, a loader and an objective."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from wemmu import kernels
 from wemmu.config.schema import StageRun
@@ -13,14 +14,14 @@ from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
 from wemmu.kernels import Kernels
 from wemmu.models.model import WeMMU
+from wemmu.models.ross import Ross
 from wemmu.models.vae import FrozenVAE
-from wemmu.models.weights import LoadReport, Place, build_model, stay
+from wemmu.models.weights import LoadReport, Place, stay
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.sampler import Sampler
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.training.recipes import Recipe, identities_of, recipe, untrained
 from wemmu.training.start import start_from, startable
 
 
@@ -32,10 +33,11 @@ class Parts:
     its checkpoints. frozen: backbone -> SHA-256 of the weights it was loaded with.
     """
 
-    model: WeMMU
+    model: nn.Module
+    encoder: PromptEncoder
     engine: Engine
     loader: Loader
-    sampler: Sampler
+    draw: Callable[[], tuple[Image.Image, int]]
     carried: dict[str, Tensor]
     frozen: dict[str, str]
     reports: list[LoadReport]
@@ -50,18 +52,14 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         ShardError: if the data set cannot be read or stores latents of another autoencoder.
         ValueError: if layers are to be compiled and there is no compiler.
     """
-    model, reports = build_model(run.backbones, run.bridge, run.seed, _place(run, device))
-    identities = _identities(reports)
-    model.freeze_all_but(run.stage.trains)
-    model.train()
-    model.vae.cache.capacity = model.vlm.cache.capacity = run.memory.cached_pictures
-    if run.memory.checkpointing:
-        model.checkpoint_activations()
-    chosen = _kernels(run, model, torch.device(device))
+    device = torch.device(device)
+    made = recipe(run, _place(run, device), device)
+    model, identities = made.model, dict(made.identities)
+    chosen = _kernels(run, made, device)
     # The names, before an engine takes the model apart.
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     resting = startable(model).keys() - trained
-    engine = _engine(run, model, topology, device, chosen.adamw == "Apex")
+    engine = _engine(run, made, topology, device, chosen.adamw == "Apex")
     started = frozenset()
     if run.stage.start:
         held = engine.held(resting) | engine.state().weights
@@ -70,34 +68,33 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     # A DiT that an earlier stage trained, or that this one does, is no longer the backbone of that name.
     if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
         del identities["dit"]
-    encoder = PromptEncoder(run.backbones.vlm)
-    loader = Loader(run, encoder, model.vlm.token_px, topology.rank, topology.world)
-    check_latents(loader.settings, model.vae, identities["vae"])
-    carried = {name for name in resting if name.startswith("bridge.") or name in started}
+    loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
+    check_latents(loader.settings, made.vae, identities["vae"])
+    carried = {name for name in resting if name.startswith(made.new) or name in started}
     return Parts(
         model=model,
+        encoder=made.encoder,
         engine=engine,
         loader=loader,
-        sampler=Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution), device=device),
+        draw=made.draw,
         carried=engine.held(carried),
         frozen=identities,
-        reports=reports,
+        reports=made.reports,
         kernels=chosen,
     )
 
 
-def _kernels(run: StageRun, model: WeMMU, device: torch.device) -> Kernels:
+def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
     """Choose the kernels and give them to the layers that a stage runs with gradients, and to the VLM's norms."""
-    language = model.vlm.language_model
+    language = made.language
     head_dim = language.config.hidden_size // language.config.num_attention_heads
     chosen = kernels.choose(run.kernels, run.parallel.engine, device, getattr(torch, run.backbones.dtype), head_dim)
-    layers = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
-    kernels.apply(chosen, type(language.norm), [language, model.bridge.pathway], layers)
+    kernels.apply(chosen, type(language.norm), made.normed, made.layers)
     return chosen
 
 
-def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.device | str, apex: bool) -> Engine:
-    loss = FlowMatchingLoss(model, run)
+def _engine(run: StageRun, made: Recipe, topology: Topology, device: torch.device, apex: bool) -> Engine:
+    model, loss = made.model, made.loss
     match run.parallel.engine:
         case "single":
             return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch, apex)
@@ -105,32 +102,27 @@ def _engine(run: StageRun, model: WeMMU, topology: Topology, device: torch.devic
         case "zero3":
             from wemmu.parallel.zero3 import Zero3Engine
 
-            return Zero3Engine(model, loss, run, topology, torch.device(device))
+            return Zero3Engine(model, loss, run, topology, device, made.sharded)
         case "hybrid":
             from wemmu.parallel.hybrid import HybridEngine
 
-            return HybridEngine(model, loss, run, topology, torch.device(device), apex)
+            return HybridEngine(model, loss, run, topology, device, apex)
 
 
-def _place(run: StageRun, device: torch.device | str) -> Place:
+def _place(run: StageRun, device: torch.device) -> Place:
     """What becomes of each block of the model as soon as it has its weights."""
     if run.parallel.engine != "zero3":
         return stay
     from wemmu.parallel.zero3 import shard
 
-    return lambda _, block: shard(block, torch.device(device))
+    return lambda _, block: shard(block, device)
 
 
-def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU, PromptEncoder]:
+def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU | Ross, PromptEncoder]:
     """The model as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns."""
-    model, reports = build_model(run.backbones, run.bridge, run.seed)
-    start_from(checkpoint, startable(model), _identities(reports))
+    model, reports = untrained(run)
+    start_from(checkpoint, startable(model), identities_of(reports))
     return model.requires_grad_(False).eval(), PromptEncoder(run.backbones.vlm)
-
-
-def _identities(reports: list[LoadReport]) -> dict[str, str]:
-    vlm, vae, dit = (report.sha256 for report in reports)
-    return {"vlm": vlm, "vae": vae, "dit": dit}
 
 
 def check_latents(streams: Iterable[StreamSettings], vae: FrozenVAE, sha256: str) -> None:

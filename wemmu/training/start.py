@@ -10,20 +10,31 @@ from wemmu.training.checkpoint import fill_weights
 from wemmu.training.collective import CheckpointError, all_ranks
 from wemmu.training.manifest import Manifest, some, verify
 
+# What stages train: the bridge and the DiT, or of a VLM that learns to answer the language model, the projector and the
+# head that reconstructs. Of a frozen VLM the names begin with `vlm.vlm.`.
+STARTABLE = (
+    "bridge.",
+    "dit.",
+    "head.",
+    "vlm.model.language_model.",
+    "vlm.model.visual.merger.",
+    "vlm.lm_head.",
+)
+
 
 def startable(model: nn.Module) -> dict[str, Tensor]:
     """The live weights of a whole model that a stage can leave behind, by canonical name."""
-    return {name: p.detach() for name, p in model.named_parameters() if name.startswith(("bridge.", "dit."))}
+    return {name: p.detach() for name, p in model.named_parameters() if name.startswith(STARTABLE)}
 
 
 @torch.no_grad()
 def start_from(source: Path, held: Mapping[str, Tensor], identities: Mapping[str, str]) -> frozenset[str]:
     """Fill `held` with the weights of a checkpoint, or of one that was shipped; returns the names of what is in it.
 
-    held: what this rank holds of the bridge and the DiT, live, by canonical name; all ranks call it. identities:
+    held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. identities:
     backbone -> SHA-256 of the weights that it was loaded with.
-    The bridge must be inside whole. A DiT that is not inside was frozen when the checkpoint was made, so it must have
-    been the very DiT that is loaded now.
+    What no backbone gave must be inside whole. A backbone's weights that are not inside were frozen when the checkpoint
+    was made, so they must have been those of the very backbone that is loaded now.
 
     Raises:
         CheckpointError: naming the tensors that are missing, unknown or of another shape, or the frozen part that
@@ -43,12 +54,13 @@ def start_from(source: Path, held: Mapping[str, Tensor], identities: Mapping[str
 def check_fits(
     source: Path, manifest: Manifest, known: Mapping[str, Sequence[int]], identities: Mapping[str, str]
 ) -> None:
-    """Refuse a checkpoint that a stage whose bridge and DiT have the shapes `known` cannot start from.
+    """Refuse a checkpoint that a stage whose startable weights have the shapes `known` cannot start from.
 
     Raises:
         CheckpointError: as `start_from`.
     """
-    needed = {n for n in known if n.startswith("bridge.") or "dit" not in manifest.frozen}
+    # What is not inside was not trained, so it is the backbone's, which `_check_frozen` compares.
+    needed = {n for n in known if n.partition(".")[0] not in manifest.frozen}
     missing, unknown = sorted(needed - manifest.tensors.keys()), sorted(manifest.tensors.keys() - known.keys())
     if missing or unknown:
         raise CheckpointError(

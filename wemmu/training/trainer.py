@@ -12,7 +12,6 @@ from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.wandb_mode import wandb_mode
 from wemmu.parallel.topology import any_rank, connect
-from wemmu.sampling.grid import sample_grid
 from wemmu.training import checkpoint, environment
 from wemmu.training.build import Parts, build
 from wemmu.training.heartbeat import beat
@@ -60,8 +59,7 @@ class Trainer:
         self.ladder.go_on(self.step)
         self.validation: Validation | None = None
         if self.ladder.validates:
-            model, encoder = self.parts.model, self.parts.sampler.encoder
-            self.validation = Validation(run, model, encoder, self.topology, self.device)
+            self.validation = Validation(run, self.parts.model, self.parts.encoder, self.topology, self.device)
 
     def train(self) -> int:
         """Run to the end of the stage, or of its rung, or to a signal; returns the exit code of the process."""
@@ -153,7 +151,7 @@ class Trainer:
         """Draw the fixed prompts as the model now answers them. All ranks do, since each holds a part of the model."""
         if not self.run.sampling.prompts:
             return
-        grid, blank = sample_grid(self.parts.sampler, self.run.sampling, self.stage.resolution)
+        grid, blank = self.parts.draw()
         beat()
         if self.record is not None:
             file = self.folder / "samples" / f"{checkpoint.directory_name(self.step)}.png"

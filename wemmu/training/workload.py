@@ -28,6 +28,9 @@ class Workload:
         self.unknown = ""
         # The same few shapes come again and again, and the arithmetic takes a millisecond.
         self._flops = lru_cache(1024)(self._flops_of)
+        if run.stage.reconstructs:
+            self.unknown = "the arithmetic is of generation stages"
+            return
         try:
             self._sizes = read_sizes(run.backbones)
         except PlanError as error:

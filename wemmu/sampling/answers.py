@@ -1,0 +1,111 @@
+"""A VLM's answers, and the pictures that its head restores from what it saw."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+
+from wemmu.config.reconstruction import Denoiser
+from wemmu.config.schema import Sampling
+from wemmu.noise import Noise
+from wemmu.pixels import to_images
+from wemmu.positions import token_grid
+from wemmu.prompts import PromptEncoder
+from wemmu.sampling.grid import Row, contact_sheet, is_blank, load_image
+from wemmu.types import Prompts
+
+# Tokens of an answer at most.
+LIMIT = 128
+
+
+@dataclass(frozen=True)
+class Question:
+    """A batch of one shape. texts: B questions; images: uint8 [B, N, 3, H, W]; sample_ids: int64 [B], of the noise."""
+
+    texts: Sequence[str]
+    images: Tensor
+    sample_ids: Tensor
+
+
+class Answerer:
+    """Asks a `Ross` model (anything with its `embeddings`, `language_model`, `states`, `head` and `picture`)."""
+
+    def __init__(self, model, encoder: PromptEncoder, device: torch.device | str = "cpu"):
+        self.model, self.encoder, self.device = model, encoder, torch.device(device)
+
+    def prompts(self, question: Question) -> Prompts:
+        """The questions up to where the answers begin."""
+        b, n, _, height, width = question.images.shape
+        grids = [[token_grid(height, width, self.model.token_px)] * n if n else []] * b
+        rows = [self.encoder.token_ids(text, sizes) for text, sizes in zip(question.texts, grids, strict=True)]
+        return self.encoder.pad(rows, grids)
+
+    @torch.no_grad()
+    def answers(self, question: Question, limit: int = LIMIT) -> list[str]:
+        """The most likely word after the other, up to `limit` tokens."""
+        model, prompts, images = self.model, self.prompts(question).to(self.device), question.images.to(self.device)
+        at_images = model.image_tokens(prompts, images)
+        vision = model.vision(images.flatten(0, 1)) if images.shape[1] else None
+        embeds, mask, positions = model.embeddings(prompts, at_images, vision), prompts.mask, prompts.positions
+        last, place = mask.sum(1) - 1, prompts.next_position
+        cache, end = DynamicCache(), self.encoder.tokenizer.eos_token_id
+        said: list[Tensor] = []
+        for _ in range(limit):
+            seen = model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            token = model.logits(seen[torch.arange(len(last)), last]).argmax(-1)
+            said.append(token)
+            if torch.stack(said).eq(end).any(0).all():
+                break
+            embeds = model.language_model.embed_tokens(token)[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            positions, place, last = place.expand(3, -1)[..., None], place + 1, torch.zeros_like(last)
+        return [self._text(row, end) for row in torch.stack(said, 1).tolist()]
+
+    def _text(self, ids: list[int], end: int) -> str:
+        return self.encoder.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+
+    @torch.no_grad()
+    def restored(self, question: Question, steps: int, seed: int) -> Tensor:
+        """Pixels [B, N, 3, H', W'], nominally in [-1, 1]; a head that denoises takes `steps` of DDIM."""
+        model, images = self.model, question.images.to(self.device)
+        b, n = images.shape[:2]
+        states = model.states(self.prompts(question).to(self.device), images).pictures.flatten(0, 1).float()
+        grid, head = token_grid(*images.shape[-2:], model.token_px), model.config.head
+        if not isinstance(head, Denoiser):
+            return model.picture(model.head(states, grid)).unflatten(0, (b, n))
+        solver = DDIMScheduler(
+            head.timesteps, beta_schedule="squaredcos_cap_v2", clip_sample=False, timestep_spacing="trailing"
+        )
+        solver.set_timesteps(steps, device=self.device)
+        channels = model.head.out.out_features
+        z = Noise(seed, 0, question.sample_ids, self.device).normal("restore", (n, channels, *grid)).flatten(0, 1)
+        for t in solver.timesteps:
+            z = solver.step(model.head(z, t.expand(b * n), states), t, z).prev_sample
+        return model.picture(z).unflatten(0, (b, n))
+
+
+def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:
+    """The fixed prompts that have a picture: what it is, what was restored of it, and what was answered.
+
+    Returns one sheet, and how many restored pictures are blank.
+    """
+    rows = []
+    for number, prompt in enumerate(p for p in sampling.prompts if p.images):
+        images = torch.stack([load_image(path, resolution) for path in prompt.images])
+        question = Question([prompt.text], images[None], torch.tensor([number]))
+        (answer,) = answerer.answers(question)
+        restored = to_images(answerer.restored(question, sampling.steps, sampling.seed)[0])
+        given = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        words = f"{prompt.text or '(no words)'} \u2192 {answer}"
+        rows += [Row(words, pair) for pair in zip(given, restored, strict=True)]
+    return contact_sheet(rows), sum(is_blank(row.pictures[-1]) for row in rows)
