@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wemmu.config.stage import WEIGHTS, Module
 from wemmu.jsonlines import read_lines
 
 
@@ -19,7 +20,7 @@ class Gate:
     stage: str
     folder: Path
     manifest: Path
-    modules: tuple[str, ...]
+    modules: tuple[Module, ...]
     max_loss: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -36,8 +37,7 @@ def _of_checkpoint(gate: Gate) -> Iterator[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{gate.stage} has no whole checkpoint of its last step: {gate.manifest} cannot be read ({error})."
         return
-    held = {part for name in names for part in name.split(".")[:2]}
-    if lacking := [module for module in gate.modules if module not in held]:
+    if lacking := [module for module in gate.modules if not any(name.startswith(WEIGHTS[module]) for name in names)]:
         yield f"{gate.stage} trained {', '.join(lacking)}, but {gate.manifest} lists no weights of that."
     if gone := [name for name, sha256 in files.items() if not sha256 or not (gate.manifest.parent / name).is_file()]:
         yield f"{gate.manifest.parent} lacks {gone[0]}" + (f" and {len(gone) - 1} more files." if gone[1:] else ".")

@@ -25,7 +25,9 @@ def main(
     # A bad request is refused above before torch and the models are imported.
     import torch
 
+    from wemmu.evaluation.responses import answering, drawing
     from wemmu.evaluation.runner import evaluate, write_results
+    from wemmu.sampling.answers import Answerer
     from wemmu.sampling.sampler import Sampler
     from wemmu.training.build import load_trained
     from wemmu.training.checkpoint import CheckpointError, latest
@@ -41,9 +43,12 @@ def main(
         model, encoder = load_trained(run, chosen)
     except (CheckpointError, FileNotFoundError) as error:
         sys.exit(f"{run.stage.name}: {error}")
-    sampler = Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution))
+    if run.stage.reconstructs:
+        respond = answering(Answerer(model, encoder), run)
+    else:
+        respond = drawing(Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution)), run)
     print(f"{run.stage.name}: scoring {chosen.name} of {manifest.stage}, {number} requests of each task", flush=True)
-    results = evaluate(sampler, run, number, folder)
+    results = evaluate(respond, run, number, folder)
     origin = {"directory": chosen.name, "stage": manifest.stage, "step": manifest.step}
     print(f"{run.stage.name}: scores in {write_results(results | {'checkpoint': origin}, folder)}", flush=True)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from wemmu.config import Curriculum, StageRun, Task, dump
 from wemmu.config.schema import Sampling
 from wemmu.evaluation.requests import Ask
+from wemmu.evaluation.responses import drawing
 from wemmu.evaluation.runner import evaluate, plan, write_results
 from wemmu.pixels import to_pixels
 from wemmu.sampling.sampler import Request
@@ -113,7 +114,7 @@ def write_run(folder: Path, start: str | None = None, answer: Answer = mostly) -
         dump(run, home / "config.yaml")
         _write_metrics(home / "metrics.jsonl", run)
         _write_manifest(home, run)
-        results = evaluate(Painter(run, 8, answer), run, 8, home)
+        results = evaluate(drawing(Painter(run, 8, answer), run), run, 8, home)
         write_results(results | {"checkpoint": {"directory": "step_00000100", "stage": stage.name, "step": 100}}, home)
     _write_ledger(folder / "ledger.jsonl")
     return folder

@@ -13,6 +13,7 @@ from tests.evaluation.fakes import Answer, Painter, copied, mostly, noise, perfe
 from wemmu.config import Task
 from wemmu.config.task import GENERATION_TASKS
 from wemmu.evaluation.requests import batch, held_out, splits
+from wemmu.evaluation.responses import drawing
 from wemmu.evaluation.runner import KEPT, evaluate, plan
 from wemmu.evaluation.scores import HEADLINE
 from wemmu.shapes.edits import EDITS
@@ -24,7 +25,7 @@ PROMPTS = 10
 
 def scores(answer: Answer, folder: Path, stage: str = "stage4") -> dict[str, Any]:
     run = stage_run(stage)
-    return evaluate(Painter(run, PROMPTS, answer), run, PROMPTS, folder)
+    return evaluate(drawing(Painter(run, PROMPTS, answer), run), run, PROMPTS, folder)
 
 
 def share(results: dict[str, Any], task: str, split: str, measure: str) -> float:

@@ -14,6 +14,17 @@ from wemmu.config.task import GENERATION_TASKS, UNDERSTANDING_TASKS, Task
 GenerationModule = Literal["vae_branch", "pathway", "position_mlp", "queries", "dit"]
 UnderstandingModule = Literal["projector", "llm", "head"]
 Module = Literal[GenerationModule, UnderstandingModule]
+# How the names of each module's weights begin, in checkpoints and in manifests. Of a frozen VLM they begin `vlm.vlm.`.
+WEIGHTS: dict[Module, tuple[str, ...]] = {
+    "vae_branch": ("bridge.vae_branch.",),
+    "pathway": ("bridge.pathway.",),
+    "position_mlp": ("bridge.position_mlp.",),
+    "queries": ("bridge.queries.",),
+    "dit": ("dit.",),
+    "projector": ("vlm.model.visual.merger.",),
+    "llm": ("vlm.model.language_model.", "vlm.lm_head."),
+    "head": ("head.",),
+}
 
 
 class TimeSampling(Config):

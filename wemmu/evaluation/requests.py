@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wemmu.config.task import GENERATION_TASKS, Task
+from wemmu.config.task import Task
 from wemmu.sampling.sampler import Request
 from wemmu.shapes.edits import EDITS, Edit, random_edit, random_two_image_edit
-from wemmu.shapes.language import caption
+from wemmu.shapes.language import DESCRIBE, caption, full_caption, question
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import MAX_OBJECTS, Scene, Split, random_scene
 
@@ -29,7 +29,7 @@ class Ask:
 
     sample_id: key of its noise. sources: the input pictures as scenes. target: a right answer (the only one, but for a
     caption that says less than all), None where nothing in particular is asked. group: what scores are broken down by,
-    the number of objects or the kind of edit.
+    the number of objects, the kind of edit or of question. answer: the right words, where words are wanted.
     """
 
     task: Task
@@ -41,6 +41,7 @@ class Ask:
     target: Scene | None
     group: str
     edit: Edit | None = None
+    answer: str = ""
 
 
 def splits(task: Task) -> tuple[Split, ...]:
@@ -49,11 +50,7 @@ def splits(task: Task) -> tuple[Split, ...]:
 
 
 def held_out(task: Task, split: Split, seed: int) -> Iterator[Ask]:
-    """The endless sequence of requests of a task and split; n requests are the first n of any longer list.
-
-    Raises:
-        ValueError: if the task makes no picture, naming those that do.
-    """
+    """The endless sequence of requests of a task and split; n requests are the first n of any longer list."""
     number = 0
     while True:
         rng = random.Random(f"evaluation/{seed}/{task}/{split}/{number}")
@@ -76,8 +73,11 @@ def _ask(task: Task, split: Split, number: int, rng: random.Random) -> Ask:
             edit = random_edit(rng, split, kinds[number % len(kinds)])
         case Task.MULTI_EDIT:
             edit = random_two_image_edit(rng, split)
-        case _:
-            raise ValueError(f"the task {task} makes no picture; valid choices: {', '.join(GENERATION_TASKS)}")
+        case Task.UNDERSTANDING:
+            scene = random_scene(rng, split, objects=1 + number // 2 % MAX_OBJECTS)
+            group = ("description", "question")[number % 2]
+            text, answer = (DESCRIBE, full_caption(scene)) if group == "description" else question(scene, rng)
+            return Ask(task, split, number, sample_id, text, (scene,), scene, group, answer=answer)
     return Ask(task, split, number, sample_id, edit.instruction, edit.sources, edit.target, edit.kind, edit)
 
 

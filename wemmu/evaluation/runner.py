@@ -4,24 +4,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from wemmu.config.files import replace_text
-from wemmu.config.schema import Sampling, StageRun
-from wemmu.config.task import GENERATION_TASKS, Task
-from wemmu.evaluation.requests import Ask, batch, held_out, splits
+from wemmu.config.schema import StageRun
+from wemmu.config.task import Task
+from wemmu.evaluation.requests import Ask, held_out, splits
+from wemmu.evaluation.responses import Respond, Response
 from wemmu.evaluation.scores import HEADLINE, judge, seen, summarize
-from wemmu.pixels import to_images
 from wemmu.sampling.guidance import guidance_weights
-from wemmu.sampling.sampler import Request
 from wemmu.sampling.solvers import times
 from wemmu.shapes.render import render
 
@@ -31,9 +27,6 @@ PICTURES = "evaluation"
 SAMPLES_FILE = "samples.json"
 # Requests whose pictures are kept, of each task and split: always the first, never chosen.
 KEPT = 8
-
-# A `Sampler` or anything that draws like one.
-Draw = Callable[[Request, Sampling], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,13 +71,13 @@ def plan(run: StageRun, prompts: int) -> list[Part]:
     counts = {"test": prompts, "composition": -(-prompts // 2)}
     return [
         Part(task, split, list(islice(held_out(task, split, run.sampling.seed), counts[split])))
-        for task in GENERATION_TASKS
+        for task in Task
         if task in run.stage.mixture
         for split in splits(task)
     ]
 
 
-def evaluate(draw: Draw, run: StageRun, prompts: int, folder: Path) -> dict[str, Any]:
+def evaluate(respond: Respond, run: StageRun, prompts: int, folder: Path) -> dict[str, Any]:
     """Score a model on held-out requests and keep the first pictures of each part in `folder`/evaluation.
 
     Returns what `write_results` puts on disk: settings, seconds, and under `tasks` for each task and split the shares
@@ -101,12 +94,12 @@ def evaluate(draw: Draw, run: StageRun, prompts: int, folder: Path) -> dict[str,
         marks: list[dict[str, bool]] = []
         for start in range(0, len(part.asks), run.evaluation.batch):
             asks = part.asks[start : start + run.evaluation.batch]
-            pictures = to_images(draw(batch(asks, run.stage.resolution), run.sampling))
-            marks += [judge(ask, picture) for ask, picture in zip(asks, pictures, strict=True)]
+            responses = respond(asks)
+            marks += [judge(ask, r.picture, r.words) for ask, r in zip(asks, responses, strict=True)]
             kept = max(0, KEPT - start)
             samples += [
-                _keep(ask, picture, marks[ask.number], run.stage.resolution, aside)
-                for ask, picture in zip(asks[:kept], pictures[:kept], strict=True)
+                _keep(ask, response, marks[ask.number], run.stage.resolution, aside)
+                for ask, response in zip(asks[:kept], responses[:kept], strict=True)
             ]
             progress.say(part, marks, len(asks))
         tasks.setdefault(part.task, {})[part.split] = summarize(part.asks, marks)
@@ -123,29 +116,40 @@ def write_results(results: dict[str, Any], folder: Path) -> Path:
 
 
 def _settings(run: StageRun, prompts: int) -> dict[str, Any]:
-    ts = times(run.sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution))
     return {
         "format": FORMAT,
         "stage": run.stage.name,
         "prompts": prompts,
         "resolution": run.stage.resolution,
         "seed": run.sampling.seed,
+        **(_restoring(run) if run.stage.reconstructs else _solving(run)),
+        "torch": torch.__version__,
+    }
+
+
+def _restoring(run: StageRun) -> dict[str, Any]:
+    head = run.reconstruction.head
+    return {"solver": {"name": "ddim", "steps": run.sampling.steps}} if head.kind == "denoiser" else {}
+
+
+def _solving(run: StageRun) -> dict[str, Any]:
+    ts = times(run.sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution))
+    return {
         "solver": {"name": "euler", "steps": run.sampling.steps, "times": [round(t, 4) for t in ts.tolist()]},
         "guidance": {
             str(task): {branch.name.lower(): weight for branch, weight in guidance_weights(task, run.sampling).items()}
             for task in run.stage.mixture
         },
-        "torch": torch.__version__,
     }
 
 
-def _keep(ask: Ask, picture: Image.Image, marks: dict[str, bool], resolution: int, folder: Path) -> dict[str, Any]:
+def _keep(ask: Ask, response: Response, marks: dict[str, bool], resolution: int, folder: Path) -> dict[str, Any]:
     """Save the pictures of one request; returns its entry in samples.json."""
     stem = f"{ask.task}_{ask.split}_{ask.number:02d}"
     pictures = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
-    if ask.target is not None and ask.task is not Task.RECONSTRUCTION:
+    if ask.target is not None and ask.target not in ask.sources:
         pictures["target"] = render(ask.target, resolution)
-    pictures["output"] = picture
+    pictures["output"] = response.picture
     for name, image in pictures.items():
         image.save(folder / f"{stem}_{name}.png")
     return {
@@ -156,6 +160,7 @@ def _keep(ask: Ask, picture: Image.Image, marks: dict[str, bool], resolution: in
         "group": ask.group,
         "right": marks[HEADLINE[ask.task]],
         "marks": marks,
-        "seen": seen(picture),
+        "seen": seen(response.picture),
+        "words": response.words,
         "pictures": {name: f"{stem}_{name}.png" for name in pictures},
     }

@@ -20,6 +20,7 @@ HEADLINE = {
     Task.UNCONDITIONAL: "readable",
     Task.EDIT: "correct",
     Task.MULTI_EDIT: "correct",
+    Task.UNDERSTANDING: "right",
 }
 # Quantile of the standard normal for a two-sided interval of 95 %.
 Z_95 = 1.959963984540054
@@ -59,8 +60,8 @@ class Share:
         return cls(len(outcomes), sum(outcomes), sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes)))
 
 
-def judge(ask: Ask, picture: Image.Image) -> dict[str, bool]:
-    """Every measure of the request's task for the picture that came out."""
+def judge(ask: Ask, picture: Image.Image, words: str = "") -> dict[str, bool]:
+    """Every measure of the request's task for the picture that came out, and for what was said."""
     match ask.task:
         case Task.T2I:
             return {"satisfied": caption_satisfied(picture, ask.text), "readable": readable(picture)}
@@ -68,6 +69,8 @@ def judge(ask: Ask, picture: Image.Image) -> dict[str, bool]:
             return {"same": same_scene(picture, ask.sources[0]), "readable": readable(picture)}
         case Task.UNCONDITIONAL:
             return {"readable": readable(picture)}
+        case Task.UNDERSTANDING:
+            return {"right": words == ask.answer, "restored": same_scene(picture, ask.sources[0])}
         case _:
             assert ask.edit is not None
             score = score_edit(picture, ask.edit)

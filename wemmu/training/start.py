@@ -1,25 +1,18 @@
 """How a stage begins: with the weights that another one left, read into whatever this one holds of them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from wemmu.config.stage import WEIGHTS
 from wemmu.training.checkpoint import fill_weights
 from wemmu.training.collective import CheckpointError, all_ranks
 from wemmu.training.manifest import Manifest, some, verify
 
-# What stages train: the bridge and the DiT, or of a VLM that learns to answer the language model, the projector and the
-# head that reconstructs. Of a frozen VLM the names begin with `vlm.vlm.`.
-STARTABLE = (
-    "bridge.",
-    "dit.",
-    "head.",
-    "vlm.model.language_model.",
-    "vlm.model.visual.merger.",
-    "vlm.lm_head.",
-)
+STARTABLE = ("bridge.", *chain.from_iterable(WEIGHTS.values()))
 
 
 def startable(model: nn.Module) -> dict[str, Tensor]:
