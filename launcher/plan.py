@@ -129,8 +129,8 @@ def _export(run: Path, manifest: Path, after: str) -> Job:
         "export",
         _python(TOOLS / "convert_ckpt.py", run, "--out", run / "export"),
         run / "export.log",
-        # diffusers writes the index of a pipeline last.
-        products=(run / "export" / "model_index.json",),
+        # Written last.
+        products=(run / "export" / "parity.json",),
         inputs=(manifest,),
         after=(after,),
         script="export.sh",

@@ -1,6 +1,7 @@
 """Weights from one form into another. Nothing is unpickled that could run.
 
-    python tools/convert_ckpt.py RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers
+    python tools/convert_ckpt.py RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers,
+                                                      or, of reconstructive tuning, a VLM for transformers
     python tools/convert_ckpt.py RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
     python tools/convert_ckpt.py PIPELINE --ship DIR  the same, of a pipeline that was exported
     python tools/convert_ckpt.py DEEPSPEED --stage RUN/STAGE --checkpoint DIR
@@ -29,6 +30,8 @@ from wemmu.config import StageRun, load_stage
 from wemmu.sample import newest_finished
 
 PIPELINE = "WeMMUPipeline"
+# What an export tells of itself, written last.
+PARITY = "parity.json"
 
 
 class Dtype(StrEnum):
@@ -119,7 +122,7 @@ def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[
 
 def refuse_foreign(out: Path) -> None:
     """Raises ValueError unless `out` is free or an earlier export."""
-    if out.exists() and not is_pipeline(out):
+    if out.exists() and not (out / PARITY).is_file():
         raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
 
 
@@ -143,21 +146,24 @@ def find(source: Path) -> Source:
 
 
 def export(source: Source, out: Path, dtype: str, without_vlm: bool, forward: bool) -> list[str]:
-    """Write the pipeline aside, compare it with the training model, and give it its name; returns the report.
+    """Write the export aside, compare it with the training model, and give it its name; returns the report.
 
     Raises:
         ParityError: if they differ.
         CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
+    from tools.export.vlm import write_vlm
     from tools.export.write import Choices, write_pipeline
 
     aside = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        report = write_pipeline(
-            source.run, source.folder, source.checkpoint, aside, Choices(dtype, without_vlm, forward)
-        )
+        if source.run.stage.reconstructs:
+            report = write_vlm(source.run, source.checkpoint, aside, dtype, forward)
+        else:
+            choices = Choices(dtype, without_vlm, forward)
+            report = write_pipeline(source.run, source.folder, source.checkpoint, aside, choices)
         _replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -61,12 +61,12 @@ class Report:
 def compare_component(
     report: Report, directory: Path, name: str, single: str, stored: Mapping[str, Stored], dtype: torch.dtype
 ) -> None:
-    """Read every tensor of the component `name` from `directory` and from its source, compare and note them.
+    """Read every tensor of the component `name`, which lies in `directory`, and its source; compare and note them.
 
     Raises:
         ParityError: naming the first tensor that is missing, left over or differs.
     """
-    found = published(directory / name, single)
+    found = published(directory, single)
     if odd := sorted(found.keys() ^ stored.keys()):
         raise ParityError(f"{name} has other tensors than its source, first {odd[0]}")
     notes, rounded_by = {}, 0.0
@@ -89,5 +89,5 @@ def compare_component(
         "tensors": len(notes),
         "parameters": sum(torch.Size(each.shape).numel() for each in stored.values()),
         "rounded_by": rounded_by,
-        "files": {file.name: sha256_of(file) for file in sorted((directory / name).glob("*.safetensors"))},
+        "files": {file.name: sha256_of(file) for file in sorted(directory.glob("*.safetensors"))},
     }

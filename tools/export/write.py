@@ -67,7 +67,7 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
     _write_configs(pipe, directory, dtype)
     report = Report.of(manifest, choices.dtype)
     for name, tensors in stored.items():
-        compare_component(report, directory, name, _file_of(name), tensors, dtype)
+        compare_component(report, directory / name, name, _file_of(name), tensors, dtype)
     if choices.forward:
         report.outputs = compare_outputs(run, checkpoint, directory, dtype, choices.without_vlm)
     else:

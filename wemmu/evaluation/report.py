@@ -26,6 +26,9 @@ MODULES = {
     "bridge.queries": "Queries",
     "bridge.position_mlp": "Position MLP",
     "dit": "DiT",
+    "vlm.model.visual.merger": "Projector",
+    "vlm.model.language_model": "Language model",
+    "head": "Reconstruction head",
 }
 ANSWERED = {
     "satisfied": "the picture shows what the caption says, and nothing else",
@@ -34,6 +37,8 @@ ANSWERED = {
     "correct": "the instruction was followed and the rest left alone",
     "followed": "the named part is as asked",
     "preserved": "everything else is as it was",
+    "right": "the answer is right, word by word",
+    "restored": "the scene can be read from what the head restored",
     "copied": "the input came out unchanged: the instruction was ignored",
 }
 

@@ -21,7 +21,7 @@ SPLITS = {"test": "scenes never trained on", "composition": "pairs of colour and
 # Stands for the page's text colour until the SVG is written; matplotlib knows no `currentColor`.
 INK = "#010203"
 # Each is readable on white and on near-black.
-PALETTE = ("#3b82c4", "#d9822b", "#3f9d63", "#b3589f", "#8c7a4f")
+PALETTE = ("#3b82c4", "#d9822b", "#3f9d63", "#b3589f", "#8c7a4f", "#4aa3a3")
 TASK_COLORS = {str(task): color for task, color in zip(HEADLINE, PALETTE, strict=True)}
 STYLE = {
     "svg.fonttype": "none",

@@ -17,6 +17,7 @@ NAMES = {
     str(Task.UNCONDITIONAL): "No request at all",
     str(Task.EDIT): "Edit",
     str(Task.MULTI_EDIT): "Two-image edit",
+    str(Task.UNDERSTANDING): "Answer, and picture restored",
 }
 # (task, split, number of requests) in the report; and by task on the sheet, which fills its lines with them.
 SHOWN = (
@@ -27,8 +28,10 @@ SHOWN = (
     (Task.EDIT, "composition", 4),
     (Task.MULTI_EDIT, "test", 6),
     (Task.UNCONDITIONAL, "test", 4),
+    (Task.UNDERSTANDING, "test", 8),
+    (Task.UNDERSTANDING, "composition", 4),
 )
-ON_SHEET = {Task.T2I: 6, Task.RECONSTRUCTION: 3, Task.EDIT: 6, Task.MULTI_EDIT: 4}
+ON_SHEET = {Task.T2I: 6, Task.RECONSTRUCTION: 3, Task.EDIT: 6, Task.MULTI_EDIT: 4, Task.UNDERSTANDING: 8}
 SHEET_COLUMNS = 6
 COMPARED = 4
 
@@ -64,7 +67,7 @@ def comparison(stages: Sequence[StageRecord]) -> dict[str, Any] | None:
 def _card(sample: Sample) -> dict[str, Any]:
     wanted = sample.target if not sample.entry["right"] else None
     return {
-        "text": sample.entry["text"],
+        "text": _words(sample),
         "right": sample.entry["right"],
         "seen": sample.entry["seen"],
         "inputs": [data_uri(file) for file in sample.inputs],
@@ -96,7 +99,14 @@ def sheet(record: RunRecord) -> Image.Image:
 
 def _row(sample: Sample) -> Row:
     pictures = [Image.open(file).convert("RGB") for file in (*sample.inputs, sample.output)]
-    return Row(sample.entry["text"], pictures, sample.entry["right"])
+    return Row(_words(sample), pictures, sample.entry["right"])
+
+
+def _words(sample: Sample) -> str:
+    """What was asked, and what was answered where words were wanted."""
+    # Evaluations of earlier versions do not say.
+    answer = sample.entry.get("words", "")
+    return f"{sample.entry['text']}: {answer}" if answer else sample.entry["text"]
 
 
 def _note(text: str) -> Image.Image:

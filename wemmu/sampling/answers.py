@@ -106,6 +106,6 @@ def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tupl
         (answer,) = answerer.answers(question)
         restored = to_images(answerer.restored(question, sampling.steps, sampling.seed)[0])
         given = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-        words = f"{prompt.text or '(no words)'}  -  {answer}"
+        words = f"{prompt.text or '(no words)'}: {answer}"
         rows += [Row(words, pair) for pair in zip(given, restored, strict=True)]
     return contact_sheet(rows), sum(is_blank(row.pictures[-1]) for row in rows)

@@ -1,0 +1,100 @@
+"""A tuned VLM as a directory in the published layout, which loads wherever the VLM itself does.
+
+The head that reconstructs is left out: nothing that is asked of the VLM needs it. It stays in the checkpoint.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tools.export.report import ParityError, Report, compare_component
+from tools.export.stored import VLM_FILE, Stored, published, trained, write_component
+from wemmu.config import StageRun
+from wemmu.models.weights import hash_files, load_strict
+from wemmu.prompts import PromptEncoder
+from wemmu.training.build import load_trained
+from wemmu.training.collective import CheckpointError
+from wemmu.training.manifest import Manifest, some
+from wemmu.training.stored import StoredTensors
+
+# What is said to both models, and how far their logits may be apart for rounding in float32.
+SAID = "describe the image"
+BOUND = 1e-4
+# Prefixes in memory -> in files of the layout in which Qwen2.5-VL was published; a directory may have either.
+PUBLISHED = {"model.language_model.": "model.", "model.visual.": "visual."}
+
+
+def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str, forward: bool) -> list[str]:
+    """Write the VLM of a checkpoint of `run` into the empty `directory`; returns the summary of its parity.
+
+    Memory holds one tensor at a time, unless `forward` asks to compare what both models say.
+
+    Raises:
+        ParityError: if what was written is not the model that was trained.
+        CheckpointError, ValueError: if the checkpoint is damaged or not of this VLM.
+    """
+    dtype, source = getattr(torch, dtype_name), run.backbones.vlm
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    weights = StoredTensors(checkpoint)
+    stored = _tuned(published(source, VLM_FILE), weights, checkpoint, source)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.startswith(VLM_FILE.split(".")[0]):
+            shutil.copy2(file, directory)
+    write_component(directory, VLM_FILE, stored, dtype)
+    report = Report.of(weights.manifest, dtype_name)
+    compare_component(report, directory, "vlm", VLM_FILE, stored, dtype)
+    if forward:
+        report.outputs = _compare_logits(run, checkpoint, directory, dtype)
+    else:
+        report.outputs = {"compared": False, "lines": ["what both models say was not compared (--no-forward)"]}
+    report.write(directory)
+    return report.lines()
+
+
+def _tuned(stored: dict[str, Stored], weights: StoredTensors, checkpoint: Path, source: Path) -> dict[str, Stored]:
+    """The published tensors, those that were trained in the place of what they began as."""
+    _check_origin(weights.manifest, checkpoint, source)
+    tuned = {_published(name, stored): each for name, each in trained(weights, "vlm.").items()}
+    if odd := [name for name, each in tuned.items() if name not in stored or stored[name].shape != each.shape]:
+        raise CheckpointError(f"{checkpoint} does not fit {source}, which has no {some(odd)} of that shape")
+    return stored | tuned
+
+
+def _check_origin(manifest: Manifest, checkpoint: Path, source: Path) -> None:
+    here, there = hash_files(source), manifest.frozen.get("vlm", "none")
+    if here != there:
+        raise CheckpointError(f"{checkpoint} is of another VLM than {source} (SHA-256 {there[:12]}, here {here[:12]})")
+
+
+def _published(name: str, stored: dict[str, Stored]) -> str:
+    """The name in the files of a weight that is called `name` in memory."""
+    if name in stored:
+        return name
+    prefix = next((p for p in PUBLISHED if name.startswith(p)), "")
+    return PUBLISHED.get(prefix, "") + name.removeprefix(prefix)
+
+
+@torch.no_grad()
+def _compare_logits(run: StageRun, checkpoint: Path, directory: Path, dtype: torch.dtype) -> dict[str, object]:
+    """Let both models read the same words.
+
+    Raises:
+        ParityError: if they differ by more than rounding.
+    """
+    model, _ = load_trained(run, checkpoint)
+    original = model.vlm.to(dtype)
+    exported, _ = load_strict(Qwen2_5_VLForConditionalGeneration, directory, dtype)
+    prompts = PromptEncoder(directory).answered([SAID], [SAID], [[]])[0]
+
+    def logits(vlm: Qwen2_5_VLForConditionalGeneration) -> Tensor:
+        return vlm.eval()(input_ids=prompts.input_ids, attention_mask=prompts.mask.long()).logits.float()
+
+    apart = float((logits(original) - logits(exported)).abs().max())
+    # Not `apart > BOUND`, which a NaN would pass.
+    if not apart <= BOUND:
+        raise ParityError(f"the logits of the exported VLM are {apart:.1e} off those of the trained one")
+    return {"compared": True, "logits": apart, "lines": [f"the logits of both differ by at most {apart:.1e}"]}
