@@ -143,6 +143,11 @@ def _stage(run: StageRun, folder: Path) -> Draw:
     from wemmu.training.build import load_trained
     from wemmu.training.checkpoint import CheckpointError, latest
 
+    if run.stage.reconstructs:
+        raise SampleError(
+            f"{folder} is of a VLM that answers and draws nothing; `python tools/convert_ckpt.py {folder} --out DIR` "
+            "makes a directory of it that transformers loads"
+        )
     checkpoint = latest(folder / "checkpoints")
     if checkpoint is None:
         train = f"python -m wemmu.train {folder / 'config.yaml'}"

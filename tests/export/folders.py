@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.world import micro_batches
-from tests.parallel.cases import EDIT, GLOBAL_BATCH, Case, model_of
+from tests.parallel.cases import EDIT, GLOBAL_BATCH, Case
 from wemmu.config.schema import Backbones
 from wemmu.parallel.adamw import rates
 from wemmu.parallel.zero3 import load_deepspeed
@@ -64,7 +64,7 @@ def save_folder(rank: int, world: int, out: Path, backbones: Backbones, saved: S
     """Train two steps with DeepSpeed, save, train another; a rank's work, see `tests.parallel.ranks`."""
     deepspeed = load_deepspeed(torch.device("cpu"))
     run = saved.case.run
-    model = model_of(saved.case, backbones)
+    model = saved.case.model(backbones)
     module = Users(model, FlowMatchingLoss(model, run))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in module.named_parameters():

@@ -16,7 +16,7 @@ import torch
 from tests.conftest import make_backbones
 from tests.export.folders import STEPS, TABLE, TAG, Content, Saved, save_folder, universal
 from tests.models.world import micro_batches
-from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, model_of
+from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH
 from tests.parallel.ranks import on_ranks
 from tools.convert_ckpt import main
 from tools.export.skeleton import identities
@@ -79,7 +79,7 @@ def stage(small: Backbones, tmp_path: Path) -> Path:
 
 
 def run_of(backbones: Backbones) -> StageRun:
-    """The run whose bridge `model_of` builds."""
+    """The run whose bridge the cases build."""
     run = Saved(2, 2, trains=ALL).case.run
     bridge = run.bridge.model_copy(update={"queries": Queries(number=9), "position_table": 8})
     return run.model_copy(update={"backbones": backbones, "bridge": bridge})
@@ -120,7 +120,7 @@ def test_training_goes_on_as_deepspeed_would_have(
 ):
     made = make("ZeRO-2, all trained")
     main(made.folder, checkpoint=tmp_path / "checkpoints", stage=stage, rename=[f"{o}={n}" for o, n in TABLE.items()])
-    run, model = run_of(small), model_of(made.saved.case, small)
+    run, model = run_of(small), made.saved.case.model(small)
     engine = SingleEngine(model, FlowMatchingLoss(model, run), run.stage.optimizer, GLOBAL_BATCH)
     state = engine.state()
     manifest = load_state(tmp_path / "checkpoints" / f"step_{STEPS:08}", state)
@@ -149,7 +149,7 @@ def test_a_folder_starts_a_stage_and_its_report_tells_all_of_it(
     assert (manifest.step, manifest.seed, "dit" in manifest.frozen) == (STEPS, run_of(small).seed, False)
     assert report["left_out"] == ["extra.weight", "extra.bias"]
     assert len(report["tensors"]) == len(manifest.tensors) + 2 * len(manifest.trained)
-    model = model_of(made.saved.case, small)
+    model = made.saved.case.model(small)
     start_from(written, startable(model), identities(run_of(small)))
     for name, weight in (made.content.weights | made.content.frozen).items():
         if not name.startswith("extra."):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.models.world import awake
 from wemmu.config.reconstruction import Denoiser as DenoiserConfig
 from wemmu.config.reconstruction import Regressor as RegressorConfig
 from wemmu.models.reconstruction import Denoiser, Regressor, _places
@@ -16,13 +17,6 @@ CONDITIONINGS = ("adaln_zero", "add")
 def denoiser(conditioning: str, seed: int = 0) -> Denoiser:
     torch.manual_seed(seed)
     return Denoiser(DenoiserConfig(conditioning=conditioning, depth=2, width=16, heads=2), D, C)
-
-
-def awake(head: Denoiser) -> Denoiser:
-    """As after some training: nothing is zero."""
-    for parameter in head.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return head
 
 
 def draw(pictures: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,19 +4,23 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.schema import Backbones, Bridge, Queries
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
-from wemmu.models.weights import build_model
+from wemmu.models.ross import Ross
+from wemmu.models.weights import build_model, build_ross
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.backbones import TOKEN_PX
 from wemmu.types import Batch, Negatives, Prompts
 
+SMALL_HEAD = {"kind": "denoiser", "depth": 2, "width": 32, "heads": 2, "repeats": 2}
 WORDS = ("a red circle", "two small blue squares above a green ring", "", "remove the triangle on the left")
-INPUTS = {Task.T2I: 0, Task.UNCONDITIONAL: 0, Task.RECONSTRUCTION: 1, Task.EDIT: 1, Task.MULTI_EDIT: 2}
+ANSWERS = ("yes", "two small blue squares at the top left", "a circle on the right", "no")
+INPUTS = dict.fromkeys(Task, 1) | {Task.T2I: 0, Task.UNCONDITIONAL: 0, Task.MULTI_EDIT: 2}
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +37,18 @@ def encoder(backbones: Backbones) -> PromptEncoder:
 def make_model(backbones: Backbones, design: str = "noisy", vae_branch: bool = True) -> WeMMU:
     bridge = Bridge(queries=Queries(design=design, number=9), vae_branch=vae_branch, position_table=8)
     return build_model(backbones, bridge, seed=3)[0]
+
+
+def make_ross(backbones: Backbones, **config: object) -> Ross:
+    return build_ross(backbones, Reconstruction.model_validate(config or {"head": SMALL_HEAD}), seed=3)[0]
+
+
+def awake(head: nn.Module, std: float = 0.3) -> nn.Module:
+    """A head as after some training: nothing in it is zero."""
+    generator = torch.Generator().manual_seed(4)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=std, generator=generator)
+    return head
 
 
 def pictures(seed: int, *shape: int) -> Tensor:
@@ -71,12 +87,25 @@ def make_batch(
     return Batch(task, torch.tensor(ids), prompts, inputs, targets[: len(ids)], negatives=negatives)
 
 
+def make_questions(
+    encoder: PromptEncoder, ids: Sequence[int], size: tuple[int, int] = (32, 32), images: int = 1
+) -> Batch:
+    """As `make_batch`, of questions about `images` pictures with their answers."""
+    texts, answers = ([words[i % len(words)] for i in ids] for words in (WORDS, ANSWERS))
+    inputs = torch.stack([pictures(i, images, 3, *size) for i in ids])
+    grids = [[token_grid(*size, TOKEN_PX)] * images] * len(ids)
+    prompts, wanted = encoder.answered(texts, answers, grids)
+    return Batch(Task.UNDERSTANDING, torch.tensor(ids), prompts, inputs, target=None, wanted=wanted)
+
+
 def micro_batches(
     encoder: PromptEncoder, ids: Sequence[int], task: Task, rank: int, world: int, accumulation: int
 ) -> list[Batch]:
     """What the loader gives this rank of the global batch `ids`: its slice of each accumulation step."""
     size = len(ids) // (world * accumulation)
     firsts = [(a * world + rank) * size for a in range(accumulation)]
+    if task is Task.UNDERSTANDING:
+        return [make_questions(encoder, ids[f : f + size]) for f in firsts]
     whole = size == len(ids)
     return [
         make_batch(encoder, ids[f : f + size], task, following=None if whole else ids[(f + size) % len(ids)])

@@ -5,20 +5,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.models.world import make_model, micro_batches
+from tests.models.world import SMALL_HEAD, awake, make_model, make_ross, micro_batches
 from tests.training.runs import STAGE_RUN
 from wemmu.config import StageRun
+from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.schema import Backbones
-from wemmu.config.stage import Optimizer
+from wemmu.config.stage import Optimizer, ReconstructiveTuning
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
+from wemmu.models.ross import Ross
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.placed import Placed
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.training.losses import FlowMatchingLoss, ReconstructiveLoss
+from wemmu.types import LossFn
 
 ALL = ("vae_branch", "pathway", "position_mlp", "dit")
 T2I, EDIT, MULTI = Task.T2I, Task.EDIT, Task.MULTI_EDIT
@@ -51,6 +54,39 @@ class Case:
             }
         )
 
+    def model(self, backbones: Backbones) -> WeMMU:
+        model = make_model(backbones.model_copy(update={"dtype": self.dtype}), self.design, self.vae_branch)
+        model.freeze_all_but(self.trains)
+        return model.train()
+
+    def loss(self, model: WeMMU) -> LossFn:
+        return FlowMatchingLoss(model, self.run)
+
+
+@dataclass(frozen=True)
+class RossCase(Case):
+    """A stage of reconstructive tuning."""
+
+    trains: tuple[str, ...] = ("projector", "llm", "head")
+    tasks: tuple[Task, ...] = (Task.UNDERSTANDING,)
+    head: dict[str, Any] = field(default_factory=lambda: SMALL_HEAD)
+
+    @property
+    def run(self) -> StageRun:
+        run = super().run
+        stage = run.stage.model_copy(update={"objective": ReconstructiveTuning(kind="reconstructive", weight=0.5)})
+        reconstruction = Reconstruction.model_validate({"head": self.head})
+        return run.model_copy(update={"stage": stage, "reconstruction": reconstruction})
+
+    def model(self, backbones: Backbones) -> Ross:
+        model = make_ross(backbones.model_copy(update={"dtype": self.dtype}), head=self.head)
+        awake(model.head, std=0.05)
+        model.freeze_all_but(self.trains)
+        return model.train()
+
+    def loss(self, model: Ross) -> LossFn:
+        return ReconstructiveLoss(model, self.run)
+
 
 STAGES = {
     "stage1": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I, Task.RECONSTRUCTION)),
@@ -74,19 +110,13 @@ class Outcome:
     weights: dict[str, Any] = field(default_factory=dict)
 
 
-MakeEngine = Callable[[WeMMU, FlowMatchingLoss, StageRun], Engine]
-
-
-def model_of(case: Case, backbones: Backbones) -> WeMMU:
-    model = make_model(backbones.model_copy(update={"dtype": case.dtype}), case.design, case.vae_branch)
-    model.freeze_all_but(case.trains)
-    return model.train()
+MakeEngine = Callable[[nn.Module, LossFn, StageRun], Engine]
 
 
 def go(case: Case, backbones: Backbones, make: MakeEngine, rank: int = 0, world: int = 1) -> Outcome:
     """Train a step for each of the case's tasks; tensors come as parts, see `portable`."""
-    model, encoder, outcome = model_of(case, backbones), PromptEncoder(backbones.vlm), Outcome()
-    engine = make(model, FlowMatchingLoss(model, case.run), case.run)
+    model, encoder, outcome = case.model(backbones), PromptEncoder(backbones.vlm), Outcome()
+    engine = make(model, case.loss(model), case.run)
     for step, task in enumerate(case.tasks):
         ids = [100 * step + i for i in range(GLOBAL_BATCH)]
         batches = micro_batches(encoder, ids, task, rank, world, case.accumulation)

@@ -20,7 +20,6 @@ from tests.parallel.cases import (
     difference,
     go,
     merged,
-    model_of,
     single,
 )
 from tests.parallel.ranks import on_ranks
@@ -171,7 +170,7 @@ def test_samples_drawn_between_steps_are_the_single_engines_and_disturb_nothing(
     world, tp, pp = LAYOUTS[layout]
     ranks = on_ranks(world, velocities, backbones, tp, pp)
     compare(merged([outcome for _, outcome in ranks]), reference["stage2"], gradients=1e-5, weights=1e-4)
-    model = model_of(STAGES["stage2"], backbones)
+    model = STAGES["stage2"].model(backbones)
     weights = reference["stage2"].weights
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models.world import micro_batches
-from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, model_of, portable, whole
+from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, portable, whole
 from tests.parallel.ranks import on_ranks
 from wemmu.config.schema import Backbones
 from wemmu.parallel.engine import Engine
@@ -39,7 +39,7 @@ class Run:
 
     def __init__(self, layout: tuple[str, int, int], backbones: Backbones, rank: int, world: int):
         kind, tp, pp = layout
-        model, self._encoder, self._place = model_of(CASE, backbones), PromptEncoder(backbones.vlm), (rank, world)
+        model, self._encoder, self._place = CASE.model(backbones), PromptEncoder(backbones.vlm), (rank, world)
         loss, run, topology = FlowMatchingLoss(model, CASE.run), CASE.run, Topology(rank, world, tp, pp)
         optimizer, batch = run.stage.optimizer, run.stage.global_batch
         self.engine: Engine = {

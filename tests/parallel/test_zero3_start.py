@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.world import make_batch
-from tests.parallel.cases import Case, model_of
+from tests.parallel.cases import Case
 from tests.parallel.ranks import on_ranks
 from wemmu.config.schema import Backbones
 from wemmu.models.weights import build_model
@@ -72,7 +72,7 @@ def test_a_rank_that_shards_as_it_builds_never_has_the_whole_model(backbones: Ba
 
 def remembers(rank: int, world: int, backbones: Backbones) -> tuple[int, int]:
     """Gathered matrices that autograd holds from forward to backward; and with torch's own linear layers."""
-    model, encoder, run = model_of(Case(), backbones), PromptEncoder(backbones.vlm), Case().run
+    model, encoder, run = Case().model(backbones), PromptEncoder(backbones.vlm), Case().run
     loss = FlowMatchingLoss(model, run)
     engine = Zero3Engine(model, loss, run, Topology(rank, world), CPU)
     matrices = {tuple(p.ds_shape) for p in model.parameters() if hasattr(p, "ds_id") and p.ds_numel > zero3.PERSISTENT}

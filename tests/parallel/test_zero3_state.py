@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.models.world import make_batch, micro_batches
-from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, difference, model_of, portable, whole
+from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, difference, portable, whole
 from tests.parallel.ranks import on_ranks
 from tests.parallel.toy import FACTORS, Toy, Watched, toy_run
 from wemmu.config.schema import Backbones
@@ -169,7 +169,7 @@ class Run:
         gc.freeze()
         case = Case(dtype=dtype)
         self.case, self.run = case, case.run
-        self.model, self.encoder = model_of(case, backbones), PromptEncoder(backbones.vlm)
+        self.model, self.encoder = case.model(backbones), PromptEncoder(backbones.vlm)
         topology = Topology(dist.get_rank(), dist.get_world_size())
         self.engine = Watched(self.model, FlowMatchingLoss(self.model, self.run), self.run, topology, CPU)
 
@@ -233,7 +233,7 @@ def gathered(run: Run, backbones: Backbones) -> WeMMU:
     """A whole model with the weights of the one in training."""
     import deepspeed
 
-    model = model_of(run.case, backbones)
+    model = run.case.model(backbones)
     for name, parameter in model.named_parameters():
         theirs = run.model.get_parameter(name)
         with deepspeed.zero.GatheredParameters([theirs]):

@@ -25,6 +25,8 @@ class Scale(nn.Module):
 class Toy(nn.Module):
     """Parameters that three ranks cannot share evenly, one of a single element, and one that step 1 does not use."""
 
+    sharded = ("bridge", "dit")
+
     def __init__(self, dtype: torch.dtype = torch.float32):
         super().__init__()
         torch.manual_seed(0)

@@ -215,6 +215,11 @@ class Curriculum(Config):
                 raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
             if "vae_branch" in stage.trains and not self.bridge.vae_branch:
                 raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
+            if stage.reconstructs and stage.next_rung and stage.next_rung.plateau:
+                raise ValueError(
+                    f"stage {stage.name}: next_rung.plateau looks at the validation loss, which is of generation; a "
+                    "reconstructive stage climbs by samples"
+                )
             if stage.next_rung and stage.next_rung.plateau and not self.data.validation:
                 raise ValueError(
                     f"stage {stage.name}: next_rung.plateau wants held-out records, but data.validation is 0"

@@ -18,6 +18,9 @@ from wemmu.types import Condition, Prompts
 class WeMMU(nn.Module):
     """vlm and vae are never trained; bridge and dit are, by stages (`freeze_all_but`)."""
 
+    # The parts that hold all that stages can train, which engines may shard.
+    sharded = ("bridge", "dit")
+
     def __init__(self, vlm: FrozenVLM, vae: FrozenVAE, bridge: Bridge, dit: nn.Module):
         super().__init__()
         self.vlm, self.vae, self.bridge, self.dit = vlm, vae, bridge, dit

@@ -31,6 +31,9 @@ class Ross(VLM):
     `vlm.`; those of the head are behind `head.`.
     """
 
+    # See `WeMMU.sharded`.
+    sharded = ("vlm", "head")
+
     def __init__(
         self,
         vlm: Qwen2_5_VLForConditionalGeneration,

@@ -39,9 +39,9 @@ class _Trainable(nn.Module):
     DeepSpeed follows the order of its modules from one such call to the next, to gather ahead.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFn, parts: Iterable[str]):
+    def __init__(self, model: nn.Module, loss: LossFn):
         super().__init__()
-        for part in parts:
+        for part in model.sharded:
             self.add_module(part, model.get_submodule(part))
         self._loss = loss
 
@@ -83,18 +83,17 @@ class Zero3Engine:
         run: StageRun,
         topology: Topology,
         device: torch.device,
-        parts: Sequence[str] = ("bridge", "dit"),
     ):
-        """parts: names of the model's submodules to shard; the others are never trained and stay whole.
+        """Shards the parts of the model that it calls `sharded`; the others are never trained and stay whole.
 
         Raises ValueError if there is nothing to train.
         """
         self._deepspeed = load_deepspeed(device)
         self._model, self._world, self._global_batch = model, topology.world, run.stage.global_batch
-        others = [part for name, part in model.named_children() if name not in parts]
+        others = [part for name, part in model.named_children() if name not in model.sharded]
         for part in others:
             part.to(device)
-        trainable = _Trainable(model, loss, parts)
+        trainable = _Trainable(model, loss)
         shard(trainable, device)
         self._trained = {name: p for name, p in trainable.named_parameters() if p.requires_grad}
         if not self._trained:

@@ -93,12 +93,15 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
     """Plan every stage, at each of its resolutions.
 
     Raises:
-        PlanError: if a config.json is missing or a degree cannot be, with the valid ones.
+        PlanError: if a config.json is missing, the stages are not of generation, or a degree cannot be, with the valid
+            ones.
     """
     if machine.gpu not in GPUS:
         raise PlanError(f"there is no GPU {machine.gpu!r}; valid choices: {', '.join(GPUS)}")
     if not 0 < machine.mfu <= 1:
         raise PlanError(f"the MFU is a share above 0 and at most 1, got {machine.mfu}")
+    if curriculum.stages[0].reconstructs:
+        raise PlanError("the arithmetic is of a bridge and a DiT; a plan of reconstructive stages cannot be made yet")
     sizes = read_sizes(curriculum.backbones)
     check_degrees(curriculum, sizes, machine.degrees)
     parameters = count(sizes, curriculum.bridge)

@@ -102,7 +102,7 @@ def _engine(run: StageRun, made: Recipe, topology: Topology, device: torch.devic
         case "zero3":
             from wemmu.parallel.zero3 import Zero3Engine
 
-            return Zero3Engine(model, loss, run, topology, device, made.sharded)
+            return Zero3Engine(model, loss, run, topology, device)
         case "hybrid":
             from wemmu.parallel.hybrid import HybridEngine
 

@@ -27,10 +27,10 @@ from wemmu.types import LossFn
 class Recipe:
     """A model, loaded and frozen but for what the stage trains, with its loss.
 
-    identities: backbone -> SHA-256 of the weights it was loaded with. sharded: names of the model's parts that hold all
-    that stages can train. new: prefixes of the names of weights that no backbone gave. language: the model whose norms
-    and attention kernels are chosen for; layers: what runs with gradients, one by one. draw: the fixed prompts of the
-    config as the model answers them now, and how many pictures of them are blank.
+    identities: backbone -> SHA-256 of the weights it was loaded with. new: prefixes of the names of weights that no
+    backbone gave. language: the model for whose sizes kernels are chosen; normed: the parts whose norms get them;
+    layers: what runs with gradients, one by one. draw: the fixed prompts of the config as the model answers them now,
+    and how many pictures of that are blank.
     """
 
     model: nn.Module
@@ -38,7 +38,6 @@ class Recipe:
     reports: list[LoadReport]
     identities: dict[str, str]
     loss: LossFn
-    sharded: tuple[str, ...]
     new: tuple[str, ...]
     language: nn.Module
     normed: tuple[nn.Module, ...]
@@ -73,7 +72,6 @@ def _generating(run: StageRun, place: Place, device: torch.device) -> Recipe:
         reports=reports,
         identities=identities_of(reports),
         loss=FlowMatchingLoss(model, run),
-        sharded=("bridge", "dit"),
         new=("bridge.",),
         language=language,
         normed=(language, model.bridge.pathway),
@@ -100,7 +98,6 @@ def _answering(run: StageRun, place: Place, device: torch.device) -> Recipe:
         reports=reports,
         identities=identities_of(reports),
         loss=ReconstructiveLoss(model, run),
-        sharded=("vlm", "head"),
         new=("head.",),
         language=model.language_model,
         normed=(model.language_model,),
