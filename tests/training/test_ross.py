@@ -1,0 +1,209 @@
+"""Reconstructive tuning: whom its loss teaches, what it is made of, and a run of it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tests.models.world import make_questions, make_ross
+from tests.parallel.cases import RossCase
+from wemmu.config.schema import Backbones
+from wemmu.models.ross import Ross
+from wemmu.prompts import PromptEncoder
+from wemmu.sampling.answers import Answerer, Question
+from wemmu.training.losses import ReconstructiveLoss
+from wemmu.types import UNASKED, Batch
+
+REPOSITORY = Path(__file__).parents[2]
+HEADS = {"denoiser": RossCase(), "regressor": RossCase(head={"kind": "regressor"})}
+PARTS = {
+    "tower": "vlm.model.visual.blocks.",
+    "projector": "vlm.model.visual.merger.",
+    "llm": "vlm.model.language_model.layers.",
+    "autoencoder": "vae.",
+    "head": "head.",
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(backbones: Backbones) -> PromptEncoder:
+    return PromptEncoder(backbones.vlm)
+
+
+def moved(model: Ross) -> set[str]:
+    """The parts that have a gradient other than zero."""
+    felt = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    return {part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in felt)}
+
+
+@pytest.mark.parametrize("case", HEADS.values(), ids=HEADS)
+def test_reconstruction_alone_teaches_all_that_is_trained_and_nothing_else(backbones, encoder, case: RossCase) -> None:
+    model = case.model(backbones)
+    loss = case.loss(model)(make_questions(encoder, [0, 1]), step=0)
+    loss.parts["loss/visual"].sum().backward()
+    assert moved(model) == {"projector", "llm", "head"}
+    assert all(p.grad is None for name, p in model.named_parameters() if not p.requires_grad)
+    # The language-model head is no part of it, but where it is tied it is the embedding.
+    assert model.vlm.lm_head.weight is model.language_model.embed_tokens.weight
+
+
+def test_in_the_first_stage_it_goes_through_a_frozen_language_model(backbones, encoder) -> None:
+    model = RossCase(trains=("projector", "head")).model(backbones)
+    RossCase().loss(model)(make_questions(encoder, [0, 1]), step=0).parts["loss/visual"].sum().backward()
+    assert moved(model) == {"projector", "head"}
+
+
+def test_the_loss_is_that_of_the_words_and_a_weight_times_that_of_the_pictures(backbones, encoder) -> None:
+    case, batch = RossCase(), make_questions(encoder, [0, 1, 2, 3])
+    model = case.model(backbones)
+    with torch.no_grad():
+        losses = case.loss(model)(batch, step=0)
+        text, visual = losses.parts["loss/text"], losses.parts["loss/visual"]
+        assert torch.allclose(losses.values, text + case.run.stage.objective.weight * visual)
+        logits = model.logits(model.states(batch.prompts, batch.images).text)
+        for row in range(4):
+            mean = F.cross_entropy(logits[row], batch.wanted[row], ignore_index=UNASKED)
+            assert torch.allclose(text[row], mean, rtol=1e-5)
+
+
+def test_without_weight_words_are_taught_as_if_there_were_no_head(backbones, encoder) -> None:
+    case, batch = RossCase(), make_questions(encoder, [0, 1])
+    gradients = []
+    for weight in (0.0, None):
+        model = case.model(backbones)
+        run = case.run
+        if weight is not None:
+            objective = run.stage.objective.model_copy(update={"weight": weight})
+            run = run.model_copy(update={"stage": run.stage.model_copy(update={"objective": objective})})
+        losses = ReconstructiveLoss(model, run)(batch, step=0)
+        (losses.values if weight is not None else losses.parts["loss/text"]).sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if n.startswith("vlm.") and p.requires_grad})
+    assert all(torch.equal(g, gradients[1][n]) for n, g in gradients[0].items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", HEADS.values(), ids=HEADS)
+def test_a_sample_is_worth_the_same_in_any_batch(backbones, encoder, case: RossCase) -> None:
+    loss = case.loss(case.model(backbones))
+    together = loss(make_questions(encoder, [5, 6, 7]), step=3).values
+    for row, one in enumerate((5, 6, 7)):
+        assert torch.allclose(loss(make_questions(encoder, [one]), step=3).values, together[row], rtol=1e-5)
+    assert torch.equal(loss(make_questions(encoder, [5, 6, 7]), step=3).values, together)
+    noisy = case.head["kind"] == "denoiser"
+    assert torch.equal(loss(make_questions(encoder, [5, 6, 7]), step=4).values, together) != noisy
+
+
+@torch.no_grad()
+def test_questions_without_a_picture_are_of_words_alone(backbones, encoder) -> None:
+    asked = make_questions(encoder, [0, 1])
+    prompts, wanted = encoder.answered(["say a", "say b"], ["a red circle", "yes"], [[], []])
+    batch: Batch = replace(asked, prompts=prompts, wanted=wanted, images=asked.images[:, :0])
+    losses = RossCase().loss(RossCase().model(backbones))(batch, step=0)
+    assert torch.equal(losses.values, losses.parts["loss/text"])
+    assert not losses.parts["loss/visual"].any()
+
+
+def test_a_head_of_a_bfloat16_model_computes_in_float32(backbones, encoder) -> None:
+    batch = make_questions(encoder, [0, 1])
+    model = RossCase(dtype="bfloat16").model(backbones)
+    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
+    losses = RossCase().loss(model)(batch, step=0)
+    assert losses.values.dtype == torch.float32
+    losses.values.sum().backward()
+    assert moved(model) == {"projector", "llm", "head"}
+
+
+@torch.no_grad()
+def test_answers_are_those_of_the_libraries_own_generation(backbones, encoder) -> None:
+    """Questions of several lengths in one batch, each against its own."""
+    model = make_ross(backbones).eval()
+    # Random weights repeat themselves; large ones say different things.
+    torch.nn.init.normal_(model.vlm.lm_head.weight, std=1.0, generator=torch.Generator().manual_seed(0))
+    texts = ["a red circle", "two small blue squares above a green ring", "no"]
+    images = torch.zeros(3, 0, 3, 32, 32, dtype=torch.uint8)
+    answers = Answerer(model, encoder).answers(Question(texts, images, torch.arange(3)), limit=6)
+    for text, answer in zip(texts, answers, strict=True):
+        ids = torch.tensor([encoder.token_ids(text, [])])
+        made = model.vlm.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        words = made[0, ids.shape[1] :].tolist()
+        end = encoder.tokenizer.eos_token_id
+        assert answer == encoder.tokenizer.decode(words[: words.index(end)] if end in words else words)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["denoiser", "regressor"])
+def test_a_head_that_knows_the_target_restores_the_picture(backbones, encoder, head: str) -> None:
+    """In pixels, where nothing but the head stands between target and picture."""
+    config = {"kind": head} if head == "regressor" else {**HEADS["denoiser"].head}
+    model = make_ross(backbones, target="pixels", head=config)
+    images = make_questions(encoder, [0, 1]).images
+    target = model.target(images.flatten(0, 1))
+    model.head.forward = Oracle(target) if head == "denoiser" else lambda states, grid: target
+    restored = Answerer(model, encoder).restored(Question(["", ""], images, torch.arange(2)), steps=20, seed=0)
+    assert torch.allclose(restored[:, 0], images[:, 0] / 127.5 - 1, atol=1e-3)
+
+
+class Oracle:
+    """eps = (z_t - sqrt(abar_t) z_0) / sqrt(1 - abar_t)."""
+
+    def __init__(self, z_0: torch.Tensor):
+        self.z_0 = z_0
+
+    def __call__(self, z_t: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        from wemmu.objectives.reconstruction import alpha_bar
+
+        share = alpha_bar(1000)[t].float().reshape(-1, 1, 1, 1)
+        return (z_t - share.sqrt() * self.z_0) / (1 - share).sqrt()
+
+
+FEW = {
+    "data.prepare.sources.0.samples": "{understanding: 48}",
+    "evaluation.prompts": "4",
+    "sampling.steps": "2",
+    "reconstruction.head.width": "32",
+    "reconstruction.head.repeats": "1",
+    "logging.every": "1",
+    "logging.wandb": "disabled",
+    "threads": "1",
+    "stages.*.steps": "3",
+    "stages.*.global_batch": "8",
+    "stages.*.optimizer.warmup": "0",
+    "stages.*.optimizer.decay": "0",
+}
+
+
+@pytest.mark.slow
+def test_the_example_runs_from_shards_to_a_vlm_that_transformers_loads(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    few = FEW | {"data.shards": str(tmp_path / "shards")}
+    overrides = [word for field, value in few.items() for word in ("--set", f"{field}={value}")]
+    command = [sys.executable, "-m", "launcher", "run", "configs/shapes/ross.yaml", "--out", str(run), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "finished before" not in ran.stdout
+
+    record = [json.loads(line) for line in (run / "tune" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in record if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3]
+    for line in losses:
+        assert line["loss"] == pytest.approx(line["loss/text"] + line["loss/visual"], rel=1e-5)
+    scores = json.loads((run / "tune" / "evaluation.json").read_text())["tasks"]["understanding"]["test"]
+    assert scores["measures"].keys() == {"right", "restored"}
+    assert scores["by"].keys() == {"description", "question"}
+
+    shipped = Qwen2_5_VLForConditionalGeneration.from_pretrained(REPOSITORY / "assets/shapes/vlm")
+    tuned = Qwen2_5_VLForConditionalGeneration.from_pretrained(run / "export")
+    changed = {name for name, p in tuned.state_dict().items() if not torch.equal(p, shipped.state_dict()[name])}
+    assert changed
+    assert all(name.startswith(("model.language_model.", "model.visual.merger.", "lm_head.")) for name in changed)
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") >= 5
