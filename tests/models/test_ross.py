@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tests.models.world import encode, make_questions, make_ross, pictures
 from wemmu.config.schema import Backbones
+from wemmu.models.patches import patchify
 from wemmu.models.ross import Ross
 from wemmu.prompts import PromptEncoder
 from wemmu.types import UNASKED
@@ -36,8 +37,6 @@ def test_what_it_says_is_what_the_stock_model_says(ross: Ross, encoder: PromptEn
 
 
 def _patches(ross: Ross, image: Tensor) -> Tensor:
-    from wemmu.models.patches import patchify
-
     return patchify((image[None] / 255 - ross.mean) / ross.std, ross.patch, ross.merge, ross.temporal)
 
 
