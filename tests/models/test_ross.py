@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.world import encode, make_questions, make_ross, pictures
+from tests.models.world import encode, make_questions, make_ross, patches_of, pictures
 from wemmu.config.schema import Backbones
-from wemmu.models.patches import patchify
 from wemmu.models.ross import Ross
 from wemmu.prompts import PromptEncoder
 from wemmu.types import UNASKED
@@ -28,16 +27,12 @@ def test_what_it_says_is_what_the_stock_model_says(ross: Ross, encoder: PromptEn
     batch = make_questions(encoder, [0, 1, 2, 3], (48, 32))
     prompts = batch.prompts
     grid = torch.tensor([[1, 6, 4]] * 4)
-    pixels = torch.cat([_patches(ross, image) for image in batch.images[:, 0]])
+    pixels = torch.cat([patches_of(ross, image) for image in batch.images[:, 0]])
     stock = ross.vlm(
         input_ids=prompts.input_ids, attention_mask=prompts.mask.long(), pixel_values=pixels, image_grid_thw=grid
     ).logits
     ours = ross.logits(ross.states(prompts, batch.images).text)
     assert torch.allclose(ours[prompts.mask], stock[prompts.mask], atol=1e-4)
-
-
-def _patches(ross: Ross, image: Tensor) -> Tensor:
-    return patchify((image[None] / 255 - ross.mean) / ross.std, ross.patch, ross.merge, ross.temporal)
 
 
 @torch.no_grad()

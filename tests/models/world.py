@@ -10,7 +10,9 @@ from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.schema import Backbones, Bridge, Queries
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
+from wemmu.models.patches import patchify
 from wemmu.models.ross import Ross
+from wemmu.models.vlm import VLM
 from wemmu.models.weights import build_model, build_ross
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
@@ -49,6 +51,11 @@ def awake(head: nn.Module, std: float = 0.3) -> nn.Module:
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)
     return head
+
+
+def patches_of(model: VLM, image: Tensor) -> Tensor:
+    """What the processor of the VLM makes of a picture uint8 [3, H, W] of whole tokens."""
+    return patchify((image[None] / 255 - model.mean) / model.std, model.patch, model.merge, model.temporal)
 
 
 def pictures(seed: int, *shape: int) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from tests.models.world import make_questions, make_ross
 from tests.parallel.cases import RossCase
 from wemmu.config.schema import Backbones
-from wemmu.models.patches import patchify
 from wemmu.models.ross import Ross
 from wemmu.objectives.reconstruction import alpha_bar
-from wemmu.pixels import to_pixels
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.answers import Answerer, Question
 from wemmu.shapes.language import DESCRIBE, question
@@ -130,13 +129,13 @@ def test_a_head_of_a_bfloat16_model_computes_in_float32(backbones, encoder) -> N
 
 @torch.no_grad()
 def test_answers_are_those_of_the_libraries_own_generation() -> None:
-    """Of the shipped VLM, to which positions matter; questions of several lengths in one batch, each against its own."""
+    """Of the shipped VLM, to which positions matter; questions of several lengths in one batch."""
     shipped = Backbones(vlm=SHIPPED / "vlm", sana=SHIPPED / "sana")
     model, encoder = make_ross(shipped).eval(), PromptEncoder(shipped.vlm)
     rng = random.Random(0)
     scenes = [random_scene(rng, "test") for _ in range(6)]
     texts = [DESCRIBE if i % 2 else question(scene, rng)[0] for i, scene in enumerate(scenes)]
-    images = to_pixels([render(scene, 64) for scene in scenes])
+    images = torch.stack([torch.from_numpy(np.array(render(scene, 64))).permute(2, 0, 1) for scene in scenes])
     answers = Answerer(model, encoder).answers(Question(texts, images[:, None], torch.arange(6)), limit=24)
     assert len({len(answer) for answer in answers}) > 1
     for text, image, answer in zip(texts, images, answers, strict=True):
@@ -144,9 +143,7 @@ def test_answers_are_those_of_the_libraries_own_generation() -> None:
         made = model.vlm.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=patchify(
-                (image[None] / 255 - model.mean) / model.std, model.patch, model.merge, model.temporal
-            ),
+            pixel_values=patches_of(model, image),
             image_grid_thw=torch.tensor([[1, 4 * model.merge, 4 * model.merge]]),
             max_new_tokens=24,
             do_sample=False,
