@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.models.world import awake, make_questions, make_ross, patches_of
+from tests.models.world import make_questions, make_ross, patches_of
 from tests.parallel.cases import RossCase
 from wemmu.config.schema import Backbones
 from wemmu.models.ross import Ross

@@ -132,6 +132,11 @@ class _Training(Config):
         """Whether a VLM learns to answer (ROSS), and not a bridge to generate."""
         return isinstance(self.objective, ReconstructiveTuning)
 
+    @property
+    def generation_modules(self) -> tuple[GenerationModule, ...]:
+        """What it trains of a bridge and a DiT."""
+        return tuple(module for module in get_args(GenerationModule) if module in self.trains)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         tasks = UNDERSTANDING_TASKS if self.reconstructs else GENERATION_TASKS
@@ -143,9 +148,9 @@ class _Training(Config):
             raise ValueError(
                 f"stage {self.name}: {', '.join(wrong)} is no task of a stage {kind}; valid: {', '.join(tasks)}"
             )
-        if wrong := [m for m in self.trains if m not in modules]:
+        if absent := [m for m in self.trains if m not in modules]:
             raise ValueError(
-                f"stage {self.name} has no {', '.join(wrong)} to train, {kind}; valid: {', '.join(modules)}"
+                f"stage {self.name} has no {', '.join(absent)} to train, {kind}; valid: {', '.join(modules)}"
             )
         if unasked := [t for t in self.gate.scores if t not in self.mixture]:
             raise ValueError(f"stage {self.name}: gate.scores of {unasked[0]}, which its mixture has not")

@@ -137,7 +137,7 @@ def plan_stage(
     idle = schedule.idle_share(slots, degrees.tp * degrees.pp)
     waited = costs["dit"].both * idle / (1 - idle)
     samples, rate = (end - begin) * stage.global_batch, machine.flops / (flops + waited)
-    trained = sum(parameters[part] for part in stage.trains)
+    trained = sum(parameters[part] for part in stage.generation_modules)
     return StagePlan(
         name=stage.label,
         resolution=stage.resolution,
