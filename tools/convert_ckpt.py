@@ -122,7 +122,7 @@ def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[
 
 def refuse_foreign(out: Path) -> None:
     """Raises ValueError unless `out` is free or an earlier export."""
-    if out.exists() and not (out / PARITY).is_file():
+    if out.exists() and not ((out / PARITY).is_file() or is_pipeline(out)):
         raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
 
 

@@ -1,6 +1,7 @@
 """An evaluation with models that are known to be right, to copy, or to draw noise."""
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.fakes import Answer, Painter, copied, mostly, noise, perfect, stage_run
+from tests.evaluation.fakes import Answer, Painter, any_scene, copied, mostly, noise, perfect, stage_run
 from wemmu.config import Task
+from wemmu.config.stage import ReconstructiveTuning
 from wemmu.config.task import GENERATION_TASKS
-from wemmu.evaluation.requests import batch, held_out, splits
-from wemmu.evaluation.responses import drawing
+from wemmu.evaluation.requests import Ask, batch, held_out, splits
+from wemmu.evaluation.responses import Response, drawing
 from wemmu.evaluation.runner import KEPT, evaluate, plan
 from wemmu.evaluation.scores import HEADLINE
 from wemmu.shapes.edits import EDITS
+from wemmu.shapes.language import full_caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import HELD_OUT
 
@@ -34,9 +37,9 @@ def share(results: dict[str, Any], task: str, split: str, measure: str) -> float
 
 def test_right_answers_score_one_everywhere(tmp_path: Path):
     results = scores(perfect, tmp_path)
-    for task, measure in HEADLINE.items():
+    for task in GENERATION_TASKS:
         for split in splits(task):
-            assert share(results, task, split, measure) == 1.0, (task, split)
+            assert share(results, task, split, HEADLINE[task]) == 1.0, (task, split)
     for task in ("edit", "multi_edit"):
         assert share(results, task, "test", "followed") == share(results, task, "test", "preserved") == 1.0
         assert share(results, task, "test", "copied") == 0.0
@@ -134,6 +137,22 @@ def test_nothing_to_draw_is_refused():
         plan(stage_run("stage1"), 0)
 
 
-def test_understanding_makes_no_picture():
-    with pytest.raises(ValueError, match="valid choices"):
-        next(held_out(Task.UNDERSTANDING, "test", 0))
+def test_what_is_said_and_what_is_restored_are_scored_apart(tmp_path: Path):
+    """Every second answer is wrong, every third picture is another."""
+    run = stage_run("stage4")
+    changed = {"mixture": {Task.UNDERSTANDING: 1.0}, "objective": ReconstructiveTuning(kind="reconstructive")}
+    run = run.model_copy(update={"stage": run.stage.model_copy(update=changed)})
+
+    def respond(asks: Sequence[Ask]) -> list[Response]:
+        pictures = [render(ask.sources[0] if ask.number % 3 else any_scene(), 64) for ask in asks]
+        words = [ask.answer + " not" * (ask.number % 2) for ask in asks]
+        return [Response(*pair) for pair in zip(pictures, words, strict=True)]
+
+    results = evaluate(respond, run, 12, tmp_path)["tasks"]["understanding"]["test"]
+    assert results["measures"]["right"]["successes"] == 6
+    assert results["measures"]["restored"]["successes"] == 8
+    # Descriptions and questions take turns.
+    assert [results["by"][kind]["right"]["share"] for kind in ("description", "question")] == [1.0, 0.0]
+    kept = json.loads((tmp_path / "evaluation" / "samples.json").read_text())
+    assert kept[0]["words"] == full_caption(next(held_out(Task.UNDERSTANDING, "test", run.sampling.seed)).sources[0])
+    assert kept[0]["pictures"].keys() == {"input0", "output"}

@@ -147,7 +147,7 @@ def _keep(ask: Ask, response: Response, marks: dict[str, bool], resolution: int,
     """Save the pictures of one request; returns its entry in samples.json."""
     stem = f"{ask.task}_{ask.split}_{ask.number:02d}"
     pictures = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
-    if ask.target is not None and ask.target not in ask.sources:
+    if ask.target is not None and ask.task not in (Task.RECONSTRUCTION, Task.UNDERSTANDING):
         pictures["target"] = render(ask.target, resolution)
     pictures["output"] = response.picture
     for name, image in pictures.items():
