@@ -108,3 +108,11 @@ def test_a_regressor_learns_each_place_from_its_own_state(depth):
         regression(head(states, grid), target, "mse").mean().backward()
         optimizer.step()
     assert regression(head(states, grid), target, "mse").mean() < 0.02
+
+
+def test_the_default_head_is_the_published_one_in_size():
+    """For Qwen2-7B's states (3584) and FLUX's latents in groups of 2 x 2 (64 channels)."""
+    with torch.device("meta"):
+        head = Denoiser(DenoiserConfig(), 3584, 64)
+    assert sum(p.numel() for p in head.parameters()) == 63_884_352
+    assert sum(p.numel() for p in head.blocks[0].parameters()) == 18_889_728
