@@ -3,7 +3,8 @@
 from torch import Tensor
 
 
-def _square_error(a: Tensor, b: Tensor) -> Tensor:
+def square_error(a: Tensor, b: Tensor) -> Tensor:
+    """|| a - b ||^2 of two batches [B, ...], the mean over a sample's elements: [B], float32."""
     return (a - b).float().square().flatten(1).mean(1)
 
 
@@ -12,7 +13,7 @@ def flow_matching(predicted: Tensor, v: Tensor) -> Tensor:
 
     predicted, v: [B, ...], v_theta and the path's velocity. Returns [B].
     """
-    return _square_error(predicted, v)
+    return square_error(predicted, v)
 
 
 def contrastive_flow_matching(
@@ -23,4 +24,4 @@ def contrastive_flow_matching(
     v_negative: [B, ...], v- = eps' - x_0' of another sample; paired: bool [B], False where there is none and the second
     term is left out. weight: lambda. Returns [B].
     """
-    return _square_error(predicted, v) - weight * paired * _square_error(predicted, v_negative)
+    return square_error(predicted, v) - weight * paired * square_error(predicted, v_negative)

@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 from torch import Tensor
 
 from wemmu.config.reconstruction import Metric
+from wemmu.objectives.flow import square_error
 
 
 @lru_cache
@@ -24,7 +25,7 @@ def noised(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
 
 def denoising(predicted: Tensor, eps: Tensor) -> Tensor:
     """|| J(z_t, t, states) - eps ||^2, the mean over a picture's elements. [M, ...] -> [M], float32."""
-    return (predicted - eps).float().square().flatten(1).mean(1)
+    return square_error(predicted, eps)
 
 
 def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:

@@ -59,11 +59,8 @@ def recipe(run: StageRun, place: Place, device: torch.device) -> Recipe:
 def _generating(run: StageRun, place: Place, device: torch.device) -> Recipe:
     """A bridge between a frozen VLM and a DiT."""
     model, reports = build_model(run.backbones, run.bridge, run.seed, place)
-    model.freeze_all_but(run.stage.trains)
-    model.train()
-    model.vae.cache.capacity = model.vlm.cache.capacity = run.memory.cached_pictures
-    if run.memory.checkpointing:
-        model.checkpoint_activations()
+    _ready(model, run)
+    model.vlm.cache.capacity = run.memory.cached_pictures
     encoder, language = PromptEncoder(run.backbones.vlm), model.vlm.language_model
     sampler = Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution), device=device)
     return Recipe(
@@ -85,11 +82,7 @@ def _generating(run: StageRun, place: Place, device: torch.device) -> Recipe:
 def _answering(run: StageRun, place: Place, device: torch.device) -> Recipe:
     """A VLM that learns to answer and, by a head, to restore the picture."""
     model, reports = build_ross(run.backbones, run.reconstruction, run.seed)
-    model.freeze_all_but(run.stage.trains)
-    model.train()
-    model.vae.cache.capacity = run.memory.cached_pictures
-    if run.memory.checkpointing:
-        model.checkpoint_activations()
+    _ready(model, run)
     encoder = PromptEncoder(run.backbones.vlm)
     answerer = Answerer(model, encoder, device=device)
     return Recipe(
@@ -106,6 +99,15 @@ def _answering(run: StageRun, place: Place, device: torch.device) -> Recipe:
         token_px=model.token_px,
         draw=lambda: answer_grid(answerer, run.sampling, run.stage.resolution),
     )
+
+
+def _ready(model: WeMMU | Ross, run: StageRun) -> None:
+    """Let learn what the stage trains, in the memory that the run has."""
+    model.freeze_all_but(run.stage.trains)
+    model.train()
+    model.vae.cache.capacity = run.memory.cached_pictures
+    if run.memory.checkpointing:
+        model.checkpoint_activations()
 
 
 def identities_of(reports: list[LoadReport]) -> dict[str, str]:
