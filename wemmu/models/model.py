@@ -8,6 +8,7 @@ from wemmu.config.stage import Module
 from wemmu.models.bridge import Bridge
 from wemmu.models.dit import DiTStage, velocity
 from wemmu.models.recompute import recomputed
+from wemmu.models.staged import Staged
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
 from wemmu.noise import Noise
@@ -15,7 +16,7 @@ from wemmu.positions import token_grid
 from wemmu.types import Condition, Prompts
 
 
-class WeMMU(nn.Module):
+class WeMMU(Staged):
     """vlm and vae are never trained; bridge and dit are, by stages (`freeze_all_but`)."""
 
     # The parts that hold all that stages can train, which engines may shard.
@@ -75,12 +76,6 @@ class WeMMU(nn.Module):
             "dit": self.dit,
         }
         return {name: part for name, part in parts.items() if part is not None}
-
-    def freeze_all_but(self, trains: tuple[Module, ...]) -> None:
-        """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
-        self.requires_grad_(False)
-        for name in trains:
-            self.modules_by_name()[name].requires_grad_(True)
 
     def checkpoint_activations(self) -> None:
         """Recompute each layer of the pathway and of the DiT in the backward pass instead of keeping what is inside."""

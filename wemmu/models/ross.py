@@ -10,6 +10,7 @@ from wemmu.config.reconstruction import Denoiser as DenoiserConfig
 from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.stage import Module
 from wemmu.models.reconstruction import Denoiser, Regressor
+from wemmu.models.staged import Staged
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import VLM
 from wemmu.positions import token_grid
@@ -24,7 +25,7 @@ class States(NamedTuple):
     pictures: Tensor
 
 
-class Ross(VLM):
+class Ross(Staged, VLM):
     """The vision tower and the autoencoder are never trained; the projector, the language model and the head are.
 
     The projector is the tower's merger, `visual.merger`. Weights bear the names that transformers gives them, behind
@@ -108,9 +109,3 @@ class Ross(VLM):
             "llm": nn.ModuleList([self.language_model, self.vlm.lm_head]),
             "head": self.head,
         }
-
-    def freeze_all_but(self, trains: tuple[Module, ...]) -> None:
-        """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
-        self.requires_grad_(False)
-        for name in trains:
-            self.modules_by_name()[name].requires_grad_(True)
