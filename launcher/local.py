@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -15,6 +16,8 @@ from launcher import gate
 from launcher.ending import SAVED, outcome, reason
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
+from launcher.plan import EVALUATION
+from wemmu.readable import duration
 
 _TAIL_LINES = 15
 # Threads of OpenMP that wait for each other sleep instead of spinning, unless the user says otherwise. Spinning is a
@@ -30,16 +33,44 @@ def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
     keeps other launchers away; the jobs inherit it.
     """
     with _Interrupts() as interrupts:
-        for job in jobs:
+        for number, job in enumerate(jobs, 1):
             if is_finished(job):
                 print(f"{job.name}: finished before", flush=True)
                 continue
-            code = 0 if interrupts.received else _run_job(job, ledger, lock, interrupts)
+            place = f"job {number} of {len(jobs)}"
+            if left := seconds_left(jobs[number - 1 :], ledger):
+                place += f", about {duration(left)} left"
+            code = 0 if interrupts.received else _run_job(job, place, ledger, lock, interrupts)
             if interrupts.received:
                 return 128 + interrupts.received[0]
             if code != 0:
                 return SAVED if code == SAVED else 1
     return 0
+
+
+def seconds_left(jobs: Sequence[Job], ledger: Ledger) -> float | None:
+    """Seconds that `jobs` still need at the speed of this run's finished jobs; None before a stage has finished.
+
+    A step counts as one of the last finished stage, an evaluation as the last one, any other job as 0.
+    """
+    began: dict[str, Event] = {}
+    per_step, per_evaluation = None, 0.0
+    for event in ledger.events():
+        if event.event == "started":
+            began[event.job] = event
+        elif event.event == "ended" and event.reason == "finished" and event.job in began:
+            seconds = (
+                datetime.fromisoformat(event.time) - datetime.fromisoformat(began[event.job].time)
+            ).total_seconds()
+            if event.to_step is not None and event.to_step > (event.from_step or 0):
+                per_step = seconds / (event.to_step - (event.from_step or 0))
+            elif event.job.endswith(EVALUATION):
+                per_evaluation = seconds
+    if per_step is None:
+        return None
+    waiting = [job for job in jobs if not is_finished(job)]
+    steps = sum(job.steps - (last_step(job) or 0) for job in waiting if job.steps is not None)
+    return steps * per_step + per_evaluation * sum(job.name.endswith(EVALUATION) for job in waiting)
 
 
 class _Interrupts:
@@ -86,13 +117,13 @@ class _Follower:
         self._file.close()
 
 
-def _run_job(job: Job, ledger: Ledger, lock: int, interrupts: _Interrupts) -> int:
+def _run_job(job: Job, place: str, ledger: Ledger, lock: int, interrupts: _Interrupts) -> int:
     if job.gate and (closed := gate.reasons(job.gate)):
         ledger.append(Event(job.name, 0, "refused", reason=" ".join(closed), outcome="failed"))
         print("\n".join([f"\n{job.name} may not begin:", *(f"  {why}" for why in closed)]), file=sys.stderr)
         return 1
     attempt, before = 1 + ledger.attempts(job.name), last_step(job)
-    _announce(job, attempt, before)
+    _announce(job, place, attempt, before)
     follower = _Follower(job.log)
     process = _start(job, lock)
     ledger.append(Event(job.name, attempt, "started", process.pid, from_step=before))
@@ -109,11 +140,11 @@ def _run_job(job: Job, ledger: Ledger, lock: int, interrupts: _Interrupts) -> in
     return 0 if why == "finished" else code or 1
 
 
-def _announce(job: Job, attempt: int, step: int | None) -> None:
+def _announce(job: Job, place: str, attempt: int, step: int | None) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     again = f", attempt {attempt}" if attempt > 1 else ""
     resumed = f", from step {step} of {job.steps}" if step else ""
-    print(f"\n--- {job.name}{again}{resumed} ---", flush=True)
+    print(f"\n--- {job.name} ({place}){again}{resumed} ---", flush=True)
     with job.log.open("a") as log:
         log.write(f"--- attempt {attempt}: {shlex.join(job.command)}\n")
 

@@ -77,7 +77,8 @@ def _start(stage: Rung, run_folder: Path) -> str:
         return "backbones"
     if start.is_relative_to(run_folder):
         return "\n".join(part for part in start.relative_to(run_folder).parts if part != "checkpoints")
-    return str(start)
+    # Broken at its slashes, or a narrow terminal breaks it anywhere.
+    return str(start).replace("/", "/\n")
 
 
 def status_table(rows: Sequence[Status], run_folder: Path) -> Table:

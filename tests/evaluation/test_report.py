@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.evaluation.fakes import noise, write_run
 from wemmu.evaluation.report import missing, opening, write_report
+from wemmu.evaluation.report_charts import panel
 from wemmu.evaluation.report_html import duration, percent
 from wemmu.evaluation.report_record import ReportError, read_run
 
@@ -69,7 +70,10 @@ def test_page_needs_nothing_else(whole: Path):
     page = Page(html)
     assert page.open == []
     assert page.links
-    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    pages = [link for link in page.links if not link.startswith(("data:image/png;base64,", "#"))]
+    assert pages == ["stage1/index.html", "stage4/index.html"]
+    assert all((whole / link).is_file() for link in pages)
+    assert "../report.html" in Page((whole / "stage1" / "index.html").read_text()).links
     assert not re.findall(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", html))
     assert not re.search(r"@import|url\((?!#)", html)
 
@@ -132,6 +136,42 @@ def test_missing_parts_are_named(run: Path):
     assert "The data set no-such-shards is not there" in text
 
 
+def test_run_on_own_data_shows_its_sample_sheets_and_misses_nothing(run: Path):
+    """Nothing can score one's own images, so `evaluation.prompts` is 0; what was drawn is shown all the same."""
+    for stage in ("stage1", "stage4"):
+        shutil.rmtree(run / stage / "evaluation")
+        (run / stage / "evaluation.json").unlink()
+        (run / stage / "samples").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), "red").save(run / stage / "samples" / "step_00000100.png")
+        config = run / stage / "config.yaml"
+        config.write_text(config.read_text().replace("prompts: 8", "prompts: 0"))
+    page = page_of(run)
+    assert not [note for note in missing(read_run(run)) if "evaluated" in note]
+    assert "drawn by the newest model of each stage" in page.text
+    assert "nothing to show" not in page.text
+    assert "Exact scores" not in page.text
+    assert len([link for link in page.links if link.startswith("data:image/png")]) == 2
+
+
+def test_the_page_links_to_that_of_its_data(run: Path, tmp_path: Path):
+    for config in [run / "curriculum.yaml", *run.glob("*/config.yaml")]:
+        config.write_text(config.read_text().replace("no-such-shards", str(tmp_path / "shards")))
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "report.html").write_text("data")
+    assert "../shards/report.html" in page_of(run).links
+
+
+def test_legends_stand_beside_the_curves():
+    charts: list[str] = []
+    with panel(charts, "title") as axes:
+        for k in range(5):
+            axes.plot([0, 1], [k, 1 - k], label=f"task {k}")
+    (legend,) = axes.figure.legends
+    assert axes.get_legend() is None
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert charts[0].startswith("<svg")
+
+
 def test_unfinished_stage_and_old_scores_are_named(run: Path):
     newest = run / "stage4" / "checkpoints" / "step_00000100"
     manifest = (newest / "manifest.json").read_text().replace('"step": 100', '"step": 60')
@@ -152,7 +192,7 @@ def test_run_before_any_step_has_a_report(run: Path):
         (run / stage).mkdir()
         (run / stage / "config.yaml").write_text(config)
     text = page_of(run).text
-    assert "No stage has been evaluated yet" in text
+    assert "No stage has drawn samples or been evaluated yet" in text
     assert "No stage has written metrics yet" in text
     assert (run / "samples.png").is_file()
 

@@ -195,3 +195,30 @@ def test_a_job_is_at_work_once_and_others_of_the_folder_beside_it(tmp_path: Path
             pass
     with locked(tmp_path, patience=0), pytest.raises(LockedError):
         at_work(tmp_path, job, patience=0).__enter__()
+
+
+def test_each_job_says_its_place_and_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    first, second = trainer(tmp_path, "stage1"), trainer(tmp_path, "stage2")
+    judged = [
+        Job(f"{job.name}/evaluation", (), tmp_path / "log", (tmp_path / job.name / "judged",))
+        for job in (first, second)
+    ]
+    jobs = [first, judged[0], second, judged[1]]
+    assert local.seconds_left(jobs, ledger) is None
+    assert run(tmp_path, first) == 0
+    (tmp_path / "stage1" / "judged").write_text("x")
+    # The clock of the ledger, as it would be had the stage of 3 steps taken 6 s and its evaluation 10 s.
+    ledger.file.write_text("")
+    for job, event, second_of, to_step in (
+        ("stage1", "started", 0, None), ("stage1", "ended", 6, 3),
+        ("stage1/evaluation", "started", 6, None), ("stage1/evaluation", "ended", 16, None),
+    ):  # fmt: skip
+        said = {"job": job, "attempt": 1, "event": event, "from_step": to_step and 0, "to_step": to_step}
+        said |= {"reason": "finished", "time": f"2030-01-01T00:00:{second_of:02d}+00:00"}
+        with ledger.file.open("a") as file:
+            file.write(json.dumps(said) + "\n")
+    assert local.seconds_left(jobs, ledger) == 3 * 2 + 10
+    capsys.readouterr()
+    run(tmp_path, *jobs[:3])
+    assert "--- stage2 (job 3 of 3, about 0:06 left) ---" in capsys.readouterr().out

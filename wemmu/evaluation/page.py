@@ -7,11 +7,11 @@ from typing import Any
 from markupsafe import Markup
 
 from wemmu.config.files import replace_text
-from wemmu.evaluation.report_charts import loss_chart
+from wemmu.evaluation.report_charts import loss_charts
 from wemmu.evaluation.report_html import templates
 from wemmu.evaluation.report_record import StageRecord, read_stage
 from wemmu.evaluation.report_samples import NAMES, data_uri
-from wemmu.evaluation.stage_charts import attempt_starts, machine_chart, share_chart
+from wemmu.evaluation.stage_charts import attempt_starts, machine_charts, share_chart
 from wemmu.jsonlines import read_lines, stage_events
 
 PAGE_FILE = "index.html"
@@ -48,9 +48,9 @@ def write_page(folder: Path) -> Path:
 def _context(record: StageRecord) -> dict[str, Any]:
     events = stage_events(record.folder)
     charts = [
-        loss_chart(record, NAMES),
-        share_chart(record, NAMES),
-        machine_chart(record, attempt_starts(events, record.name)),
+        *loss_charts(record, NAMES),
+        *share_chart(record, NAMES),
+        *machine_charts(record, attempt_starts(events, record.name)),
     ]
     logged = [line for line in record.metrics if "loss" in line]
     newest = logged[-1] if logged else {}
@@ -58,9 +58,10 @@ def _context(record: StageRecord) -> dict[str, Any]:
         "name": f"{record.run.name}: {record.name}",
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "stage": record,
+        "report": "../report.html" if (record.folder.parent / "report.html").is_file() else None,
         "step": max(record.step, int(newest.get("step", 0))),
         "newest": [(words, form.format(newest[key])) for key, (words, form) in SHOWN.items() if key in newest],
-        "charts": [Markup(chart) for chart in charts if chart],
+        "charts": [Markup(chart) for chart in charts],
         "sheets": _sheets(record),
         "events": [_shown(event) for event in events],
         "environments": read_lines(record.folder / "environment.jsonl"),

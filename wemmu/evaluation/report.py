@@ -1,6 +1,7 @@
 """The report of a run: RUN/report.html, one file that needs nothing else, and RUN/samples.png."""
 
 import math
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +11,10 @@ from markupsafe import Markup
 
 from wemmu.config.files import replace_text
 from wemmu.evaluation.page import write_page
-from wemmu.evaluation.report_charts import SPLITS, loss_chart, score_chart
+from wemmu.evaluation.report_charts import SPLITS, loss_charts, score_charts
 from wemmu.evaluation.report_html import templates
 from wemmu.evaluation.report_record import RunRecord, StageRecord, read_run
-from wemmu.evaluation.report_samples import NAMES, comparison, groups, newest_with_samples, sheet
+from wemmu.evaluation.report_samples import NAMES, comparison, groups, newest_sheets, newest_with_samples, sheet
 from wemmu.evaluation.scores import HEADLINE
 from wemmu.revision import revision
 
@@ -52,18 +53,18 @@ def write_report(folder: Path) -> tuple[Path, Path]:
         ReportError: if the folder holds no stage.
     """
     record = read_run(folder)
-    for stage in record.stages:
-        write_page(stage.folder)
     picture = folder / f"{SHEET_FILE}.tmp"
     sheet(record).save(picture, "PNG")
     picture.replace(folder / SHEET_FILE)
     replace_text(folder / REPORT_FILE, templates().get_template("report.html.j2").render(_context(record)))
+    # After the report, so that they link to it.
+    for stage in record.stages:
+        write_page(stage.folder)
     return folder / REPORT_FILE, folder / SHEET_FILE
 
 
 def _context(record: RunRecord) -> dict[str, Any]:
     newest = newest_with_samples(record)
-    chart = score_chart(record.stages, NAMES)
     return {
         "name": record.name,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -72,18 +73,20 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "missing": missing(record),
         "newest": newest,
         "groups": groups(newest) if newest else [],
+        "sheets": newest_sheets(record),
         "splits": SPLITS,
         "comparison": comparison(record.stages),
         "scores": _score_table(record.stages),
-        "score_chart": Markup(chart) if chart else None,
+        "score_charts": [Markup(chart) for chart in score_charts(record.stages, NAMES)],
         "details": _details(record.stages),
         "answered": ANSWERED,
-        "losses": [(s, Markup(svg)) for s in record.stages if (svg := loss_chart(s, NAMES))],
+        "losses": [(s, [Markup(c) for c in charts]) for s in record.stages if (charts := loss_charts(s, NAMES))],
         "modules": _modules(record.stages),
         "frozen": _frozen_sentence(record.stages),
         "parts": record.parts,
         "longest": max((part.seconds for part in record.parts), default=0.0),
         "data": record.data,
+        "data_page": _data_page(record),
         "curriculum": _text(record.folder / "curriculum.yaml"),
         "environment": _environment(record),
     }
@@ -121,7 +124,7 @@ def missing(record: RunRecord) -> list[str]:
             notes.append(f"{stage.name} is not finished: its newest checkpoint is of step {stage.step} of {steps}.")
         if stage.manifest and not stage.metrics:
             notes.append(f"{stage.name} has no metrics.jsonl, so its losses are not known.")
-        if stage.manifest and stage.results is None:
+        if stage.manifest and stage.results is None and stage.run.evaluation.prompts:
             notes.append(f"{stage.name} has not been evaluated.")
         elif stage.results and stage.results.get("checkpoint", {}).get("step", stage.step) != stage.step:
             at = stage.results["checkpoint"]["step"]
@@ -133,6 +136,12 @@ def missing(record: RunRecord) -> list[str]:
     if record.curriculum is None:
         notes.append("curriculum.yaml is missing or cannot be read.")
     return notes
+
+
+def _data_page(record: RunRecord) -> str | None:
+    """Link from the report to the page of the data set, if both are on this machine."""
+    page = record.stages[0].run.data.shards / REPORT_FILE
+    return os.path.relpath(page.resolve(), record.folder.resolve()) if page.is_file() else None
 
 
 def _score_table(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -23,6 +24,8 @@ INK = "#010203"
 # Each is readable on white and on near-black.
 PALETTE = ("#3b82c4", "#d9822b", "#3f9d63", "#b3589f", "#8c7a4f", "#4aa3a3")
 TASK_COLORS = {str(task): color for task, color in zip(HEADLINE, PALETTE, strict=True)}
+# In inches. A page shows a panel 300 to 480 px wide, where its text is 10 to 16 px high.
+PANEL_SIZE = (4.2, 2.9)
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -49,24 +52,34 @@ STYLE = {
 }
 
 
-def score_chart(stages: Sequence[StageRecord], names: dict[str, str]) -> str | None:
-    """Share of right answers after each evaluated stage, with 95 % intervals: one panel for each split."""
-    scored = [stage for stage in stages if stage.results]
-    if not scored:
-        return None
+@contextmanager
+def panel(charts: list[str], title: str) -> Iterator[Axes]:
+    """One small chart, appended to `charts` as an `<svg>` element; its legend stands below, off the curves.
+
+    Charts are one panel each, so that a page can put them side by side or, on a telephone, under each other.
+    """
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(9, 2.9), sharey=True, layout="constrained")
-        for panel, (split, title) in zip(panels, SPLITS.items(), strict=True):
-            panel.set_title(title)
+        figure, axes = plt.subplots(figsize=PANEL_SIZE, layout="constrained")
+        axes.set_title(title)
+        yield axes
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=2, handlelength=1.2, columnspacing=1, labelspacing=0.2)
+        charts.append(svg(figure))
+
+
+def score_charts(stages: Sequence[StageRecord], names: dict[str, str]) -> list[str]:
+    """Share of right answers after each evaluated stage, with 95 % intervals: one chart for each split."""
+    scored = [stage for stage in stages if stage.results]
+    charts: list[str] = []
+    for split, title in SPLITS.items() if scored else ():
+        with panel(charts, title) as axes:
             for k, (task, measure) in enumerate(HEADLINE.items()):
-                _score_line(panel, scored, task, split, measure, TASK_COLORS[task], names[task], 0.04 * (k - 2))
-            panel.set_xticks(range(len(scored)), [stage.name for stage in scored])
-            panel.set_xlim(-0.4, len(scored) - 0.6)
-            panel.set_ylim(-0.02, 1.04)
-            panel.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-        handles = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside right center")
-        return svg(figure)
+                _score_line(axes, scored, task, split, measure, TASK_COLORS[task], names[task], 0.04 * (k - 2))
+            axes.set_xticks(range(len(scored)), [stage.name for stage in scored])
+            axes.set_xlim(-0.4, len(scored) - 0.6)
+            axes.set_ylim(-0.02, 1.04)
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    return charts
 
 
 def _score_line(
@@ -86,34 +99,36 @@ def _score_line(
     panel.errorbar(x, y, yerr=errors, color=color, label=label, marker="o", markersize=4, capsize=2, elinewidth=0.9)
 
 
-def loss_chart(stage: StageRecord, names: dict[str, str]) -> str | None:
+def loss_charts(stage: StageRecord, names: dict[str, str]) -> list[str]:
     """Loss by task, loss by noise level and gradient norm over the steps of one stage."""
     lines = stage.metrics
     if not lines:
-        return None
+        return []
     keys = list(dict.fromkeys(key for line in lines for key in line if key.startswith("loss/")))
     levels = sorted(key for key in keys if key.startswith("loss/t_"))
-    tasks = [key for key in keys if key not in levels]
-    with plt.rc_context(STYLE):
-        figure, (by_task, by_level, norm) = plt.subplots(1, 3, figsize=(9, 2.5), layout="constrained")
-        by_task.set_title("loss by task")
-        for key in tasks:
+    shades = matplotlib.colormaps["viridis"]
+    charts: list[str] = []
+    with panel(charts, "loss by task") as axes:
+        for key in keys:
             task = key.removeprefix("loss/")
-            curve(by_task, lines, key, TASK_COLORS.get(task, INK), names.get(task, task))
-        by_level.set_title("loss by noise level t (1 is noise)")
-        shades = matplotlib.colormaps["viridis"]
+            if key not in levels:
+                curve(axes, lines, key, TASK_COLORS.get(task, INK), names.get(task, task))
+        _finish(axes)
+    with panel(charts, "loss by noise level t (1 is noise)") as axes:
         for k, key in enumerate(levels):
-            curve(by_level, lines, key, shades(0.3 + 0.6 * k / max(1, len(levels) - 1)), _level(key))
-        norm.set_title("gradient norm before clipping")
-        curve(norm, lines, "grad_norm", PALETTE[0], "")
-        norm.axhline(stage.run.stage.optimizer.clip, color=INK, linewidth=0.8, linestyle=":")
-        for panel in (by_task, by_level, norm):
-            panel.set_xlabel("step")
-            if all(min(line.get_ydata()) > 0 for line in panel.lines):
-                _log_scale(panel)
-            if panel.get_legend_handles_labels()[0]:
-                panel.legend(handlelength=1, labelspacing=0.2, borderaxespad=0.2)
-        return svg(figure)
+            curve(axes, lines, key, shades(0.3 + 0.6 * k / max(1, len(levels) - 1)), _level(key))
+        _finish(axes)
+    with panel(charts, "gradient norm before clipping") as axes:
+        curve(axes, lines, "grad_norm", PALETTE[0], "")
+        axes.axhline(stage.run.stage.optimizer.clip, color=INK, linewidth=0.8, linestyle=":")
+        _finish(axes)
+    return charts
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xlabel("step")
+    if all(min(line.get_ydata()) > 0 for line in axes.lines):
+        _log_scale(axes)
 
 
 def curve(panel: Axes, lines: list[dict[str, Any]], key: str, color: Any, label: str) -> None:

@@ -41,6 +41,12 @@ def newest_with_samples(record: RunRecord) -> StageRecord | None:
     return next((stage for stage in reversed(record.stages) if stage.samples), None)
 
 
+def newest_sheets(record: RunRecord) -> list[tuple[str, str]]:
+    """(stage, its newest sheet of the fixed prompts as a data URI) of each stage that has drawn one."""
+    drawn = [(stage.name, sorted((stage.folder / "samples").glob("step_*.png"))) for stage in record.stages]
+    return [(name, data_uri(files[-1])) for name, files in drawn if files]
+
+
 def groups(stage: StageRecord) -> list[dict[str, Any]]:
     """The cards of the report, by task and split."""
     found = [

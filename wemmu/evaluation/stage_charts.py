@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from wemmu.evaluation.report_charts import INK, PALETTE, STYLE, TASK_COLORS, curve, svg
+from wemmu.evaluation.report_charts import INK, PALETTE, TASK_COLORS, curve, panel
 from wemmu.evaluation.report_record import StageRecord
 
 # (title, key -> label, what a unit of the chart is in that of the record); the first of a place that was recorded.
@@ -26,64 +25,53 @@ PANELS: tuple[tuple[tuple[str, dict[str, str], float], ...], ...] = (
 )
 
 
-def machine_chart(stage: StageRecord, starts: Sequence[int]) -> str | None:
-    """Speed, memory, waiting for data and learning rate over the steps; None if none of it was recorded.
+def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[str]:
+    """Speed, memory, waiting for data and learning rate over the steps, as far as they were recorded.
 
     starts: steps from which attempts went on, marked by dotted lines.
     """
     recorded = {key for line in stage.metrics for key in line}
-    panels = [choice for choices in PANELS if (choice := next((c for c in choices if recorded & set(c[1])), None))]
-    if not panels:
-        return None
-    rows = -(-len(panels) // 3)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, 3, figsize=(9, 2.3 * rows), layout="constrained", squeeze=False)
-        for panel in axes.flat[len(panels) :]:
-            panel.set_axis_off()
-        for panel, (title, keys, unit) in zip(axes.flat, panels, strict=False):
-            panel.set_title(title)
-            lines = [{k: v / unit if k in keys else v for k, v in line.items()} for line in stage.metrics]
+    chosen = [choice for choices in PANELS if (choice := next((c for c in choices if recorded & set(c[1])), None))]
+    charts: list[str] = []
+    for title, keys, unit in chosen:
+        lines = [{k: v / unit if k in keys else v for k, v in line.items()} for line in stage.metrics]
+        with panel(charts, title) as axes:
             for color, (key, label) in zip(PALETTE, keys.items(), strict=False):
                 if key in recorded:
-                    curve(panel, lines, key, color, label)
-            _finish(panel, starts)
-        return svg(figure)
+                    curve(axes, lines, key, color, label)
+            _finish(axes, starts)
+    return charts
 
 
-def share_chart(stage: StageRecord, names: dict[str, str]) -> str | None:
-    """The share of each task in the samples between two lines of the record; None if it was not recorded."""
+def share_chart(stage: StageRecord, names: dict[str, str]) -> list[str]:
+    """The share of each task in the samples between two lines of the record, if it was recorded."""
     lines = [line for line in stage.metrics if any(key.startswith("share/") for key in line)]
-    if not lines:
-        return None
-    tasks = [str(task) for task in stage.run.stage.mixture]
-    with plt.rc_context(STYLE):
-        figure, panel = plt.subplots(figsize=(9, 1.6), layout="constrained")
-        panel.stackplot(
-            [line["step"] for line in lines],
-            [[100 * line.get(f"share/{task}", 0.0) for line in lines] for task in tasks],
-            colors=[TASK_COLORS.get(task, INK) for task in tasks],
-            labels=[names.get(task, task) for task in tasks],
-            alpha=0.8,
-            linewidth=0,
-        )
-        panel.set_title("share of each task in the samples, %")
-        panel.set_ylim(0, 100)
-        panel.margins(x=0)
-        panel.set_xlabel("step")
-        figure.legend(loc="outside right center")
-        return svg(figure)
+    charts: list[str] = []
+    if lines:
+        tasks = [str(task) for task in stage.run.stage.mixture]
+        with panel(charts, "share of each task in the samples, %") as axes:
+            axes.stackplot(
+                [line["step"] for line in lines],
+                [[100 * line.get(f"share/{task}", 0.0) for line in lines] for task in tasks],
+                colors=[TASK_COLORS.get(task, INK) for task in tasks],
+                labels=[names.get(task, task) for task in tasks],
+                alpha=0.8,
+                linewidth=0,
+            )
+            axes.set_ylim(0, 100)
+            axes.margins(x=0)
+            axes.set_xlabel("step")
+    return charts
 
 
-def _finish(panel: Axes, starts: Sequence[int]) -> None:
-    panel.set_xlabel("step")
-    panel.set_ylim(bottom=0)
+def _finish(axes: Axes, starts: Sequence[int]) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylim(bottom=0)
     # The scale of small numbers stands beside the axis and not on the title.
-    panel.ticklabel_format(axis="y", style="plain" if panel.get_ylim()[1] >= 0.01 else "sci", scilimits=(-2, 5))
-    panel.yaxis.get_offset_text().set_size(8)
+    axes.ticklabel_format(axis="y", style="plain" if axes.get_ylim()[1] >= 0.01 else "sci", scilimits=(-2, 5))
+    axes.yaxis.get_offset_text().set_size(8)
     for step in starts:
-        panel.axvline(step, color=INK, linewidth=0.8, linestyle=":")
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(handlelength=1, labelspacing=0.2, borderaxespad=0.2)
+        axes.axvline(step, color=INK, linewidth=0.8, linestyle=":")
 
 
 def attempt_starts(events: Sequence[dict[str, Any]], job: str) -> list[int]:

@@ -1,8 +1,9 @@
 """Instruction edits on one picture and on two: what is asked, in words, and the scene that must come out."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from wemmu.shapes.language import references
 from wemmu.shapes.scene import (
@@ -17,6 +18,11 @@ from wemmu.shapes.scene import (
     Split,
     random_object,
     random_scene,
+)
+
+TWO_IMAGE_WORDINGS = (
+    "replace {} with the object of the second image",
+    "put the object of the second image in place of {}",
 )
 
 
@@ -118,17 +124,20 @@ def random_edit(rng: random.Random, split: Split = "train", kind: str | None = N
 
 
 def random_two_image_edit(rng: random.Random, split: Split = "train") -> Edit:
-    """The single object of picture 2 takes the place of an object of picture 1, with its own shape, colour and size."""
+    """The single object of image 2 takes the place of an object of image 1, with its own shape, colour and size."""
     while True:
         first = random_scene(rng, "test" if split == "composition" else split)
         second = random_scene(rng, split, objects=1)
         old, new = rng.choice(first.objects), second.objects[0]
         target = _swap(first, old, replace(new, cell=old.cell))
         if target != first and target.split == split:
-            wording = rng.choice(
-                (
-                    "replace {} with the object of the second image",
-                    "put the object of the second image in place of {}",
-                )
-            )
+            wording = rng.choice(TWO_IMAGE_WORDINGS)
             return Edit("replace", (first, second), wording.format(rng.choice(references(first, old))), target)
+
+
+def edits_with_object(first: Scene, second: Scene) -> Iterator[Edit]:
+    """Every two-image edit of these scenes, in every wording."""
+    for old in first.objects:
+        target = _swap(first, old, replace(second.objects[0], cell=old.cell))
+        for reference, wording in product(references(first, old), TWO_IMAGE_WORDINGS):
+            yield Edit("replace", (first, second), wording.format(reference), target)
