@@ -105,7 +105,7 @@ def run_all(cases: list[Case], backbones: Backbones, jobs: int, out: Path | None
         for rank in pool.imap_unordered(_play, [(case, backbones) for case in cases]):
             found.append(rank)
             if out is not None:
-                out.write_text(json.dumps(found, indent=1) + "\n")
+                out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
@@ -186,7 +186,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         backbones = write_published(Path(folder))
         if measured is not None:
-            found = json.loads(measured.read_text())
+            found = json.loads(measured.read_text(encoding="utf-8"))
         else:
             cases = [Case(curriculum, w, tp, pp, name, place) for name in stage for w in ranks for place in range(pp)]
             found = run_all(cases, backbones, jobs, out)

@@ -16,7 +16,7 @@ def pictures(tars: Path) -> list[bytes]:
     """The picture files of the tars."""
     found = []
     for path in sorted(tars.iterdir()):
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, encoding="utf-8") as tar:
             found += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]
     return found
 

@@ -136,9 +136,9 @@ def write(rounds: list[dict[str, Window]], sizes: Sizes, engine: SingleEngine, o
         *(f"| {row['saving']} | {' | '.join(map(spread, row['rounds'].values()))} |" for row in rows),
     ]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoint.md").write_text("\n".join(lines) + "\n")
+    (out / "checkpoint.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = {"command": command, "cores": cores, "load": load, "state_mb": state, "steps": sizes.steps, "rows": rows}
-    (out / "checkpoint.json").write_text(json.dumps(said, indent=1) + "\n")
+    (out / "checkpoint.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

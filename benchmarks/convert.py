@@ -172,7 +172,9 @@ def _convert(work: Callable, folder: Path, run: StageRun, pipe: Any) -> None:
 
 def _memory(line: str) -> float:
     """MB, of this process; VmHWM is the most it ever held."""
-    (found,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(line))
+    (found,) = (
+        one for one in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if one.startswith(line)
+    )
     return int(found.split()[1]) * 1024 / 1e6
 
 
@@ -193,9 +195,9 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         ),
     ]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "convert.md").write_text("\n".join(lines) + "\n")
+    (out / "convert.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = {"command": command, "cores": cores, "load": load, "rows": rows}
-    (out / "convert.json").write_text(json.dumps(said, indent=1) + "\n")
+    (out / "convert.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -96,8 +96,10 @@ def save(table: list[Row], out: Path, what: What) -> str:
     command = "OMP_NUM_THREADS=1 " + shlex.join(["python", "-m", "benchmarks.data", *sys.argv[1:]])
     out.mkdir(parents=True, exist_ok=True)
     text = f"`{command}`, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[1]:.1f}\n\n{as_markdown(table)}"
-    (out / f"data-{what}.md").write_text(text)
-    (out / f"data-{what}.json").write_text(json.dumps({"command": command, "rows": as_dicts(table)}, indent=1) + "\n")
+    (out / f"data-{what}.md").write_text(text, encoding="utf-8")
+    (out / f"data-{what}.json").write_text(
+        json.dumps({"command": command, "rows": as_dicts(table)}, indent=1) + "\n", encoding="utf-8"
+    )
     return text
 
 

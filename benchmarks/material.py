@@ -61,7 +61,7 @@ def write_tars(directory: Path, records: Iterable[tuple[bytes, str]], each: int)
     records = iter(records)
     while group := list(islice(records, each)):
         path = directory / f"{len(list(directory.iterdir())):05d}.tar"
-        with tarfile.open(path, "w") as tar:
+        with tarfile.open(path, "w", encoding="utf-8") as tar:
             for number, (picture, caption) in enumerate(group):
                 for kind, data in ("jpg", picture), ("txt", caption.encode()):
                     member = tarfile.TarInfo(f"{number:09d}.{kind}")

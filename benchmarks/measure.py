@@ -71,7 +71,9 @@ def rows(part: str, costs: Mapping[str, list[Cost]], samples: int, against: str)
 
 def peak_mb() -> float:
     """The most memory this process ever had resident; getrusage would count the parent's, too, from before exec."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 

@@ -50,9 +50,11 @@ def main(
             folder = out / f"seed{seed}-weight{weight:g}"
             train(folder, start, out, seed, weight, overrides or [])
             last = load_curriculum(folder / "curriculum.yaml").stages[-1].name
-            scores = json.loads((folder / last / "evaluation.json").read_text())["tasks"]["understanding"]
+            scores = json.loads((folder / last / "evaluation.json").read_text(encoding="utf-8"))["tasks"][
+                "understanding"
+            ]
             found.append({"seed": seed, "weight": weight, "scores": scores})
-            (out / "ross.json").write_text(json.dumps(found, indent=1))
+            (out / "ross.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
             Console().print(table(found))
 
 

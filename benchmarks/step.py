@@ -177,7 +177,7 @@ def _in_a_process(settings: Settings, cell: int, variant: str, rounds: int, trac
     options |= {"--rounds": rounds, "--alone": f"{cell}:{variant}"} | ({"--trace": trace} if trace else {})
     words = [str(word) for option in options.items() for word in option]
     command = [sys.executable, "-m", "benchmarks.step", settings.size, *words]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -35,7 +35,7 @@ def watch(device: torch.device) -> Iterator[Memory]:
     # Memory that was freed but not given back would hide what is allocated anew.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     # Sets the peak of this process to what is resident now (man 5 proc).
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     memory.before = peak_mb()
     yield memory
     memory.peak = peak_mb()

@@ -10,11 +10,11 @@ def record(head: dict[str, Any], cells: list[dict[str, Any]], size: str, out: Pa
     """Put this result beside those of other sizes; returns it as text."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "step.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     results[f"{size}, {head['settings']['engine']}"] = head | {"cells": cells}
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     texts = {name: _text(name, result) for name, result in results.items()}
-    (out / "step.md").write_text("\n".join(texts.values()))
+    (out / "step.md").write_text("\n".join(texts.values()), encoding="utf-8")
     return texts[f"{size}, {head['settings']['engine']}"]
 
 

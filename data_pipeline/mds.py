@@ -77,7 +77,7 @@ def read_index(directory: Path) -> list[Shard]:
     """
     path = directory / INDEX_FILE
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
         if index["version"] != 2 or any(shard["format"] != "mds" for shard in index["shards"]):
             raise ShardError(f"{path} is not of version 2 of the format MDS, the only one that this reads")
         return [_shard(directory, shard) for shard in index["shards"]]

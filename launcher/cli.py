@@ -159,7 +159,7 @@ def logs(
         _fail(str(error), 2)
     if not job.log.exists():
         _fail(f"{name} has not been started: {job.log} is not there", 1)
-    with job.log.open(errors="replace") as log:
+    with job.log.open(errors="replace", encoding="utf-8") as log:
         try:
             while True:
                 print(log.read(), end="", flush=True)

@@ -32,7 +32,7 @@ def reasons(gate: Gate) -> list[str]:
 
 def _of_checkpoint(gate: Gate) -> Iterator[str]:
     try:
-        manifest = json.loads(gate.manifest.read_text())
+        manifest = json.loads(gate.manifest.read_text(encoding="utf-8"))
         names, files = list(manifest["tensors"]), dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{gate.stage} has no whole checkpoint of its last step: {gate.manifest} cannot be read ({error})."
@@ -66,7 +66,7 @@ def _of_scores(gate: Gate) -> Iterator[str]:
         return
     file = gate.folder / "evaluation.json"
     try:
-        tasks = json.loads(file.read_text())["tasks"]
+        tasks = json.loads(file.read_text(encoding="utf-8"))["tasks"]
         # The first measure of a task says whether a request was answered.
         shares = {task: next(iter(tasks[task]["test"]["measures"].values())) for task in gate.scores}
     except (OSError, ValueError, KeyError, StopIteration) as error:

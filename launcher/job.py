@@ -60,7 +60,7 @@ def rung_end(job: Job) -> int | None:
     file = job.folder / RUNGS
     if job.rung is None or not file.exists():
         return None
-    lines = map(json.loads, file.read_text().splitlines())
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return next((line["to_step"] for line in lines if line["resolution"] == job.rung), None)
 
 

@@ -63,7 +63,7 @@ class Ledger:
         """All events, oldest first; lines torn by a kill are passed over."""
         if not self.file.exists():
             return
-        for line in self.file.read_text(errors="replace").splitlines():
+        for line in self.file.read_text(errors="replace", encoding="utf-8").splitlines():
             try:
                 yield Event(**json.loads(line))
             except (ValueError, TypeError):

@@ -145,7 +145,7 @@ def _announce(job: Job, place: str, attempt: int, step: int | None) -> None:
     again = f", attempt {attempt}" if attempt > 1 else ""
     resumed = f", from step {step} of {job.steps}" if step else ""
     print(f"\n--- {job.name} ({place}){again}{resumed} ---", flush=True)
-    with job.log.open("a") as log:
+    with job.log.open("a", encoding="utf-8") as log:
         log.write(f"--- attempt {attempt}: {shlex.join(job.command)}\n")
 
 

@@ -112,7 +112,7 @@ def is_alive(pid: int) -> bool:
         return True
     try:
         # The state stands after the command's name, which is in brackets and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
         # Gone since, or a system without /proc.
         return sys.platform != "linux"

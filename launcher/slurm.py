@@ -123,7 +123,8 @@ def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) 
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
             timeout=_PATIENCE,
         )

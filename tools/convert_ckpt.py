@@ -97,7 +97,7 @@ def main(
 def is_pipeline(directory: Path) -> bool:
     """Whether this is a pipeline that was exported here."""
     index = directory / "model_index.json"
-    return index.is_file() and json.loads(index.read_text()).get("_class_name") == PIPELINE
+    return index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("_class_name") == PIPELINE
 
 
 def _ship(source: Path, pipeline: bool, out: Path, dtype: str) -> list[str]:

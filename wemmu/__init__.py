@@ -1,0 +1,21 @@
+"""Whoever imports this may run in any locale, and under a user id that has no name."""
+
+import codecs
+import getpass
+import io
+import os
+import sys
+
+# Libraries in child processes open text files without naming an encoding; our own files are UTF-8.
+os.environ["PYTHONUTF8"] = "1"
+
+# A terminal or a log that cannot show a letter of a caption is no reason to stop.
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper) and codecs.lookup(_stream.encoding).name != "utf-8":
+        _stream.reconfigure(errors="backslashreplace")
+
+# torch, Ray and others name their caches after the user; containers run under numbers that no account has.
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    os.environ["USER"] = f"uid{os.getuid()}"

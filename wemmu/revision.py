@@ -21,7 +21,9 @@ def revision() -> Revision | None:
         here = Path(__file__).parent
         # Without the lock that `status` takes in passing: ranks and people may ask at once.
         command = ["git", "--no-optional-locks", *arguments]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=_PATIENCE_S)
+        done = subprocess.run(
+            command, cwd=here, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=_PATIENCE_S
+        )
         return done.stdout.strip()
 
     try:

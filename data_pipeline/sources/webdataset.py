@@ -145,8 +145,8 @@ def _opened(file: IO[bytes]) -> Iterator[tarfile.TarFile]:
     file.seek(0)
     with (
         gzip.GzipFile(fileobj=file) if compressed else file as stream,
-        # Names that are not UTF-8 get escapes, so that keys can be stored.
-        tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member, errors="backslashreplace") as tar,
+        # Names are UTF-8 whatever the locale is; those that are not get escapes, so that keys can be stored.
+        tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member, encoding="utf-8", errors="backslashreplace") as tar,
     ):
         yield tar
 

@@ -97,7 +97,7 @@ def _scores(file: Path, manifest: Manifest) -> str:
     """A table of the evaluation's shares, if it is there and of this very checkpoint."""
     if not file.is_file():
         return "This checkpoint was not evaluated."
-    results: dict[str, Any] = json.loads(file.read_text())
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if results["checkpoint"]["step"] != manifest.step:
         return f"Only step {results['checkpoint']['step']} of this stage was evaluated."
     rows = [

@@ -47,7 +47,7 @@ class Report:
         return cls(dtype, origin, libraries={"python": platform.python_version()} | {n: version(n) for n in libraries})
 
     def write(self, directory: Path) -> None:
-        (directory / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        (directory / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     def lines(self) -> list[str]:
         """The summary for people."""

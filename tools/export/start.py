@@ -27,7 +27,7 @@ def ship_export(export: Path, out: Path, dtype: torch.dtype) -> None:
     """
     if not (export / FILE).is_file():
         raise ValueError(f"{export} has no {FILE}, so it does not say what it was trained beside; give the run instead")
-    report: dict[str, Any] = json.loads((export / FILE).read_text())
+    report: dict[str, Any] = json.loads((export / FILE).read_text(encoding="utf-8"))
     origin = report["origin"]
     wanted = {prefix: part for prefix, part in PARTS.items() if prefix == "bridge." or "dit" not in origin["frozen"]}
     stored: dict[str, Stored] = {}

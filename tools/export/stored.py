@@ -80,7 +80,7 @@ def write_component(directory: Path, single: str, stored: Mapping[str, Stored], 
         total = sum(_size(each, dtype) for each in stored.values())
         where = {name: file for file, part in zip(names, parts, strict=True) for name in part}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        (directory / f"{single}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (directory / f"{single}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def sha256_of_tensor(tensor: Tensor) -> str:

@@ -74,7 +74,9 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
         said = "the pictures of both models were not compared (--no-forward)"
         report.outputs = {"compared": False, "lines": [said]}
     report.write(directory)
-    (directory / "README.md").write_text(model_card(run, folder, manifest, report.lines(), choices.without_vlm))
+    (directory / "README.md").write_text(
+        model_card(run, folder, manifest, report.lines(), choices.without_vlm), encoding="utf-8"
+    )
     return report.lines()
 
 
@@ -132,4 +134,4 @@ def _write_configs(pipe: WeMMUPipeline, directory: Path, dtype: torch.dtype) -> 
         config.dtype, config.architectures = str(dtype).removeprefix("torch."), [type(pipe.vlm).__name__]
         config.save_pretrained(directory / "vlm")
         pipe.vlm.generation_config.save_pretrained(directory / "vlm")
-    (directory / "pipeline.py").write_text(PIPELINE_FILE)
+    (directory / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")

@@ -93,7 +93,7 @@ def _tagged(path: Path) -> Path:
     """The folder of one checkpoint; of a run's folder, the one that `latest` names."""
     if not (path / "latest").is_file():
         return path
-    tag = (path / "latest").read_text().strip()
+    tag = (path / "latest").read_text(encoding="utf-8").strip()
     if tag in ("", ".", "..") or "/" in tag or not (path / tag).is_dir():
         raise FolderError(f"{path / 'latest'} names {tag!r}, which is no folder beside it")
     return path / tag

@@ -106,7 +106,7 @@ def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[s
             "origin": asdict(origin),
             "outputs": {"compared": False, "reason": "a DeepSpeed folder holds weights and no model that could be run"},
         }
-        (written / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+        (written / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         os.replace(written, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

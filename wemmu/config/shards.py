@@ -59,7 +59,7 @@ class Schema(Config):
     def load(cls, path: Path) -> Self:
         """Raises FileNotFoundError without the file, ShardError for one that this version cannot read."""
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
             raise ShardError(
                 f"{path} is not of this version of the shard layout; write the data set anew into an empty directory "

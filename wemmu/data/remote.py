@@ -67,7 +67,7 @@ class ShardCache:
             raise self._unreachable(f"{self._url}/{DATASET_FILE}", error) from error
         file = self._root / DATASET_FILE
         with self._changing():
-            if not file.exists() or file.read_text() != text:
+            if not file.exists() or file.read_text(encoding="utf-8") != text:
                 replace_text(file, text)
             dataset = DataSet.at(self._root)
         # They become names of files.

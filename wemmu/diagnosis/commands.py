@@ -27,7 +27,7 @@ def answer(command: Sequence[str], timeout_s: float) -> Done:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         # A group of its own: a child left alive would hold the pipe, and the wait for its end with it.
         start_new_session=True,

@@ -34,7 +34,7 @@ def host_bytes() -> float:
     """Memory of this machine, or of the container if that has less."""
     limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(file).read_text().strip() if Path(file).is_file() else ""
+        text = Path(file).read_text(encoding="utf-8").strip() if Path(file).is_file() else ""
         limits += [float(text)] if text.isdigit() else []
     return min(limits)
 
@@ -44,7 +44,7 @@ def core_count() -> int:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
-        limit, period = quota.read_text().split()
+        limit, period = quota.read_text(encoding="utf-8").split()
         if limit.isdigit():
             cores = min(cores, max(1, round(int(limit) / int(period))))
     return cores

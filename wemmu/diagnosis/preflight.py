@@ -61,7 +61,7 @@ def _lacking(folder: Path, *needed: str) -> Iterator[str]:
     if not any(folder.glob("*.safetensors")):
         yield f"{folder}/*.safetensors"
     for index in folder.glob("*.safetensors.index.json"):
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         yield from (str(folder / name) for name in files if not (folder / name).is_file())
 
 

@@ -65,7 +65,7 @@ def _context(record: StageRecord) -> dict[str, Any]:
         "sheets": _sheets(record),
         "events": [_shown(event) for event in events],
         "environments": read_lines(record.folder / "environment.jsonl"),
-        "config": (record.folder / "config.yaml").read_text(),
+        "config": (record.folder / "config.yaml").read_text(encoding="utf-8"),
     }
 
 

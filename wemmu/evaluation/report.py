@@ -218,7 +218,7 @@ def _git() -> str:
 
 
 def _text(file: Path) -> str | None:
-    return file.read_text() if file.is_file() else None
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -192,6 +192,6 @@ def _data(shards: Path) -> DataSet | None:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -103,7 +103,7 @@ def evaluate(respond: Respond, run: StageRun, prompts: int, folder: Path) -> dic
             ]
             progress.say(part, marks, len(asks))
         tasks.setdefault(part.task, {})[part.split] = summarize(part.asks, marks)
-    (aside / SAMPLES_FILE).write_text(json.dumps(samples, indent=1))
+    (aside / SAMPLES_FILE).write_text(json.dumps(samples, indent=1), encoding="utf-8")
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
     os.replace(aside, folder / PICTURES)
     return _settings(run, prompts) | {"seconds": round(progress.seconds, 1), "tasks": tasks}

@@ -189,7 +189,7 @@ def stored_files(directory: Path, single: str = SAFETENSORS_WEIGHTS_NAME) -> dic
             raise FileNotFoundError(f"{directory} holds neither {single} nor {index.name}")
         names = [single]
     else:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     found: dict[str, Path] = {}
     for name in names:
         with safe_open(directory / name, "pt") as file:

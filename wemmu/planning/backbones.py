@@ -144,7 +144,7 @@ class _Qwen(_Sizes):
 
 def _read(file: Path, schema: type[Schema]) -> Schema:
     try:
-        return schema.model_validate_json(file.read_text())
+        return schema.model_validate_json(file.read_text(encoding="utf-8"))
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
         raise PlanError(f"{file} is not as it is published: {'; '.join(lines)}") from error

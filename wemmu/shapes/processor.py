@@ -51,8 +51,8 @@ def train_tokenizer(out: Path) -> Qwen2TokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     out.mkdir(parents=True, exist_ok=True)
     # Text is cut into words as Qwen2's own class cuts it, so that a vocabulary trained on the cut is used whole.
-    (out / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(alphabet)}))
-    (out / "merges.txt").write_text("")
+    (out / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(alphabet)}), encoding="utf-8")
+    (out / "merges.txt").write_text("", encoding="utf-8")
     empty = Qwen2TokenizerFast(str(out / "vocab.json"), str(out / "merges.txt"))
     tokenizer.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(vocab_size=2000, min_frequency=20, initial_alphabet=alphabet, show_progress=False)

@@ -33,5 +33,5 @@ def record(folder: Path, step: int, device: torch.device) -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
-    with (folder / FILE).open("a") as file:
+    with (folder / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({key: value for key, value in said.items() if value is not None}) + "\n")

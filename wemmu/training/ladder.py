@@ -168,7 +168,7 @@ class Ladder:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _write(file: Path, lines: Sequence[dict[str, Any]]) -> None:

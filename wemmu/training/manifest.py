@@ -52,7 +52,7 @@ class Manifest:
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write it, with its own SHA-256, and wait until it is on the disk."""
     data = asdict(manifest)
-    with (directory / FILE).open("w") as file:
+    with (directory / FILE).open("w", encoding="utf-8") as file:
         json.dump(data | {"sha256": _digest(data)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -65,7 +65,7 @@ def read_manifest(directory: Path) -> Manifest:
         CheckpointError: if there is none, it is damaged or it is of another format.
     """
     try:
-        data = json.loads((directory / FILE).read_text())
+        data = json.loads((directory / FILE).read_text(encoding="utf-8"))
         # The first checkpoints of this format have no such line.
         sha256 = data.pop("sha256", None)
         manifest = Manifest(**data)

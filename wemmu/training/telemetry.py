@@ -91,11 +91,11 @@ class Record:
         """Forget what a run that was killed wrote after the checkpoint it is now resumed from."""
         self._file = file
         if file.exists():
-            kept = [line for line in file.read_text().splitlines() if _step(line) <= resumed_at]
+            kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_at]
             replace_text(file, "".join(line + "\n" for line in kept))
 
     def write(self, values: dict[str, Any]) -> None:
-        with self._file.open("a") as stream:
+        with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
 
 

@@ -37,8 +37,8 @@ def run_id(folder: Path) -> str:
     """The id of a stage's W&B run, made once and kept in its folder, so that every attempt and upload continues it."""
     file = folder / ID_FILE
     if not file.exists():
-        file.write_text(os.urandom(6).hex())
-    return file.read_text()
+        file.write_text(os.urandom(6).hex(), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 class Upload:
@@ -130,7 +130,7 @@ def alone(folder: Path, wait: bool) -> Iterator[None]:
     Raises:
         BusyError: if there is another one and `wait` is off.
     """
-    with (folder / LOCK_FILE).open("w") as lock:
+    with (folder / LOCK_FILE).open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

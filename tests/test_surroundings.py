@@ -1,0 +1,84 @@
+"""Where a process finds itself must not change what it reads and writes, or whether it starts."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Text of people in the places where it is kept, in a process whose locale knows ASCII alone.
+FOREIGN = """
+import locale, os, subprocess, sys
+from pathlib import Path
+from wemmu.config import dump, load_curriculum
+from wemmu.jsonlines import read_lines
+assert not locale.getpreferredencoding(False).upper().startswith("UTF"), "the test is of another locale"
+folder = Path(sys.argv[1])
+changes = ["sampling.prompts=[{text: caf\u00e9 \u732b}]"]
+config = load_curriculum("configs/shapes/curriculum.yaml", changes)
+dump(config, folder / "curriculum.yaml")
+again = load_curriculum(folder / "curriculum.yaml")
+assert again == config and again.sampling.prompts[0].text == "caf\u00e9 \u732b"
+print(again.sampling.prompts[0].text)
+child = [sys.executable, "-c", "open(__import__('sys').argv[1], 'w').write(chr(0x732b))", folder / "child.txt"]
+subprocess.run(child, check=True)
+assert (folder / "child.txt").read_bytes() == "\u732b".encode()
+"""
+# pwd as it is for a user id without an account.
+NAMELESS = """
+import pwd
+def unknown(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown
+import wemmu
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+assert f"uid{__import__('os').getuid()}" in default_cache_dir()
+"""
+
+
+def run(folder: Path, program: str, *arguments: object, **environment: str) -> None:
+    # Not by `-c`: the command line is in the encoding of the locale.
+    (folder / "program.py").write_text(program, encoding="utf-8")
+    known = {k: v for k, v in os.environ.items() if k not in ("USER", "LOGNAME", "LNAME", "USERNAME")}
+    done = subprocess.run(
+        [sys.executable, folder / "program.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=known | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+
+
+def test_text_is_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
+    run(tmp_path, FOREIGN, tmp_path, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+
+
+def test_a_user_without_a_name_can_work(tmp_path: Path) -> None:
+    run(tmp_path, NAMELESS)
+
+
+def _unspecified(file: Path) -> Iterator[int]:
+    """Lines that open text in whatever encoding the locale has; ruff's PLW1514 sees only some of them."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if method else getattr(node.func, "id", None)
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        modes += [k.value.value for k in node.keywords if k.arg == "mode"]
+        opens = name in ("open", "fdopen") and any(set(m) <= set("rwax+t") for m in modes)
+        opens |= name == "open" and (not node.args or not method) and not any("b" in m for m in modes)
+        as_text = any(k.arg in ("text", "universal_newlines") for k in node.keywords)
+        if opens or as_text or name in ("read_text", "write_text"):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("room", ["wemmu", "launcher", "data_pipeline", "tools", "benchmarks"])
+def test_every_text_file_is_opened_as_utf8(room: str) -> None:
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    assert [f"{file.relative_to(ROOT)}:{line}" for file in files for line in _unspecified(file)] == []
