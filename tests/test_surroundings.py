@@ -72,7 +72,7 @@ def _unspecified(file: Path) -> Iterator[int]:
         modes += [k.value.value for k in node.keywords if k.arg == "mode"]
         opens = name in ("open", "fdopen") and any(set(m) <= set("rwax+t") for m in modes)
         opens |= name == "open" and (not node.args or not method) and not any("b" in m for m in modes)
-        as_text = any(k.arg in ("text", "universal_newlines") for k in node.keywords)
+        as_text = any(k.arg in ("text", "universal_newlines") and ast.unparse(k.value) == "True" for k in node.keywords)
         if opens or as_text or name in ("read_text", "write_text"):
             yield node.lineno
 
