@@ -12,7 +12,7 @@ import torch
 from tests.planning.worlds import MINIATURE
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.diagnosis import devices, host, processes, services, software
-from wemmu.diagnosis.findings import Finding
+from wemmu.diagnosis.findings import Finding, examine
 
 KEY = "f00dfeed" * 5
 
@@ -94,6 +94,20 @@ def test_versions_are_held_against_the_installed_distributions_own_ranges(monkey
     assert software.library("torch").status == "ok"
     is_problem(software.other_libraries(), "nowhere-to-be-found: not installed")
     assert "pytest" not in software.other_libraries().found
+
+
+def test_a_checkout_that_is_not_installed_is_one_problem(monkeypatch: pytest.MonkeyPatch):
+    real = software.metadata.Distribution.from_name
+
+    def without_wemmu(name: str) -> object:
+        if name == "wemmu":
+            raise software.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(software.metadata.Distribution, "from_name", without_wemmu)
+    found = [examine(*call) for call in software.calls() if call[0] is not software.torchvision_operators]
+    (problem,) = (one for one in found if one.status == "problem")
+    is_problem(problem, "wemmu itself is not installed", "make install")
 
 
 def test_shared_memory_that_is_too_small_is_a_problem(tmp_path: Path):

@@ -28,16 +28,26 @@ INSTALL = "run `make install`, which takes the versions of requirements.lock"
 
 
 def calls() -> list[Call]:
-    chief = [(library, name) for name in CHIEF]
-    return [(python,), *chief, (other_libraries,), (torchvision_operators,), (toolchain,), (text_encoding,)]
+    # What is needed stands in the installed distribution; without one `python` says so, once.
+    libraries = [*((library, name) for name in CHIEF), (other_libraries,)] if installed() else []
+    return [(python,), *libraries, (torchvision_operators,), (toolchain,), (text_encoding,)]
+
+
+def installed() -> bool:
+    """Whether this Python has wemmu as a distribution; a checkout alone is none."""
+    try:
+        metadata.distribution("wemmu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def python() -> Finding:
     here = platform.python_version()
-    try:
-        wanted = metadata.metadata("wemmu")["Requires-Python"]
-    except metadata.PackageNotFoundError:
-        return Finding("Python", "problem", f"{here}; wemmu itself is not installed into {sys.prefix}", INSTALL)
+    if not installed():
+        found = f"{here}; wemmu itself is not installed into {sys.prefix}, so its libraries are unchecked"
+        return Finding("Python", "problem", found, INSTALL)
+    wanted = metadata.metadata("wemmu")["Requires-Python"]
     if here in SpecifierSet(wanted):
         return Finding("Python", "ok", here)
     return Finding("Python", "problem", f"{here}, {wanted} is needed", "run `make install PYTHON=python3.11`")

@@ -66,7 +66,7 @@ class AdamW:
                 self._optimizer.state[weight] = {
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
-                } | ({} if self._apex else {"step": torch.zeros((), dtype=torch.float32)})
+                } | ({} if self._apex else {"step": torch.zeros((), dtype=torch.float32, device=weight.device)})
         states = {name: self._optimizer.state[weight] for name, weight in self.weights.items()}
         # Apex counts in each group, from its first step on.
         counts = self._optimizer.param_groups if self._apex else states.values()

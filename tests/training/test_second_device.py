@@ -1,0 +1,113 @@
+"""What is made beside a weight lives where the weight lives: training on a device that is not the CPU, without one."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import make_backbones
+from tests.models.elsewhere import ELSEWHERE, Elsewhere, twin
+from tests.models.world import micro_batches, pictures
+from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outcome, RossCase, single
+from wemmu.config.schema import Backbones, Sampling
+from wemmu.objectives.reconstruction import alpha_bar
+from wemmu.parallel.single import SingleEngine
+from wemmu.prompts import PromptEncoder
+from wemmu.sampling.answers import Answerer, Question
+from wemmu.sampling.sampler import Request, Sampler
+
+CASES = {
+    "contrastive": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I,)),
+    "flow": Case(tasks=(MULTI,)),
+    "learnable queries": Case(
+        trains=("pathway", "position_mlp", "queries"), design="learnable_fixed", vae_branch=False
+    ),
+    "ross": RossCase(),
+    "ross, regression": RossCase(head={"kind": "regressor"}),
+}
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
+    return make_backbones(tmp_path_factory.mktemp("small"), layers=2)
+
+
+@pytest.fixture(scope="module")
+def encoder(backbones: Backbones) -> PromptEncoder:
+    return PromptEncoder(backbones.vlm)
+
+
+@pytest.fixture(autouse=True)
+def _forgets() -> Iterator[None]:
+    """What is remembered between calls must not be of another test's device."""
+    alpha_bar.cache_clear()
+    yield
+    alpha_bar.cache_clear()
+
+
+def moved(case: Case, model):
+    model = model.to(ELSEWHERE)
+    if isinstance(case, RossCase):
+        # Parameters that are replaced, as those of other tensor classes are, are no longer shared.
+        model.vlm.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_mixes_no_devices_and_computes_what_it_does_on_the_cpu(
+    backbones: Backbones, encoder: PromptEncoder, name: str
+):
+    case, here = CASES[name], Outcome()
+    model = case.model(backbones)
+    there = single(case, backbones)
+    alpha_bar.cache_clear()
+    with Elsewhere():
+        model = moved(case, model)
+        engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
+        # As a checkpoint is loaded: before the first step.
+        engine.state()
+        engine.restored(0)
+        for step, task in enumerate(case.tasks):
+            ids = [100 * step + i for i in range(GLOBAL_BATCH)]
+            batches = [batch.to(ELSEWHERE) for batch in micro_batches(encoder, ids, task, 0, 1, 1)]
+            (losses,) = engine.accumulate(batches, step)
+            here.losses.append(dict(zip(ids, twin(losses.values).tolist(), strict=True)))
+            here.norms.append(engine.step(1.0))
+        assert_beside(engine)
+    for mine, reference in zip(here.losses, there.losses, strict=True):
+        assert mine == pytest.approx(reference, rel=1e-4)
+    assert here.norms == pytest.approx(there.norms, rel=1e-4)
+
+
+def assert_beside(engine: SingleEngine) -> None:
+    """Every tensor of the state is on its weight's device; fused kernels insist, and their fakes do not look."""
+    optimizer = engine._adamw._optimizer
+    for weight, state in optimizer.state.items():
+        assert weight.device == ELSEWHERE
+        for name, tensor in state.items():
+            if isinstance(tensor, Tensor):
+                assert tensor.device == weight.device, name
+    state = engine.state()
+    for part in (state.weights, state.exp_avg, state.exp_avg_sq):
+        assert {tensor.device for tensor in part.values()} == {ELSEWHERE}
+
+
+def test_pictures_and_answers_are_drawn_there(backbones: Backbones, encoder: PromptEncoder):
+    generates, answers = CASES["flow"], CASES["ross"]
+    asked = pictures(0, 1, 1, 3, 32, 32)
+    request = Request(EDIT, ["a red circle"], asked, (32, 32), torch.tensor([1]))
+    sampling, there = Sampling(steps=2), []
+    for device in (torch.device("cpu"), ELSEWHERE):
+        drawing, speaking = (case.model(backbones).eval() for case in (generates, answers))
+        with nullcontext() if device.type == "cpu" else Elsewhere():
+            if device == ELSEWHERE:
+                drawing, speaking = moved(generates, drawing), moved(answers, speaking)
+            drawn = Sampler(drawing, encoder, 4.0, device=device)(request, sampling)
+            answerer, question = Answerer(speaking, encoder, device), Question(["what?"], asked, torch.tensor([1]))
+            restored, said = answerer.restored(question, 2, 0), answerer.answers(question, limit=3)
+        assert drawn.device == restored.device == device
+        there.append((twin(drawn), twin(restored), said))
+    for mine, reference in zip(*there, strict=True):
+        assert mine == reference if isinstance(mine, list) else torch.equal(mine, reference)
