@@ -77,8 +77,16 @@ class Settings(Schema):
         return [
             f"{field}: {mine.get(field, 'absent')}, not {theirs.get(field, 'absent')}"
             for field in {**mine, **theirs}
-            if mine.get(field) != theirs.get(field)
+            if not _same(mine.get(field), theirs.get(field))
         ]
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    """Equal, or one path spelled from two folders: a relative one is the end of the whole one."""
+    if mine == theirs or not (isinstance(mine, str) and isinstance(theirs, str)):
+        return bool(mine == theirs)
+    longer, shorter = sorted((mine, theirs), key=len, reverse=True)
+    return longer.startswith("/") and not shorter.startswith("/") and longer.endswith(f"/{shorter}")
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

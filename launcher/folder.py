@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
@@ -26,7 +26,7 @@ class RefusedError(ValueError):
 def normalise(run: Path) -> Path:
     """One spelling of a folder however it was given, so that paths written into configs stay equal from run to run."""
     here = Path.cwd()
-    full = Path(os.path.abspath(run))
+    full = Path(os.path.abspath(run.expanduser()))
     return full.relative_to(here) if full.is_relative_to(here) else full
 
 
@@ -73,16 +73,26 @@ def _check_folder(curriculum: Curriculum, run: Path) -> None:
 
 def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:
     """One line per field in which two curricula differ, of those that decide what comes of a run."""
-    old, new = (dict(_leaves(_by_stage(curriculum))) for curriculum in (before, now))
+    old, new = (dict(_leaves(_by_stage(curriculum, "json"))) for curriculum in (before, now))
+    # A path is the same one from whatever folder it is spelled.
+    was, is_ = ({f: _whole(v) for f, v in _leaves(_by_stage(curriculum, "python"))} for curriculum in (before, now))
     for field in [*old, *(field for field in new if field not in old)]:
-        if old.get(field) != new.get(field) and not _FREE.match(field):
+        if was.get(field) != is_.get(field) and not _FREE.match(field):
             yield f"  {field}: {old.get(field, 'absent')} -> {new.get(field, 'absent')}"
 
 
-def _by_stage(curriculum: Curriculum) -> dict[str, Any]:
-    tree = curriculum.model_dump(mode="json")
+def _by_stage(curriculum: Curriculum, mode: Literal["json", "python"]) -> dict[str, Any]:
+    tree = curriculum.model_dump(mode=mode)
     order = [stage["name"] for stage in tree["stages"]]
     return tree | {"stages": {stage["name"]: stage for stage in tree["stages"]}, "order of stages": order}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Path):
+        return os.path.abspath(value)
+    if isinstance(value, Mapping):
+        return {key: _whole(one) for key, one in value.items()}
+    return [_whole(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

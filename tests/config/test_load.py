@@ -128,3 +128,51 @@ def test_config_does_not_import_torch():
     code = f"import sys, wemmu.config; print(sorted({heavy} & sys.modules.keys()))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("stages.first.optimizer.lr=.inf", "stages.0.optimizer.lr: Input should be a finite number"),
+        ("stages.first.optimizer.lr=1e999", "stages.0.optimizer.lr: Input should be a finite number"),
+        ("stages.first.mixture={t2i: .inf}", "stages.0.mixture.t2i: Input should be a finite number"),
+        ("sampling.image=.nan", "sampling.image: Input should be a finite number"),
+        ("stages.first.steps=yes", "stages.0: Value error, steps is True: a switch"),
+        ("stages.first.optimizer.betas=[on, 0.9]", "betas is"),
+        ("data.shards=???", "'data.shards=???'"),
+        ("stages.first.mixture={t2i: 1", "'stages.first.mixture={t2i: 1'"),
+    ],
+)
+def test_no_number_is_another_than_the_one_that_was_meant(tmp_path: Path, override: str, told: str):
+    with pytest.raises(ConfigError) as caught:
+        load_curriculum(write(tmp_path, tree()), [override])
+    assert told in str(caught.value)
+
+
+def test_a_switch_is_still_one_where_it_belongs(tmp_path: Path):
+    assert load_curriculum(write(tmp_path, tree()), ["bridge.vae_branch=yes"]).bridge.vae_branch
+
+
+BROKEN = {
+    "latin-1": ("# gr\xf6\xdfe".encode("latin-1"), "line {line} is not UTF-8"),
+    "two fields of one name": (b"seed: 1\nseed: 2", "found duplicate key seed"),
+    "a leading zero": (b"seed: 010", "line {line}: YAML reads 010"),
+    "a time of day": (b"seed: 1:30", "line {line}: YAML reads 1:30"),
+    "a value that is still to come": (b"threads: ???", "threads"),
+    "itself as base": (b"base: curriculum.yaml", "stands on itself"),
+    "two bases": (b"base: [a, b]", "base must be the path of one file"),
+    "overrides that are no list": (b"overrides: seed=5", "overrides must be a list"),
+    "an override that is no text": (b"overrides: [5]", "'5' is not of the form field=value"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_file_that_is_not_what_was_meant_is_named_with_the_line(tmp_path: Path, what: str):
+    line, told = BROKEN[what]
+    file = write(tmp_path, tree())
+    before = file.read_bytes()
+    file.write_bytes(before + line + b"\n")
+    with pytest.raises(ConfigError) as caught:
+        load_curriculum(file)
+    assert told.format(line=before.count(b"\n") + 1) in str(caught.value)
+    assert str(file) in str(caught.value) or "override" in told or "'5'" in told

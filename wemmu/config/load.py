@@ -1,18 +1,24 @@
 """YAML and dotted overrides -> checked config, with errors a person can act on."""
 
-from collections.abc import Sequence
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError
+from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError
 
 from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
 
 Schema = TypeVar("Schema", bound=BaseModel)
+# What OmegaConf reads with: the two differ in what they take for YAML.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ConfigError(ValueError):
@@ -42,25 +48,37 @@ def load_stage(path: Path) -> StageRun:
 
 
 def dump(config: BaseModel, path: Path) -> None:
-    """Write a config as YAML that `load_curriculum` or `load_stage` reads back equal; it appears whole."""
-    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
+    """Write a config as YAML that `load_curriculum` or `load_stage` reads back equal; it appears whole.
+
+    The working directory, from which its relative paths are meant, is written down in `relative_to`: as it is now, and
+    as it is seen from the file's folder, so that both a run folder and a whole checkout can be moved.
+    """
+    here, folder = os.path.abspath(Path.cwd()), os.path.abspath(path.parent)
+    tree = {**config.model_dump(mode="json"), "relative_to": [here, os.path.relpath(here, folder)]}
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
 def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
     """Read a config of any schema, as `load_curriculum` does.
 
+    Relative paths are meant from the working directory, in a file that `dump` wrote from where it was written.
+
     Raises:
         ConfigError: if the file cannot be read or is not valid.
     """
+    path = Path(path)
     try:
-        tree = _read(Path(path))
+        tree = _read(path)
         for override in overrides:
             _apply(tree, override)
-        data = OmegaConf.to_container(tree, resolve=True)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        folders = _folders(tree.pop("relative_to", None), path)
+        data = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except ConfigError:
+        raise
+    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
-        return schema.model_validate(data)
+        return schema.model_validate(data, context=folders)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {e['msg']} (got {_short(e['input'])})"
@@ -69,17 +87,82 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
 
 
-def _read(path: Path) -> DictConfig:
-    tree = OmegaConf.load(path)
-    if not isinstance(tree, DictConfig):
-        raise ConfigError(f"cannot read the config {path}: it must be a mapping of fields, not a list")
+def _folders(written: Sequence[str] | None, path: Path) -> list[Path]:
+    """Where the relative paths of a config may be: the first folder that has one is meant, the last has what is new.
+
+    That is the folder that was written down. Where the file has been moved since, what went along with it comes first,
+    and where neither folder is there any more, the working directory must do.
+    """
+    if written is None:
+        return []
+    then, from_file = Path(written[0]), Path(os.path.abspath(path.parent / written[1]))
+    if then == from_file:
+        return [then]
+    return [from_file, then, Path.cwd(), then if then.is_dir() else Path.cwd()]
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """The tree of a file on its `base`; `above` are the files that stand on this one."""
+    if path.resolve() in above:
+        raise ConfigError(f"cannot read the config {path}: by `base` it stands on itself")
+    tree = _parse(path)
     base, overrides = tree.pop("base", None), tree.pop("overrides", [])
     if base is not None:
-        own, tree = tree, _read(path.parent / base)
+        if not isinstance(base, str):
+            raise ConfigError(f"cannot read the config {path}: base must be the path of one file, got {base}")
+        own, tree = tree, _read(path.parent / base, (*above, path.resolve()))
         tree.merge_with(own)
+    if not isinstance(overrides, ListConfig) and overrides:
+        raise ConfigError(f"cannot read the config {path}: overrides must be a list of field=value, got {overrides}")
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, str(override))
     return tree
+
+
+def _parse(path: Path) -> DictConfig:
+    """The YAML of a file.
+
+    Raises:
+        ConfigError: naming the line that is not UTF-8, or holds a number that YAML reads as another one.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"cannot read the config {path}: line {line} is not UTF-8 ({error.reason}: byte "
+            f"0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from error
+    stream = io.StringIO(text)
+    # Errors of YAML tell it with the line.
+    stream.name = str(path)
+    tree = OmegaConf.load(stream)
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"cannot read the config {path}: it must be a mapping of fields, not a list")
+    _refuse_other_bases(path, yaml.compose(text, _LOADER))
+    return tree
+
+
+def _refuse_other_bases(path: Path, node: Node | None) -> None:
+    """YAML reads 010 as 8 and 1:30 as 90."""
+    for child in _scalars(node):
+        if child.tag == "tag:yaml.org,2002:int" and re.match(r"[-+]?0[0-7_]+$|.*:", child.value):
+            raise ConfigError(
+                f"cannot read the config {path}: line {child.start_mark.line + 1}: YAML reads {child.value} as a "
+                "number to the base 8 or 60; write it in digits without a leading 0, or in quotes if it is a text"
+            )
+
+
+def _scalars(node: Node | None) -> Iterator[ScalarNode]:
+    if isinstance(node, ScalarNode):
+        yield node
+    elif isinstance(node, SequenceNode):
+        for child in node.value:
+            yield from _scalars(child)
+    elif isinstance(node, MappingNode):
+        for _, child in node.value:
+            yield from _scalars(child)
 
 
 def _apply(tree: DictConfig, override: str) -> None:
@@ -87,7 +170,8 @@ def _apply(tree: DictConfig, override: str) -> None:
     if not separator:
         raise ConfigError(f"the override {override!r} is not of the form field=value")
     parts = key.split(".")
-    stages = [s.get("name") for s in tree.get("stages", [])]
+    listed = tree.get("stages") or []
+    stages = [s.get("name") for s in listed if isinstance(s, DictConfig)] if isinstance(listed, ListConfig) else []
     if parts[0] == "stages" and len(parts) > 1:
         wanted = range(len(stages)) if parts[1] == "*" else [i for i, name in enumerate(stages) if name == parts[1]]
         if not wanted:
@@ -97,9 +181,12 @@ def _apply(tree: DictConfig, override: str) -> None:
         keys = [".".join(["stages", str(i), *parts[2:]]) for i in wanted]
     else:
         keys = [key]
-    parsed = OmegaConf.from_dotlist([f"value={value}"]).value
-    for dotted in keys:
-        OmegaConf.update(tree, dotted, parsed, merge=False)
+    try:
+        parsed = OmegaConf.from_dotlist([f"value={value}"]).value
+        for dotted in keys:
+            OmegaConf.update(tree, dotted, parsed, merge=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"the override {override!r} cannot be applied: {error}") from error
 
 
 def _short(value: object) -> str:

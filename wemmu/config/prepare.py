@@ -3,12 +3,11 @@
 Paths are local or anything fsspec opens (`s3://...`, `hf://...`); those that name many files may hold wildcards.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from wemmu.config.base import Config, Positive, Share
+from wemmu.config.base import Config, LocalPath, Location, Positive, Share
 from wemmu.config.task import Task
 
 # At least 1: a ratio of the longer to the shorter side, or of the new to the old.
@@ -46,7 +45,7 @@ class WebDatasetSource(_Source):
     """
 
     kind: Literal["webdataset"]
-    path: str
+    path: Location
     caption: tuple[Annotated[str, Field(pattern=r"^(\w+|json:.+)$")], ...] = ("txt", "json:caption")
 
 
@@ -54,10 +53,10 @@ class ParquetSource(_Source):
     """Parquet files. The column `image` holds bytes, or paths below `root`, or Hugging Face's {bytes, path}."""
 
     kind: Literal["parquet"]
-    path: str
+    path: Location
     image: str = "image"
     caption: str = "caption"
-    root: str | None = None
+    root: Location | None = None
 
 
 class FolderSource(_Source):
@@ -67,8 +66,8 @@ class FolderSource(_Source):
     """
 
     kind: Literal["folder"]
-    path: str
-    root: str | None = None
+    path: Location
+    root: Location | None = None
     image: str = "image"
     caption: str = "caption"
     answer: str | None = None
@@ -78,8 +77,8 @@ class EditsSource(_Source):
     """Edit records in JSONL files: an instruction, one or several input pictures (a path or a list), a target."""
 
     kind: Literal["edits"]
-    path: str
-    root: str | None = None
+    path: Location
+    root: Location | None = None
     instruction: str = "instruction"
     input: str = "input"
     target: str = "target"
@@ -89,7 +88,7 @@ class HuggingFaceSource(_Source):
     """A data set that `datasets` saved with `save_to_disk`; `split` picks one of a DatasetDict."""
 
     kind: Literal["huggingface"]
-    path: str
+    path: Location
     split: str | None = None
     image: str = "image"
     caption: str = "text"
@@ -147,7 +146,7 @@ class Captioner(Config):
     `which`: of those that have none, or of all.
     """
 
-    vlm: Path
+    vlm: LocalPath
     instruction: str = "Describe the image."
     max_tokens: Positive = 128
     which: Literal["missing", "all"] = "missing"

@@ -1,11 +1,10 @@
 """The schema of a curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, Positive
+from wemmu.config.base import Config, LocalPath, Location, Positive
 from wemmu.config.prepare import Prepare
 from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.stage import Rung, Stage
@@ -14,8 +13,8 @@ from wemmu.config.stage import Rung, Stage
 class Backbones(Config):
     """Directories in the published layout: `Qwen2.5-VL-3B-Instruct` and `Sana_1600M_1024px_diffusers`."""
 
-    vlm: Path
-    sana: Path
+    vlm: LocalPath
+    sana: LocalPath
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -111,9 +110,9 @@ class Data(Config):
     holds `cache_gb` GB at most.
     """
 
-    shards: Path
+    shards: LocalPath
     prepare: Prepare | None = None
-    remote: str | None = None
+    remote: Location | None = None
     cache_gb: Annotated[float, Field(gt=0)] | None = None
     # Loader threads that decode ahead of the step; 0 reads in the training process.
     workers: Annotated[int, Field(ge=0)] = 1
@@ -135,7 +134,7 @@ class SamplePrompt(Config):
     """A fixed prompt of the sample grids; pictures by path."""
 
     text: str = ""
-    images: tuple[Path, ...] = ()
+    images: tuple[LocalPath, ...] = ()
 
 
 class Sampling(Config):

@@ -1,12 +1,11 @@
 """A stage of the curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
 
 import math
-from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from wemmu.config.base import Config, Positive, Share
+from wemmu.config.base import Config, LocalPath, Positive, Share
 from wemmu.config.ladder import NextRung
 from wemmu.config.task import GENERATION_TASKS, UNDERSTANDING_TASKS, Task
 
@@ -115,7 +114,7 @@ class _Training(Config):
     # Weight of each task among the steps: a step draws its whole global batch from one task.
     mixture: dict[Task, Annotated[float, Field(gt=0)]]
     # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
-    start: Path | None = None
+    start: LocalPath | None = None
     gate: Gate = Gate()
 
     @field_validator("trains")
