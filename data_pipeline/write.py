@@ -20,6 +20,7 @@ from data_pipeline.records import Part
 from data_pipeline.report_record import JSON_FILE
 from wemmu.config import Curriculum
 from wemmu.config.files import replace_text
+from wemmu.config.serving import check_preparable, check_readable, needs
 from wemmu.config.shards import (
     DATASET_FILE,
     INDEX_FILE,
@@ -43,8 +44,15 @@ def write(curriculum: Curriculum, console: Console, workers: int | None = None, 
     Raises:
         ConfigError: if the curriculum prepares no data, or a source has nothing at its path.
         ShardError: if the directory holds something else, another process is writing into it, the sources have changed
-            since writing began, too many records are damaged, or none at all is left for a stream.
+            since writing began, too many records are damaged, or a stage would find no record of one of its tasks:
+            before anything is written if no source can have any, else when all is written and stays.
     """
+    dataset = _written(curriculum, console, workers, ray)
+    check_readable(curriculum.data.shards, dataset.streams, needs(curriculum.stages))
+    return dataset
+
+
+def _written(curriculum: Curriculum, console: Console, workers: int | None, ray: str | None) -> DataSet:
     job = plan(curriculum)
     refuse_other_settings(job.root, Settings.of(job))
     if (job.root / DATASET_FILE).exists():
@@ -53,6 +61,7 @@ def write(curriculum: Curriculum, console: Console, workers: int | None = None, 
         if not (job.root / JSON_FILE).exists():
             _report(curriculum, dataset, console)
         return dataset
+    check_preparable(curriculum, job.prepare)
     job.root.mkdir(parents=True, exist_ok=True)
     with _only_writer(job.root):
         start = time.monotonic()

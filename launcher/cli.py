@@ -55,7 +55,7 @@ def run(curriculum: CurriculumFile, out: Out = None, overrides: Overrides = None
         run_folder = folder.normalise(out or Path("runs") / config.name)
         jobs = chain(config, run_folder)
         Console().print(plan_table(config, run_folder))
-        folder.check(config, run_folder)
+        _check(config, run_folder)
         if dry_run:
             return
         ledger = Ledger(run_folder / "ledger.jsonl")

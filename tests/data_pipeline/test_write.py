@@ -223,3 +223,24 @@ def test_nothing_left_is_an_error(photographs: tuple[Path, list], tmp_path: Path
     with pytest.raises(ShardError, match=f"no record was left.*{REJECTED_FILE}"):
         write(curriculum, QUIET, workers=0)
     assert Reason.TOO_SMALL in rejected(tmp_path / "shards").values()
+
+
+# ------------------------------------------------------------------------------------- what no stage could train on
+def test_a_stage_that_would_find_no_record_fails_the_job_each_time_and_keeps_what_is_written(tmp_path: Path) -> None:
+    """The photographs are smaller than the second stage's pictures."""
+    sources = [{**s, "path": s["path"]} for s in collection(tmp_path / "source", broken=False)]
+    curriculum = curriculum_of(tmp_path / "shards", sources, mixture={"t2i": 0.5, "edit": 0.5})
+    second = curriculum.stages[1].model_copy(update={"resolution": 1024})
+    large = curriculum.model_copy(update={"stages": (curriculum.stages[0], second)})
+    for _ in range(2):
+        with pytest.raises(ShardError, match=r"second: t2i at 1024 px; second: edit at 1024 px.*t2i/32/") as error:
+            write(large, QUIET, workers=0)
+        assert "first" not in str(error.value)
+        assert DataSet.at(tmp_path / "shards").streams
+
+
+def test_sources_that_cannot_serve_a_stage_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    sources = collection(tmp_path / "source")[:1]
+    with pytest.raises(ShardError, match=r"first: edit at 32 px; second: edit at 64 px.*photos: t2i"):
+        write(curriculum_of(tmp_path / "shards", sources), QUIET, workers=0)
+    assert not (tmp_path / "shards").exists()

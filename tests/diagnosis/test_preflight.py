@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-from tests.data.handmade import make_curriculum, shapes, stream, write
+import pytest
+
+from tests.data.handmade import MIXTURE, make_curriculum, shapes, stream, write
 from wemmu.config import Curriculum
+from wemmu.config.shards import ShardError
 from wemmu.config.task import Task
+from wemmu.data.streams import open_held_out, open_streams
 from wemmu.diagnosis import preflight
 
 
@@ -23,3 +27,74 @@ def test_the_data_set_must_have_every_rung_of_a_ladder(tmp_path: Path):
     assert checked(32, 48)[0] == "ok"
     status, found = checked(32, 48, 64)
     assert (status, "t2i at 64 px" in found, "32 px" in found) == ("problem", True, False)
+
+
+@pytest.mark.parametrize(
+    "have", [(Task.T2I, Task.EDIT, Task.MULTI_EDIT), (Task.EDIT, Task.RECONSTRUCTION), (Task.T2I,)]
+)
+def test_what_is_said_of_a_data_set_is_what_the_loader_does(tmp_path: Path, have: tuple[Task, ...]):
+    write(tmp_path, {stream(task): shapes(task, 3) for task in have})
+    for task in map(Task, MIXTURE):
+        curriculum = make_curriculum(tmp_path, mixture={task: 1.0})
+        found = preflight.data(curriculum)
+        if found.status == "ok":
+            assert open_streams(curriculum.data, [task], 32)
+            continue
+        with pytest.raises(ShardError) as refusal:
+            open_streams(curriculum.data, [task], 32)
+        # The same sentence, and the stage that mixes it.
+        assert found.found == str(refusal.value).replace(f"{task} at", f"only: {task} at")
+
+
+def test_a_data_set_without_records_of_its_own_for_reconstruction_can_be_read(tmp_path: Path):
+    """Real sources have none: the pictures of text-to-image records serve."""
+    write(tmp_path, {stream(task): shapes(task, 3) for task in (Task.T2I, Task.EDIT, Task.MULTI_EDIT)})
+    assert preflight.data(make_curriculum(tmp_path)).status == "ok"
+
+
+def test_a_stage_that_is_validated_needs_enough_records_to_hold_some_out(tmp_path: Path):
+    write(
+        tmp_path,
+        {
+            stream(Task.T2I, s, s).model_copy(update={"resolution": s}): shapes(Task.T2I, n, (s, s))
+            for s, n in ((32, 9), (48, 3))
+        },
+    )
+    plateau = {"samples": 80, "plateau": {"every": 1, "window": 1, "min_gain": 0.1, "patience": 1}}
+    base = make_curriculum(tmp_path, mixture={"t2i": 1.0}).model_dump(mode="json")
+    base["stages"][0] |= {"resolution": (32, 48), "next_rung": plateau}
+    base["data"]["validation"] = 2
+    curriculum = Curriculum.model_validate(base)
+    found = preflight.data(curriculum)
+    assert (found.status, "t2i at 48 px, 4 records or more" in found.found, "t2i at 32" in found.found) == (
+        "problem",
+        True,
+        False,
+    )
+    open_held_out(curriculum.data, [Task.T2I], 32)
+    with pytest.raises(ShardError):
+        open_held_out(curriculum.data, [Task.T2I], 48)
+
+
+def test_a_record_of_a_data_set_that_cannot_be_read_is_told_though_it_could_be_written(tmp_path: Path):
+    (tmp_path / "dataset.json").write_text("{")
+    base = make_curriculum(tmp_path).model_dump()
+    base["data"]["prepare"] = {"sources": [{"kind": "shapes", "samples": dict.fromkeys(MIXTURE, 3)}]}
+    found = preflight.data(Curriculum.model_validate(base))
+    assert (found.status, "dataset.json is not of this version" in found.found) == ("problem", True)
+
+
+def test_a_source_is_looked_for_as_the_data_job_does(tmp_path: Path):
+    """A name with brackets as it stands; and one that is not there is one problem, not two."""
+
+    def checked(path: str) -> tuple[str, str]:
+        base = make_curriculum(tmp_path / "shards").model_dump(mode="json")
+        base["data"]["prepare"] = {"sources": [{"kind": "webdataset", "name": "web", "path": path}]}
+        base["stages"][0]["mixture"] = {"t2i": 1.0}
+        found = preflight.data(Curriculum.model_validate(base))
+        return found.status, found.found
+
+    (tmp_path / "cats [1].tar").touch()
+    assert checked(f"{tmp_path}/cats [1].tar")[0] == "ok"
+    status, found = checked(f"{tmp_path}/dogs.tar")
+    assert (status, "nothing matches the path of web" in found, "record" in found) == ("problem", True, False)

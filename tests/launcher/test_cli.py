@@ -24,8 +24,9 @@ from wemmu.config import Curriculum, dump
 def runnable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Curriculum:
     """A curriculum that passes every check, in a working directory of its own, as x.yaml."""
     monkeypatch.chdir(tmp_path)
-    for needed in ("vlm", "sana", "elsewhere"):
-        (tmp_path / needed).mkdir()
+    for backbone in ("vlm", "sana"):
+        (tmp_path / backbone).symlink_to(Path(__file__).parents[2] / "assets/shapes" / backbone)
+    (tmp_path / "elsewhere").mkdir()
     dump(curriculum(), tmp_path / "x.yaml")
     return curriculum()
 
@@ -50,10 +51,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(runnable: Curriculum, tmp_p
 
 
 def test_what_is_missing_is_refused_before_anything_starts(runnable: Curriculum, tmp_path: Path):
-    (tmp_path / "sana").rmdir()
+    (tmp_path / "sana").unlink()
+    (tmp_path / "elsewhere").rmdir()
     result = call("run", "x.yaml")
     assert result.exit_code == 2
-    assert "backbones.sana: sana is not a directory" in result.stderr
+    for wrong in ("sana/transformer", "stages.c.start: elsewhere"):
+        assert wrong in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -66,6 +69,20 @@ def test_a_changed_config_is_refused_and_the_run_is_not_touched(runnable: Curric
     assert result.exit_code == 2
     assert "stages.c.global_batch: 4 -> 8" in result.stderr
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_stage_that_no_data_serves_is_refused_by_every_command(runnable: Curriculum, tmp_path: Path, site: str):
+    edit = ("--set", "stages.c.mixture={edit: 1.0}")
+    run = tmp_path / "runs" / "x"
+    run.mkdir(parents=True)
+    folder.write(runnable, run)
+    dump(Cluster(name="site"), run / folder.CLUSTER)
+    for command in (("run", "x.yaml"), ("run", "x.yaml", "--dry-run"), ("submit", "x.yaml", "--cluster", site)):
+        result = call(*command, *edit, "--out", "other")
+        assert (result.exit_code, "has records for c: edit at 32 px" in result.stderr) == (2, True), command
+    result = call("resume", str(run), *edit)
+    assert (result.exit_code, "has records for c: edit at 32 px" in result.stderr) == (2, True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_invalid_override_is_refused_with_the_choices(runnable: Curriculum):
@@ -110,6 +127,9 @@ def site(tmp_path: Path) -> str:
 def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
     runnable: Curriculum, tmp_path: Path, site: str
 ):
+    for backbone in ("vlm", "sana"):
+        (tmp_path / backbone).unlink()
+        (tmp_path / backbone).mkdir()
     before = set(tmp_path.rglob("*"))
     result = call("submit", "x.yaml", "--cluster", site, "--dry-run")
     assert result.exit_code == 2

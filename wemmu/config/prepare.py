@@ -21,6 +21,11 @@ class _Source(Config):
     # Stands in the ids of the records and in reports; two sources of one data set need different ones.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of which the source can have records."""
+        return (Task.T2I,)
+
 
 class ShapesSource(_Source):
     """The built-in miniature world, endless: `samples` records of each task.
@@ -35,6 +40,10 @@ class ShapesSource(_Source):
     edits: dict[EditKind, PositiveFloat] = Field(default_factory=dict)
     captions: dict[Wording, PositiveFloat] = Field(default_factory=dict)
     seed: int = 0
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(self.samples)
 
 
 class WebDatasetSource(_Source):
@@ -72,6 +81,10 @@ class FolderSource(_Source):
     caption: str = "caption"
     answer: str | None = None
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return (Task.UNDERSTANDING,) if self.answer else (Task.T2I,)
+
 
 class EditsSource(_Source):
     """Edit records in JSONL files: an instruction, one or several input pictures (a path or a list), a target."""
@@ -82,6 +95,10 @@ class EditsSource(_Source):
     instruction: str = "instruction"
     input: str = "input"
     target: str = "target"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return (Task.EDIT, Task.MULTI_EDIT)
 
 
 class HuggingFaceSource(_Source):

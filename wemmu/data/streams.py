@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from wemmu.config.schema import Data
+from wemmu.config.serving import SMALLEST, Need, check_readable, serving
 from wemmu.config.shards import ShardError, Stream
-from wemmu.config.task import FROM_T2I, Task
+from wemmu.config.task import Task
 from wemmu.data.files import Files, LocalFiles
 from wemmu.data.mixture import window_bytes
 from wemmu.data.remote import ShardCache
 from wemmu.data.shards import ShardStream
-
-# Records of the smallest stream that holds one out.
-SMALLEST = 4
 
 
 def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[ShardStream]:
@@ -97,16 +95,9 @@ def _opened(
     resolution: int,
     leave_out: frozenset[str] = frozenset(),
 ) -> list[ShardStream]:
-    opened = []
+    opened, tasks = [], list(tasks)
+    check_readable(data.remote or data.shards, streams, [Need(task, resolution) for task in tasks])
     for task in tasks:
-        sources = (task, Task.T2I) if task in FROM_T2I else (task,)
-        found = ([s for s in streams if (s.settings.task, s.settings.resolution) == (t, resolution)] for t in sources)
-        own = next((streams for streams in found if streams), [])
-        if not own:
-            raise ShardError(
-                f"the data set {data.remote or data.shards} has no stream of {' or '.join(sources)} at {resolution} "
-                f"px; it has: {', '.join(s.settings.name for s in streams)}"
-            )
-        for s in own:
+        for s in serving(streams, task, resolution):
             opened.append(ShardStream(files, s, data.damaged, None if s.settings.task == task else task, leave_out))
     return opened

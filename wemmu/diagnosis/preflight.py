@@ -8,8 +8,9 @@ from pathlib import Path
 
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.load import ConfigError
-from wemmu.config.prepare import ShapesSource
-from wemmu.config.shards import DataSet, ShardError
+from wemmu.config.prepare import Prepare, ShapesSource
+from wemmu.config.serving import check_preparable, check_readable, needs
+from wemmu.config.shards import DATASET_FILE, DataSet, ShardError
 from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
 from wemmu.planning import memory
@@ -93,33 +94,32 @@ def data(curriculum: Curriculum) -> Finding:
     wanted = curriculum.data
     if wanted.remote is not None:
         return Finding("data", "ok", f"read from {wanted.remote} when a run starts; not tried here")
+    if wanted.prepare is not None and not (wanted.shards / DATASET_FILE).exists():
+        return _preparable(curriculum, wanted.prepare)
     try:
-        there = {(s.settings.task, s.settings.resolution) for s in DataSet.at(wanted.shards).streams}
+        streams = DataSet.at(wanted.shards).streams
+        check_readable(wanted.shards, streams, needs(curriculum.stages))
     except ShardError as error:
-        return _preparable(curriculum) if wanted.prepare else Finding("data", "problem", str(error), _data_remedy())
-    needed = {(task, px) for stage in curriculum.stages for task in stage.mixture for px in stage.resolutions}
-    if lacking := sorted(f"{task} at {resolution} px" for task, resolution in needed - there):
-        return Finding("data", "problem", f"{wanted.shards} has no stream of {', '.join(lacking)}", _data_remedy())
-    return Finding("data", "ok", f"{wanted.shards} is complete, {len(there)} tasks and resolutions")
+        remedy = "run `python -m data_pipeline write CURRICULUM.yaml`, or name a finished data set in data.shards"
+        return Finding("data", "problem", str(error), remedy)
+    return Finding("data", "ok", f"{wanted.shards} is complete: {', '.join(s.settings.name for s in streams)}")
 
 
-def _preparable(curriculum: Curriculum) -> Finding:
-    prepare = curriculum.data.prepare
-    assert prepare is not None
+def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
     paths = {s.name: s.path for s in prepare.sources if not isinstance(s, ShapesSource)}
-    # What fsspec opens elsewhere is not asked for.
-    local = {name: path for name, path in paths.items() if "://" not in path}
+    # What fsspec opens elsewhere is not asked for. A name with brackets may be meant as it stands.
+    local = {name: path for name, path in paths.items() if "://" not in path and not Path(path).exists()}
     if absent := [f"{name}: {path}" for name, path in local.items() if not glob.glob(path, recursive=True)]:
         remedy = "correct data.prepare.sources; `python -m data_pipeline buckets CURRICULUM.yaml` tries them"
         return Finding("data", "problem", f"nothing matches the path of {'; '.join(absent)}", remedy)
+    try:
+        check_preparable(curriculum, prepare)
+    except ShardError as error:
+        return Finding("data", "problem", str(error), "data.prepare.sources of all tasks that a stage mixes")
     names = ", ".join(source.name for source in prepare.sources)
     return Finding(
         "data", "ok", f"{curriculum.data.shards} is not complete yet; the launcher has it written from {names}"
     )
-
-
-def _data_remedy() -> str:
-    return "run `python -m data_pipeline write CURRICULUM.yaml`, or name a finished data set in data.shards"
 
 
 def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:

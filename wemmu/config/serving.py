@@ -1,0 +1,96 @@
+"""Whether a data set can be read by the stages: the one answer of all who ask, from the record of its streams alone.
+
+The data job, the launcher, the doctor and the loader ask here, so what one of them lets pass the others read.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wemmu.config.prepare import Prepare
+from wemmu.config.schema import Curriculum
+from wemmu.config.shards import REJECTED_FILE, ShardError, Stream
+from wemmu.config.stage import Rung, Stage
+from wemmu.config.task import FROM_T2I, Task
+
+# Records of the smallest stream that holds one out.
+SMALLEST = 4
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage mixes at one of its resolutions; held_out: whether it is also validated with records of it."""
+
+    task: Task
+    resolution: int
+    stage: str = ""
+    held_out: bool = False
+
+    def __str__(self) -> str:
+        validated = f", {SMALLEST} records or more for its validation" if self.held_out else ""
+        return f"{self.stage}{': ' * bool(self.stage)}{self.task} at {self.resolution} px{validated}"
+
+
+def needs(stages: Iterable[Stage | Rung]) -> list[Need]:
+    """What stages read, in their order."""
+    return [
+        Need(task, resolution, stage.name, stage.next_rung is not None and stage.next_rung.plateau is not None)
+        for stage in stages
+        for resolution in (stage.resolutions if isinstance(stage, Stage) else (stage.resolution,))
+        for task in stage.mixture
+    ]
+
+
+def sources_of(task: Task) -> tuple[Task, ...]:
+    """The tasks whose records serve `task`, the best first."""
+    return (task, Task.T2I) if task in FROM_T2I else (task,)
+
+
+def serving(streams: Sequence[Stream], task: Task, resolution: int) -> list[Stream]:
+    """The streams that give `task` at `resolution`: those of the first task in `sources_of` that has any there."""
+    found = (
+        [s for s in streams if (s.settings.task, s.settings.resolution) == (source, resolution)]
+        for source in sources_of(task)
+    )
+    return next((streams for streams in found if streams), [])
+
+
+def lacking(streams: Sequence[Stream], wanted: Iterable[Need]) -> list[Need]:
+    """Those for which a data set of these streams has no record."""
+    return [
+        need
+        for need in wanted
+        if not any(s.samples >= SMALLEST or not need.held_out for s in serving(streams, need.task, need.resolution))
+    ]
+
+
+def check_readable(where: Path | str, streams: Sequence[Stream], wanted: Iterable[Need]) -> None:
+    """Refuse a data set that lacks what stages read.
+
+    Raises:
+        ShardError: naming every stage, task and resolution, and what there is instead.
+    """
+    if not (lacks := lacking(streams, wanted)):
+        return
+    there = ", ".join(f"{s.settings.name} ({s.samples})" for s in streams)
+    raise ShardError(
+        f"the data set {where} has no record for {'; '.join(map(str, lacks))}. It has {there or 'no stream'}. Write "
+        f"one that has them (its {REJECTED_FILE} tells what was left out, and why), or change the stage's mixture or "
+        "resolution"
+    )
+
+
+def check_preparable(curriculum: Curriculum, prepare: Prepare) -> None:
+    """Refuse sources of which none can have a record for some stage, before anything is read or written.
+
+    Raises:
+        ShardError: naming every stage, task and resolution, and what the sources can have.
+    """
+    given = {task for source in prepare.sources for task in source.tasks}
+    if not (lacks := [need for need in needs(curriculum.stages) if not given & set(sources_of(need.task))]):
+        return
+    told = ", ".join(f"{source.name}: {', '.join(source.tasks)}" for source in prepare.sources)
+    raise ShardError(
+        f"no source of data.prepare has records for {'; '.join(map(str, lacks))}. They have {told}. Add a source that "
+        "has them, or change the stage's mixture"
+    )
