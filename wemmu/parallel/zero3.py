@@ -73,6 +73,32 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _FlatShards:
+    """All shards of a rank end to end, in one flat tensor for each type.
+
+    DeepSpeed's own `defragment` refuses more than one type; the rest of its ZeRO-3 treats each parameter in its own.
+    """
+
+    def __init__(self, shards: Sequence[Tensor]):
+        from deepspeed.runtime.zero.utils import defragment
+
+        of_type: dict[torch.dtype, list[Tensor]] = {}
+        # Where each shard begins: end to end over all types, as DeepSpeed counts, and in the tensor of its type.
+        self._begins: dict[int, tuple[torch.dtype, int]] = {}
+        total = 0
+        for one in shards:
+            before = of_type.setdefault(one.dtype, [])
+            self._begins[total] = one.dtype, sum(other.numel() for other in before)
+            before.append(one)
+            total += one.numel()
+        self._flat = {dtype: defragment(several) for dtype, several in of_type.items()}
+
+    def narrow(self, dim: int, start: int, length: int) -> Tensor:
+        """`length` elements from `start` on: whole shards, all of one type."""
+        dtype, begin = self._begins[start]
+        return self._flat[dtype].narrow(dim, begin, length)
+
+
 class Zero3Engine:
     """See `wemmu.parallel.engine.Engine`. Shards parts of the model in place, where `shard` has not already."""
 
@@ -102,11 +128,13 @@ class Zero3Engine:
         whole = sum(p.numel() for part in others for p in part.parameters())
         self.parameters = trained, whole + sum(p.ds_numel for p in trainable.parameters()) - trained
 
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        # DeepSpeed keeps a group's shards in one flat tensor, hence one type in each.
+        groups: dict[tuple[torch.dtype, tuple[float, float]], list[nn.Parameter]] = {}
         for name, parameter in self._trained.items():
-            groups.setdefault(rates(name, len(parameter.ds_shape), run.stage.optimizer), []).append(parameter)
+            key = parameter.dtype, rates(name, len(parameter.ds_shape), run.stage.optimizer)
+            groups.setdefault(key, []).append(parameter)
         adamw = torch.optim.AdamW(
-            [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
+            [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (_, (lr, wd)), ps in groups.items()],
             betas=run.stage.optimizer.betas,
             fused=True,
         )
@@ -242,6 +270,9 @@ def load_deepspeed(device: torch.device) -> ModuleType:
         dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
     import deepspeed
 
+    from deepspeed.runtime.zero import stage3
+
+    stage3.defragment = _FlatShards
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # It would be compiled for minutes, for a collective that is not used.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
