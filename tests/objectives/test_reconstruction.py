@@ -14,9 +14,10 @@ def test_the_schedule_is_the_cosine_of_a_thousand_steps():
     # f(u) = cos^2((u + 0.008) / 1.008 * pi / 2), the last beta cut off at 0.999.
     f = [math.cos((u / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for u in range(1001)]
     want = torch.tensor([f[t + 1] / f[0] for t in range(999)], dtype=torch.float64)
-    assert torch.allclose(abar[:999], want, rtol=1e-5)
-    assert abar[999].item() == pytest.approx(abar[998].item() * 0.001, rel=1e-5)
+    assert torch.allclose(abar[:999], want, rtol=1e-10)
+    assert abar[999].item() == pytest.approx(abar[998].item() * 0.001, rel=1e-10)
     assert (abar.diff() < 0).all()
+    assert abar[[0, 500, 999]].tolist() == pytest.approx([0.9999587158, 0.4922851724, 2.428766907e-9], rel=1e-9)
 
 
 def test_half_way_signal_and_noise_are_mixed_by_their_roots():

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.models.world import INPUTS, WORDS, encode, pictures
-from wemmu.config.schema import Sampling
+from tests.models.world import INPUTS, WORDS, encode, make_model, pictures
+from wemmu.config.schema import Backbones, Sampling
 from wemmu.config.task import GENERATION_TASKS, Task
 from wemmu.models.model import WeMMU
 from wemmu.noise import Noise
@@ -88,6 +88,19 @@ def test_another_solver_is_used_where_it_is_asked_for(model: WeMMU, encoder: Pro
 
     latents = Noise(SAMPLING.seed, 0, request.sample_ids).normal("latent", (model.vae.latent_channels, 2, 2))
     assert torch.equal(Sampler(model, encoder, SHIFT, still)(request, SAMPLING), model.vae.decode(latents))
+
+
+def test_pictures_do_not_depend_on_the_mode_the_trainer_left(backbones: Backbones, encoder: PromptEncoder):
+    model = make_model(backbones).eval()
+    for dropout in (m for m in model.dit.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.5
+    sampler, request = Sampler(model, encoder, SHIFT), make_request(Task.EDIT)
+    drawn = sampler(request, SAMPLING)
+    model.train()
+    model.dit.transformer_blocks[0].eval()
+    before = [module.training for module in model.modules()]
+    assert torch.equal(sampler(request, SAMPLING), drawn)
+    assert [module.training for module in model.modules()] == before
 
 
 @pytest.mark.parametrize("task", [Task.T2I, Task.EDIT])

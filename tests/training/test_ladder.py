@@ -13,14 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.models.world import make_model
 from tests.training.climbing import BOUNDARY, MOMENTS, STEPS, config, curriculum_of, prepare, train, write_shards
 from wemmu.config.ladder import Plateau
 from wemmu.config.schema import Backbones, Parallel
 from wemmu.parallel.engine import TrainState
+from wemmu.parallel.topology import ALONE
+from wemmu.prompts import PromptEncoder
 from wemmu.training import checkpoint
 from wemmu.training.collective import CheckpointError
 from wemmu.training.ladder import Ladder, plateau
 from wemmu.training.manifest import read_manifest
+from wemmu.training.validation import Validation
 
 REPOSITORY = Path(__file__).parents[2]
 RULE = Plateau(every=5, window=2, min_gain=0.1, patience=3)
@@ -68,6 +72,18 @@ def test_the_end_is_that_of_the_best_mean_so_far(losses: list[float]):
             waited += 1
         ended = waited >= 3
     assert (plateau(losses, RULE) is not None) == ended
+
+
+def test_the_loss_does_not_depend_on_the_mode_of_the_model(backbones: Backbones, shards: Path):
+    run = curriculum_of(backbones, shards).rung_runs("stage")[0]
+    model, encoder = make_model(backbones).train(), PromptEncoder(backbones.vlm)
+    for dropout in (m for m in model.dit.modules() if isinstance(m, torch.nn.Dropout)):
+        dropout.p = 0.5
+    validation = Validation(run, model, encoder, ALONE, "cpu")
+    in_training = validation()
+    assert model.training
+    model.eval()
+    assert in_training == validation()
 
 
 # --- The place on the ladder

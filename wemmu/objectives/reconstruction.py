@@ -1,26 +1,18 @@
 """ROSS: what a picture's tokens became must be enough to restore the picture. One loss per picture, or per answer."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
-from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 from torch import Tensor
 
 from wemmu.config.reconstruction import Metric
 from wemmu.objectives.flow import square_error
-
-
-@lru_cache
-def alpha_bar(timesteps: int) -> Tensor:
-    """abar_t of the cosine schedule, float64 [timesteps]: the share of signal in z_t, falling in t."""
-    return (1 - betas_for_alpha_bar(timesteps).double()).cumprod(0)
+from wemmu.timesteps import alpha_bar
 
 
 def noised(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
     """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; z_0, eps: [M, ...], t: int64 [M]."""
-    share = alpha_bar(timesteps).to(t.device)[t].to(z_0.dtype).reshape(-1, *[1] * (z_0.ndim - 1))
-    return share.sqrt() * z_0 + (1 - share).sqrt() * eps
+    share = alpha_bar(timesteps).to(t.device)[t].reshape(-1, *[1] * (z_0.ndim - 1))
+    return share.sqrt().to(z_0.dtype) * z_0 + (1 - share).sqrt().to(z_0.dtype) * eps
 
 
 def denoising(predicted: Tensor, eps: Tensor) -> Tensor:

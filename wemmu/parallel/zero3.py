@@ -269,7 +269,6 @@ def load_deepspeed(device: torch.device) -> ModuleType:
     if not dist.is_initialized():
         dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
     import deepspeed
-
     from deepspeed.runtime.zero import stage3
 
     stage3.defragment = _FlatShards

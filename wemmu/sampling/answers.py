@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
@@ -16,6 +15,8 @@ from wemmu.pixels import to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.grid import Row, contact_sheet, is_blank, load_image
+from wemmu.sampling.mode import in_eval_mode
+from wemmu.sampling.solvers import ddim
 from wemmu.types import Prompts
 
 # Tokens of an answer at most.
@@ -44,7 +45,7 @@ class Answerer:
         rows = [self.encoder.token_ids(text, sizes) for text, sizes in zip(question.texts, grids, strict=True)]
         return self.encoder.pad(rows, grids)
 
-    @torch.no_grad()
+    @in_eval_mode
     def answers(self, question: Question, limit: int = LIMIT) -> list[str]:
         """The most likely word after the other, up to `limit` tokens."""
         model, prompts, images = self.model, self.prompts(question).to(self.device), question.images.to(self.device)
@@ -74,7 +75,7 @@ class Answerer:
     def _text(self, ids: list[int], end: int) -> str:
         return self.encoder.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
 
-    @torch.no_grad()
+    @in_eval_mode
     def restored(self, question: Question, steps: int, seed: int) -> Tensor:
         """Pixels [B, N, 3, H', W'], nominally in [-1, 1]; a head that denoises takes `steps` of DDIM."""
         model, images = self.model, question.images.to(self.device)
@@ -83,15 +84,10 @@ class Answerer:
         grid, head = token_grid(*images.shape[-2:], model.token_px), model.config.head
         if not isinstance(head, Denoiser):
             return model.picture(model.head(states, grid)).unflatten(0, (b, n))
-        solver = DDIMScheduler(
-            head.timesteps, beta_schedule="squaredcos_cap_v2", clip_sample=False, timestep_spacing="trailing"
-        )
-        solver.set_timesteps(steps, device=self.device)
         channels = model.head.out.out_features
         z = Noise(seed, 0, question.sample_ids, self.device).normal("restore", (n, channels, *grid)).flatten(0, 1)
-        for t in solver.timesteps:
-            z = solver.step(model.head(z, t.expand(b * n), states), t, z).prev_sample
-        return model.picture(z).unflatten(0, (b, n))
+        z_0 = ddim(lambda z_t, t: model.head(z_t, t, states), z, head.timesteps, steps)
+        return model.picture(z_0).unflatten(0, (b, n))
 
 
 def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:

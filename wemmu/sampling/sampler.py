@@ -12,6 +12,7 @@ from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.guidance import Branch, guidance_weights
+from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.solvers import Solver, euler, times
 from wemmu.types import Condition
 
@@ -56,7 +57,7 @@ class Sampler:
     ):
         self.model, self.encoder, self.shift, self.solver, self.device = model, encoder, shift, solver, device
 
-    @torch.no_grad()
+    @in_eval_mode
     def __call__(self, request: Request, sampling: Sampling) -> Tensor:
         """Pixels [B, 3, height, width], nominally in [-1, 1].
 

@@ -10,6 +10,7 @@ from wemmu.models.model import WeMMU
 from wemmu.objectives.flow import flow_matching
 from wemmu.parallel.topology import Topology, gathered
 from wemmu.prompts import PromptEncoder
+from wemmu.sampling.mode import in_eval_mode
 from wemmu.training.heartbeat import beat
 from wemmu.training.losses import FlowMatchingLoss
 
@@ -28,13 +29,14 @@ class Validation:
     ):
         objective = run.stage.objective.model_copy(update={"kind": "flow"})
         stage = run.stage.model_copy(update={"objective": objective})
+        self.model = model
         self._loss = FlowMatchingLoss(model, run.model_copy(update={"stage": stage}))
         # Ranks that share a DiT are asked the same.
         shares = topology.world // (topology.tp * topology.pp)
         self._held_out = HeldOut(run, encoder, model.vlm.token_px, topology.data, shares)
         self._device = device
 
-    @torch.no_grad()
+    @in_eval_mode
     def __call__(self) -> float:
         """Mean over the tasks and shapes of the mixture, with its weights; the same number on all ranks."""
         sums, counts = Counter[int](), Counter[int]()
