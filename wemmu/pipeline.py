@@ -27,6 +27,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from wemmu.config.schema import Sampling
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.model import WeMMU
+from wemmu.models.precision import keep_float32_buffers
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
 from wemmu.pixels import to_images
@@ -65,6 +66,7 @@ class WeMMUPipeline(DiffusionPipeline):
     ):
         super().__init__()
         _check_layers(vlm, bridge)
+        keep_float32_buffers(vlm)
         self.register_modules(
             vlm=vlm, processor=processor, transformer=transformer, vae=vae, scheduler=scheduler, bridge=bridge
         )

@@ -215,11 +215,14 @@ def test_a_vlm_of_another_shape_is_refused(exported: Path, pipe: WeMMUPipeline):
 
 
 def test_casting_leaves_the_rotary_frequencies_in_32_bits(exported: Path):
-    bridge = WeMMUBridge.from_pretrained(exported / "bridge")
-    before = bridge.pathway.rotary.inv_freq.clone()
-    bridge.to(torch.bfloat16)
-    assert bridge.position_mlp.table.dtype == torch.bfloat16
-    assert torch.equal(bridge.pathway.rotary.inv_freq, before)
+    """Those of the VLM and of the pathway, which must turn alike."""
+    pipe = WeMMUPipeline.from_pretrained(exported)
+    before = pipe.bridge.pathway.rotary.inv_freq.clone()
+    pipe.to(torch.bfloat16)
+    assert pipe.bridge.position_mlp.table.dtype == pipe.vlm.dtype == torch.bfloat16
+    assert torch.equal(pipe.bridge.pathway.rotary.inv_freq, before)
+    assert torch.equal(pipe.vlm.model.language_model.rotary_emb.inv_freq, before)
+    assert pipe.vlm.model.visual.rotary_pos_emb.inv_freq.dtype == torch.float32
 
 
 def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trained, tmp_path: Path):

@@ -1,13 +1,15 @@
 """The frozen side: what the VLM is fed is what its own processor feeds it, and nothing of it can learn."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import AutoProcessor, Qwen2VLImageProcessorFast
+from torch import Tensor, nn
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorFast
 
 from tests.models.world import WORDS, encode, make_batch, make_model, pictures
 from wemmu.config.schema import Backbones
@@ -132,6 +134,30 @@ def test_the_frozen_side_stays_in_eval_mode(backbones: Backbones):
     assert model.dit.training
     assert model.bridge.pathway.training
     assert not any(m.training for m in chain(model.vlm.modules(), model.vae.modules()))
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), nn.Module.half], ids=["to", "half"])
+@pytest.mark.parametrize("part", ["vlm", "vlm.vlm", "vlm.vlm.model.language_model", "bridge.pathway", ""])
+def test_casting_leaves_positions_and_pixels_in_float32(backbones: Backbones, cast: Callable, part: str):
+    """Of the whole, or of any part that a pipeline or an engine may cast alone."""
+    model = make_model(backbones)
+    before = {n: b.clone() for n, b in model.named_buffers() if n.endswith(("inv_freq", "mean", "std"))}
+    images = pictures(0, 1, 3, 40, 40)
+    patches = fed_to_the_tower(model.vlm, images)
+    cast(model.get_submodule(part))
+    assert {p.dtype for p in model.get_submodule(part).parameters()} <= {torch.bfloat16, torch.float16}
+    after = dict(model.named_buffers())
+    assert len(before) >= 5
+    assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
+    assert torch.equal(fed_to_the_tower(model.vlm, images), patches)
+    # A copy of a cast module keeps them, too.
+    assert deepcopy(model.vlm.language_model.rotary_emb).half().inv_freq.dtype == torch.float32
+
+
+def test_a_vlm_that_was_cast_before_is_refused(backbones: Backbones):
+    vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(backbones.vlm)
+    with pytest.raises(ValueError, match=r"frequencies were cast to torch.bfloat16.* from_pretrained"):
+        FrozenVLM(vlm.to(torch.bfloat16), [0.5] * 3, [0.5] * 3)
 
 
 @pytest.mark.parametrize("images", [(2, 0), (2, 2), (2, 1)], ids=["none", "two", "larger"])

@@ -9,10 +9,15 @@ from torch import Tensor
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """[B, 3, H, W] -> [B, 3, height, width], bicubic with antialiasing; nothing to do at equal size."""
+    """uint8 [B, 3, H, W] -> float32 [B, 3, height, width] from 0 to 255, bicubic with antialiasing.
+
+    In float32, for 16 bits cannot tell neighbouring levels apart once they are weighted, and a CPU has no kernel for
+    them. What the interpolation overshoots at an edge is cut off.
+    """
+    pixels = pixels.float()
     if pixels.shape[-2:] == (height, width):
         return pixels
-    return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 255)
 
 
 def patchify(pixels: Tensor, patch: int, merge: int, temporal: int) -> Tensor:

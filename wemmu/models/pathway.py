@@ -5,13 +5,13 @@ sees them. The layers are the VLM's own class, deep-copied with their weights, a
 find a cache (paper, "Probabilistic Expert Bridge").
 """
 
-from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from wemmu.models.precision import keep_float32_buffers
 from wemmu.models.recompute import recomputed
 from wemmu.types import Prefix
 
@@ -41,6 +41,7 @@ class Pathway(nn.Module):
         self.layers = deepcopy(language_model.layers)
         self.norm = deepcopy(language_model.norm)
         self.rotary = deepcopy(language_model.rotary_emb)
+        keep_float32_buffers(self)
 
     def forward(self, tokens: Tensor, positions: Tensor, prefix: Prefix) -> Tensor:
         """tokens [B, G, D], positions [3, B, G] -> states [B, G, D], normed."""
@@ -72,13 +73,3 @@ class Pathway(nn.Module):
                 states, attention_mask=added, is_causal=False, past_key_values=cache, position_embeddings=rotation
             )[0]
         return self.norm(states)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Move and cast all but the rotary frequencies, which only move.
-
-        In 16 bits they would turn the far tokens of a large grid to other positions.
-        """
-        frequencies = self.rotary.inv_freq
-        super()._apply(fn, recurse)
-        self.rotary.inv_freq = frequencies.to(self.rotary.inv_freq.device)
-        return self

@@ -29,10 +29,9 @@ class FrozenVAE(torch.nn.Module):
         """
 
         def encode(pixels: Tensor) -> Tensor:
-            x = pixels.to(self.vae.dtype) / 127.5 - 1
-            if grid is not None:
-                x = resize(x, grid[0] * self.latent_px, grid[1] * self.latent_px)
-            return self.vae.encode(x).latent * self.scaling_factor
+            size = pixels.shape[-2:] if grid is None else (grid[0] * self.latent_px, grid[1] * self.latent_px)
+            x = resize(pixels, *size) / 127.5 - 1
+            return self.vae.encode(x.to(self.vae.dtype)).latent * self.scaling_factor
 
         # A picture whose grid is its own needs no resizing, so it shares its latents with the target of that picture.
         own = tuple(side // self.latent_px for side in pixels.shape[-2:])
@@ -41,4 +40,4 @@ class FrozenVAE(torch.nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> pixels [B, 3, H, W], nominally in [-1, 1]."""
-        return self.vae.decode(latents.to(self.vae.dtype) / self.scaling_factor).sample
+        return self.vae.decode((latents / self.scaling_factor).to(self.vae.dtype)).sample

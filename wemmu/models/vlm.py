@@ -11,6 +11,7 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from wemmu.models.cache import FeatureCache
 from wemmu.models.patches import patchify, resize
+from wemmu.models.precision import KeepsFloat32, keep_float32_buffers
 from wemmu.positions import token_grid
 from wemmu.types import Prefix, Prompts
 
@@ -40,14 +41,22 @@ class _KeysAndValues(DynamicCache):
         return key, value
 
 
-class VLM(torch.nn.Module):
-    """Holds the VLM and what is needed to feed it batches of pictures.
-
-    mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
-    """
+class VLM(KeepsFloat32, torch.nn.Module):
+    """Holds the VLM and what is needed to feed it batches of pictures."""
 
     def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, mean: list[float], std: list[float]):
+        """mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
+
+        Raises:
+            ValueError: if the VLM was cast after it was loaded, and its rotary frequencies with it.
+        """
         super().__init__()
+        if rounded := {b.dtype for name, b in vlm.named_buffers() if name.endswith("inv_freq")} - {torch.float32}:
+            raise ValueError(
+                f"the VLM's rotary frequencies were cast to {rounded.pop()}, which displaces far tokens; "
+                "load it in the type you want, from_pretrained(..., dtype=...), instead of casting it"
+            )
+        keep_float32_buffers(vlm)
         self.vlm = vlm
         vision = vlm.config.vision_config
         self.patch, self.merge, self.temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
@@ -91,11 +100,10 @@ class VLM(torch.nn.Module):
         return self.vlm.model.visual(patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))
 
     def resized(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> [B, 3, rows * token px, columns * token px] in whole numbers from 0 to 255."""
+        """uint8 [B, 3, H, W] -> float32 [B, 3, rows * token px, columns * token px], whole numbers from 0 to 255."""
         rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
-        scaled = resize(pixels.to(self.mean.dtype), rows * self.token_px, columns * self.token_px)
-        # The processor resizes bytes: what bicubic interpolation overshoots at an edge is cut off.
-        return scaled.round().clamp(0, 255)
+        # As the processor resizes bytes.
+        return resize(pixels, rows * self.token_px, columns * self.token_px).round()
 
 
 class FrozenVLM(VLM):
