@@ -16,6 +16,7 @@ from wemmu.config.prepare import Captioner
 from wemmu.config.shards import LatentSettings
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.weights import load_strict
+from wemmu.published.check import VLM, check
 
 
 def _device() -> str:
@@ -28,6 +29,7 @@ class CaptionService:
     def __init__(self, config: Captioner):
         self._config, self._device = config, _device()
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        check(config.vlm, VLM, with_processor=True)
         self._vlm, _ = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
         self._vlm.to(self._device).eval()
         self._processor = AutoProcessor.from_pretrained(config.vlm, use_fast=True)

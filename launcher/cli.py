@@ -19,7 +19,7 @@ from launcher.ending import FINAL, outcome, reason
 from launcher.ledger import Event, Ledger
 from launcher.lock import SUBMISSION, LockedError, locked
 from launcher.plan import chain, find
-from launcher.preflight import problems
+from launcher.preflight import problems, warnings
 from launcher.status import statuses
 from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
 from launcher.tables import plan_table, status_table
@@ -90,7 +90,7 @@ def submit(
         if dry_run:
             Console().print(plan_table(config, run_folder, site))
             print(as_typed(submissions(chain(config, run_folder), run_folder, site)))
-        _check(config, run_folder)
+        _check(config, run_folder, site)
         if not dry_run:
             _submit(config, run_folder, site)
     except (ValueError, LockedError, slurm.SlurmError) as error:
@@ -103,8 +103,9 @@ def resume(run_folder: RunFolder, overrides: Overrides = None) -> None:
     try:
         run_folder = folder.normalise(run_folder)
         config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
-        _check(config, run_folder)
-        _submit(config, run_folder, _cluster(run_folder, None))
+        site = _cluster(run_folder, None)
+        _check(config, run_folder, site)
+        _submit(config, run_folder, site)
     except (ValueError, LockedError, slurm.SlurmError) as error:
         _fail(str(error), 2)
 
@@ -238,8 +239,10 @@ def _cluster(run_folder: Path, file: Path | None) -> Cluster:
     return load(file or own, Cluster)
 
 
-def _check(config: Curriculum, run_folder: Path) -> None:
-    """Refuse what would fail later, all of it at once."""
+def _check(config: Curriculum, run_folder: Path, site: Cluster | None = None) -> None:
+    """Refuse what would fail later, all of it at once, and warn of what probably will."""
+    for warning in warnings(config, site.gpu if site and site.gpus else None):
+        typer.echo(warning, err=True)
     if wrong := problems(config, run_folder):
         raise ValueError("\n".join([f"the curriculum {config.name} cannot run here:", *wrong]))
     folder.check(config, run_folder)

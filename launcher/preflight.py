@@ -4,10 +4,18 @@ from pathlib import Path
 
 from wemmu.config import Curriculum
 from wemmu.diagnosis.findings import examine
-from wemmu.diagnosis.preflight import calls
+from wemmu.diagnosis.preflight import calls, planned_memory
 
 
 def problems(curriculum: Curriculum, run: Path) -> list[str]:
     """What is wrong, each with its remedy; empty if the curriculum can run."""
     findings = [examine(check, *arguments) for check, *arguments in calls(curriculum, run)]
     return [f"  {f.name}: {f.found}\n    -> {f.remedy}" for f in findings if f.status == "problem"]
+
+
+def warnings(curriculum: Curriculum, gpu: str | None) -> list[str]:
+    """What will probably fail later on GPUs of this kind, so far as arithmetic tells."""
+    finding = examine(planned_memory, curriculum, gpu) if gpu and not curriculum.stages[0].reconstructs else None
+    if finding is None or finding.status == "ok":
+        return []
+    return [f"warning: {finding.name}: {finding.found}\n    -> {finding.remedy}"]

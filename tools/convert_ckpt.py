@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer
 
 from tools.export.memory import return_what_is_freed
-from wemmu.config import StageRun, load_stage
+from wemmu.config import ConfigError, StageRun, load_stage
 from wemmu.sample import newest_finished
+from wemmu.training.signals import EXIT_FINAL
 
 PIPELINE = "WeMMUPipeline"
 # What an export tells of itself, written last.
@@ -90,6 +91,9 @@ def main(
         else:
             lines = _import(source, run, checkpoint, rename or [])
         print("\n".join(lines))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_FINAL) from None
     except (ValueError, OSError, CheckpointError, ParityError) as error:
         sys.exit(str(error))
 

@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from wemmu.config import ConfigError, load_stage
+from wemmu.training.signals import EXIT_FINAL
 
 
 def main(
@@ -18,7 +19,7 @@ def main(
     try:
         run = load_stage(folder / "config.yaml")
     except ConfigError as error:
-        sys.exit(str(error))
+        _fail_for_good(error)
     number = prompts or run.evaluation.prompts
     if number == 0:
         sys.exit(f"{run.stage.name}: evaluation.prompts is 0, so there is nothing to draw; give --prompts N with N > 0")
@@ -41,6 +42,8 @@ def main(
     try:
         manifest = read_manifest(chosen)
         model, encoder = load_trained(run, chosen)
+    except ConfigError as error:
+        _fail_for_good(error)
     except (CheckpointError, FileNotFoundError) as error:
         sys.exit(f"{run.stage.name}: {error}")
     if run.stage.reconstructs:
@@ -51,6 +54,12 @@ def main(
     results = evaluate(respond, run, number, folder)
     origin = {"directory": chosen.name, "stage": manifest.stage, "step": manifest.step}
     print(f"{run.stage.name}: scores in {write_results(results | {'checkpoint': origin}, folder)}", flush=True)
+
+
+def _fail_for_good(error: ConfigError) -> NoReturn:
+    """No further attempt would help."""
+    print(error, file=sys.stderr)
+    raise SystemExit(EXIT_FINAL)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
     try:
         trainer = Trainer(run, config.resolve().parent, stop)
         code = trainer.train()
-    except (TrainingError, CheckpointError, ShardError, FileNotFoundError) as error:
+    # A backbone that cannot be loaded is a matter of the config, too.
+    except (TrainingError, CheckpointError, ShardError, ConfigError, FileNotFoundError) as error:
         _fail(f"{run.stage.name}: {error}")
     if code == 0 and trainer.topology.leads:
         _write_page(trainer.folder)

@@ -37,27 +37,27 @@ def test_a_curriculum_that_does_not_load_is_told_in_its_own_words(tmp_path: Path
 
 def test_a_backbone_that_is_missing_or_incomplete_is_named(published: Backbones, tmp_path: Path):
     gone = curriculum_with(PAPER, published.model_copy(update={"vlm": tmp_path / "gone"}))
-    is_problem(preflight.backbones(gone), "gone/config.json")
+    is_problem(preflight.backbones(gone), "gone is not a directory")
     # What follows from it is said once, as a problem.
     assert preflight.degrees(gone).status == curricula.gpu_memory(gone).status == "warning"
     assert preflight.checkpoint_disk(gone, tmp_path).status == "warning"
     # Only the config.json files are there.
-    is_problem(preflight.backbones(curriculum_with(PAPER, published)), "vlm/*.safetensors", "preprocessor_config.json")
-
-
-def test_a_download_that_broke_off_is_seen(published: Backbones, tmp_path: Path):
-    put(
-        tmp_path,
-        "model.safetensors.index.json",
-        '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}',
+    is_problem(
+        preflight.backbones(curriculum_with(PAPER, published)), "neither model.safetensors", "preprocessor_config"
     )
-    put(tmp_path, "model-1.safetensors")
-    assert list(preflight._lacking(tmp_path)) == [str(tmp_path / "model-2.safetensors")]
 
 
 def test_degrees_that_cannot_be_are_refused(published: Backbones):
     overrides = ["parallel.engine=hybrid", "parallel.tp=32", "parallel.ranks=32"]
     is_problem(preflight.degrees(curriculum_with(PAPER, published, *overrides)), "not outnumber its heads; valid: 1, 2")
+
+
+def test_a_published_backbone_that_is_not_here_is_one_problem(tmp_path: Path):
+    """What follows from its sizes is known all the same."""
+    paper = load_curriculum(PAPER)
+    is_problem(preflight.backbones(paper), "Qwen2.5-VL-3B-Instruct is not a directory")
+    assert preflight.degrees(paper).status == "ok"
+    assert "for a stage" in preflight.checkpoint_disk(paper, tmp_path).found
 
 
 def test_data_must_be_there_or_preparable(miniature: Curriculum, tmp_path: Path):

@@ -13,9 +13,10 @@ from diffusers.utils import logging
 from wemmu.config import Curriculum, StageRun, dump, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.models.model import WeMMU
-from wemmu.models.weights import build_model, hash_files
+from wemmu.models.weights import build_model
 from wemmu.parallel.engine import TrainState
 from wemmu.pipeline import WeMMUPipeline
+from wemmu.published.identity import identity
 from wemmu.training import checkpoint
 from wemmu.training.manifest import Origin
 
@@ -62,7 +63,7 @@ def _stage(curriculum: Curriculum, name: str, folder: Path, steps: int, seed: in
     for weight in weights.values():
         weight += 0.02 * torch.randn(weight.shape, generator=generator)
     moments = {n: torch.zeros_like(w) for n, w in weights.items()}
-    frozen = {"vlm": hash_files(run.backbones.vlm), "vae": hash_files(run.backbones.sana / "vae")}
+    frozen = {"vlm": identity(run.backbones.vlm), "vae": identity(run.backbones.sana / "vae")}
     written = checkpoint.save(
         folder / name / "checkpoints",
         TrainState(weights, moments, moments, steps),

@@ -20,9 +20,10 @@ from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
 from tools.export.stored import Stored, write_component
 from wemmu.models.component import WeMMUBridge
-from wemmu.models.weights import build_model, hash_files
+from wemmu.models.weights import build_model
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
+from wemmu.published.identity import identity
 from wemmu.sampling.sampler import Request, Sampler, task_of
 from wemmu.training.checkpoint import load_weights
 from wemmu.training.start import start_from, startable
@@ -356,7 +357,7 @@ def test_shipped_weights_start_a_stage(trained: Trained, tmp_path: Path):
     main(trained.checkpoint, ship=tmp_path / "shipped")
     run = trained.run
     model, _ = build_model(run.backbones, run.bridge, seed=0)
-    identities = {"vlm": hash_files(run.backbones.vlm), "vae": hash_files(run.backbones.sana / "vae"), "dit": ""}
+    identities = {"vlm": identity(run.backbones.vlm), "vae": identity(run.backbones.sana / "vae"), "dit": ""}
     start_from(tmp_path / "shipped", startable(model), identities)
     expected = dict(trained.model.named_parameters())
     for name, parameter in model.named_parameters():

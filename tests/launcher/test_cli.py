@@ -85,6 +85,16 @@ def test_a_stage_that_no_data_serves_is_refused_by_every_command(runnable: Curri
     assert not (tmp_path / "other").exists()
 
 
+def test_a_submission_warns_of_a_stage_that_its_gpus_cannot_hold(runnable: Curriculum, tmp_path: Path):
+    dump(Cluster(name="site", gpu="h100"), tmp_path / "site.yaml")
+    # So many at once that 80 GB do not hold what is kept of them.
+    many = ("--set", "memory.micro_batch=4000000", "--set", "stages.c.global_batch=4000000")
+    for overrides, warned in (((), False), (many, True)):
+        result = call("submit", "x.yaml", "--cluster", "site.yaml", "--dry-run", *overrides)
+        assert result.exit_code == 0, result.output
+        assert ("warning: GPU memory of the plan: c needs" in result.stderr) == warned
+
+
 def test_an_invalid_override_is_refused_with_the_choices(runnable: Curriculum):
     result = call("run", "x.yaml", "--set", "stages.z.steps=1")
     assert result.exit_code == 2
@@ -136,7 +146,7 @@ def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
     for shown in ("step_00000030", "# b, after a", "--partition=gpu", "slurm/stage4.sh"):
         assert shown in result.output
     # The backbones are empty directories, which only a look inside tells.
-    for wrong in ("backbones: to plan, these files are needed", "cannot run here"):
+    for wrong in ("backbones: vlm/config.json is needed", "cannot run here"):
         assert wrong in result.stderr
     assert set(tmp_path.rglob("*")) == before
 

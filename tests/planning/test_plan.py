@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.planning.worlds import PAPER, ROOT, curriculum_with, on
+from wemmu.config import load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.planning.backbones import PlanError, read_sizes
 from wemmu.planning.flops import Assumptions
-from wemmu.planning.plan import GPUS, Machine, plan
+from wemmu.planning.plan import GPUS, Machine, above_memory, plan
 from wemmu.readable import human
 
 
@@ -72,7 +73,7 @@ def test_a_machine_that_is_none_is_refused(published: Backbones):
 def test_a_config_that_is_missing_or_wrong_is_named(published: Backbones, tmp_path: Path):
     with pytest.raises(PlanError, match=r"nowhere/config\.json.*not the weights"):
         read_sizes(published.model_copy(update={"vlm": tmp_path / "nowhere"}))
-    (tmp_path / "config.json").write_text('{"vision_config": {"depth": 3}}')
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "vision_config": {"depth": 3}}')
     with pytest.raises(PlanError, match=r"vision_config\.hidden_size"):
         read_sizes(published.model_copy(update={"vlm": tmp_path}))
 
@@ -104,10 +105,41 @@ def test_json_has_every_number(published: Backbones):
 
 
 def test_a_missing_backbone_is_an_answer_not_a_traceback():
-    done = command(str(PAPER), "--world", "64")
+    done = command(str(PAPER), "--world", "64", "--set=backbones.vlm=backbones/Qwen2.5-VL-7B-Instruct")
     assert done.returncode == 1
-    assert "backbones/Qwen2.5-VL-3B-Instruct/config.json" in done.stderr
+    assert "backbones/Qwen2.5-VL-7B-Instruct/config.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_published_backbones_that_are_not_here_are_planned_by_their_names_and_said_to_be(published: Backbones):
+    here = plan(curriculum_with(PAPER, published), on(64), Assumptions())
+    there = plan(load_curriculum(PAPER), on(64), Assumptions())
+    assert (there.parameters, there.stages) == (here.parameters, here.stages)
+    assert there.packaged == ("backbones/Qwen2.5-VL-3B-Instruct", "backbones/Sana_1600M_1024px_diffusers")
+    done = command(str(PAPER), "--world", "64")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "Not here, so by the published sizes of their names: backbones/Qwen2.5-VL-3B-Instruct" in told
+    assert "(!) stage4 needs 86.1 GB of the 80 GB" in told
+
+
+def test_a_directory_that_is_there_is_read_whatever_its_name(tmp_path: Path):
+    (tmp_path / "Qwen2.5-VL-3B-Instruct").mkdir()
+    with pytest.raises(PlanError, match=r"Qwen2\.5-VL-3B-Instruct/config\.json"):
+        read_sizes(Backbones(vlm=tmp_path / "Qwen2.5-VL-3B-Instruct", sana=tmp_path / "Sana_1600M_1024px_diffusers"))
+
+
+def test_a_stage_is_flagged_exactly_where_it_exceeds_the_gpu(published: Backbones):
+    def flagged(*overrides: str, gpu: str = "h100") -> list[str]:
+        curriculum = curriculum_with(PAPER, published, *overrides)
+        return above_memory(plan(curriculum, Machine(gpu, on(64).degrees, 0.35), Assumptions()))
+
+    (stage4,) = flagged()
+    assert stage4.startswith("stage4 needs 86.1 GB of the 80 GB that GPUs of the kind h100 have; with memory.checkp")
+    assert flagged("memory.checkpointing=true") == flagged("memory.micro_batch=1") == flagged(gpu="h200") == []
+    crowded = flagged("memory.checkpointing=true", "memory.micro_batch=64", "stages.stage4.global_batch=64000")
+    assert crowded
+    assert "checkpointing" not in crowded[-1]
 
 
 def test_numbers_are_written_with_three_digits():

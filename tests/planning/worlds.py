@@ -18,8 +18,8 @@ def write_published(root: Path) -> Backbones:
     """The directories of the published backbones, without weights."""
     folders = {
         "vlm": {"model_type": "qwen2_5_vl", **published.QWEN},
-        "sana/transformer": published.SANA,
-        "sana/vae": published.DCAE,
+        "sana/transformer": {"_class_name": "SanaTransformer2DModel", **published.SANA},
+        "sana/vae": {"_class_name": "AutoencoderDC", **published.DCAE},
     }
     for folder, config in folders.items():
         (root / folder).mkdir(parents=True)

@@ -10,16 +10,18 @@ from wemmu.models.bridge import Bridge
 from wemmu.models.model import WeMMU
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
-from wemmu.models.weights import hash_files
+from wemmu.published.check import check_backbones
+from wemmu.published.identity import identity
 
 
 def skeleton(run: StageRun) -> WeMMU:
     """The model that `wemmu.models.weights.build_model` builds, every weight on the meta device.
 
     Raises:
-        OSError: if a backbone's directory is not in the published layout.
+        BackboneError: if a backbone's directory is not in the published layout.
         ValueError: if the VLM's weights are not those of its config.
     """
+    check_backbones(run.backbones)
     vlm, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         run.backbones.vlm, device_map="meta", use_safetensors=True, output_loading_info=True
     )
@@ -35,10 +37,10 @@ def skeleton(run: StageRun) -> WeMMU:
 
 
 def identities(run: StageRun) -> dict[str, str]:
-    """Backbone -> SHA-256 of its weight files, as checkpoints tell which they were trained beside."""
+    """Backbone -> what its weights are named, as checkpoints tell which they were trained beside."""
     sana = run.backbones.sana
     directories = {"vlm": run.backbones.vlm, "vae": sana / "vae", "dit": sana / "transformer"}
-    return {part: hash_files(directory) for part, directory in directories.items()}
+    return {part: identity(directory) for part, directory in directories.items()}
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:

@@ -13,8 +13,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from tools.export.report import ParityError, Report, compare_component
 from tools.export.stored import VLM_FILE, Stored, published, trained, write_component
 from wemmu.config import StageRun
-from wemmu.models.weights import hash_files, load_strict
+from wemmu.models.weights import load_strict
 from wemmu.prompts import PromptEncoder
+from wemmu.published.identity import identity, is_same, short
 from wemmu.training.build import load_trained
 from wemmu.training.collective import CheckpointError
 from wemmu.training.manifest import Manifest, some
@@ -65,9 +66,11 @@ def _tuned(stored: dict[str, Stored], weights: StoredTensors, checkpoint: Path, 
 
 
 def _check_origin(manifest: Manifest, checkpoint: Path, source: Path) -> None:
-    here, there = hash_files(source), manifest.frozen.get("vlm", "none")
-    if here != there:
-        raise CheckpointError(f"{checkpoint} is of another VLM than {source} (SHA-256 {there[:12]}, here {here[:12]})")
+    here, there = identity(source), manifest.frozen.get("vlm", "none")
+    if not is_same(there, here):
+        raise CheckpointError(
+            f"{checkpoint} is of another VLM than {source} (SHA-256 {short(there)}, here {short(here)})"
+        )
 
 
 def _published(name: str, stored: dict[str, Stored]) -> str:

@@ -74,7 +74,7 @@ class Schema(Config):
 class LatentSettings(Schema):
     """Everything that decides what a stored latent is; training refuses latents of another autoencoder.
 
-    `vae` is the sha256 of its weights. Values are already multiplied by `scaling_factor`.
+    `vae` names its weights (`wemmu.published.identity`). Values are already multiplied by `scaling_factor`.
     """
 
     vae: str

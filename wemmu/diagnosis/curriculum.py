@@ -6,10 +6,7 @@ from wemmu.config import Curriculum
 from wemmu.diagnosis import preflight
 from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import core_count, host_bytes
-from wemmu.diagnosis.preflight import degrees_of, not_told
-from wemmu.planning.backbones import PlanError
-from wemmu.planning.flops import Assumptions
-from wemmu.planning.plan import Machine, Plan, plan
+from wemmu.diagnosis.preflight import MEMORY, not_told, plan_of
 from wemmu.readable import human
 
 
@@ -51,8 +48,7 @@ def gpu_memory(curriculum: Curriculum) -> Finding:
     room = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
     found = f"{found}, {human(room, 'B')} here"
     if peaks[worst] > room:
-        remedy = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; see `python -m wemmu.plan`"
-        return Finding(name, "problem", found, remedy)
+        return Finding(name, "problem", found, MEMORY)
     return Finding(name, "ok", found)
 
 
@@ -60,7 +56,7 @@ def host_memory(curriculum: Curriculum) -> Finding:
     import torch
 
     name = "host memory of the plan"
-    planned, peaks = _plan(curriculum), _peaks(curriculum)
+    planned, peaks = plan_of(curriculum), _peaks(curriculum)
     if planned is None or peaks is None:
         return not_told(name)
     ranks, gpu, room = _ranks_here(curriculum), torch.cuda.is_available(), host_bytes()
@@ -86,17 +82,9 @@ def _ranks_here(curriculum: Curriculum) -> int:
     return min(curriculum.parallel.ranks, _gpu_count() or curriculum.parallel.ranks)
 
 
-def _plan(curriculum: Curriculum) -> Plan | None:
-    try:
-        # The kind of GPU and the MFU decide about hours, not about bytes.
-        return plan(curriculum, Machine("h100", degrees_of(curriculum), 0.35), Assumptions())
-    except PlanError:
-        return None
-
-
 def _peaks(curriculum: Curriculum) -> dict[str, float] | None:
     """Bytes on the fullest GPU at the peak of each stage."""
-    planned, checkpointing = _plan(curriculum), curriculum.memory.checkpointing
+    planned, checkpointing = plan_of(curriculum), curriculum.memory.checkpointing
     if planned is None:
         return None
     return {s.name: s.gpu_total_checkpointed if checkpointing else s.gpu_total for s in planned.stages}

@@ -1,9 +1,7 @@
 """Whether a curriculum can run, as far as files and arithmetic tell. Nothing here needs torch: a login node can ask."""
 
 import glob
-import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from wemmu.config import Curriculum, load_curriculum
@@ -15,15 +13,19 @@ from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
 from wemmu.planning import memory
 from wemmu.planning.backbones import PlanError, read_sizes
+from wemmu.planning.flops import Assumptions
 from wemmu.planning.load import Degrees
 from wemmu.planning.parameters import count
-from wemmu.planning.plan import check_degrees
+from wemmu.planning.plan import Machine, Plan, above_memory, check_degrees, plan
+from wemmu.published.check import VLM, check, problems
+from wemmu.published.layout import BackboneError
 from wemmu.readable import human
 
 _BACKBONES = (
     "put the published directories (Qwen2.5-VL-3B-Instruct, Sana_1600M_1024px_diffusers) on disk, whole, and name them "
     "under backbones:; paths are relative to the folder in which the command runs"
 )
+MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; see `python -m wemmu.plan`"
 
 
 def calls(curriculum: Curriculum, run: Path) -> list[Call]:
@@ -42,28 +44,22 @@ def loads(path: Path) -> Finding:
 
 
 def backbones(curriculum: Curriculum) -> Finding:
-    """The directories and what they hold; a download that broke off leaves an index whose files are not there."""
-    try:
-        read_sizes(curriculum.backbones)
-    except PlanError as error:
-        return Finding("backbones", "problem", str(error), _BACKBONES)
-    vlm, sana = curriculum.backbones.vlm, curriculum.backbones.sana
-    if lacking := [
-        *_lacking(vlm, "preprocessor_config.json"),
-        *_lacking(sana / "transformer"),
-        *_lacking(sana / "vae"),
-    ]:
-        return Finding("backbones", "problem", f"not there: {', '.join(lacking)}", _BACKBONES)
-    return Finding("backbones", "ok", f"{vlm} and {sana}, in the published layout")
-
-
-def _lacking(folder: Path, *needed: str) -> Iterator[str]:
-    yield from (str(folder / name) for name in needed if not (folder / name).is_file())
-    if not any(folder.glob("*.safetensors")):
-        yield f"{folder}/*.safetensors"
-    for index in folder.glob("*.safetensors.index.json"):
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        yield from (str(folder / name) for name in files if not (folder / name).is_file())
+    """The directories and what they hold: what loading would refuse, in its words, though no weight is read."""
+    wanted, prepare = curriculum.backbones, curriculum.data.prepare
+    wrong = problems(wanted, with_dit=not curriculum.stages[0].reconstructs)
+    if not wrong and not curriculum.stages[0].reconstructs:
+        try:
+            read_sizes(wanted)
+        except PlanError as error:
+            wrong = [str(error)]
+    if prepare is not None and prepare.caption is not None and prepare.caption.vlm != wanted.vlm:
+        try:
+            check(prepare.caption.vlm, VLM, with_processor=True)
+        except BackboneError as error:
+            wrong.append(f"data.prepare.caption.vlm: {error}")
+    if wrong:
+        return Finding("backbones", "problem", "; ".join(wrong), _BACKBONES)
+    return Finding("backbones", "ok", f"{wanted.vlm} and {wanted.sana}, in the published layout")
 
 
 def starts(curriculum: Curriculum) -> Finding:
@@ -157,6 +153,24 @@ def data_disk(curriculum: Curriculum) -> Finding:
     if free + held < wanted.cache_gb * 1e9:
         return Finding("disk for data", "problem", found, "data.cache_gb smaller, or data.shards on another disk")
     return Finding("disk for data", "ok", found)
+
+
+def planned_memory(curriculum: Curriculum, gpu: str) -> Finding:
+    """Whether the stages fit into GPUs of this kind, by arithmetic."""
+    name, planned = "GPU memory of the plan", plan_of(curriculum, gpu)
+    if planned is None:
+        return not_told(name)
+    if too_much := above_memory(planned):
+        return Finding(name, "warning", "; ".join(too_much), MEMORY)
+    return Finding(name, "ok", f"all stages fit GPUs of the kind {gpu}")
+
+
+def plan_of(curriculum: Curriculum, gpu: str = "h100") -> Plan | None:
+    """None if no plan can be made. The MFU decides about hours, not about bytes."""
+    try:
+        return plan(curriculum, Machine(gpu, degrees_of(curriculum), 0.35), Assumptions())
+    except PlanError:
+        return None
 
 
 def degrees_of(curriculum: Curriculum) -> Degrees:

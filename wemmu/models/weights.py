@@ -8,13 +8,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderDC, ModelMixin, SanaTransformer2DModel
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
@@ -27,6 +25,9 @@ from wemmu.models.model import WeMMU
 from wemmu.models.ross import Ross
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
+from wemmu.published.check import check, check_backbones
+from wemmu.published.identity import identity, short
+from wemmu.published.layout import DIFFUSERS, BackboneError, tensors
 
 # Is called with a module that has just got its weights and the prefix of their names in the whole model. A module that
 # contains others comes after them, and finds done to them what was done.
@@ -35,7 +36,10 @@ Place = Callable[[str, nn.Module], object]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What one directory gave: parameters loaded, names missing and names left over, and the hash of its files."""
+    """What one directory gave: parameters loaded, names missing and names left over, and what its weights are named.
+
+    sha256: its `wemmu.published.identity`.
+    """
 
     source: str
     parameters: int
@@ -46,7 +50,7 @@ class LoadReport:
     def __str__(self) -> str:
         return (
             f"{self.source}: {self.parameters / 1e6:.2f} M parameters, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected, sha256 {self.sha256[:12]}"
+            f"{len(self.unexpected)} unexpected, sha256 {short(self.sha256)}"
         )
 
 
@@ -60,10 +64,11 @@ def load_backbones(
     """Load VLM, autoencoder and DiT.
 
     Raises:
-        FileNotFoundError: if a directory is not in the published layout, naming what it lacks.
-        ValueError: if any weight is missing, left over or of another shape: nothing is ever initialised at random.
+        BackboneError: if a directory is not in the published layout, naming what it lacks, or any weight is missing,
+            left over or of another shape: nothing is ever initialised at random.
     """
     dtype = getattr(torch, config.dtype)
+    check_backbones(config)
     vlm, vlm_report = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
     vae, vae_report = load_strict(AutoencoderDC, config.sana / "vae", dtype)
     dit, dit_report = load_by_blocks(
@@ -103,6 +108,7 @@ def build_ross(backbones: Backbones, config: Reconstruction, seed: int) -> tuple
     the config names.
     """
     dtype = getattr(torch, backbones.dtype)
+    check_backbones(backbones, with_dit=False)
     vlm, vlm_report = load_strict(Qwen2_5_VLForConditionalGeneration, backbones.vlm, dtype)
     vae, vae_report = load_strict(AutoencoderDC, backbones.sana / "vae", dtype)
     pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
@@ -120,13 +126,16 @@ def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
     """One model of transformers or diffusers from its directory, in safetensors; raises as `load_backbones`."""
-    _check_is_model(cls, directory)
+    check(directory, cls.__name__)
     if issubclass(cls, PreTrainedModel):
         # Told to ignore another shape, transformers reports the name; else it raises without one.
         options = {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options = {"torch_dtype": dtype}
-    model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
+    try:
+        model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
+    except (ValueError, RuntimeError) as error:
+        raise BackboneError(f"{directory} cannot be loaded as a {cls.__name__}: {error}") from error
     parameters = sum(p.numel() for p in model.parameters())
     mismatched = list(map(str, info["mismatched_keys"]))
     return model, _report(directory, parameters, info["missing_keys"], info["unexpected_keys"], mismatched)
@@ -136,7 +145,7 @@ def load_by_blocks(
     cls: type[ModelMixin], directory: Path, dtype: torch.dtype, place: Place
 ) -> tuple[nn.Module, LoadReport]:
     """As `load_strict`, of a diffusers model, but block by block; all of it is checked before a weight is read."""
-    _check_is_model(cls, directory)
+    check(directory, cls.__name__)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -175,54 +184,25 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield "", model
 
 
-def stored_files(directory: Path, single: str = SAFETENSORS_WEIGHTS_NAME) -> dict[str, Path]:
+def stored_files(directory: Path, single: str = DIFFUSERS) -> dict[str, Path]:
     """Name -> the file that holds this tensor; of the two published layouts, one file or several with an index.
 
     single: the one file's name, which is diffusers' unless given.
 
     Raises:
-        FileNotFoundError: if the directory has neither.
+        BackboneError: if the directory has neither, or not all of one.
     """
-    index = directory / f"{single}.index.json"
-    if not index.is_file():
-        if not (directory / single).is_file():
-            raise FileNotFoundError(f"{directory} holds neither {single} nor {index.name}")
-        names = [single]
-    else:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    found: dict[str, Path] = {}
-    for name in names:
-        with safe_open(directory / name, "pt") as file:
-            found |= dict.fromkeys(file.keys(), directory / name)
-    return found
-
-
-def _check_is_model(cls: type, directory: Path) -> None:
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{directory} holds no config.json; it must be a {cls.__name__} in the published layout"
-        )
+    return {name: tensor.file for name, tensor in tensors(directory, single).items()}
 
 
 def _report(
     directory: Path, parameters: int, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
 ) -> LoadReport:
-    """Raises ValueError unless the weights fit."""
-    report = LoadReport(str(directory), parameters, hash_files(directory), sorted(missing), sorted(unexpected))
+    """Raises BackboneError unless the weights fit."""
+    report = LoadReport(str(directory), parameters, identity(directory), sorted(missing), sorted(unexpected))
     if problems := sorted([*report.missing, *report.unexpected, *mismatched]):
-        raise ValueError(f"{report}; first of them: {', '.join(problems[:5])}")
+        raise BackboneError(f"{report}; first of them: {', '.join(problems[:5])}")
     return report
-
-
-@cache
-def hash_files(directory: Path) -> str:
-    """SHA-256 over the weight files of a directory (name and content, in the order of their names)."""
-    digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

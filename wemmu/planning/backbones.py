@@ -1,4 +1,7 @@
-"""The sizes of the backbones, from the config.json files of their directories; defaults are the libraries' own."""
+"""The sizes of the backbones, from the config.json files of their directories; defaults are the libraries' own.
+
+Of the published backbones these files are in the package, so that a run can be planned before they are on a disk.
+"""
 
 from pathlib import Path
 from typing import TypeVar
@@ -6,6 +9,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wemmu.config.schema import Backbones
+from wemmu.published.check import AUTOENCODER, TRANSFORMER, VLM, check_class
+from wemmu.published.configs import packaged
+from wemmu.published.layout import BackboneError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -115,26 +121,34 @@ class Sizes(_Sizes):
     language: Language
     dit: Sana
     vae: DCAE
+    # Directories that are not there, whose published sizes were taken by their names.
+    packaged: tuple[Path, ...] = ()
 
 
 def read_sizes(backbones: Backbones) -> Sizes:
     """Read the three config.json files that the curriculum's directories hold; weights are not looked at.
 
+    Of a directory that is not there and bears the name of a published backbone, those of the package.
+
     Raises:
         PlanError: naming every file that is not there, or the field of one that cannot be planned with.
     """
-    vlm, dit, vae = (
-        folder / "config.json" for folder in (backbones.vlm, backbones.sana / "transformer", backbones.sana / "vae")
-    )
+    absent = tuple(path for path in (backbones.vlm, backbones.sana) if not path.exists() and packaged(path.name))
+    here, sana = (packaged(path.name) if path in absent else path for path in (backbones.vlm, backbones.sana))
+    assert here is not None
+    assert sana is not None
+    vlm, dit, vae = (folder / "config.json" for folder in (here, sana / "transformer", sana / "vae"))
     if missing := [file for file in (vlm, dit, vae) if not file.is_file()]:
         raise PlanError(
             f"to plan, these files are needed and not there: {', '.join(map(str, missing))}. backbones.vlm and "
             "backbones.sana name directories in the published layout (Qwen2.5-VL-3B-Instruct and "
             "Sana_1600M_1024px_diffusers); of these only the config.json files are read, not the weights"
         )
-    qwen = _read(vlm, _Qwen)
-    text = qwen.text_config or _read(vlm, Language)
-    return Sizes(vision=qwen.vision_config, language=text, dit=_supported(_read(dit, Sana), dit), vae=_read(vae, DCAE))
+    qwen = _read(vlm, _Qwen, VLM)
+    text = qwen.text_config or _read(vlm, Language, VLM)
+    transformer = _supported(_read(dit, Sana, TRANSFORMER), dit)
+    autoencoder = _read(vae, DCAE, AUTOENCODER)
+    return Sizes(vision=qwen.vision_config, language=text, dit=transformer, vae=autoencoder, packaged=absent)
 
 
 class _Qwen(_Sizes):
@@ -142,9 +156,12 @@ class _Qwen(_Sizes):
     text_config: Language | None = None
 
 
-def _read(file: Path, schema: type[Schema]) -> Schema:
+def _read(file: Path, schema: type[Schema], kind: str) -> Schema:
     try:
+        check_class(file, kind)
         return schema.model_validate_json(file.read_text(encoding="utf-8"))
+    except BackboneError as error:
+        raise PlanError(str(error)) from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
         raise PlanError(f"{file} is not as it is published: {'; '.join(lines)}") from error

@@ -12,6 +12,7 @@ from wemmu.planning.flops import Assumptions, Cost, mean_flops, sample_flops, sa
 from wemmu.planning.load import Degrees, Load
 from wemmu.planning.moments import Moment, fullest, moments
 from wemmu.planning.parameters import Part, count, divisors, valid_tensor_degrees
+from wemmu.readable import human
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,27 @@ class Plan:
     assumptions: Assumptions
     parameters: dict[Part, int]
     stages: tuple[StagePlan, ...]
+    # Whether the curriculum asks for activation checkpointing.
+    checkpointing: bool = False
+    # Backbones that are not on this machine; their sizes are those of the package.
+    packaged: tuple[str, ...] = ()
+
+
+def above_memory(plan: Plan) -> list[str]:
+    """A sentence for each stage that needs more than a GPU has."""
+    room, found = GPUS[plan.machine.gpu].memory, []
+    for stage in plan.stages:
+        kept, again = stage.gpu_total, stage.gpu_total_checkpointed
+        if (again if plan.checkpointing else kept) <= room:
+            continue
+        told = f"{stage.name} needs {human(again if plan.checkpointing else kept, 'B')} of the {human(room, 'B')} "
+        told += f"that GPUs of the kind {plan.machine.gpu} have"
+        if not plan.checkpointing and again <= room:
+            told += f"; with memory.checkpointing: true it is {human(again, 'B')}"
+        elif not plan.checkpointing:
+            told += f", with memory.checkpointing: true still {human(again, 'B')}"
+        found.append(told)
+    return found
 
 
 def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> Plan:
@@ -110,7 +132,8 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
         for index, stage in enumerate(curriculum.stages)
         for rung in stage.rungs
     )
-    return Plan(curriculum.name, machine, assumptions, parameters, stages)
+    checkpointing, packaged = curriculum.memory.checkpointing, tuple(map(str, sizes.packaged))
+    return Plan(curriculum.name, machine, assumptions, parameters, stages, checkpointing, packaged)
 
 
 def plan_stage(

@@ -5,13 +5,21 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
-from wemmu.planning.plan import GPUS, Plan
+from wemmu.planning.plan import GPUS, Plan, above_memory
 from wemmu.readable import human
 
 
 def render(plan: Plan) -> Group:
-    return Group(_parameters(plan), _stages(plan), _flops(plan), _assumed(plan))
+    return Group(_parameters(plan), _stages(plan), _flops(plan), _assumed(plan), *_to_know(plan))
+
+
+def _to_know(plan: Plan) -> Iterator[Text]:
+    if plan.packaged:
+        yield Text(f"Not here, so by the published sizes of their names: {', '.join(plan.packaged)}")
+    for sentence in above_memory(plan):
+        yield Text(f"(!) {sentence}", "bold red")
 
 
 def _table(title: str, *headings: str, names: int = 1) -> Table:

@@ -21,6 +21,7 @@ from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.prompts import PromptEncoder
+from wemmu.published.identity import is_same
 from wemmu.training.recipes import Recipe, identities_of, recipe, untrained
 from wemmu.training.start import start_from, startable
 
@@ -142,6 +143,8 @@ def check_latents(streams: Iterable[StreamSettings], vae: FrozenVAE, sha256: str
             "columns": stream.width / vae.latent_px,
         }
         stored = stream.latents.model_dump()
+        if is_same(stored["vae"], sha256):
+            here["vae"] = stored["vae"]
         if wrong := [
             f"{name}: {stored[name]} stored, {value} here" for name, value in here.items() if stored[name] != value
         ]:

@@ -51,7 +51,7 @@ def recipe(run: StageRun, place: Place, device: torch.device) -> Recipe:
     """Load, freeze, and say how to train it; `place` is called with each block as it gets its weights.
 
     Raises:
-        FileNotFoundError, ValueError: if a backbone cannot be loaded whole.
+        BackboneError: if a backbone cannot be loaded whole.
     """
     return (_answering if run.stage.reconstructs else _generating)(run, place, device)
 

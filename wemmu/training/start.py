@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.config.stage import WEIGHTS
+from wemmu.published.identity import is_same, short
 from wemmu.training.checkpoint import fill_weights
 from wemmu.training.collective import CheckpointError, all_ranks
 from wemmu.training.manifest import Manifest, some, verify
@@ -68,7 +69,7 @@ def check_fits(
 
 def _check_frozen(source: Path, manifest: Manifest, identities: Mapping[str, str]) -> None:
     for part, sha256 in manifest.frozen.items():
-        if identities[part] != sha256:
+        if not is_same(sha256, identities[part]):
             raise CheckpointError(
-                f"{source} was trained beside another {part} (SHA-256 {sha256[:12]}, here {identities[part][:12]})"
+                f"{source} was trained beside another {part} (SHA-256 {short(sha256)}, here {short(identities[part])})"
             )

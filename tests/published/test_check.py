@@ -1,0 +1,188 @@
+"""What is no whole backbone is told before anything is loaded, in one sentence, whoever asks."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from diffusers import SanaTransformer2DModel
+from transformers import AutoProcessor
+
+from tests.planning.worlds import MINIATURE, curriculum_with
+from wemmu.config.schema import Backbones
+from wemmu.diagnosis import preflight
+from wemmu.models.weights import load_backbones
+from wemmu.planning.backbones import PlanError, read_sizes
+from wemmu.published.check import problems
+from wemmu.published.layout import BackboneError
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3968658944\n"
+TENSORS = "diffusion_pytorch_model.safetensors"
+
+
+def change_json(file: Path, **fields: object) -> None:
+    content = json.loads(file.read_text())
+    content.update(fields)
+    file.write_text(json.dumps(content))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def shard(folder: Path) -> Path:
+    """Split the DiT's weights into files with an index; returns the first of them."""
+    model = SanaTransformer2DModel.from_pretrained(folder)
+    (folder / TENSORS).unlink()
+    model.save_pretrained(folder, max_shard_size="2MB")
+    return sorted(folder.glob("*-of-*.safetensors"))[0]
+
+
+def mislabel(folder: Path) -> None:
+    index = folder / f"{TENSORS}.index.json"
+    shard(folder)
+    names = json.loads(index.read_text())["weight_map"]
+    files = sorted(set(names.values()))
+    change_json(index, weight_map={name: files[0] for name in names})
+
+
+def give_variant(folder: Path, single: str, variant: str) -> None:
+    (folder / single).rename(folder / single.replace(".safetensors", f".{variant}.safetensors"))
+
+
+# What is done to a copy (its root is given) -> what is said of it.
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "only a bf16 variant": (lambda r: give_variant(r / "vlm", "model.safetensors", "bf16"), "model.bf16.safetensors"),
+    "an autoencoder only in fp16": (
+        lambda r: give_variant(r / "sana/vae", TENSORS, "fp16"),
+        "diffusion_pytorch_model.fp16.safetensors; download the weights without a variant",
+    ),
+    "no tokenizer": (
+        lambda r: [(r / "vlm" / name).unlink() for name in ("tokenizer.json", "vocab.json")],
+        "vlm holds no tokenizer: neither tokenizer.json nor vocab.json",
+    ),
+    "no chat template": (lambda r: (r / "vlm/chat_template.jinja").unlink(), "vlm holds no chat template"),
+    "no image processor": (
+        lambda r: (r / "vlm/preprocessor_config.json").unlink(),
+        "preprocessor_config.json is needed",
+    ),
+    "weights that git-lfs left": (
+        lambda r: (r / "vlm/model.safetensors").write_text(POINTER),
+        "is a pointer of git-lfs",
+    ),
+    "a tokenizer that git-lfs left": (
+        lambda r: (r / "vlm/tokenizer.json").write_text(POINTER),
+        "tokenizer.json is a poi",
+    ),
+    "a config that git-lfs left": (
+        lambda r: (r / "sana/vae/config.json").write_text(POINTER),
+        "config.json is a pointer",
+    ),
+    "a file cut short": (lambda r: cut(r / f"sana/transformer/{TENSORS}"), "a download that broke off"),
+    "an empty file": (lambda r: (r / f"sana/vae/{TENSORS}").write_bytes(b""), "is no safetensors file"),
+    "a file of something else": (
+        lambda r: (r / f"sana/vae/{TENSORS}").write_bytes(struct.pack("<Q", 4) + b"[1] "),
+        "its header cannot be read",
+    ),
+    "a shard that is not there": (
+        lambda r: shard(r / "sana/transformer").unlink(),
+        "safetensors.index.json lists: a downl",
+    ),
+    "a shard that git-lfs left": (
+        lambda r: shard(r / "sana/transformer").write_text(POINTER),
+        "is a pointer of git-lfs",
+    ),
+    "an index of other files": (lambda r: mislabel(r / "sana/transformer"), "does not hold"),
+    "a Sana-Sprint": (
+        lambda r: change_json(r / "sana/transformer/config.json", guidance_embeds=True),
+        "has guidance_embeds: a Sana-Sprint",
+    ),
+    "a FLUX": (
+        lambda r: change_json(r / "sana/transformer/config.json", _class_name="FluxTransformer2DModel"),
+        "describes FluxTransformer2DModel; known here: SanaTransformer2DModel",
+    ),
+    "another autoencoder": (
+        lambda r: change_json(r / "sana/vae/config.json", _class_name="AutoencoderKL"),
+        "describes AutoencoderKL; known here: AutoencoderDC",
+    ),
+    "another VLM": (
+        lambda r: change_json(r / "vlm/config.json", model_type="qwen3_vl", architectures=["Qwen3VL"]),
+        "describes qwen3_vl; known here: Qwen2_5_VLForConditionalGeneration",
+    ),
+    "a quantized VLM": (
+        lambda r: change_json(r / "vlm/config.json", quantization_config={"bits": 4}),
+        "has a quantization_config",
+    ),
+    "an autoencoder of other channels": (
+        lambda r: change_json(r / "sana/vae/config.json", latent_channels=16),
+        "its transformer takes 32 channels, its autoencoder makes 16",
+    ),
+    "no folder": (lambda r: shutil.rmtree(r / "sana/vae"), "sana/vae is not a directory"),
+    "pickles": (
+        lambda r: (r / f"sana/vae/{TENSORS}").rename(r / "sana/vae/diffusion_pytorch_model.bin"),
+        "which can run code when it is read",
+    ),
+}
+
+
+@pytest.fixture
+def copied(backbones: Backbones, tmp_path: Path) -> Backbones:
+    shutil.copytree(backbones.vlm, tmp_path / "vlm")
+    shutil.copytree(backbones.sana, tmp_path / "sana")
+    return Backbones(vlm=tmp_path / "vlm", sana=tmp_path / "sana")
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_no_whole_backbone_is_told_before_it_is_loaded(copied: Backbones, tmp_path: Path, what: str):
+    damage, told = BROKEN[what]
+    damage(tmp_path)
+    found = preflight.backbones(curriculum_with(MINIATURE, copied))
+    assert found.status == "problem"
+    assert told in found.found
+    # The loader says the same, and nothing was loaded that it could have failed with.
+    with pytest.raises(BackboneError) as refusal:
+        load_backbones(copied)
+    assert str(refusal.value) == found.found
+
+
+def test_a_whole_backbone_is_none_of_these(copied: Backbones):
+    assert problems(copied) == []
+    shard(copied.sana / "transformer")
+    (copied.vlm / "vocab.json").unlink()
+    (copied.vlm / "model.fp16.safetensors").write_text(POINTER)
+    assert problems(copied) == []
+    assert preflight.backbones(curriculum_with(MINIATURE, copied)).status == "ok"
+
+
+def test_the_files_that_are_asked_for_are_those_that_make_prompts(copied: Backbones):
+    """Without each of them the processor itself fails, but for a template that is also elsewhere."""
+    template = (copied.vlm / "chat_template.jinja").read_text()
+    (copied.vlm / "chat_template.jinja").unlink()
+    change_json(copied.vlm / "tokenizer_config.json", chat_template=template)
+    processor = AutoProcessor.from_pretrained(copied.vlm, use_fast=True)
+    with pytest.raises(ValueError, match="does not have a chat template"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
+    assert "no chat template" in problems(copied)[0]
+    (copied.vlm / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert problems(copied) == []
+    assert AutoProcessor.from_pretrained(copied.vlm, use_fast=True).chat_template == template
+
+
+def test_a_run_that_uses_no_dit_needs_none(copied: Backbones):
+    shutil.rmtree(copied.sana / "transformer")
+    ross = curriculum_with(MINIATURE.parent / "ross.yaml", copied)
+    assert preflight.backbones(ross).status == "ok"
+    assert preflight.backbones(curriculum_with(MINIATURE, copied)).status == "problem"
+
+
+def test_a_config_of_another_model_is_not_planned_with(copied: Backbones):
+    change_json(copied.sana / "transformer/config.json", _class_name="FluxTransformer2DModel")
+    with pytest.raises(
+        PlanError, match=r"transformer/config\.json describes FluxTrans.*known here: SanaTransformer2DModel"
+    ):
+        read_sizes(copied)
+    change_json(copied.sana / "transformer/config.json", _class_name=None)
+    with pytest.raises(PlanError, match="describes no model by its class"):
+        read_sizes(copied)

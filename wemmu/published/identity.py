@@ -1,0 +1,102 @@
+"""Which weights a directory holds: by its tensors, however they lie in files and whatever lies beside them.
+
+Checkpoints, stored latents and exports write it down, and whatever is read beside them must be the same.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from wemmu.published.layout import BackboneError, StoredTensor, single_file, tensors, weight_files
+
+# What a name of this kind begins with. Earlier versions wrote the bare SHA-256 of files instead.
+PREFIX = "tensors:"
+_CHUNK = 2**22
+
+
+class Identity(str):
+    """Names the tensors of a directory: `tensors:` and a SHA-256 over names, types, shapes and bytes."""
+
+    directory: Path
+
+    def __new__(cls, name: str, directory: Path) -> "Identity":
+        found = super().__new__(cls, name)
+        found.directory = directory
+        return found
+
+    def __reduce__(self) -> tuple[type, tuple[str, Path]]:
+        return Identity, (str(self), self.directory)
+
+
+def identity(directory: Path) -> Identity:
+    """Of the weights that are loaded from a directory in the published layout.
+
+    All of them are read, at about the speed of the disk or of SHA-256 on all cores; nothing is kept on a disk, where it
+    could be wrong some day. Within a process it is computed once.
+
+    Raises:
+        BackboneError: if they are not whole.
+    """
+    files = weight_files(directory, single_file(directory))
+    return _identity(directory, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _identity(directory: Path, _: tuple[tuple[Path, int, int], ...]) -> Identity:
+    held = sorted(tensors(directory, single_file(directory)).items())
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = pool.map(_digest, (tensor for _, tensor in held))
+        lines = [[name, t.dtype, list(t.shape), digest] for (name, t), digest in zip(held, digests, strict=True)]
+    return Identity(PREFIX + hashlib.sha256(json.dumps(lines).encode()).hexdigest(), directory)
+
+
+def _digest(tensor: StoredTensor) -> str:
+    digest, left = hashlib.sha256(), tensor.end - tensor.begin
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.begin)
+        while left:
+            chunk = stream.read(min(_CHUNK, left))
+            if not chunk:
+                raise BackboneError(f"{tensor.file} has become shorter while it was read")
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def is_same(recorded: str, here: str) -> bool:
+    """Whether what was recorded are the weights that are named `here`, also as earlier versions recorded them.
+
+    Those hashed every safetensors file of the directory, whether it was loaded or not: it is the same if that is so of
+    all that are there now, or of those that are loaded.
+    """
+    if recorded == here or recorded.startswith(PREFIX) or not isinstance(here, Identity):
+        return recorded == here
+    in_use = weight_files(here.directory, single_file(here.directory))
+    return recorded in (hash_files(here.directory), _hash(in_use))
+
+
+def short(name: str) -> str:
+    """As messages show it."""
+    return name.removeprefix(PREFIX)[:12]
+
+
+def hash_files(directory: Path) -> str:
+    """What earlier versions recorded: SHA-256 over the safetensors files of a directory, names and content."""
+    return _hash(sorted(directory.glob("*.safetensors")))
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(_file_digest(file, file.stat().st_size, file.stat().st_mtime_ns))
+    return digest.hexdigest()
+
+
+@cache
+def _file_digest(file: Path, *_: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

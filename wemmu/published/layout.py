@@ -1,0 +1,142 @@
+"""The files of a directory in the published layout: which hold its weights, and which tensors are in them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wemmu.config import ConfigError
+
+# The weights of a model of transformers and of one of diffusers where they are one file; else with an index beside it.
+TRANSFORMERS, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
+# What git leaves in the place of a large file that it did not download.
+_POINTER = b"version https://git-lfs"
+# Bytes of a header above which safetensors itself takes a file for broken.
+_LONGEST_HEADER = 100_000_000
+
+
+class BackboneError(ConfigError):
+    """A backbone that cannot be loaded as it is; the message names the file, what is wrong and what would do."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: its bytes are those of `file` from `begin` to `end`. dtype: as safetensors calls it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises BackboneError if there is no such file or it holds no JSON object."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BackboneError(f"{file} is needed and cannot be read: {error.strerror or error}") from error
+    refuse_pointer(file, data)
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise BackboneError(f"{file} is no JSON: {error}; download it again") from error
+    if not isinstance(found, dict):
+        raise BackboneError(f"{file} holds no JSON object; download it again")
+    return found
+
+
+def refuse_pointer(file: Path, begin: bytes) -> None:
+    """Raises BackboneError if a file that begins so is what git-lfs left in the place of one."""
+    if begin.startswith(_POINTER):
+        raise BackboneError(f"{file} is a pointer of git-lfs, not the file itself; `git lfs pull` downloads it")
+
+
+def single_file(directory: Path) -> str:
+    """The name that a directory's weights have where they are one file: diffusers writes its class into the config."""
+    return DIFFUSERS if "_class_name" in read_json(directory / "config.json") else TRANSFORMERS
+
+
+def weight_files(directory: Path, single: str) -> list[Path]:
+    """The files that hold the weights, as the library that loads them chooses; `single` is the name of one alone.
+
+    Raises:
+        BackboneError: naming what is missing.
+    """
+    index, one = directory / f"{single}.index.json", directory / single
+    # Of a directory with both, diffusers takes the index and transformers the one file.
+    if one.is_file() and not (single == DIFFUSERS and index.is_file()):
+        return [one]
+    if not index.is_file():
+        raise BackboneError(f"{directory} holds neither {single} nor {index.name}{_instead(directory, single)}")
+    mapped = read_json(index).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped:
+        raise BackboneError(f"{index} has no weight_map; download it again")
+    files = [directory / name for name in sorted(set(mapped.values()))]
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise BackboneError(
+            f"{directory} lacks {', '.join(absent)}, which {index.name} lists: a download that broke off"
+        )
+    return files
+
+
+def _instead(directory: Path, single: str) -> str:
+    """What there is of weights that would not be loaded."""
+    stem = single.removesuffix(".safetensors")
+    there = sorted(file.name for file in directory.iterdir() if file.is_file()) if directory.is_dir() else []
+    if variants := [name for name in there if name.startswith(f"{stem}.") and "safetensors" in name]:
+        return (
+            f", only a variant, {', '.join(variants[:3])}; download the weights without a variant, or rename all files "
+            "of this one (and in its index) to names without it"
+        )
+    if pickles := [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
+        return f", only {', '.join(pickles[:3])}, which can run code when it is read; download the safetensors"
+    return f"; it holds {', '.join(there[:5]) or 'nothing'}"
+
+
+def tensors(directory: Path, single: str) -> dict[str, StoredTensor]:
+    """Name -> where it is, of all tensors in the weight files, file by file.
+
+    Raises:
+        BackboneError: naming a file that is missing, broken or not the one that the index tells of.
+    """
+    found: dict[str, StoredTensor] = {}
+    files = weight_files(directory, single)
+    for file in files:
+        held = header(file)
+        if twice := sorted(found.keys() & held.keys()):
+            raise BackboneError(f"{file} holds {twice[0]}, and so does {found[twice[0]].file.name}")
+        found |= held
+    if files != [directory / single]:
+        mapped = read_json(directory / f"{single}.index.json")["weight_map"]
+        if odd := sorted(name for name, file in mapped.items() if name not in found or found[name].file.name != file):
+            raise BackboneError(f"{directory / mapped[odd[0]]} does not hold {odd[0]}, which {single}.index.json lists")
+    return found
+
+
+def header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file in safetensors, by where they begin.
+
+    Raises:
+        BackboneError: if it is none, or does not end where its header says.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        begin = stream.read(len(_POINTER))
+        refuse_pointer(file, begin)
+        length = int.from_bytes(begin[:8], "little")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise BackboneError(f"{file} is no safetensors file, or one cut short ({size} bytes); download it again")
+        stream.seek(8)
+        text = stream.read(length)
+    try:
+        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        found = {
+            name: StoredTensor(file, e["dtype"], tuple(e["shape"]), *(8 + length + at for at in e["data_offsets"]))
+            for name, e in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{file} is no safetensors file: its header cannot be read; download it again") from error
+    if (end := max((t.end for t in found.values()), default=8 + length)) != size:
+        raise BackboneError(f"{file} has {size} bytes, its header tells of {end}: a download that broke off")
+    return found
