@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -30,6 +29,7 @@ from wemmu.config.shards import (
     Stream,
     StreamSettings,
 )
+from wemmu.locks import EXCLUSIVE, LockedError, take
 
 # Records after which the share of damaged ones is taken seriously.
 ENOUGH = 1000
@@ -211,11 +211,14 @@ def _index(root: Path, settings: StreamSettings, entries: list[Entry]) -> Stream
 
 @contextmanager
 def _only_writer(root: Path) -> Iterator[None]:
-    try:
-        with FileLock(root / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ShardError(f"another process is writing into {root}; wait for it to finish") from error
+    with (root / ".lock").open("ab") as file:
+        try:
+            taken = take(file.fileno(), EXCLUSIVE, file.name)
+        except LockedError as error:
+            raise ShardError(str(error)) from error
+        if not taken:
+            raise ShardError(f"another process is writing into {root}; wait for it to finish")
+        yield
 
 
 def _show(console: Console, what: str, total: int, records: Iterator[int]) -> None:

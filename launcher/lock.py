@@ -1,14 +1,14 @@
 """One launcher at a time on a run folder."""
 
-import fcntl
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.job import Job
+from wemmu.locks import EXCLUSIVE, SHARED, is_alive, take
+from wemmu.locks import LockedError as LockedError
 
 # How long a job may take to save its state after its launcher was killed.
 PATIENCE_S = 60.0
@@ -16,10 +16,6 @@ PATIENCE_S = 60.0
 LEASE_S = 180.0
 # Held by who runs jobs; and by who submits them, for jobs that begin at once need the other.
 LOCK, SUBMISSION = "lock", "submit.lock"
-
-
-class LockedError(RuntimeError):
-    """Somebody else works on the run folder."""
 
 
 @contextmanager
@@ -35,7 +31,7 @@ def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Iterato
     run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _acquire(descriptor, run, time.monotonic() + patience)
+        _acquire(descriptor, run / name, run, time.monotonic() + patience)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield descriptor
@@ -55,13 +51,13 @@ def at_work(run: Path, job: Job, patience: float = LEASE_S) -> Iterator[None]:
     job.folder.mkdir(parents=True, exist_ok=True)
     # Jobs that train in one folder, as the rungs of a ladder, must not do so at once.
     own = job.folder / "train.lock" if job.steps is not None else job.log.with_name(f"{job.log.name}.lock")
-    places = ((run / LOCK, fcntl.LOCK_SH), (own, fcntl.LOCK_EX))
+    places = ((run / LOCK, SHARED), (own, EXCLUSIVE))
     held: list[int] = []
     deadline = time.monotonic() + patience
     try:
         for file, kind in places:
             held.append(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
-            while not _is_taken(held[-1], kind):
+            while not take(held[-1], kind, file):
                 if time.monotonic() > deadline:
                     raise LockedError(f"{job.name} of {run} is at work elsewhere: {file} is held")
                 time.sleep(0.5)
@@ -71,48 +67,19 @@ def at_work(run: Path, job: Job, patience: float = LEASE_S) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _is_taken(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _acquire(descriptor: int, run: Path, deadline: float) -> None:
+def _acquire(descriptor: int, file: Path, run: Path, deadline: float) -> None:
     told = False
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode()
+    while not take(descriptor, EXCLUSIVE, file):
+        holder = os.pread(descriptor, 32, 0).decode()
         if not holder or is_alive(int(holder)):
             who = f"another launcher (pid {holder})" if holder else "a Slurm job, or a launcher that has just begun,"
-            raise LockedError(
-                f"{who} is at work on {run}; wait for it, stop it, or give another folder with --out"
-            ) from None
+            raise LockedError(f"{who} is at work on {run}; wait for it, stop it, or give another folder with --out")
         if time.monotonic() > deadline:
             raise LockedError(
                 f"a job of {run} still runs, in Slurm or left by a launcher (pid {holder}) that was killed: "
                 f"`python -m launcher status {run}` tells which"
-            ) from None
+            )
         if not told:
             print(f"the launcher before (pid {holder}) was killed; waiting for its job to save and stop", flush=True)
             told = True
         time.sleep(0.1)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this id runs. One that is dead, but that nobody has waited for yet, does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        # The state stands after the command's name, which is in brackets and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        # Gone since, or a system without /proc.
-        return sys.platform != "linux"

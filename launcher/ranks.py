@@ -71,7 +71,8 @@ def _start(said: argparse.Namespace, local: int, beat: Path, where: dict[str, st
     }
     beat.touch()
     child = [sys.executable, "-m", "launcher.child", str(os.getpid()), *said.command]
-    return subprocess.Popen(child, env=os.environ | own)
+    # Open files that were handed to this process go on to the ranks: the run folder's lock shall outlive it with them.
+    return subprocess.Popen(child, env=os.environ | own, close_fds=False)
 
 
 def _rendezvous(nodes: int) -> dict[str, str]:

@@ -16,7 +16,8 @@ import wandb
 
 from wemmu.config import ConfigError, load_stage
 from wemmu.jsonlines import read_lines
-from wemmu.training.upload import BusyError, Upload, alone, run_id
+from wemmu.locks import LockedError
+from wemmu.training.upload import Upload, alone, run_id
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -38,7 +39,7 @@ def main(
                 sent = upload.send()
                 upload.finish()
             print(f"{folder}: {sent} of {lines} lines uploaded, the others were there")
-    except (BusyError, ValueError, wandb.Error) as error:
+    except (LockedError, ValueError, wandb.Error) as error:
         sys.exit(str(error))
 
 

@@ -7,14 +7,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from rich.console import Console
 from streaming import LocalDataset
 
 from data_pipeline.__main__ import main
 from data_pipeline.plan import plan
 from data_pipeline.records import Reason
-from data_pipeline.write import write
+from data_pipeline.write import _only_writer, write
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, photograph, write_in_process
 from wemmu.config import ConfigError, Curriculum, dump
@@ -185,7 +184,7 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path) -> Non
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".lock"), pytest.raises(ShardError, match="another process is writing"):
+    with _only_writer(tmp_path), pytest.raises(ShardError, match="another process is writing"):
         write(curriculum_of(tmp_path), QUIET, workers=0)
 
 

@@ -1,5 +1,6 @@
 """Each problem of a machine provoked, for real or by a stand-in, and told with its remedy."""
 
+import errno
 import os
 import resource
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from launcher.lock import LockedError, locked
 from tests.planning.worlds import MINIATURE
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.diagnosis import devices, host, processes, services, software
 from wemmu.diagnosis.findings import Finding, examine
+from wemmu.training.hold import held
 
 KEY = "f00dfeed" * 5
 
@@ -139,6 +142,23 @@ def test_a_file_system_with_another_clock_is_a_warning(tmp_path: Path, monkeypat
     found = host.clock(tmp_path)
     assert found.status == "warning"
     assert "3600" in found.found or "3599" in found.found
+
+
+def test_a_file_system_without_locks_is_a_problem_and_stops_whoever_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As Lustre is without its mount option."""
+    assert host.file_locks(tmp_path / "not/yet").status == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    is_problem(host.file_locks(tmp_path), "Function not implemented", "flock", "another file system")
+    for hold in (locked, held):
+        with pytest.raises(LockedError, match=f"{tmp_path}/.* cannot be locked .*no file locks"), hold(tmp_path):
+            pass
 
 
 @pytest.mark.slow

@@ -20,9 +20,10 @@ from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
+from wemmu.training.finite import NotFiniteError
 from wemmu.training.manifest import Origin, read_manifest, sha256_of, write_manifest
 from wemmu.training.start import start_from, startable
-from wemmu.training.stored import ship
+from wemmu.training.stored import newest_finite, ship
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
@@ -409,3 +410,40 @@ def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path:
     assert not (tmp_path / "was here").exists()
     pickle.loads(index.read_bytes())
     assert (tmp_path / "was here").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", range(3))
+def test_what_is_not_finite_is_not_saved(part: int, value: float, tmp_path: Path):
+    state = make_state(4)
+    parts_of(state)[part]["bridge.table"][1, 2, 3] = value
+    with pytest.raises(NotFiniteError, match=r"step_00000004 was not written: not finite are \w+\.bridge\.table$"):
+        checkpoint.save(tmp_path, state, {}, origin())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_weights_whose_sum_overflows_are_saved(tmp_path: Path):
+    state = make_state(4)
+    state.weights["bridge.table"].fill_(3e38)
+    checkpoint.save(tmp_path, state, {}, origin())
+
+
+def test_nothing_is_made_of_a_checkpoint_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As versions before this check wrote them."""
+    root = tmp_path / "checkpoints"
+    whole = save(root, 4)
+    state = make_state(6)
+    state.weights["bridge.table"][0] = float("inf")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_finite", lambda *_: None)
+        bad = checkpoint.save(root, state, dit_weights(), origin())
+    with pytest.raises(NotFiniteError, match="step_00000006 cannot be gone on from"):
+        checkpoint.load_newest(root, other_state())
+    with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
+        checkpoint.load_weights(bad)
+    with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
+        start(make_model(), bad, FROZEN)
+    with pytest.raises(NotFiniteError):
+        ship(bad, tmp_path / "shipped")
+    assert not (tmp_path / "shipped" / "manifest.json").exists()
+    assert newest_finite(root) == whole

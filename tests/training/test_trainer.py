@@ -21,8 +21,10 @@ from wemmu import train
 from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
+from wemmu.parallel.adamw import AdamW
 from wemmu.parallel.engine import TrainState
 from wemmu.training import checkpoint
+from wemmu.training.hold import held
 from wemmu.training.losses import FlowMatchingLoss, Losses
 from wemmu.training.manifest import read_manifest
 from wemmu.training.saver import Saver
@@ -248,3 +250,93 @@ def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(
     monkeypatch.setattr(Saver, "save", save_and_stop)
     assert Trainer(run, folder).train() == EXIT_INTERRUPTED
     assert saved == [2]
+
+
+def failed(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """Train a stage that ends with the exit code of what would fail again; returns what is told of it."""
+    capfd.readouterr()
+    with pytest.raises(typer.Exit) as caught:
+        train.main(folder / CONFIG)
+    assert caught.value.exit_code == EXIT_FINAL
+    return capfd.readouterr().err
+
+
+def test_weights_that_an_update_made_infinite_are_never_saved(
+    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    """The loss and the gradient of that step are still finite."""
+    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100, checkpoint_every=2)
+    real = AdamW.step
+
+    def overflowing(self: AdamW, lr_share: float) -> None:
+        real(self, lr_share)
+        if self.state().steps == 4:
+            next(iter(self.weights.values())).data.view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(AdamW, "step", overflowing)
+    told = failed(folder, capfd)
+    assert "step_00000004 was not written: not finite are model." in told
+    assert f"The newest finite checkpoint is {folder / 'checkpoints' / 'step_00000002'}" in told
+    assert [d.name for d in (folder / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+def test_a_second_trainer_of_a_folder_is_refused_and_told_of_the_first(
+    backbones: Backbones, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
+    with held(folder):
+        told = failed(folder, capfd)
+    assert "is being trained in by another process" in told
+    assert f"pid {os.getpid()} on " in told
+    assert not (folder / "checkpoints").exists()
+
+
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from wemmu.training.hold import held
+with held(Path(sys.argv[1])):
+    # As a process of the loader, which shares the lock and outlives the rank for a while.
+    if os.fork() == 0:
+        time.sleep(3)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_trainer_that_was_killed_holds_its_folder_no_longer(tmp_path: Path):
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    with held(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "told"),
+    [
+        ("environment.jsonl", "/dev/full", "No space left on device"),
+        ("trainer.lock", "/sys/wemmu", "Permission denied"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_a_sentence_and_no_traceback(
+    file: str, place: str, told: str, backbones: Backbones, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
+    (folder / file).symlink_to(place)
+    said = failed(folder, capfd)
+    assert f"stage: the run folder {folder} cannot be written: " in said
+    assert told in said
+
+
+def test_stopped_before_its_first_step_a_run_does_not_claim_to_have_saved(
+    backbones: Backbones, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
+    trainer = Trainer(load_stage(folder / CONFIG), folder)
+    trainer.stop.reason = "SIGTERM"
+    assert trainer.train() == EXIT_INTERRUPTED
+    assert "stopped by SIGTERM before the first step: nothing to save" in capfd.readouterr().out
+    assert list((folder / "checkpoints").iterdir()) == []

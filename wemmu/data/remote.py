@@ -9,7 +9,6 @@ Every lock is the kernel's own (flock) on these very files, so it ends when the 
 happens. A reader shares the lock of the shard it reads, and only what can be locked alone is deleted.
 """
 
-import fcntl
 import hashlib
 import math
 import os
@@ -33,6 +32,7 @@ from wemmu.config.shards import (
     written_anew,
 )
 from wemmu.data.files import LostShardError
+from wemmu.locks import EXCLUSIVE, SHARED, take
 
 # Seconds between two looks for room, while other processes read all that could be deleted.
 PAUSE = 0.02
@@ -195,8 +195,10 @@ def _entries(directory: Path) -> Iterator[tuple[float, int, str]]:
 
 def _delete_unused(path: str) -> int:
     """Delete a file unless somebody reads or writes it; how many bytes that frees."""
-    with suppress(FileNotFoundError, BlockingIOError), _opened(path, os.O_RDONLY) as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Open for writing: NFS gives an exclusive lock to nobody else.
+    with suppress(FileNotFoundError), _opened(path, os.O_RDWR) as file:
+        if not take(file, EXCLUSIVE, path):
+            return 0
         size = os.fstat(file).st_size
         os.unlink(path)
         return size
@@ -209,7 +211,7 @@ def _shared(path: Path) -> int | None:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)
+    take(file, SHARED, path, wait=True)
     if _is_at(file, path):
         return file
     os.close(file)
@@ -234,7 +236,7 @@ def _alone(path: Path) -> Iterator[int]:
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
     with _opened(path, os.O_RDWR | os.O_CREAT) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        take(file, EXCLUSIVE, path, wait=True)
         yield file
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from wemmu.diagnosis.findings import Call, Finding
+from wemmu.locks import EXCLUSIVE, LockedError, take
 from wemmu.readable import human
 
 # Bytes; loader processes, NCCL and Ray hand tensors over there. Docker's own default is 64 MB.
@@ -22,7 +23,7 @@ DISK = 10e9
 
 
 def calls(run: Path) -> list[Call]:
-    return [(memory,), (shared_memory,), (cores,), (open_files,), (clock, run), (disk_here, run)]
+    return [(memory,), (shared_memory,), (cores,), (open_files,), (clock, run), (file_locks, run), (disk_here, run)]
 
 
 def existing(path: Path) -> Path:
@@ -110,6 +111,20 @@ def clock(run: Path, tolerance_s: float = SKEW_S) -> Finding:
         remedy = "have both machines take their time from the same server (chrony, NTP)"
         return Finding("clock", "warning", f"{skew:.1f} s apart from the file system of {folder}", remedy)
     return Finding("clock", "ok", f"agrees with the file system of {folder}")
+
+
+def file_locks(run: Path) -> Finding:
+    """Whether the run folder's file system has the locks by which launchers and trainers keep off each other's work."""
+    folder = existing(run)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+            take(file.fileno(), EXCLUSIVE, folder)
+    except LockedError as error:
+        found, _, remedy = str(error).partition(". ")
+        return Finding("file locks", "problem", found, remedy)
+    except OSError as error:
+        return Finding("file locks", "warning", f"not tried: {error}", "see the line of the run folder")
+    return Finding("file locks", "ok", f"work at {folder.absolute()}")
 
 
 def disk_here(run: Path, least: float = DISK) -> Finding:

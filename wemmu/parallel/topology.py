@@ -1,13 +1,9 @@
 """Ranks as a value: who this process is, which groups it stands in, and which axes share what."""
 
-import os
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-
-from wemmu.config.schema import Parallel
 
 
 @dataclass(frozen=True)
@@ -77,31 +73,6 @@ class Topology:
 
 # One process that trains by itself.
 ALONE = Topology()
-
-
-def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
-    """Join the other ranks of the run, if there are any, and take a device.
-
-    Reads what torchrun and the Slurm script set: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
-
-    Raises:
-        ValueError: if there are not as many processes as the config says, with the way to start them.
-    """
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if world != parallel.ranks:
-        raise ValueError(
-            f"parallel.ranks is {parallel.ranks}, but {world} process{'es' if world > 1 else ''} run; start them with "
-            f"`torchrun --nproc-per-node {parallel.ranks} -m wemmu.train ...`, or let the launcher do it"
-        )
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    if world > 1 and not dist.is_initialized():
-        # Both back ends, so that what is on a CPU can be exchanged, too: checkpoints, metrics, the wish to stop.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return Topology(rank, world, parallel.tp, parallel.pp), device
 
 
 def any_rank(flag: bool) -> bool:

@@ -32,6 +32,7 @@ from torch.futures import Future
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed, WholePlanner
 from wemmu.training.collective import ALONE, CheckpointError, Ranks, all_ranks
+from wemmu.training.finite import check_finite
 from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
 from wemmu.training.metadata import CheckedReader
 
@@ -60,6 +61,7 @@ def save(root: Path, state: TrainState, carried: Mapping[str, Tensor], origin: O
     All ranks call it, each with the tensors, or parts of them, that it holds.
 
     Raises:
+        NotFiniteError: on all ranks, if one holds infinities or NaN.
         CheckpointError: on all ranks, if one cannot write or the parts do not add up to whole tensors.
     """
     return write(root, flat(state, carried), state.steps, origin, all_ranks())
@@ -70,6 +72,7 @@ def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ran
     final = root / directory_name(step)
     aside = root / f"{final.name}.tmp"
     what = f"{final} was not written"
+    check_finite(what, tensors, ranks)
 
     def begin(steps: list[int]) -> None:
         if len(set(steps)) > 1:
@@ -168,6 +171,7 @@ def load_newest(root: Path, state: TrainState) -> Manifest | None:
     if found is None:
         return None
     _fill(*found, state, ranks)
+    check_finite(f"{found[0]} cannot be gone on from", flat(state, {}), ranks)
     return found[1]
 
 
@@ -187,9 +191,11 @@ def load_weights(
         raise CheckpointError(f"{directory} lacks {some(lacking)}")
     if (directory / SHIPPED).is_file():
         with safe_open(directory / SHIPPED, framework="pt") as file:
-            return {name: file.get_tensor(name).float() for name in wanted}, manifest
-    weights = {name: torch.empty(manifest.tensors[name]) for name in wanted}
-    read(directory, {f"{WEIGHTS}.{name}": w for name, w in weights.items()}, ALONE)
+            weights = {name: file.get_tensor(name).float() for name in wanted}
+    else:
+        weights = {name: torch.empty(manifest.tensors[name]) for name in wanted}
+        read(directory, {f"{WEIGHTS}.{name}": w for name, w in weights.items()}, ALONE)
+    check_finite(f"{directory} cannot be used", weights, ALONE)
     return weights, manifest
 
 
@@ -200,12 +206,13 @@ def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]
     """
     if not (directory / SHIPPED).is_file():
         read(directory, {f"{WEIGHTS}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
-        return
-    with safe_open(directory / SHIPPED, framework="pt") as file:
-        for name, tensor in into.items():
-            for offset, part in Placed.of(tensor).parts:
-                box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
-                part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
+    else:
+        with safe_open(directory / SHIPPED, framework="pt") as file:
+            for name, tensor in into.items():
+                for offset, part in Placed.of(tensor).parts:
+                    box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
+                    part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
+    check_finite(f"{directory} cannot be used", into, all_ranks())
 
 
 def latest(root: Path) -> Path | None:

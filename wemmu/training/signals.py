@@ -1,6 +1,11 @@
 """Signals become a flag that the loop reads once per step."""
 
+import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
 
 # EX_TEMPFAIL: stopped on request with everything saved; the same command goes on.
@@ -8,16 +13,51 @@ EXIT_INTERRUPTED = 75
 # EX_CONFIG: something is wrong that another attempt would find as wrong.
 EXIT_FINAL = 78
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class StopFlag:
     """Set by SIGINT, SIGTERM or SIGUSR1; `reason` says by which. A second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in _STOPPING:
             signal.signal(number, self._set)
 
     def _set(self, number: int, _: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
+
+    @contextmanager
+    def ends_process(self, doing: str) -> Iterator[None]:
+        """While this is open, a signal ends the process with EXIT_INTERRUPTED; so does one that came before.
+
+        For waits inside libraries, during which Python calls no handlers. There must be nothing to save.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+
+        def wait() -> None:
+            for number in iter(lambda: os.read(reader, 1), b""):
+                if number[0] in _STOPPING:
+                    _end_process(signal.Signals(number[0]).name, doing)
+
+        before = signal.set_wakeup_fd(writer)
+        thread = Thread(target=wait, daemon=True)
+        thread.start()
+        try:
+            if self.reason is not None:
+                _end_process(self.reason, doing)
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+            thread.join()
+            os.close(reader)
+
+
+def _end_process(reason: str, doing: str) -> None:
+    print(f"stopped by {reason} while {doing}; there was nothing to save", file=sys.stderr, flush=True)
+    # Not `sys.exit`, which would wait for the library.
+    os._exit(EXIT_INTERRUPTED)

@@ -7,8 +7,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from wemmu.training.checkpoint import SHIPPED, WEIGHTS, read
-from wemmu.training.collective import ALONE
+from wemmu.training.checkpoint import MOMENTS, SHIPPED, WEIGHTS, read
+from wemmu.training.collective import ALONE, CheckpointError
+from wemmu.training.finite import check_finite
 from wemmu.training.manifest import sha256_of, verify, write_manifest
 from wemmu.training.metadata import CheckedReader
 from wemmu.training.stream import write_safetensors
@@ -29,13 +30,34 @@ class StoredTensors:
         self._reader = CheckedReader(directory / "state")
 
     def read(self, name: str, part: str = WEIGHTS) -> Tensor:
-        """The whole tensor `name` in float32; `part`: its moments instead, by the first word of their names."""
+        """The whole tensor `name` in float32; `part`: its moments instead, by the first word of their names.
+
+        Raises:
+            NotFiniteError: if it holds infinities or NaN.
+        """
         if self._shipped:
             with safe_open(self._directory / SHIPPED, framework="pt") as file:
-                return file.get_tensor(name).float()
-        tensor = torch.empty(self.manifest.tensors[name])
-        read(self._directory, {f"{part}.{name}": tensor}, ALONE, self._reader)
+                tensor = file.get_tensor(name).float()
+        else:
+            tensor = torch.empty(self.manifest.tensors[name])
+            read(self._directory, {f"{part}.{name}": tensor}, ALONE, self._reader)
+        check_finite(f"{self._directory} cannot be used", {name: tensor}, ALONE)
         return tensor
+
+
+def newest_finite(root: Path) -> Path | None:
+    """The newest checkpoint under `root` that is whole and finite; reads all of it, so it is for messages."""
+    for directory in sorted(root.glob("step_" + "[0-9]" * 8), reverse=True):
+        try:
+            stored = StoredTensors(directory)
+            parts = {WEIGHTS: list(stored.manifest.tensors), **dict.fromkeys(MOMENTS, stored.manifest.trained)}
+            for part, names in parts.items():
+                for name in names:
+                    stored.read(name, part)
+        except CheckpointError:
+            continue
+        return directory
+    return None
 
 
 def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import torch
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.wandb_mode import wandb_mode
-from wemmu.parallel.topology import any_rank, connect
+from wemmu.parallel.rendezvous import connect
+from wemmu.parallel.topology import any_rank
 from wemmu.training import checkpoint, environment
 from wemmu.training.build import Parts, build
 from wemmu.training.heartbeat import beat
+from wemmu.training.hold import held
 from wemmu.training.ladder import Ladder
 from wemmu.training.manifest import Origin
 from wemmu.training.saver import Saver
@@ -42,7 +45,10 @@ class Trainer:
         self.run, self.stage, self.folder = run, run.stage, folder
         if run.threads is not None:
             torch.set_num_threads(run.threads)
-        self.topology, self.device = connect(run.parallel)
+        with self.stop.ends_process("the ranks were connecting"):
+            self.topology, self.device = connect(run.parallel)
+        self._held = ExitStack()
+        self._held.enter_context(held(folder))
         self.ladder = Ladder(self.stage, folder, self.topology.leads)
         self.parts: Parts = build(run, self.topology, self.device)
         self.checkpoints = folder / "checkpoints"
@@ -63,6 +69,10 @@ class Trainer:
 
     def train(self) -> int:
         """Run to the end of the stage, or of its rung, or to a signal; returns the exit code of the process."""
+        with self._held:
+            return self._train()
+
+    def _train(self) -> int:
         self._announce()
         view = self._show() if self.topology.leads else None
         window, logging = self._window(), self.run.logging
@@ -91,7 +101,8 @@ class Trainer:
             self.ladder.close(self.step, ending)
             self._say(f"ends at step {self.step}: {ending.reason}")
         else:
-            self._say(f"stopped by {self.stop.reason or 'another rank'} at step {self.step}, all of it saved")
+            saved = f"at step {self.step}, all of it saved" if self.step else "before the first step: nothing to save"
+            self._say(f"stopped by {self.stop.reason or 'another rank'} {saved}")
         if view is not None and (lacking := view.finish()):
             self._say(lacking)
         return EXIT_INTERRUPTED if ending is None else 0

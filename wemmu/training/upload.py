@@ -4,7 +4,6 @@ W&B has whatever the record had when it was last looked at, once, whoever upload
 line is the step of the row, and lines up to the last step that the server has are passed over.
 """
 
-import fcntl
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 from wemmu.config import load_stage
 from wemmu.config.schema import StageRun
 from wemmu.jsonlines import new_lines, read_lines, stage_events
+from wemmu.locks import EXCLUSIVE, LockedError, take
 
 ID_FILE, LOCK_FILE = "wandb_id", "wandb.lock"
 # Seconds between looks at the record; and before a failed upload is tried again, doubled each time up to the longest.
@@ -27,10 +27,6 @@ _RETRY_S, _LONGEST_RETRY_S = 60.0, 1800.0
 # Of a stage that was broken off; W&B calls such a run failed until it goes on.
 _UNFINISHED = 75
 _COLUMNS = ("time", "job", "attempt", "event", "from_step", "to_step", "outcome", "reason")
-
-
-class BusyError(RuntimeError):
-    """Another process uploads this stage."""
 
 
 def run_id(folder: Path) -> str:
@@ -128,13 +124,11 @@ def alone(folder: Path, wait: bool) -> Iterator[None]:
     """Keep other uploads of this stage away: two at once would send every line twice.
 
     Raises:
-        BusyError: if there is another one and `wait` is off.
+        LockedError: if there is another one and `wait` is off.
     """
     with (folder / LOCK_FILE).open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise BusyError(f"{folder} is being uploaded by another process, which holds {LOCK_FILE}") from None
+        if not take(lock.fileno(), EXCLUSIVE, folder / LOCK_FILE, wait):
+            raise LockedError(f"{folder} is being uploaded by another process, which holds {LOCK_FILE}")
         yield
 
 

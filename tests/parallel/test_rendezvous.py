@@ -1,0 +1,127 @@
+"""Ranks that cannot be a run are refused at once, and those that wait for others can be stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from tests.patience import eventually
+from wemmu.config.schema import Parallel
+from wemmu.parallel.rendezvous import RanksError, RendezvousError, connect, environment
+from wemmu.parallel.topology import Topology
+from wemmu.training.signals import EXIT_INTERRUPTED
+
+TWO = Parallel(engine="zero3", ranks=2)
+# As srun sets them for the third task of eight, on the first of two nodes.
+SRUN = {
+    "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu-a[007-008]", "SLURM_PROCID": "2", "SLURM_LOCALID": "2",
+}  # fmt: skip
+WAITS = """
+import sys
+from wemmu.config.schema import Parallel
+from wemmu.parallel.rendezvous import connect
+from wemmu.training.signals import StopFlag
+stop = StopFlag()
+with stop.ends_process("it waited"):
+    open(sys.argv[1], "w").close()
+    connect(Parallel(engine="zero3", ranks=2))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", *SRUN):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that somebody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, said: Mapping[str, str]) -> None:
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({}, "1 process run; start them with `torchrun --nproc-per-node 2"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK is 3, but WORLD_SIZE is 2; valid ranks: 0 to 1"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is -1"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', which is not a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "parallel.ranks is 2, but 1 process run"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "2 ranks need RANK, MASTER_PORT in the environment"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "2 ranks need MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_what_is_no_rank_of_the_run_is_told_at_once(said: dict, told: str, monkeypatch: pytest.MonkeyPatch):
+    set_all(monkeypatch, said)
+    with pytest.raises(RanksError, match=told):
+        connect(TWO)
+    assert not dist.is_initialized()
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch):
+    set_all(monkeypatch, {"WORLD_SIZE": "", "RANK": " "})
+    topology, _ = connect(Parallel())
+    assert topology == Topology(0, 1)
+
+
+def test_a_port_in_use_is_named(port: int, monkeypatch: pytest.MonkeyPatch):
+    set_all(
+        monkeypatch,
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    )
+    with pytest.raises(RendezvousError, match=rf"127.0.0.1:{port} .*in use; give another MASTER_PORT"):
+        connect(TWO)
+
+
+def test_plain_srun_says_all_that_ranks_must_know():
+    found = environment(SRUN)
+    where = {"MASTER_ADDR": "gpu-a007", "MASTER_PORT": found["MASTER_PORT"]}
+    assert found == {"RANK": "2", "WORLD_SIZE": "8", "LOCAL_RANK": "2", **where}
+    # All tasks meet at one port, those of another step at another.
+    assert environment(SRUN | {"SLURM_PROCID": "5", "SLURM_LOCALID": "1"})["MASTER_PORT"] == found["MASTER_PORT"]
+    assert environment(SRUN | {"SLURM_STEP_ID": "2"})["MASTER_PORT"] != found["MASTER_PORT"]
+    assert environment(SRUN | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
+    assert environment(SRUN | {"SLURM_STEP_NODELIST": "n1,n2"})["MASTER_ADDR"] == "n1"
+    # Who says it, knows it: the launcher starts ranks below one task of srun for each node.
+    assert environment(SRUN | {"MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
+    assert environment(SRUN | {"RANK": "9", "WORLD_SIZE": "16"}) == {"RANK": "9", "WORLD_SIZE": "16"}
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_rank_that_waits_for_others(port: int, tmp_path: Path):
+    """The first rank without the second, and the second that has reached something that is not the first."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        unused = free.getsockname()[1]
+    known = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    cases = [("0", unused, signal.SIGTERM), ("0", unused, signal.SIGINT), ("1", port, signal.SIGUSR1)]
+    waiting = []
+    try:
+        for number, (rank, at, how) in enumerate(cases):
+            ready = tmp_path / str(number)
+            own = {"RANK": rank, "MASTER_PORT": str(at + number if at == unused else at)}
+            command = [sys.executable, "-c", WAITS, str(ready)]
+            process = subprocess.Popen(command, env=known | own, stderr=subprocess.PIPE, text=True)
+            waiting.append((process, ready, how))
+        for process, ready, how in waiting:
+            eventually(ready.exists, seconds=120)
+            process.send_signal(how)
+            _, told = process.communicate(timeout=60)
+            assert process.returncode == EXIT_INTERRUPTED, told
+            assert f"stopped by {how.name} while it waited" in told
+    finally:
+        for process, *_ in waiting:
+            process.kill()

@@ -1,0 +1,109 @@
+"""How the ranks of a run find each other: from what torchrun, the launcher or srun has put into the environment."""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from wemmu.config.schema import Parallel
+from wemmu.parallel.topology import Topology
+
+# Below the ports that Linux hands out by itself (32768 and above).
+_PORTS_FROM, _PORTS = 20000, 10000
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class RanksError(ValueError):
+    """The processes that were started are not the ranks that the config asks for."""
+
+
+class RendezvousError(RuntimeError):
+    """The ranks could not connect."""
+
+
+def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
+    """Join the other ranks of the run, if there are any, and take a device.
+
+    Raises:
+        RanksError: if the processes are not as many as the config says, this one is none of them, or they cannot know
+            where to meet; with the way to start them.
+        RendezvousError: if the port where they meet is in use, or one does not come.
+    """
+    found = environment(os.environ)
+    world, rank = _number(found, "WORLD_SIZE", 1), _number(found, "RANK", 0)
+    if world != parallel.ranks:
+        raise RanksError(
+            f"parallel.ranks is {parallel.ranks}, but {world} process{'es' if world != 1 else ''} run; start them with "
+            f"`torchrun --nproc-per-node {parallel.ranks} -m wemmu.train ...` or "
+            f"`srun --ntasks={parallel.ranks} python -m wemmu.train ...`, or let the launcher do it"
+        )
+    if not 0 <= rank < world:
+        raise RanksError(f"RANK is {rank}, but WORLD_SIZE is {world}; valid ranks: 0 to {world - 1}")
+    if world > 1 and (absent := [name for name in _NAMES if name != "LOCAL_RANK" and name not in found]):
+        raise RanksError(
+            f"{world} ranks need {', '.join(absent)} in the environment, as torchrun and the launcher set them"
+        )
+    device = _device(found, world)
+    if world > 1 and not dist.is_initialized():
+        os.environ |= found
+        # Both back ends, so that what is on a CPU can be exchanged, too: checkpoints, metrics, the wish to stop.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        except (RuntimeError, ValueError) as error:
+            raise _unmet(found, rank, error) from error
+    return Topology(rank, world, parallel.tp, parallel.pp), device
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT that are set, or follow from srun's variables.
+
+    An empty variable counts as one that is not set.
+    """
+    found = {name: value for name in _NAMES if (value := variables.get(name, "").strip())}
+    if "RANK" in found or "WORLD_SIZE" in found or "SLURM_STEP_NUM_TASKS" not in variables:
+        return found
+    step = {name: variables.get(f"SLURM_{name}", "0") for name in ("PROCID", "LOCALID", "JOB_ID", "STEP_ID")}
+    one_node = variables.get("SLURM_STEP_NUM_NODES", "1") == "1"
+    first = re.match(r"([^,\[]+)(?:\[(\w+))?", variables.get("SLURM_STEP_NODELIST", ""))
+    where = {"MASTER_PORT": str(_PORTS_FROM + (int(step["JOB_ID"]) + 1009 * int(step["STEP_ID"])) % _PORTS)}
+    if one_node or first:
+        where["MASTER_ADDR"] = "127.0.0.1" if one_node else "".join(filter(None, first.groups()))
+    ranks = {"RANK": step["PROCID"], "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"], "LOCAL_RANK": step["LOCALID"]}
+    return where | ranks | found
+
+
+def _number(found: Mapping[str, str], name: str, absent: int) -> int:
+    try:
+        return int(found.get(name, absent))
+    except ValueError:
+        raise RanksError(f"{name} is {found[name]!r}, which is not a whole number") from None
+
+
+def _device(found: Mapping[str, str], world: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    here, local = torch.cuda.device_count(), _number(found, "LOCAL_RANK", 0)
+    if world > 1 and "LOCAL_RANK" not in found:
+        raise RanksError(f"{world} ranks need LOCAL_RANK in the environment: which of the {here} GPUs here each takes")
+    # Under `srun --gpus-per-task=1` each task sees its own GPU alone.
+    local = 0 if here == 1 and "SLURM_STEP_NUM_TASKS" in os.environ else local
+    if not 0 <= local < here:
+        raise RanksError(f"LOCAL_RANK is {local}, but there are {here} GPUs here; start one rank for each at most")
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _unmet(found: Mapping[str, str], rank: int, error: Exception) -> RendezvousError:
+    place = f"{found['MASTER_ADDR']}:{found['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
+    said = str(error).splitlines()[0]
+    if rank == 0 and "EADDRINUSE" in str(error):
+        return RendezvousError(f"the ranks cannot meet at {place}: the port is in use; give another MASTER_PORT")
+    return RendezvousError(
+        f"rank {rank} did not meet the others at {place}: {said}. Were all {found['WORLD_SIZE']} ranks started, and "
+        "can this machine reach that one?"
+    )
