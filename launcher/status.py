@@ -8,9 +8,9 @@ from typing import Any
 
 from launcher.job import Job, is_finished, last_step, rung_end
 from launcher.ledger import Event, Ledger
-from launcher.lock import is_alive
 from launcher.slurm import Queued
 from wemmu.jsonlines import new_lines
+from wemmu.locks import is_alive
 
 # Enough of the end of metrics.jsonl to hold its last few lines.
 _TAIL_BYTES = 1 << 16

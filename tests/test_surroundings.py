@@ -69,7 +69,7 @@ def _unspecified(file: Path) -> Iterator[int]:
         method = isinstance(node.func, ast.Attribute)
         name = node.func.attr if method else getattr(node.func, "id", None)
         modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        modes += [k.value.value for k in node.keywords if k.arg == "mode"]
+        modes += [ast.unparse(k.value).strip("'") for k in node.keywords if k.arg == "mode"]
         opens = name in ("open", "fdopen") and any(set(m) <= set("rwax+t") for m in modes)
         opens |= name == "open" and (not node.args or not method) and not any("b" in m for m in modes)
         as_text = any(k.arg in ("text", "universal_newlines") and ast.unparse(k.value) == "True" for k in node.keywords)
