@@ -116,3 +116,27 @@ def test_the_default_head_is_the_published_one_in_size():
         head = Denoiser(DenoiserConfig(), 3584, 64)
     assert sum(p.numel() for p in head.parameters()) == 63_884_352
     assert sum(p.numel() for p in head.blocks[0].parameters()) == 18_889_728
+
+
+def test_the_additive_head_norms_the_states_with_weights_of_its_own():
+    head = denoiser("add")
+    assert head.norm_states.weight.tolist() == [1.0] * D
+    assert not head.norm_states.bias.any()
+    assert denoiser("adaln_zero").norm_states.weight is None
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_a_new_head_begins_as_the_released_one(conditioning):
+    torch.manual_seed(0)
+    head = Denoiser(DenoiserConfig(conditioning=conditioning, depth=1, width=256, heads=2), 512, 64)
+    weights = {name: p for name, p in head.named_parameters() if p.ndim == 2}
+    for name, weight in weights.items():
+        fan = 2 / (weight.shape[0] + weight.shape[1])
+        if name.endswith("modulation.weight") or name == "out.weight":
+            std = 0.0
+        elif name.startswith(("states.", "time.")):
+            std = 0.02
+        else:
+            std = fan**0.5  # xavier
+        assert float(weight.detach().std()) == pytest.approx(std, rel=0.03), name
+    assert not any(p.any() for name, p in head.named_parameters() if name.endswith("bias"))

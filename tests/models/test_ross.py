@@ -108,3 +108,19 @@ def test_an_earlier_layer_is_the_one_counted_from_the_input(backbones: Backbones
     images = pictures(0, 2, 1, 3, 32, 32)
     states = visual_states(ross, encoder, ["a red circle"] * 2, images)
     assert torch.allclose(states[:, 0], ross.vision(images[:, 0]), atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_last_layer_by_its_number_is_not_normed_and_last_is(backbones: Backbones, encoder: PromptEncoder) -> None:
+    images = pictures(0, 2, 1, 3, 32, 32)
+    ross = make_ross(backbones)
+    layers = ross.language_model.layers
+    before, behind = {}, visual_states(ross, encoder, ["a red circle"] * 2, images)
+    for number in range(len(layers) + 1):
+        ross.config = ross.config.model_copy(update={"layer": number})
+        before[number] = visual_states(ross, encoder, ["a red circle"] * 2, images)
+    assert torch.allclose(ross.language_model.norm(before[len(layers)]), behind, atol=1e-6)
+    assert not torch.allclose(before[len(layers)], behind, atol=1e-2)
+    # Each is what its layer makes of the one before: none is counted twice or left out.
+    assert len({float(states.double().sum()) for states in before.values()}) == len(layers) + 1
+    assert not ross.language_model.norm._forward_pre_hooks

@@ -16,7 +16,8 @@ class Denoiser(Config):
     """A small transformer that predicts the noise in the target (ROSS^D): z_t = sqrt(abar_t) z_0 + sqrt(1-abar_t) eps.
 
     conditioning: `adaln_zero` modulates every layer by states and time, each token by its own state (the released
-    code); `add` sums tokens, states and time before every layer (the paper's figure).
+    code); `add` sums tokens, states and time before every layer (the paper's figure), and norms states with weights of
+    its own.
     """
 
     kind: Literal["denoiser"] = "denoiser"
@@ -49,8 +50,9 @@ class Regressor(Config):
 class Reconstruction(Config):
     """What is reconstructed, from which states, by what.
 
-    target: `latents` of the frozen autoencoder, or `pixels` of each token's patch in [-1, 1]. layer: of the language
-    model, counted from its input (0); `last` are the states behind the final norm, which the language-model head reads.
+    target: `latents` of the frozen autoencoder, or `pixels` of each token's patch in [-1, 1]. layer: the states behind
+    so many layers of the language model, 0 for its input, never normed; `last` are those behind all layers and the final
+    norm, which the language-model head reads.
     """
 
     target: Literal["latents", "pixels"] = "latents"

@@ -77,9 +77,10 @@ class Denoiser(nn.Module):
         """states: D, width of the language model; channels: C of the target."""
         super().__init__()
         width = config.width
-        block = ModulatedBlock if config.conditioning == "adaln_zero" else AddedBlock
+        added = config.conditioning == "add"
+        block = AddedBlock if added else ModulatedBlock
         self.tokens = nn.Linear(channels, width)
-        self.norm_states = nn.LayerNorm(states, eps=1e-6, elementwise_affine=False)
+        self.norm_states = nn.LayerNorm(states, eps=1e-6, elementwise_affine=added)
         self.states = nn.Linear(states, width)
         self.sinusoids = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimestepEmbedding(TIME_CHANNELS, width)
@@ -88,6 +89,9 @@ class Denoiser(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, channels)
         _initialise(self)
+        # As the released code; what the states and the time say begins small beside the tokens.
+        for small in (self.states, self.time.linear_1, self.time.linear_2):
+            nn.init.normal_(small.weight, std=0.02)
         for zero in [self.out, *(m for name, m in self.named_modules() if name.endswith("modulation"))]:
             nn.init.zeros_(zero.weight)
 

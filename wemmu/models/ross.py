@@ -65,14 +65,20 @@ class Ross(Staged, VLM):
         at_images = self.image_tokens(prompts, images)
         vision = self.vision(images.flatten(0, 1)) if n else None
         layer = self.config.layer
-        seen = self.language_model(
-            inputs_embeds=self.embeddings(prompts, at_images, vision),
-            attention_mask=prompts.mask.long(),
-            position_ids=prompts.positions,
-            use_cache=False,
-            output_hidden_states=layer != "last",
-        )
-        told = seen.last_hidden_state if layer == "last" else seen.hidden_states[layer]
+        # Transformers shows the last layer's states behind the final norm only.
+        unnormed: list[Tensor] = []
+        hook = self.language_model.norm.register_forward_pre_hook(lambda _, inputs: unnormed.append(inputs[0]))
+        try:
+            seen = self.language_model(
+                inputs_embeds=self.embeddings(prompts, at_images, vision),
+                attention_mask=prompts.mask.long(),
+                position_ids=prompts.positions,
+                use_cache=False,
+                output_hidden_states=layer != "last",
+            )
+        finally:
+            hook.remove()
+        told = seen.last_hidden_state if layer == "last" else (*seen.hidden_states[:-1], *unnormed)[layer]
         return States(seen.last_hidden_state, told[at_images].reshape(b, n, -1 if n else 0, told.shape[-1]))
 
     def logits(self, states: Tensor) -> Tensor:
