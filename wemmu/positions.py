@@ -8,6 +8,8 @@ columns p..p+w-1; what follows starts one after the largest of them. Queries tha
 import torch
 from torch import Tensor
 
+from wemmu.config.grid import token_grid as token_grid
+
 
 def image_grid_positions(start: Tensor | int, height: int, width: int) -> Tensor:
     """Positions of an image of `height` x `width` tokens in row-major order.
@@ -53,14 +55,3 @@ def prompt_positions(token_ids: list[int], image_token_id: int, grids: list[tupl
     if image != len(grids):
         raise ValueError(f"{len(grids)} images were given but the prompt holds {image}")
     return torch.cat(pieces, dim=1), start
-
-
-def token_grid(height_px: int, width_px: int, token_px: int) -> tuple[int, int]:
-    """VLM tokens of a picture, (rows, columns): as many whole tokens as fit (512 px -> 18, 1024 px -> 36 of 28 px).
-
-    Raises:
-        ValueError: if the picture is smaller than one token.
-    """
-    if min(height_px, width_px) < token_px:
-        raise ValueError(f"a picture of {height_px} x {width_px} px is smaller than one VLM token of {token_px} px")
-    return height_px // token_px, width_px // token_px

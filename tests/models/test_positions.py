@@ -1,14 +1,17 @@
 """M-RoPE positions are those of the VLM itself."""
 
+from itertools import product
+
 import pytest
 import torch
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tests.models.world import encode, pictures
 from wemmu.models.model import WeMMU
 from wemmu.noise import Noise
 from wemmu.positions import image_grid_positions, prompt_positions, token_grid
 from wemmu.prompts import PromptEncoder
-from wemmu.shapes.backbones import MERGE, TOKEN_PX
+from wemmu.shapes.backbones import HIGH_PX, LOW_PX, MERGE, TOKEN_PX
 from wemmu.types import Prompts
 
 Grids = list[tuple[int, int]]
@@ -90,7 +93,18 @@ def test_an_image_larger_than_its_run_of_tokens_is_refused(encoder: PromptEncode
         prompt_positions(encoder.token_ids("a ring", [(2, 2)]), encoder.image_token_id, [(3, 2)])
 
 
-def test_a_picture_has_as_many_tokens_as_fit_whole():
-    assert token_grid(512, 1024, 28) == (18, 36)
+def test_a_picture_has_as_many_tokens_as_the_processor_of_the_vlm_gives_it():
+    """Every size that a bucket of the published autoencoder can have, and odd ones; Qwen2.5-VL's bounds on pixels."""
+    sides = [*range(64, 2048, 32), 70, 98, 1006, 1022]
+    for height, width in [*product(sides, sides[::7]), (28, 112), (500, 333)]:
+        rows, columns = smart_resize(height, width, 28, 56 * 56, 12845056)
+        assert token_grid(height, width, 28) == (rows // 28, columns // 28), (height, width)
+    assert token_grid(1024, 1024, 28) == (37, 37)
+    assert token_grid(512, 1024, 28) == (18, 37)
+    # The miniature's grids are whole.
+    assert all(token_grid(px, px, TOKEN_PX) == (px // TOKEN_PX,) * 2 for px in (LOW_PX, HIGH_PX))
+
+
+def test_a_picture_smaller_than_a_token_is_refused():
     with pytest.raises(ValueError, match="smaller than one"):
         token_grid(TOKEN_PX - 1, TOKEN_PX, TOKEN_PX)

@@ -122,7 +122,7 @@ def test_learnable_queries_are_owned_by_the_module_queries(real: WeMMU, design: 
     assert sum(p.numel() for p in other.parameters() if p.requires_grad) == numel
 
 
-@pytest.mark.parametrize(("pixels", "side", "vae_pixels"), [(512, 18, 576), (1024, 36, 1152)])
+@pytest.mark.parametrize(("pixels", "side", "vae_pixels"), [(512, 18, 576), (1024, 37, 1184)])
 def test_a_picture_has_as_many_latents_as_vlm_tokens_on_the_way_through(
     real: WeMMU, pixels: int, side: int, vae_pixels: int, monkeypatch: pytest.MonkeyPatch
 ):

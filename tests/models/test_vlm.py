@@ -24,7 +24,7 @@ PUBLISHED = {
     "patch_size": 14,
     "merge_size": 2,
     "temporal_patch_size": 2,
-    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+    "size": {"shortest_edge": 56 * 56, "longest_edge": 12845056},
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
@@ -59,15 +59,18 @@ def test_patches_equal_those_of_the_real_processor(model: WeMMU, backbones: Back
     torch.testing.assert_close(fed_to_the_tower(model.vlm, images), expected, atol=1e-5, rtol=0)
 
 
-def test_patches_equal_the_published_processors_where_it_resizes(model: WeMMU):
+@pytest.mark.parametrize(("size", "grid"), [((512, 512), (36, 36)), ((1024, 512), (74, 36))], ids=str)
+def test_patches_equal_the_published_processors_where_it_resizes(
+    model: WeMMU, size: tuple[int, int], grid: tuple[int, int]
+):
     vlm = FrozenVLM(model.vlm.vlm, PUBLISHED["image_mean"], PUBLISHED["image_std"])
     vlm.patch, vlm.token_px = 14, 28
     # Hard edges, at which the resized picture overshoots the range of pixels, and a smooth one.
-    edges = torch.where(torch.arange(512) % 64 < 32, 255, 0).to(torch.uint8).expand(3, 512, 512)
-    smooth = F.interpolate(pictures(2, 1, 3, 64, 64).float(), (512, 512), mode="bilinear")[0].byte()
+    edges = torch.where(torch.arange(512) % 64 < 32, 255, 0).to(torch.uint8).expand(3, *size)
+    smooth = F.interpolate(pictures(2, 1, 3, 64, 64).float(), size, mode="bilinear")[0].byte()
     images = torch.stack([edges, smooth])
     expected = Qwen2VLImageProcessorFast(**PUBLISHED)(images=[*images], return_tensors="pt")
-    assert expected.image_grid_thw.tolist() == [[1, 36, 36]] * 2, "512 px must become 504"
+    assert expected.image_grid_thw.tolist() == [[1, *grid]] * 2, "512 px become 504, 1024 px 1036"
     one_level = 1 / 255 / min(PUBLISHED["image_std"])
     fed = fed_to_the_tower(vlm, images)
     torch.testing.assert_close(fed, expected.pixel_values, atol=1.01 * one_level, rtol=0)

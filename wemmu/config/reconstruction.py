@@ -51,7 +51,7 @@ class Reconstruction(Config):
     """What is reconstructed, from which states, by what.
 
     target: `latents` of the frozen autoencoder, or `pixels` of each token's patch in [-1, 1]. layer: the states behind
-    so many layers of the language model, 0 for its input, never normed; `last` are those behind all layers and the final
+    so many layers of the language model (0: its input), not normed; `last` are those behind all layers and the final
     norm, which the language-model head reads.
     """
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from wemmu.config.grid import token_grid
 from wemmu.config.schema import Backbones
 from wemmu.published.check import AUTOENCODER, TRANSFORMER, VLM, check_class
 from wemmu.published.configs import packaged
@@ -43,6 +44,10 @@ class Vision(_Sizes):
     @property
     def token_px(self) -> int:
         return self.patch_size * self.spatial_merge_size
+
+    def side(self, px: int) -> int:
+        """Tokens along a side of `px` px; 0 if it is shorter than one."""
+        return token_grid(px, px, self.token_px)[0] if px >= self.token_px else 0
 
 
 class Language(_Sizes):

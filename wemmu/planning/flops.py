@@ -104,7 +104,8 @@ def sample_of(task: Task, resolution: int, sizes: Sizes, curriculum: Curriculum,
         PlanError: if a picture is smaller than one token, or its grid larger than the position table.
     """
     bridge, latent_px = curriculum.bridge, sizes.vae.latent_px
-    side, latent_side = resolution // sizes.vision.token_px, resolution // latent_px
+    latent_side = resolution // latent_px
+    side = sizes.vision.side(resolution)
     if not 0 < side <= bridge.position_table or latent_side == 0:
         raise PlanError(
             f"{resolution} px are {side} VLM tokens of {sizes.vision.token_px} px and {latent_side} latents of "

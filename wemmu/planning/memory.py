@@ -65,7 +65,7 @@ def host(load: Load) -> dict[str, float]:
     whole = sum(number / shards[part] for part, number in load.parameters.items())
     pictures = max(1 + sample.pictures for sample in load.samples)
     micro_batches = load.accumulation * (1 + curriculum.data.workers)
-    side, latents = resolution // sizes.vision.token_px, (resolution // sizes.vae.latent_px) ** 2
+    side, latents = sizes.vision.side(resolution), (resolution // sizes.vae.latent_px) ** 2
     features = latents * sizes.vae.latent_channels + side**2 * sizes.vision.out_hidden_size
     return {
         "libraries": LIBRARIES,
