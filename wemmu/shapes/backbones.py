@@ -6,8 +6,8 @@ as it loads the real ones.
 
 Two sizes differ from the real ones on purpose (docs/method.md, "The miniature"): `rope_theta` is 100 instead of 1e6,
 because with heads of 32 channels the slow axes of M-RoPE would not turn at all across a grid of 4 tokens; and the
-autoencoder has 16 px to a latent like the 16 px to a VLM token, so that both grids have the scale 28 : 32 has at full
-size.
+autoencoder has 16 px to a latent like the 16 px to a VLM token, so that both grids are equal without resizing (32 and
+28 px in the published ones).
 """
 
 from typing import Any
