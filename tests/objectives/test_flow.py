@@ -1,8 +1,12 @@
 """The objectives, against values worked out by hand."""
 
+import math
+
+import pytest
 import torch
 
-from wemmu.objectives.flow import contrastive_flow_matching, flow_matching
+from wemmu.config.stage import LossWeighting, Objective
+from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
 from wemmu.objectives.path import sample_path
 
 # Two samples of two elements: v = eps - x_0 is [-1, 3] and [2, 0].
@@ -39,3 +43,27 @@ def test_without_a_partner_only_the_distance_to_the_own_velocity_counts():
 
 def test_half_precision_predictions_are_compared_in_float32():
     assert flow_matching(ONES.bfloat16(), V).dtype == torch.float32
+
+
+# At t = 1/4, 1/2 and 9/10; the signal-to-noise ratio there is 9, 1 and 1/81.
+WEIGHTS = {
+    "uniform": [1.0, 1.0, 1.0],
+    "sigma_sqrt": [16.0, 4.0, 1 / 0.81],
+    "cosmap": [2 / (math.pi * 0.625), 4 / math.pi, 2 / (math.pi * 0.82)],
+    # On the error of x_0 min(SNR, 5) = 5, 1, 1/81; times t^2 on that of v.
+    "min_snr": [5 / 16, 1 / 4, 0.01],
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_the_weight_over_time_is_the_formulas(kind: str):
+    weights = time_weight(LossWeighting(kind=kind), torch.tensor([0.25, 0.5, 0.9]))
+    assert weights.tolist() == pytest.approx(WEIGHTS[kind], rel=1e-5)
+
+
+def test_min_snr_takes_its_bound_from_gamma():
+    assert time_weight(LossWeighting(kind="min_snr", gamma=0.5), T).tolist() == pytest.approx([0.5 / 16, 0.5 / 4])
+
+
+def test_by_default_every_time_counts_alike():
+    assert Objective().weighting.kind == "uniform"

@@ -8,11 +8,12 @@ import torch
 from tests.models.world import make_batch, micro_batches
 from tests.training.runs import STAGE_RUN
 from wemmu.config import StageRun
+from wemmu.config.stage import LossWeighting
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
 from wemmu.prompts import PromptEncoder
 from wemmu.training.losses import FlowMatchingLoss
-from wemmu.types import Batch
+from wemmu.types import Batch, Flow
 
 IDS = [30, 10, 50, 20]
 
@@ -50,6 +51,17 @@ def test_permuting_the_batch_permutes_the_losses(model: WeMMU, encoder: PromptEn
         for order in ([3, 2, 1, 0], [1, 2, 3, 0], [2, 0, 3, 1]):
             there = torch.tensor(order)
             torch.testing.assert_close(loss(permuted(batch, there), 5).values, straight[there], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["flow", "contrastive"])
+def test_each_samples_loss_has_the_weight_of_its_time(kind: str):
+    run, generator = of_kind(kind), torch.Generator().manual_seed(0)
+    objective = run.stage.objective.model_copy(update={"weighting": LossWeighting(kind="sigma_sqrt")})
+    weighted = run.model_copy(update={"stage": run.stage.model_copy(update={"objective": objective})})
+    x, v, negative, predicted = torch.randn(4, 3, 2, 2, 2, generator=generator)
+    flow = Flow(x, torch.tensor([0.25, 0.5, 1.0]), v, negative, torch.tensor([True, False, True]))
+    plain, other = (FlowMatchingLoss(None, each).values(predicted, flow) for each in (run, weighted))
+    torch.testing.assert_close(other, plain * torch.tensor([16.0, 4.0, 1.0]))
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (1, 4), (2, 1), (4, 1), (2, 2)])

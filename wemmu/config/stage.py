@@ -45,12 +45,31 @@ class TimeSampling(Config):
         return float(self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent)
 
 
+class LossWeighting(Config):
+    """Weight of a sample's loss by its time t. OPEN in the paper; uniform, as Sana and SD3 (arXiv 2403.03206) train.
+
+    SD3 samples t from a logit-normal instead of weighting the loss: in expectation, a density over t and a weight over t
+    are the same thing, and the density spends its samples where the weight would be large. With `time` at its default a
+    further weight would count twice. The other kinds have the names of diffusers' training scripts:
+
+    sigma_sqrt  t^-2; unbounded near the data
+    cosmap      2 / (pi (1 - 2 t + 2 t^2))
+    min_snr     min(SNR, `gamma`) on the error of x_0 (arXiv 2303.09556), SNR = ((1 - t) / t)^2. The error of x_0 is t
+                times that of v, so the weight on v is min((1 - t)^2, gamma t^2)
+    """
+
+    kind: Literal["uniform", "sigma_sqrt", "cosmap", "min_snr"] = "uniform"
+    # The paper of min-SNR: 5.
+    gamma: Annotated[float, Field(gt=0)] = 5.0
+
+
 class Objective(Config):
     """flow: conditional flow matching. contrastive: minus `weight` times the distance to another sample's target."""
 
     kind: Literal["flow", "contrastive"] = "flow"
     weight: Share = 0.05
     time: TimeSampling = TimeSampling()
+    weighting: LossWeighting = LossWeighting()
 
 
 class ReconstructiveTuning(Config):

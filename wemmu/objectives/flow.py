@@ -1,6 +1,11 @@
 """Conditional and contrastive flow matching: one loss per sample, from the velocity that was predicted there."""
 
+import math
+
+import torch
 from torch import Tensor
+
+from wemmu.config.stage import LossWeighting
 
 
 def square_error(a: Tensor, b: Tensor) -> Tensor:
@@ -25,3 +30,16 @@ def contrastive_flow_matching(
     term is left out. weight: lambda. Returns [B].
     """
     return square_error(predicted, v) - weight * paired * square_error(predicted, v_negative)
+
+
+def time_weight(config: LossWeighting, t: Tensor) -> Tensor:
+    """The weight of a sample's loss at its time t [B], where 1 is noise: [B]. See `LossWeighting` for the formulas."""
+    match config.kind:
+        case "uniform":
+            return torch.ones_like(t)
+        case "sigma_sqrt":
+            return t**-2
+        case "cosmap":
+            return 2 / (math.pi * (1 - 2 * t + 2 * t**2))
+        case "min_snr":
+            return torch.minimum((1 - t) ** 2, config.gamma * t**2)

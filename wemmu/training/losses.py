@@ -8,7 +8,7 @@ from wemmu.config.schema import StageRun
 from wemmu.models.model import WeMMU
 from wemmu.models.ross import Ross
 from wemmu.noise import Noise
-from wemmu.objectives.flow import contrastive_flow_matching, flow_matching
+from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
 from wemmu.objectives.path import sample_path, sample_time
 from wemmu.objectives.reconstruction import answering, denoising, noised, regression
 from wemmu.types import UNASKED, Batch, Condition, Flow, Losses
@@ -59,12 +59,13 @@ class FlowMatchingLoss:
         return self.model.condition(batch.prompts, batch.images, size, self._noise(batch, step), inputs)
 
     def values(self, predicted: Tensor, flow: Flow) -> Tensor:
-        """One loss per sample, [B], of velocities predicted at the points of `flow`."""
+        """One loss per sample, [B], of velocities predicted at the points of `flow`, weighted by their times."""
         match self.config.kind:
             case "flow":
-                return flow_matching(predicted, flow.v)
+                values = flow_matching(predicted, flow.v)
             case "contrastive":
-                return contrastive_flow_matching(predicted, flow.v, flow.v_negative, flow.paired, self.config.weight)
+                values = contrastive_flow_matching(predicted, flow.v, flow.v_negative, flow.paired, self.config.weight)
+        return time_weight(self.config.weighting, flow.t) * values
 
     def tags(self, batch: Batch, flow: Flow) -> dict[str, Tensor]:
         """By task, and by noise level in equal bins of t: where a model that looks fine on average goes wrong."""
