@@ -35,6 +35,7 @@ PURPOSES = {
     "working weights": "weights",
     "master weights": "weights",
     "moments": "moments",
+    "moving average": "moments",
     "gradients": "gradients",
 }
 

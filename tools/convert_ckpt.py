@@ -61,6 +61,7 @@ def main(
     rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW prefix of its names, OLD=- to leave out.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Type stored: float32, of --ship float16 if not given.")] = None,
     without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as it was.")] = False,
+    ema: Annotated[bool | None, typer.Option(help="Take the moving average; else if the stage keeps one.")] = None,
     forward: Annotated[bool, typer.Option(help="Load both models and compare pictures, once all is written.")] = True,
 ) -> None:
     """Convert weights."""
@@ -76,6 +77,8 @@ def main(
         if pipeline and ship is None:
             raise ValueError(f"{source} is a pipeline already; --ship DIR makes weights to start a stage from of it")
         found = None if pipeline or checkpoint is not None else find(source)
+        if found is None and ema is not None:
+            raise ValueError(f"--ema is for a checkpoint of a run, which {source} is not")
         run = load_stage(stage / "config.yaml") if stage is not None else None
     except (ValueError, OSError) as error:
         sys.exit(str(error))
@@ -85,9 +88,9 @@ def main(
 
     try:
         if out is not None:
-            lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward)
+            lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward, ema)
         elif ship is not None:
-            lines = _ship(source if pipeline else found.checkpoint, pipeline, ship, dtype or Dtype.FLOAT16)
+            lines = _ship(source, found, ship, dtype or Dtype.FLOAT16, ema)
         else:
             lines = _import(source, run, checkpoint, rename or [])
         print("\n".join(lines))
@@ -104,14 +107,23 @@ def is_pipeline(directory: Path) -> bool:
     return index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("_class_name") == PIPELINE
 
 
-def _ship(source: Path, pipeline: bool, out: Path, dtype: str) -> list[str]:
+def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool | None) -> list[str]:
+    """Ship the weights of a checkpoint, or of a pipeline if there is no `found`."""
     import torch
 
     from tools.export.start import ship_export
     from wemmu.training.stored import ship
 
-    (ship_export if pipeline else ship)(source, out, getattr(torch, dtype))
-    return [f"{source} -> {out}, stored in {dtype}"]
+    if found is None:
+        ship_export(source, out, getattr(torch, dtype))
+        return [f"{source} -> {out}, stored in {dtype}"]
+    averaged = found.run.stage.averages(ema)
+    ship(found.checkpoint, out, getattr(torch, dtype), averaged)
+    return [f"{_named(found.checkpoint, averaged)} -> {out}, stored in {dtype}"]
+
+
+def _named(checkpoint: Path, averaged: bool) -> str:
+    return f"the average (EMA) in {checkpoint}" if averaged else str(checkpoint)
 
 
 def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[str]:
@@ -149,8 +161,12 @@ def find(source: Path) -> Source:
     return Source(load_stage(folder / "config.yaml"), folder, checkpoint)
 
 
-def export(source: Source, out: Path, dtype: str, without_vlm: bool, forward: bool) -> list[str]:
+def export(
+    source: Source, out: Path, dtype: str, without_vlm: bool, forward: bool, ema: bool | None = None
+) -> list[str]:
     """Write the export aside, compare it with the training model, and give it its name; returns the report.
+
+    ema: whether of the moving averages of the weights; None: if the stage keeps them.
 
     Raises:
         ParityError: if they differ.
@@ -159,19 +175,20 @@ def export(source: Source, out: Path, dtype: str, without_vlm: bool, forward: bo
     from tools.export.vlm import write_vlm
     from tools.export.write import Choices, write_pipeline
 
+    averaged = source.run.stage.averages(ema)
     aside = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         if source.run.stage.reconstructs:
-            report = write_vlm(source.run, source.checkpoint, aside, dtype, forward)
+            report = write_vlm(source.run, source.checkpoint, aside, dtype, forward, averaged)
         else:
-            choices = Choices(dtype, without_vlm, forward)
+            choices = Choices(dtype, without_vlm, forward, averaged)
             report = write_pipeline(source.run, source.folder, source.checkpoint, aside, choices)
         _replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return [f"{source.checkpoint} -> {out}, stored in {dtype}", *report]
+    return [f"{_named(source.checkpoint, averaged)} -> {out}, stored in {dtype}", *report]
 
 
 def _replace(aside: Path, out: Path) -> None:

@@ -14,6 +14,7 @@ def main(
     folder: Annotated[Path, typer.Argument(metavar="RUN/STAGE", help="Folder of a stage that has a checkpoint.")],
     prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; else the newest whole one.")] = None,
+    ema: Annotated[bool | None, typer.Option(help="Score the moving average; else if the stage keeps one.")] = None,
 ) -> None:
     """Draw held-out requests with a trained stage and score them exactly."""
     try:
@@ -41,7 +42,7 @@ def main(
         sys.exit(f"{folder} has no whole checkpoint; train it first: python -m wemmu.train {folder / 'config.yaml'}")
     try:
         manifest = read_manifest(chosen)
-        model, encoder = load_trained(run, chosen)
+        model, encoder = load_trained(run, chosen, ema)
     except ConfigError as error:
         _fail_for_good(error)
     except (CheckpointError, FileNotFoundError) as error:
@@ -50,9 +51,11 @@ def main(
         respond = answering(Answerer(model, encoder), run)
     else:
         respond = drawing(Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution)), run)
-    print(f"{run.stage.name}: scoring {chosen.name} of {manifest.stage}, {number} requests of each task", flush=True)
+    averaged = run.stage.averages(ema)
+    what = f"the average (EMA) in {chosen.name}" if averaged else chosen.name
+    print(f"{run.stage.name}: scoring {what} of {manifest.stage}, {number} requests of each task", flush=True)
     results = evaluate(respond, run, number, folder)
-    origin = {"directory": chosen.name, "stage": manifest.stage, "step": manifest.step}
+    origin = {"directory": chosen.name, "stage": manifest.stage, "step": manifest.step, "ema": averaged}
     print(f"{run.stage.name}: scores in {write_results(results | {'checkpoint': origin}, folder)}", flush=True)
 
 

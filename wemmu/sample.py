@@ -56,6 +56,7 @@ def main(
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; else as in the config.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of what is asked; else as in the config.")] = None,
     image_guidance: Annotated[float | None, typer.Option(help="Weight of the picture, in an edit.")] = None,
+    ema: Annotated[bool | None, typer.Option(help="Draw with the moving average; else if the stage keeps one.")] = None,
 ) -> None:
     """Draw pictures for a prompt, input pictures, or both."""
     try:
@@ -65,7 +66,7 @@ def main(
         if out.suffix.lower() not in Image.registered_extensions():
             raise SampleError(f"--out {out} names no kind of picture; valid choices: a name in .png, .jpg or .webp")
         wish = Wish(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
-        drawn = open_source(source)(wish)
+        drawn = open_source(source, ema)(wish)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,17 +101,19 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
 
 
-def open_source(source: Path) -> Draw:
-    """Load what `source` is.
+def open_source(source: Path, ema: bool | None = None) -> Draw:
+    """Load what `source` is. ema: whether with the moving average of its weights; None: if its stage keeps one.
 
     Raises:
         SampleError: if it is none of the things that can be drawn from, saying what it lacks.
         ConfigError: if the stage's config is not valid.
     """
     if (source / "model_index.json").is_file():
+        if ema is not None:
+            raise SampleError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
         return _exported(source)
     stage = source if (source / "config.yaml").is_file() else newest_finished(source)
-    return _stage(load_stage(stage / "config.yaml"), stage)
+    return _stage(load_stage(stage / "config.yaml"), stage, ema)
 
 
 def newest_finished(run: Path) -> Path:
@@ -134,7 +137,7 @@ def newest_finished(run: Path) -> Path:
     raise SampleError(f"no stage of {run} is finished{choices}")
 
 
-def _stage(run: StageRun, folder: Path) -> Draw:
+def _stage(run: StageRun, folder: Path, ema: bool | None) -> Draw:
     import torch
 
     from wemmu.config.schema import Sampling
@@ -155,7 +158,7 @@ def _stage(run: StageRun, folder: Path) -> Draw:
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     try:
-        model, encoder = load_trained(run, checkpoint)
+        model, encoder = load_trained(run, checkpoint, ema)
     except CheckpointError as error:
         raise SampleError(str(error)) from error
     sampler = Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution))

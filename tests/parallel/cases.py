@@ -40,11 +40,14 @@ class Case:
     accumulation: int = 1
     dtype: str = "float32"
     clip: float = 1.0
+    ema: float | None = None
 
     @property
     def run(self) -> StageRun:
         stage = STAGE_RUN.stage
-        optimizer = Optimizer(lr=1e-3, dit_lr=4e-4, vector_scale=3.0, weight_decay=0.1, clip=self.clip)
+        optimizer = Optimizer(
+            lr=1e-3, dit_lr=4e-4, vector_scale=3.0, weight_decay=0.1, clip=self.clip, ema_decay=self.ema
+        )
         objective = stage.objective.model_copy(update={"kind": self.kind, "weight": 0.2})
         changed = {"optimizer": optimizer, "objective": objective, "global_batch": GLOBAL_BATCH, "trains": self.trains}
         return STAGE_RUN.model_copy(
@@ -92,7 +95,7 @@ STAGES = {
     "stage1": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I, Task.RECONSTRUCTION)),
     "stage2": Case(tasks=(T2I, Task.RECONSTRUCTION)),
     "stage3": Case(tasks=(EDIT, T2I, EDIT)),
-    "stage4": Case(tasks=(MULTI, Task.UNCONDITIONAL)),
+    "stage4": Case(tasks=(MULTI, Task.UNCONDITIONAL), ema=0.9),
 }
 DESIGNS = {
     design: Case(trains=("pathway", "position_mlp", "queries", "dit"), design=design, vae_branch=False)
@@ -102,7 +105,8 @@ DESIGNS = {
 
 @dataclass
 class Outcome:
-    """losses: step -> sample -> loss. gradients: of the first step, before clipping. norms: of each step."""
+    """losses: step -> sample -> loss. gradients: of the first step, before clipping. norms: of each step. weights: at
+    the end, and their moving averages, if there are any, under `ema.`."""
 
     losses: list[dict[int, float]] = field(default_factory=list)
     gradients: dict[str, Any] = field(default_factory=dict)
@@ -128,7 +132,8 @@ def go(case: Case, backbones: Backbones, make: MakeEngine, rank: int = 0, world:
         if step == 0:
             outcome.gradients = portable(engine.gradients())
         outcome.norms.append(engine.step(1.0))
-    outcome.weights = portable(engine.state().weights)
+    state = engine.state()
+    outcome.weights = portable(state.weights | {f"ema.{name}": tensor for name, tensor in state.ema.items()})
     return outcome
 
 

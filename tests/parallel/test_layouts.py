@@ -28,7 +28,7 @@ LAYOUTS = {
     4: {"zero3 x 4": ("zero3", 1, 1), "tp2 x pp2": ("hybrid", 2, 2)},
 }
 NAMES = [name for layouts in LAYOUTS.values() for name in layouts]
-CASE = Case()
+CASE = Case(ema=0.9)
 SAVED_AT, MORE = 2, 5
 # State is compared bit for bit; what is computed from it, within the order of sums.
 BOUND = 1e-4
@@ -62,7 +62,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         state = self.engine.state()
         assert state.steps == SAVED_AT
-        return {part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq")}
+        return {part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq", "ema")}
 
 
 def save_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def advance(engine: Engine, factors: list[float], steps: list[int]) -> list[floa
 
 
 def parts(state: TrainState) -> list[list[Tensor]]:
-    """This rank's, of weights and moments, by name; live."""
-    tensors = [*state.weights.values(), *state.exp_avg.values(), *state.exp_avg_sq.values()]
+    """This rank's, of weights, moments and averages, by name; live."""
+    tensors = [*state.weights.values(), *state.exp_avg.values(), *state.exp_avg_sq.values(), *state.ema.values()]
     return [[part for _, part in tensor.parts] for tensor in tensors]
 
 
@@ -66,7 +66,7 @@ def toy_outcome(rank: int, world: int, forgets: bool) -> dict:
         "norms": norms,
         "parameters": engine.parameters,
         "held": portable(engine.held(name for name, _ in Toy().named_parameters())),
-        **{part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq")},
+        **{part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq", "ema")},
     }
 
 
@@ -78,7 +78,7 @@ def toy_difference(forgets: bool) -> float:
     assert min(norms) > 2 * engine.config.clip, "nothing is clipped, so this proves less"
     assert all(rank["parameters"] == engine.parameters for rank in ranks)
     assert all(rank["norms"] == ranks[0]["norms"] for rank in ranks)
-    theirs = {part: getattr(state, part) for part in ("weights", "exp_avg", "exp_avg_sq")}
+    theirs = {part: getattr(state, part) for part in ("weights", "exp_avg", "exp_avg_sq", "ema")}
     theirs["held"] = engine.held(name for name, _ in toy.named_parameters())
     shown = [difference(whole([rank[p] for rank in ranks]), theirs[p], floor=1e-3)[0] for p in theirs]
     return max(*shown, float((torch.tensor(ranks[0]["norms"]) / torch.tensor(norms) - 1).abs().max()))
@@ -167,7 +167,7 @@ class Run:
 
     def __init__(self, backbones: Backbones, dtype: str = "float32"):
         gc.freeze()
-        case = Case(dtype=dtype)
+        case = Case(dtype=dtype, ema=0.99)
         self.case, self.run = case, case.run
         self.model, self.encoder = case.model(backbones), PromptEncoder(backbones.vlm)
         topology = Topology(dist.get_rank(), dist.get_world_size())

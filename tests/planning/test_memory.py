@@ -46,7 +46,7 @@ def size(tensors: dict[str, Tensor]) -> int:
         ("stage1", ()),
         ("stage2", ()),
         # Carries the rest of the bridge, and the DiT that stage2 trained.
-        ("stage3", ("stages.stage3.trains=[position_mlp]",)),
+        ("stage3", ("stages.stage3.trains=[position_mlp]", "stages.stage3.optimizer.ema_decay=0.999")),
     ],
 )
 def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(
@@ -63,6 +63,7 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(
     assert engine.parameters == (planned.trained, planned.frozen)
     memory = planned.gpu_memory
     assert memory["moments"] == size(state.exp_avg) + size(state.exp_avg_sq)
+    assert memory["moving average"] == size(state.ema) == (stage == "stage3") * size(state.weights)
     # Weights in fp32 are their own master.
     assert (memory["working weights"], memory["master weights"]) == (size(state.weights), 0)
     assert memory["frozen weights"] == sum(p.nbytes for p in model.parameters() if not p.requires_grad)
@@ -74,10 +75,10 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(
     }
     made = checkpoint.save(tmp_path, state, carried, Origin(stage, 0, config.resolution, frozen={}))
     on_disk = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
-    tensors = size(state.weights) + size(state.exp_avg) + size(state.exp_avg_sq) + size(carried)
+    tensors = size(state.weights) + size(state.exp_avg) + size(state.exp_avg_sq) + size(state.ema) + size(carried)
     assert planned.checkpoint == tensors
     # torch writes each tensor as an archive of its own, with about 1.9 kB around it: nothing at the published sizes.
-    entries = 3 * len(state.weights) + len(carried)
+    entries = 3 * len(state.weights) + len(state.ema) + len(carried)
     assert on_disk == pytest.approx(planned.checkpoint + 1900 * entries, rel=0.01)
 
 

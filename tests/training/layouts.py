@@ -22,7 +22,7 @@ CARRIED = {"bridge.pathway.weight": torch.arange(6.0).reshape(2, 3)}
 # How a tensor is cut by tensor parallelism: along this dimension, in this number of pieces each of which is shared.
 SLICED = {"dit.qk.weight": (0, 1), "dit.conv_inverted.weight": (0, 2), "dit.to_out.weight": (1, 1)}
 PADDING = 2
-PARTS = ("weights", "exp_avg", "exp_avg_sq")
+PARTS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 
 # What a rank of a world holds of a tensor, given the whole of it.
 Layout = Callable[[str, Tensor, int, int], Tensor | None]
@@ -35,7 +35,8 @@ def origin(layout: str = "single") -> Origin:
 def canonical(step: int) -> TrainState:
     """The whole state after `step` steps; every element of every tensor has a value of its own."""
     g = torch.Generator().manual_seed(step)
-    return TrainState(*({n: torch.randn(shape, generator=g) for n, shape in SHAPES.items()} for _ in PARTS), step)
+    parts = {part: {n: torch.randn(shape, generator=g) for n, shape in SHAPES.items()} for part in PARTS}
+    return TrainState(**parts, steps=step)
 
 
 def held(state: TrainState, layout: Layout, rank: int, world: int) -> TrainState:
@@ -45,7 +46,7 @@ def held(state: TrainState, layout: Layout, rank: int, world: int) -> TrainState
         mine = {name: layout(name, tensor, rank, world) for name, tensor in whole.items()}
         return {name: tensor for name, tensor in mine.items() if tensor is not None}
 
-    return TrainState(*(of(getattr(state, part)) for part in PARTS), state.steps)
+    return TrainState(**{part: of(getattr(state, part)) for part in PARTS}, steps=state.steps)
 
 
 def blank(state: TrainState) -> TrainState:

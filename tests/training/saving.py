@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemWriter, filesystem
 
-from tests.training.layouts import CARRIED, LAYOUTS, blank, canonical, differences, held, origin
+from tests.training.layouts import CARRIED, LAYOUTS, PARTS, blank, canonical, differences, held, origin
 from wemmu.parallel.placed import Placed
 from wemmu.training import checkpoint
 from wemmu.training import manifest as manifest_module
@@ -60,10 +60,10 @@ def refusals(rank: int, world: int, root: Path) -> dict[str, str]:
 
     more, fewer, odd = fresh(), fresh(), fresh()
     if rank == 1:
-        for part in (more.weights, more.exp_avg, more.exp_avg_sq):
+        for part in (more.weights, more.exp_avg, more.exp_avg_sq, more.ema):
             part["bridge.more"] = torch.zeros(2)
         odd.weights["dit.to_out.bias"] = torch.zeros(8)
-    for part in (fewer.weights, fewer.exp_avg, fewer.exp_avg_sq):
+    for part in (fewer.weights, fewer.exp_avg, fewer.exp_avg_sq, fewer.ema):
         del part["dit.to_out.bias"]
     try_("lacks", lambda: checkpoint.load_state(directory, more))
     try_("unknown", lambda: checkpoint.load_state(directory, fewer))
@@ -129,7 +129,7 @@ def save_while_training(rank: int, world: int, root: Path) -> dict[str, object]:
     seen: list[list[str]] = []
     for step in range(1, 5):
         now = held(canonical(step), LAYOUTS["zero3"], rank, world)
-        for part in ("weights", "exp_avg", "exp_avg_sq"):
+        for part in PARTS:
             for name, tensor in getattr(live, part).items():
                 for (_, view), (_, new) in zip(tensor.parts, getattr(now, part)[name].parts, strict=True):
                     view.copy_(new)

@@ -21,9 +21,9 @@ from wemmu.training import checkpoint
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
 from wemmu.training.finite import NotFiniteError
-from wemmu.training.manifest import Origin, read_manifest, sha256_of, write_manifest
+from wemmu.training.manifest import Origin, read_manifest, sha256_of, verify, write_manifest
 from wemmu.training.start import start_from, startable
-from wemmu.training.stored import newest_finite, ship
+from wemmu.training.stored import StoredTensors, newest_finite, ship
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
@@ -133,6 +133,54 @@ def test_a_checkpoint_of_the_first_version_is_loaded():
 def test_the_weights_that_are_shipped_are_loaded(stage: str):
     weights, manifest = checkpoint.load_weights(REPOSITORY / "assets" / "shapes" / stage)
     assert {name: list(weight.shape) for name, weight in weights.items()} == manifest.tensors
+
+
+def averaged_state(step: int) -> TrainState:
+    state = make_state(step)
+    return replace(state, ema={name: weight + 1 for name, weight in state.weights.items()})
+
+
+def test_averages_are_saved_and_loaded_beside_the_weights(tmp_path: Path):
+    directory, live = checkpoint.save(tmp_path, averaged_state(4), {}, origin()), averaged_state(0)
+    assert checkpoint.load_state(directory, live).ema
+    assert all(torch.equal(live.ema[name], weight + 1) for name, weight in make_state(4).weights.items())
+    plain = other_state()
+    checkpoint.load_state(directory, plain)
+    assert same(plain, make_state(4))
+    assert plain.ema == {}
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["of the first version", "of this version"])
+def test_an_average_that_a_checkpoint_does_not_hold_begins_with_its_weights(tmp_path: Path, old: bool):
+    directory, live = OLD if old else save(tmp_path), averaged_state(0)
+    assert not checkpoint.load_state(directory, live).ema
+    assert live.ema.keys() == live.weights.keys()
+    assert all(torch.equal(live.ema[name], weight) for name, weight in live.weights.items())
+    assert same(live, make_state(4))
+
+
+def test_a_model_is_read_with_its_averages_or_with_its_weights(tmp_path: Path):
+    frozen = {part: FROZEN[part] for part in ("vlm", "vae")}
+    directory = checkpoint.save(tmp_path, averaged_state(4), dit_weights(), origin(frozen))
+    for ema in (False, True):
+        into, shipped = {name: torch.zeros_like(w) for name, w in dit_weights().items()}, tmp_path / f"shipped{ema}"
+        into |= {name: torch.zeros_like(w) for name, w in make_state(0).weights.items()}
+        assert start_from(directory, into, FROZEN, ema) == into.keys()
+        ship(directory, shipped, torch.float32, ema)
+        for found in (into, checkpoint.load_weights(shipped)[0]):
+            assert all(torch.equal(found[name], w + ema) for name, w in make_state(4).weights.items())
+            # Without an average of their own.
+            assert all(torch.equal(found[name], w) for name, w in dit_weights().items())
+
+
+def test_averages_that_are_not_there_are_an_error_that_says_what_to_do(tmp_path: Path):
+    without = save(tmp_path)
+    ship(checkpoint.save(tmp_path / "with", averaged_state(4), {}, origin()), tmp_path / "shipped")
+    for directory in (without, OLD, tmp_path / "shipped"):
+        with pytest.raises(CheckpointError, match=r"holds no moving average .*ema_decay.* --no-ema"):
+            StoredTensors(directory, ema=True)
+        with pytest.raises(CheckpointError, match=r"holds no moving average .*ema_decay.* --no-ema"):
+            checkpoint.fill_weights(directory, verify(directory), {}, ema=True)
 
 
 def test_some_weights_are_read_by_name_and_unknown_ones_refused(tmp_path: Path):

@@ -69,8 +69,14 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 @pytest.mark.parametrize(
     ("case", "why"),
     [
-        ("lacks", "it lacks exp_avg.bridge.more, exp_avg_sq.bridge.more, model.bridge.more and holds unknown nothing"),
-        ("unknown", "it lacks nothing and holds unknown exp_avg.dit.to_out.bias, exp_avg_sq.dit.to_out.bias"),
+        (
+            "lacks",
+            "it lacks ema.bridge.more, exp_avg.bridge.more, exp_avg_sq.bridge.more and 1 more and holds",
+        ),
+        (
+            "unknown",
+            "and holds unknown ema.dit.to_out.bias, exp_avg.dit.to_out.bias, exp_avg_sq.dit.to_out.bias",
+        ),
         ("shape", "model.dit.to_out.bias has shape [7], not [8]"),
         ("hole", "exp_avg.dit.qk.weight: 15 of its 30 elements are held by no rank"),
         ("steps", "the ranks are at different steps: [0, 1]"),

@@ -17,7 +17,7 @@ from wemmu.prompts import PromptEncoder
 from wemmu.training.losses import FlowMatchingLoss
 from wemmu.types import Losses
 
-CONFIG = Optimizer(lr=0.01, dit_lr=0.003, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5)
+CONFIG = Optimizer(lr=0.01, dit_lr=0.003, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5, ema_decay=0.5)
 
 
 def make_module() -> nn.Module:
@@ -65,8 +65,9 @@ def clipped_gradients(engine: SingleEngine) -> dict[str, Tensor]:
 
 
 def clone(state: TrainState) -> TrainState:
-    parts = ({n: t.clone() for n, t in d.items()} for d in (state.weights, state.exp_avg, state.exp_avg_sq))
-    return TrainState(*parts, state.steps)
+    parts = (state.weights, state.exp_avg, state.exp_avg_sq, state.ema)
+    weights, exp_avg, exp_avg_sq, ema = ({n: t.clone() for n, t in part.items()} for part in parts)
+    return TrainState(weights, exp_avg, exp_avg_sq, state.steps, ema)
 
 
 def put(engine: SingleEngine, saved: TrainState) -> None:
@@ -76,6 +77,7 @@ def put(engine: SingleEngine, saved: TrainState) -> None:
         (live.weights, saved.weights),
         (live.exp_avg, saved.exp_avg),
         (live.exp_avg_sq, saved.exp_avg_sq),
+        (live.ema, saved.ema),
     ):
         for name, tensor in mine.items():
             tensor.copy_(theirs[name])
@@ -83,7 +85,7 @@ def put(engine: SingleEngine, saved: TrainState) -> None:
 
 
 def same(a: TrainState, b: TrainState) -> bool:
-    pairs = [(a.weights, b.weights), (a.exp_avg, b.exp_avg), (a.exp_avg_sq, b.exp_avg_sq)]
+    pairs = [(a.weights, b.weights), (a.exp_avg, b.exp_avg), (a.exp_avg_sq, b.exp_avg_sq), (a.ema, b.ema)]
     return a.steps == b.steps and all(
         x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x) for x, y in pairs
     )
@@ -189,6 +191,28 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(done: int, dtype: to
     assert same(resumed.state(), saved)
     advance(resumed, range(done, done + 3))
     assert same(resumed.state(), engine.state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_follows_the_weights_and_a_young_one_faster(dtype: torch.dtype):
+    """ema = d ema + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after step n, of the float32 weights."""
+    engine = engine_of(make_module().to(dtype), CONFIG.model_copy(update={"ema_decay": 0.25}))
+    average = clone(engine.state()).weights
+    for n, decay in enumerate((2 / 11, 3 / 12, 0.25, 0.25), start=1):
+        advance(engine, [n])
+        state = engine.state()
+        for name, weight in state.weights.items():
+            average[name] = decay * average[name] + (1 - decay) * weight
+            assert state.ema[name].dtype == torch.float32
+            torch.testing.assert_close(state.ema[name], average[name])
+            assert not torch.equal(state.ema[name], weight), name
+
+
+def test_without_a_decay_no_average_is_kept():
+    engine = engine_of(make_module(), CONFIG.model_copy(update={"ema_decay": None}))
+    advance(engine, range(2))
+    assert engine.state().ema == {}
+    assert all("ema" not in state for state in engine._adamw._optimizer.state.values())
 
 
 def test_looking_at_the_state_does_not_change_the_run():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import typer
 from PIL import Image
 
 from tests.data.handmade import all_tasks, write
+from tests.training.layouts import PARTS
 from tests.training.runs import make_run
 from wemmu import train
 from wemmu.config import StageRun, dump, load_stage
@@ -51,8 +53,14 @@ def prepare(folder: Path, backbones: Backbones, shards: Path, **logging: object)
         shards,
         sampling={"steps": 1, "prompts": [{"text": "make it blue", "images": [folder / PICTURE]}]},
     )
-    dump(run.model_copy(update={"logging": run.logging.model_copy(update=logging)}), folder / CONFIG)
+    run = with_average(run, 0.9).model_copy(update={"logging": run.logging.model_copy(update=logging)})
+    dump(run, folder / CONFIG)
     return folder
+
+
+def with_average(run: StageRun, decay: float | None) -> StageRun:
+    optimizer = run.stage.optimizer.model_copy(update={"ema_decay": decay})
+    return run.model_copy(update={"stage": run.stage.model_copy(update={"optimizer": optimizer})})
 
 
 def draw_picture(file: Path) -> None:
@@ -147,8 +155,8 @@ def final_state(folder: Path) -> TrainState:
     assert newest is not None
     assert newest.name == checkpoint.directory_name(8)
     manifest = read_manifest(newest)
-    parts = ({name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for _ in range(3))
-    state = TrainState(*parts, manifest.step)
+    parts = ({name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for _ in PARTS)
+    state = TrainState(**dict(zip(PARTS, parts, strict=True)), steps=manifest.step)
     checkpoint.load_state(newest, state)
     return state
 
@@ -182,7 +190,7 @@ def test_a_stop_saves_the_step_it_is_in_and_exits_with_75(disturbed: tuple[Path,
 @pytest.mark.slow
 def test_a_disturbed_run_ends_with_the_same_weights_and_moments_bit_for_bit(undisturbed: Path, disturbed):
     straight, interrupted = final_state(undisturbed), final_state(disturbed[0])
-    for part in ("weights", "exp_avg", "exp_avg_sq"):
+    for part in PARTS:
         ours, theirs = getattr(interrupted, part), getattr(straight, part)
         assert ours.keys() == theirs.keys()
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == [], part
@@ -197,6 +205,15 @@ def test_a_disturbed_run_records_every_step_once_with_the_same_losses(undisturbe
 
     assert [step for step, *_ in losses(disturbed[0])] == list(range(1, 9))
     assert losses(disturbed[0]) == losses(undisturbed)
+
+
+def test_a_run_that_goes_on_without_its_average_says_so(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    trainer = Trainer(with_average(load_stage(folder / CONFIG), None), folder)
+    assert "its moving average of the weights (EMA) ends here" in capsys.readouterr().out
+    assert trainer.parts.engine.state().ema == {}
 
 
 def test_training_changes_the_weights(undisturbed: Path):

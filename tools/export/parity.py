@@ -51,10 +51,11 @@ class Inventory:
 
 
 def compare_outputs(
-    run: StageRun, checkpoint: Path, directory: Path, dtype: torch.dtype, without_vlm: bool
+    run: StageRun, checkpoint: Path, directory: Path, dtype: torch.dtype, without_vlm: bool, ema: bool
 ) -> dict[str, Any]:
     """Load the training model and the pipeline in `directory`, whose type is `dtype`; draw with each and compare.
 
+    ema: whether the weights are the moving averages in the checkpoint.
     Returns what the report of parity says of it. Two models are never in memory at a time.
 
     Raises:
@@ -62,7 +63,7 @@ def compare_outputs(
     """
     # Whatever the stage computed in, its weights are float32, and so is the comparison.
     run = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
-    model, encoder = load_trained(run, checkpoint)
+    model, encoder = load_trained(run, checkpoint, ema)
     trained = draw_trained(model, encoder, run)
     _round(model, dtype)
     rounded = draw_trained(model, encoder, run) if dtype != torch.float32 else trained

@@ -26,13 +26,14 @@ class ParityError(RuntimeError):
 class Report:
     """What an export was made of and how it was compared.
 
-    origin: what the manifest of the checkpoint says of itself (stage, step, seed, resolution, frozen). components: name
-    -> number of tensors and parameters, SHA-256 of its files, and how far its type moved the values. tensors: component
-    -> name -> shape, type and SHA-256 of the stored values. outputs: how far the pictures of both models on the fixed
-    requests are apart, or why they were not drawn.
+    ema: whether the weights are moving averages. origin: what the manifest of the checkpoint says of itself (stage,
+    step, seed, resolution, frozen). components: name -> number of tensors and parameters, SHA-256 of its files, and how
+    far its type moved the values. tensors: component -> name -> shape, type and SHA-256 of the stored values. outputs:
+    how far the pictures of both models on the fixed requests are apart, or why they were not drawn.
     """
 
     dtype: str
+    ema: bool
     origin: dict[str, Any]
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
     tensors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -40,11 +41,12 @@ class Report:
     libraries: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: Manifest, dtype: str) -> "Report":
+    def of(cls, manifest: Manifest, dtype: str, ema: bool) -> "Report":
         kept = ("stage", "step", "seed", "resolution", "frozen", "layout")
         origin = {name: value for name, value in asdict(manifest).items() if name in kept}
         libraries = ("safetensors", *LIBRARIES)
-        return cls(dtype, origin, libraries={"python": platform.python_version()} | {n: version(n) for n in libraries})
+        versions = {"python": platform.python_version()} | {name: version(name) for name in libraries}
+        return cls(dtype, ema, origin, libraries=versions)
 
     def write(self, directory: Path) -> None:
         (directory / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
@@ -55,6 +57,7 @@ class Report:
         for name, told in self.components.items():
             first = next(iter(told["files"].values()))
             rows.append(f"{name:12}{told['tensors']:8}{told['parameters']:15,}{told['rounded_by']:12.1e}  {first[:16]}")
+        rows += ["the weights are their moving averages (EMA)"] if self.ema else []
         return [*rows, "every tensor was read again from disk and equals its source", *self.outputs["lines"]]
 
 

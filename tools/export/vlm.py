@@ -28,10 +28,11 @@ BOUND = 1e-4
 PUBLISHED = {"model.language_model.": "model.", "model.visual.": "visual."}
 
 
-def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str, forward: bool) -> list[str]:
+def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str, forward: bool, ema: bool) -> list[str]:
     """Write the VLM of a checkpoint of `run` into the empty `directory`; returns the summary of its parity.
 
-    Memory holds one tensor at a time, unless `forward` asks to compare what both models say.
+    Memory holds one tensor at a time, unless `forward` asks to compare what both models say. ema: whether
+    the weights are their moving averages.
 
     Raises:
         ParityError: if what was written is not the model that was trained.
@@ -40,16 +41,16 @@ def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str,
     dtype, source = getattr(torch, dtype_name), run.backbones.vlm
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    weights = StoredTensors(checkpoint)
+    weights = StoredTensors(checkpoint, ema)
     stored = _tuned(published(source, VLM_FILE), weights, checkpoint, source)
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.name.startswith(VLM_FILE.split(".")[0]):
             shutil.copy2(file, directory)
     write_component(directory, VLM_FILE, stored, dtype)
-    report = Report.of(weights.manifest, dtype_name)
+    report = Report.of(weights.manifest, dtype_name, ema)
     compare_component(report, directory, "vlm", VLM_FILE, stored, dtype)
     if forward:
-        report.outputs = _compare_logits(run, checkpoint, directory, dtype)
+        report.outputs = _compare_logits(run, checkpoint, directory, dtype, ema)
     else:
         report.outputs = {"compared": False, "lines": ["what both models say was not compared (--no-forward)"]}
     report.write(directory)
@@ -82,13 +83,15 @@ def _published(name: str, stored: dict[str, Stored]) -> str:
 
 
 @torch.no_grad()
-def _compare_logits(run: StageRun, checkpoint: Path, directory: Path, dtype: torch.dtype) -> dict[str, object]:
+def _compare_logits(
+    run: StageRun, checkpoint: Path, directory: Path, dtype: torch.dtype, ema: bool
+) -> dict[str, object]:
     """Let both models read the same words.
 
     Raises:
         ParityError: if they differ by more than rounding.
     """
-    model, _ = load_trained(run, checkpoint)
+    model, _ = load_trained(run, checkpoint, ema)
     original = model.vlm.to(dtype)
     exported, _ = load_strict(Qwen2_5_VLForConditionalGeneration, directory, dtype)
     prompts = PromptEncoder(directory).answered([SAID], [SAID], [[]])[0]

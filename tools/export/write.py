@@ -38,11 +38,13 @@ __all__ = ["WeMMUPipeline"]
 
 @dataclass(frozen=True)
 class Choices:
-    """dtype: name of the type in which weights are stored. forward: whether both models draw the fixed requests."""
+    """dtype: name of the type in which weights are stored. forward: whether both models draw the fixed requests. ema:
+    whether the weights are their moving averages."""
 
     dtype: str
     without_vlm: bool
     forward: bool
+    ema: bool
 
 
 def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Path, choices: Choices) -> list[str]:
@@ -57,7 +59,7 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
     dtype = getattr(torch, choices.dtype)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    model, weights = skeleton(run), StoredTensors(checkpoint)
+    model, weights = skeleton(run), StoredTensors(checkpoint, choices.ema)
     manifest = weights.manifest
     check_fits(checkpoint, manifest, shapes(model), identities(run))
     pipe = _pipeline(run, model, choices.without_vlm)
@@ -65,11 +67,11 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
     for name, tensors in stored.items():
         write_component(directory / name, _file_of(name), tensors, dtype)
     _write_configs(pipe, directory, dtype)
-    report = Report.of(manifest, choices.dtype)
+    report = Report.of(manifest, choices.dtype, choices.ema)
     for name, tensors in stored.items():
         compare_component(report, directory / name, name, _file_of(name), tensors, dtype)
     if choices.forward:
-        report.outputs = compare_outputs(run, checkpoint, directory, dtype, choices.without_vlm)
+        report.outputs = compare_outputs(run, checkpoint, directory, dtype, choices.without_vlm, choices.ema)
     else:
         said = "the pictures of both models were not compared (--no-forward)"
         report.outputs = {"compared": False, "lines": [said]}

@@ -1,6 +1,6 @@
 """AdamW over float32 tensors by name, whole or shards: it works element by element, so a shard is as good."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,16 @@ def rates(name: str, ndim: int, config: OptimizerConfig) -> tuple[float, float]:
     return lr, 0.0 if vector else config.weight_decay
 
 
+@torch.no_grad()
+def average(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float, steps: int) -> None:
+    """Move the averages of weights, in place, after optimizer step number `steps`: ema = d ema + (1 - d) w.
+
+    d = min(decay, (1 + steps) / (10 + steps)): a young average does not hold on to where the stage began.
+    """
+    d = min(decay, (1 + steps) / (10 + steps))
+    torch._foreach_lerp_(list(averages), list(weights), 1 - d)
+
+
 class AdamW:
     """Steps on `weights`, name -> float32 tensor, in place. The gradients are put into `weights[name].grad`."""
 
@@ -43,41 +53,58 @@ class AdamW:
         for name, weight in self.weights.items():
             groups.setdefault(rates(name, weight.ndim, config), []).append(weight)
         made = [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()]
-        self._apex = apex
+        self._apex, self._decay = apex, config.ema_decay
         self._optimizer = (
             fused_adam()(made, betas=config.betas, eps=1e-8)
             if apex
             else torch.optim.AdamW(made, betas=config.betas, eps=1e-8, fused=True)
         )
+        if self._decay is not None:
+            # An average begins before the first step.
+            self._fill_state()
 
     def step(self, lr_share: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_share
         self._optimizer.step()
+        if self._decay is not None:
+            states = self._optimizer.state
+            averages = [states[weight]["ema"] for weight in self.weights.values()]
+            average(averages, list(self.weights.values()), self._decay, next(self._steps()))
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
             weight.grad = None
 
     def state(self) -> TrainState:
-        """The live weights and moments; moments that no step has made yet are made, as zeros."""
-        for weight in self.weights.values():
-            if not self._optimizer.state[weight]:
-                self._optimizer.state[weight] = {
-                    "exp_avg": torch.zeros_like(weight),
-                    "exp_avg_sq": torch.zeros_like(weight),
-                } | ({} if self._apex else {"step": torch.zeros((), dtype=torch.float32, device=weight.device)})
+        """The live weights, moments and averages; moments that no step has made yet are made, as zeros."""
+        self._fill_state()
         states = {name: self._optimizer.state[weight] for name, weight in self.weights.items()}
-        # Apex counts in each group, from its first step on.
-        counts = self._optimizer.param_groups if self._apex else states.values()
-        steps = {int(each.get("step", 0)) for each in counts}
+        steps = set(self._steps())
         assert len(steps) == 1, "all parameters take every step"
         return TrainState(
             weights={name: weight.detach() for name, weight in self.weights.items()},
             exp_avg={name: state["exp_avg"] for name, state in states.items()},
             exp_avg_sq={name: state["exp_avg_sq"] for name, state in states.items()},
             steps=steps.pop(),
+            ema={} if self._decay is None else {name: state["ema"] for name, state in states.items()},
         )
+
+    def _fill_state(self) -> None:
+        """Make what the optimizer keeps of a weight, where it has not yet, beside the weight."""
+        for weight in self.weights.values():
+            if not self._optimizer.state[weight]:
+                state = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+                if not self._apex:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+                if self._decay is not None:
+                    state["ema"] = weight.detach().clone()
+                self._optimizer.state[weight] = state
+
+    def _steps(self) -> Iterator[int]:
+        """The number of steps taken, once for each of its counters; Apex counts in each group, from its first step."""
+        counters = self._optimizer.param_groups if self._apex else self._optimizer.state.values()
+        return (int(each.get("step", 0)) for each in counters)
 
     def restored(self, steps: int) -> None:
         """Go on from `steps` steps, with the weights and moments that were written into the tensors of `state`."""

@@ -127,8 +127,9 @@ class HybridEngine:
 
     def state(self) -> TrainState:
         state = self._adamw.state()
-        weights, exp_avg, exp_avg_sq = map(self._placed, (state.weights, state.exp_avg, state.exp_avg_sq))
-        return TrainState(weights, exp_avg, exp_avg_sq, state.steps)
+        parts = (state.weights, state.exp_avg, state.exp_avg_sq, state.ema)
+        weights, exp_avg, exp_avg_sq, ema = map(self._placed, parts)
+        return TrainState(weights, exp_avg, exp_avg_sq, state.steps, ema)
 
     def held(self, names: Iterable[str]) -> dict[str, Tensor]:
         return self._placed({name: shards.local(self._sharded[name]) for name in names if name in self._sharded})

@@ -7,6 +7,7 @@ What is used of DeepSpeed beyond its documented interface, read in and tested wi
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wemmu.config.schema import StageRun
-from wemmu.parallel.adamw import rates
+from wemmu.parallel.adamw import average, rates
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed, flat_parts
 from wemmu.parallel.topology import Topology
@@ -145,6 +146,10 @@ class Zero3Engine:
         self._zero: Any = self._engine.optimizer
         self._order = self._zero.parameter_offload.get_param_coordinator()
         _keep_for_backward(self._zero.parameter_offload)
+        self._decay = run.stage.optimizer.ema_decay
+        if self._decay is not None:
+            # An average begins before the first step.
+            self._fill_state()
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         found = []
@@ -165,25 +170,38 @@ class Zero3Engine:
         if self._order.is_record_trace():
             # Pictures that are drawn before the next step are no part of this one, whose order of modules is now known.
             self._order.reset_step()
-        return float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        if self._decay is not None and math.isfinite(norm):
+            flats = list(self._adamw_state)
+            averages = [self._adamw_state[flat]["ema"] for flat in flats]
+            average(averages, flats, self._decay, int(self._adamw_state[flats[0]]["step"]))
+        return norm
 
-    def state(self) -> TrainState:
+    def _fill_state(self) -> None:
         for flat in self._zero.fp32_partitioned_groups_flat:
             if not self._adamw_state[flat]:
-                # What AdamW makes at its first step.
+                # What AdamW makes at its first step, and the average.
                 self._adamw_state[flat] = {
                     "step": torch.zeros((), dtype=torch.float32, device=flat.device),
                     "exp_avg": torch.zeros_like(flat),
                     "exp_avg_sq": torch.zeros_like(flat),
-                }
+                } | ({} if self._decay is None else {"ema": flat.detach().clone()})
+
+    def state(self) -> TrainState:
+        self._fill_state()
         steps = {int(state["step"]) for state in self._adamw_state.values()}
         assert len(steps) == 1, "all parameters take every step"
         utils = self._deepspeed.utils
+
+        def kept(what: str) -> dict[str, Tensor]:
+            return self._placed(lambda p: utils.safe_get_local_optimizer_state(p, what))
+
         return TrainState(
             weights=self._placed(utils.safe_get_local_fp32_param),
-            exp_avg=self._placed(lambda p: utils.safe_get_local_optimizer_state(p, "exp_avg")),
-            exp_avg_sq=self._placed(lambda p: utils.safe_get_local_optimizer_state(p, "exp_avg_sq")),
+            exp_avg=kept("exp_avg"),
+            exp_avg_sq=kept("exp_avg_sq"),
             steps=steps.pop(),
+            ema={} if self._decay is None else kept("ema"),
         )
 
     def held(self, names: Iterable[str]) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ def states(load: Load) -> dict[str, float]:
         "working weights": working * trained,
         "master weights": (FP32 - working) and FP32 * trained,
         "moments": MOMENTS * trained,
+        "moving average": _average(load.stage) * trained,
         "gradients": FP32 * (trained + bucket),
     }
 
@@ -71,7 +72,7 @@ def host(load: Load) -> dict[str, float]:
         "libraries": LIBRARIES,
         # Before anything goes to the GPU.
         "weights while loading": float(width * whole),
-        "checkpoint on its way out": (FP32 + MOMENTS) * trained,
+        "checkpoint on its way out": (FP32 + MOMENTS + _average(load.stage)) * trained,
         "pictures read ahead": float(micro_batches * load.micro * pictures * 3 * resolution**2),
         "features remembered": float(curriculum.memory.cached_pictures * features * width),
     }
@@ -95,6 +96,11 @@ def checkpoint(
     if "dit" not in stage.trains and any("dit" in one.trains for one in earlier):
         carried |= {"dit"}
     trained = sum(parameters[part] for part in stage.generation_modules)
-    return (FP32 + MOMENTS) * trained + weight_bytes(curriculum) * sum(
+    return (FP32 + MOMENTS + _average(stage)) * trained + weight_bytes(curriculum) * sum(
         number for part, number in parameters.items() if part in carried
     )
+
+
+def _average(stage: Stage | Rung) -> int:
+    """Bytes for each trained parameter of the moving average of the weights, if the stage keeps one."""
+    return FP32 if stage.optimizer.ema_decay is not None else 0

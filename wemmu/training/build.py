@@ -65,6 +65,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     if run.stage.start:
         held = engine.held(resting) | engine.state().weights
         started = start_from(run.stage.start, held, identities)
+        engine.state().begin_average()
         engine.restored(0)
     # A DiT that an earlier stage trained, or that this one does, is no longer the backbone of that name.
     if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
@@ -119,10 +120,16 @@ def _place(run: StageRun, device: torch.device) -> Place:
     return lambda _, block: shard(block, device)
 
 
-def load_trained(run: StageRun, checkpoint: Path) -> tuple[WeMMU | Ross, PromptEncoder]:
-    """The model as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns."""
+def load_trained(run: StageRun, checkpoint: Path, ema: bool | None = None) -> tuple[WeMMU | Ross, PromptEncoder]:
+    """The model as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns.
+
+    ema: whether with the moving averages of its weights; None: if the stage keeps them.
+
+    Raises:
+        CheckpointError: as `start_from`.
+    """
     model, reports = untrained(run)
-    start_from(checkpoint, startable(model), identities_of(reports))
+    start_from(checkpoint, startable(model), identities_of(reports), run.stage.averages(ema))
     return model.requires_grad_(False).eval(), PromptEncoder(run.backbones.vlm)
 
 

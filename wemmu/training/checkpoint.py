@@ -2,7 +2,7 @@
 
     checkpoints/step_00001300/
         manifest.json     what is inside: modules, shapes, hashes of every file, step, data position, versions
-        state/            DCP: model.<name>, exp_avg.<name>, exp_avg_sq.<name>
+        state/            DCP: model.<name>, exp_avg.<name>, exp_avg_sq.<name>, and ema.<name> where an average is kept
 
 Inside are the weights the stage trains, with their moments, and those it only carries from an earlier stage; names and
 shapes are of the whole model, so any layout loads what any other saved. Frozen backbones are not inside; the manifest
@@ -15,7 +15,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 SHIPPED = "weights.safetensors"
 LIBRARIES = ("torch", "transformers", "diffusers", "mosaicml-streaming")
-WEIGHTS, MOMENTS = "model", ("exp_avg", "exp_avg_sq")  # the first words of names in the state
+WEIGHTS, MOMENTS, EMA = "model", ("exp_avg", "exp_avg_sq"), "ema"  # the first words of names in the state
 
 
 def directory_name(step: int) -> str:
@@ -51,7 +51,9 @@ def directory_name(step: int) -> str:
 def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, Placed]:
     """All that this rank holds, under its names in a checkpoint."""
     assert state.weights.keys() == state.exp_avg.keys() == state.exp_avg_sq.keys()
+    assert state.ema.keys() in (set(), state.weights.keys())
     parts = {WEIGHTS: state.weights | carried, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+    parts |= {EMA: state.ema}
     return {f"{part}.{name}": Placed.of(tensor) for part, held in parts.items() for name, tensor in held.items()}
 
 
@@ -115,7 +117,7 @@ class _Writer(FileSystemWriter):
 
 
 def _manifest(metadata: Metadata, files: list[dict[str, str]], step: int, origin: Origin) -> Manifest:
-    shapes: dict[str, dict[str, list[int]]] = {part: {} for part in (WEIGHTS, *MOMENTS)}
+    shapes: dict[str, dict[str, list[int]]] = {part: {} for part in (WEIGHTS, *MOMENTS, EMA)}
     for key, stored in metadata.state_dict_metadata.items():
         part, _, name = key.partition(".")
         shapes[part][name] = list(stored.size)
@@ -124,6 +126,7 @@ def _manifest(metadata: Metadata, files: list[dict[str, str]], step: int, origin
         step=step,
         tensors=shapes[WEIGHTS],
         trained=sorted(shapes[MOMENTS[0]]),
+        ema=bool(shapes[EMA]),
         files=dict(sorted(pair for mine in files for pair in mine.items())),
         libraries={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         **asdict(origin),
@@ -152,7 +155,8 @@ def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
 def load_state(directory: Path, state: TrainState) -> Manifest:
     """Verify a checkpoint, whatever layout wrote it, and fill the live tensors of `state` in place.
 
-    All ranks call it, each with what it holds; weights that were only carried are left where they are.
+    All ranks call it, each with what it holds; weights that were only carried are left where they are. An average that
+    the checkpoint does not hold begins with its weights; one that `state` does not keep is not read.
 
     Raises:
         CheckpointError: on all ranks, if it is damaged, or naming the tensors that it lacks, does not know or has in
@@ -199,13 +203,17 @@ def load_weights(
     return weights, manifest
 
 
-def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]) -> None:
+def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor], ema: bool = False) -> None:
     """Read weights into live tensors, whole or `Placed`, of a checkpoint that `manifest` describes and verified.
 
-    All ranks call it, each with what it holds of what is inside.
+    All ranks call it, each with what it holds of what is inside. ema: the averages of those that have one.
+
+    Raises:
+        CheckpointError: if averages are to be read and there are none.
     """
+    prefixes = weight_prefixes(directory, manifest, ema)
     if not (directory / SHIPPED).is_file():
-        read(directory, {f"{WEIGHTS}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
+        read(directory, {f"{prefixes[name]}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
     else:
         with safe_open(directory / SHIPPED, framework="pt") as file:
             for name, tensor in into.items():
@@ -213,6 +221,21 @@ def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]
                     box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
                     part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
     check_finite(f"{directory} cannot be used", into, all_ranks())
+
+
+def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str, str]:
+    """For each weight the first word of its name in the state; with `ema` that of its average, where it has one.
+
+    Raises:
+        CheckpointError: if averages are meant and there are none.
+    """
+    if ema and not manifest.ema:
+        raise CheckpointError(
+            f"{directory} holds no moving average of the weights (EMA): optimizer.ema_decay was not set when it was "
+            "saved, or its weights were shipped alone; --no-ema takes the weights themselves"
+        )
+    averaged = set(manifest.trained) if ema else set()
+    return {name: EMA if name in averaged else WEIGHTS for name in manifest.tensors}
 
 
 def latest(root: Path) -> Path | None:
@@ -265,8 +288,10 @@ def _remove(directory: Path) -> None:
 
 
 def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) -> None:
-    tensors = flat(state, {})
-    held = {f"{part}.{name}": manifest.tensors[name] for part in (WEIGHTS, *MOMENTS) for name in manifest.trained}
+    continues = bool(state.ema) and manifest.ema
+    tensors = flat(state if continues else replace(state, ema={}), {})
+    parts = (WEIGHTS, *MOMENTS, *([EMA] if continues else []))
+    held = {f"{part}.{name}": manifest.tensors[name] for part in parts for name in manifest.trained}
 
     def refuse(needed: list[dict[str, list[int]]]) -> None:
         names = set().union(*needed)
@@ -283,6 +308,8 @@ def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) 
     what = f"{directory} was not loaded"
     ranks.together(what, lambda: {name: list(tensor.shape) for name, tensor in tensors.items()}, refuse)
     read(directory, tensors, ranks)
+    if not continues:
+        state.begin_average()
 
 
 def read(directory: Path, into: Mapping[str, Tensor], ranks: Ranks, reader: CheckedReader | None = None) -> None:

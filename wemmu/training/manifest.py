@@ -31,8 +31,8 @@ class Origin:
 class Manifest:
     """step: optimizer steps taken, which is also the data position. stage to layout: see `Origin`.
 
-    tensors: name -> shape of every weight inside. trained: those of them that have moments. files: path within the
-    checkpoint -> SHA-256.
+    tensors: name -> shape of every weight inside. trained: those of them that have moments. ema: whether these have a
+    moving average, too. files: path within the checkpoint -> SHA-256.
     """
 
     format: int
@@ -47,6 +47,7 @@ class Manifest:
     libraries: dict[str, str]
     # The first checkpoints of this format say nothing of it.
     layout: dict[str, str | int] = field(default_factory=dict)
+    ema: bool = False
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -22,17 +22,19 @@ def startable(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def start_from(source: Path, held: Mapping[str, Tensor], identities: Mapping[str, str]) -> frozenset[str]:
+def start_from(
+    source: Path, held: Mapping[str, Tensor], identities: Mapping[str, str], ema: bool = False
+) -> frozenset[str]:
     """Fill `held` with the weights of a checkpoint, or of one that was shipped; returns the names of what is in it.
 
     held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. identities:
-    backbone -> SHA-256 of the weights that it was loaded with.
+    backbone -> SHA-256 of the weights that it was loaded with. ema: whether the averages of the weights are meant.
     What no backbone gave must be inside whole. A backbone's weights that are not inside were frozen when the checkpoint
     was made, so they must have been those of the very backbone that is loaded now.
 
     Raises:
         CheckpointError: naming the tensors that are missing, unknown or of another shape, or the frozen part that
-            differs.
+            differs; or saying that there are no averages.
     """
     ranks = all_ranks()
     manifest = verify(source, ranks)
@@ -41,7 +43,7 @@ def start_from(source: Path, held: Mapping[str, Tensor], identities: Mapping[str
         check_fits(source, manifest, {name: shape for mine in shapes for name, shape in mine.items()}, identities)
 
     ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
-    fill_weights(source, manifest, {name: tensor for name, tensor in held.items() if name in manifest.tensors})
+    fill_weights(source, manifest, {name: tensor for name, tensor in held.items() if name in manifest.tensors}, ema)
     return frozenset(manifest.tensors)
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from wemmu.training.checkpoint import MOMENTS, SHIPPED, WEIGHTS, read
+from wemmu.training.checkpoint import EMA, MOMENTS, SHIPPED, WEIGHTS, read, weight_prefixes
 from wemmu.training.collective import ALONE, CheckpointError
 from wemmu.training.finite import check_finite
 from wemmu.training.manifest import sha256_of, verify, write_manifest
@@ -18,14 +18,15 @@ from wemmu.training.stream import write_safetensors
 class StoredTensors:
     """What lies in a checkpoint or in shipped weights, one tensor at a time, by this process alone.
 
-    manifest: of what was verified when this was made.
+    manifest: of what was verified when this was made. ema: whether moving averages stand for the weights that have one.
 
     Raises:
-        CheckpointError: if it is damaged.
+        CheckpointError: if it is damaged or holds no averages and they are meant.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, ema: bool = False):
         self.manifest = verify(directory)
+        self._prefixes = weight_prefixes(directory, self.manifest, ema)
         self._directory, self._shipped = directory, (directory / SHIPPED).is_file()
         self._reader = CheckedReader(directory / "state")
 
@@ -40,7 +41,8 @@ class StoredTensors:
                 tensor = file.get_tensor(name).float()
         else:
             tensor = torch.empty(self.manifest.tensors[name])
-            read(self._directory, {f"{part}.{name}": tensor}, ALONE, self._reader)
+            prefix = self._prefixes[name] if part == WEIGHTS else part
+            read(self._directory, {f"{prefix}.{name}": tensor}, ALONE, self._reader)
         check_finite(f"{self._directory} cannot be used", {name: tensor}, ALONE)
         return tensor
 
@@ -50,7 +52,8 @@ def newest_finite(root: Path) -> Path | None:
     for directory in sorted(root.glob("step_" + "[0-9]" * 8), reverse=True):
         try:
             stored = StoredTensors(directory)
-            parts = {WEIGHTS: list(stored.manifest.tensors), **dict.fromkeys(MOMENTS, stored.manifest.trained)}
+            kept = (*MOMENTS, EMA) if stored.manifest.ema else MOMENTS
+            parts = {WEIGHTS: list(stored.manifest.tensors), **dict.fromkeys(kept, stored.manifest.trained)}
             for part, names in parts.items():
                 for name in names:
                     stored.read(name, part)
@@ -60,10 +63,10 @@ def newest_finite(root: Path) -> Path | None:
     return None
 
 
-def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write the weights of a checkpoint, without moments, as one small file that a stage can start from."""
-    stored = StoredTensors(directory)
+def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16, ema: bool = False) -> None:
+    """Write the weights of a checkpoint, or their averages, as one small file that a stage can start from."""
+    stored = StoredTensors(directory, ema)
     out.mkdir(parents=True, exist_ok=True)
     announced = {name: (dtype, shape) for name, shape in stored.manifest.tensors.items()}
     write_safetensors(out / SHIPPED, announced, lambda name: stored.read(name).to(dtype))
-    write_manifest(out, replace(stored.manifest, trained=[], files={SHIPPED: sha256_of(out / SHIPPED)}))
+    write_manifest(out, replace(stored.manifest, trained=[], ema=False, files={SHIPPED: sha256_of(out / SHIPPED)}))

@@ -190,6 +190,12 @@ class Trainer:
             return 0
         self.parts.engine.restored(manifest.step)
         self._say(f"going on from {checkpoint.directory_name(manifest.step)}")
+        if manifest.ema != (self.stage.optimizer.ema_decay is not None):
+            self._say(
+                "its moving average of the weights (EMA) ends here: optimizer.ema_decay is not set"
+                if manifest.ema
+                else "it holds no moving average of the weights (EMA), so the average begins with the weights it holds"
+            )
         self.saved = manifest.step
         return manifest.step
 
