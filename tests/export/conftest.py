@@ -44,15 +44,15 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """stage2 is finished; stage3 has begun: it left one checkpoint before its last step."""
+    """stage2 is finished; stage3 has begun: it left one checkpoint before its last step, with averages 1 off."""
     folder = tmp_path_factory.mktemp("run")
     paths = (f"backbones.vlm={backbones.vlm}", f"backbones.sana={backbones.sana}")
     curriculum = load_curriculum(REPOSITORY / "configs/shapes/curriculum.yaml", (*paths, *OVERRIDES))
-    _stage(curriculum, "stage3", folder, steps=1, seed=11)
+    _stage(curriculum, "stage3", folder, steps=1, seed=11, averages=True)
     return _stage(curriculum, "stage2", folder, steps=2, seed=10)
 
 
-def _stage(curriculum: Curriculum, name: str, folder: Path, steps: int, seed: int) -> Trained:
+def _stage(curriculum: Curriculum, name: str, folder: Path, steps: int, seed: int, averages: bool = False) -> Trained:
     run = curriculum.stage_run(name)
     (folder / name).mkdir()
     dump(run, folder / name / "config.yaml")
@@ -66,7 +66,7 @@ def _stage(curriculum: Curriculum, name: str, folder: Path, steps: int, seed: in
     frozen = {"vlm": identity(run.backbones.vlm), "vae": identity(run.backbones.sana / "vae")}
     written = checkpoint.save(
         folder / name / "checkpoints",
-        TrainState(weights, moments, moments, steps),
+        TrainState(weights, moments, moments, steps, {n: w + 1 for n, w in weights.items()} if averages else {}),
         {},
         Origin(name, run.seed, run.stage.resolution, frozen),
     )

@@ -19,12 +19,15 @@ from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
 from tools.export.stored import Stored, write_component
+from wemmu.config import load_stage
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.weights import build_model
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity
+from wemmu.sample import SampleError, open_source
 from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.training.build import load_trained
 from wemmu.training.checkpoint import load_weights
 from wemmu.training.start import start_from, startable
 
@@ -311,6 +314,33 @@ def test_large_components_are_written_as_several_files_that_load_alike(
             assert torch.equal(tensor, expected[key]), key
     for key, tensor in trained.model.vlm.vlm.state_dict().items():
         assert torch.equal(parts["vlm"].state_dict()[key], tensor), key
+
+
+def test_averages_of_the_weights_are_taken_if_asked_for_and_there(trained: Trained, exported: Path, tmp_path: Path):
+    (directory,) = (trained.folder / "stage3" / "checkpoints").iterdir()
+    weights, _ = load_weights(directory)
+    main(directory, out=tmp_path / "export", forward=False, ema=True)
+    with safe_open(tmp_path / "export" / BRIDGE_FILE, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            assert torch.equal(file.get_tensor(name), weights[f"bridge.{name}"] + 1), name
+    assert "moving averages (EMA)" in (tmp_path / "export" / "README.md").read_text()
+    assert json.loads((tmp_path / "export" / "parity.json").read_text())["ema"]
+    run = load_stage(trained.folder / "stage3" / "config.yaml")
+    for ema in (False, True):
+        loaded, _ = load_trained(run, directory, ema)
+        assert torch.equal(loaded.bridge.position_mlp.table, weights["bridge.position_mlp.table"] + ema)
+    keeps = run.stage.model_copy(update={"optimizer": run.stage.optimizer.model_copy(update={"ema_decay": 0.9})})
+    assert (keeps.averages(None), keeps.averages(False), run.stage.averages(None)) == (True, False, False)
+    for act in (
+        lambda: main(trained.folder, out=tmp_path / "none", ema=True),
+        lambda: main(trained.folder, ship=tmp_path / "none", ema=True),
+        lambda: open_source(trained.folder, ema=True),
+    ):
+        with pytest.raises((SystemExit, SampleError), match=r"holds no moving average .* --no-ema"):
+            act()
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(SampleError, match="is an export, which has one set of weights"):
+        open_source(exported, ema=True)
 
 
 def test_a_pipeline_starts_a_stage_with_the_bits_of_the_checkpoint(trained: Trained, exported: Path, tmp_path: Path):
