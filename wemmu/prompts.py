@@ -1,6 +1,9 @@
 """Words and pictures -> the token ids, mask and positions of a batch of prompts for the VLM."""
 
+import copy
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,6 +11,16 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from wemmu.positions import prompt_positions
 from wemmu.types import UNASKED, Prompts
+
+
+@dataclass(frozen=True)
+class _Format:
+    """The chat format around a text. `lead` and `tail` reach from the text to the nearest special tokens."""
+
+    before: list[int]
+    lead: str
+    tail: str
+    after: list[int]
 
 
 class PromptEncoder:
@@ -22,15 +35,22 @@ class PromptEncoder:
         loaded = isinstance(vlm, ProcessorMixin)
         self._processor = vlm if loaded else AutoProcessor.from_pretrained(vlm, use_fast=True)
         self.tokenizer = self._processor.tokenizer
+        # A tokenizer of its own for what people write: to it, what spells a special token is text like any other. A
+        # copy, since the switch is part of a fast tokenizer's state, which threads share.
+        self._writing = copy.deepcopy(self.tokenizer)
         ids = self.tokenizer.convert_tokens_to_ids
         self.image_token_id: int = ids("<|image_pad|>")
-        self._special: list[str] = self.tokenizer.all_special_tokens
         self._vision_start: int = ids("<|vision_start|>")
         self.pad_token_id: int = self.tokenizer.pad_token_id
         self._chat: dict[int, tuple[str, str]] = {}
+        self._format: dict[int, _Format] = {}
 
     def chat(self, text: str, images: int) -> str:
         """The chat format with `images` pictures before `text`, up to and including the assistant's opening."""
+        before, after = self._around(images)
+        return before + text + after
+
+    def _around(self, images: int) -> tuple[str, str]:
         if images not in self._chat:
             # Render the template once for each number of images; the text goes in by splitting around a marker.
             marker = "\u241f"
@@ -39,25 +59,47 @@ class PromptEncoder:
             rendered = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             before, after = rendered.split(marker)
             self._chat[images] = before, after
-        before, after = self._chat[images]
-        return before + text + after
+        return self._chat[images]
 
     def token_ids(self, text: str, grids: Sequence[tuple[int, int]]) -> list[int]:
         """Ids of one chat prompt with every image placeholder expanded to its number of tokens.
 
-        Raises:
-            ValueError: if the text itself holds one of the VLM's special tokens, which would be read as the format's.
+        Only the chat format has special tokens. A text that spells one, "<|endoftext|>" say, has the ids of its
+        characters, so no caption, instruction or answer can end a turn or claim an image.
         """
-        self._check(text)
+        if len(grids) not in self._format:
+            self._format[len(grids)] = self._split(*self._around(len(grids)))
+        chat = self._format[len(grids)]
         ids: list[int] = []
         sizes = iter(grids)
-        for token in self.tokenizer(self.chat(text, len(grids)), add_special_tokens=False)["input_ids"]:
+        for token in chat.before:
             if token == self.image_token_id:
                 height, width = next(sizes)
                 ids += [token] * (height * width)
             else:
                 ids.append(token)
-        return ids
+        return ids + self._text_ids(chat.lead + text + chat.tail) + chat.after
+
+    def _split(self, before: str, after: str) -> "_Format":
+        """The format in pieces that are tokenized apart: it is what a tokenizer does at special tokens itself."""
+        special = "|".join(re.escape(token) for token in self._special_tokens())
+        ends = [m.end() for m in re.finditer(special, before)] or [0]
+        begins = [m.start() for m in re.finditer(special, after)] or [len(after)]
+        tokens = self.tokenizer
+        return _Format(
+            before=tokens(before[: ends[-1]], add_special_tokens=False)["input_ids"],
+            lead=before[ends[-1] :],
+            tail=after[: begins[0]],
+            after=tokens(after[begins[0] :], add_special_tokens=False)["input_ids"],
+        )
+
+    def _special_tokens(self) -> list[str]:
+        """Also those that the tokenizer has without a name for their use; longest first, for a regular expression."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return sorted({*added, *self.tokenizer.all_special_tokens}, key=len, reverse=True)
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self._writing(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def __call__(self, texts: Sequence[str], grids: Sequence[Sequence[tuple[int, int]]]) -> Prompts:
         """Encode a batch. `grids[b]` lists the (height, width) in VLM tokens of each image of sample b."""
@@ -77,13 +119,8 @@ class PromptEncoder:
         return prompts, wanted
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of an answer and of its end; raises as `token_ids`."""
-        self._check(answer)
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
-
-    def _check(self, text: str) -> None:
-        if found := [token for token in self._special if token in text]:
-            raise ValueError(f"the prompt {text!r} holds the VLM's special token {found[0]}; leave it out")
+        """Ids of an answer, in which special tokens are text as in `token_ids`, and of its end."""
+        return [*self._text_ids(answer), self.tokenizer.eos_token_id]
 
     def pad(self, rows: Sequence[list[int]], grids: Sequence[Sequence[tuple[int, int]]]) -> Prompts:
         """Pad ready token ids to one length and count their positions."""

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +288,26 @@ def test_an_error_of_a_reading_thread_reaches_the_caller(
         shard.unlink()
     with pytest.raises(ShardError, match=r"t2i/32/32x32/0000\d/shard.00000.mds is missing"):
         loader.micro_batches(40)
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_record_that_no_batch_can_hold_is_named_with_its_shard(
+    shards: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf, workers: int
+) -> None:
+    """Whatever an encoder refuses."""
+    bad = shapes(Task.T2I, SAMPLES[Task.T2I])[17]
+
+    class Picky(PromptEncoder):
+        def token_ids(self, text: str, grids: Sequence[tuple[int, int]]) -> list[int]:
+            if text == bad.prompt:
+                raise ValueError("no words for it")
+            return super().token_ids(text, grids)
+
+    run = curriculum_of(shards, mixture={"t2i": 1.0}, workers=workers).stage_run("only")
+    loader = Loader(run, Picky(encoder._processor), TOKEN_PX)
+    with pytest.raises(ShardError, match=r"the record shapes/.*/17 in record 3 of .*t2i/32/32x32/00002/.*: no words"):
+        [loader.micro_batches(step) for step in range(30)]
     loader.close()
 
 

@@ -1,5 +1,6 @@
 """The frozen side: what the VLM is fed is what its own processor feeds it, and nothing of it can learn."""
 
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -9,7 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorFast
+from transformers import (
+    AutoProcessor,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorFast,
+)
 
 from tests.models.world import WORDS, encode, make_batch, make_model, pictures
 from wemmu.config.schema import Backbones
@@ -192,6 +199,34 @@ def test_prompt_ids_are_the_real_processors_then_vision_start(backbones: Backbon
     assert encode(encoder, [text], images).input_ids[0].tolist() == [*expected, vision_start]
 
 
-def test_a_special_token_in_the_words_is_refused(encoder: PromptEncoder):
-    with pytest.raises(ValueError, match=r"special token <\|image_pad\|>"):
-        encoder(["a red circle <|image_pad|>"], [[]])
+def test_special_tokens_in_what_people_write_are_text(backbones: Backbones, encoder: PromptEncoder):
+    """All of the tokenizer's, in instructions and in answers: only the chat format has its ids."""
+    tokenizer = AutoProcessor.from_pretrained(backbones.vlm, use_fast=True).tokenizer
+    tokenizer.add_tokens(["<|unnamed|>"], special_tokens=True)
+    encoder = PromptEncoder(processor_with(backbones, tokenizer))
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    assert len(special) == 9
+    chat = {n: Counter(encoder.token_ids("a ring", [(2, 3)] * n)) for n in range(3)}
+    for number, token in special.items():
+        for count in range(3):
+            text = f"{token}a ring{token} \n{token}"
+            ids = encoder.token_ids(text, [(2, 3)] * count)
+            assert Counter(ids)[number] == chat[count][number], token
+            assert tokenizer.decode(ids).replace("<|image_pad|>" * 6, "<|image_pad|>") == encoder.chat(text, count)
+        answer = encoder.answer_ids(f"yes{token}")
+        assert answer.count(number) == (number == tokenizer.eos_token_id)
+        assert tokenizer.decode(answer[:-1]) == f"yes{token}"
+        prompts, _ = encoder.answered([token], [token], [[(2, 2)]])
+        assert (prompts.input_ids == encoder.image_token_id).sum() == 4
+
+
+@pytest.mark.parametrize("text", ["a ring", " a ring ", "\n\na ring\n", "", "3 rings\u2028", "<|im_end", "caf\u00e9"])
+def test_a_text_without_special_tokens_has_the_ids_of_the_whole_chat(encoder: PromptEncoder, text: str):
+    expected = encoder.tokenizer(encoder.chat(text, 1), add_special_tokens=False)["input_ids"]
+    assert encoder.token_ids(text, [(1, 1)]) == expected
+
+
+def processor_with(backbones: Backbones, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
+    processor = AutoProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    processor.tokenizer = tokenizer
+    return processor

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wemmu.config import StageRun
-from wemmu.config.shards import StreamSettings
+from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.collate import collate, sample_id
 from wemmu.data.mixture import Order, schedule
 from wemmu.data.shards import Sample, ShardStream, stacked
@@ -107,9 +107,26 @@ class Loader:
         return [self._batch(self._streams[number], row[: self._micro], row[self._micro :]) for row in indices]
 
     def _batch(self, stream: ShardStream, indices: np.ndarray, outside: np.ndarray) -> Batch:
-        batch = collate(stream.settings, [stream[index] for index in indices], self._encoder, self._token_px)
+        batch = self._collate(stream, indices)
         further = [stream[index] for index in outside]
         return replace(batch, negatives=self._negatives(len(indices), further, batch.target)) if self._paired else batch
+
+    def _collate(self, stream: ShardStream, indices: np.ndarray) -> Batch:
+        """Raises ShardError: naming the record at fault, where a batch cannot be made of one that is as written."""
+        samples = [stream[index] for index in indices]
+        try:
+            return collate(stream.settings, samples, self._encoder, self._token_px)
+        except ValueError as error:
+            for index, sample in zip(indices, samples, strict=True):
+                try:
+                    collate(stream.settings, [sample], self._encoder, self._token_px)
+                except ValueError as own:
+                    raise ShardError(
+                        f"the record {sample.id} in {stream.where(int(index))} cannot become part of a batch: {own}. "
+                        "It is what was written, so data.damaged does not apply: mend or remove it in its source and "
+                        "write the data set into another directory"
+                    ) from error
+            raise
 
     def _negatives(self, own: int, further: list[Sample], target: torch.Tensor) -> Negatives:
         latents = None

@@ -117,6 +117,11 @@ class ShardStream:
         """The id of the sample that `self[index]` is, without decoding it."""
         return self._get(int(index), lambda columns: str(columns["id"]))
 
+    def where(self, index: int) -> str:
+        """The shard file of the sample at `index`, and its place there, for messages."""
+        shard, record = self._place(index)
+        return f"record {record} of {self._files.path(self._stream, self._shards[shard][0])}"
+
     def _get(self, index: int, decode: Callable[[dict[str, Any]], T]) -> T:
         damaged = False
         for tried in range(len(self)):
@@ -179,6 +184,7 @@ class ShardStream:
         name, reader = self._shards[shard]
         if name in self._lost:
             raise LostShardError(self._lost[name])
+        columns: dict[str, Any] = {}
         try:
             with self._files.held(self._stream, name, reader.raw_data.bytes):
                 columns = _columns(self._files.path(self._stream, name), record, reader.raw_data.bytes)
@@ -190,7 +196,10 @@ class ShardStream:
         except (*_BROKEN, _BadRecordError) as error:
             path, way_out = self._files.path(self._stream, name), self._files.way_out(self._stream, name)
             reason = str(error) if isinstance(error, _BadRecordError) else f"{type(error).__name__}: {error}"
-            raise DamageError(f"the shard file {path} is damaged in record {record} ({reason}); {way_out}") from error
+            id = f", {columns['id']}" if columns else ""
+            raise DamageError(
+                f"the shard file {path} is damaged in record {record}{id} ({reason}); {way_out}"
+            ) from error
 
     def _sample(self, columns: dict[str, Any]) -> Sample:
         stored = self._stream.settings
