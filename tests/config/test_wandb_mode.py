@@ -1,5 +1,6 @@
 """Whether a run is uploaded follows from the config, WANDB_MODE and whether there is a key, in this order."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,23 @@ def test_the_config_overrules_the_environment_which_overrules_the_key(name: str,
     assert wandb_mode(Logging()).name == name
     monkeypatch.setenv("WANDB_MODE", "online" if name != "online" else "offline")
     assert wandb_mode(Logging(wandb=name)).name == name
+
+
+def test_a_home_that_is_not_there_or_cannot_be_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def closed(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.delenv("NETRC")
+    with monkeypatch.context() as patch:
+        # As of another user; root, who runs tests in containers, may read everything.
+        patch.setattr(Path, "stat", closed)
+        found = wandb_mode(Logging())
+    assert found.name == "offline"
+    assert found.reason.startswith("the netrc file cannot be read (Permission denied: ")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    found = wandb_mode(Logging())
+    assert found == ("offline", "this user has no home directory, where the netrc file would be")
 
 
 def test_what_is_wrong_leaves_a_run_offline_and_says_why(netrc: Path, monkeypatch: pytest.MonkeyPatch):

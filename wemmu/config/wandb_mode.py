@@ -19,6 +19,10 @@ class Mode(NamedTuple):
     reason: str
 
 
+class NoKeyError(ValueError):
+    """Where a key would be cannot be read; the message is the reason, as part of a sentence."""
+
+
 def wandb_mode(logging: Logging) -> Mode:
     """What `logging.wandb` means here: `auto` is WANDB_MODE, else online where there is a key, else offline.
 
@@ -35,9 +39,8 @@ def wandb_mode(logging: Logging) -> Mode:
             return Mode("offline", f"{_VARIABLE} is {other!r}, which is none of online, offline, disabled")
     try:
         place = key_place()
-    # Its message may quote the line, and with it the key.
-    except (netrc.NetrcParseError, UnicodeDecodeError):
-        return Mode("offline", "the netrc file cannot be parsed")
+    except NoKeyError as error:
+        return Mode("offline", str(error))
     return Mode("online", f"there is a key in {place}") if place else Mode("offline", "there is no key")
 
 
@@ -45,13 +48,21 @@ def key_place() -> str | None:
     """Where a key is: `WANDB_API_KEY`, the name of a netrc file, or None.
 
     Raises:
-        netrc.NetrcParseError, UnicodeDecodeError: if the netrc file cannot be read as one.
+        NoKeyError: if it cannot be told whether there is one.
     """
     if os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"
     host = urlparse(os.environ.get("WANDB_BASE_URL", _HOST)).hostname
     named = os.environ.get("NETRC")
-    for file in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        if file.is_file() and host in netrc.netrc(file).hosts:
-            return file.name
+    try:
+        for file in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+            if file.is_file() and host in netrc.netrc(file).hosts:
+                return file.name
+    # Its message may quote the line, and with it the key.
+    except (netrc.NetrcParseError, UnicodeDecodeError):
+        raise NoKeyError("the netrc file cannot be parsed") from None
+    except OSError as error:
+        raise NoKeyError(f"the netrc file cannot be read ({error.strerror}: {error.filename})") from error
+    except RuntimeError as error:
+        raise NoKeyError("this user has no home directory, where the netrc file would be") from error
     return None

@@ -1,11 +1,10 @@
 """Slurm and Weights & Biases, as far as they can be judged without the network."""
 
-import netrc
 import shutil
 
 from wemmu.config import Curriculum
 from wemmu.config.schema import Logging
-from wemmu.config.wandb_mode import key_place, wandb_mode
+from wemmu.config.wandb_mode import NoKeyError, key_place, wandb_mode
 from wemmu.diagnosis.commands import answer
 from wemmu.diagnosis.findings import Call, Finding, short
 
@@ -45,11 +44,10 @@ def wandb(curriculum: Curriculum | None) -> Finding:
     asked = curriculum.logging if curriculum else Logging()
     try:
         key = key_place()
-    # Its message may quote the line, and with it the key.
-    except (netrc.NetrcParseError, UnicodeDecodeError):
+    except NoKeyError as error:
         key = None
         if asked.wandb == "online":
-            return Finding("W&B", "problem", "the netrc file cannot be parsed", "correct it, or set WANDB_API_KEY")
+            return Finding("W&B", "problem", str(error), "correct it, or set WANDB_API_KEY or NETRC")
     mode = wandb_mode(asked).name
     found = f"{mode}; key {f'in {key}' if key else 'not found'}"
     if mode == "online" and key is None:
