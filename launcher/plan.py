@@ -8,7 +8,9 @@ from launcher.gate import Gate
 from launcher.job import MANIFEST, RUNGS, Job, checkpoint, is_finished
 from wemmu.config import Curriculum, Rung, Stage, StageRun
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
+# What lies beside the packages in a checkout, and below this one where it was installed (setup.py).
+_INSTALLED = Path(__file__).resolve().parent / "home"
+HOME = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1]
 # A stage's job and folder bear the stage's name, so these are taken.
 RESERVED = ("data", "export", "report", "lock")
 EVALUATION = "/evaluation"
@@ -127,7 +129,7 @@ def _evaluation(stage: str, folder: Path, manifest: Path, after: str) -> Job:
 def _export(run: Path, manifest: Path, after: str) -> Job:
     return Job(
         "export",
-        _python(TOOLS / "convert_ckpt.py", run, "--out", run / "export"),
+        _python(HOME / "tools" / "convert_ckpt.py", run, "--out", run / "export"),
         run / "export.log",
         # Written last.
         products=(run / "export" / "parity.json",),

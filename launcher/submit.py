@@ -11,9 +11,7 @@ from launcher import slurm
 from launcher.cluster import Cluster, Kind
 from launcher.job import Job, is_finished
 from launcher.ledger import Event, Ledger
-from launcher.plan import EVALUATION
-
-HOME = Path(__file__).resolve().parent.parent
+from launcher.plan import EVALUATION, HOME
 
 
 @dataclass(frozen=True)

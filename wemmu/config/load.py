@@ -58,6 +58,13 @@ def dump(config: BaseModel, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
+def _elsewhere() -> str:
+    """Where the examples are, for whoever has installed the packages without them."""
+    if (Path(__file__).parents[2] / "configs").is_dir():
+        return ""
+    return "; the examples of configs/ and the backbones of assets/ are in a checkout and not in the installed packages"
+
+
 def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
     """Read a config of any schema, as `load_curriculum` does.
 
@@ -75,6 +82,8 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
         data = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except ConfigError:
         raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"cannot read the config {path}: {error}{_elsewhere()}") from error
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
