@@ -1,19 +1,22 @@
 """The command lines on a checkpoint of the real model with random weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from wemmu import evaluate, sample
-from wemmu.config import Curriculum, dump
+from tools import convert_ckpt
+from wemmu import evaluate, sample, train
+from wemmu.config import Curriculum, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.models.weights import build_model
 from wemmu.parallel.single import SingleEngine
 from wemmu.training import checkpoint
 from wemmu.training.losses import FlowMatchingLoss
 from wemmu.training.manifest import Origin
+from wemmu.training.signals import EXIT_FINAL
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_checkpoint_is_scored(stage: Path):
     evaluate.main(stage, prompts=2, checkpoint=None)
     results = json.loads((stage / "evaluation.json").read_text())
-    assert results["checkpoint"] == {"directory": "step_00000001", "stage": "only", "step": 1}
+    assert results["checkpoint"] == {"directory": "step_00000001", "stage": "only", "step": 1, "ema": False}
     assert set(results["tasks"]) == {"t2i", "multi_edit"}
     assert results["tasks"]["t2i"]["test"]["measures"]["satisfied"]["count"] == 2
     # Random weights draw nothing that could be read.
@@ -66,16 +69,60 @@ def test_checkpoint_is_scored(stage: Path):
     assert sizes == {(32, 32)}
 
 
-def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path):
+def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="--prompts N"):
         evaluate.main(stage, prompts=None, checkpoint=None)
-    with pytest.raises(SystemExit, match="cannot read the config"):
+    with pytest.raises(SystemExit) as refusal:
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
+    # No further attempt would help.
+    assert refusal.value.code == EXIT_FINAL
+    assert "cannot read the config" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text((stage / "config.yaml").read_text())
     with pytest.raises(SystemExit, match="no whole checkpoint; train it first"):
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
     with pytest.raises(SystemExit, match="is not a checkpoint"):
         evaluate.main(stage, prompts=2, checkpoint=tmp_path)
+
+
+def test_a_run_finds_its_backbones_from_another_folder(
+    stage: Path, backbones: Backbones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(stage, run / "only")
+    # Begun where the backbones are, which are named by relative paths.
+    monkeypatch.chdir(backbones.vlm.parent)
+    near = load_stage(stage / "config.yaml").model_copy(update={"backbones": Backbones(vlm="vlm", sana="sana")})
+    dump(near, run / "only/config.yaml")
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(Path("run/only"), prompts=1, checkpoint=None)
+    sample.main(Path("run"), tmp_path / "out.png", prompt="a red circle", size=None, steps=1)
+    exported = convert_ckpt.find(Path("run")).run.backbones
+    assert (exported.vlm.resolve(), exported.sana.resolve()) == (backbones.vlm.resolve(), backbones.sana.resolve())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+def test_a_backbone_that_cannot_be_loaded_ends_every_job_for_good_and_is_named(
+    stage: Path, backbones: Backbones, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
+):
+    folder = tmp_path / "run/only"
+    shutil.copytree(stage, folder)
+    shutil.copytree(backbones.sana, tmp_path / "sana")
+    config = tmp_path / "sana/transformer/config.json"
+    config.write_text(config.read_text().replace("SanaTransformer2DModel", "FluxTransformer2DModel"))
+    run = load_stage(stage / "config.yaml")
+    dump(
+        run.model_copy(update={"backbones": Backbones(vlm=backbones.vlm, sana=tmp_path / "sana")}),
+        folder / "config.yaml",
+    )
+    commands = {
+        "train": lambda: train.app([str(folder / "config.yaml")]),
+        "evaluate": lambda: evaluate.main(folder, prompts=1, checkpoint=None),
+        "export": lambda: convert_ckpt.main(folder, out=tmp_path / "out", dtype=None),
+    }
+    with pytest.raises(SystemExit) as ended:
+        commands[command]()
+    assert ended.value.code == EXIT_FINAL
+    assert f"{config} describes FluxTransformer2DModel; known here: SanaTransformer2DModel" in capfd.readouterr().err
 
 
 def test_run_draws_pictures(stage: Path, tmp_path: Path):
