@@ -7,9 +7,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data_pipeline.write import BusyError
 from data_pipeline.write import write as write_dataset
 from wemmu.config import ConfigError, load_curriculum
 from wemmu.config.shards import ShardError
+
+# Tells the launcher that another attempt would fail alike.
+EX_CONFIG = 78
 
 app = typer.Typer(help="Write and look at the shards that training reads.", no_args_is_help=True, add_completion=False)
 
@@ -85,7 +89,7 @@ def main() -> None:
         app()
     except (ConfigError, ShardError) as error:
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, BusyError) else EX_CONFIG) from None
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ from wemmu.config.shards import (
 )
 from wemmu.locks import EXCLUSIVE, LockedError, take
 
+
+class BusyError(ShardError):
+    """Another process is writing: alone of all errors it may be gone at the next attempt."""
+
+
 # Records after which the share of damaged ones is taken seriously.
 ENOUGH = 1000
 
@@ -217,7 +222,7 @@ def _only_writer(root: Path) -> Iterator[None]:
         except LockedError as error:
             raise ShardError(str(error)) from error
         if not taken:
-            raise ShardError(f"another process is writing into {root}; wait for it to finish")
+            raise BusyError(f"another process is writing into {root}; wait for it to finish")
         yield
 
 

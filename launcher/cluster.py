@@ -1,12 +1,11 @@
 """What the launcher must know of a cluster: one small file for each, in `configs/cluster/`."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from wemmu.config.base import Config, Positive
+from wemmu.config.base import Config, LocalPath, Positive
 
 
 def _time_limit(time: object) -> object:
@@ -62,7 +61,7 @@ class Cluster(Config):
     export: Kind = Kind()
     # `module load` for each, and a file that is sourced then, before anything of ours runs.
     modules: tuple[str, ...] = ()
-    prolog: Path | None = None
+    prolog: LocalPath | None = None
     container: Container | None = None
     # Further options of sbatch for every job, as `--reservation=NAME`.
     options: tuple[Annotated[str, Field(pattern=r"^--[a-z][a-z\-]*(=.*)?$")], ...] = ()

@@ -144,7 +144,7 @@ def test_the_command_refuses_in_words(
     monkeypatch.setattr(sys, "argv", ["data_pipeline", "write", str(tmp_path / "curriculum.yaml"), "--set", change])
     with pytest.raises(SystemExit) as exit_:
         main()
-    assert exit_.value.code == 2
+    assert exit_.value.code == 78
     assert "prepare.pictures.quality: 7, not 95" in capsys.readouterr().err
 
 
