@@ -125,7 +125,7 @@ def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
     except PlanError:
         return not_told(name)
     stages = curriculum.stages
-    sizes = [memory.checkpoint(parameters, curriculum, stage, stages[:i]) for i, stage in enumerate(stages)]
+    sizes = [memory.checkpoint(parameters, stage, stages[:i]) for i, stage in enumerate(stages)]
     folder, largest = existing(run), max(sizes)
     free = shutil.disk_usage(folder).free
     # The next one is written before the oldest is removed, and a finished stage keeps its own.

@@ -85,11 +85,7 @@ def build_model(
     """The whole model: backbones loaded, bridge copied from the VLM and its new parts initialised from `seed`."""
     vlm, vae, dit, reports = load_backbones(backbones, place)
     language_model = vlm.language_model
-    with torch.random.fork_rng(devices=[]):
-        with init_empty_weights():
-            skeleton = type(language_model)(language_model.config)
-        torch.manual_seed(seed)
-        part = Bridge(bridge, skeleton, vae.latent_channels, dit.config.caption_channels)
+    part = new_bridge(bridge, language_model, vae.latent_channels, dit.config.caption_channels, seed)
     part.to(vlm.vlm.dtype)
     # The pathway is a copy of a frozen model: it must be told that it learns.
     part.requires_grad_(True)
@@ -99,6 +95,17 @@ def build_model(
         place(f"bridge.pathway.{name}.", block)
     place("bridge.", part)
     return WeMMU(vlm, vae, part, dit), reports
+
+
+def new_bridge(
+    config: BridgeConfig, language_model: nn.Module, latent_channels: int, caption_channels: int, seed: int
+) -> Bridge:
+    """A float32 bridge as `seed` initialises it; its copy of the language model's layers is without memory yet."""
+    with torch.random.fork_rng(devices=[]):
+        with init_empty_weights():
+            skeleton = type(language_model)(language_model.config)
+        torch.manual_seed(seed)
+        return Bridge(config, skeleton, latent_channels, caption_channels)
 
 
 def build_ross(backbones: Backbones, config: Reconstruction, seed: int) -> tuple[Ross, list[LoadReport]]:

@@ -7,9 +7,8 @@ one of the first stage, which has several micro-batches of the DiT under way.
 
 from collections.abc import Mapping, Sequence
 
-from wemmu.config.schema import Curriculum
 from wemmu.config.stage import Rung, Stage
-from wemmu.planning.load import BRIDGE, BUCKET, FP32, Load, weight_bytes
+from wemmu.planning.load import BRIDGE, BUCKET, FP32, Load
 from wemmu.planning.moments import Moment
 from wemmu.planning.parameters import Part
 
@@ -85,10 +84,8 @@ def host_total(memory: Mapping[str, float]) -> float:
     return memory["libraries"] + max(loading, running)
 
 
-def checkpoint(
-    parameters: Mapping[Part, int], curriculum: Curriculum, stage: Stage | Rung, earlier: Sequence[Stage]
-) -> float:
-    """Bytes on disk: weights and moments of what is trained in fp32, and what is only carried, as it is in memory.
+def checkpoint(parameters: Mapping[Part, int], stage: Stage | Rung, earlier: Sequence[Stage]) -> float:
+    """Bytes on disk, all in fp32: weights and moments of what is trained, and weights of what is only carried.
 
     Carried are parts of the bridge that this stage leaves alone, and the DiT once an earlier stage has trained it.
     """
@@ -96,7 +93,7 @@ def checkpoint(
     if "dit" not in stage.trains and any("dit" in one.trains for one in earlier):
         carried |= {"dit"}
     trained = sum(parameters[part] for part in stage.generation_modules)
-    return (FP32 + MOMENTS + _average(stage)) * trained + weight_bytes(curriculum) * sum(
+    return (FP32 + MOMENTS + _average(stage)) * trained + FP32 * sum(
         number for part, number in parameters.items() if part in carried
     )
 

@@ -178,7 +178,7 @@ def plan_stage(
         gpu_total_checkpointed=always + checkpointed_peak.total,
         host_memory=host,
         host_total=memory.host_total(host),
-        checkpoint=memory.checkpoint(parameters, curriculum, stage, curriculum.stages[:index]),
+        checkpoint=memory.checkpoint(parameters, stage, curriculum.stages[:index]),
         traffic=traffic.busiest(load),
         idle=idle,
         by_task=by_task,

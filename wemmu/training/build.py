@@ -23,7 +23,7 @@ from wemmu.parallel.topology import ALONE, Topology
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import is_same
 from wemmu.training.recipes import Recipe, identities_of, recipe, untrained
-from wemmu.training.start import start_from, startable
+from wemmu.training.start import begin, start_from, startable
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,19 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     resting = startable(model).keys() - trained
     engine = _engine(run, made, topology, device, chosen.adamw == "Apex")
-    started = frozenset()
-    if run.stage.start:
-        held = engine.held(resting) | engine.state().weights
-        started = start_from(run.stage.start, held, identities)
-        engine.state().begin_average()
-        engine.restored(0)
+    carried, started = begin(run, made, engine, resting)
     # A DiT that an earlier stage trained, or that this one does, is no longer the backbone of that name.
     if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
         del identities["dit"]
     loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
     check_latents(loader.settings, made.vae, identities["vae"])
-    carried = {name for name in resting if name.startswith(made.new) or name in started}
     return Parts(
         model=model,
         encoder=made.encoder,
         engine=engine,
         loader=loader,
         draw=made.draw,
-        carried=engine.held(carried),
+        carried=carried,
         frozen=identities,
         reports=made.reports,
         kernels=chosen,

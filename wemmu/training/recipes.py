@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from wemmu.config.schema import StageRun
+from wemmu.models.full_precision import Sources, answering_sources, generation_sources
 from wemmu.models.model import WeMMU
 from wemmu.models.ross import Ross
 from wemmu.models.vae import FrozenVAE
@@ -27,7 +28,8 @@ from wemmu.types import LossFn
 class Recipe:
     """A model, loaded and frozen but for what the stage trains, with its loss.
 
-    identities: backbone -> SHA-256 of the weights it was loaded with. new: prefixes of the names of weights that no
+    identities: backbone -> SHA-256 of the weights it was loaded with. sources: where its weights are in more precision
+    than it computes in, to be asked for once. new: prefixes of the names of weights that no
     backbone gave. language: the model for whose sizes kernels are chosen; normed: the parts whose norms get them;
     layers: what runs with gradients, one by one. draw: the fixed prompts of the config as the model answers them now,
     and how many pictures of that are blank.
@@ -37,6 +39,7 @@ class Recipe:
     encoder: PromptEncoder
     reports: list[LoadReport]
     identities: dict[str, str]
+    sources: Callable[[], Sources]
     loss: LossFn
     new: tuple[str, ...]
     language: nn.Module
@@ -68,6 +71,7 @@ def _generating(run: StageRun, place: Place, device: torch.device) -> Recipe:
         encoder=encoder,
         reports=reports,
         identities=identities_of(reports),
+        sources=lambda: generation_sources(run.backbones, run.bridge, run.seed, model),
         loss=FlowMatchingLoss(model, run),
         new=("bridge.",),
         language=language,
@@ -90,6 +94,7 @@ def _answering(run: StageRun, place: Place, device: torch.device) -> Recipe:
         encoder=encoder,
         reports=reports,
         identities=identities_of(reports),
+        sources=lambda: answering_sources(run.backbones),
         loss=ReconstructiveLoss(model, run),
         new=("head.",),
         language=model.language_model,

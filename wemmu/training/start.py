@@ -1,17 +1,23 @@
 """How a stage begins: with the weights that another one left, read into whatever this one holds of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from wemmu.config import StageRun
 from wemmu.config.stage import WEIGHTS
+from wemmu.models.full_precision import Sources
+from wemmu.parallel.engine import Engine
+from wemmu.parallel.placed import Placed
 from wemmu.published.identity import is_same, short
 from wemmu.training.checkpoint import fill_weights
 from wemmu.training.collective import CheckpointError, all_ranks
-from wemmu.training.manifest import Manifest, some, verify
+from wemmu.training.manifest import Manifest, read_manifest, some, verify
+from wemmu.training.recipes import Recipe
 
 STARTABLE = ("bridge.", *chain.from_iterable(WEIGHTS.values()))
 
@@ -21,14 +27,62 @@ def startable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if name.startswith(STARTABLE)}
 
 
+def begin(
+    run: StageRun, made: Recipe, engine: Engine, resting: Collection[str]
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Give an engine the weights that a stage begins with, in all the precision that their sources have.
+
+    resting: the names of what the stage could train and does not. Returns the weights that it only carries and
+    the names of all that `stage.start` holds.
+
+    Raises:
+        CheckpointError: as `start_from`.
+    """
+    start, widens = run.stage.start, run.backbones.dtype != "float32"
+    if not widens and start is None:
+        return engine.held({name for name in resting if name.startswith(made.new)}), frozenset()
+    held, masters = engine.held(resting), engine.state().weights
+    inside = read_manifest(start).tensors.keys() if start else frozenset()
+    carried = {name: tensor for name, tensor in held.items() if name.startswith(made.new) or name in inside}
+    if widens:
+        # Beside what the model computes with, in host memory; it changes no more, so it is copied once.
+        carried = {name: _wide(tensor) for name, tensor in carried.items()}
+        fill_from(made.sources(), masters | carried)
+    if start:
+        start_from(start, held | masters, made.identities, also=carried if widens else {})
+    engine.state().begin_average()
+    engine.restored(0)
+    return carried, frozenset(inside)
+
+
+@torch.no_grad()
+def fill_from(sources: Sources, into: Mapping[str, Tensor]) -> None:
+    """Copy into live tensors, whole or `Placed`, what there is of them in `sources`, a part at a time."""
+    for name in into.keys() & sources.keys():
+        for offset, part in Placed.of(into[name]).parts:
+            part.copy_(sources[name].read(tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))))
+
+
+@torch.no_grad()
+def _wide(tensor: Tensor) -> Placed:
+    """A copy in float32 and in host memory."""
+    placed = Placed.of(tensor)
+    return Placed(placed.shape, [(offset, part.to("cpu", torch.float32, copy=True)) for offset, part in placed.parts])
+
+
 @torch.no_grad()
 def start_from(
-    source: Path, held: Mapping[str, Tensor], identities: Mapping[str, str], ema: bool = False
+    source: Path,
+    held: Mapping[str, Tensor],
+    identities: Mapping[str, str],
+    ema: bool = False,
+    also: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> frozenset[str]:
     """Fill `held` with the weights of a checkpoint, or of one that was shipped; returns the names of what is in it.
 
     held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. identities:
     backbone -> SHA-256 of the weights that it was loaded with. ema: whether the averages of the weights are meant.
+    also: further tensors, for some of the same weights.
     What no backbone gave must be inside whole. A backbone's weights that are not inside were frozen when the checkpoint
     was made, so they must have been those of the very backbone that is loaded now.
 
@@ -44,6 +98,8 @@ def start_from(
 
     ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
     fill_weights(source, manifest, {name: tensor for name, tensor in held.items() if name in manifest.tensors}, ema)
+    if also:
+        fill_weights(source, manifest, {name: tensor for name, tensor in also.items() if name in manifest.tensors}, ema)
     return frozenset(manifest.tensors)
 
 
