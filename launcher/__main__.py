@@ -1,5 +1,7 @@
 """`python -m launcher`."""
 
 from launcher.cli import app
+from wemmu.config.files import said_plainly
 
-app(prog_name="python -m launcher")
+with said_plainly(2):
+    app(prog_name="python -m launcher")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from wemmu.config.files import said_plainly
+
 ROOT = Path(__file__).parents[1]
 # Text of people in the places where it is kept, in a process whose locale knows ASCII alone.
 FOREIGN = """
@@ -59,6 +61,21 @@ def test_text_is_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
 
 def test_a_user_without_a_name_can_work(tmp_path: Path) -> None:
     run(tmp_path, NAMELESS)
+
+
+def test_a_file_system_that_needs_somebody_is_a_sentence_and_other_faults_stay_what_they_are(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught, said_plainly(78), open("/dev/full", "w", encoding="utf-8") as file:
+        file.write("x")
+    assert caught.value.code == 78
+    with pytest.raises(SystemExit), said_plainly(78):
+        Path("/sys/wemmu").mkdir()
+    full, closed = capfd.readouterr().err.splitlines()
+    assert full.endswith("No space left on device")
+    assert closed.endswith("'/sys/wemmu'")
+    with pytest.raises(FileNotFoundError), said_plainly(78):
+        Path("/no/such/place").read_bytes()
 
 
 def _unspecified(file: Path) -> Iterator[int]:

@@ -27,6 +27,7 @@ import typer
 
 from tools.export.memory import return_what_is_freed
 from wemmu.config import ConfigError, StageRun, load_stage
+from wemmu.config.files import said_plainly
 from wemmu.sample import newest_finished
 from wemmu.training.signals import EXIT_FINAL
 
@@ -202,4 +203,5 @@ def _replace(aside: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with said_plainly(EXIT_FINAL):
+        typer.run(main)

@@ -15,6 +15,7 @@ import typer
 import wandb
 
 from wemmu.config import ConfigError, load_stage
+from wemmu.config.files import said_plainly
 from wemmu.jsonlines import read_lines
 from wemmu.locks import LockedError
 from wemmu.training.upload import Upload, alone, run_id
@@ -65,4 +66,5 @@ def stages(run: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    app()
+    with said_plainly(1):
+        app()

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from wemmu.config import ConfigError, load_stage
+from wemmu.config.files import said_plainly
 from wemmu.training.signals import EXIT_FINAL
 
 
@@ -66,4 +67,5 @@ def _fail_for_good(error: ConfigError) -> NoReturn:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with said_plainly(EXIT_FINAL):
+        typer.run(main)

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from wemmu.config.files import said_plainly
+
 
 def main(
     folder: Annotated[
@@ -32,4 +34,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    # EX_CONFIG: a job that reports would fail the same way again.
+    with said_plainly(78):
+        typer.run(main)

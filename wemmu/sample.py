@@ -12,6 +12,7 @@ import typer
 from PIL import Image, UnidentifiedImageError
 
 from wemmu.config import StageRun, Task, load_stage
+from wemmu.config.files import said_plainly
 
 
 class SampleError(ValueError):
@@ -201,4 +202,5 @@ def _exported(directory: Path) -> Draw:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with said_plainly(1):
+        typer.run(main)

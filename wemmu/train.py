@@ -1,6 +1,5 @@
 """Train one stage: `python -m wemmu.train RUN/stage1/config.yaml`. The config's folder is the run folder."""
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from wemmu.config import ConfigError, load_stage
+from wemmu.config.files import LASTING
 from wemmu.training.heartbeat import VARIABLE, answer_with_stacks
 from wemmu.training.signals import EXIT_FINAL, StopFlag
 
 app = typer.Typer(pretty_exceptions_enable=False)
-# What ails a file system until somebody does something about it.
-_LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @app.command()
@@ -55,7 +53,7 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
         # The launcher takes another port the next time; by hand the same command finds the same.
         _fail(f"{run.stage.name}: {error}", 1 if VARIABLE in os.environ else EXIT_FINAL)
     except OSError as error:
-        if error.errno not in _LASTING:
+        if error.errno not in LASTING:
             raise
         _fail(f"{run.stage.name}: the run folder {config.parent} cannot be written: {error}")
     if code == 0 and trainer.topology.leads:

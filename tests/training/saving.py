@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemWriter, filesystem
 
 from tests.training.layouts import CARRIED, LAYOUTS, PARTS, blank, canonical, differences, held, origin
+from wemmu.locks import EXCLUSIVE, take
 from wemmu.parallel.placed import Placed
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, hold
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
 from wemmu.training.manifest import sha256_of
@@ -74,10 +76,27 @@ def refusals(rank: int, world: int, root: Path) -> dict[str, str]:
         hole.exp_avg["dit.qk.weight"] = Placed((6, 5), [])
     try_("hole", lambda: checkpoint.save(root / "bad", hole, {}, origin()))
     try_("steps", lambda: checkpoint.save(root / "bad", replace(fresh(), steps=rank), {}, origin()))
+    infinite = fresh()
+    if rank == 1:
+        infinite.exp_avg_sq["dit.qk.weight"].parts[0][1].fill_(float("inf"))
+    try_("infinite", lambda: checkpoint.save(root / "bad", infinite, {}, origin()))
+    try_("busy", lambda: _busy(rank, root))
     try_("full disk", lambda: _with_a_full_disk_on(1, lambda: checkpoint.save(root / "bad", fresh(), {}, origin())))
     # Nothing of this is in the way of the next.
     checkpoint.save(root / "bad", fresh(), {}, origin())
     return said
+
+
+def _busy(rank: int, root: Path) -> None:
+    """Hold a folder that only the first rank's machine knows to be held."""
+    with ExitStack() as stack:
+        if rank == 0:
+            file = stack.enter_context((root / hold.FILE).open("a+"))
+            file.write('{"pid": 1, "host": "another"}')
+            file.flush()
+            take(file.fileno(), EXCLUSIVE, root)
+        with hold.held(root):
+            pass
 
 
 def _with_a_full_disk_on(victim: int, act: Callable[[], object]) -> None:
