@@ -87,18 +87,34 @@ def test_a_port_in_use_is_named(port: int, monkeypatch: pytest.MonkeyPatch):
         connect(TWO)
 
 
-def test_plain_srun_says_all_that_ranks_must_know():
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's answer for nodes whose names no network knows: the name in the place of an address."""
+    program = tmp_path / "scontrol"
+    program.write_text("#!/bin/sh\necho NodeName=$4 Arch=x86_64 NodeAddr=addr-of-$4 NodeHostName=vm\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_plain_srun_says_all_that_ranks_must_know(scontrol: None):
     found = environment(SRUN)
-    where = {"MASTER_ADDR": "gpu-a007", "MASTER_PORT": found["MASTER_PORT"]}
+    where = {"MASTER_ADDR": "addr-of-gpu-a007", "MASTER_PORT": found["MASTER_PORT"]}
     assert found == {"RANK": "2", "WORLD_SIZE": "8", "LOCAL_RANK": "2", **where}
     # All tasks meet at one port, those of another step at another.
     assert environment(SRUN | {"SLURM_PROCID": "5", "SLURM_LOCALID": "1"})["MASTER_PORT"] == found["MASTER_PORT"]
     assert environment(SRUN | {"SLURM_STEP_ID": "2"})["MASTER_PORT"] != found["MASTER_PORT"]
     assert environment(SRUN | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
-    assert environment(SRUN | {"SLURM_STEP_NODELIST": "n1,n2"})["MASTER_ADDR"] == "n1"
+    assert environment(SRUN | {"SLURM_STEP_NODELIST": "n1-none,n2"})["MASTER_ADDR"] == "addr-of-n1-none"
+    assert environment(SRUN | {"SLURM_STEP_NODELIST": "localhost,n2"})["MASTER_ADDR"] == "localhost"
     # Who says it, knows it: the launcher starts ranks below one task of srun for each node.
     assert environment(SRUN | {"MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
     assert environment(SRUN | {"RANK": "9", "WORLD_SIZE": "16"}) == {"RANK": "9", "WORLD_SIZE": "16"}
+
+
+def test_a_first_node_without_an_address_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RanksError, match=r"the name gpu-a007 of the first node has no address; .* MASTER_ADDR"):
+        environment(SRUN)
 
 
 @pytest.mark.slow

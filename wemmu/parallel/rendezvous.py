@@ -2,7 +2,10 @@
 
 import os
 import re
+import socket
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -13,6 +16,8 @@ from wemmu.parallel.topology import Topology
 
 # Below the ports that Linux hands out by itself (32768 and above).
 _PORTS_FROM, _PORTS = 20000, 10000
+# Seconds that Slurm's controller may take to answer.
+_PATIENCE_S = 60.0
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -70,10 +75,28 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     one_node = variables.get("SLURM_STEP_NUM_NODES", "1") == "1"
     first = re.match(r"([^,\[]+)(?:\[(\w+))?", variables.get("SLURM_STEP_NODELIST", ""))
     where = {"MASTER_PORT": str(_PORTS_FROM + (int(step["JOB_ID"]) + 1009 * int(step["STEP_ID"])) % _PORTS)}
-    if one_node or first:
-        where["MASTER_ADDR"] = "127.0.0.1" if one_node else "".join(filter(None, first.groups()))
+    if "MASTER_ADDR" not in found and (one_node or first):
+        where["MASTER_ADDR"] = "127.0.0.1" if one_node else _address("".join(filter(None, first.groups())))
     ranks = {"RANK": step["PROCID"], "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"], "LOCAL_RANK": step["LOCALID"]}
     return where | ranks | found
+
+
+def _address(node: str) -> str:
+    """By which the other nodes reach this one of Slurm's, whose names need not be those of the network.
+
+    Raises:
+        RanksError: if there is none.
+    """
+    with suppress(OSError):
+        socket.getaddrinfo(node, None)
+        return node
+    told = ""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        command = ["scontrol", "--oneliner", "show", "node", node]
+        told = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=_PATIENCE_S, check=False).stdout
+    if address := re.search(r"\bNodeAddr=(\S+)", told):
+        return address[1]
+    raise RanksError(f"the name {node} of the first node has no address; give the node's own in MASTER_ADDR")
 
 
 def _number(found: Mapping[str, str], name: str, absent: int) -> int:
