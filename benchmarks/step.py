@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,11 +30,12 @@ from benchmarks.step_memory import watch
 from benchmarks.step_profile import shares
 from benchmarks.step_report import record
 from benchmarks.step_sizes import SIZES, Cell, Size, floor_flops, make_run, shallower
-from benchmarks.step_variants import ENDS, OURS, VARIANTS, executed_flops, prepare
+from benchmarks.step_variants import ENDS, OURS, VARIANTS, Off, executed_flops, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 # Dense bf16 of an H100 or H200 (SXM), FLOP/s; other devices are measured by a large product.
 PUBLISHED_PEAK = 989e12
+OFF = tuple(field.name for field in fields(Off))
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Pa
         found = {name: _in_a_process(settings, number, name, rounds, trace) for name in names}
         # Variants that do not fit have no times and no memory.
         told |= {key: {name: each.get(key) for name, each in found.items()} for key in ("seconds", "memory")}
-        told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", "off")}
+        told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", *OFF)}
         told |= {"profile": found["ours"].get("profile", {})}
     h100 = settings.device == "cuda" and any(n in torch.cuda.get_device_name() for n in ("H100", "H200"))
     told["peak"] = PUBLISHED_PEAK if h100 and settings.dtype == "bfloat16" else told["rate"]
@@ -148,7 +149,7 @@ def _in_turns(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -
         "cpu_seconds": {name: [cost.cpu for cost in taken] for name, taken in costs.items()},
         "memory": {name: asdict(each) for name, each in memory.items()},
         "rate": flop / min(products),
-        "off": off,
+        **asdict(off),
         "profile": shares(steps["ours"], device, _timeline(trace, settings, cell)),
     }
 
@@ -169,7 +170,7 @@ def _alone(settings: Settings, cell: Cell, variant: str, rounds: int, trace: Pat
                 told["profile"] = shares(step, device, _timeline(trace, settings, cell))
     except torch.OutOfMemoryError:
         return {}
-    return told | {"seconds": seconds, "off": off, "memory": asdict(memory)}
+    return told | asdict(off) | {"seconds": seconds, "memory": asdict(memory)}
 
 
 def _in_a_process(settings: Settings, cell: int, variant: str, rounds: int, trace: Path | None) -> dict[str, Any]:

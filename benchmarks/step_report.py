@@ -30,6 +30,12 @@ def _text(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines + [line for cell in result["cells"] for line in _cell(cell, result["rounds"])])
 
 
+def _rounding(cell: dict[str, Any]) -> str:
+    # Results of earlier versions do not say.
+    ours, naive = cell.get("off_ours", 0.0), cell.get("off_naive", 0.0)
+    return f"; in bfloat16 ours are at most {ours:.1e} off float32, the naive ones {naive:.1e}" if ours else ""
+
+
 def _cell(cell: dict[str, Any], rounds: int) -> list[str]:
     """A table with a row for each variant; ratios are medians over the rounds, with the least and the most."""
     lines = [
@@ -37,7 +43,7 @@ def _cell(cell: dict[str, Any], rounds: int) -> list[str]:
         "",
         f"Floor {cell['floor'] / 1e9:.4g} GFLOP, peak {cell['peak'] / 1e9:.4g} GFLOP/s (a large product here: "
         f"{cell['rate'] / 1e9:.4g}), {rounds} rounds; condition and losses of the naive variants are at most "
-        f"{cell['off']:.0e} off ours.",
+        f"{cell['off']:.0e} off ours in float32{_rounding(cell)}.",
         "",
         "| variant | FLOP / floor | time / ours | CPU time / ours | step, s | MFU | the step's memory, MB |",
         "|---|---:|---:|---:|---:|---:|---:|",

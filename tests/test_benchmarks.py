@@ -100,6 +100,31 @@ def test_a_naive_step_that_computes_something_else_is_not_timed(cell: int, monke
         step_variants.prepare(size, less, [name], "single", torch.device("cpu"), "float32")
 
 
+def test_in_bfloat16_the_variant_that_is_farther_from_float32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, name, device = SIZES["miniature"](), "naive", torch.device("cpu")
+    cell, outcome = size.cells[0].of(2), step_variants.outcome
+
+    def prepare(ours: float, naive: float) -> step_variants.Off:
+        """With a condition that is off by these shares in bfloat16 alone."""
+
+        def off(model, run, batch, mask="pathway"):
+            states, losses = outcome(model, run, batch, mask)
+            share = naive if isinstance(model, step_variants.NaiveModel) else ours
+            return (states if states.dtype == torch.float32 else states + share * states.abs().max()), losses
+
+        monkeypatch.setattr(step_variants, "outcome", off)
+        return step_variants.prepare(size, cell, [name], "single", device, "bfloat16")[1]
+
+    found = prepare(0.0, 0.0)
+    assert found.off < 1e-4 < found.off_ours == pytest.approx(found.off_naive, rel=0.1)
+    # Both as far off, by more than a bound for one would allow.
+    assert prepare(0.05, -0.05).off_naive > 0.02
+    with pytest.raises(AssertionError, match=r"naive: its condition is .* off float32, the other's"):
+        prepare(0.0, 0.05)
+    with pytest.raises(AssertionError, match=r"ours: its condition is .* off float32, the other's"):
+        prepare(0.05, 0.0)
+
+
 @pytest.mark.parametrize("name", step_variants.NAIVE)
 def test_a_naive_step_trains_what_ours_trains_alike(name: str) -> None:
     """What follows the language model has the same gradients, so that equal losses are no accident of their value."""
