@@ -90,7 +90,7 @@ def test_streams_come_in_the_order_of_the_tasks(shards: Path) -> None:
 
 
 def test_a_stream_that_is_not_there_is_named_with_those_that_are(shards: Path) -> None:
-    with pytest.raises(ShardError, match=r"no stream of t2i at 64 px.*edit/32/32x32"):
+    with pytest.raises(ShardError, match=r"no record for t2i at 64 px.*edit/32/32x32"):
         opened(shards, Task.T2I, resolution=64)
 
 
@@ -118,9 +118,9 @@ def test_records_of_their_own_are_preferred(shards: Path) -> None:
 
 def test_no_other_task_is_made_of_text_to_image_records(tmp_path: Path) -> None:
     handmade.write(tmp_path, {stream(Task.T2I): shapes(Task.T2I, 3)})
-    with pytest.raises(ShardError, match=r"no stream of edit at 32 px; it has: t2i/32/32x32"):
+    with pytest.raises(ShardError, match=r"no record for edit at 32 px. It has t2i/32/32x32"):
         opened(tmp_path, Task.EDIT)
-    with pytest.raises(ShardError, match=r"no stream of reconstruction or t2i at 64 px"):
+    with pytest.raises(ShardError, match=r"no record for reconstruction at 64 px"):
         opened(tmp_path, Task.RECONSTRUCTION, resolution=64)
 
 

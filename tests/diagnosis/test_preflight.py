@@ -98,3 +98,27 @@ def test_a_source_is_looked_for_as_the_data_job_does(tmp_path: Path):
     assert checked(f"{tmp_path}/cats [1].tar")[0] == "ok"
     status, found = checked(f"{tmp_path}/dogs.tar")
     assert (status, "nothing matches the path of web" in found, "record" in found) == ("problem", True, False)
+
+
+@pytest.mark.parametrize("damage", ["a shard is gone", "a shard is cut", "an index is gone", "an index is changed"])
+def test_files_that_the_loader_would_miss_are_told_before(tmp_path: Path, damage: str):
+    write(tmp_path, {stream(task): shapes(task, 9) for task in (Task.T2I, Task.EDIT)})
+    curriculum = make_curriculum(tmp_path, mixture={"t2i": 1.0})
+    shard, index = sorted((tmp_path / "t2i").rglob("*.mds"))[-1], *(tmp_path / "t2i").rglob("index.json")
+    match damage:
+        case "a shard is gone":
+            shard.unlink()
+        case "a shard is cut":
+            shard.write_bytes(shard.read_bytes()[:-1])
+        case "an index is gone":
+            index.unlink()
+        case "an index is changed":
+            index.write_bytes(index.read_bytes() + b" ")
+    found = preflight.data(curriculum)
+    with pytest.raises(ShardError) as refusal:
+        open_streams(curriculum.data, [Task.T2I], 32)
+    assert (found.status, found.found) == ("problem", str(refusal.value))
+    # What no stage reads may be as it likes.
+    assert preflight.data(make_curriculum(tmp_path, mixture={"edit": 1.0})).status == "ok"
+    skips = make_curriculum(tmp_path, mixture={"t2i": 1.0}, damaged="skip")
+    assert (preflight.data(skips).status == "ok") == ("shard" in damage)

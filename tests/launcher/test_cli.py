@@ -27,6 +27,7 @@ def runnable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Curriculum:
     for backbone in ("vlm", "sana"):
         (tmp_path / backbone).symlink_to(Path(__file__).parents[2] / "assets/shapes" / backbone)
     (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/manifest.json").touch()
     dump(curriculum(), tmp_path / "x.yaml")
     return curriculum()
 
@@ -52,7 +53,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(runnable: Curriculum, tmp_p
 
 def test_what_is_missing_is_refused_before_anything_starts(runnable: Curriculum, tmp_path: Path):
     (tmp_path / "sana").unlink()
-    (tmp_path / "elsewhere").rmdir()
+    (tmp_path / "elsewhere/manifest.json").unlink()
     result = call("run", "x.yaml")
     assert result.exit_code == 2
     for wrong in ("sana/transformer", "stages.c.start: elsewhere"):

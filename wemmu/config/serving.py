@@ -3,13 +3,23 @@
 The data job, the launcher, the doctor and the loader ask here, so what one of them lets pass the others read.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wemmu.config.prepare import Prepare
 from wemmu.config.schema import Curriculum
-from wemmu.config.shards import REJECTED_FILE, ShardError, Stream
+from wemmu.config.shards import (
+    DATASET_FILE,
+    INDEX_FILE,
+    REJECTED_FILE,
+    REWRITE,
+    ShardError,
+    Stream,
+    written_anew,
+)
 from wemmu.config.stage import Rung, Stage
 from wemmu.config.task import FROM_T2I, Task
 
@@ -78,6 +88,50 @@ def check_readable(where: Path | str, streams: Sequence[Stream], wanted: Iterabl
         f"one that has them (its {REJECTED_FILE} tells what was left out, and why), or change the stage's mixture or "
         "resolution"
     )
+
+
+def read_index(root: Path, stream: Stream) -> bytes:
+    """The index of a stream in the data set at `root`.
+
+    Raises:
+        ShardError: unless it is the recorded one.
+    """
+    path, state = root / stream.settings.name / INDEX_FILE, "missing"
+    if path.exists():
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() == stream.files[INDEX_FILE]:
+            return content
+        state = "damaged (its sha256 differs)"
+    raise ShardError(
+        f"the shard index {path} is {state}; to have it made anew, delete {root / DATASET_FILE} and {REWRITE}"
+    )
+
+
+def fault_of(shard: Path, size: int) -> str | None:
+    """What is wrong with a shard file that must have `size` bytes, without reading it; None if nothing is."""
+    found = shard.stat().st_size if shard.exists() else None
+    if found == size:
+        return None
+    return "missing" if found is None else f"damaged (it has {found} bytes, not {size})"
+
+
+def check_files(root: Path, streams: Iterable[Stream], shards_too: bool) -> None:
+    """Look at the files of the data set at `root` as the loader does before it reads: indices, and sizes of shards.
+
+    Raises:
+        ShardError: naming the first that is missing or damaged, and how many more are.
+    """
+    lost = []
+    for stream in streams:
+        index = json.loads(read_index(root, stream))
+        for raw in (shard["raw_data"] for shard in index["shards"]) if shards_too else ():
+            shard = root / stream.settings.name / raw["basename"]
+            if fault := fault_of(shard, raw["bytes"]):
+                lost.append((stream, raw["basename"], f"the shard file {shard} is {fault}"))
+    if lost:
+        stream, name, told = lost[0]
+        more = f", and {len(lost) - 1} more are not whole" if lost[1:] else ""
+        raise ShardError(f"{told}{more}; {written_anew(root, stream.settings.name, name)}")
 
 
 def check_preparable(curriculum: Curriculum, prepare: Prepare) -> None:

@@ -1,12 +1,12 @@
 """Where the files of a data set are: in a directory of this machine, or (`wemmu.data.remote`) in a cache of it."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from wemmu.config.shards import DATASET_FILE, INDEX_FILE, REWRITE, DataSet, ShardError, Stream, written_anew
+from wemmu.config.serving import fault_of, read_index
+from wemmu.config.shards import DataSet, ShardError, Stream, written_anew
 
 
 class DamageError(ShardError):
@@ -55,26 +55,15 @@ class LocalFiles:
         return DataSet.at(self._root)
 
     def index(self, stream: Stream) -> bytes:
-        path = self.path(stream, INDEX_FILE)
-        state = "missing"
-        if path.exists():
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() == stream.files[INDEX_FILE]:
-                return content
-            state = "damaged (its sha256 differs)"
-        raise ShardError(
-            f"the shard index {path} is {state}; to have it made anew, delete {self._root / DATASET_FILE} and {REWRITE}"
-        )
+        return read_index(self._root, stream)
 
     def path(self, stream: Stream, name: str) -> Path:
         return self._root / stream.settings.name / name
 
     def check(self, stream: Stream, name: str, size: int) -> None:
         path = self.path(stream, name)
-        found = path.stat().st_size if path.exists() else None
-        if found != size:
-            state = "missing" if found is None else f"damaged (it has {found} bytes, not {size})"
-            raise LostShardError(f"the shard file {path} is {state}; {self.way_out(stream, name)}")
+        if fault := fault_of(path, size):
+            raise LostShardError(f"the shard file {path} is {fault}; {self.way_out(stream, name)}")
 
     @contextmanager
     def held(self, stream: Stream, name: str, size: int) -> Iterator[None]:

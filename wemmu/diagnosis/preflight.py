@@ -7,7 +7,7 @@ from pathlib import Path
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.load import ConfigError
 from wemmu.config.prepare import Prepare, ShapesSource
-from wemmu.config.serving import check_preparable, check_readable, needs
+from wemmu.config.serving import check_files, check_preparable, check_readable, needs, serving
 from wemmu.config.shards import DATASET_FILE, DataSet, ShardError
 from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
@@ -25,6 +25,7 @@ _BACKBONES = (
     "put the published directories (Qwen2.5-VL-3B-Instruct, Sana_1600M_1024px_diffusers) on disk, whole, and name them "
     "under backbones:; paths are relative to the folder in which the command runs"
 )
+_MANIFEST = "manifest.json"
 MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; see `python -m wemmu.plan`"
 
 
@@ -64,9 +65,10 @@ def backbones(curriculum: Curriculum) -> Finding:
 
 def starts(curriculum: Curriculum) -> Finding:
     wanted = {stage.name: stage.start for stage in curriculum.stages if stage.start}
-    if absent := [f"stages.{name}.start: {path}" for name, path in wanted.items() if not path.is_dir()]:
-        remedy = "name the directory of a checkpoint or an exported bridge, or leave `start` out"
-        return Finding("weights to start from", "problem", f"not a directory: {'; '.join(absent)}", remedy)
+    if absent := [f"stages.{name}.start: {path}" for name, path in wanted.items() if not (path / _MANIFEST).is_file()]:
+        remedy = "name the directory of a checkpoint, or of weights that were shipped, or leave `start` out"
+        found = f"no checkpoint, since it holds no {_MANIFEST}: {'; '.join(absent)}"
+        return Finding("weights to start from", "problem", found, remedy)
     found = f"{len(wanted)} of {len(curriculum.stages)} stages start from weights of their own"
     return Finding("weights to start from", "ok", found)
 
@@ -94,7 +96,10 @@ def data(curriculum: Curriculum) -> Finding:
         return _preparable(curriculum, wanted.prepare)
     try:
         streams = DataSet.at(wanted.shards).streams
-        check_readable(wanted.shards, streams, needs(curriculum.stages))
+        read = needs(curriculum.stages)
+        check_readable(wanted.shards, streams, read)
+        used = {s.settings.name: s for need in read for s in serving(streams, need.task, need.resolution)}
+        check_files(wanted.shards, used.values(), shards_too=wanted.damaged == "stop")
     except ShardError as error:
         remedy = "run `python -m data_pipeline write CURRICULUM.yaml`, or name a finished data set in data.shards"
         return Finding("data", "problem", str(error), remedy)
