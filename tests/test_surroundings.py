@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from wemmu.config.files import said_plainly
 
@@ -57,6 +58,24 @@ def run(folder: Path, program: str, *arguments: object, **environment: str) -> N
 
 def test_text_is_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
     run(tmp_path, FOREIGN, tmp_path, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+
+
+def test_names_of_files_are_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
+    """A folder of pictures with such names, written as a data set and verified."""
+    folder = tmp_path / "caf\u00e9"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "\u732b.png")
+    (folder / "list.jsonl").write_text('{"image": "\u732b.png", "caption": "\u732b"}\n', encoding="utf-8")
+    source = f"{{kind: folder, name: mine, path: {folder / 'list.jsonl'}}}"
+    curriculum = tmp_path / "mine.yaml"
+    text = f"base: {ROOT}/configs/shapes/curriculum.yaml\n"
+    text += f"data: {{shards: {folder / 'out'}, prepare: {{sources: [{source}]}}}}\n"
+    only_words = [f"'stages.stage{number}.mixture={{t2i: 1.0}}'" for number in range(1, 5)]
+    curriculum.write_text(text + f"overrides: [{', '.join(only_words)}]\n", encoding="utf-8")
+    foreign = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "data_pipeline", "write", str(curriculum), "--workers", "0"]
+    done = subprocess.run(command, cwd=ROOT, env=foreign, capture_output=True, check=False)
+    assert b"1 records read, 1 kept" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_user_without_a_name_can_work(tmp_path: Path) -> None:
