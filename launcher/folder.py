@@ -16,7 +16,7 @@ CLUSTER = "cluster.yaml"
 _FIRST_TRACES = {LOCK, SUBMISSION, "curriculum.yaml.tmp"}
 _SHOWN = 20
 # Fields that say how a run goes on and not what comes of it: these may change between two launches.
-_FREE = re.compile(r"parallel\.|memory\.|logging\.|threads$|stages\.[^.]+\.gate\.")
+_FREE = re.compile(r"parallel\.|memory\.|logging\.|threads$|data\.resume_reordered$|stages\.[^.]+\.gate\.")
 
 
 class RefusedError(ValueError):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.gate import Gate
+from wemmu.config.checkpoints import CHECKPOINTS, directory_name, manifest_step, own_checkpoints
 
-MANIFEST = "manifest.json"
 # In the folder of a stage with a ladder: where each rung ended, and why (`wemmu.training.ladder`).
 RUNGS = "rungs.jsonl"
 
@@ -43,16 +43,15 @@ class Job:
 
 def checkpoint(stage_folder: Path, step: int) -> Path:
     """Where the trainer leaves the checkpoint of `step`; the directory appears by rename, with its manifest in it."""
-    return stage_folder / "checkpoints" / f"step_{step:08d}"
+    return stage_folder / CHECKPOINTS / directory_name(step)
 
 
 def last_step(job: Job) -> int | None:
     """Step of the newest whole checkpoint of a training job (0 if there is none); None for other jobs."""
     if job.steps is None:
         return None
-    # Eight digits exactly: the trainer writes aside under a name that goes on after them.
-    found = (job.folder / "checkpoints").glob(f"step_{'[0-9]' * 8}/{MANIFEST}")
-    return max((int(file.parent.name.removeprefix("step_")) for file in found if _is_whole(file)), default=0)
+    steps = (manifest_step(directory) for directory in own_checkpoints(job.folder / CHECKPOINTS))
+    return max((step for step in steps if step is not None), default=0)
 
 
 def rung_end(job: Job) -> int | None:

@@ -5,20 +5,22 @@ launcher how often.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
-Happening = Literal["submitted", "started", "ended", "refused", "warned", "requeued", "cancelled"]
+from wemmu.jsonlines import append_line
+
+Happening = Literal["submitted", "started", "ended", "refused", "warned", "requeued", "cancelled", "changed"]
 
 
 @dataclass(frozen=True)
 class Event:
     """submitted: to Slurm. started, ended: one attempt at a job. refused: its gate did not hold, or it is
-    given up. warned: told by Slurm that it will end. requeued, cancelled.
+    given up. warned: told by Slurm that it will end. requeued, cancelled. changed: the config differs from the attempt's
+    before, written by training itself.
 
     attempt: counted from 1, 0 where it is no attempt that is told of. pid, host: of the process that ran it. slurm: the
     id of its Slurm job, nodes: those it ran on. exit_code: negative if a signal ended it. from_step, to_step: newest
@@ -47,17 +49,9 @@ class Ledger:
         self.file = file
 
     def append(self, event: Event) -> None:
-        """Add an event, stamped with the time; on disk when this returns.
-
-        One write of one line, so that jobs of several nodes may append at once.
-        """
+        """Add an event, stamped with the time; on disk when this returns."""
         said = {"time": ""} | asdict(event) | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
-        line = json.dumps({key: value for key, value in said.items() if value not in (None, "")})
-        with self.file.open("ab+") as file:
-            # A line that a kill tore must not swallow this one.
-            file.write((b"\n" if _is_torn(file) else b"") + line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.file, {key: value for key, value in said.items() if value not in (None, "")})
 
     def events(self) -> Iterator[Event]:
         """All events, oldest first; lines torn by a kill are passed over."""
@@ -76,10 +70,3 @@ class Ledger:
     def attempts(self, job: str) -> int:
         """How often a job was started."""
         return sum(event.event == "started" for event in self.of(job))
-
-
-def _is_torn(file: BinaryIO) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"

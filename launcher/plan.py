@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.gate import Gate
-from launcher.job import MANIFEST, RUNGS, Job, checkpoint, is_finished
+from launcher.job import RUNGS, Job, checkpoint, is_finished
 from wemmu.config import Curriculum, Rung, Stage, StageRun
+from wemmu.config.checkpoints import MANIFEST
 
 # What lies beside the packages in a checkout, and below this one where it was installed (setup.py).
 _INSTALLED = Path(__file__).resolve().parent / "home"

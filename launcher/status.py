@@ -42,7 +42,8 @@ class Status:
 
 def statuses(jobs: Sequence[Job], ledger: Ledger, queued: Mapping[str, Queued] | None = None) -> list[Status]:
     """The status of each job, in order. `queued`: the jobs that Slurm has in its queue, None where nobody asked it."""
-    events = list(ledger.events())
+    # That the config changed says nothing of how far a job is.
+    events = [event for event in ledger.events() if event.event != "changed"]
     rows: list[Status] = []
     for job in jobs:
         own = [event for event in events if event.job == job.name]

@@ -10,6 +10,7 @@ from launcher.cluster import Cluster
 from launcher.plan import stage_runs
 from launcher.status import Status
 from wemmu.config import Curriculum, Rung
+from wemmu.config.checkpoints import CHECKPOINTS
 from wemmu.planning.backbones import PlanError
 from wemmu.planning.flops import Assumptions
 from wemmu.planning.load import Degrees
@@ -76,7 +77,7 @@ def _start(stage: Rung, run_folder: Path) -> str:
     if start is None:
         return "backbones"
     if start.is_relative_to(run_folder):
-        return "\n".join(part for part in start.relative_to(run_folder).parts if part != "checkpoints")
+        return "\n".join(part for part in start.relative_to(run_folder).parts if part != CHECKPOINTS)
     # Broken at its slashes, or a narrow terminal breaks it anywhere.
     return str(start).replace("/", "/\n")
 

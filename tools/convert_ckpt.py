@@ -27,6 +27,7 @@ import typer
 
 from tools.export.memory import return_what_is_freed
 from wemmu.config import ConfigError, StageRun, load_stage
+from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, refuse_renamed
 from wemmu.config.files import said_plainly
 from wemmu.sample import newest_finished
 from wemmu.training.signals import EXIT_FINAL
@@ -153,12 +154,12 @@ def find(source: Path) -> Source:
         folder, checkpoint = source.resolve().parent.parent, source
     else:
         folder = source if (source / "config.yaml").is_file() else newest_finished(source)
-        # Without `checkpoint.latest`, which would clear away what a trainer at work is just writing.
-        whole = sorted(manifest.parent for manifest in folder.glob("checkpoints/step_*[0-9]/manifest.json"))
-        if not whole:
+        refuse_renamed(folder / CHECKPOINTS)
+        found = own_checkpoints(folder / CHECKPOINTS)
+        if not found:
             train = f"python -m wemmu.train {folder / 'config.yaml'}"
             raise ValueError(f"{folder} has no checkpoint; train it first: {train}")
-        checkpoint = whole[-1]
+        checkpoint = found[-1]
     return Source(load_stage(folder / "config.yaml"), folder, checkpoint)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from wemmu.config import ConfigError, load_stage
+from wemmu.config.checkpoints import CHECKPOINTS
 from wemmu.config.files import said_plainly
 from wemmu.training.signals import EXIT_FINAL
 
@@ -14,7 +15,7 @@ from wemmu.training.signals import EXIT_FINAL
 def main(
     folder: Annotated[Path, typer.Argument(metavar="RUN/STAGE", help="Folder of a stage that has a checkpoint.")],
     prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; else the newest whole one.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; else the newest.")] = None,
     ema: Annotated[bool | None, typer.Option(help="Score the moving average; else if the stage keeps one.")] = None,
 ) -> None:
     """Draw held-out requests with a trained stage and score them exactly."""
@@ -38,10 +39,10 @@ def main(
 
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    chosen = checkpoint or latest(folder / "checkpoints")
-    if chosen is None:
-        sys.exit(f"{folder} has no whole checkpoint; train it first: python -m wemmu.train {folder / 'config.yaml'}")
     try:
+        chosen = checkpoint or latest(folder / CHECKPOINTS)
+        if chosen is None:
+            sys.exit(f"{folder} has no checkpoint; train it first: python -m wemmu.train {folder / 'config.yaml'}")
         manifest = read_manifest(chosen)
         model, encoder = load_trained(run, chosen, ema)
     except ConfigError as error:

@@ -1,9 +1,14 @@
 """Files of one JSON object a line, as they are after kills and while somebody writes to them."""
 
 import json
+import os
 import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+LEDGER = "ledger.jsonl"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -31,8 +36,33 @@ def new_lines(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     return values, offset + len(text)
 
 
+def append_line(file: Path, values: Mapping[str, Any]) -> None:
+    """Add a line, on disk when this returns; one write, so that processes of several nodes may append at once."""
+    with file.open("ab+") as stream:
+        # A line that a kill tore must not swallow this one.
+        stream.write((b"\n" if _is_torn(stream) else b"") + json.dumps(values).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _is_torn(stream: BinaryIO) -> bool:
+    if stream.seek(0, os.SEEK_END) == 0:
+        return False
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1) != b"\n"
+
+
+def append_event(folder: Path, values: Mapping[str, Any]) -> None:
+    """Add an event of the stage in `folder` to the launcher's ledger, if a launcher keeps one."""
+    home = folder.resolve()
+    ledger = home.parent / LEDGER
+    if ledger.exists():
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        append_line(ledger, {"time": time, "job": home.name, "attempt": 0, **values})
+
+
 def stage_events(folder: Path) -> list[dict[str, Any]]:
     """What the launcher's ledger tells of the stage in `folder`, its rungs and its evaluation, oldest first."""
     home = folder.resolve()
-    events = read_lines(home.parent / "ledger.jsonl")
+    events = read_lines(home.parent / LEDGER)
     return [event for event in events if re.split("[/@]", str(event.get("job", "")))[0] == home.name]

@@ -12,6 +12,7 @@ import typer
 from PIL import Image, UnidentifiedImageError
 
 from wemmu.config import StageRun, Task, load_stage
+from wemmu.config.checkpoints import CHECKPOINTS, directory_name, manifest_step, own_checkpoints
 from wemmu.config.files import said_plainly
 
 
@@ -131,9 +132,9 @@ def newest_finished(run: Path) -> Path:
             "(config.yaml) or an exported model (model_index.json)"
         )
     for config, folder in reversed(stages):
-        if (folder / "checkpoints" / f"step_{config.stage.steps:08d}" / "manifest.json").is_file():
+        if manifest_step(folder / CHECKPOINTS / directory_name(config.stage.steps)) == config.stage.steps:
             return folder
-    begun = [str(folder) for _, folder in stages if any((folder / "checkpoints").glob("step_*"))]
+    begun = [str(folder) for _, folder in stages if own_checkpoints(folder / CHECKPOINTS)]
     choices = f"; to draw from one that is not, name it: {', '.join(begun)}" if begun else ""
     raise SampleError(f"no stage of {run} is finished{choices}")
 
@@ -152,10 +153,13 @@ def _stage(run: StageRun, folder: Path, ema: bool | None) -> Draw:
             f"{folder} is of a VLM that answers and draws nothing; `python tools/convert_ckpt.py {folder} --out DIR` "
             "makes a directory of it that transformers loads"
         )
-    checkpoint = latest(folder / "checkpoints")
+    try:
+        checkpoint = latest(folder / CHECKPOINTS)
+    except CheckpointError as error:
+        raise SampleError(str(error)) from error
     if checkpoint is None:
         train = f"python -m wemmu.train {folder / 'config.yaml'}"
-        raise SampleError(f"{folder} has no whole checkpoint; train it first: {train}")
+        raise SampleError(f"{folder} has no checkpoint; train it first: {train}")
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     try:

@@ -24,7 +24,11 @@ def test_bad_size_is_refused(text: str):
 def test_newest_finished_stage_is_taken(tmp_path: Path):
     run = write_run(tmp_path / "run")
     assert newest_finished(run) == run / "stage4"
-    (run / "stage4" / "checkpoints" / "step_00000100").rename(run / "stage4" / "checkpoints" / "step_00000060")
+    earlier = (run / "stage4" / "checkpoints" / "step_00000100").rename(
+        run / "stage4" / "checkpoints" / "step_00000060"
+    )
+    manifest = (earlier / "manifest.json").read_text()
+    (earlier / "manifest.json").write_text(manifest.replace('"step": 100', '"step": 60'))
     assert newest_finished(run) == run / "stage1"
     (run / "stage1" / "checkpoints" / "step_00000100" / "manifest.json").unlink()
     with pytest.raises(SampleError, match=r"no stage of .* is finished; to draw from one .*stage4"):

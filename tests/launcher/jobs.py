@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from launcher.job import MANIFEST, Job, checkpoint
+from launcher.job import Job, checkpoint
+from wemmu.config.checkpoints import MANIFEST
 
 # A trainer in small: a checkpoint every 0.1 s, goes on from the last one, exits with 75 when told to stop.
 TRAINER = """

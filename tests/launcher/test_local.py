@@ -84,7 +84,11 @@ def test_a_product_older_than_its_input_is_made_again(tmp_path: Path):
 
 def test_a_checkpoint_still_being_written_is_not_one(tmp_path: Path):
     job = trainer(tmp_path)
-    for name, manifest in (("step_00000001", "{}"), ("step_00000002.tmp", "{}"), ("step_00000003", '{"ha')):
+    for name, manifest in (
+        ("step_00000001", '{"step": 1}'),
+        ("step_00000002.tmp", '{"step": 2}'),
+        ("step_00000003", '{"ha'),
+    ):
         (job.folder / "checkpoints" / name).mkdir(parents=True)
         (job.folder / "checkpoints" / name / "manifest.json").write_text(manifest)
     assert last_step(job) == 1

@@ -302,14 +302,17 @@ def test_another_format_is_refused_by_its_number(tmp_path: Path):
         checkpoint.verify(file.parent)
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_debris_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damaged_newest_one_and_debris_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     save(tmp_path, 2)
     middle, newest = save(tmp_path, 10), save(tmp_path, 100)
     assert checkpoint.latest(tmp_path) == newest
     truncate(files_of(newest)[0])
     debris = tmp_path / "step_00000200.tmp"
     shutil.copytree(middle, debris)
-    assert checkpoint.latest(tmp_path) == middle
+    with pytest.raises(CheckpointError, match=f"{newest}.*is damaged.*the newest that is whole is {middle}"):
+        checkpoint.latest(tmp_path)
     state = other_state()
     assert checkpoint.load_newest(tmp_path, state).step == 10
     assert same(state, make_state(10))

@@ -118,6 +118,8 @@ class Data(Config):
     workers: Annotated[int, Field(ge=0)] = 1
     # A record that is not what was written: stop, or take another in its place and count it.
     damaged: Literal["stop", "skip"] = "stop"
+    # Resume although seed, global batch, mixture or records differ from the checkpoint's, so that other samples follow.
+    resume_reordered: bool = False
     # Records of each stream, a quarter of it at most, that no stage trains on, for the validation loss.
     validation: Annotated[int, Field(ge=0)] = 0
 

@@ -61,6 +61,11 @@ class Loader:
         return [stream.settings for stream in self._streams]
 
     @property
+    def records(self) -> dict[str, int]:
+        """Number of records that training reads of each stream."""
+        return {stream.settings.name: len(stream) for stream in self._streams}
+
+    @property
     def skipped(self) -> Counter[tuple[str, int]]:
         """(shard file, record in it) -> how often another was read in the place of this one, which is damaged."""
         return sum((stream.skipped for stream in self._streams), Counter())

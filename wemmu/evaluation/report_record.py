@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage
+from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints
 from wemmu.config.shards import DataSet, ShardError
 from wemmu.evaluation.runner import PICTURES, RESULTS_FILE, SAMPLES_FILE
 from wemmu.jsonlines import read_lines
@@ -138,7 +139,7 @@ def _stages(folder: Path, curriculum: Curriculum | None) -> Iterator[StageRecord
 
 def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRecord:
     start = _given_start(run, home.parent, curriculum)
-    manifests = [_json(file) for file in sorted(home.glob("checkpoints/step_*/manifest.json")) if _is_named(file)]
+    manifests = [_json(directory / MANIFEST) for directory in own_checkpoints(home / CHECKPOINTS)]
     pictures = home / PICTURES
     return StageRecord(
         run=run,
@@ -150,11 +151,6 @@ def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRec
         given_start=start,
         start_manifest=_json(start / "manifest.json") if start else None,
     )
-
-
-def _is_named(manifest: Path) -> bool:
-    """Not one that is being written aside."""
-    return manifest.parent.suffix != ".tmp"
 
 
 def _given_start(run: StageRun, folder: Path, curriculum: Curriculum | None) -> Path | None:
@@ -177,7 +173,7 @@ def _parts(ledger: Path) -> list[Part]:
             at = datetime.fromisoformat(event["time"])
             if event["event"] == "started":
                 began, outcome, attempts = at, "has not ended", attempts + 1
-            elif began is not None:
+            elif event["event"] != "changed" and began is not None:
                 seconds, outcome, began = seconds + (at - began).total_seconds(), event.get("reason", "ended"), None
         parts.append(Part(job, attempts, seconds, outcome))
     return parts

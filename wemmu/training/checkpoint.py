@@ -12,11 +12,13 @@ manifest is on disk, so that whatever carries the name is whole.
 
 import os
 import platform
+import re
 import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from wemmu.config.checkpoints import directory_name, manifest_step, own_checkpoints, refuse_renamed
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed, WholePlanner
 from wemmu.training.collective import ALONE, CheckpointError, Ranks, all_ranks
@@ -42,10 +45,6 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 SHIPPED = "weights.safetensors"
 LIBRARIES = ("torch", "transformers", "diffusers", "mosaicml-streaming")
 WEIGHTS, MOMENTS, EMA = "model", ("exp_avg", "exp_avg_sq"), "ema"  # the first words of names in the state
-
-
-def directory_name(step: int) -> str:
-    return f"step_{step:08d}"
 
 
 def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, Placed]:
@@ -79,7 +78,7 @@ def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ran
     def begin(steps: list[int]) -> None:
         if len(set(steps)) > 1:
             raise CheckpointError(f"the ranks are at different steps: {steps}")
-        shutil.rmtree(aside, ignore_errors=True)
+        _discard(aside)
         aside.mkdir(parents=True)
 
     ranks.together(what, lambda: step, begin)
@@ -144,9 +143,10 @@ def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
     write_manifest(aside, manifest)
     for directory in (aside / "state", aside):
         _sync(directory)
-    if final.exists():
-        # Only a checkpoint that failed verification is ever written again (`latest` passes over it).
-        _remove(final)
+    if final.is_symlink() or final.is_file():
+        final.unlink()
+    elif final.exists():
+        _set_aside(final, manifest.step)
     os.replace(aside, final)
     # On the disk before older ones go.
     _sync(final.parent)
@@ -168,12 +168,21 @@ def load_state(directory: Path, state: TrainState) -> Manifest:
     return manifest
 
 
-def load_newest(root: Path, state: TrainState) -> Manifest | None:
-    """`load_state` of the newest checkpoint under `root` that is whole; None if there is none."""
+def load_newest(
+    root: Path, state: TrainState, check: Callable[[Path, Manifest], object] = lambda *_: None
+) -> Manifest | None:
+    """`load_state` of the newest checkpoint under `root` that is whole; None if there is no checkpoint at all.
+
+    check: raises, on all ranks, before anything is read of one that must not be used.
+
+    Raises:
+        CheckpointError: as `load_state`, or if there are checkpoints and none is whole.
+    """
     ranks = all_ranks()
     found = _newest(root, ranks)
     if found is None:
         return None
+    check(*found)
     _fill(*found, state, ranks)
     check_finite(f"{found[0]} cannot be gone on from", flat(state, {}), ranks)
     return found[1]
@@ -239,18 +248,36 @@ def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str,
 
 
 def latest(root: Path) -> Path | None:
-    """The newest checkpoint under `root` that verifies. Changes nothing: a run may be saving there right now."""
-    found = _newest(root, ALONE)
-    return found and found[0]
+    """The newest checkpoint under `root`; None if there is none. Changes nothing: a run may be saving there right now.
+
+    Raises:
+        CheckpointError: if it is damaged, naming the newest that is whole: whoever uses weights must know which.
+        RenamedError: as `refuse_renamed`.
+    """
+    refuse_renamed(root)
+    newest = next(reversed(own_checkpoints(root)), None)
+    try:
+        if newest is not None:
+            verify(newest)
+    except CheckpointError as error:
+        whole = _newest_whole(own_checkpoints(root)[:-1], ALONE)
+        instead = f"the newest that is whole is {whole[0]}" if whole else "none of the others is whole"
+        raise CheckpointError(f"{error}. It is the newest of {root}; {instead}") from error
+    return newest
 
 
 def prune(root: Path, keep: int, ranks: Ranks = ALONE) -> None:
-    """Remove all but the newest `keep` checkpoints, and only once the newest verifies."""
-    directories = _numbered(root, ranks)
+    """Remove all but the newest `keep` checkpoints, and only once the newest verifies.
+
+    One that cannot be removed stays, and is named.
+    """
+    directories = ranks.together(f"{root} cannot be read", lambda: None, lambda _: own_checkpoints(root))
 
     def remove(_: list[None]) -> None:
         for directory in directories[:-keep]:
-            _remove(directory)
+            # Without a readable manifest it may be anything.
+            if manifest_step(directory) is not None:
+                _remove(directory)
 
     if len(directories) > keep:
         verify(directories[-1], ranks)
@@ -260,11 +287,33 @@ def prune(root: Path, keep: int, ranks: Ranks = ALONE) -> None:
 def clear_debris(root: Path) -> None:
     """Remove what a killed save left behind; for the one process that saves under `root`."""
     for debris in root.glob("step_*.tmp"):
-        shutil.rmtree(debris)
+        if re.fullmatch(r"step_\d{8}(\.old|\.import)?\.tmp", debris.name):
+            _discard(debris)
 
 
 def _newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
-    for directory in reversed(_numbered(root, ranks)):
+    """The newest whole checkpoint under `root`; None where there is no checkpoint at all. All ranks get the same.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is whole.
+    """
+
+    def look(_: list[None]) -> list[Path]:
+        refuse_renamed(root)
+        return own_checkpoints(root)
+
+    found = ranks.together(f"{root} cannot be read", lambda: None, look)
+    whole = _newest_whole(found, ranks)
+    if found and whole is None:
+        raise CheckpointError(
+            f"no checkpoint in {root} is whole ({', '.join(d.name for d in found)}; the reasons are above), so training "
+            f"cannot resume. Restore one of them; to begin the stage anew on purpose, move {root} away"
+        )
+    return whole
+
+
+def _newest_whole(directories: Sequence[Path], ranks: Ranks) -> tuple[Path, Manifest] | None:
+    for directory in reversed(directories):
         try:
             return directory, verify(directory, ranks)
         except CheckpointError as error:
@@ -273,18 +322,38 @@ def _newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
     return None
 
 
-def _numbered(root: Path, ranks: Ranks) -> list[Path]:
-    def look(_: list[None]) -> list[Path]:
-        return sorted(d for d in root.glob("step_*") if d.suffix != ".tmp")
-
-    return ranks.together(f"{root} cannot be read", lambda: None, look)
+def _set_aside(directory: Path, step: int) -> None:
+    """Free a directory's name: remove a damaged checkpoint of this step, rename anything else."""
+    if manifest_step(directory) == step:
+        # Only one that failed verification is ever written again (`_newest` passes over it).
+        _remove(directory)
+        return
+    kept = next(p for n in count(1) if not (p := directory.with_name(f"{directory.name}.other-{n}")).exists())
+    os.replace(directory, kept)
+    print(f"{directory} held no checkpoint of step {step}; what it held is in {kept}", flush=True)
 
 
 def _remove(directory: Path) -> None:
     """Remove a checkpoint so that, killed in the midst of it, nothing half removed bears its name."""
     debris = directory.with_name(f"{directory.name}.old.tmp")
-    os.replace(directory, debris)
-    shutil.rmtree(debris)
+    try:
+        _discard(debris)
+        os.replace(directory, debris)
+    except OSError as error:
+        print(f"{directory} cannot be removed and stays: {error}", flush=True)
+        return
+    _discard(debris)
+
+
+def _discard(path: Path) -> None:
+    """Remove a directory, a file or a link (never its target); what cannot be removed stays, and is named."""
+    try:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        print(f"{path} cannot be removed and stays: {error}", flush=True)
 
 
 def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) -> None:

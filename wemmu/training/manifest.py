@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from wemmu.training.collective import ALONE, CheckpointError, Ranks
 
@@ -17,7 +18,8 @@ class Origin:
     """Where checkpoints come from; the same for all of a run.
 
     seed: with the step, the key of all randomness. frozen: backbone -> SHA-256 of the weights it was trained beside.
-    layout: engine and degrees of parallelism, for people; any other layout can load them.
+    layout: engine and degrees of parallelism, for people; any other layout can load them. settings: what the config says
+    of the training, field -> value (`wemmu.training.resume`). first_step, first_samples: where this attempt began.
     """
 
     stage: str
@@ -25,6 +27,9 @@ class Origin:
     resolution: int
     frozen: dict[str, str]
     layout: dict[str, str | int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    first_step: int = 0
+    first_samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Manifest:
     # The first checkpoints of this format say nothing of it.
     layout: dict[str, str | int] = field(default_factory=dict)
     ema: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    first_step: int = 0
+    first_samples: int = 0
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -4,22 +4,24 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from wemmu.config.checkpoints import own_checkpoints
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.wandb_mode import wandb_mode
+from wemmu.jsonlines import append_event
 from wemmu.parallel.rendezvous import connect
 from wemmu.parallel.topology import any_rank
-from wemmu.training import checkpoint, environment
+from wemmu.training import checkpoint, environment, resume
 from wemmu.training.build import Parts, build
 from wemmu.training.heartbeat import beat
 from wemmu.training.hold import held
 from wemmu.training.ladder import Ladder
-from wemmu.training.manifest import Origin
+from wemmu.training.manifest import Manifest, Origin
 from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
 from wemmu.training.telemetry import Record, Window, progress_line
@@ -53,12 +55,11 @@ class Trainer:
         self.parts: Parts = build(run, self.topology, self.device)
         self.checkpoints = folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        origin = Origin(
-            self.stage.name, run.seed, self.stage.resolution, self.parts.frozen, layout=run.parallel.model_dump()
-        )
-        self.saver = Saver(self.checkpoints, run.logging.keep_checkpoints, origin)
         self.saved: int | None = None
-        self.step = self._resume()
+        self.changes: list[str] = []
+        self.origin = self._resume()
+        self.step = self.origin.first_step
+        self.saver = Saver(self.checkpoints, run.logging.keep_checkpoints, self.origin)
         self.record = Record(folder / "metrics.jsonl", self.step) if self.topology.leads else None
         self.workload = Workload(run)
         self.peak = peak_flops(run, self.device)
@@ -117,9 +118,10 @@ class Trainer:
         window.steps += 1
         if not math.isfinite(norm):
             self.saver.close()
+            saved = own_checkpoints(self.checkpoints)
             raise TrainingError(
                 f"{self.stage.name}: the gradient is not finite at step {self.step}; the weights were left alone. "
-                f"The last checkpoint is {checkpoint.latest(self.checkpoints)}; a lower learning rate may help."
+                f"The last checkpoint is {next(reversed(saved), None)}; a lower learning rate may help."
             )
         return norm
 
@@ -135,7 +137,7 @@ class Trainer:
         share = optimizer.lr_share(self.step - 1, self.stage.steps)
         values = {
             "step": self.step,
-            "samples": self.step * self.stage.global_batch,
+            "samples": self.origin.first_samples + (self.step - self.origin.first_step) * self.stage.global_batch,
             **seen,
             "grad_norm": norm,
             "lr": optimizer.lr * share,
@@ -173,6 +175,8 @@ class Trainer:
     def _show(self) -> View:
         """Begin to show the record elsewhere."""
         environment.record(self.folder, self.step, self.device)
+        if self.changes:
+            append_event(self.folder, {"event": "changed", "from_step": self.step, "reason": "; ".join(self.changes)})
         mode = wandb_mode(self.run.logging)
         self._say(f"W&B {mode.name}: {mode.reason}")
         return View(mode, self.folder)
@@ -184,12 +188,23 @@ class Trainer:
         self.saved = self.step
         beat()
 
-    def _resume(self) -> int:
-        manifest = checkpoint.load_newest(self.checkpoints, self.parts.engine.state())
+    def _resume(self) -> Origin:
+        """Fill the state from the newest checkpoint; returns where this attempt begins."""
+        origin = Origin(
+            self.stage.name, self.run.seed, self.stage.resolution, self.parts.frozen, self.run.parallel.model_dump(),
+            resume.settings(self.run, self.parts.loader.records),
+        )  # fmt: skip
+
+        def check(directory: Path, manifest: Manifest) -> None:
+            self.changes = resume.check(directory, manifest, origin, self.run)
+
+        manifest = checkpoint.load_newest(self.checkpoints, self.parts.engine.state(), check)
         if manifest is None:
-            return 0
+            return origin
         self.parts.engine.restored(manifest.step)
         self._say(f"going on from {checkpoint.directory_name(manifest.step)}")
+        for change in self.changes:
+            self._say(f"changed since that checkpoint: {change}")
         if manifest.ema != (self.stage.optimizer.ema_decay is not None):
             self._say(
                 "its moving average of the weights (EMA) ends here: optimizer.ema_decay is not set"
@@ -197,7 +212,9 @@ class Trainer:
                 else "it holds no moving average of the weights (EMA), so the average begins with the weights it holds"
             )
         self.saved = manifest.step
-        return manifest.step
+        seen = resume.samples_seen(manifest)
+        first_samples = manifest.step * self.stage.global_batch if seen is None else seen
+        return replace(origin, first_step=manifest.step, first_samples=first_samples)
 
     def _announce(self) -> None:
         trained, frozen = self.parts.engine.parameters

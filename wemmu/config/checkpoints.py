@@ -1,0 +1,55 @@
+"""Which directories of a stage are its checkpoints: one rule for resuming, pruning, scoring, sampling and export.
+
+A checkpoint is a real directory named `step_` and eight digits whose manifest says that step. What a user puts beside
+it (copies under other names, links, archives) is never used and never touched. Free of torch.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from wemmu.config.load import ConfigError
+
+CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
+_NAME = re.compile(r"step_(\d{8})")
+
+
+class RenamedError(ConfigError):
+    """A directory has a checkpoint's name and holds the checkpoint of another step."""
+
+
+def directory_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def own_checkpoints(root: Path) -> list[Path]:
+    """The checkpoints under `root`, oldest first; damaged ones too, whose manifest cannot be read."""
+    return [d for d in _named(root) if manifest_step(d) in (_step(d), None)]
+
+
+def refuse_renamed(root: Path) -> None:
+    """Raises RenamedError naming a directory under `root` whose manifest says another step than its name."""
+    for directory in _named(root):
+        if (step := manifest_step(directory)) not in (_step(directory), None):
+            raise RenamedError(
+                f"{directory} holds the checkpoint of step {step}: it was renamed or copied. Rename it to "
+                f"{directory_name(step)}, or to a name of another form, such as {directory.name}_kept"
+            )
+
+
+def manifest_step(directory: Path) -> int | None:
+    """The step that the manifest in `directory` says; None where it cannot be read."""
+    try:
+        step = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _named(root: Path) -> list[Path]:
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted(d for d in found if _NAME.fullmatch(d.name) and d.is_dir() and not d.is_symlink())
+
+
+def _step(directory: Path) -> int:
+    return int(directory.name.removeprefix("step_"))

@@ -1,0 +1,91 @@
+"""May a stage resume from a checkpoint of its folder? What must be equal, what may differ, and how many samples it saw."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wemmu.config.schema import StageRun
+from wemmu.published.identity import is_same, short
+from wemmu.training.collective import CheckpointError, all_ranks
+from wemmu.training.manifest import Manifest, Origin
+
+# Settings of which the samples of a step are a function.
+_ORDER = re.compile(r"seed$|global_batch$|validation$|mixture\.|records\.")
+REORDER = "data.resume_reordered"
+
+
+def settings(run: StageRun, records: Mapping[str, int]) -> dict[str, Any]:
+    """What the config says of the training of a stage: field -> value. records: number in each stream it reads."""
+    stage = run.stage.model_dump(
+        mode="json", include={"global_batch", "steps", "trains", "objective", "optimizer", "mixture"}
+    )
+    return dict(_leaves({"seed": run.seed, "validation": run.data.validation, **stage, "records": dict(records)}))
+
+
+def check(directory: Path, manifest: Manifest, origin: Origin, run: StageRun) -> list[str]:
+    """What this attempt does otherwise than the one that saved the checkpoint, each "field: was -> is".
+
+    All ranks call it; all get the same answer.
+
+    Raises:
+        CheckpointError: if the checkpoint is of another stage, resolution, backbone or seed, or has more steps than the
+            stage; or if other samples would come in the steps that remain, unless `data.resume_reordered` allows it.
+    """
+
+    def verdict(found: list[tuple[list[str], list[str]]]) -> list[str]:
+        wrong = list(dict.fromkeys(reason for reasons, _ in found for reason in reasons))
+        changes = list(dict.fromkeys(change for _, changes in found for change in changes))
+        reordered = [change for change in changes if _ORDER.match(change)]
+        if reordered and not run.data.resume_reordered:
+            wrong.append(
+                f"other samples would follow: {', '.join(reordered)}. Take that back, or set {REORDER}=true to accept it"
+            )
+        if wrong:
+            raise CheckpointError(f"{directory} cannot be resumed from: {'; '.join(wrong)}")
+        return changes
+
+    mine = list(_unequal(manifest, origin, run)), list(_changes(manifest, origin))
+    return all_ranks().together(f"{directory} was not loaded", lambda: mine, verdict)
+
+
+def samples_seen(manifest: Manifest) -> int | None:
+    """Samples of which the checkpoint has learnt; None where an earlier version did not record it."""
+    if "global_batch" not in manifest.settings:
+        return None
+    return manifest.first_samples + (manifest.step - manifest.first_step) * int(manifest.settings["global_batch"])
+
+
+def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]:
+    if manifest.stage != origin.stage:
+        yield f"it is of the stage {manifest.stage}, this is {origin.stage}"
+    # The rungs of a ladder share a folder.
+    if manifest.resolution not in (origin.resolution, *run.stage.ladder):
+        yield f"it was trained at {manifest.resolution} px, this stage is at {origin.resolution} px"
+    for part, recorded in manifest.frozen.items():
+        here = origin.frozen.get(part)
+        if here is None:
+            yield f"{part} was frozen in it and is trained here"
+        elif not is_same(recorded, here):
+            yield f"it was trained beside another {part} (SHA-256 {short(recorded)}, here {short(here)})"
+    if manifest.step > run.stage.steps:
+        yield f"it has {manifest.step} steps, and the stage ends after {run.stage.steps}; set stage.steps to more"
+
+
+def _changes(manifest: Manifest, origin: Origin) -> Iterator[str]:
+    # The first checkpoints of this format record the seed alone.
+    was = manifest.settings or {"seed": manifest.seed}
+    for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
+        # Each rung of a ladder reads streams of its own.
+        if field.startswith("records.") and manifest.resolution != origin.resolution:
+            continue
+        if was.get(field) != origin.settings.get(field):
+            yield f"{field}: {was.get(field, 'absent')} -> {origin.settings.get(field, 'absent')}"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
