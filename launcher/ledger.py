@@ -19,8 +19,8 @@ Happening = Literal["submitted", "started", "ended", "refused", "warned", "reque
 @dataclass(frozen=True)
 class Event:
     """submitted: to Slurm. started, ended: one attempt at a job. refused: its gate did not hold, or it is
-    given up. warned: told by Slurm that it will end. requeued, cancelled. changed: the config differs from the attempt's
-    before, written by training itself.
+    given up. warned: told by Slurm that it will end. requeued, cancelled. changed: the config differs from the last
+    attempt's; training writes it.
 
     attempt: counted from 1, 0 where it is no attempt that is told of. pid, host: of the process that ran it. slurm: the
     id of its Slurm job, nodes: those it ran on. exit_code: negative if a signal ended it. from_step, to_step: newest

@@ -108,7 +108,7 @@ def test_status_tells_each_kind_of_job_apart(runnable: Curriculum, tmp_path: Pat
     folder.write(runnable, run)
     [manifest] = chain(runnable, run)[1].products
     manifest.parent.mkdir(parents=True)
-    manifest.write_text("{}")
+    manifest.write_text(f'{{"step": {int(manifest.parent.name[-8:])}}}')
     ledger = Ledger(run / "ledger.jsonl")
     ledger.append(Event("a", 1, "started", 1))
     ledger.append(Event("a", 1, "ended", 1, 0, 0, 30, "finished"))
@@ -216,7 +216,7 @@ def test_status_has_a_line_for_each_rung(runnable: Curriculum, tmp_path: Path):
     folder.write(ladder(), run)
     ended(run, 32, 8)
     (run / "b" / "checkpoints" / "step_00000012").mkdir()
-    (run / "b" / "checkpoints" / "step_00000012" / "manifest.json").write_text("{}")
+    (run / "b" / "checkpoints" / "step_00000012" / "manifest.json").write_text('{"step": 12}')
     told = [{"step": 8, "loss": 0.5}, {"step": 8, "validation_loss": 3.0}, {"step": 12, "loss": 0.25}]
     (run / "b" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
     ledger = Ledger(run / "ledger.jsonl")

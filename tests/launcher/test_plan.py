@@ -106,7 +106,7 @@ def ended(run: Path, resolution: int, step: int, saved: int | None = None) -> No
     """The rung of b ended at `step`, and the newest checkpoint is of step `saved`."""
     manifest = checkpoint(run / "b", step if saved is None else saved) / "manifest.json"
     manifest.parent.mkdir(parents=True)
-    manifest.write_text("{}")
+    manifest.write_text(f'{{"step": {step if saved is None else saved}}}')
     with (run / "b" / "rungs.jsonl").open("a") as file:
         file.write(json.dumps({"resolution": resolution, "to_step": step}) + "\n")
 

@@ -25,7 +25,7 @@ from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.parallel.adamw import AdamW
 from wemmu.parallel.engine import TrainState
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, resume
 from wemmu.training.hold import held
 from wemmu.training.losses import FlowMatchingLoss, Losses
 from wemmu.training.manifest import read_manifest
@@ -357,3 +357,32 @@ def test_stopped_before_its_first_step_a_run_does_not_claim_to_have_saved(
     assert trainer.train() == EXIT_INTERRUPTED
     assert "stopped by SIGTERM before the first step: nothing to save" in capfd.readouterr().out
     assert list((folder / "checkpoints").iterdir()) == []
+
+
+def test_a_config_that_was_edited_between_attempts_is_told_recorded_and_counted(
+    undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """The learning rate may change; the global batch orders the samples, so it must be asked for, and then counts."""
+    folder = shutil.copytree(undisturbed, tmp_path / "stage")
+    (tmp_path / "ledger.jsonl").write_text("")
+    shutil.rmtree(folder / "checkpoints" / checkpoint.directory_name(8))
+    run = load_stage(folder / CONFIG)
+    optimizer = run.stage.optimizer.model_copy(update={"lr": 0.002})
+    stage = run.stage.model_copy(update={"optimizer": optimizer, "global_batch": 2})
+    dump(run.model_copy(update={"stage": stage}), folder / CONFIG)
+    with pytest.raises(typer.Exit) as caught:
+        train.main(folder / CONFIG)
+    assert caught.value.exit_code == EXIT_FINAL
+    assert "other samples would follow: global_batch: 4 -> 2" in capfd.readouterr().err
+    dump(
+        run.model_copy(update={"stage": stage, "data": run.data.model_copy(update={"resume_reordered": True})}),
+        folder / CONFIG,
+    )
+    assert run_to_the_end(folder) == 0
+    assert "changed since that checkpoint: optimizer.lr: 0.001 -> 0.002" in capfd.readouterr().out
+    (event,) = map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines())
+    assert (event["event"], event["from_step"]) == ("changed", 6)
+    assert "global_batch: 4 -> 2; optimizer.lr: 0.001 -> 0.002" in event["reason"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["samples"] for line in lines if "loss" in line] == [4, 8, 12, 16, 20, 24, 26, 28]
+    assert resume.samples_seen(read_manifest(folder / "checkpoints" / checkpoint.directory_name(8))) == 28

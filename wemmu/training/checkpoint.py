@@ -306,8 +306,8 @@ def _newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
     whole = _newest_whole(found, ranks)
     if found and whole is None:
         raise CheckpointError(
-            f"no checkpoint in {root} is whole ({', '.join(d.name for d in found)}; the reasons are above), so training "
-            f"cannot resume. Restore one of them; to begin the stage anew on purpose, move {root} away"
+            f"no checkpoint in {root} is whole ({', '.join(d.name for d in found)}; reasons above), so training cannot "
+            f"resume. Restore one of them; to begin the stage anew on purpose, move {root} away"
         )
     return whole
 

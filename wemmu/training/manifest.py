@@ -18,8 +18,8 @@ class Origin:
     """Where checkpoints come from; the same for all of a run.
 
     seed: with the step, the key of all randomness. frozen: backbone -> SHA-256 of the weights it was trained beside.
-    layout: engine and degrees of parallelism, for people; any other layout can load them. settings: what the config says
-    of the training, field -> value (`wemmu.training.resume`). first_step, first_samples: where this attempt began.
+    layout: engine and degrees of parallelism, for people; any other layout can load them. settings: what the config
+    says of the training, field -> value (`wemmu.training.resume`). first_step, first_samples: where this attempt began.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""May a stage resume from a checkpoint of its folder? What must be equal, what may differ, and how many samples it saw."""
+"""May a stage resume from a checkpoint of its folder? What must be equal, what may differ, how many samples it saw."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from wemmu.training.collective import CheckpointError, all_ranks
 from wemmu.training.manifest import Manifest, Origin
 
 # Settings of which the samples of a step are a function.
-_ORDER = re.compile(r"seed$|global_batch$|validation$|mixture\.|records\.")
+_ORDER = re.compile(r"(seed|global_batch|validation):|mixture\.|records\.")
 REORDER = "data.resume_reordered"
 
 
@@ -39,7 +39,7 @@ def check(directory: Path, manifest: Manifest, origin: Origin, run: StageRun) ->
         reordered = [change for change in changes if _ORDER.match(change)]
         if reordered and not run.data.resume_reordered:
             wrong.append(
-                f"other samples would follow: {', '.join(reordered)}. Take that back, or set {REORDER}=true to accept it"
+                f"other samples would follow: {', '.join(reordered)}. Undo that, or set {REORDER}=true to accept it"
             )
         if wrong:
             raise CheckpointError(f"{directory} cannot be resumed from: {'; '.join(wrong)}")

@@ -49,8 +49,14 @@ class Trainer:
             torch.set_num_threads(run.threads)
         with self.stop.ends_process("the ranks were connecting"):
             self.topology, self.device = connect(run.parallel)
-        self._held = ExitStack()
-        self._held.enter_context(held(folder))
+        with ExitStack() as stack:
+            stack.enter_context(held(folder))
+            self._begin()
+            self._held = stack.pop_all()
+
+    def _begin(self) -> None:
+        """Build the parts, and go to where the newest checkpoint left off."""
+        run, folder = self.run, self.folder
         self.ladder = Ladder(self.stage, folder, self.topology.leads)
         self.parts: Parts = build(run, self.topology, self.device)
         self.checkpoints = folder / "checkpoints"

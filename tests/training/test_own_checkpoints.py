@@ -1,0 +1,86 @@
+"""What lies in `checkpoints/` beside the run's own is never used and never touched; one rule serves all who look."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launcher.job import Job, last_step
+from tests.training.test_checkpoint import files_of, other_state, save, truncate
+from wemmu.config.checkpoints import RenamedError, own_checkpoints
+from wemmu.training import checkpoint
+from wemmu.training.collective import CheckpointError
+
+
+def beside(root: Path, earlier: Path) -> list[Path]:
+    """What users put there: copies, links, an archive, a checkpoint moved to another disk with a link in its place."""
+    shutil.copytree(earlier, root / "step_00000004_keep")
+    shutil.copytree(earlier, root / "step_best_copy")
+    shutil.copytree(earlier, root / "step_00000004.tmp.mine")
+    (root / "step_best").symlink_to(earlier.name)
+    (root / "step_00000005").symlink_to(root / "step_00000004_keep")
+    (root / "step_00000009").write_text("an archive")
+    (root / "step_00000006.tar.gz").write_text("an archive")
+    (root / "step_best.tmp").mkdir()
+    return [path for path in root.iterdir() if path.name not in ("step_00000004", "step_00000006")]
+
+
+def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    earlier, newest = save(root, 4), save(root, 6)
+    theirs = beside(root, earlier)
+    assert own_checkpoints(root) == [earlier, newest]
+    assert checkpoint.latest(root) == newest
+    assert checkpoint.load_newest(root, other_state()).step == 6
+    assert last_step(Job("stage1", (), tmp_path / "log", steps=12)) == 6
+    checkpoint.clear_debris(root)
+    for step in (8, 10):
+        save(root, step)
+        checkpoint.prune(root, keep=2)
+    assert [path.name for path in own_checkpoints(root)] == ["step_00000008", "step_00000010"]
+    assert not earlier.exists()
+    assert all(path.is_symlink() or path.exists() for path in theirs)
+    checkpoint.verify(root / "step_00000004_keep")
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_link_or_file_where_a_checkpoint_must_be_written_gives_way_without_its_target(tmp_path: Path, kind: str):
+    elsewhere = save(tmp_path / "elsewhere", 4)
+    (tmp_path / "run").mkdir()
+    place = tmp_path / "run" / "step_00000006"
+    place.symlink_to(elsewhere) if kind == "link" else place.write_text("a file")
+    assert save(tmp_path / "run", 6) == place
+    checkpoint.verify(place)
+    checkpoint.verify(elsewhere)
+
+
+def test_a_renamed_checkpoint_is_refused_by_name_and_what_it_holds_is_kept(tmp_path: Path):
+    renamed = save(tmp_path, 4).rename(tmp_path / "step_00000006")
+    for use in (checkpoint.latest, lambda root: checkpoint.load_newest(root, other_state())):
+        with pytest.raises(RenamedError, match=r"step_00000006 holds the checkpoint of step 4.*step_00000004"):
+            use(tmp_path)
+    save(tmp_path, 6)
+    assert (tmp_path / "step_00000006.other-1" / "manifest.json").is_file()
+    assert checkpoint.latest(tmp_path) == renamed
+
+
+def test_a_checkpoint_that_cannot_be_removed_stays_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    directories = [save(tmp_path, step) for step in (1, 2, 3)]
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(checkpoint.os, "replace", refuse)
+    checkpoint.prune(tmp_path, keep=1)
+    monkeypatch.undo()
+    assert f"{directories[0]} cannot be removed and stays: not yours" in capsys.readouterr().out
+    assert own_checkpoints(tmp_path) == directories
+
+
+def test_where_no_checkpoint_is_whole_training_does_not_begin_at_step_0(tmp_path: Path):
+    for step in (2, 3):
+        truncate(files_of(save(tmp_path, step))[0])
+    with pytest.raises(CheckpointError, match=r"step_00000002, step_00000003.*begin the stage anew on purpose, move"):
+        checkpoint.load_newest(tmp_path, other_state())

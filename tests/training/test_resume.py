@@ -1,0 +1,88 @@
+"""A stage resumes only from what is its own: compared with the manifest, on every rank."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.runs import STAGE_RUN
+from wemmu.config import StageRun
+from wemmu.config.task import Task
+from wemmu.training import resume
+from wemmu.training.collective import CheckpointError
+from wemmu.training.manifest import FORMAT, Manifest, Origin
+
+RECORDS = {"t2i/32x32": 8}
+
+
+@pytest.fixture
+def run() -> StageRun:
+    return STAGE_RUN
+
+
+def origin_of(run: StageRun, **changes: Any) -> Origin:
+    origin = Origin(run.stage.name, run.seed, run.stage.resolution, {"vlm": "a" * 64, "vae": "b" * 64})
+    return replace(origin, settings=resume.settings(run, RECORDS), **changes)
+
+
+def manifest_of(run: StageRun, step: int = 2, **changes: Any) -> Manifest:
+    origin = origin_of(run, **changes)
+    return Manifest(FORMAT, step=step, tensors={}, trained=[], files={}, libraries={}, **vars(origin))
+
+
+def changed(run: StageRun, **fields: Any) -> StageRun:
+    """The run with fields of its stage, or of the run itself, at other values."""
+    own = {key: fields.pop(key) for key in ("seed", "data") if key in fields}
+    return run.model_copy(update={"stage": run.stage.model_copy(update=fields), **own})
+
+
+def test_an_unchanged_stage_resumes_in_silence(run: StageRun):
+    assert resume.check(Path("step"), manifest_of(run), origin_of(run), run) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"stage": "other"}, "it is of the stage other"),
+        ({"frozen": {"vlm": "c" * 64, "vae": "b" * 64}}, "trained beside another vlm"),
+        ({"frozen": {"vlm": "a" * 64, "vae": "b" * 64, "dit": "d" * 64}}, "dit was frozen in it and is trained here"),
+        ({"resolution": 4096}, "it was trained at 4096 px"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(run: StageRun, made: dict[str, Any], words: str):
+    with pytest.raises(CheckpointError, match=words):
+        resume.check(Path("step"), manifest_of(run, **made), origin_of(run), run)
+
+
+def test_a_checkpoint_with_more_steps_than_the_stage_says_so(run: StageRun):
+    with pytest.raises(CheckpointError, match=f"it has {run.stage.steps + 1} steps, and the stage ends after"):
+        resume.check(Path("step"), manifest_of(run, run.stage.steps + 1), origin_of(run), run)
+
+
+@pytest.mark.parametrize("fields", [{"seed": 99}, {"global_batch": 64}, {"mixture": {Task.T2I: 1.0}}])
+def test_what_changes_the_order_of_samples_is_refused_unless_told(run: StageRun, fields: dict[str, Any]):
+    now = changed(run, **fields)
+    with pytest.raises(CheckpointError, match=r"other samples would follow: .* -> .*data.resume_reordered=true"):
+        resume.check(Path("step"), manifest_of(run), origin_of(now), now)
+    told = now.model_copy(update={"data": now.data.model_copy(update={"resume_reordered": True})})
+    assert len(resume.check(Path("step"), manifest_of(run), origin_of(told), told)) > 0
+
+
+def test_another_learning_rate_is_named_and_taken(run: StageRun):
+    now = changed(run, optimizer=run.stage.optimizer.model_copy(update={"lr": 0.5}))
+    (said,) = resume.check(Path("step"), manifest_of(run), origin_of(now), now)
+    assert said == f"optimizer.lr: {run.stage.optimizer.lr} -> 0.5"
+
+
+def test_the_first_manifests_compare_the_seed_alone(run: StageRun):
+    old = replace(manifest_of(run), settings={})
+    assert resume.check(Path("step"), old, origin_of(run), run) == []
+    assert resume.samples_seen(old) is None
+    with pytest.raises(CheckpointError, match="seed"):
+        resume.check(Path("step"), replace(old, seed=99), origin_of(run), run)
+
+
+def test_samples_are_counted_across_changes_of_the_batch(run: StageRun):
+    manifest = manifest_of(run, 10, first_step=4, first_samples=100)
+    assert resume.samples_seen(manifest) == 100 + 6 * run.stage.global_batch
