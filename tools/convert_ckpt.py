@@ -134,7 +134,11 @@ def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[
     from tools.zero.write import write_checkpoint
 
     if not is_folder(source):
-        raise ValueError(f"{source} is no DeepSpeed folder: it holds neither *_model_states.pt nor a file named latest")
+        inside = sorted(str(path) for path in source.glob("*") if path.is_dir() and is_folder(path))
+        raise ValueError(
+            f"{source} is no DeepSpeed folder: it holds neither *_model_states.pt nor a file named latest"
+            + (f"; meant may be one of those inside: {', '.join(inside)}" if inside else "")
+        )
     return write_checkpoint(read_folder(source), run, root, parse_table(rename))
 
 

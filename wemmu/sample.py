@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from PIL import Image, UnidentifiedImageError
 
-from wemmu.config import StageRun, Task, load_stage
+from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, directory_name, manifest_step, own_checkpoints
 from wemmu.config.files import said_plainly
 
@@ -124,17 +124,16 @@ def newest_finished(run: Path) -> Path:
     Raises:
         SampleError: if `run` is no run folder or none of its stages is finished.
     """
-    found = [(load_stage(file), file.parent) for file in run.glob("*/config.yaml")]
-    stages = sorted(found, key=lambda pair: pair[0].stage_index)
+    stages = load_stages(run)
     if not stages:
         raise SampleError(
             f"{run} cannot be drawn from; valid choices: a run folder (it holds STAGE/config.yaml), a stage's folder "
             "(config.yaml) or an exported model (model_index.json)"
         )
-    for config, folder in reversed(stages):
+    for folder, config in reversed(stages):
         if manifest_step(folder / CHECKPOINTS / directory_name(config.stage.steps)) == config.stage.steps:
             return folder
-    begun = [str(folder) for _, folder in stages if own_checkpoints(folder / CHECKPOINTS)]
+    begun = [str(folder) for folder, _ in stages if own_checkpoints(folder / CHECKPOINTS)]
     choices = f"; to draw from one that is not, name it: {', '.join(begun)}" if begun else ""
     raise SampleError(f"no stage of {run} is finished{choices}")
 

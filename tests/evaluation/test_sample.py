@@ -35,6 +35,15 @@ def test_newest_finished_stage_is_taken(tmp_path: Path):
         newest_finished(run)
 
 
+def test_an_invalid_config_of_one_stage_is_named_and_keeps_no_other_from_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = write_run(tmp_path / "run")
+    (run / "stage1" / "config.yaml").write_text("steps: many")
+    assert newest_finished(run) == run / "stage4"
+    assert f"passing over {run / 'stage1'}: the config" in capsys.readouterr().err
+
+
 def test_other_folders_are_refused(tmp_path: Path):
     with pytest.raises(SampleError, match="valid choices: a run folder"):
         open_source(tmp_path)

@@ -280,6 +280,10 @@ def test_files_of_another_save_or_another_parallelism_are_named(make: Callable[[
 def test_what_is_no_folder_of_zero_says_so(stage: Path, tmp_path: Path):
     with pytest.raises(SystemExit, match="no DeepSpeed folder"):
         main(tmp_path, checkpoint=tmp_path / "out", stage=stage)
+    (tmp_path / "inside" / "global_step4").mkdir(parents=True)
+    (tmp_path / "inside" / "latest").write_text("global_step4")
+    with pytest.raises(SystemExit, match=f"meant may be one of those inside: {tmp_path / 'inside'}$"):
+        main(tmp_path, checkpoint=tmp_path / "out", stage=stage)
     with pytest.raises(SystemExit, match="go together"):
         main(tmp_path, checkpoint=tmp_path / "out")
     torch.save({"module": {}}, tmp_path / "mp_rank_00_model_states.pt")

@@ -5,7 +5,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from wemmu.config import StageRun, load_stage
+from wemmu.config import StageRun, load_stages
 from wemmu.training.manifest import Manifest
 
 _CARD = Template("""\
@@ -81,9 +81,8 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
 
 def _stages(run: StageRun, folder: Path) -> list[StageRun]:
     """The stages of the same run up to this one, in their order."""
-    beside = [load_stage(file) for file in folder.resolve().parent.glob("*/config.yaml")]
-    earlier = [other for other in beside if other.name == run.name and other.stage_index < run.stage_index]
-    return [*sorted(earlier, key=lambda other: other.stage_index), run]
+    beside = [other for _, other in load_stages(folder.resolve().parent)]
+    return [*(other for other in beside if other.name == run.name and other.stage_index < run.stage_index), run]
 
 
 def _stage_row(run: StageRun) -> str:

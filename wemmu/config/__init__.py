@@ -1,6 +1,6 @@
 """What a run is: typed, checked, and free of torch, so that a login node can refuse a bad run."""
 
-from wemmu.config.load import ConfigError, dump, load, load_curriculum, load_stage
+from wemmu.config.load import ConfigError, dump, load, load_curriculum, load_stage, load_stages
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.stage import Rung, Stage
 from wemmu.config.task import Task
@@ -16,4 +16,5 @@ __all__ = [
     "load",
     "load_curriculum",
     "load_stage",
+    "load_stages",
 ]

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +46,20 @@ def load_stage(path: Path) -> StageRun:
         ConfigError: if the file cannot be read or is not a valid stage.
     """
     return load(path, StageRun)
+
+
+def load_stages(run: Path) -> list[tuple[Path, StageRun]]:
+    """The stages of a run folder, in their order, each with its folder; one whose config is not valid is named.
+
+    A file that was edited for one stage must not keep the others from being used.
+    """
+    found = []
+    for file in sorted(run.glob("*/config.yaml")):
+        try:
+            found.append((file.parent, load_stage(file)))
+        except ConfigError as error:
+            print(f"passing over {file.parent}: {error}", file=sys.stderr)
+    return sorted(found, key=lambda pair: pair[1].stage_index)
 
 
 def dump(config: BaseModel, path: Path) -> None:

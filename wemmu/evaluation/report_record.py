@@ -1,13 +1,12 @@
 """What a run folder holds, read as it is: parts that are missing or torn are None or empty, never an error."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage
+from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints
 from wemmu.config.shards import DataSet, ShardError
 from wemmu.evaluation.runner import PICTURES, RESULTS_FILE, SAMPLES_FILE
@@ -106,7 +105,7 @@ def read_run(folder: Path) -> RunRecord:
         curriculum = load_curriculum(folder / "curriculum.yaml")
     except ConfigError:
         curriculum = None
-    stages = sorted(_stages(folder, curriculum), key=lambda stage: stage.run.stage_index)
+    stages = [_stage(run, home, curriculum) for home, run in load_stages(folder)]
     if not stages:
         raise ReportError(
             f"{folder} is not a run folder: it holds no STAGE/config.yaml. Valid choices: a folder that "
@@ -126,15 +125,6 @@ def read_stage(folder: Path) -> StageRecord:
     except ConfigError as error:
         raise ReportError(f"{folder} is not the folder of a stage: {error}") from error
     return _stage(run, folder, None)
-
-
-def _stages(folder: Path, curriculum: Curriculum | None) -> Iterator[StageRecord]:
-    for config in folder.glob("*/config.yaml"):
-        try:
-            run = load_stage(config)
-        except ConfigError:
-            continue  # the config of something else
-        yield _stage(run, config.parent, curriculum)
 
 
 def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRecord:
