@@ -81,6 +81,13 @@ def test_data_must_be_there_or_preparable(miniature: Curriculum, tmp_path: Path)
 def test_weights_to_start_from_must_be_there(miniature: Curriculum):
     wrong = load_curriculum(MINIATURE, ["stages.stage2.start=nowhere"])
     is_problem(preflight.starts(wrong), "stages.stage2.start: nowhere")
+    assert preflight.starts(load_curriculum(MINIATURE.parent / "demo.yaml")).status == "ok"
+
+
+def test_images_of_the_fixed_prompts_must_be_there(miniature: Curriculum):
+    assert preflight.sample_images(miniature).status == "ok"
+    wrong = load_curriculum(MINIATURE, ["sampling.prompts=[{text: a, images: [assets/shapes/examples/gone.png]}]"])
+    is_problem(preflight.sample_images(wrong), "gone.png")
 
 
 def test_a_disk_must_hold_one_checkpoint_more_than_is_kept(

@@ -31,7 +31,7 @@ MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; 
 
 def calls(curriculum: Curriculum, run: Path) -> list[Call]:
     """The checks that need neither torch nor the machine that trains."""
-    checks = (backbones, starts, degrees, data)
+    checks = (backbones, starts, sample_images, degrees, data)
     return [*((check, curriculum) for check in checks), (checkpoint_disk, curriculum, run), (data_disk, curriculum)]
 
 
@@ -71,6 +71,15 @@ def starts(curriculum: Curriculum) -> Finding:
         return Finding("weights to start from", "problem", found, remedy)
     found = f"{len(wanted)} of {len(curriculum.stages)} stages start from weights of their own"
     return Finding("weights to start from", "ok", found)
+
+
+def sample_images(curriculum: Curriculum) -> Finding:
+    """The images of the fixed prompts, which a stage opens for the first time after hundreds of steps."""
+    images = [path for prompt in curriculum.sampling.prompts for path in prompt.images]
+    if absent := [str(path) for path in images if not path.is_file()]:
+        remedy = "name files that are there, or leave these prompts out"
+        return Finding("sampling.prompts", "problem", f"no such image: {', '.join(absent)}", remedy)
+    return Finding("sampling.prompts", "ok", f"{len(curriculum.sampling.prompts)} prompts with {len(images)} images")
 
 
 def degrees(curriculum: Curriculum) -> Finding:
