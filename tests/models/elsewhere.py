@@ -46,8 +46,8 @@ class Elsewhere(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func._opname.startswith("new_"):
-            # The backward pass of indexing names the device that C++ believes in.
+        if torch._C._current_graph_task_id() != -1:
+            # The backward passes of indexing and of casts name the device that C++ believes in.
             kwargs.pop("device", None)
         if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
             return func(*args, **kwargs)

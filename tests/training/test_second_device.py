@@ -12,15 +12,17 @@ from tests.models.elsewhere import ELSEWHERE, Elsewhere, twin
 from tests.models.world import micro_batches, pictures
 from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outcome, RossCase, single
 from wemmu.config.schema import Backbones, Sampling
-from wemmu.objectives.reconstruction import alpha_bar
+from wemmu.models.full_precision import Made, generation_sources
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.answers import Answerer, Question
 from wemmu.sampling.sampler import Request, Sampler
+from wemmu.timesteps import alpha_bar
+from wemmu.training.start import fill_from
 
 CASES = {
     "contrastive": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I,)),
-    "flow": Case(tasks=(MULTI,)),
+    "flow in bfloat16, with an average": Case(tasks=(MULTI,), dtype="bfloat16", ema=0.9),
     "learnable queries": Case(
         trains=("pathway", "position_mlp", "queries"), design="learnable_fixed", vae_branch=False
     ),
@@ -90,12 +92,31 @@ def assert_beside(engine: SingleEngine) -> None:
             if isinstance(tensor, Tensor):
                 assert tensor.device == weight.device, name
     state = engine.state()
-    for part in (state.weights, state.exp_avg, state.exp_avg_sq):
+    for part in (state.weights, state.exp_avg, state.exp_avg_sq, *([state.ema] if state.ema else [])):
         assert {tensor.device for tensor in part.values()} == {ELSEWHERE}
 
 
+def test_weights_of_files_and_averages_that_begin_land_where_the_weights_are(backbones: Backbones):
+    case = CASES["flow in bfloat16, with an average"]
+    model = case.model(backbones)
+    # Files are read before, for safetensors hands over memory, which a fake tensor has not.
+    stored = generation_sources(backbones, case.run.bridge, 0, model)
+    sources = {name: Made(source.read(())) for name, source in stored.items()}
+    with Elsewhere():
+        model = moved(case, model)
+        engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
+        state = engine.state()
+        fill_from(sources, state.weights)
+        state.begin_average()
+        engine.restored(0)
+        assert_beside(engine)
+    for name, weight in state.weights.items():
+        assert torch.equal(twin(weight), sources[name].tensor), name
+        assert torch.equal(twin(state.ema[name]), sources[name].tensor), name
+
+
 def test_pictures_and_answers_are_drawn_there(backbones: Backbones, encoder: PromptEncoder):
-    generates, answers = CASES["flow"], CASES["ross"]
+    generates, answers = CASES["flow in bfloat16, with an average"], CASES["ross"]
     asked = pictures(0, 1, 1, 3, 32, 32)
     request = Request(EDIT, ["a red circle"], asked, (32, 32), torch.tensor([1]))
     sampling, there = Sampling(steps=2), []
