@@ -28,7 +28,7 @@ import typer
 from tools.export.memory import return_what_is_freed
 from wemmu.config import ConfigError, StageRun, load_stage
 from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, refuse_renamed
-from wemmu.config.files import said_plainly
+from wemmu.config.files import LASTING, said_plainly
 from wemmu.sample import newest_finished
 from wemmu.training.signals import EXIT_FINAL
 
@@ -87,6 +87,7 @@ def main(
     # A bad call is refused above before torch and the models are imported.
     from tools.export.report import ParityError
     from wemmu.training.collective import CheckpointError
+    from wemmu.training.finite import NotFiniteError
 
     try:
         if out is not None:
@@ -96,10 +97,12 @@ def main(
         else:
             lines = _import(source, run, checkpoint, rename or [])
         print("\n".join(lines))
-    except ConfigError as error:
+    except (ConfigError, NotFiniteError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_FINAL) from None
     except (ValueError, OSError, CheckpointError, ParityError) as error:
+        if isinstance(error, OSError) and error.errno in LASTING:
+            raise
         sys.exit(str(error))
 
 

@@ -35,6 +35,7 @@ def main(
     from wemmu.sampling.sampler import Sampler
     from wemmu.training.build import load_trained
     from wemmu.training.checkpoint import CheckpointError, latest
+    from wemmu.training.finite import NotFiniteError
     from wemmu.training.manifest import read_manifest
 
     if run.threads is not None:
@@ -45,7 +46,7 @@ def main(
             sys.exit(f"{folder} has no checkpoint; train it first: python -m wemmu.train {folder / 'config.yaml'}")
         manifest = read_manifest(chosen)
         model, encoder = load_trained(run, chosen, ema)
-    except ConfigError as error:
+    except (ConfigError, NotFiniteError) as error:
         _fail_for_good(error)
     except (CheckpointError, FileNotFoundError) as error:
         sys.exit(f"{run.stage.name}: {error}")
@@ -61,7 +62,7 @@ def main(
     print(f"{run.stage.name}: scores in {write_results(results | {'checkpoint': origin}, folder)}", flush=True)
 
 
-def _fail_for_good(error: ConfigError) -> NoReturn:
+def _fail_for_good(error: Exception) -> NoReturn:
     """No further attempt would help."""
     print(error, file=sys.stderr)
     raise SystemExit(EXIT_FINAL)

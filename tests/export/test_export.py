@@ -22,13 +22,17 @@ from tools.export.stored import Stored, write_component
 from wemmu.config import load_stage
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.weights import build_model
+from wemmu.parallel.engine import TrainState
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity
 from wemmu.sample import SampleError, open_source
 from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.training import checkpoint
 from wemmu.training.build import load_trained
 from wemmu.training.checkpoint import load_weights
+from wemmu.training.manifest import Origin
+from wemmu.training.signals import EXIT_FINAL
 from wemmu.training.start import start_from, startable
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -393,3 +397,40 @@ def test_shipped_weights_start_a_stage(trained: Trained, tmp_path: Path):
     for name, parameter in model.named_parameters():
         trains = name.startswith(("bridge.", "dit."))
         assert torch.equal(parameter, expected[name].half().float() if trains else expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "told"),
+    [
+        (float("inf"), Dtype.FLOAT32, "cannot be used: not finite are bridge."),
+        (float("nan"), Dtype.FLOAT16, "cannot be used: not finite are bridge."),
+        (7e4, Dtype.FLOAT16, " holds values up to 7e+04, beyond the range of float16; give another --dtype"),
+    ],
+)
+def test_no_infinity_is_exported_or_shipped(
+    value: float,
+    dtype: Dtype,
+    told: str,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    """Neither one that a checkpoint holds, as earlier versions wrote them, nor one that the smaller type makes."""
+    weights, manifest = load_weights(trained.checkpoint)
+    weights[next(name for name in weights if name.startswith("bridge."))].view(-1)[0] = value
+    zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    stage = tmp_path / "stage2"
+    stage.mkdir()
+    shutil.copy(trained.folder / "stage2" / "config.yaml", stage)
+    origin = Origin("stage2", manifest.seed, manifest.resolution, manifest.frozen)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_finite", lambda *_: None)
+        saved = checkpoint.save(stage / "checkpoints", TrainState(weights, zeros, zeros, 2, {}), {}, origin)
+    for options in ({"out": tmp_path / "out", "forward": False}, {"ship": tmp_path / "shipped"}):
+        with pytest.raises(SystemExit) as caught:
+            main(saved, dtype=dtype, **options)
+        assert caught.value.code == EXIT_FINAL
+        assert told in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "shipped" / "manifest.json").exists()

@@ -9,6 +9,7 @@ import torch
 from tools.export.report import FILE, ParityError
 from tools.export.stored import DIFFUSERS_FILE, Stored, published
 from wemmu.training.checkpoint import SHIPPED
+from wemmu.training.finite import narrowed
 from wemmu.training.manifest import FORMAT, Manifest, sha256_of, write_manifest
 from wemmu.training.stream import write_safetensors
 
@@ -38,7 +39,7 @@ def ship_export(export: Path, out: Path, dtype: torch.dtype) -> None:
         stored |= {prefix + name: each for name, each in published(export / part, DIFFUSERS_FILE).items()}
     out.mkdir(parents=True, exist_ok=True)
     announced = {name: (dtype, each.shape) for name, each in stored.items()}
-    write_safetensors(out / SHIPPED, announced, lambda name: stored[name].read().to(dtype))
+    write_safetensors(out / SHIPPED, announced, lambda name: narrowed(name, stored[name].read(), dtype))
     write_manifest(
         out,
         Manifest(

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from wemmu.models.weights import stored_files
+from wemmu.training.finite import narrowed
 from wemmu.training.stored import StoredTensors
 from wemmu.training.stream import as_bytes, write_safetensors
 
@@ -75,7 +76,7 @@ def write_component(directory: Path, single: str, stored: Mapping[str, Stored], 
     types = {name: each.in_export(dtype) for name, each in stored.items()}
     for file, part in zip(names, parts, strict=True):
         announced = {name: (types[name], stored[name].shape) for name in part}
-        write_safetensors(directory / file, announced, lambda name: stored[name].read().to(types[name]))
+        write_safetensors(directory / file, announced, lambda name: narrowed(name, stored[name].read(), types[name]))
     if parts[1:]:
         total = sum(_size(each, dtype) for each in stored.values())
         where = {name: file for file, part in zip(names, parts, strict=True) for name in part}

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from wemmu.locks import LockedError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -78,4 +80,4 @@ def _of(_: dist.ProcessGroup) -> Ranks:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, (CheckpointError, LockedError)) else f"{type(error).__name__}: {error}"

@@ -32,3 +32,18 @@ def check_finite(what: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> None
     found = ranks.together(what, lambda: not_finite(tensors), lambda names: sorted(set().union(*names)))
     if found:
         raise NotFiniteError(f"{what}: not finite are {some(found)}")
+
+
+def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in another type.
+
+    Raises:
+        NotFiniteError: if it holds values beyond the range of that type, which would become infinite.
+    """
+    made = tensor.to(dtype)
+    if made.is_floating_point() and not_finite({name: made}) and not not_finite({name: tensor}):
+        raise NotFiniteError(
+            f"{name} holds values up to {tensor.abs().max():.3g}, beyond the range of "
+            f"{str(dtype).removeprefix('torch.')}; give another --dtype: float32 or bfloat16"
+        )
+    return made

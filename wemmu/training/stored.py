@@ -7,9 +7,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from wemmu.config.checkpoints import own_checkpoints
 from wemmu.training.checkpoint import EMA, MOMENTS, SHIPPED, WEIGHTS, read, weight_prefixes
 from wemmu.training.collective import ALONE, CheckpointError
-from wemmu.training.finite import check_finite
+from wemmu.training.finite import check_finite, narrowed
 from wemmu.training.manifest import sha256_of, verify, write_manifest
 from wemmu.training.metadata import CheckedReader
 from wemmu.training.stream import write_safetensors
@@ -49,7 +50,7 @@ class StoredTensors:
 
 def newest_finite(root: Path) -> Path | None:
     """The newest checkpoint under `root` that is whole and finite; reads all of it, so it is for messages."""
-    for directory in sorted(root.glob("step_" + "[0-9]" * 8), reverse=True):
+    for directory in reversed(own_checkpoints(root)):
         try:
             stored = StoredTensors(directory)
             kept = (*MOMENTS, EMA) if stored.manifest.ema else MOMENTS
@@ -68,5 +69,5 @@ def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16, ema: bo
     stored = StoredTensors(directory, ema)
     out.mkdir(parents=True, exist_ok=True)
     announced = {name: (dtype, shape) for name, shape in stored.manifest.tensors.items()}
-    write_safetensors(out / SHIPPED, announced, lambda name: stored.read(name).to(dtype))
+    write_safetensors(out / SHIPPED, announced, lambda name: narrowed(name, stored.read(name), dtype))
     write_manifest(out, replace(stored.manifest, trained=[], ema=False, files={SHIPPED: sha256_of(out / SHIPPED)}))
