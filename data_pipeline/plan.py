@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Job:
 class Settings(Schema):
     """`settings.json`: equal settings and equal sources give equal records.
 
-    `parts` is the number of parts that the sources had when writing began, `listing` the hash of their names and sizes.
+    `parts` is the number of parts that the sources had when writing began, `listing` the hash of their names and sizes,
+    `folder` the working directory then, from which relative paths are meant.
     """
 
     version: int
@@ -50,6 +52,8 @@ class Settings(Schema):
     resolutions: dict[Task, tuple[int, ...]]
     parts: int = 0
     listing: str = ""
+    # Earlier data sets do not say.
+    folder: str = ""
 
     @classmethod
     def of(cls, job: Job, parts: list[Part] | None = None) -> "Settings":
@@ -64,6 +68,7 @@ class Settings(Schema):
             prepare=prepare,
             sources={config.name: job.source(config.name).version for config in job.prepare.sources},
             resolutions=job.resolutions,
+            folder=str(Path.cwd()),
         )
         if parts is None:
             return settings
@@ -73,20 +78,19 @@ class Settings(Schema):
 
     def differences(self, other: "Settings") -> list[str]:
         """One `field: own value, not other value` for each leaf in which the two differ."""
-        mine, theirs = (_leaves(s.model_dump(mode="json", exclude={"parts", "listing"})) for s in (self, other))
+        mine, theirs = (
+            _leaves(s.model_dump(mode="json", exclude={"parts", "listing", "folder"})) for s in (self, other)
+        )
         return [
             f"{field}: {mine.get(field, 'absent')}, not {theirs.get(field, 'absent')}"
             for field in {**mine, **theirs}
-            if not _same(mine.get(field), theirs.get(field))
+            if mine.get(field) != theirs.get(field)
+            and self._whole(mine.get(field)) != (other._whole(theirs.get(field)) if other.folder else theirs.get(field))
         ]
 
-
-def _same(mine: Any, theirs: Any) -> bool:
-    """Equal, or one path spelled from two folders: a relative one is the end of the whole one."""
-    if mine == theirs or not (isinstance(mine, str) and isinstance(theirs, str)):
-        return bool(mine == theirs)
-    longer, shorter = sorted((mine, theirs), key=len, reverse=True)
-    return longer.startswith("/") and not shorter.startswith("/") and longer.endswith(f"/{shorter}")
+    def _whole(self, leaf: Any) -> Any:
+        """One spelling of a path, from whatever folder it was given."""
+        return os.path.normpath(os.path.join(self.folder, leaf)) if isinstance(leaf, str) else leaf
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

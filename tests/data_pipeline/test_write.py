@@ -16,7 +16,7 @@ from data_pipeline.records import Reason
 from data_pipeline.write import _only_writer, write
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, photograph, write_in_process
-from wemmu.config import ConfigError, Curriculum, dump
+from wemmu.config import ConfigError, Curriculum, dump, load_curriculum
 from wemmu.config.shards import DATASET_FILE, LEDGER, REJECTED_FILE, DataSet, ShardError
 from wemmu.config.task import Task
 
@@ -243,3 +243,18 @@ def test_sources_that_cannot_serve_a_stage_are_refused_before_anything_is_writte
     with pytest.raises(ShardError, match=r"first: edit at 32 px; second: edit at 64 px.*photos: t2i"):
         write(curriculum_of(tmp_path / "shards", sources), QUIET, workers=0)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_finished_data_set_is_known_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sources were named by paths relative to where it was begun; other sources are others all the same."""
+    collection(tmp_path / "begun/source")
+    monkeypatch.chdir(tmp_path / "begun")
+    sources = [{"kind": "folder", "name": "photos", "path": "source/photos.jsonl", "root": "source"}]
+    curriculum = curriculum_of(Path("shards"), sources, mixture={"t2i": 1.0})
+    dump(curriculum, tmp_path / "begun/curriculum.yaml")
+    made = write(curriculum, QUIET, workers=0)
+    monkeypatch.chdir(tmp_path)
+    assert write(load_curriculum(tmp_path / "begun/curriculum.yaml"), QUIET, workers=0) == made
+    other = load_curriculum(tmp_path / "begun/curriculum.yaml", ["data.prepare.sources.0.root=other"])
+    with pytest.raises(ShardError, match=r"prepare\.sources\.0\.root: begun/other, not source"):
+        write(other, QUIET, workers=0)
