@@ -66,7 +66,8 @@ class WeMMUPipeline(DiffusionPipeline):
     ):
         super().__init__()
         _check_layers(vlm, bridge)
-        keep_float32_buffers(vlm)
+        for part in (vlm, transformer):
+            keep_float32_buffers(part)
         self.register_modules(
             vlm=vlm, processor=processor, transformer=transformer, vae=vae, scheduler=scheduler, bridge=bridge
         )

@@ -225,12 +225,13 @@ def test_a_vlm_of_another_shape_is_refused(exported: Path, pipe: WeMMUPipeline):
 def test_casting_leaves_the_rotary_frequencies_in_32_bits(exported: Path):
     """Those of the VLM and of the pathway, which must turn alike."""
     pipe = WeMMUPipeline.from_pretrained(exported)
-    before = pipe.bridge.pathway.rotary.inv_freq.clone()
+    before, places = pipe.bridge.pathway.rotary.inv_freq.clone(), pipe.transformer.patch_embed.pos_embed.clone()
     pipe.to(torch.bfloat16)
     assert pipe.bridge.position_mlp.table.dtype == pipe.vlm.dtype == torch.bfloat16
     assert torch.equal(pipe.bridge.pathway.rotary.inv_freq, before)
     assert torch.equal(pipe.vlm.model.language_model.rotary_emb.inv_freq, before)
     assert pipe.vlm.model.visual.rotary_pos_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(pipe.transformer.patch_embed.pos_embed, places)
 
 
 def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trained, tmp_path: Path):

@@ -84,6 +84,11 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
             norms[name].append(engine.step(1.0))
             _, blank = made.draw()
             assert blank == 0, f"what {name} draws is blank"
+            if step == 0:
+                # As a resume does it, with what a checkpoint holds.
+                state = engine.state()
+                assert {t.dtype for t in state.weights.values()} == {torch.float32}
+                engine.restored(state.steps)
     return norms
 
 

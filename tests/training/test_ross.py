@@ -222,7 +222,9 @@ class Oracle:
         return eps + self.off * torch.randn(eps.shape, generator=self.generator)
 
 
+# In bfloat16, as at full size; what is trained and saved is float32 nonetheless.
 FEW = {
+    "backbones.dtype": "bfloat16",
     "data.prepare.sources.0.samples": "{understanding: 48}",
     "evaluation.prompts": "4",
     "sampling.steps": "2",

@@ -91,7 +91,9 @@ def _compare_logits(
     Raises:
         ParityError: if they differ by more than rounding.
     """
-    model, _ = load_trained(run, checkpoint, ema)
+    # The checkpoint's numbers rounded to the type of the export, once, whatever type they were trained in.
+    exact = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
+    model, _ = load_trained(exact, checkpoint, ema)
     original = model.vlm.to(dtype)
     exported, _ = load_strict(Qwen2_5_VLForConditionalGeneration, directory, dtype)
     prompts = PromptEncoder(directory).answered([SAID], [SAID], [[]])[0]

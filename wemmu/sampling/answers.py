@@ -63,7 +63,7 @@ class Answerer:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            token = model.logits(seen[torch.arange(len(last)), last]).argmax(-1)
+            token = model.logits(seen[torch.arange(len(last), device=last.device), last]).argmax(-1)
             said.append(token)
             if torch.stack(said).eq(end).any(0).all():
                 break
