@@ -90,6 +90,11 @@ def main() -> None:
     except (ConfigError, ShardError) as error:
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
         raise SystemExit(1 if isinstance(error, BusyError) else EX_CONFIG) from None
+    except OSError as error:
+        # A full disk, a folder that may not be written, a source that cannot be read any more.
+        words = f"{error}. What is finished stays; when it is mended, run the same command again"
+        Console(stderr=True, soft_wrap=True).print(words, style="red", markup=False, highlight=False)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

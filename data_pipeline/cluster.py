@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from data_pipeline.chain import Services
 from data_pipeline.plan import Job
+from wemmu.config import ConfigError
+from wemmu.config.shards import ShardError
 
 Result = TypeVar("Result")
 # Name of a method of a model that was started -> the method, as a function that can be handed to workers.
@@ -70,11 +72,20 @@ class OnRay:
         for args in arguments:
             if len(running) >= self._window:
                 done, running = self._ray.wait(running)
-                yield from self._ray.get(done)
+                yield from self._results(done)
             running.append(remote.remote(*args))
         while running:
             done, running = self._ray.wait(running)
-            yield from self._ray.get(done)
+            yield from self._results(done)
+
+    def _results(self, done: list[Any]) -> list[Any]:
+        """Errors that say by themselves what is wrong come as they were raised, without the worker's traceback."""
+        try:
+            return self._ray.get(done)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, OSError | ConfigError | ShardError):
+                raise error.cause from None
+            raise
 
     def services(self, job: Job) -> Services:
         return _services(job, self._start)

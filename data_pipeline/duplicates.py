@@ -8,6 +8,7 @@ share a hash with probability 3e-4, and one of them would be dropped.
 import os
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -15,9 +16,9 @@ import xxhash
 from data_pipeline.ledger import partition_name
 from data_pipeline.plan import Job
 from data_pipeline.records import Part, PictureFile, RawRecord, Rejection
+from wemmu.config.shards import SCAN
 from wemmu.config.task import Task
 
-SCAN = "scan"
 # For what has no pictures to compare: drawings, empty files, and records that are rejected anyway.
 NONE = np.uint64(0)
 # An instruction makes another record of the same pictures; another caption does not.
@@ -28,15 +29,29 @@ def scan_file(root: Path, number: int) -> Path:
     return root / SCAN / f"{partition_name(number)}.npy"
 
 
-def scan_part(job: Job, number: int, part: Part) -> int:
-    """Write the hashes of a part's records, uint64, in the order in which they are read; returns their number."""
-    hashes = np.array([_hash(item) for item in job.source(part.source).read(part)], dtype=np.uint64)
+class Scan(NamedTuple):
+    """A part that was looked through: its number of records, and where its container breaks."""
+
+    records: int
+    lost: tuple[Rejection, ...]
+
+
+def scan_part(job: Job, number: int, part: Part) -> Scan:
+    """Write the hashes of a part's records, uint64, in the order in which they are read."""
+    lost: list[Rejection] = []
+
+    def hashed(item: RawRecord | Rejection) -> np.uint64:
+        if isinstance(item, Rejection) and item.reason.lost:
+            lost.append(item)
+        return _hash(item)
+
+    hashes = np.array([hashed(item) for item in job.source(part.source).read(part)], dtype=np.uint64)
     path = scan_file(job.root, number)
     aside = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     with aside.open("wb") as file:
         np.save(file, hashes, allow_pickle=False)
     os.replace(aside, path)
-    return len(hashes)
+    return Scan(len(hashes), tuple(lost))
 
 
 def duplicates(root: Path, parts: int) -> list[frozenset[int]]:

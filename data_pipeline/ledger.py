@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.plan import Settings
 from data_pipeline.records import Reason
-from wemmu.config.shards import LEDGER, SETTINGS_FILE, Schema, ShardError, StreamSettings
+from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, StreamSettings
 from wemmu.config.task import Task
 
 
@@ -130,16 +130,26 @@ def begin(root: Path, settings: Settings) -> None:
     """
     refuse_other_settings(root, settings)
     path = root / SETTINGS_FILE
-    if path.exists():
-        before = Settings.load(path)
-        if before.listing != settings.listing:
+    before = Settings.load(path) if path.exists() else None
+    if before is None or before.listing != settings.listing:
+        if before is not None and any((root / LEDGER).glob("*.json")):
             raise ShardError(
                 f"the sources of {root} are not what they were when writing began: {before.parts} parts then, "
-                f"{settings.parts} now, or parts of other sizes. Bring them back, or write into another directory"
+                f"{settings.parts} now, or parts of other sizes{_changed(before, settings)}. Bring them back, or write "
+                "into another directory"
             )
-    else:
+        # Nothing is finished yet, so nothing of the old sources is in the way.
+        shutil.rmtree(root / SCAN, ignore_errors=True)
         settings.save(path)
     (root / LEDGER).mkdir(exist_ok=True)
+
+
+def _changed(before: Settings, now: Settings) -> str:
+    return "".join(
+        f"; {source}: {before.files[source][0]} files then, {files[0]} now"
+        for source, files in now.files.items()
+        if before.files.get(source, files) != files
+    )
 
 
 def refuse_other_settings(root: Path, settings: Settings) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from data_pipeline.buckets import Size, buckets
 from data_pipeline.records import Part, Source
 from data_pipeline.sources import open_source
@@ -54,11 +56,13 @@ class Settings(Schema):
     listing: str = ""
     # Earlier data sets do not say.
     folder: str = ""
+    # Of each source, the number of its files and the hash of their names and sizes.
+    files: dict[str, tuple[int, str]] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, parts: list[Part] | None = None) -> "Settings":
         """With `parts` what goes into the file; without, all that can be told before the sources are listed."""
-        prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged": True})
+        prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged", "max_lost_containers"})
         for service in ("caption", "latents"):
             if prepare[service] is not None:
                 # Larger batches do the same work.
@@ -72,14 +76,14 @@ class Settings(Schema):
         )
         if parts is None:
             return settings
-        listing = json.dumps([(part.source, part.name, part.place) for part in parts], sort_keys=True)
-        digest = hashlib.sha256(listing.encode()).hexdigest()
-        return settings.model_copy(update={"parts": len(parts), "listing": digest})
+        listing = _digest([(part.source, part.name, part.place) for part in parts])
+        files = {config.name: files_of(job, config.name) for config in job.prepare.sources}
+        return settings.model_copy(update={"parts": len(parts), "listing": listing, "files": files})
 
     def differences(self, other: "Settings") -> list[str]:
         """One `field: own value, not other value` for each leaf in which the two differ."""
         mine, theirs = (
-            _leaves(s.model_dump(mode="json", exclude={"parts", "listing", "folder"})) for s in (self, other)
+            _leaves(s.model_dump(mode="json", exclude={"parts", "listing", "folder", "files"})) for s in (self, other)
         )
         return [
             f"{field}: {mine.get(field, 'absent')}, not {theirs.get(field, 'absent')}"
@@ -91,6 +95,16 @@ class Settings(Schema):
     def _whole(self, leaf: Any) -> Any:
         """One spelling of a path, from whatever folder it was given."""
         return os.path.normpath(os.path.join(self.folder, leaf)) if isinstance(leaf, str) else leaf
+
+
+def files_of(job: Job, source: str) -> tuple[int, str]:
+    """How many files a source has now, and the hash of their names and sizes; raises as `Source.parts`."""
+    found = job.source(source).files()
+    return len(found), _digest(found)
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

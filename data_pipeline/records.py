@@ -15,6 +15,7 @@ class Reason(StrEnum):
 
     # The record is damaged or hostile.
     BAD_CONTAINER = "container broken"  # the tar or Parquet file ends or breaks here; key "" if no record is known
+    MERGED = "names merge into one record"  # of many members of a tar, which the first dot of their names makes one
     BAD_RECORD = "record unreadable"  # not JSON, or a field is missing or of another type
     BAD_TEXT = "text is not UTF-8"
     NO_PICTURE = "picture missing"
@@ -37,6 +38,11 @@ class Reason(StrEnum):
     def damaged(self) -> bool:
         return self not in _UNWANTED
 
+    @property
+    def lost(self) -> bool:
+        """A container is lost, and with it records that nobody has counted."""
+        return self is Reason.BAD_CONTAINER
+
 
 _UNWANTED = {
     Reason.TOO_SMALL,
@@ -46,6 +52,10 @@ _UNWANTED = {
     Reason.DUPLICATE,
     Reason.UNUSED,
 }
+
+
+# Characters of a rejection's detail.
+LONGEST_DETAIL = 400
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,16 @@ class Rejection:
     detail: str = ""
 
 
+def short(text: str) -> str:
+    """What a message or a line of a log shows of a text: a field may hold a whole file where a path belongs."""
+    return text if len(text) <= LONGEST_DETAIL else f"{text[: LONGEST_DETAIL // 2]}... ({len(text)} characters)"
+
+
 class RejectedError(Exception):
-    """Raised by a stage to leave out the record at hand."""
+    """Raised by a stage to leave out the record at hand; of a long `detail` the beginning is kept."""
 
     def __init__(self, reason: Reason, detail: str = ""):
+        detail = short(detail)
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
         self.reason, self.detail = reason, detail
 
@@ -117,10 +133,19 @@ class Part:
 class Source(Protocol):
     """What a kind of source must offer; `data_pipeline.sources` maps kinds of config to classes.
 
-    `version` is raised whenever the records of an unchanged source change.
+    `version` is raised whenever the records of an unchanged source change. A part that is known not to open before it
+    is read has the reason as `broken` in its place.
     """
 
     version: int
+
+    def files(self) -> list[tuple[str, int]]:
+        """Name and size of every file there is now, without opening any; none where there is no cheap way to tell.
+
+        Raises:
+            ConfigError: as `parts`.
+        """
+        ...
 
     def parts(self, size: int) -> list[Part]:
         """The parts, always in the same order; `size` is the wanted number of records in each where it can be chosen.

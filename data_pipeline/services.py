@@ -16,6 +16,7 @@ from wemmu.config.prepare import Captioner
 from wemmu.config.shards import LatentSettings
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.weights import load_strict
+from wemmu.prompts import PromptEncoder
 from wemmu.published.check import VLM, check
 
 
@@ -33,18 +34,19 @@ class CaptionService:
         self._vlm, _ = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
         self._vlm.to(self._device).eval()
         self._processor = AutoProcessor.from_pretrained(config.vlm, use_fast=True)
+        self._encoder = PromptEncoder(self._processor)
         # Prompts of one batch end together, where the answers begin.
         self._processor.tokenizer.padding_side = "left"
 
     @torch.no_grad()
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
-        content = [{"type": "image"}, {"type": "text", "text": self._config.instruction}]
-        text = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        seen = self._processor.image_processor(images=list(pictures), return_tensors="pt")
+        # Patches of a token: merge_size by merge_size.
+        grids = seen["image_grid_thw"][:, 1:] // self._processor.image_processor.merge_size
+        rows = [self._encoder.token_ids(self._config.instruction, [(h, w)]) for h, w in grids.tolist()]
+        inputs = self._processor.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self._device) | seen.to(
+            self._device
         )
-        inputs = self._processor(
-            text=[text] * len(pictures), images=list(pictures), padding=True, return_tensors="pt"
-        ).to(self._device)
         made = self._vlm.generate(**inputs, max_new_tokens=self._config.max_tokens, do_sample=False)
         answers = made[:, inputs["input_ids"].shape[1] :]
         return [t.strip() for t in self._processor.batch_decode(answers, skip_special_tokens=True)]

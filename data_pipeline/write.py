@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,16 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_pipeline.cluster import Workers
 from data_pipeline.cluster import workers as start_workers
 from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings
-from data_pipeline.plan import Job, Settings, plan
+from data_pipeline.plan import Job, Settings, files_of, plan
 from data_pipeline.records import Part
 from data_pipeline.report_record import JSON_FILE
-from wemmu.config import Curriculum
+from wemmu.config import ConfigError, Curriculum
 from wemmu.config.files import replace_text
 from wemmu.config.serving import check_preparable, check_readable, needs
 from wemmu.config.shards import (
     DATASET_FILE,
     INDEX_FILE,
     REJECTED_FILE,
+    SETTINGS_FILE,
     DataSet,
     ShardError,
     Stream,
@@ -63,6 +64,7 @@ def _written(curriculum: Curriculum, console: Console, workers: int | None, ray:
     if (job.root / DATASET_FILE).exists():
         dataset = DataSet.at(job.root)
         console.print(f"{job.root} is complete: {_summary(dataset)}; nothing to write")
+        _tell_of_changes(job, console)
         if not (job.root / JSON_FILE).exists():
             _report(curriculum, dataset, console)
         return dataset
@@ -74,6 +76,22 @@ def _written(curriculum: Curriculum, console: Console, workers: int | None, ray:
         console.print(f"{job.root} is complete: {_summary(dataset)}; it took {time.monotonic() - start:.1f} s")
     _report(curriculum, dataset, console)
     return dataset
+
+
+def _tell_of_changes(job: Job, console: Console) -> None:
+    """Say where the sources of a finished data set have other files now, which it does not hold."""
+    before = Settings.load(job.root / SETTINGS_FILE).files if (job.root / SETTINGS_FILE).exists() else {}
+    for source, files in before.items():
+        try:
+            now = files_of(job, source)
+        except (ConfigError, OSError):
+            # A finished data set does not need its sources any more.
+            continue
+        if now != files:
+            console.print(
+                f"! The source {source} has changed since: {files[0]} files then, {now[0]} now, or of other sizes. "
+                f"What is new is not in the data set; to have it, point data.shards to another directory"
+            )
 
 
 def _report(curriculum: Curriculum, dataset: DataSet, console: Console) -> None:
@@ -96,12 +114,15 @@ def _summary(dataset: DataSet) -> str:
 
 def _write(job: Job, console: Console, workers: int | None, address: str | None) -> DataSet:
     parts = job.parts()
+    damage, finished = Damage(job), set()
+    # What is known to be lost before anything is read: the sources can still be mended and written to this place.
+    damage.lose((p.source, p.name, p.place["broken"]) for p in parts if "broken" in p.place)
     begin(job.root, Settings.of(job, parts))
     ledger = Ledger(job.root)
-    damage, finished = Damage(job), set()
     for entry in ledger.finished(len(parts)):
         damage.count(entry)
         finished.add(entry.number)
+    damage.check_lost()
     ledger.clear_unfinished(finished)
     if missing := [number for number in range(len(parts)) if number not in finished]:
         console.print(f"{job.root}: {len(missing)} of {len(parts)} partitions to write")
@@ -113,16 +134,19 @@ def _write(job: Job, console: Console, workers: int | None, address: str | None)
 def _write_missing(
     job: Job, parts: list[Part], missing: list[int], damage: "Damage", console: Console, workers: Workers
 ) -> None:
-    from data_pipeline.duplicates import duplicates, scan_file, scan_part
+    from data_pipeline.duplicates import Scan, duplicates, scan_file, scan_part
     from data_pipeline.partitions import write_partition
+
+    def looked_through(scan: Scan) -> int:
+        damage.lose((r.source, r.part, r.detail) for r in scan.lost)
+        return scan.records
 
     dropped = [frozenset[int]()] * len(parts)
     if job.prepare.keep.duplicates == "drop" and any(s.kind != "shapes" for s in job.prepare.sources):
         scan_file(job.root, 0).parent.mkdir(exist_ok=True)
         unread = [n for n in range(len(parts)) if not scan_file(job.root, n).exists()]
-        _show(
-            console, "looking for duplicates", len(unread), workers.run(scan_part, ((job, n, parts[n]) for n in unread))
-        )
+        scans = workers.run(scan_part, ((job, n, parts[n]) for n in unread))
+        _show(console, "looking for duplicates", len(unread), map(looked_through, scans))
         dropped = duplicates(job.root, len(parts))
     services = workers.services(job)
     written = workers.run(write_partition, ((job, n, parts[n], dropped[n], services) for n in missing))
@@ -130,15 +154,37 @@ def _write_missing(
 
 
 class Damage:
-    """Counts records and stops the job when too many of them are damaged."""
+    """Counts records and lost containers, and stops the job when there are too many damaged or lost ones."""
 
     def __init__(self, job: Job):
         self._job, self._read, self._reasons = job, 0, Counter()
         self._example = ""
+        # (source, part) -> what is wrong with it.
+        self._lost: dict[tuple[str, str], str] = {}
+
+    def lose(self, containers: Iterable[tuple[str, str, str]]) -> None:
+        """Count lost containers (source, part, reason), each once; raises as `check_lost`."""
+        for source, part, reason in containers:
+            self._lost.setdefault((source, part), reason)
+        self.check_lost()
+
+    def check_lost(self) -> None:
+        """Raises ShardError: if there are more lost containers than `max_lost_containers`."""
+        lost, allowed = self._lost, self._job.prepare.max_lost_containers
+        if len(lost) > allowed:
+            some = "; ".join(f"{source}/{part}: {reason}" for (source, part), reason in list(lost.items())[:3])
+            more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
+            raise ShardError(
+                f"containers of which all or the rest is lost: {len(lost)}, where data.prepare.max_lost_containers "
+                f"allows {allowed}. {some}{more}. How many records they held, nobody knows. Bring them back whole and "
+                "run the same command again (into another directory once a partition is finished), or allow that many"
+            )
 
     def count(self, entry: Entry) -> None:
         self._read += entry.read
         for rejected in entry.rejected:
+            if rejected.reason.lost:
+                self._lost.setdefault((rejected.source, rejected.part), rejected.detail)
             if rejected.reason.damaged:
                 self._reasons[rejected.reason] += 1
                 self._example = (
@@ -152,17 +198,23 @@ class Damage:
             ShardError: if the share of damaged records is above `max_damaged`.
         """
         self.count(entry)
+        self.check_lost()
         if self._read >= ENOUGH:
             self.check()
         return entry.read
 
+    def said(self) -> str:
+        """The commonest reasons, and an example."""
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(4))
+        return f"{reasons}. One of them: {self._example}" if reasons else "none was damaged"
+
     def check(self) -> None:
+        self.check_lost()
         damaged, allowed = self._reasons.total(), self._job.prepare.max_damaged
         if damaged > allowed * self._read:
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(4))
             raise ShardError(
                 f"{damaged} of {self._read} records are damaged, more than data.prepare.max_damaged allows "
-                f"({allowed:.0%}): {reasons}. One of them: {self._example}. What is written so far stays; mend the "
+                f"({allowed:.0%}): {self.said()}. What is written so far stays; mend the "
                 "source and write into another directory, or allow more and run the same command again"
             )
 
@@ -190,7 +242,7 @@ def finish(job: Job, parts: int) -> DataSet:
         "".join(r.model_dump_json() + "\n" for entry in entries for r in entry.rejected),
     )
     if not held:
-        raise ShardError(f"no record was left for {job.root}; {REJECTED_FILE} in it says why")
+        raise ShardError(f"no record was left for {job.root}: {damage.said()}. {REJECTED_FILE} in it has all of them")
     streams = [_index(job.root, settings, held[settings]) for settings in sorted(held, key=lambda s: s.name)]
     dataset = DataSet(streams=tuple(streams))
     dataset.save(job.root / DATASET_FILE)

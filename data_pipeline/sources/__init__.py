@@ -1,10 +1,9 @@
 """Where records come from. A new source is a class with `Source`'s members, a config and a line in `SOURCES`."""
 
 from data_pipeline.records import Source
+from data_pipeline.sources.captioned import FolderSource, ParquetSource
 from data_pipeline.sources.edits import EditsSource
-from data_pipeline.sources.folder import FolderSource
 from data_pipeline.sources.huggingface import HuggingFaceSource
-from data_pipeline.sources.parquet import ParquetSource
 from data_pipeline.sources.shapes import ShapesSource
 from data_pipeline.sources.webdataset import WebDatasetSource
 from wemmu.config import prepare

@@ -1,22 +1,57 @@
-"""Edit records in JSONL files: {"instruction": "...", "input": "a.jpg" or a list of paths, "target": "b.jpg"}."""
+"""Edit records: {"instruction": "...", "input": "a.jpg" or several, "target": "b.jpg"}, and as they are published."""
+
+import re
+from typing import Any
 
 from data_pipeline.records import RawRecord, Reason, RejectedError
-from data_pipeline.sources.common import Root, text
-from data_pipeline.sources.jsonl import JsonLinesSource, parse, path_field
+from data_pipeline.sources.common import (
+    Root,
+    conversation,
+    listed,
+    one_of,
+    picture_of,
+    prompt_of,
+    without_marks,
+)
+from data_pipeline.sources.table import TableSource
 from wemmu.config import Task, prepare
 
+# How the model's turn of a conversation says that a picture follows.
+_PICTURE = re.compile(r"<\w*image\w*>")
 
-class EditsSource(JsonLinesSource[prepare.EditsSource]):
+
+class EditsSource(TableSource[prepare.EditsSource]):
     """One input picture is of the edit task, several are of the multi-edit task."""
 
-    def _record(self, key: str, line: bytes, root: Root) -> RawRecord:
-        fields, config = parse(line), self._config
-        prompt = text(fields.get(config.instruction), config.instruction)
-        inputs = fields.get(config.input)
-        paths = inputs if isinstance(inputs, list) else [inputs]
-        if not paths:
-            raise RejectedError(Reason.BAD_RECORD, f"{config.input} is empty")
-        names = [path_field({config.input: path}, config.input) for path in paths]
-        target = root.picture(path_field(fields, config.target))
-        task = Task.EDIT if len(names) == 1 else Task.MULTI_EDIT
-        return RawRecord(key, task, prompt, images=tuple(root.picture(name) for name in names), target=target)
+    @property
+    def _pictures(self) -> dict[str, str]:
+        return {"input": self._config.input, "target": self._config.target}
+
+    @property
+    def _texts(self) -> dict[str, str]:
+        return {"instruction": self._config.instruction}
+
+    def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
+        config = self._config
+        inputs, target = self._inputs_and_target(fields)
+        asked = fields.get(config.instruction)
+        prompt = without_marks(prompt_of(asked, config.instruction, key), len(inputs), config.instruction)
+        if isinstance(asked, list) and asked and isinstance(asked[0], dict):
+            answer = conversation(asked, config.instruction).model
+            if answer and not _PICTURE.search(answer):
+                raise RejectedError(Reason.BAD_RECORD, f"{config.instruction} is answered by words and not a picture")
+        images = tuple(picture_of(image, f"{key}:{config.input}", root) for image in inputs)
+        task = Task.EDIT if len(images) == 1 else Task.MULTI_EDIT
+        return RawRecord(key, task, prompt, images, target=picture_of(target, f"{key}:{config.target}", root))
+
+    def _inputs_and_target(self, fields: dict[str, Any]) -> tuple[list[Any], Any]:
+        config = self._config
+        inputs = listed(fields.get(config.input))
+        if config.input == config.target:
+            inputs, target = inputs[:-1], (inputs or [None])[-1]
+        else:
+            target = one_of(fields.get(config.target), config.target)
+        for field, pictures in ((config.input, inputs), (config.target, [target])):
+            if not pictures or not all(pictures):
+                raise RejectedError(Reason.BAD_RECORD, f"{field} is missing")
+        return inputs, target

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.records import Part, RawRecord, Reason, RejectedError, Rejection
-from data_pipeline.sources.common import picture_of, record_or_rejection, text
+from data_pipeline.sources.common import one_of, picture_of, prompt_of, record_or_rejection
+from data_pipeline.sources.rows import check_fields
 from wemmu.config import ConfigError, Task, prepare
 
 if TYPE_CHECKING:
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 class HuggingFaceSource:
     """Text-to-image records; a part is a range of rows."""
 
-    version = 1
+    version = 2
 
     def __init__(self, config: prepare.HuggingFaceSource):
         self._config = config
+
+    def files(self) -> list[tuple[str, int]]:
+        """None: to look means to import `datasets`, which takes seconds."""
+        return []
 
     def parts(self, size: int) -> list[Part]:
         dataset = self._open()
@@ -40,8 +45,9 @@ class HuggingFaceSource:
             fields = dataset[row]
         except UnicodeDecodeError as error:
             raise RejectedError(Reason.BAD_TEXT, str(error)) from error
-        prompt = text(fields.get(self._config.caption), self._config.caption)
-        picture = picture_of(fields[self._config.image], str(row), None)
+        caption, image = self._config.caption, self._config.image
+        prompt = None if caption is None else prompt_of(fields[caption], caption, str(row))
+        picture = picture_of(one_of(fields[image], image), str(row), None)
         return RawRecord(str(row), Task.T2I, prompt, target=picture)
 
     def _open(self) -> "Dataset":
@@ -50,13 +56,9 @@ class HuggingFaceSource:
         from datasets import Image
 
         config, dataset = self._config, self._split()
-        if config.image not in dataset.column_names:
-            there = ", ".join(dataset.column_names)
-            raise ConfigError(
-                f"source {config.name}: image: {config.path} has no column {config.image}; it has {there}"
-            )
-        wanted = [column for column in (config.image, config.caption) if column in dataset.column_names]
-        dataset = dataset.select_columns(wanted)
+        wanted = {"image": config.image} | ({} if config.caption is None else {"caption": config.caption})
+        check_fields(config.name, config.path, dataset.column_names, wanted)
+        dataset = dataset.select_columns(list(wanted.values()))
         if isinstance(dataset.features[config.image], Image):
             dataset = dataset.cast_column(config.image, Image(decode=False))
         return dataset
@@ -67,7 +69,8 @@ class HuggingFaceSource:
         config = self._config
         try:
             dataset = load_from_disk(config.path)
-        except (OSError, ValueError) as error:
+        # Anything at all: a file that is cut off, or a pointer of Git LFS, is KeyError, TypeError, ArrowInvalid, ...
+        except Exception as error:
             expected = "expected what datasets' save_to_disk wrote"
             raise ConfigError(f"source {config.name}: path: cannot load {config.path} ({error}); {expected}") from error
         splits = list(dataset) if isinstance(dataset, DatasetDict) else []

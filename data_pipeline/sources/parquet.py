@@ -1,102 +1,98 @@
-"""Parquet files with a column of pictures and one of captions."""
+"""Parquet files: parts of whole row groups, read row by row."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.records import Part, RawRecord, Reason, RejectedError, Rejection
-from data_pipeline.sources.common import File, Files, Root, picture_of, record_or_rejection, root_of, text
-from wemmu.config import ConfigError, Task, prepare
+from data_pipeline.records import Part, Reason, RejectedError, Rejection
+from data_pipeline.sources.files import File, Files
+from data_pipeline.sources.rows import check_fields
+from wemmu.config import ConfigError
 
 # Rows held in memory at a time.
 _BATCH = 32
 
 
-class ParquetSource:
-    """Text-to-image records; a part is a run of whole row groups of one file."""
+def begins(files: Files, file: File) -> bool:
+    """Whether the file begins as Parquet does, whatever it is called."""
+    with files.fs.open(file.path, "rb") as opened:
+        return opened.read(4) == b"PAR1"
 
-    version = 1
 
-    def __init__(self, config: prepare.ParquetSource):
-        self._config = config
-        self._files = Files(config.name, config.path, "Parquet files")
+def parts_of_groups(
+    files: Files, file: File, size: int, pictures: dict[str, str], texts: dict[str, str], paths: bool
+) -> Iterator[Part]:
+    """Parts of at most `size` rows, unless a row group alone has more.
 
-    def parts(self, size: int) -> list[Part]:
-        """At most `size` rows in each, unless a row group alone has more."""
-        if self._config.root is not None:
-            root_of(self._config.name, self._config.root)
-        return [part for file in self._files.find() for part in self._file_parts(file, size)]
+    Args:
+        pictures, texts: {config field: column}.
+        paths: whether a picture may be a path.
 
-    def _file_parts(self, file: File, size: int) -> Iterator[Part]:
-        place = {"path": file.path, "file": file.name, "size": file.size}
+    Raises:
+        ConfigError: if a column is not there, or pictures are no pictures.
+    """
+    try:
+        with files.fs.open(file.path, "rb") as opened:
+            parquet = pq.ParquetFile(opened)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+    except (pa.ArrowException, OSError) as error:
+        _raise_unless_damaged(error)
+        yield Part(files.source, file.name, file.place | {"broken": str(error)})
+        return
+    check_fields(files.source, file.path, schema.names, pictures | texts)
+    for field, column in pictures.items():
+        _check_pictures(f"source {files.source}", field, column, file, schema.field(column).type, paths)
+    rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    for first, groups in _runs(rows, size):
+        count = sum(rows[group] for group in groups)
+        name = f"{file.name}:{first}-{first + count - 1}"
+        yield Part(files.source, name, file.place | {"first": first, "groups": groups, "rows": count})
+
+
+def _check_pictures(source: str, field: str, column: str, file: File, kind: pa.DataType, paths: bool) -> None:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if _is_text(kind) and not paths:
+        raise ConfigError(f"{source}: root: the column {column} of {file.path} holds paths; expected their root")
+    if not (_is_text(kind) or _is_picture(kind)):
+        expected = "expected binary, a path, a struct of bytes and path, or a list of these"
+        raise ConfigError(f"{source}: {field}: the column {column} of {file.path} is {kind}; {expected}")
+
+
+def read_groups(
+    files: Files, part: Part, columns: list[str]
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
+    """Key ("FILE/ROW") of each row, and what gives its fields or raises RejectedError."""
+    row = part.place["first"]
+    with files.open(part) as opened:
+        # Piece by piece through a small buffer; by default Arrow takes a row group into memory as a whole.
+        parquet = pq.ParquetFile(opened, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+        for group in part.place["groups"]:
+            yield from _read_group(part, parquet, group, row, columns)
+            row += parquet.metadata.row_group(group).num_rows
+
+
+def _read_group(
+    part: Part, parquet: pq.ParquetFile, group: int, row: int, columns: list[str]
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
+    """The rows of a group, whose first is `row` of the file. Behind a damaged page the rest of it is lost."""
+    batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False)
+    while True:
         try:
-            with self._files.fs.open(file.path, "rb") as opened:
-                parquet = pq.ParquetFile(opened)
-                schema, metadata = parquet.schema_arrow, parquet.metadata
+            batch = next(batches, None)
         except (pa.ArrowException, OSError) as error:
             _raise_unless_damaged(error)
-            yield Part(self._config.name, file.name, place | {"broken": str(error)})
+            lost = f"row group {group} from row {row} on: {error}"
+            yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, lost)
             return
-        self._check(file, schema)
-        rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        for first, groups in _runs(rows, size):
-            count = sum(rows[group] for group in groups)
-            name = f"{file.name}:{first}-{first + count - 1}"
-            yield Part(self._config.name, name, place | {"first": first, "groups": groups, "rows": count})
-
-    def _check(self, file: File, schema: pa.Schema) -> None:
-        source, image = f"source {self._config.name}", self._config.image
-        if image not in schema.names:
-            raise ConfigError(f"{source}: image: {file.path} has no column {image}; it has {', '.join(schema.names)}")
-        kind = schema.field(image).type
-        if _is_text(kind) and self._config.root is None:
-            raise ConfigError(f"{source}: root: the column {image} of {file.path} holds paths; expected their root")
-        if not (_is_text(kind) or _is_picture(kind)):
-            expected = "expected binary, a path, or a struct of bytes and path"
-            raise ConfigError(f"{source}: image: the column {image} of {file.path} is {kind}; {expected}")
-
-    def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
-        if "broken" in part.place:
-            yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, part.place["broken"])
+        if batch is None:
             return
-        root = None if self._config.root is None else root_of(self._config.name, self._config.root)
-        row = part.place["first"]
-        with self._files.open(part) as opened:
-            # Piece by piece through a small buffer; by default Arrow takes a row group into memory as a whole.
-            parquet = pq.ParquetFile(opened, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
-            for group in part.place["groups"]:
-                yield from self._read_group(part, parquet, group, row, root)
-                row += parquet.metadata.row_group(group).num_rows
-
-    def _read_group(
-        self, part: Part, parquet: pq.ParquetFile, group: int, row: int, root: Root | None
-    ) -> Iterator[RawRecord | Rejection]:
-        """The rows of a group, whose first is `row` of the file. Behind a damaged page the rest of it is lost."""
-        columns = [self._config.image, self._config.caption]
-        batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
-                _raise_unless_damaged(error)
-                lost = f"row group {group} from row {row} on: {error}"
-                yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, lost)
-                return
-            if batch is None:
-                return
-            for index in range(batch.num_rows):
-                key = f"{part.place['file']}/{row + index}"
-                yield record_or_rejection(part, key, partial(self._record, key, batch, index, root))
-            row += batch.num_rows
-
-    def _record(self, key: str, batch: pa.RecordBatch, index: int, root: Root | None) -> RawRecord:
-        caption = self._config.caption
-        prompt = text(_value(batch, caption, index), caption) if caption in batch.schema.names else None
-        picture = picture_of(_value(batch, self._config.image, index), key, root)
-        return RawRecord(key, Task.T2I, prompt, target=picture)
+        for index in range(batch.num_rows):
+            yield f"{part.place['file']}/{row + index}", partial(_fields, batch, index)
+        row += batch.num_rows
 
 
 def _runs(rows: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
@@ -110,6 +106,10 @@ def _runs(rows: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
         count, groups = count + rows_there, [*groups, group]
     if count:
         yield first, groups
+
+
+def _fields(batch: pa.RecordBatch, index: int) -> dict[str, Any]:
+    return {column: _value(batch, column, index) for column in batch.schema.names}
 
 
 def _value(batch: pa.RecordBatch, column: str, index: int) -> Any:

@@ -98,6 +98,9 @@ class ShapesSource:
             scene = random_scene(rng)
         return Sample(caption(scene, rng, wording), target=scene)
 
+    def files(self) -> list[tuple[str, int]]:
+        return []
+
     def parts(self, size: int) -> list[Part]:
         return [
             self._part(task, first, min(first + size, samples))

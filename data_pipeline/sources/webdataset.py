@@ -12,17 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import IO
 
-from data_pipeline.records import Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
-from data_pipeline.sources.common import Files, inside, record_or_rejection, text
-from data_pipeline.sources.jsonl import parse
-from wemmu.config import Task, prepare
+from data_pipeline.records import Part, PictureFile, RawRecord, Reason, RejectedError, Rejection, short
+from data_pipeline.sources.common import inside, prompt_of, record_or_rejection, text
+from data_pipeline.sources.files import Files
+from data_pipeline.sources.rows import parse
+from wemmu.config import ConfigError, Task, prepare
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
 # A sparse or gzip'ed member can claim any size in a few bytes; no picture file is as large as this.
 _LARGEST = 2**30
+
+# Bytes of records in hand that wait for a caption, or a picture, which may stand further on.
+_WAITING = 2**28
+# Records at the beginning of a source, one of which has to have a caption where the config says.
+_LOOKED_AT = 16
 
 _BREAKS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 
@@ -46,36 +53,148 @@ class _Group:
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     fault: RejectedError | None = None
+    # Kinds of the members that hold a picture under a name with a further dot.
+    dotted: list[str] = field(default_factory=list)
+    # Kinds of members that are not read.
+    others: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the names of several records have become the kinds of this one."""
+        return len(self.dotted) > 1 and not self.fault and self.members.keys().isdisjoint(PICTURES)
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(len, self.members.values()))
+
+
+class _UnsortedError(Exception):
+    """The members of a record are too far apart to be brought together."""
 
 
 class WebDatasetSource:
     """Text-to-image records; a part is a tar file."""
 
-    version = 1
+    version = 2
 
     def __init__(self, config: prepare.WebDatasetSource):
         self._config = config
-        self._files = Files(config.name, config.path, "tar files")
+        self._files = Files(config.name, config.path, "tar files", "*.tar")
+        self._captions = {place.partition(":")[0] for place in config.caption}
         self._wanted = {*PICTURES, *(place.partition(":")[0] for place in config.caption)}
+
+    def files(self) -> list[tuple[str, int]]:
+        return self._files.sizes()
 
     def parts(self, size: int) -> list[Part]:
         """One for each tar, whatever `size`."""
-        return [
-            Part(self._config.name, file.name, {"path": file.path, "file": file.name, "size": file.size})
-            for file in self._files.find()
-        ]
+        parts = [Part(self._config.name, file.name, file.place) for file in self._files.find()]
+        self._check_captions(parts)
+        return parts
+
+    def _check_captions(self, parts: list[Part]) -> None:
+        """Raises ConfigError: if the first tar that can be read has no caption where the config says."""
+        if not self._config.caption:
+            return
+        for part in parts:
+            kinds: dict[str, None] = {}
+            looked = 0
+            for group in islice(self._all_groups(part), _LOOKED_AT):
+                if isinstance(group, Rejection) or group.merged:
+                    continue
+                try:
+                    if self._caption(group.key, group.members) is not None:
+                        return
+                except RejectedError:
+                    # Something is there, if nothing good.
+                    return
+                looked += 1
+                kinds |= dict.fromkeys([*group.members, *group.others])
+            if looked:
+                raise ConfigError(
+                    f"source {self._config.name}: caption: none of the first {looked} records of {part.place['path']} "
+                    f"has {' or '.join(self._config.caption)}; their members are {short(', '.join(kinds))}. Set "
+                    "caption to where it stands, or caption: [] if there are none"
+                )
 
     def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
-        seen, group = set(), None
+        if "broken" in part.place:
+            yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, part.place["broken"])
+            return
+        seen: set[str] = set()
+        for group in self._all_groups(part):
+            if isinstance(group, Rejection):
+                yield group
+                continue
+            yield from self._of(part, group, group.key in seen)
+            seen.add(group.key)
+
+    def _of(self, part: Part, group: _Group, repeated: bool) -> Iterator[RawRecord | Rejection]:
+        """The record of a group; or, of one into which many records' names merge, each of them as damaged."""
+        key = f"{part.place['file']}/{group.key}"
+        if not group.merged:
+            yield record_or_rejection(part, key, partial(self._record, key, group, repeated))
+            return
+        detail = f"the first dot of a name ends the key, {group.key}; rename the members so that keys have none"
+        for kind in group.dotted:
+            yield Rejection(part.source, part.name, f"{key}.{kind}", Reason.MERGED, detail)
+
+    def _all_groups(self, part: Part) -> Iterator[_Group | Rejection]:
+        """The groups of a tar, and where it breaks that it does."""
+        if "broken" in part.place:
+            return
+        group = None
         with self._files.open(part) as file:
             try:
-                for group in self._groups(file):
-                    key = f"{part.place['file']}/{group.key}"
-                    yield record_or_rejection(part, key, partial(self._record, key, group, group.key in seen))
-                    seen.add(group.key)
+                for group in self._together(self._groups(file)):
+                    yield group
+            except _UnsortedError as error:
+                yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, str(error))
             except _BREAKS as error:
                 after = f"after {group.key}" if group else "at its beginning"
                 yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, f"{after}: {error}")
+
+    def _together(self, groups: Iterator[_Group]) -> Iterator[_Group]:
+        """Groups with what stands of them further on, as in a tar of all pictures and then all captions.
+
+        What lacks its picture or caption waits for it; of a tar that is sorted, and has captions, nothing does.
+
+        Raises:
+            _UnsortedError: if the rest of a group comes after more than fits into memory.
+        """
+        waiting: dict[str, _Group] = {}
+        given_up: set[str] = set()
+        held = 0
+        try:
+            for group in groups:
+                if group.key in given_up:
+                    raise _UnsortedError(
+                        f"the members of {group.key} are far apart; sort the tar (tar --sort=name) for one record's to "
+                        "stand together"
+                    )
+                if group.key in waiting:
+                    earlier = waiting.pop(group.key)
+                    held -= earlier.bytes
+                    group = _joined(earlier, group)
+                if group.fault or self._complete(group):
+                    yield group
+                    continue
+                waiting[group.key] = group
+                held += group.bytes
+                while held > _WAITING:
+                    oldest = waiting.pop(next(iter(waiting)))
+                    held -= oldest.bytes
+                    given_up.add(oldest.key)
+                    yield oldest
+        except _BREAKS:
+            yield from waiting.values()
+            raise
+        yield from waiting.values()
+
+    def _complete(self, group: _Group) -> bool:
+        if not self._captions:
+            return True
+        return any(kind in group.members for kind in PICTURES) and not self._captions.isdisjoint(group.members)
 
     def _groups(self, file: IO[bytes]) -> Iterator[_Group]:
         """Members of one key in succession. The last group before a break may lack members and is not given."""
@@ -98,6 +217,10 @@ class WebDatasetSource:
                     group.fault = group.fault or fault
                 elif kind in self._wanted:
                     group.members[kind] = tar.extractfile(member).read()
+                else:
+                    group.others[kind] = None
+                    if "." in kind and kind.rpartition(".")[2] in PICTURES:
+                        group.dotted.append(kind)
             _check_end(tar)
         if group:
             yield group
@@ -124,18 +247,33 @@ class WebDatasetSource:
         if len(kinds) > 1:
             raise RejectedError(Reason.BAD_RECORD, f"several pictures: {', '.join(kinds)}")
         picture = PictureFile(f"{group.key}.{kinds[0]}", group.members[kinds[0]])
-        return RawRecord(key, Task.T2I, self._caption(group.members), target=picture)
+        return RawRecord(key, Task.T2I, self._caption(key, group.members), target=picture)
 
-    def _caption(self, members: dict[str, bytes]) -> str | None:
+    def _caption(self, key: str, members: dict[str, bytes]) -> str | None:
+        found = None
         for place in self._config.caption:
             kind, _, name = place.partition(":")
             if kind not in members:
                 continue
-            caption = text(parse(members[kind]).get(name) if name else members[kind], place)
-            if caption is not None:
-                # A text file ends with a newline that is not the caption's.
-                return caption if name else caption.strip()
-        return None
+            caption = prompt_of(parse(members[kind]).get(name), place, key) if name else text(members[kind], place)
+            # A text file ends with a newline that is not the caption's.
+            caption = caption if name or caption is None else caption.strip()
+            if caption:
+                return caption
+            found = caption if found is None else found
+        return found
+
+
+def _joined(earlier: _Group, later: _Group) -> _Group:
+    twice = earlier.members.keys() & later.members.keys()
+    fault = RejectedError(Reason.BAD_RECORD, f"{earlier.key}.{min(twice)} is there twice") if twice else None
+    return _Group(
+        earlier.key,
+        earlier.members | later.members,
+        earlier.fault or later.fault or fault,
+        earlier.dotted + later.dotted,
+        earlier.others | later.others,
+    )
 
 
 @contextmanager

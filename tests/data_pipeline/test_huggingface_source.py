@@ -70,6 +70,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"split": "train"}, "split: .*without splits"),
         ({"image": "picture"}, "image: .*no column picture; it has image, text, label"),
+        ({"caption": "caption"}, "caption: .*no column caption; it has image, text, label.* null if there are none"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_source(source(tmp_path / "d", **options)).parts(1)
@@ -84,4 +85,4 @@ def test_rows_without_picture_or_caption(tmp_path: Path) -> None:
     found = read_all(source(tmp_path / "d"))
     assert reasons(found) == {"0": Reason.NO_PICTURE}
     assert [r.prompt for r in records(found)] == [None]
-    assert records(read_all(source(tmp_path / "d", caption="other")))[0].prompt is None
+    assert records(read_all(source(tmp_path / "d", caption=None)))[0].prompt is None

@@ -75,7 +75,7 @@ def test_links_may_lead_about_but_not_out(root: Path) -> None:
     (root / "loop.jpg").symlink_to("loop.jpg")
     os.mkfifo(root / "pipe.jpg")
     names = ["about.jpg", broken.link_out_of(root), "up/outside.jpg", "up/root/1.jpg", "loop.jpg", "pipe.jpg", "a"]
-    found = read_lines(root, *({"image": name} for name in names))
+    found = read_lines(root, *({"image": name} for name in names), caption=None)
     assert [r.target.data for r in records(found)] == [b"a/3.jpg", b"1.jpg"]
     unsafe, missing = Reason.UNSAFE_PATH, Reason.NO_PICTURE
     assert list(reasons(found).values()) == [unsafe, unsafe, missing, missing, missing]
@@ -83,16 +83,17 @@ def test_links_may_lead_about_but_not_out(root: Path) -> None:
 
 def test_a_root_may_itself_be_reached_by_a_link(root: Path) -> None:
     (root.parent / "link").symlink_to(root)
-    assert len(records(read_lines(root.parent / "link", {"image": "1.jpg"}))) == 1
-    assert len(records(read_lines(root, {"image": "1.jpg"}, root=str(root.parent / "link")))) == 1
+    line = {"image": "1.jpg", "caption": "one"}
+    assert len(records(read_lines(root.parent / "link", line))) == 1
+    assert len(records(read_lines(root, line, root=str(root.parent / "link")))) == 1
 
 
 def test_pictures_start_at_the_root_or_beside_the_list(root: Path) -> None:
-    found = read_lines(root, {"image": "3.jpg"}, root=str(root / "a"))
+    found = read_lines(root, {"image": "3.jpg"}, root=str(root / "a"), caption=None)
     assert [r.target.data for r in found] == [b"a/3.jpg"]
     for directory in (root, root / "a"):
         broken.write_lines(directory / "list.jsonl", [{"image": "3.jpg"}, {"image": "1.jpg"}])
-    found = read_all(folder(root / "**" / "list.jsonl"))
+    found = read_all(folder(root / "**" / "list.jsonl", caption=None))
     assert [(r.key, r.target.data) for r in records(found)] == [
         ("a/list.jsonl/1", b"a/3.jpg"),
         ("list.jsonl/2", b"1.jpg"),
@@ -106,13 +107,13 @@ def test_it_works_on_any_filesystem() -> None:
     lines = [{"image": name} for name in ("in/1.jpg", "in/2.jpg", "../outside.jpg")]
     memory.pipe("/folder/list.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     for options in ({}, {"root": "memory://folder"}):
-        found = read_all(folder("memory://folder/*.jsonl", **options))
+        found = read_all(folder("memory://folder/*.jsonl", caption=None, **options))
         assert [r.target.data for r in records(found)] == [b"one"]
         assert list(reasons(found).values()) == [Reason.NO_PICTURE, Reason.UNSAFE_PATH]
 
 
 @given(
-    lines=st.lists(st.sampled_from([b"{}", b"", b'{"caption": "caf\xc3\xa9"}', b" " * 300]), max_size=30),
+    lines=st.lists(st.sampled_from([b'{"image": ""}', b"", b'{"image": "caf\xc3\xa9"}', b" " * 300]), max_size=30),
     size=st.integers(1, 12),
     newline=st.sampled_from([b"\n", b"\r\n"]),
     ended=st.booleans(),
@@ -123,18 +124,19 @@ def test_parts_together_are_every_line_once(
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "list.jsonl"
     path.write_bytes(newline.join(lines) + (newline if ended and lines else b""))
-    keys = [item.key for item in read_all(folder(path), size)]
+    keys = [item.key for item in read_all(folder(path, caption=None), size)]
     assert keys == [f"list.jsonl/{n}" for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def test_a_byte_order_mark_is_no_damage(root: Path) -> None:
-    assert len(records(read_lines(root, b'\xef\xbb\xbf{"image": "1.jpg"}'))) == 1
+    found = read_lines(root, b'\xef\xbb\xbf{"image": "1.jpg", "caption": "\xef\xbb\xbfone"}', b"\xef\xbb\xbf")
+    assert [r.prompt for r in found] == ["one"]
 
 
 def test_a_changed_line_changes_its_part_alone(root: Path) -> None:
     def parts(*numbers: int) -> list[Any]:
         path = broken.write_lines(root / "list.jsonl", [{"image": f"{n}.jpg"} for n in numbers])
-        return open_source(folder(path)).parts(2)
+        return open_source(folder(path, caption=None)).parts(2)
 
     old, changed, longer = parts(1, 2, 3, 4), parts(1, 2, 3, 5), parts(1, 2, 3, 4, 5)
     assert [a == b for a, b in zip(old, changed, strict=True)] == [True, False]
@@ -178,4 +180,6 @@ def test_a_broken_edit_is_left_out(root: Path, changes: dict[str, Any], reason: 
 
 
 def test_an_edit_without_an_instruction_has_no_prompt(root: Path) -> None:
-    assert read_edits(root, {"input": "1.jpg", "target": "2.jpg"})[0].prompt is None
+    edit = {"input": "1.jpg", "target": "2.jpg"}
+    found = read_edits(root, edit | {"instruction": "do"}, edit, edit | {"instruction": []})
+    assert [r.prompt for r in found] == ["do", None, None]

@@ -75,12 +75,14 @@ def test_pictures_are_bytes_or_paths_below_the_root(tmp_path: Path) -> None:
         {"bytes": None, "path": None},
         None,
     ]
-    pq.write_table(pa.table({"image": structs}), tmp_path / "s.parquet")
-    pq.write_table(pa.table({"image": [s and s["path"] for s in structs]}), tmp_path / "t.parquet")
+    pq.write_table(pa.table({"image": structs, "caption": ["x"] * 7}), tmp_path / "s.parquet")
+    pq.write_table(
+        pa.table({"image": [s and s["path"] for s in structs], "caption": ["x"] * 7}), tmp_path / "t.parquet"
+    )
     unsafe, missing = Reason.UNSAFE_PATH, Reason.NO_PICTURE
 
     found = read_all(source(tmp_path / "s.parquet", root=str(root)))
-    assert [(r.prompt, r.target.data) for r in records(found)] == [(None, b"inside"), (None, b"on disk")]
+    assert [(r.prompt, r.target.data) for r in records(found)] == [("x", b"inside"), ("x", b"on disk")]
     assert list(reasons(found).values()) == [unsafe, unsafe, missing, missing, missing]
     found = read_all(source(tmp_path / "t.parquet", root=str(root)))
     assert [r.target.data for r in records(found)] == [b"on disk"]
@@ -107,16 +109,18 @@ def test_a_file_without_any_picture_is_no_misfit(tmp_path: Path) -> None:
 
 
 def test_a_caption_of_another_type_is_no_record(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [b"x"], "caption": [["a", "list"]]}), tmp_path / "a.parquet")
-    assert list(reasons(read_all(source(tmp_path / "a.parquet"))).values()) == [Reason.BAD_RECORD]
+    for captions in [7], [[7]], [[[]]]:
+        pq.write_table(pa.table({"image": [b"x"], "caption": captions}), tmp_path / "a.parquet")
+        assert list(reasons(read_all(source(tmp_path / "a.parquet"))).values()) == [Reason.BAD_RECORD]
 
 
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
         ({"picture": [b"x"]}, {}, "image: .*no column image; it has picture"),
-        ({"image": [1]}, {}, "image: .*int64"),
-        ({"image": ["a.jpg"]}, {}, "root: .*holds paths"),
+        ({"image": [b"x"], "TEXT": ["x"]}, {}, "caption: .*no column caption; it has image, TEXT.*null if there are"),
+        ({"image": [1], "caption": [""]}, {}, "image: .*int64"),
+        ({"image": ["a.jpg"], "caption": [""]}, {}, "root: .*holds paths"),
         ({"image": ["a.jpg"]}, {"root": "nowhere"}, "root: no directory at"),
     ],
 )
@@ -158,7 +162,7 @@ def test_a_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none", write_batch_size=1)
     del table, images
     # What Arrow allocates, and the pieces that it asks Python's file for.
-    before, opened = pa.total_allocated_bytes(), open_source(source(tmp_path / "a.parquet"))
+    before, opened = pa.total_allocated_bytes(), open_source(source(tmp_path / "a.parquet", caption=None))
     tracemalloc.start()
     for part in opened.parts(1000):
         for _ in opened.read(part):

@@ -90,6 +90,8 @@ def test_an_unknown_protocol_is_a_config_error() -> None:
         ([("json", b'{"caption": "json"}')], "json"),
         ([("json", b'{"caption": ""}')], ""),
         ([("txt", b"")], ""),
+        ([("txt", b"\n"), ("json", b'{"caption": "json"}')], "json"),
+        ([("txt", b"\xef\xbb\xbfwindows\r\n")], "windows"),
         ([("json", b'{"caption": null}')], None),
         ([("json", b"{}")], None),
         ([], None),
@@ -98,14 +100,18 @@ def test_an_unknown_protocol_is_a_config_error() -> None:
 def test_the_first_caption_that_is_there_counts(
     tmp_path: Path, members: list[tuple[str, bytes]], prompt: str | None
 ) -> None:
-    found = read_tar(tmp_path, broken.tar([("1.jpg", b"x"), *((f"1.{kind}", data) for kind, data in members)]))
-    assert [r.prompt for r in found] == [prompt]
+    own = [("1.jpg", b"x"), *((f"1.{kind}", data) for kind, data in members)]
+    found = read_tar(tmp_path, broken.tar([*broken.pairs(1), *own]))
+    assert [r.prompt for r in found] == ["number 0", prompt]
 
 
 def test_captions_stand_where_the_config_says(tmp_path: Path) -> None:
     members = [("1.jpg", b"x"), ("1.alt", b"alt"), ("1.json", b'{"long: text": "json"}')]
-    for place, prompt in (("alt", "alt"), ("json:long: text", "json"), ("txt", None)):
-        assert read_tar(tmp_path, broken.tar(members), caption=(place,))[0].prompt == prompt
+    for places, prompt in ((("alt",), "alt"), (("json:long: text",), "json"), ((), None)):
+        assert read_tar(tmp_path, broken.tar(members), caption=places)[0].prompt == prompt
+    for place in ("txt", "json:caption"):
+        with pytest.raises(ConfigError, match=rf"caption: none of .* has {place}; their members are jpg, .*alt"):
+            read_tar(tmp_path, broken.tar(members), caption=(place,))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_captions_stand_where_the_config_says(tmp_path: Path) -> None:
         ([("bad.txt", b"no picture")], Reason.NO_PICTURE),
         ([("bad.jpg", b"x"), ("bad.txt", broken.BROKEN_TEXT)], Reason.BAD_TEXT),
         ([("bad.jpg", b"x"), ("bad.json", b'{"caption": "cut')], Reason.BAD_RECORD),
-        ([("bad.jpg", b"x"), ("bad.json", b'{"caption": ["a", "list"]}')], Reason.BAD_RECORD),
+        ([("bad.jpg", b"x"), ("bad.json", b'{"caption": [7]}')], Reason.BAD_RECORD),
         ([("bad.jpg", b"x"), ("bad.json", b'{"caption": "' + broken.BROKEN_TEXT + b'"}')], Reason.BAD_TEXT),
         ([("bad.jpg", b"x"), ("bad.png", b"y"), ("bad.txt", b"which?")], Reason.BAD_RECORD),
         ([("bad.jpg", b"x"), ("bad.jpg", b"y"), ("bad.txt", b"which?")], Reason.BAD_RECORD),

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError
 
 from wemmu.config.files import replace_text
@@ -106,9 +107,21 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {e['msg']} (got {_short(e['input'])})"
-            for e in error.errors()
+            for e in _causes(error)
         ]
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
+
+
+def _causes(error: ValidationError) -> list[ErrorDetails]:
+    """The errors without those that only follow from others: a list is empty because its elements are not valid."""
+    found = error.errors()
+    deeper = [e["loc"] for e in found]
+    return [
+        e
+        for e in found
+        if e["type"] != "too_short"
+        or not any(len(d) > len(e["loc"]) and d[: len(e["loc"])] == e["loc"] for d in deeper)
+    ]
 
 
 def _folders(written: Sequence[str] | None, path: Path) -> list[Path]:

@@ -49,8 +49,8 @@ class ShapesSource(_Source):
 class WebDatasetSource(_Source):
     """Tar files of img2dataset or WebDataset: members of one stem are one record, a picture and its caption.
 
-    `caption` lists where the caption may stand, the first that is there counts: `txt` is that member's whole text,
-    `json:caption` is the field `caption` of the member `json`.
+    `caption` lists where the caption may stand, the first that is there and not empty counts: `txt` is that member's
+    whole text, `json:caption` is the field `caption` of the member `json`. Empty: there are none.
     """
 
     kind: Literal["webdataset"]
@@ -58,27 +58,37 @@ class WebDatasetSource(_Source):
     caption: tuple[Annotated[str, Field(pattern=r"^(\w+|json:.+)$")], ...] = ("txt", "json:caption")
 
 
-class ParquetSource(_Source):
-    """Parquet files. The column `image` holds bytes, or paths below `root`, or Hugging Face's {bytes, path}."""
+class _Table(_Source):
+    """Files of rows. A picture is its bytes, Hugging Face's {bytes, path}, or a path.
+
+    Paths are relative to `root`, or absolute and below it (default: the folder of the file that names them). They may
+    lead, by links too, only below the root, or below one of `also_below`: links of a Hugging Face snapshot, which lead
+    to the `blobs` beside it, need no mention.
+    """
+
+    path: Location
+    root: Location | None = None
+    also_below: tuple[Location, ...] = ()
+
+
+class ParquetSource(_Table):
+    """Parquet files of pictures and captions; `caption` null: they have none. Paths need a `root`."""
 
     kind: Literal["parquet"]
-    path: Location
     image: str = "image"
-    caption: str = "caption"
-    root: Location | None = None
+    caption: str | None = "caption"
 
 
-class FolderSource(_Source):
-    """Pictures in a folder, listed by JSONL files; picture paths are relative to `root` (default: beside the JSONL).
+class FolderSource(_Table):
+    """Pictures that JSONL, a JSON array or Parquet lists; `caption` null: they have none.
 
-    With `answer` the records are of the understanding task: `caption` is then the field of the question.
+    With `answer` the records are of the understanding task: `caption` is then the field of the question. A field of
+    conversations (`[{from: human, value: ...}, {from: gpt, value: ...}]`) can be named for both.
     """
 
     kind: Literal["folder"]
-    path: Location
-    root: Location | None = None
     image: str = "image"
-    caption: str = "caption"
+    caption: str | None = "caption"
     answer: str | None = None
 
     @property
@@ -86,12 +96,14 @@ class FolderSource(_Source):
         return (Task.UNDERSTANDING,) if self.answer else (Task.T2I,)
 
 
-class EditsSource(_Source):
-    """Edit records in JSONL files: an instruction, one or several input pictures (a path or a list), a target."""
+class EditsSource(_Table):
+    """Edit records in JSONL, a JSON array or Parquet: an instruction, one or several input pictures, a target.
+
+    Of several instructions one is taken; of a conversation what the human says. Where `input` and `target` are one
+    field, its last picture is the target.
+    """
 
     kind: Literal["edits"]
-    path: Location
-    root: Location | None = None
     instruction: str = "instruction"
     input: str = "input"
     target: str = "target"
@@ -108,7 +120,8 @@ class HuggingFaceSource(_Source):
     path: Location
     split: str | None = None
     image: str = "image"
-    caption: str = "text"
+    # null: there are none.
+    caption: str | None = "text"
 
 
 Source = Annotated[
@@ -187,6 +200,9 @@ class Prepare(Config):
     also: tuple[Task, ...] = ()
     # Share of damaged records above which writing stops: by then the source is probably not what it should be.
     max_damaged: Share = 0.05
+    # Containers (tar, Parquet and list files, Hugging Face folders) of which all or the rest cannot be read. Each may
+    # hold any number of records, so no share of records tells what was lost.
+    max_lost_containers: Annotated[int, Field(ge=0)] = 0
     # Records of one partition, the unit of parallel work and of what a killed run does again; a tar file or a Parquet
     # row group is never split.
     partition: Positive = 2000

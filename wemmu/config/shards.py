@@ -28,6 +28,7 @@ SETTINGS_FILE = "settings.json"
 INDEX_FILE = "index.json"
 REJECTED_FILE = "rejected.jsonl"
 LEDGER = "ledger"
+SCAN = "scan"
 REWRITE = "run `python -m data_pipeline write CURRICULUM.yaml` again"
 # MDS types that decode without executing anything.
 #   prompt    what the VLM is asked; empty where the task has no words

@@ -1,0 +1,162 @@
+"""JSONL files and JSON arrays in ranges of rows."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from xxhash import xxh64
+
+from data_pipeline.records import Part, Reason, RejectedError
+from data_pipeline.sources.files import File, Files
+from wemmu.config import ConfigError
+
+# An array of objects; a line of JSONL can be a list only by mistake.
+_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*([{\]]|$)")
+_BOM = b"\xef\xbb\xbf"
+# Bytes of a file that tell what it is.
+HEAD = 4096
+# Rows at the beginning of a file in which every field that the config names has to be once.
+_LOOKED_AT = 100
+_DECODER = json.JSONDecoder()
+
+
+def parts_of_rows(files: Files, file: File, size: int, fields: dict[str, str]) -> Iterator[Part]:
+    """Parts of `size` rows each, found by reading the file once.
+
+    A part's place has the digest of its bytes, so that a changed line changes its part alone and new lines at the end
+    of a file leave the parts before as they are. The pictures that the rows name are not looked at.
+
+    Raises:
+        ConfigError: if one of `fields`, {config field: name}, is nowhere in the first rows, or the file is compressed.
+    """
+    with files.fs.open(file.path, "rb") as opened:
+        head = opened.read(HEAD)
+        if head.startswith(b"\x1f\x8b"):
+            raise ConfigError(f"source {files.source}: path: {file.path} is compressed by gzip; unpack it with gunzip")
+        opened.seek(0)
+        array = _ARRAY.match(head)
+        try:
+            rows = list(_elements(opened.read())) if array else []
+        except ValueError as error:
+            yield Part(files.source, file.name, file.place | {"broken": f"it is not a whole JSON array: {error}"})
+            return
+        spans: Iterable[tuple[int, bytes]] = rows if array else _lines(opened)
+        yield from _parts(files, file, _checked(spans, file, files.source, fields), size, bool(array))
+
+
+def _parts(files: Files, file: File, spans: Iterable[tuple[int, bytes]], size: int, array: bool) -> Iterator[Part]:
+    first, count, start, end, digest = 1, 0, 0, 0, xxh64()
+
+    def part() -> Part:
+        place = {"path": file.path, "file": file.name, "first": first, "start": start, "end": end}
+        place |= {"digest": digest.hexdigest()} | ({"array": True} if array else {})
+        return Part(files.source, f"{file.name}:{first}-{first + count - 1}", place)
+
+    for begin, row in spans:
+        if count == size:
+            yield part()
+            first, count, start, digest = first + count, 0, begin, xxh64()
+        if not count:
+            start = begin
+        count, end = count + 1, begin + len(row)
+        digest.update(row)
+    if count:
+        yield part()
+
+
+def read_rows(files: Files, part: Part) -> Iterator[tuple[str, bytes]]:
+    """Key ("FILE/NUMBER", for lines as editors number them) and content of every row of a part that is not empty."""
+    place = part.place
+    with files.open(part) as opened:
+        opened.seek(place["start"])
+        if place.get("array"):
+            rows: Iterable[tuple[int, bytes]] = _elements(b"[" + opened.read(place["end"] - place["start"]) + b"]")
+        else:
+            rows = _lines(opened, place["start"], place["end"], place["path"])
+        for number, (_, row) in enumerate(rows, place["first"]):
+            if row.removeprefix(_BOM).strip():
+                yield f"{place['file']}/{number}", row
+
+
+def parse(row: bytes) -> dict[str, Any]:
+    """Raises RejectedError: BAD_TEXT, or BAD_RECORD if it is not a JSON object."""
+    try:
+        # Programs on Windows begin a file with a byte-order mark.
+        value = json.loads(row.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RejectedError(Reason.BAD_TEXT, str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise RejectedError(Reason.BAD_RECORD, str(error)) from error
+    if not isinstance(value, dict):
+        raise RejectedError(Reason.BAD_RECORD, f"not a JSON object but {type(value).__name__}")
+    return value
+
+
+def _lines(lines: IO[bytes], start: int = 0, end: int | None = None, path: str = "") -> Iterator[tuple[int, bytes]]:
+    """Where each line begins, and the line; from `start` to `end`, by default to the end of the file."""
+    while end is None or start < end:
+        line = lines.readline()
+        if not line and end is not None:
+            raise OSError(f"{path} has become shorter since it was looked through")
+        if not line:
+            return
+        yield start, line
+        start += len(line)
+
+
+def _elements(array: bytes) -> Iterator[tuple[int, bytes]]:
+    """Where each element of a JSON array begins, and the element. Raises ValueError where it is not a whole array."""
+    # One character a byte, so that places in it are places in the file; what JSON is made of is ASCII.
+    text = array.decode("latin-1")
+    at = _skipped(text, 3 if array.startswith(_BOM) else 0) + 1
+    at = _skipped(text, at)
+    while text[at : at + 1] != "]":
+        try:
+            _, end = _DECODER.raw_decode(text, at)
+        except RecursionError as error:
+            raise ValueError(f"an element at byte {at} is nested too deeply") from error
+        yield at, array[at:end]
+        at = _skipped(text, end)
+        if text[at : at + 1] == ",":
+            at = _skipped(text, at + 1)
+        elif text[at : at + 1] != "]":
+            raise ValueError(f"no comma or end of the array at byte {at}")
+    if text[at + 1 :].strip():
+        raise ValueError(f"there is more behind its end at byte {at}")
+
+
+def _skipped(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _checked(
+    spans: Iterable[tuple[int, bytes]], file: File, source: str, fields: dict[str, str]
+) -> Iterator[tuple[int, bytes]]:
+    """`spans`, of which the first have every field once; where none of them can be read, the records will say why."""
+    there: dict[str, None] = {}
+    looked = 0
+    for span in spans:
+        if looked < _LOOKED_AT:
+            looked += 1
+            with contextlib.suppress(RejectedError):
+                there |= dict.fromkeys(parse(span[1]))
+            if looked == _LOOKED_AT:
+                check_fields(source, file.path, there, fields)
+        yield span
+    check_fields(source, file.path, there, fields)
+
+
+def check_fields(source: str, where: str, there: Iterable[str], fields: dict[str, str]) -> None:
+    """Raises ConfigError: if one of `fields`, {config field: name}, is not among those that are there."""
+    there = list(there)
+    for field, name in fields.items():
+        if there and name not in there:
+            none = f", or {field}: null if there are none" if field == "caption" else ""
+            raise ConfigError(
+                f"source {source}: {field}: {where} has no column {name}; it has {', '.join(there)}. Set {field} "
+                f"to the one that is meant{none}"
+            )
