@@ -78,7 +78,7 @@ def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path, capsys: p
     assert refusal.value.code == EXIT_FINAL
     assert "cannot read the config" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text((stage / "config.yaml").read_text())
-    with pytest.raises(SystemExit, match="no whole checkpoint; train it first"):
+    with pytest.raises(SystemExit, match="has no checkpoint; train it first"):
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
     with pytest.raises(SystemExit, match="is not a checkpoint"):
         evaluate.main(stage, prompts=2, checkpoint=tmp_path)
