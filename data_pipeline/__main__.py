@@ -10,6 +10,7 @@ from rich.console import Console
 from data_pipeline.write import BusyError
 from data_pipeline.write import write as write_dataset
 from wemmu.config import ConfigError, load_curriculum
+from wemmu.config.files import LASTING
 from wemmu.config.shards import ShardError
 
 # Tells the launcher that another attempt would fail alike.
@@ -94,7 +95,7 @@ def main() -> None:
         # A full disk, a folder that may not be written, a source that cannot be read any more.
         words = f"{error}. What is finished stays; when it is mended, run the same command again"
         Console(stderr=True, soft_wrap=True).print(words, style="red", markup=False, highlight=False)
-        raise SystemExit(1) from None
+        raise SystemExit(EX_CONFIG if error.errno in LASTING else 1) from None
 
 
 if __name__ == "__main__":

@@ -176,6 +176,9 @@ def link_out_of(root: Path, name: str = "link.jpg") -> str:
     return name
 
 
+# What git leaves in the place of a file that it did not fetch.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 1048576\n" % 0
+
 # Tars.
 
 

@@ -81,6 +81,70 @@ def test_links_may_lead_about_but_not_out(root: Path) -> None:
     assert list(reasons(found).values()) == [unsafe, unsafe, missing, missing, missing]
 
 
+def test_absolute_paths_and_links_may_lead_where_the_config_allows(root: Path) -> None:
+    beside = root.parent / "beside"
+    beside.mkdir()
+    (beside / "4.jpg").write_bytes(b"beside")
+    (root / "4.jpg").symlink_to(beside / "4.jpg")
+    (root / "5.jpg").symlink_to(root.parent / "outside.jpg")
+    names = [root / "1.jpg", beside / "4.jpg", "4.jpg", "../beside/4.jpg", "5.jpg", root.parent / "outside.jpg"]
+    lines = [{"image": str(name)} for name in names]
+    strict, allowed = (read_lines(root, *lines, caption=None, also_below=also) for also in ((), (str(beside),)))
+    assert [r.target.data for r in records(strict)] == [b"1.jpg"]
+    assert [r.target.data for r in records(allowed)] == [b"1.jpg", b"beside", b"beside", b"beside"]
+    assert set(reasons(strict).values()) == set(reasons(allowed).values()) == {Reason.UNSAFE_PATH}
+    assert all("also_below" in r.detail for r in strict if isinstance(r, Rejection))
+    assert len(records(read_lines(root, *lines, caption=None, root="/"))) == 3, "others lead nowhere from there"
+
+
+def test_a_snapshot_of_the_hub_is_links_into_its_blobs(tmp_path: Path) -> None:
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "abc" / "data"
+    blobs = tmp_path / "datasets--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "0123").write_bytes(b"picture")
+    (tmp_path / "outside.jpg").write_bytes(b"secret")
+    for name, to in (("1.jpg", blobs / "0123"), ("2.jpg", tmp_path / "outside.jpg")):
+        (snapshot / name).symlink_to(to)
+    found = read_lines(snapshot, {"image": "1.jpg"}, {"image": "2.jpg"}, caption=None)
+    assert [r.target.data for r in records(found)] == [b"picture"]
+    assert reasons(found) == {"list.jsonl/2": Reason.UNSAFE_PATH}
+
+
+def test_a_field_that_no_row_has_is_refused_before_reading(root: Path) -> None:
+    for options, message in (
+        ({"caption": "text"}, "caption: .*no column text; it has image, caption.* null if there are none"),
+        ({"image": "path"}, "image: .*no column path"),
+        ({"answer": "a"}, "answer: .*no column a"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_lines(root, {"image": "1.jpg", "caption": "one"}, {"image": "2.jpg"}, **options)
+
+
+def test_of_several_captions_the_key_decides(root: Path) -> None:
+    lines = [{"image": "1.jpg", "caption": ["one", "", "two", "three"]}] * 40
+    prompts = [r.prompt for r in read_lines(root, *lines, {"image": "2.jpg", "caption": ["", " "]})]
+    assert set(prompts[:-1]) == {"one", "two", "three"}
+    assert prompts[-1] is None
+    assert [r.prompt for r in read_lines(root, *lines[:7])] == prompts[:7]
+
+
+def test_a_conversation_is_a_question_and_its_answer(root: Path) -> None:
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "One."}]
+    openai = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}]
+    lines = [said, [*openai, {"role": "assistant", "content": "One."}], said * 2, said[:1], [], "What?"]
+    found = read_lines(root, *({"image": ["1.jpg"], "c": line} for line in lines), caption="c", answer="c")
+    assert [(r.prompt, r.answer) for r in records(found)] == [("What?", "One.")] * 2 + [("What?", "What?")]
+    assert list(reasons(found).values()) == [Reason.BAD_RECORD] * 3
+
+
+def test_what_stands_in_logs_is_short(root: Path) -> None:
+    (left_out,) = read_lines(root, {"image": "A" * 10**6, "caption": "one"})
+    assert left_out.reason is Reason.NO_PICTURE
+    assert len(left_out.detail) < 300
+    assert left_out.detail.endswith("(1000000 characters)")
+
+
 def test_a_root_may_itself_be_reached_by_a_link(root: Path) -> None:
     (root.parent / "link").symlink_to(root)
     line = {"image": "1.jpg", "caption": "one"}

@@ -149,6 +149,41 @@ def test_a_key_counts_once(tmp_path: Path) -> None:
     assert reasons(found) == {"0.tar/000000": Reason.BAD_RECORD}
 
 
+def shuffled(pairs: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """All pictures, then all captions, the last first."""
+    return [*pairs[::2], *pairs[1::2][::-1]]
+
+
+def test_members_far_apart_are_one_record_all_the_same(tmp_path: Path) -> None:
+    found = read_tar(tmp_path, broken.tar(shuffled(broken.pairs(3))))
+    assert sorted((r.key, r.prompt) for r in found) == [(f"0.tar/{n:06d}", f"number {n}") for n in range(3)]
+
+
+def test_members_too_far_apart_lose_the_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of its captions is taken for missing without a word."""
+    monkeypatch.setattr("data_pipeline.sources.webdataset._WAITING", 3000)
+    found = read_tar(tmp_path, broken.tar([*broken.pairs(1), *shuffled(broken.pairs(9, first=1))]))
+    assert reasons(found) == {"": Reason.BAD_CONTAINER}
+    assert "sort the tar" in found[-1].detail
+
+
+def test_names_that_merge_are_each_a_damaged_record(tmp_path: Path) -> None:
+    members = [(f"scene.{name}", data) for name, data in broken.pairs(5)]
+    found = read_tar(tmp_path, broken.tar([*broken.pairs(2), *members]))
+    assert [r.prompt for r in records(found)] == ["number 0", "number 1"]
+    assert reasons(found) == {f"0.tar/scene.{n:06d}.jpg": Reason.MERGED for n in range(5)}
+    # A second picture of a record that has its own is what it always was: not wanted.
+    found = read_tar(tmp_path, broken.tar([*broken.pairs(1), ("000000.mask.png", b"x"), ("000000.depth.png", b"x")]))
+    assert [r.prompt for r in found] == ["number 0"]
+
+
+def test_a_pointer_of_git_lfs_is_known_before_reading(tmp_path: Path) -> None:
+    found = read_tar(tmp_path, broken.LFS_POINTER)
+    assert reasons(found) == {"": Reason.BAD_CONTAINER}
+    (part,) = open_source(source(tmp_path / "0.tar")).parts(1)
+    assert "git lfs pull" in part.place["broken"]
+
+
 def test_folders_and_files_without_a_kind_are_no_records(tmp_path: Path) -> None:
     folder = tarfile.TarInfo("./")
     folder.type = tarfile.DIRTYPE

@@ -1,6 +1,8 @@
 """Writing: what is planned, what is kept, what is refused, and in which words."""
 
+import errno
 import json
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -14,6 +16,7 @@ from data_pipeline.__main__ import main
 from data_pipeline.plan import plan
 from data_pipeline.records import Reason
 from data_pipeline.write import _only_writer, write
+from tests.data_pipeline import broken
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, photograph, write_in_process
 from wemmu.config import ConfigError, Curriculum, dump, load_curriculum
@@ -258,3 +261,82 @@ def test_a_finished_data_set_is_known_from_another_folder(tmp_path: Path, monkey
     other = load_curriculum(tmp_path / "begun/curriculum.yaml", ["data.prepare.sources.0.root=other"])
     with pytest.raises(ShardError, match=r"prepare\.sources\.0\.root: begun/other, not source"):
         write(other, QUIET, workers=0)
+
+
+# ------------------------------------------------------------------------------------------- lost, and added behind
+def tars(root: Path, *contents: bytes) -> list[dict]:
+    root.mkdir(exist_ok=True)
+    for number, content in enumerate(contents):
+        (root / f"{number}.tar").write_bytes(content)
+    return [{"kind": "webdataset", "name": "web", "path": str(root / "*.tar")}]
+
+
+def pairs_tar(count: int, first: int = 0) -> bytes:
+    """Of pictures that differ."""
+    members = []
+    for number in range(first, first + count):
+        picture = broken.encode(photograph("coffee").crop((number, 0, 100 + number, 100)))
+        members += [(f"{number:06d}.jpg", picture), (f"{number:06d}.txt", b"a cup of coffee")]
+    return broken.tar(members)
+
+
+def test_lost_containers_stop_the_job_and_can_be_mended_in_place(tmp_path: Path) -> None:
+    whole = pairs_tar(8, first=8)
+    sources = tars(tmp_path / "web", pairs_tar(8), broken.LFS_POINTER)
+    curriculum = curriculum_of(tmp_path / "shards", sources, mixture={"t2i": 1})
+    with pytest.raises(ShardError, match=r"lost: 1, where .*max_lost_containers allows 0. web/1.tar: .*git lfs pull"):
+        write_in_process(curriculum)
+    # Half a tar is found when its records are looked through.
+    tars(tmp_path / "web", pairs_tar(8), whole[: len(whole) // 2])
+    with pytest.raises(ShardError, match=r"lost: 1.*web/1.tar: after 0000"):
+        write_in_process(curriculum)
+    tars(tmp_path / "web", pairs_tar(8), whole)
+    assert {s.samples for s in write_in_process(curriculum).streams} == {16}
+
+
+def test_lost_containers_are_allowed_by_name_and_only_so_many(tmp_path: Path) -> None:
+    sources = tars(tmp_path / "web", pairs_tar(8), broken.LFS_POINTER, b"<html>")
+    for allowed, keep in ((1, "drop"), (1, "keep"), (2, "keep")):
+        options = {"max_lost_containers": allowed, "keep": {"duplicates": keep}, "mixture": {"t2i": 1}}
+        curriculum = curriculum_of(tmp_path / f"shards-{keep}", sources, **options)
+        if allowed == 1:
+            with pytest.raises(ShardError, match=r"lost: 2, where .* allows 1"):
+                write_in_process(curriculum)
+        else:
+            assert {s.samples for s in write_in_process(curriculum).streams} == {8}
+
+
+def test_new_files_behind_a_finished_data_set_are_told(tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path / "shards", tars(tmp_path / "web", pairs_tar(8)), mixture={"t2i": 1})
+    write_in_process(curriculum)
+
+    def said() -> str:
+        console = Console(file=StringIO(), soft_wrap=True)
+        write(curriculum, console, workers=0)
+        return console.file.getvalue()
+
+    assert "changed since" not in said()
+    (tmp_path / "web" / "1.tar").write_bytes(pairs_tar(8, first=8))
+    assert "The source web has changed since: 1 files then, 2 now" in said()
+    for path in (tmp_path / "web").iterdir():
+        path.unlink()
+    assert "changed since" not in said(), "a finished data set needs its sources no more"
+
+
+def test_what_ails_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """No traceback where the folder cannot be made, nor where the disk is full half-way."""
+    (tmp_path / "file").write_text("")
+    dump(curriculum_of(tmp_path / "file" / "shards"), tmp_path / "file.yaml")
+    dump(curriculum_of(tmp_path / "shards"), tmp_path / "full.yaml")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name, code, words in (("file", 1, "file/shards"), ("full", 78, "No space left on device.*What is finished")):
+        if name == "full":
+            monkeypatch.setattr("data_pipeline.partitions.os.fsync", full)
+        monkeypatch.setattr(sys, "argv", ["data_pipeline", "write", str(tmp_path / f"{name}.yaml"), "--workers", "0"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+        assert re.search(words, capsys.readouterr().err)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from data_pipeline.write import write
 from wemmu.config import Curriculum
+from wemmu.config.prepare import Prepare
 from wemmu.config.shards import DataSet
 
 SHAPES = {"kind": "shapes", "samples": {"t2i": 30, "edit": 13, "multi_edit": 7}, "seed": 5}
@@ -78,7 +79,7 @@ def curriculum_of(shards: Path, sources: list[dict[str, Any]] | None = None, **c
         "mixture": {"t2i": 0.5, "reconstruction": 0.1, "edit": 0.4},
     }
     for field, value in changes.items():
-        (prepare if field in ("pictures", "partition", "keep", "max_damaged", "also") else stage)[field] = value
+        (prepare if field in Prepare.model_fields else stage)[field] = value
     return Curriculum.model_validate(
         {
             "name": "tiny",

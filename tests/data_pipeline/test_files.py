@@ -1,0 +1,111 @@
+"""What a path names, and what is said where it names nothing."""
+
+import gzip
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.sources import open_source
+from data_pipeline.sources.files import Files
+from tests.data_pipeline import broken
+from tests.data_pipeline.reading import read_all, reasons
+from wemmu.config import ConfigError
+from wemmu.config.prepare import FolderSource
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three tars in a folder whose name has brackets."""
+    folder = tmp_path / "set [v1]"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number:03d}.tar").write_bytes(b"x" * number)
+    return folder
+
+
+def names(url: str) -> list[str]:
+    return [file.name for file in Files("web", url, "tar files", "*.tar").find()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("*.tar", 3), ("00[02].tar", 2), ("{000..002}.tar", 3), ("{000,002}.tar", 2), ("00{1..2}.tar", 2), ("001.tar", 1)],
+)
+def test_wildcards_and_braces(folder: Path, pattern: str, found: int) -> None:
+    assert len(names(str(folder / pattern))) == found
+
+
+def test_a_name_with_braces_may_be_meant_as_it_stands(folder: Path) -> None:
+    (folder / "{0..1}.tar").write_bytes(b"x")
+    assert names(str(folder / "{0..1}.tar")) == ["{0..1}.tar"]
+
+
+def test_a_gap_in_braces_is_named(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no file at .*/003.tar; expected tar files"):
+        names(str(folder / "{000..004}.tar"))
+
+
+def test_a_directory_is_no_file_and_the_files_in_it_are_shown(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"which is a directory; expected tar files in it, as .*/\*\.tar"):
+        names(str(folder))
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Answers what the path says: /403/..."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(int(self.path.split("/")[1]))
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_what_a_server_refuses_is_not_called_missing(server: str) -> None:
+    for path in ("a.tar", "*.tar"):
+        with pytest.raises(ConfigError, match=r"path: cannot look at http.*403"):
+            names(f"{server}/403/{path}")
+    with pytest.raises(ConfigError, match="no file at"):
+        names(f"{server}/404/a.tar")
+
+
+def test_a_picture_that_a_server_refuses_says_so(server: str, tmp_path: Path) -> None:
+    broken.write_lines(tmp_path / "l.jsonl", [{"image": "1.jpg", "caption": "one"}])
+    for code in (403, 404):
+        source = open_source(FolderSource(kind="folder", name="dir", path=str(tmp_path / "l.jsonl")))
+        source._root = lambda _, code=code: at(f"{server}/{code}")
+        (part,) = source.parts(1)
+        (left_out,) = source.read(part)
+        assert left_out.reason == "picture missing"
+        assert (str(code) in left_out.detail) or code == 404
+
+
+def at(url: str):
+    from fsspec.core import url_to_fs
+
+    from data_pipeline.sources.common import Root
+
+    return Root(*url_to_fs(url))
+
+
+def test_lists_that_are_no_lists_are_told_before_reading(tmp_path: Path) -> None:
+    (tmp_path / "l.jsonl").write_bytes(broken.LFS_POINTER)
+    config = FolderSource(kind="folder", name="dir", path=str(tmp_path / "l.jsonl"))
+    assert list(reasons(read_all(config)).values()) == ["container broken"]
+    (tmp_path / "l.jsonl").write_bytes(gzip.compress(b'{"image": "a"}\n'))
+    with pytest.raises(ConfigError, match="compressed by gzip; unpack it"):
+        read_all(config)
