@@ -42,7 +42,7 @@ def begin(
     if not widens and start is None:
         return engine.held({name for name in resting if name.startswith(made.new)}), frozenset()
     held, masters = engine.held(resting), engine.state().weights
-    inside = read_manifest(start).tensors.keys() if start else frozenset()
+    inside = _names(start) if start else frozenset()
     carried = {name: tensor for name, tensor in held.items() if name.startswith(made.new) or name in inside}
     if widens:
         # Beside what the model computes with, in host memory; it changes no more, so it is copied once.
@@ -52,7 +52,13 @@ def begin(
         start_from(start, held | masters, made.identities, also=carried if widens else {})
     engine.state().begin_average()
     engine.restored(0)
-    return carried, frozenset(inside)
+    return carried, inside
+
+
+def _names(source: Path) -> frozenset[str]:
+    """Of the weights in a checkpoint; one that a single rank cannot read is an error on all."""
+    what = f"{source} cannot be started from"
+    return all_ranks().together(what, lambda: frozenset(read_manifest(source).tensors), lambda found: found[0])
 
 
 @torch.no_grad()
