@@ -1,9 +1,6 @@
 """The files that a source names, on any filesystem that fsspec opens, and what can be told of them at a glance."""
 
-import glob
-import itertools
 import posixpath
-import re
 from dataclasses import dataclass
 from typing import IO
 
@@ -12,13 +9,12 @@ from fsspec.core import url_to_fs
 
 from data_pipeline.records import Part
 from wemmu.config import ConfigError
+from wemmu.config.patterns import escaped, expanded
 
 # What `git clone` leaves in the place of a large file that it did not fetch.
 _LFS = b"version https://git-lfs.github.com/spec/"
 # Bytes of the longest file that is opened to see whether it is one.
 _LFS_BYTES = 1024
-# {000..127} and {a,b}
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -79,11 +75,11 @@ class Files:
 
     def _matching(self) -> dict[str, int]:
         # A name with brackets or braces may be meant as it stands.
-        paths = [self._path] if self._info(self._path) else _expanded(self._path)
+        paths = [self._path] if self._info(self._path) else expanded(self._path)
         found: dict[str, int] = {}
         for path in paths:
             info = self._info(path)
-            infos = {path: info} if info else self.fs.glob(_escaped(self.fs, path), detail=True)
+            infos = {path: info} if info else self.fs.glob(escaped(path, self.fs.exists), detail=True)
             files = {p: i for p, i in infos.items() if i["type"] != "directory"}
             if not files:
                 raise ConfigError(f"source {self.source}: path: {self._nothing(path, bool(info))}")
@@ -133,30 +129,3 @@ def _short_names(paths: list[str]) -> list[str]:
         shared = posixpath.commonprefix(paths).rfind("/") + 1
         names = [path[shared:] for path in paths]
     return names
-
-
-def _expanded(path: str) -> list[str]:
-    """The paths that braces stand for, as a shell and WebDataset read them."""
-    braces = _BRACES.search(path)
-    if braces is None:
-        return [path]
-    first, last, listed = braces.groups()
-    if listed is None:
-        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    else:
-        choices = listed.split(",")
-    return list(
-        itertools.chain.from_iterable(
-            _expanded(path[: braces.start()] + choice + path[braces.end() :]) for choice in choices
-        )
-    )
-
-
-def _escaped(fs: AbstractFileSystem, path: str) -> str:
-    """`path` with the brackets of folders that have them in their names meant as they stand."""
-    escaped, literal = [], []
-    for name in path.split("/"):
-        literal.append(name)
-        as_it_stands = "[" in name and fs.exists("/".join(literal))
-        escaped.append(glob.escape(name) if as_it_stands else name)
-    return "/".join(escaped)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.load import ConfigError
+from wemmu.config.patterns import escaped, expanded
 from wemmu.config.prepare import Prepare, ShapesSource
 from wemmu.config.serving import check_files, check_preparable, check_readable, needs, serving
 from wemmu.config.shards import DATASET_FILE, DataSet, ShardError
@@ -116,10 +117,13 @@ def data(curriculum: Curriculum) -> Finding:
 
 
 def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
-    paths = {s.name: s.path for s in prepare.sources if not isinstance(s, ShapesSource)}
-    # What fsspec opens elsewhere is not asked for. A name with brackets may be meant as it stands.
-    local = {name: path for name, path in paths.items() if "://" not in path and not Path(path).exists()}
-    if absent := [f"{name}: {path}" for name, path in local.items() if not glob.glob(path, recursive=True)]:
+    # What fsspec opens elsewhere is not asked for.
+    local = [s for s in prepare.sources if not isinstance(s, ShapesSource) and "://" not in s.path]
+    folders = [f"{s.name}: {s.path}" for s in local if s.kind != "huggingface" and Path(s.path).is_dir()]
+    if folders:
+        remedy = "name the files in it, as DIR/*.parquet or DIR/*.tar"
+        return Finding("data", "problem", f"a directory stands where files belong: {'; '.join(folders)}", remedy)
+    if absent := [f"{s.name}: {path}" for s in local for path in _missing(s.path)]:
         remedy = "correct data.prepare.sources; `python -m data_pipeline buckets CURRICULUM.yaml` tries them"
         return Finding("data", "problem", f"nothing matches the path of {'; '.join(absent)}", remedy)
     try:
@@ -130,6 +134,13 @@ def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
     return Finding(
         "data", "ok", f"{curriculum.data.shards} is not complete yet; the launcher has it written from {names}"
     )
+
+
+def _missing(path: str) -> list[str]:
+    """What of a local path, perhaps of wildcards and braces, matches no file. A name may be meant as it stands."""
+    if Path(path).exists():
+        return []
+    return [p for p in expanded(path) if not glob.glob(escaped(p, lambda name: Path(name).exists()), recursive=True)]
 
 
 def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
