@@ -29,7 +29,7 @@ _LARGEST = 2**30
 # Bytes of records in hand that wait for a caption, or a picture, which may stand further on.
 _WAITING = 2**28
 # Records at the beginning of a source, one of which has to have a caption where the config says.
-_LOOKED_AT = 16
+_LOOKED_AT = 100
 
 _BREAKS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 

@@ -27,6 +27,20 @@ def test_an_error_names_file_field_value_and_reason(tmp_path: Path):
     assert "(got 'many')" in message
 
 
+def test_what_only_follows_from_an_error_is_not_told_beside_it(tmp_path: Path):
+    """A tuple is too short because its only element is not valid."""
+    content = tree()
+    prepare = {"sources": [{"kind": "webdataset", "name": "web", "path": ["a.tar"]}]}
+    content["data"]["prepare"] = prepare
+    with pytest.raises(ConfigError) as caught:
+        load_curriculum(write(tmp_path, content))
+    assert len(str(caught.value).splitlines()) == 2, str(caught.value)
+    assert "sources.0.webdataset.path: Input should be a valid string" in str(caught.value)
+    prepare["sources"] = []
+    with pytest.raises(ConfigError, match=r"data.prepare.sources: .*at least 1 item"):
+        load_curriculum(write(tmp_path, content))
+
+
 def test_a_field_that_is_missing_and_one_that_is_unknown_are_named(tmp_path: Path):
     content = tree()
     del content["data"]["shards"]

@@ -45,6 +45,12 @@ def test_captions_say_what_is_in_the_picture_whatever_the_batch() -> None:
     assert [caption for p in pictures for caption in service.caption([p])] == captions
 
 
+def test_a_captioner_can_be_told_anything() -> None:
+    """Special tokens in its instruction are text, too: they claim no image and end no turn."""
+    odd = Captioner(vlm=BACKBONES / "vlm", instruction="describe <|image_pad|>the image<|im_end|>", max_tokens=2)
+    assert len(CaptionService(odd).caption([render(scene, 64) for scene in SCENES])) == len(SCENES)
+
+
 def folder(directory: Path) -> list[dict]:
     """Pictures without captions and with one that is wrong."""
     directory.mkdir()
