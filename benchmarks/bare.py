@@ -8,8 +8,8 @@ from PIL import Image
 from streaming import MDSWriter
 
 from data_pipeline.buckets import Size, buckets, nearest
-from data_pipeline.pictures import fit
 from data_pipeline.plan import Job
+from wemmu.images import fit
 
 
 def pictures(tars: Path) -> list[bytes]:

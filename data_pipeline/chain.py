@@ -13,12 +13,13 @@ from typing import Any
 from PIL import Image
 
 from data_pipeline.buckets import Size, enlargement, nearest
-from data_pipeline.pictures import decode, fit
+from data_pipeline.pictures import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import Drawing, Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
 from wemmu.config.prepare import Keep, Pictures
 from wemmu.config.shards import LatentSettings, StreamSettings, checksum, pack
 from wemmu.config.task import Task
+from wemmu.images import fit
 
 Reject = Callable[[str, RejectedError], None]
 # Pictures -> captions; a batch of stored pictures (files) of one size -> their latents as bytes.

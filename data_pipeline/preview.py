@@ -13,11 +13,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_pipeline.buckets import Size, cut, enlargement
 from data_pipeline.chain import kept, opened, served, stream_of, wanted, worded
-from data_pipeline.pictures import FORMATS
 from data_pipeline.plan import Job
 from data_pipeline.records import Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
 from wemmu.config import prepare
 from wemmu.config.shards import StreamSettings
+from wemmu.images import FORMATS
 
 # Parts of a source that a sample comes from, evenly spread.
 SPREAD = 32

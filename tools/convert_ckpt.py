@@ -109,7 +109,8 @@ def main(
 def is_pipeline(directory: Path) -> bool:
     """Whether this is a pipeline that was exported here."""
     index = directory / "model_index.json"
-    return index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("_class_name") == PIPELINE
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
+    return (name[-1] if isinstance(name, list) else name) == PIPELINE
 
 
 def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool | None) -> list[str]:

@@ -8,7 +8,12 @@ The pipeline stands above the rooms it connects: the model conditions, the sampl
 translates a call into requests to them.
 """
 
+import json
+import math
 from collections.abc import Sequence
+from io import BytesIO
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,13 +35,31 @@ from wemmu.models.model import WeMMU
 from wemmu.models.precision import keep_float32_buffers
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.vlm import FrozenVLM
-from wemmu.pixels import to_images
+from wemmu.pixels import as_image, fitted, to_images
+from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Request, Sampler, task_of
 from wemmu.timesteps import VelocityField
 
 OUTPUT_TYPES = ("pil", "pt", "np")
-Pictures = Image.Image | Sequence[Image.Image] | None
+# Field of `Sampling` -> argument of a call.
+_ARGUMENTS = {
+    "steps": "num_inference_steps",
+    "t2i": "t2i_guidance_scale",
+    "image": "image_guidance_scale",
+    "instruction": "instruction_guidance_scale",
+    "multi": "multi_guidance_scale",
+}
+PIPELINE_FILE = '''\
+"""Where diffusers finds the pipeline when it is told custom_pipeline; the wemmu package must be installed."""
+
+from wemmu.pipeline import WeMMUPipeline
+
+__all__ = ["WeMMUPipeline"]
+'''
+# One input image: see `wemmu.pixels.as_image`.
+ImageLike = Image.Image | str | Path | bytes | BytesIO | np.ndarray | Tensor
+Pictures = ImageLike | Sequence[ImageLike] | None
 
 
 class WeMMUPipeline(DiffusionPipeline):
@@ -48,6 +71,7 @@ class WeMMUPipeline(DiffusionPipeline):
 
     # An export may leave out the VLM, which training never changes; it must then be given when loading.
     _optional_components: ClassVar[list[str]] = ["vlm"]
+    model_cpu_offload_seq = "vlm->bridge->transformer->vae"
 
     def __init__(
         self,
@@ -80,10 +104,29 @@ class WeMMUPipeline(DiffusionPipeline):
             multi_guidance_scale=multi_guidance_scale,
         )
 
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does it, with the file in which diffusers finds this class."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_entry(Path(save_directory))
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers does it; this class needs no file to be found in (see `write_entry`)."""
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, dict) and isinstance(config.get("_class_name"), list):
+            config = config | {"_class_name": config["_class_name"][-1]}
+        return config
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All that makes another pipeline like this one: `WeMMUPipeline(**pipe.components)`."""
+        defaults = {name: self.config[name] for name in ("resolution", *_ARGUMENTS.values())}
+        return super().components | defaults
+
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: str | Sequence[str] | None = "",
         image: Pictures | Sequence[Pictures] = None,
         height: int | None = None,
         width: int | None = None,
@@ -102,9 +145,10 @@ class WeMMUPipeline(DiffusionPipeline):
         several an edit that combines them; requests of different kinds may stand in one call.
 
         Args:
-            prompt: one text, or a list with one for each picture to make.
-            image: for one text, its input picture or the list of its input pictures; for a list of texts, a list with
-                such an entry, or None, for each. They are resized to `height` x `width`.
+            prompt: one text, or a list with one for each image to make; None is no words.
+            image: for one text, its input image or the list of its input images; for a list of texts, a list with such
+                an entry, or None, for each. PIL images, paths, bytes, files in memory, arrays [H, W, C] and tensors
+                [C, H, W] will do. They are scaled until they cover `height` x `width`, and cut, as in training.
             height, width: px, multiples of the autoencoder's factor; the resolution trained at unless given. The side
                 of the bridge's position table bounds them.
             num_inference_steps: steps of the scheduler.
@@ -122,7 +166,7 @@ class WeMMUPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
         texts, pictures = _requests(prompt, image)
-        size = (height or self.config.resolution, width or self.config.resolution)
+        size = self._size(height, width)
         seeds = _seeds(seed, generator, len(texts))
         sampling = self._sampling(
             steps=num_inference_steps,
@@ -137,10 +181,12 @@ class WeMMUPipeline(DiffusionPipeline):
             groups.setdefault((task_of(text, len(given)), len(given)), []).append(i)
         made: dict[int, Tensor] = {}
         for (task, _), members in groups.items():
-            images = torch.stack([_pixels(pictures[i], size) for i in members]).to(self._execution_device)
+            images = torch.stack([fitted(pictures[i], size) for i in members]).to(self._execution_device)
             request = Request(task, [texts[i] for i in members], images, size, seeds[members])
             with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
                 made |= zip(members, sampler(request, sampling), strict=True)
+        if not all(image.isfinite().all() for image in made.values()):
+            raise ValueError("images came out that are not finite: weights of this export are infinite or NaN")
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=_output(torch.stack([made[i] for i in range(len(texts))]), output_type))
 
@@ -152,23 +198,69 @@ class WeMMUPipeline(DiffusionPipeline):
             "instruction": self.config.instruction_guidance_scale,
             "multi": self.config.multi_guidance_scale,
         }
+        for name, value in given.items():
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+                raise ValueError(f"{_ARGUMENTS[name]} is {value!r}; valid: a finite number")
+        steps = given["steps"]
+        if steps is not None and not (isinstance(steps, Integral) and steps > 0):
+            raise ValueError(f"num_inference_steps is {steps!r}; valid: a whole number from 1")
         return Sampling(**defaults | {name: value for name, value in given.items() if value is not None})
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """(height, width) px of the images to make."""
+        size = tuple(self.config.resolution if side is None else side for side in (height, width))
+        token_px = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+        table = self.bridge.position_mlp.table.shape[0]
+        step = self.vae.spatial_compression_ratio
+        largest = max(
+            px for px in range(step, (table + 1) * token_px, step) if max(token_grid(px, px, token_px)) <= table
+        )
+        for name, side in zip(("height", "width"), size, strict=True):
+            if not isinstance(side, Integral) or side <= 0:
+                raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
+            if side > largest:
+                raise ValueError(f"{name} is {side} px; the largest that this model draws is {largest} px")
+        return size
 
     def _sampler(self) -> Sampler:
         """A sampler over the components as they are now; they may have been exchanged or moved since the last call."""
+        if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            raise ValueError(
+                f"the scheduler is a {type(self.scheduler).__name__}; the model was trained for flow matching, so it "
+                "must be a FlowMatchEulerDiscreteScheduler"
+            )
         pixels = self.processor.image_processor
-        vlm = FrozenVLM(self.vlm, pixels.image_mean, pixels.image_std).to(self._execution_device)
+        vlm = FrozenVLM(self.vlm, pixels.image_mean, pixels.image_std)
+        # Not the VLM itself: where components are offloaded, their hooks move them.
+        vlm.mean, vlm.std = vlm.mean.to(self._execution_device), vlm.std.to(self._execution_device)
+        if hook := getattr(self.vlm, "_hf_hook", None):
+            # It waits for `vlm.forward`, and only parts of the VLM are called.
+            hook.pre_forward(self.vlm)
         model = WeMMU(vlm, FrozenVAE(self.vae), self.bridge, self.transformer)
         # Evenly spaced times, for the scheduler shifts them itself.
         return Sampler(model, PromptEncoder(self.processor), shift=1.0, solver=self._solve)
 
     def _solve(self, velocity: VelocityField, x: Tensor, ts: Tensor) -> Tensor:
         """The scheduler as a `Solver`: x [B, ...] at ts[0] -> x at ts[-1] = 0, which schedulers add themselves."""
-        self.scheduler.set_timesteps(sigmas=ts[:-1].tolist(), device=x.device)
-        for t in self.progress_bar(self.scheduler.timesteps):
-            v = velocity(x, (t / self.scheduler.config.num_train_timesteps).expand(len(x)))
-            x = self.scheduler.step(v, t, x, return_dict=False)[0]
+        # One of its own for each call: a scheduler counts its steps, and calls may run beside each other.
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(sigmas=ts[:-1].tolist(), device=x.device)
+        for t in self.progress_bar(scheduler.timesteps):
+            v = velocity(x, (t / scheduler.config.num_train_timesteps).expand(len(x)))
+            x = scheduler.step(v, t, x, return_dict=False)[0]
         return x
+
+
+def write_entry(directory: Path) -> None:
+    """Name in model_index.json the file in which diffusers finds this class, and write it.
+
+    So `DiffusionPipeline.from_pretrained` says that it needs trust_remote_code, instead of missing a class of its own.
+    """
+    index = directory / DiffusionPipeline.config_name
+    config = json.loads(index.read_text(encoding="utf-8"))
+    config["_class_name"] = ["pipeline", WeMMUPipeline.__name__]
+    index.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")
 
 
 def _check_layers(vlm: Qwen2_5_VLForConditionalGeneration | None, bridge: WeMMUBridge) -> None:
@@ -185,53 +277,60 @@ def _check_layers(vlm: Qwen2_5_VLForConditionalGeneration | None, bridge: WeMMUB
 
 
 def _requests(
-    prompt: str | Sequence[str], image: Pictures | Sequence[Pictures]
+    prompt: str | Sequence[str] | None, image: Pictures | Sequence[Pictures]
 ) -> tuple[list[str], list[list[Image.Image]]]:
-    """Texts and, for each, its list of pictures."""
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    """Texts and, for each, its list of images."""
+    alone = prompt is None or isinstance(prompt, str)
+    if not alone and not isinstance(prompt, Sequence):
+        raise ValueError(f"prompt is of type {type(prompt).__name__}; valid: a text, or a list of texts")
+    texts = [prompt or ""] if alone else list(prompt)
     if not texts:
-        raise ValueError("prompt is an empty list; give one text for each picture to make")
-    if isinstance(prompt, str) or image is None:
+        raise ValueError("prompt is an empty list; give one text for each image to make")
+    if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
+        raise ValueError(f"prompt[{wrong[0]}] is of type {type(texts[wrong[0]]).__name__}; valid: a text")
+    if alone or image is None:
         entries: list[Any] = [image] * len(texts)
-    elif isinstance(image, Image.Image) or len(image) != len(texts):
-        number = 1 if isinstance(image, Image.Image) else len(image)
+    elif not isinstance(image, list | tuple) or len(image) != len(texts):
+        number = len(image) if isinstance(image, list | tuple) else 1
         raise ValueError(
-            f"a list of {len(texts)} prompts needs a list of {len(texts)} entries as image, each a picture, a list of "
-            f"pictures or None; got {number}"
+            f"a list of {len(texts)} prompts needs a list of {len(texts)} entries as image, each an image, a list of "
+            f"images or None; got {number}"
         )
     else:
         entries = list(image)
-    pictures = [[] if e is None else [e] if isinstance(e, Image.Image) else list(e) for e in entries]
-    for given in pictures:
-        if wrong := [type(p).__name__ for p in given if not isinstance(p, Image.Image)]:
-            raise ValueError(f"image must hold PIL pictures, got {wrong[0]}")
-    return texts, pictures
+    given = [[] if e is None else list(e) if isinstance(e, list | tuple) else [e] for e in entries]
+    return texts, [[_opened(one) for one in images] for images in given]
+
+
+def _opened(value: Any) -> Image.Image:
+    try:
+        return as_image(value)
+    except ValueError as error:
+        raise ValueError(f"image: {error}") from error
 
 
 def _seeds(
     seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
 ) -> Tensor:
-    """The seed of each picture, int64 [number]."""
+    """The seed of each image, int64 [number]."""
     if seed is not None and generator is not None:
         raise ValueError("give either seed or generator, not both")
-    if isinstance(seed, int):
-        return torch.arange(seed, seed + number)
+    if isinstance(seed, Integral):
+        return torch.arange(int(seed), int(seed) + number)
     several = seed if seed is not None else generator
-    if isinstance(several, Sequence) and len(several) != number:
+    if seed is not None and not (
+        isinstance(seed, Sequence | np.ndarray) and all(isinstance(s, Integral) for s in seed)
+    ):
+        raise ValueError(f"seed is {seed!r}; valid: a whole number, or a list with one for each prompt")
+    if isinstance(several, Sequence | np.ndarray) and len(several) != number:
         raise ValueError(f"{number} prompts need {number} seeds or generators, got {len(several)}")
     if seed is not None:
-        return torch.tensor(seed)
+        return torch.tensor([int(s) for s in seed])
     sources = generator if isinstance(generator, Sequence) else [generator] * number
+    if wrong := [g for g in sources if g is not None and not isinstance(g, torch.Generator)]:
+        raise ValueError(f"generator is of type {type(wrong[0]).__name__}; valid: torch.Generator, or a list of them")
     drawn = [torch.randint(2**62, (1,), generator=g, device=g.device if g else "cpu") for g in sources]
     return torch.cat([d.cpu() for d in drawn])
-
-
-def _pixels(pictures: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-    """Input pictures of one request, resized to (height, width): uint8 [N, 3, H, W]."""
-    height, width = size
-    resized = [p.convert("RGB").resize((width, height), Image.Resampling.BICUBIC) for p in pictures]
-    stacked = np.stack(resized) if resized else np.zeros((0, height, width, 3), np.uint8)
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def _output(pixels: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray:

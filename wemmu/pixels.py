@@ -1,17 +1,73 @@
 """PIL pictures <-> pixel tensors."""
 
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from wemmu.images import decode, fit, to_rgb
+
+IMAGE_TYPES = "PIL image, path, bytes, BytesIO, numpy array, torch tensor"
+
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """RGB pictures of one size -> float32 [B, 3, H, W] in [-1, 1]."""
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def as_image(value: Any) -> Image.Image:
+    """An input image in any form that diffusers takes: a PIL image, a path, the bytes of a file or a file in memory, an
+    array [H, W, C] or a tensor [C, H, W], of uint8 or of floats in [0, 1].
+
+    Raises:
+        ValueError: if it is none of these, or a file that holds no image.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, str | Path):
+        path = Path(value).expanduser()
+        try:
+            return decode(path.read_bytes())
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    if isinstance(value, BytesIO):
+        value = value.getvalue()
+    if isinstance(value, bytes):
+        try:
+            return decode(value)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{len(value)} bytes cannot be read as an image: {error}") from error
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().movedim(0, -1)
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"an image cannot be of type {type(value).__name__}; valid: {IMAGE_TYPES}")
+    if value.ndim != 3 or value.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"an image of shape {value.shape} is not [H, W, C] (tensors: [C, H, W]) of 1, 3 or 4 channels")
+    if np.issubdtype(value.dtype, np.floating):
+        if not (value.min() >= 0 and value.max() <= 1):
+            raise ValueError(f"an image of floats holds {value.min():g} to {value.max():g}; valid: 0 to 1")
+        value = (value * 255).round().astype(np.uint8)
+    elif value.dtype != np.uint8:
+        raise ValueError(f"an image of {value.dtype}; valid: uint8, or floats from 0 to 1")
+    return Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value)
+
+
+def fitted(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+    """Input images of any mode and size, as training has them: `to_rgb`, covering (height, width) px and cut.
+
+    Returns uint8 [N, 3, height, width].
+    """
+    height, width = size
+    arrays = [np.asarray(fit(to_rgb(image), height, width)) for image in images]
+    stacked = np.stack(arrays) if arrays else np.zeros((0, height, width, 3), np.uint8)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, directory_name, manifest_step, own_checkpoints
@@ -92,10 +92,13 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 def open_picture(path: Path) -> Image.Image:
     """Raises SampleError if `path` is no picture."""
+    from wemmu.images import decode
+
     try:
-        return Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise SampleError(f"--image {path} cannot be read as a picture: {error}") from error
+        return decode(path.read_bytes())
+    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
+        raise SampleError(f"--image {path} cannot be read as an image: {error}") from error
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -142,7 +145,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None) -> Draw:
     import torch
 
     from wemmu.config.schema import Sampling
-    from wemmu.pixels import to_images
+    from wemmu.pixels import fitted, to_images
     from wemmu.sampling.sampler import Request, Sampler, task_of
     from wemmu.training.build import load_trained
     from wemmu.training.checkpoint import CheckpointError, latest
@@ -173,8 +176,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None) -> Draw:
         # The pictures' seeds key the noise, as in the exported pipeline.
         changes = {"seed": 0, **({"steps": wish.steps} if wish.steps else {}), **wish.weights(task)}
         sampling = Sampling(**run.sampling.model_dump() | changes)
-        inputs = [np.array(p.resize(size[::-1], Image.Resampling.BICUBIC)) for p in wish.images]
-        images = torch.from_numpy(np.stack(inputs) if inputs else np.zeros((0, *size, 3), np.uint8)).permute(0, 3, 1, 2)
+        images = fitted(wish.images, size)
         images = images.expand(wish.count, *images.shape)
         seeds = torch.arange(wish.seed, wish.seed + wish.count)
         return to_images(sampler(Request(task, [wish.prompt] * wish.count, images, size, seeds), sampling))

@@ -1,16 +1,18 @@
 """From files to RGB: the right colours, upright, and a named reason for everything that is no picture."""
 
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from data_pipeline.pictures import decode, fit, scale_to_cover
+from data_pipeline.pictures import decode
 from data_pipeline.records import PictureFile, Reason, RejectedError
 from tests.data_pipeline import broken
+from wemmu.images import fit, scale_to_cover, to_rgb
 
 LIMIT = 10**8
 
@@ -148,10 +150,44 @@ def test_deep_grey_is_scaled_not_clipped() -> None:
     assert np.array_equal(pixels(broken.sixteen_bit_png())[0], shades(*range(256))[0])
     big_endian = np.array([[0, 128, 129, 25700, 65535]], dtype=">u2")
     assert np.array_equal(pixels(broken.encode(Image.fromarray(big_endian), "TIFF")), shades(0, 0, 1, 100, 255))
-    wide = np.array([[-5, 0, 25700, 65535, 10**6]], dtype=np.int32)
-    assert np.array_equal(pixels(broken.encode(Image.fromarray(wide), "TIFF")), shades(0, 0, 100, 255, 255))
-    floats = np.array([[-1, 0, 0.2, 1, 7, np.nan, np.inf]], dtype=np.float32)
-    assert np.array_equal(pixels(broken.encode(Image.fromarray(floats), "TIFF")), shades(0, 0, 51, 255, 255, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype", "expected"),
+    [
+        ([-5, 0, 25700, 65535, 10**6], np.int32, [0, 0, 100, 255, 255]),
+        ([0, 100, 255], np.int32, [0, 100, 255]),
+        ([0, 10**8, 2 * 10**9], np.int32, [0, 13, 255]),
+        ([-1, 0, 0.2, 1, 7, np.nan, np.inf], np.float32, [0, 0, 51, 255, 255, 0, 255]),
+        ([0, 100, 255], np.float32, [0, 100, 255]),
+        ([0, 25700, 65535], np.float32, [0, 100, 255]),
+    ],
+)
+def test_floats_and_wide_integers_find_their_white(levels: list[float], dtype: type, expected: list[int]) -> None:
+    """By the levels in use, of which a few may be beyond it: neither all white nor all black."""
+    usual = [max(level for level, shade in zip(levels, expected, strict=True) if shade == 255 and level < 7e9)]
+    usual = [1.0] if dtype is np.float32 and 1 in levels else [65535] if 65535 in levels else usual
+    file = broken.encode(Image.fromarray(np.array([levels + usual * 300], dtype=dtype)), "TIFF")
+    assert np.array_equal(pixels(file)[:, : len(levels)], shades(*expected))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_open_image_becomes_what_its_file_becomes(orientation: int) -> None:
+    """Inference takes images that somebody opened, training takes files: both see the same pixels."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for make in (lambda i: i, lambda i: i.convert("RGBA"), lambda i: i.convert("LA"), lambda i: i.convert("P")):
+        image = make(broken.photograph("chelsea").resize((40, 30)))
+        if image.mode in ("RGBA", "LA"):
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+        file = broken.encode(image, "PNG", exif=exif)
+        assert np.array_equal(np.asarray(to_rgb(Image.open(BytesIO(file)))), pixels(file))
+
+
+def test_avif_is_read() -> None:
+    file = broken.encode(broken.photograph("chelsea"), "AVIF", quality=95)
+    difference = pixels(file).astype(int) - np.asarray(broken.photograph("chelsea"))
+    assert np.abs(difference).mean() < 4
 
 
 def test_transparent_becomes_white() -> None:

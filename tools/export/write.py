@@ -23,17 +23,9 @@ from tools.export.stored import (
 from wemmu.config import StageRun
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.model import WeMMU
-from wemmu.pipeline import WeMMUPipeline
+from wemmu.pipeline import WeMMUPipeline, write_entry
 from wemmu.training.start import check_fits
 from wemmu.training.stored import StoredTensors
-
-PIPELINE_FILE = '''\
-"""Where diffusers finds the pipeline when it is told custom_pipeline; the wemmu package must be installed."""
-
-from wemmu.pipeline import WeMMUPipeline
-
-__all__ = ["WeMMUPipeline"]
-'''
 
 
 @dataclass(frozen=True)
@@ -136,4 +128,4 @@ def _write_configs(pipe: WeMMUPipeline, directory: Path, dtype: torch.dtype) -> 
         config.dtype, config.architectures = str(dtype).removeprefix("torch."), [type(pipe.vlm).__name__]
         config.save_pretrained(directory / "vlm")
         pipe.vlm.generation_config.save_pretrained(directory / "vlm")
-    (directory / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")
+    write_entry(directory)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from wemmu.config.schema import SamplePrompt, Sampling
 from wemmu.config.task import Task
-from wemmu.pixels import to_images
+from wemmu.images import decode
+from wemmu.pixels import fitted, to_images
 from wemmu.sampling.sampler import Request, Sampler, task_of
 
 # Everything in px. A picture of 64 or 32 px is enlarged to a cell by a whole number, so that its pixels stay square.
@@ -188,6 +188,5 @@ def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int
 
 
 def load_image(path: Path, resolution: int) -> torch.Tensor:
-    """A picture from disk, resized to a square of `resolution`: uint8 [3, H, W]."""
-    picture = Image.open(path).convert("RGB").resize((resolution, resolution), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    """An image from disk, as training has it, in a square of `resolution`: uint8 [3, H, W]."""
+    return fitted([decode(path.read_bytes())], (resolution, resolution))[0]
