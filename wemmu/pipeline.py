@@ -10,7 +10,7 @@ translates a call into requests to them.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffusers import (
     ImagePipelineOutput,
     SanaTransformer2DModel,
 )
+from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -39,8 +40,13 @@ from wemmu.pixels import as_image, fitted, to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.shapes.vocabulary import unknown
 from wemmu.timesteps import VelocityField
 
+logger = logging.get_logger(__name__)
+SHAPES = "shapes"
+# Sides may differ by so much from one trained at without a word.
+_NEAR = 0.15
 OUTPUT_TYPES = ("pil", "pt", "np")
 # Field of `Sampling` -> argument of a call.
 _ARGUMENTS = {
@@ -50,6 +56,8 @@ _ARGUMENTS = {
     "instruction": "instruction_guidance_scale",
     "multi": "multi_guidance_scale",
 }
+# What `__init__` takes besides the components.
+_DEFAULTS = ("resolution", *_ARGUMENTS.values(), "resolutions", "world")
 PIPELINE_FILE = '''\
 """Where diffusers finds the pipeline when it is told custom_pipeline; the wemmu package must be installed."""
 
@@ -63,10 +71,10 @@ Pictures = ImageLike | Sequence[ImageLike] | None
 
 
 class WeMMUPipeline(DiffusionPipeline):
-    """Text, pictures or both -> pictures.
+    """Text, images or both -> images.
 
-    resolution: side in px of the pictures it was trained to make last. The other numbers are the defaults of a call;
-    `Sampling` in `wemmu.config.schema` says what they mean.
+    resolution: side in px of the images it was trained to make last; resolutions: of all its stages. world: see
+    `beyond`. The other numbers are the defaults of a call; `Sampling` in `wemmu.config.schema` says what they mean.
     """
 
     # An export may leave out the VLM, which training never changes; it must then be given when loading.
@@ -87,6 +95,8 @@ class WeMMUPipeline(DiffusionPipeline):
         image_guidance_scale: float = 2.0,
         instruction_guidance_scale: float = 3.0,
         multi_guidance_scale: float = 3.0,
+        resolutions: Sequence[int] = (),
+        world: str | None = None,
     ):
         super().__init__()
         _check_layers(vlm, bridge)
@@ -102,6 +112,8 @@ class WeMMUPipeline(DiffusionPipeline):
             image_guidance_scale=image_guidance_scale,
             instruction_guidance_scale=instruction_guidance_scale,
             multi_guidance_scale=multi_guidance_scale,
+            resolutions=list(resolutions),
+            world=world,
         )
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -120,7 +132,7 @@ class WeMMUPipeline(DiffusionPipeline):
     @property
     def components(self) -> dict[str, Any]:
         """All that makes another pipeline like this one: `WeMMUPipeline(**pipe.components)`."""
-        defaults = {name: self.config[name] for name in ("resolution", *_ARGUMENTS.values())}
+        defaults = {name: self.config[name] for name in _DEFAULTS}
         return super().components | defaults
 
     @torch.no_grad()
@@ -167,6 +179,8 @@ class WeMMUPipeline(DiffusionPipeline):
             raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
         texts, pictures = _requests(prompt, image)
         size = self._size(height, width)
+        for line in beyond(self.config.world, self.config.resolutions, texts, size):
+            logger.warning(line)
         seeds = _seeds(seed, generator, len(texts))
         sampling = self._sampling(
             steps=num_inference_steps,
@@ -249,6 +263,20 @@ class WeMMUPipeline(DiffusionPipeline):
             v = velocity(x, (t / scheduler.config.num_train_timesteps).expand(len(x)))
             x = scheduler.step(v, t, x, return_dict=False)[0]
         return x
+
+
+def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], size: tuple[int, int]) -> Iterator[str]:
+    """What a request asks of a model that its training did not show, a sentence each.
+
+    world: "shapes" where all of the training was in the miniature world. resolutions: px, those of its stages. size:
+    (height, width) px; sizes with the area of one of these squares are taken as known, as buckets of aspect ratios are.
+    """
+    if world == SHAPES and (words := list(dict.fromkeys(word for text in texts for word in unknown(text)))):
+        yield f"the model knows the shapes world alone and has never read: {', '.join(words)}"
+    side = math.sqrt(size[0] * size[1])
+    if resolutions and not any(abs(side / known - 1) < _NEAR for known in resolutions):
+        known = ", ".join(f"{px} px" for px in resolutions)
+        yield f"the model was trained at {known}; {size[0]} x {size[1]} px is beyond that"
 
 
 def write_entry(directory: Path) -> None:

@@ -1,11 +1,12 @@
 """Draw pictures from a run or an exported model: `python -m wemmu.sample RUN --prompt "..." --out picture.png`."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -14,6 +15,9 @@ from PIL import Image
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, directory_name, manifest_step, own_checkpoints
 from wemmu.config.files import said_plainly
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SampleError(ValueError):
@@ -59,21 +63,34 @@ def main(
     guidance: Annotated[float | None, typer.Option(help="Weight of what is asked; else as in the config.")] = None,
     image_guidance: Annotated[float | None, typer.Option(help="Weight of the picture, in an edit.")] = None,
     ema: Annotated[bool | None, typer.Option(help="Draw with the moving average; else if the stage keeps one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
 ) -> None:
     """Draw pictures for a prompt, input pictures, or both."""
     try:
         pictures = tuple(open_picture(path) for path in image or ())
         if len(pictures) > 1 and not prompt:
             raise SampleError(f"{len(pictures)} --image were given without --prompt; say what to do with them")
-        if out.suffix.lower() not in Image.registered_extensions():
-            raise SampleError(f"--out {out} names no kind of picture; valid choices: a name in .png, .jpg or .webp")
+        check_out(out)
         wish = Wish(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
-        drawn = open_source(source, ema)(wish)
+        for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
+            if weight is not None and not math.isfinite(weight):
+                raise SampleError(f"{name} {weight} is no weight; valid: a finite number")
+        drawn = open_source(source, ema, device)(wish)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     out.parent.mkdir(parents=True, exist_ok=True)
     side_by_side(drawn).save(out)
     print(out)
+
+
+def check_out(out: Path) -> None:
+    """Raises SampleError if no image can be written under this name."""
+    Image.init()
+    written = sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE)
+    if out.suffix.lower() not in written:
+        raise SampleError(f"--out {out} names no kind of image that can be written; valid choices: .png, .jpg, .webp")
+    if out.is_dir():
+        raise SampleError(f"--out {out} is a folder; give the name of an image in it")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -106,8 +123,10 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
 
 
-def open_source(source: Path, ema: bool | None = None) -> Draw:
+def open_source(source: Path, ema: bool | None = None, device: str | None = None) -> Draw:
     """Load what `source` is. ema: whether with the moving average of its weights; None: if its stage keeps one.
+
+    device: where to draw; None: on a GPU if there is one.
 
     Raises:
         SampleError: if it is none of the things that can be drawn from, saying what it lacks.
@@ -116,9 +135,9 @@ def open_source(source: Path, ema: bool | None = None) -> Draw:
     if (source / "model_index.json").is_file():
         if ema is not None:
             raise SampleError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
-        return _exported(source)
+        return _exported(source, device)
     stage = source if (source / "config.yaml").is_file() else newest_finished(source)
-    return _stage(load_stage(stage / "config.yaml"), stage, ema)
+    return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
 
 
 def newest_finished(run: Path) -> Path:
@@ -141,10 +160,23 @@ def newest_finished(run: Path) -> Path:
     raise SampleError(f"no stage of {run} is finished{choices}")
 
 
-def _stage(run: StageRun, folder: Path, ema: bool | None) -> Draw:
+def _device(name: str | None) -> "torch.device":
+    """Raises SampleError if there is no such device here."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SampleError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) -> Draw:
     import torch
 
     from wemmu.config.schema import Sampling
+    from wemmu.pipeline import beyond
     from wemmu.pixels import fitted, to_images
     from wemmu.sampling.sampler import Request, Sampler, task_of
     from wemmu.training.build import load_trained
@@ -168,10 +200,14 @@ def _stage(run: StageRun, folder: Path, ema: bool | None) -> Draw:
         model, encoder = load_trained(run, checkpoint, ema)
     except CheckpointError as error:
         raise SampleError(str(error)) from error
-    sampler = Sampler(model, encoder, run.stage.objective.time.shift_at(run.stage.resolution))
+    place = _device(device)
+    shift = run.stage.objective.time.shift_at(run.stage.resolution)
+    sampler = Sampler(model.to(place), encoder, shift, device=place)
 
     def draw(wish: Wish) -> list[Image.Image]:
         size = wish.size or (run.stage.resolution, run.stage.resolution)
+        for line in beyond(run.world, (), [wish.prompt], size):
+            print(line, file=sys.stderr)
         task = task_of(wish.prompt, len(wish.images))
         # The pictures' seeds key the noise, as in the exported pipeline.
         changes = {"seed": 0, **({"steps": wish.steps} if wish.steps else {}), **wish.weights(task)}
@@ -184,11 +220,11 @@ def _stage(run: StageRun, folder: Path, ema: bool | None) -> Draw:
     return draw
 
 
-def _exported(directory: Path) -> Draw:
+def _exported(directory: Path, device: str | None) -> Draw:
     from wemmu.pipeline import WeMMUPipeline
     from wemmu.sampling.sampler import task_of
 
-    pipe = WeMMUPipeline.from_pretrained(directory)
+    pipe = WeMMUPipeline.from_pretrained(directory).to(_device(device))
 
     def draw(wish: Wish) -> list[Image.Image]:
         task = task_of(wish.prompt, len(wish.images))

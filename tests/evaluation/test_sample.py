@@ -7,7 +7,17 @@ from PIL import Image
 
 from tests.evaluation.fakes import write_run
 from wemmu.config import Task
-from wemmu.sample import SampleError, Wish, main, newest_finished, open_picture, open_source, parse_size, side_by_side
+from wemmu.sample import (
+    SampleError,
+    Wish,
+    _device,
+    main,
+    newest_finished,
+    open_picture,
+    open_source,
+    parse_size,
+    side_by_side,
+)
 
 
 @pytest.mark.parametrize(("text", "size"), [(None, None), ("64", (64, 64)), ("64x96", (64, 96))])
@@ -61,8 +71,15 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(picture)
     with pytest.raises(SystemExit, match="2 --image were given without --prompt"):
         main(tmp_path, tmp_path / "out.png", image=[picture, picture], prompt="", size=None)
-    with pytest.raises(SystemExit, match=r"--out .* names no kind of picture"):
+    with pytest.raises(SystemExit, match=r"--out .* names no kind of image that can be written"):
         main(tmp_path, tmp_path / "out", image=[], prompt="a red circle", size=None)
+    # Pillow reads these, and fails when it is to write one: before anything is drawn.
+    with pytest.raises(SystemExit, match=r"--out .*a.psd names no kind of image that can be written"):
+        main(tmp_path, tmp_path / "a.psd", image=[], prompt="a red circle", size=None)
+    with pytest.raises(SystemExit, match="--guidance nan is no weight"):
+        main(tmp_path, tmp_path / "a.png", image=[], prompt="a red circle", size=None, guidance=float("nan"))
+    with pytest.raises(SampleError, match="--device nonsense cannot be used"):
+        _device("nonsense")
 
 
 @pytest.mark.parametrize(

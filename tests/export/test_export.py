@@ -4,26 +4,35 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 import tools.export.stored as stored
 import tools.export.write as write
+from data_pipeline.pictures import decode
+from data_pipeline.records import PictureFile
+from tests.data_pipeline.broken import encode
 from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
 from tools.export.stored import Stored, write_component
 from wemmu.config import load_stage
+from wemmu.images import fit
 from wemmu.models.component import WeMMUBridge
 from wemmu.models.weights import build_model
 from wemmu.parallel.engine import TrainState
-from wemmu.pipeline import WeMMUPipeline
+from wemmu.pipeline import _DEFAULTS, WeMMUPipeline, beyond
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity
 from wemmu.sample import SampleError, open_source
@@ -42,7 +51,9 @@ BRIDGE_FILE = Path("bridge/diffusion_pytorch_model.safetensors")
 def by_training(trained: Trained, case: Case, shift: float | None = None) -> Tensor:
     """A case, drawn by the training model in this process: [1, 3, H, W] in [0, 1]."""
     height, width = case.size
-    resized = [picture(n).convert("RGB").resize((width, height), 3) for n in case.pictures]
+    # As the data pipeline would have written them.
+    files = [encode(picture(n), "PNG") for n in case.pictures]
+    resized = [fit(decode(PictureFile("a.png", file), 10**6), height, width) for file in files]
     images = [torch.tensor(list(p.getdata()), dtype=torch.uint8).reshape(height, width, 3) for p in resized]
     stacked = torch.stack(images).permute(0, 3, 1, 2) if images else torch.zeros(0, 3, height, width, dtype=torch.uint8)
     stage = trained.run.stage
@@ -170,12 +181,21 @@ def test_the_output_types_are_one_picture(pipe: WeMMUPipeline):
     ("arguments", "words"),
     [
         ({"height": 40}, "multiples of 16 px"),
-        ({"width": 144}, "does not fit bridge.position_table = 8"),
+        ({"width": 144}, "width is 144 px; the largest that this model draws is 128 px"),
+        ({"height": 1.5}, "height is 1.5; valid: a whole number of px"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; valid: a whole number from 1"),
+        ({"t2i_guidance_scale": float("nan")}, "t2i_guidance_scale is nan; valid: a finite number"),
+        ({"prompt": 3}, "prompt is of type int"),
+        ({"prompt": ["a", None]}, r"prompt\[1\] is of type NoneType"),
+        ({"seed": "a"}, "seed is 'a'; valid: a whole number"),
+        ({"generator": 3}, "generator is of type int"),
+        ({"image": 3.5}, "image: an image cannot be of type float; valid: PIL image, path"),
+        ({"image": np.full((4, 4, 3), 2.0)}, "image: an image of floats holds 2 to 2; valid: 0 to 1"),
         ({"output_type": "latent"}, "valid choices: pil, pt, np"),
         ({"prompt": []}, "empty list"),
         ({"prompt": ["a", "b"], "image": picture(0)}, "needs a list of 2 entries"),
         ({"prompt": ["a", "b"], "image": [picture(0)]}, "needs a list of 2 entries"),
-        ({"image": "photo.png"}, "PIL pictures, got str"),
+        ({"image": "photo.png"}, "image: photo.png cannot be read as an image"),
         ({"seed": 1, "generator": torch.Generator()}, "not both"),
         ({"prompt": ["a", "b"], "seed": [1]}, "2 prompts need 2 seeds"),
     ],
@@ -184,6 +204,109 @@ def test_the_output_types_are_one_picture(pipe: WeMMUPipeline):
 def test_a_call_that_cannot_be_answered_says_why(pipe: WeMMUPipeline, arguments: dict, words: str):
     with pytest.raises(ValueError, match=words):
         pipe(**{"prompt": "a red circle"} | arguments)
+
+
+def test_an_image_is_the_same_in_every_form_that_diffusers_takes(pipe: WeMMUPipeline, tmp_path: Path):
+    image = picture(0)
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    file = (tmp_path / "a.png").read_bytes()
+    just_written = BytesIO()
+    just_written.write(file)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    forms = (
+        image,
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        file,
+        just_written,
+        array,
+        array / 255,
+        tensor,
+        tensor / 255,
+    )
+    images = pipe(
+        ["make it red"] * len(forms), image=list(forms), seed=[np.int64(3)] * len(forms), output_type="pt"
+    ).images
+    assert len(images.unique(dim=0)) == 1
+    assert torch.equal(
+        pipe(None, image=image, seed=3, output_type="pt").images,
+        pipe("", image=[image], seed=3, output_type="pt").images,
+    )
+
+
+def test_calls_beside_each_other_draw_what_they_draw_alone(pipe: WeMMUPipeline):
+    def draw(seed: int, steps: int) -> Tensor:
+        return pipe("a red circle", height=32, width=32, seed=seed, num_inference_steps=steps, output_type="pt").images
+
+    cases = [(seed, steps) for seed in range(6) for steps in (2, 5)]
+    alone = [draw(*case) for case in cases]
+    with ThreadPoolExecutor(2) as threads:
+        beside = list(threads.map(lambda case: draw(*case), cases))
+    assert all(torch.equal(one, other) for one, other in zip(alone, beside, strict=True))
+
+
+def test_another_kind_of_scheduler_is_refused(pipe: WeMMUPipeline):
+    other = WeMMUPipeline(**pipe.components)
+    other.scheduler = UniPCMultistepScheduler()
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler.*must be a FlowMatchEulerDiscreteScheduler"):
+        other("a red circle")
+
+
+def test_a_pipeline_made_of_components_has_the_same_defaults(pipe: WeMMUPipeline):
+    other = WeMMUPipeline(**pipe.components)
+    assert {name: other.config[name] for name in _DEFAULTS} == {name: pipe.config[name] for name in _DEFAULTS}
+
+
+def test_weights_that_are_no_numbers_draw_no_image(exported: Path):
+    broken = WeMMUPipeline.from_pretrained(exported)
+    broken.transformer.proj_out.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="infinite or NaN"):
+        broken("a red circle", height=32, width=32, num_inference_steps=1)
+
+
+def test_what_was_saved_again_opens_without_wemmu_being_named(pipe: WeMMUPipeline, exported: Path, tmp_path: Path):
+    pipe.save_pretrained(tmp_path)
+    for directory in (exported, tmp_path):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            DiffusionPipeline.from_pretrained(directory)
+    again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    draws = [p("a", height=32, width=32, seed=1, num_inference_steps=1, output_type="pt").images for p in (pipe, again)]
+    assert torch.equal(*draws)
+
+
+def test_offloaded_components_draw_the_same(pipe: WeMMUPipeline, exported: Path):
+    """Layer by layer, as `enable_sequential_cpu_offload` does it; here from the CPU to the CPU."""
+    offloaded = WeMMUPipeline.from_pretrained(exported)
+    for name in ("vlm", "bridge", "transformer", "vae"):
+        cpu_offload(getattr(offloaded, name), execution_device=torch.device("cpu"))
+    asked = {"prompt": "make it red", "image": picture(0), "seed": 1, "num_inference_steps": 2, "output_type": "pt"}
+    assert torch.equal(offloaded(**asked).images, pipe(**asked).images)
+
+
+def test_the_hook_that_brings_the_vlm_is_called_once_for_each_call(exported: Path):
+    """`enable_model_cpu_offload` waits for `vlm.forward`, which is never called."""
+    brought = []
+
+    class Brings(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            brought.append(module)
+            return args, kwargs
+
+    loaded = WeMMUPipeline.from_pretrained(exported)
+    add_hook_to_module(loaded.vlm, Brings())
+    loaded("a", height=32, width=32, num_inference_steps=1)
+    assert brought == [loaded.vlm]
+    assert set(loaded.model_cpu_offload_seq.split("->")) == {"vlm", "bridge", "transformer", "vae"}
+
+
+def test_what_training_never_showed_is_drawn_with_a_warning(pipe: WeMMUPipeline):
+    assert (pipe.config.world, pipe.config.resolutions) == ("shapes", [64])
+    assert list(beyond("shapes", [32, 64], ["a red circle above a blue square"], (64, 64))) == []
+    assert list(beyond(None, [1024], ["an astronaut"], (896, 1152))) == []
+    words, size = beyond("shapes", [32, 64], ["a red astronaut on a dog"], (128, 128))
+    assert words.endswith("never read: astronaut, dog")
+    assert "trained at 32 px, 64 px; 128 x 128 px" in size
 
 
 @pytest.mark.parametrize("change", ["lacks", "holds unknown"])

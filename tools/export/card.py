@@ -26,10 +26,9 @@ With the `wemmu` package installed:
 $usage
 ```
 `pipe("make the circle green", image=picture)` edits, `image=[first, second]` combines; `seed=` makes it repeatable.
-Without importing wemmu, diffusers needs to be told where the class is, and that it may run the two lines of
-`pipeline.py`:
+Without importing wemmu, diffusers must be allowed to run the two lines of `pipeline.py`:
 ```python
-DiffusionPipeline.from_pretrained(directory, custom_pipeline=directory, trust_remote_code=True$given)
+DiffusionPipeline.from_pretrained(directory, trust_remote_code=True$given)
 ```
 
 ## Training
@@ -73,13 +72,13 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
         step=manifest.step,
         stage=manifest.stage,
         seed=manifest.seed,
-        stages="\n".join(_stage_row(stage) for stage in _stages(run, folder)),
+        stages="\n".join(_stage_row(stage) for stage in stages_until(run, folder)),
         scores=_scores(folder / "evaluation.json", manifest),
         parity="\n".join(parity),
     )
 
 
-def _stages(run: StageRun, folder: Path) -> list[StageRun]:
+def stages_until(run: StageRun, folder: Path) -> list[StageRun]:
     """The stages of the same run up to this one, in their order."""
     beside = [other for _, other in load_stages(folder.resolve().parent)]
     return [*(other for other in beside if other.name == run.name and other.stage_index < run.stage_index), run]

@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import AutoProcessor
 
-from tools.export.card import model_card
+from tools.export.card import model_card, stages_until
 from tools.export.parity import compare_outputs
 from tools.export.report import Report, compare_component
 from tools.export.skeleton import identities, shapes, skeleton
@@ -54,7 +54,8 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
     model, weights = skeleton(run), StoredTensors(checkpoint, choices.ema)
     manifest = weights.manifest
     check_fits(checkpoint, manifest, shapes(model), identities(run))
-    pipe = _pipeline(run, model, choices.without_vlm)
+    resolutions = sorted({stage.stage.resolution for stage in stages_until(run, folder)})
+    pipe = _pipeline(run, model, choices.without_vlm, resolutions)
     stored = _components(run, pipe, weights)
     for name, tensors in stored.items():
         write_component(directory / name, _file_of(name), tensors, dtype)
@@ -94,7 +95,7 @@ def _components(run: StageRun, pipe: WeMMUPipeline, weights: StoredTensors) -> d
     return found
 
 
-def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool) -> WeMMUPipeline:
+def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[int]) -> WeMMUPipeline:
     """The model without memory as a pipeline, for its configs."""
     sampling, stage = run.sampling, run.stage
     pipe = WeMMUPipeline(
@@ -110,6 +111,8 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool) -> WeMMUPipeline:
         image_guidance_scale=sampling.image,
         instruction_guidance_scale=sampling.instruction,
         multi_guidance_scale=sampling.multi,
+        resolutions=resolutions,
+        world=run.world,
     )
     if without_vlm:
         pipe.vlm = None

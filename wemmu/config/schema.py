@@ -265,3 +265,9 @@ class StageRun(Config):
     threads: Positive | None
     stage: Rung
     stage_index: int
+
+    @property
+    def world(self) -> str | None:
+        """`shapes` where all of its data is of the built-in world; None where it is not, or where nobody says."""
+        kinds = {source.kind for source in self.data.prepare.sources} if self.data.prepare else set()
+        return "shapes" if kinds == {"shapes"} else None
