@@ -8,13 +8,10 @@
                                                       a folder of DeepSpeed (ZeRO-1, 2, 3, universal) -> a checkpoint
 
 Instead of RUN a stage's folder or one checkpoint may be given. A pipeline is written aside, read again, compared with
-the checkpoint tensor by tensor, then loaded and compared picture by picture; parity.json in it tells all of that. It
-appears by rename, as the checkpoint of a DeepSpeed folder does; shipped weights count once their manifest is there.
+the checkpoint tensor by tensor, then loaded and compared picture by picture; parity.json in it tells all of that. All
+that is written appears by rename, whole.
 """
 
-import json
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,16 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 
+from tools.export import replacing
 from tools.export.memory import return_what_is_freed
 from wemmu.config import ConfigError, StageRun, load_stage
 from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, refuse_renamed
 from wemmu.config.files import LASTING, said_plainly
 from wemmu.sample import newest_finished
 from wemmu.training.signals import EXIT_FINAL
-
-PIPELINE = "WeMMUPipeline"
-# What an export tells of itself, written last.
-PARITY = "parity.json"
 
 
 class Dtype(StrEnum):
@@ -56,7 +50,7 @@ class Source:
 
 def main(
     source: Annotated[Path, typer.Argument(help="RUN, RUN/STAGE, a checkpoint, a pipeline, or a DeepSpeed folder.")],
-    out: Annotated[Path | None, typer.Option(help="Pipeline directory; an earlier export is replaced.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Pipeline directory; replaces an earlier export alone.")] = None,
     ship: Annotated[Path | None, typer.Option(help="Directory for the weights alone.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Directory in which a DeepSpeed folder's step goes.")] = None,
     stage: Annotated[Path | None, typer.Option(help="RUN/STAGE whose model the DeepSpeed folder holds.")] = None,
@@ -74,8 +68,10 @@ def main(
         sys.exit("--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds")
     try:
         if out is not None:
-            refuse_foreign(out)
-        pipeline = is_pipeline(source)
+            replacing.check_export(out)
+        if ship is not None:
+            replacing.check_shipped(ship, source)
+        pipeline = replacing.is_pipeline(source)
         if pipeline and ship is None:
             raise ValueError(f"{source} is a pipeline already; --ship DIR makes weights to start a stage from of it")
         found = None if pipeline or checkpoint is not None else find(source)
@@ -106,13 +102,6 @@ def main(
         sys.exit(str(error))
 
 
-def is_pipeline(directory: Path) -> bool:
-    """Whether this is a pipeline that was exported here."""
-    index = directory / "model_index.json"
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
-    return (name[-1] if isinstance(name, list) else name) == PIPELINE
-
-
 def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool | None) -> list[str]:
     """Ship the weights of a checkpoint, or of a pipeline if there is no `found`."""
     import torch
@@ -121,10 +110,12 @@ def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool |
     from wemmu.training.stored import ship
 
     if found is None:
-        ship_export(source, out, getattr(torch, dtype))
+        with replacing.aside(out) as directory:
+            ship_export(source, directory, getattr(torch, dtype))
         return [f"{source} -> {out}, stored in {dtype}"]
     averaged = found.run.stage.averages(ema)
-    ship(found.checkpoint, out, getattr(torch, dtype), averaged)
+    with replacing.aside(out) as directory:
+        ship(found.checkpoint, directory, getattr(torch, dtype), averaged)
     return [f"{_named(found.checkpoint, averaged)} -> {out}, stored in {dtype}"]
 
 
@@ -144,12 +135,6 @@ def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[
             + (f"; meant may be one of those inside: {', '.join(inside)}" if inside else "")
         )
     return write_checkpoint(read_folder(source), run, root, parse_table(rename))
-
-
-def refuse_foreign(out: Path) -> None:
-    """Raises ValueError unless `out` is free or an earlier export."""
-    if out.exists() and not ((out / PARITY).is_file() or is_pipeline(out)):
-        raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
 
 
 def find(source: Path) -> Source:
@@ -186,29 +171,13 @@ def export(
     from tools.export.write import Choices, write_pipeline
 
     averaged = source.run.stage.averages(ema)
-    aside = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with replacing.aside(out) as aside:
         if source.run.stage.reconstructs:
             report = write_vlm(source.run, source.checkpoint, aside, dtype, forward, averaged)
         else:
             choices = Choices(dtype, without_vlm, forward, averaged)
             report = write_pipeline(source.run, source.folder, source.checkpoint, aside, choices)
-        _replace(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return [f"{_named(source.checkpoint, averaged)} -> {out}, stored in {dtype}", *report]
-
-
-def _replace(aside: Path, out: Path) -> None:
-    """Give `aside` the name `out`, in place of an earlier export."""
-    earlier = out.with_name(f"{out.name}.earlier.tmp")
-    shutil.rmtree(earlier, ignore_errors=True)
-    if out.exists():
-        os.replace(out, earlier)
-    os.replace(aside, out)
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 if __name__ == "__main__":

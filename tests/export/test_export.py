@@ -26,6 +26,7 @@ from tests.data_pipeline.broken import encode
 from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
+from tools.export import replacing
 from tools.export.stored import Stored, write_component
 from wemmu.config import load_stage
 from wemmu.images import fit
@@ -249,7 +250,7 @@ def test_calls_beside_each_other_draw_what_they_draw_alone(pipe: WeMMUPipeline):
 def test_another_kind_of_scheduler_is_refused(pipe: WeMMUPipeline):
     other = WeMMUPipeline(**pipe.components)
     other.scheduler = UniPCMultistepScheduler()
-    with pytest.raises(ValueError, match="UniPCMultistepScheduler.*must be a FlowMatchEulerDiscreteScheduler"):
+    with pytest.raises(ValueError, match=r"UniPCMultistepScheduler.*must be a FlowMatchEulerDiscreteScheduler"):
         other("a red circle")
 
 
@@ -361,9 +362,9 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
     out = tmp_path / "export"
     out.mkdir()
     (out / "model_index.json").write_text(json.dumps({"_class_name": "WeMMUPipeline"}))
-    (out / "stale").write_text("of an earlier export")
+    (out / "vlm").mkdir()
+    (out / "vlm" / "config.json").write_text("{}")
     main(trained.folder, out=out, dtype=Dtype.BFLOAT16, without_vlm=True)
-    assert not (out / "stale").exists()
     assert not (out / "vlm").exists()
     assert list(tmp_path.iterdir()) == [out]
     with safe_open(out / BRIDGE_FILE, "pt") as file:
@@ -499,6 +500,51 @@ def test_what_is_no_export_is_not_replaced(trained: Trained, tmp_path: Path):
             main(trained.folder, out=out)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model_index.json", "notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mine", [".git/config", "lora/a.safetensors", "transformer/mine.safetensors", "notes.pdf"])
+def test_an_export_with_a_users_own_files_in_it_is_left_alone(
+    trained: Trained, exported: Path, tmp_path: Path, mine: str
+):
+    """As after `git init` or an upload to a hub from the export's folder."""
+    out = shutil.copytree(exported, tmp_path / "hub")
+    (out / mine).parent.mkdir(exist_ok=True)
+    (out / mine).write_text("mine")
+    with pytest.raises(SystemExit, match=r"holds what no export wrote \(.*move that elsewhere"):
+        main(trained.folder, out=out)
+    assert (out / mine).read_text() == "mine"
+
+
+def test_replacing_touches_no_folder_of_another_name(exported: Path, tmp_path: Path):
+    for name in ("hub.tmp", "hub.earlier.tmp", ".hub.export-elsewhere-1.new"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(exported, tmp_path / "hub")
+    replacing.check_export(tmp_path / "hub")
+    with replacing.aside(tmp_path / "hub") as new:
+        (new / "README.md").write_text("new")
+    assert [f.name for f in (tmp_path / "hub").iterdir()] == ["README.md"]
+    with pytest.raises(KeyError), replacing.aside(tmp_path / "hub") as new:
+        raise KeyError("it failed")
+    names = [".hub.export-elsewhere-1.new", "hub", "hub.earlier.tmp", "hub.tmp"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == names
+
+
+def test_weights_are_shipped_into_no_folder_of_anything_else(trained: Trained, exported: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text("mine")
+    (tmp_path / "mine" / "data.bin").write_text("mine")
+    before = (trained.checkpoint / "manifest.json").read_bytes()
+    for source, out in (
+        (trained.checkpoint, trained.checkpoint), (trained.checkpoint, tmp_path / "mine"), (exported, exported)
+    ):  # fmt: skip
+        with pytest.raises(SystemExit, match=r"is the source itself|holds what no export wrote"):
+            main(source, ship=out)
+    assert (trained.checkpoint / "manifest.json").read_bytes() == before
+    assert (tmp_path / "mine" / "manifest.json").read_text() == "mine"
+    for _ in range(2):  # an earlier one is replaced
+        main(trained.checkpoint, ship=tmp_path / "shipped")
+    with pytest.raises(SystemExit, match="is the source itself"):
+        main(tmp_path / "shipped", ship=tmp_path / "shipped")
 
 
 def test_a_source_without_a_checkpoint_is_refused(trained: Trained, tmp_path: Path):

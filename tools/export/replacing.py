@@ -1,0 +1,101 @@
+"""What an export may replace: an earlier one, as long as nothing else lies in its folder; and how, in one step.
+
+Free of torch, so that a bad call is refused at once.
+"""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wemmu.locks import is_alive
+
+PIPELINE = "WeMMUPipeline"
+# What an export tells of itself, written last.
+PARITY = "parity.json"
+SHIPPED_FILES = {"manifest.json", "weights.safetensors"}
+_FOLDERS = {"vlm", "processor", "transformer", "vae", "bridge", "scheduler"}
+_TEXTS = {".json", ".txt", ".jinja"}
+_SHOWN = 5
+
+
+def is_pipeline(directory: Path) -> bool:
+    """Whether this is a pipeline that was exported here."""
+    index = directory / "model_index.json"
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
+    return (name[-1] if isinstance(name, list) else name) == PIPELINE
+
+
+def check_export(out: Path) -> None:
+    """Raises ValueError unless `out` is free or an earlier export and nothing else."""
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not ((out / PARITY).is_file() or is_pipeline(out)):
+        raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
+    weights = _weight_files(out)
+    _refuse(out, [path for path in _files(out) if not _is_ours(path, weights)])
+
+
+def check_shipped(out: Path, source: Path) -> None:
+    """Raises ValueError unless `out` is free or holds weights that were shipped earlier and are not the source."""
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not out.is_dir() or out.resolve() == source.resolve():
+        raise ValueError(f"{out} is {'the source itself' if out.is_dir() else 'no folder'}; give a name that is free")
+    _refuse(out, [path for path in _files(out) if str(path) not in SHIPPED_FILES])
+
+
+@contextmanager
+def aside(out: Path) -> Iterator[Path]:
+    """A new folder that takes the name `out` if all goes well, in place of what was there; else it is removed.
+
+    Its name is this process's own. What a killed export on this host left under such a name is removed, too.
+    """
+    mark = f".{out.name}.export-{socket.gethostname()}-"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f"{mark}*"):
+        process = left.name.removeprefix(mark).split(".")[0]
+        if process.isdigit() and not is_alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    new, earlier = (out.with_name(f"{mark}{os.getpid()}.{what}") for what in ("new", "earlier"))
+    new.mkdir()
+    try:
+        yield new
+        if out.exists():
+            os.replace(out, earlier)
+        os.replace(new, out)
+    finally:
+        for left in (new, earlier):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _refuse(out: Path, foreign: list[Path]) -> None:
+    if foreign:
+        named = sorted({str(path) if path.parts[0] in _FOLDERS else path.parts[0] for path in foreign})
+        raise ValueError(
+            f"{out} holds what no export wrote ({', '.join(named[:_SHOWN])}); move that elsewhere, or give a name that "
+            "is free"
+        )
+
+
+def _files(out: Path) -> list[Path]:
+    return [path.relative_to(out) for path in out.rglob("*") if path.is_symlink() or not path.is_dir()]
+
+
+def _is_ours(path: Path, weights: set[str]) -> bool:
+    if len(path.parts) > 2 or (len(path.parts) == 2 and path.parts[0] not in _FOLDERS):
+        return False
+    return path.suffix in _TEXTS or str(path) in weights or str(path) in ("README.md", "pipeline.py")
+
+
+def _weight_files(out: Path) -> set[str]:
+    """The weight files that the export's own report names, by their path in it."""
+    try:
+        components = json.loads((out / PARITY).read_text(encoding="utf-8"))["components"]
+    except (OSError, ValueError, KeyError):
+        return set()
+    folders = {part: f"{part}/" if (out / part).is_dir() else "" for part in components}
+    return {f"{folders[part]}{name}" for part, of in components.items() for name in of["files"]}
