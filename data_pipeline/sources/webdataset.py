@@ -100,7 +100,11 @@ class WebDatasetSource:
             kinds: dict[str, None] = {}
             looked = 0
             for group in islice(self._all_groups(part), _LOOKED_AT):
-                if isinstance(group, Rejection) or group.merged:
+                if isinstance(group, Rejection):
+                    # A broken tar says nothing of how captions are named; reading it says what is wrong.
+                    looked = 0
+                    break
+                if group.merged:
                     continue
                 try:
                     if self._caption(group.key, group.members) is not None:
