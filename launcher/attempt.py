@@ -46,6 +46,13 @@ class Attempt:
                 print("\n".join([f"{job.name} may not begin:", *(f"  {why}" for why in closed)]), flush=True)
                 self._note("refused", 0, reason=" ".join(closed), outcome="failed")
                 return FINAL
+            try:
+                step.check_layout(job)
+            except ValueError as error:
+                self._note("refused", 0, reason=str(error), outcome="failed")
+                raise
+            if crashes(self.ledger.of(job.name)) >= CRASHES:
+                return self._give_up()
             return self._run(1 + self.ledger.attempts(job.name), last_step(job))
 
     def _run(self, number: int, before: int | None) -> int:
@@ -80,12 +87,8 @@ class Attempt:
         if slurm.patiently(slurm.show, self.id).get("JobState") != "RUNNING":
             # Cancelled, by a person or because it cannot be: it must not come back.
             return SAVED
-        lost = crashes(self.ledger.of(self.job.name))
-        if lost >= CRASHES:
-            why = f"{lost} attempts in a row crashed without getting further"
-            self._note("refused", number, reason=why, outcome="failed")
-            print(f"--- {self.job.name} is given up: {why}", flush=True)
-            return 1
+        if crashes(self.ledger.of(self.job.name)) >= CRASHES:
+            return self._give_up()
         self._note("requeued", number)
         sys.stdout.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -93,6 +96,12 @@ class Attempt:
         # A script that ended now would be one that finished. Slurm ends this one.
         time.sleep(3600)
         return SAVED
+
+    def _give_up(self) -> int:
+        why = f"{CRASHES} attempts in a row crashed without getting further"
+        self._note("refused", self.ledger.attempts(self.job.name), reason=why, outcome="failed")
+        print(f"--- {self.job.name} is given up: {why}", flush=True)
+        return 1
 
     def _pass_on(self, number: int, _: object) -> None:
         """A warning that the job will end: before its time limit SIGUSR1 by our wish, SIGTERM when it is too late."""

@@ -60,11 +60,11 @@ def run(curriculum: CurriculumFile, out: Out = None, overrides: Overrides = None
             return
         ledger = Ledger(run_folder / "ledger.jsonl")
         # A job that runs holds the lock as well, but knows less to say.
-        _refuse_if_live(ledger, run_folder)
+        _refuse_if_live_here(ledger, run_folder)
         with locked(run_folder) as lock:
             # Again, for another launcher may have come between.
             folder.check(config, run_folder)
-            _refuse_if_live(ledger, run_folder)
+            _refuse_if_live_here(ledger, run_folder)
             folder.write(config, run_folder)
             code = local.run(jobs, ledger, lock)
     except (ValueError, LockedError, slurm.SlurmError) as error:
@@ -89,7 +89,7 @@ def submit(
         site = _cluster(run_folder, cluster)
         if dry_run:
             Console().print(plan_table(config, run_folder, site))
-            print(as_typed(submissions(chain(config, run_folder), run_folder, site)))
+            print(as_typed(submissions(chain(config, run_folder), run_folder, site), run_folder))
         _check(config, run_folder, site)
         if not dry_run:
             _submit(config, run_folder, site)
@@ -134,6 +134,8 @@ def status(
 @app.command()
 def cancel(run_folder: RunFolder) -> None:
     """Cancel the Slurm jobs of a run; those that train save first. `resume` goes on with it later."""
+    if not (run_folder / folder.CURRICULUM).exists():
+        _fail(f"{run_folder} is no run folder: it holds no {folder.CURRICULUM}; `ls runs` shows those there are", 2)
     ledger = Ledger(run_folder / "ledger.jsonl")
     try:
         jobs = live(ledger)
@@ -259,7 +261,7 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
             Console().print(plan_table(config, run_folder, cluster))
             folder.write(config, run_folder)
             dump(cluster, run_folder / folder.CLUSTER)
-            replace_text(run_folder / "submitted.sh", as_typed(todo))
+            replace_text(run_folder / "submitted.sh", as_typed(todo, run_folder))
         # The first job may begin before the last is submitted, and it needs the lock of those who run jobs.
         ids = submit_all(todo, ledger)
     print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
@@ -272,6 +274,16 @@ def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
         raise LockedError(
             f"{run_folder} is at work in Slurm: {told}. Wait, or `python -m launcher cancel {run_folder}` first"
         )
+
+
+def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:
+    """The same where there may be no Slurm: a folder can move from a cluster to a machine without one."""
+    try:
+        _refuse_if_live(ledger, run_folder)
+    except slurm.AbsentError:
+        names = ", ".join(latest_ids(ledger))
+        sentence = f"warning: no Slurm here to ask whether jobs of {run_folder} are still queued ({names}); going on"
+        typer.echo(f"{sentence}. The folder's lock keeps out those that see this file system", err=True)
 
 
 def _status(config: Curriculum, run_folder: Path) -> Table:

@@ -1,6 +1,7 @@
 """What the launcher must know of a cluster: one small file for each, in `configs/cluster/`."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -18,11 +19,17 @@ def _time_limit(time: object) -> object:
 TimeLimit = Annotated[str, BeforeValidator(_time_limit)]
 
 
+# Without the number of them.
+Gres = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(:[A-Za-z_][\w.\-]*)?$")]
+
+
 class Container(Config):
-    """An image in which the ranks run, for clusters with pyxis: `srun --container-image`."""
+    """An image in which all jobs but the data job run, for clusters with pyxis: `srun --container-image`."""
 
     image: str
-    # HOST:CONTAINER[:FLAGS] each.
+    # The image's own, with the dependencies.
+    python: str = "python"
+    # HOST:CONTAINER[:FLAGS] each; the working directory is added where none holds it.
     mounts: tuple[str, ...] = ()
 
 
@@ -33,7 +40,15 @@ class Kind(Config):
     nodes: Positive = 1
     cpus: Positive | None = None
     gpus: Annotated[int, Field(ge=0)] = 0
+    # What they are called in --gres, as gpu:a100; else as `Cluster.gres`.
+    gres: Gres | None = None
+    # Of each node, as 64G.
+    memory: str | None = None
+    # One of its own has no QOS or constraint but those named here.
     partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
 
 
 class Cluster(Config):
@@ -47,6 +62,13 @@ class Cluster(Config):
     # Ranks of a training job on one node; with `gpus` each has one of its own.
     ranks_per_node: Positive = 8
     gpus: bool = True
+    # What the site calls them in --gres, as gpu:a100.
+    gres: Gres = "gpu"
+    # Of each node of a training job, as 500G; 0 is all of it.
+    memory: str | None = None
+    reservation: str | None = None
+    mail_user: str | None = None
+    mail_type: tuple[str, ...] = ("END", "FAIL")
     # Kind of them, for the estimates of the plan; one that `python -m wemmu.plan` knows.
     gpu: Literal["a100", "h100", "h200", "b200"] | None = None
     # Of each node, for its ranks and their readers.
@@ -54,6 +76,8 @@ class Cluster(Config):
     exclusive: bool = True
     # Limit of one training job; what is not finished by then saves, and goes on as the same job.
     time: TimeLimit = "24:00:00"
+    # Limits of stages that have another one, by their names.
+    times: Mapping[str, TimeLimit] = Field(default_factory=dict)
     # Seconds before that limit at which the ranks are told to save.
     warn_before: Annotated[int, Field(ge=30)] = 600
     data: Kind = Kind(time="24:00:00", nodes=4)
@@ -63,7 +87,7 @@ class Cluster(Config):
     modules: tuple[str, ...] = ()
     prolog: LocalPath | None = None
     container: Container | None = None
-    # Further options of sbatch for every job, as `--reservation=NAME`.
+    # Further options of sbatch for every job, as `--licenses=NAME`; those of GPUs and memory only for jobs with a GPU.
     options: tuple[Annotated[str, Field(pattern=r"^--[a-z][a-z\-]*(=.*)?$")], ...] = ()
 
     def nodes(self, ranks: int) -> int:

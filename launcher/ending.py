@@ -54,6 +54,9 @@ def crashes(events: Sequence[Event]) -> int:
     """
     count = 0
     for event in reversed(events):
+        # Submitted again, by a person who may have mended something, it has all its tries; also after it was given up.
+        if event.event in ("submitted", "refused"):
+            break
         if event.event != "ended":
             continue
         if event.outcome == "finished" or (event.to_step or 0) > (event.from_step or 0):

@@ -20,11 +20,34 @@ _SILENT = re.compile(
     r"Unable to contact|Connection (refused|timed out)|Socket timed out|Zero Bytes were transmitted", re.I
 )
 # States in which a job may still run, or run again.
-LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STOPPED"})
+LIVE = frozenset(
+    {
+        "PENDING",
+        "CONFIGURING",
+        "RUNNING",
+        "COMPLETING",
+        "SUSPENDED",
+        "REQUEUED",
+        "RESIZING",
+        "STOPPED",
+        "SIGNALING",
+        "STAGE_OUT",
+        "REQUEUE_HOLD",
+        "REQUEUE_FED",
+        "SPECIAL_EXIT",
+        "RESV_DEL_HOLD",
+    }
+)
+# The line in which sbatch answers with the id: `ID` or, in a federation, `ID;CLUSTER`. A wrapper may ignore --parsable.
+_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.M)
 
 
 class SlurmError(RuntimeError):
     """A command of Slurm failed; the message is the command and what it said."""
+
+
+class AbsentError(SlurmError):
+    """This machine has no Slurm."""
 
 
 class SilentError(SlurmError):
@@ -61,8 +84,14 @@ def submit(options: Sequence[str], script: Path, arguments: Sequence[str], envir
     """Submit a batch script; returns the id of the job, which gets `environment` whole."""
     # A site may have another default, and the script needs what it is given.
     command = ["sbatch", "--parsable", "--export=ALL", *options, str(script), *arguments]
-    # A federation answers `id;cluster`.
-    return int(_call(command, environment).split(";")[0])
+    answer = _call(command, environment)
+    # Sites print banners; the answer comes last.
+    if not (ids := _ID.findall(answer)):
+        raise SlurmError(
+            f"sbatch ended well but printed no job id; `squeue --me` shows whether a job is queued. "
+            f"It printed: {answer}"
+        )
+    return int(ids[-1])
 
 
 def queue(ids: Iterable[int]) -> dict[int, Queued]:
@@ -70,10 +99,17 @@ def queue(ids: Iterable[int]) -> dict[int, Queued]:
     wanted = sorted(set(ids))
     if not wanted:
         return {}
-    # Asked for by id, squeue fails for jobs that it has forgotten; by user it does not.
-    lines = _call(["squeue", "--me", "--noheader", "--format=%i|%T|%r|%N"]).splitlines()
-    jobs = [line.split("|") for line in lines]
-    found = {int(id): Queued(int(id), state, why, nodes) for id, state, why, nodes in jobs if id.isdigit()}
+    # By id, not by user: a colleague may ask. A single id that squeue has forgotten is an error, one of several is not.
+    try:
+        lines = _call(["squeue", f"--jobs={','.join(map(str, wanted))}", "--noheader", "--format=%i|%T|%r|%N"])
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return {}
+        raise
+    jobs = [line.split("|") for line in lines.splitlines()]
+    # Banners have other columns.
+    known = [job for job in jobs if len(job) == 4 and job[0].isdigit()]
+    found = {int(id): Queued(int(id), state, why, nodes) for id, state, why, nodes in known}
     return {id: found[id] for id in wanted if id in found and found[id].state in LIVE}
 
 
@@ -129,7 +165,7 @@ def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) 
             timeout=_PATIENCE,
         )
     except FileNotFoundError as error:
-        raise SlurmError(f"{command[0]} is not here; are you on a machine of the cluster?") from error
+        raise AbsentError(f"{command[0]} is not here; are you on a machine of the cluster?") from error
     except subprocess.TimeoutExpired as error:
         raise SilentError(f"{command[0]} has not answered for {_PATIENCE:g} s; is the controller up?") from error
     if done.returncode:

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.job import Job, is_finished, last_step, rung_end
 from launcher.ledger import Event, Ledger
-from launcher.slurm import Queued
+from launcher.slurm import Queued, SlurmError, show
 from wemmu.jsonlines import new_lines
 from wemmu.locks import is_alive
 
@@ -86,12 +86,27 @@ def _state(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | Non
         case "started" | "warned" | "requeued":
             return "not asked of Slurm" if queued is None else f"lost: Slurm no longer has job {last.slurm}"
         case "submitted":
-            return "not asked of Slurm" if queued is None else "cancelled: what it waited for did not finish"
+            return "not asked of Slurm" if queued is None else _never_started(last.slurm)
         case "refused":
             return f"refused: {last.reason}"
         case "cancelled":
             return f"cancelled: {last.reason}"
     return "out of date" if last.reason == "finished" and job.products else last.reason
+
+
+def _never_started(id: int | None) -> str:
+    """What became of a job that left the queue without an attempt."""
+    try:
+        said = show(id) if id is not None else {}
+    except SlurmError as error:
+        return f"ended before its attempt began; Slurm does not say how: {error}"
+    state, log = said.get("JobState"), said.get("StdOut", "")
+    if state is None:
+        return f"ended before its attempt began; Slurm no longer knows job {id}"
+    if state == "CANCELLED":
+        return "cancelled: what it waited for did not finish"
+    code = said.get("ExitCode", "unknown")
+    return f"failed before its attempt began: {state}, exit code {code}; its log: {log}"
 
 
 def _waiting(job: Job, now: Queued, queued: Mapping[str, Queued]) -> str:

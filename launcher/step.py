@@ -4,9 +4,10 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 from launcher import slurm
-from launcher.cluster import Cluster
+from launcher.cluster import Cluster, Container
 from launcher.job import Job
 from wemmu.config.files import replace_text
 
@@ -26,14 +27,42 @@ def command(job: Job, cluster: Cluster | None) -> list[str]:
     srun += [f"--wait={_STRAGGLERS_S}", "--kill-on-bad-exit=0", "--unbuffered"]
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         srun.append(f"--cpus-per-task={cpus}")
+    python, container = sys.executable, cluster.container if cluster else None
+    if container:
+        srun += _in_container(container)
+        python = container.python
+    own = [python if word == sys.executable else word for word in job.command]
     if not trains:
-        return [*srun, *job.command]
-    if cluster and cluster.container:
-        srun.append(f"--container-image={cluster.container.image}")
-        if mounts := cluster.container.mounts:
-            srun.append(f"--container-mounts={','.join(mounts)}")
+        return [*srun, *own]
     watch = ["--nodes", str(nodes), "--hang-after", str(job.hang_after), str(job.ranks // nodes)]
-    return [*srun, sys.executable, "-m", "launcher.ranks", *watch, *job.command]
+    return [*srun, python, "-m", "launcher.ranks", *watch, *own]
+
+
+def check_layout(job: Job) -> None:
+    """Refuse ranks that the nodes of this Slurm job cannot share.
+
+    Raises:
+        ValueError: with the numbers of nodes that can.
+    """
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    if job.steps is not None and job.ranks % nodes:
+        valid = ", ".join(str(n) for n in range(1, job.ranks + 1) if job.ranks % n == 0)
+        raise ValueError(
+            f"parallel.ranks is {job.ranks}, which the {nodes} nodes of this Slurm job cannot share; valid numbers of "
+            f"nodes: {valid} (sbatch --nodes=N); or engine zero3 and a multiple of {nodes} in parallel.ranks"
+        )
+
+
+def _in_container(container: Container) -> list[str]:
+    # Paths of a run are relative to where the launcher was called.
+    here, mounts = Path.cwd(), list(container.mounts)
+    if not any(here.is_relative_to((mount.split(":") * 2)[1]) for mount in mounts):
+        mounts.append(f"{here}:{here}")
+    return [
+        f"--container-image={container.image}",
+        f"--container-mounts={','.join(mounts)}",
+        f"--container-workdir={here}",
+    ]
 
 
 def rendezvous(job: Job, slurm_id: int, nodes: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A chain of jobs -> Slurm jobs that wait for each other. What is submitted are the scripts of `slurm/`."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,25 @@ from pathlib import Path
 
 from launcher import slurm
 from launcher.cluster import Cluster, Kind
+from launcher.folder import CURRICULUM
 from launcher.job import Job, is_finished
 from launcher.ledger import Event, Ledger
 from launcher.plan import EVALUATION, HOME
+
+# Of the variables of Slurm's commands those that describe the site or its user and not a job.
+_SITE = frozenset(
+    {
+        "SLURM_CONF",
+        "SLURM_CONF_SERVER",
+        "SLURM_CLUSTERS",
+        "SLURM_JWT",
+        "SLURM_TIME_FORMAT",
+        "SLURM_EXIT_ERROR",
+        "SLURM_DEBUG_FLAGS",
+    }
+)
+# Options of sbatch that mean GPUs, or the memory beside them: not for jobs without a GPU.
+_OF_GPUS = re.compile(r"--(gres|gpu|mem|ntasks-per-gpu|cpus-per-gpu)")
 
 
 @dataclass(frozen=True)
@@ -46,11 +63,11 @@ def submit_all(chain: Sequence[Submission], ledger: Ledger) -> dict[str, int]:
             waits = [ids[name] for name in one.job.after if name in ids]
             dependency = [f"--dependency=afterok:{':'.join(map(str, waits))}"] if waits else []
             one.job.folder.mkdir(parents=True, exist_ok=True)
-            ids[one.job.name] = slurm.submit(
-                [*one.options, *dependency], one.script, one.arguments, _inherited() | one.environment
-            )
+            options = [*one.options, *dependency]
+            ids[one.job.name] = slurm.submit(options, one.script, one.arguments, _inherited() | one.environment)
             ledger.append(Event(one.job.name, 0, "submitted", slurm=ids[one.job.name]))
-    except slurm.SlurmError:
+    except BaseException:
+        # Also when Ctrl-C or a full disk ends it: nothing stays in the queue that nobody knows of.
         slurm.cancel(ids.values())
         for name, id in ids.items():
             ledger.append(Event(name, 0, "cancelled", slurm=id, reason="the rest of the chain could not be submitted"))
@@ -58,20 +75,40 @@ def submit_all(chain: Sequence[Submission], ledger: Ledger) -> dict[str, int]:
     return ids
 
 
-def as_typed(chain: Sequence[Submission]) -> str:
-    """What a person would type to submit the same: for reading, the ids of the jobs waited for are not known yet."""
-    lines: list[str] = []
+def as_typed(chain: Sequence[Submission], run: Path) -> str:
+    """A script that submits the same, for reading and for running: each job waits for the ids of those before it."""
+    here, config = Path.cwd(), shlex.quote(str(run / CURRICULUM))
+    lines = [
+        "set -euo pipefail",
+        f"cd {shlex.quote(str(here))}",
+        f"[[ -e {config} ]] || {{ echo 'no {run / CURRICULUM}: `python -m launcher submit` writes it' >&2; exit 1; }}",
+        "# The id stands in the last line that is one; a site may print more.",
+        "id() { grep -oE '^[0-9]+(;|$)' | tail -n 1 | tr -d ';'; }",
+        "",
+    ]
+    numbers: dict[str, int] = {}
     for one in chain:
+        waits = [f"$job{numbers[name]}" for name in one.job.after if name in numbers]
+        numbers[one.job.name] = number = len(numbers) + 1
         after = f", after {', '.join(one.job.after)}" if one.job.after else ""
         settings = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items() if value]
-        call = ["sbatch", *map(shlex.quote, one.options), str(one.script), *map(shlex.quote, one.arguments)]
-        lines += [f"# {one.job.name}{after}", " \\\n    ".join([" ".join(settings), *call]), ""]
+        call = ["sbatch --parsable --export=ALL", *map(shlex.quote, one.options)]
+        call += [f'"--dependency=afterok:{":".join(waits)}"'] if waits else []
+        call += [shlex.quote(str(one.script)), *map(shlex.quote, one.arguments)]
+        typed = " \\\n    ".join([" ".join(settings), *call])
+        lines += [f"# {one.job.name}{after}", f"mkdir -p {shlex.quote(str(one.job.folder))}"]
+        lines += [f"job{number}=$({typed} | id)", f'echo "{one.job.name}: $job{number}"', ""]
     return "\n".join(lines)
 
 
 def _inherited() -> dict[str, str]:
-    # What describes a job that submits another must not reach that one.
-    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    """The environment without what describes the job that submits another, which must not reach that one."""
+    in_a_job = "SLURM_JOB_ID" in os.environ
+
+    def is_of_a_job(name: str) -> bool:
+        return name.startswith(("SLURM_", "SLURMD_")) and name not in _SITE
+
+    return {name: value for name, value in os.environ.items() if not (in_a_job and is_of_a_job(name))}
 
 
 def live(ledger: Ledger) -> dict[str, slurm.Queued]:
@@ -97,7 +134,7 @@ def _submission(job: Job, run: Path, cluster: Cluster) -> Submission:
         "--kill-on-invalid-dep=yes",
         *_site(cluster, job),
         *_resources(cluster, job),
-        *cluster.options,
+        *(option for option in cluster.options if _gpus(cluster, job) or not _OF_GPUS.match(option)),
     ]
     arguments = (str(run / "curriculum.yaml"),) if job.name == "data" else ()
     return Submission(job, tuple(options), HOME / "slurm" / job.script, _environment(job, run, cluster), arguments)
@@ -112,25 +149,46 @@ def _environment(job: Job, run: Path, cluster: Cluster) -> dict[str, str]:
 
 
 def _site(cluster: Cluster, job: Job) -> list[str]:
-    said = {"account": cluster.account, "qos": cluster.qos, "constraint": cluster.constraint}
-    partition = (kind.partition if (kind := _kind(cluster, job)) else None) or cluster.partition
-    return [f"--{name}={value}" for name, value in ({"partition": partition} | said).items() if value is not None]
+    own = _kind(cluster, job) or Kind()
+    # QOS and constraint belong to a partition: a job in another one has its own or none.
+    common = cluster if own.partition is None else Kind()
+    said = {
+        "partition": own.partition or cluster.partition,
+        "account": own.account or cluster.account,
+        "qos": own.qos or common.qos,
+        "constraint": own.constraint or common.constraint,
+        "reservation": cluster.reservation if own.partition is None else None,
+        "mail-user": cluster.mail_user,
+        "mail-type": ",".join(cluster.mail_type) if cluster.mail_user else None,
+    }
+    return [f"--{name}={value}" for name, value in said.items() if value is not None]
 
 
 def _resources(cluster: Cluster, job: Job) -> list[str]:
     kind = _kind(cluster, job)
     nodes = kind.nodes if kind else cluster.nodes(job.ranks)
-    ranks = job.ranks // nodes if kind is None else 0
-    gpus = (kind.gpus if kind else ranks) if cluster.gpus else 0
+    gpus = _gpus(cluster, job)
     cpus = kind.cpus if kind else cluster.cpus_per_node
-    options = [f"--nodes={nodes}", "--ntasks-per-node=1", f"--time={kind.time if kind else cluster.time}"]
+    memory = kind.memory if kind else cluster.memory
+    time = kind.time if kind else cluster.times.get(job.folder.name, cluster.time)
+    options = [f"--nodes={nodes}", "--ntasks-per-node=1", f"--time={time}"]
     # The scripts' own default must not stand where there are none.
-    options += [f"--gres=gpu:{gpus}" if gpus else "--gres=none"]
+    options += [f"--gres={(kind and kind.gres) or cluster.gres}:{gpus}" if gpus else "--gres=none"]
     options += [f"--cpus-per-task={cpus}"] if cpus else []
+    options += [f"--mem={memory}"] if memory else []
     if kind is None:
         options += [f"--signal=B:USR1@{cluster.warn_before}"]
-        options += ["--exclusive"] if cluster.exclusive else []
+        # The scripts' own default is to be alone.
+        options += ["--exclusive" if cluster.exclusive else "--oversubscribe"]
     return options
+
+
+def _gpus(cluster: Cluster, job: Job) -> int:
+    """GPUs of each node of a job."""
+    if not cluster.gpus:
+        return 0
+    kind = _kind(cluster, job)
+    return kind.gpus if kind else job.ranks // cluster.nodes(job.ranks)
 
 
 def _kind(cluster: Cluster, job: Job) -> Kind | None:

@@ -167,6 +167,9 @@ main() {
     local cluster scratch step head writer='' code=0
     (($# > 0)) || fail "name a curriculum: sbatch slurm/data.sh CURRICULUM.yaml [options of the writer]"
     cd "$SLURM_SUBMIT_DIR"
+    # shellcheck source=slurm/job.sh
+    source "${WEMMU_HOME:-.}/slurm/job.sh"
+    prepare
     export PYTHON SLURM_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
     RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     export RAY_AUTH_TOKEN

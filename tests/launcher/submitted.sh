@@ -1,6 +1,13 @@
+set -euo pipefail
+cd /
+[[ -e /shared/run/curriculum.yaml ]] || { echo 'no /shared/run/curriculum.yaml: `python -m launcher submit` writes it' >&2; exit 1; }
+# The id stands in the last line that is one; a site may print more.
+id() { grep -oE '^[0-9]+(;|$)' | tail -n 1 | tr -d ';'; }
+
 # a
-PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=a \
-    sbatch \
+mkdir -p /shared/run/a
+job1=$(PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=a \
+    sbatch --parsable --export=ALL \
     --job-name=run/a \
     --output=/shared/run/a/log.txt \
     '--comment=wemmu /shared/run' \
@@ -17,11 +24,13 @@ PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODUL
     --signal=B:USR1@600 \
     --exclusive \
     --reservation=mine \
-    /home/wemmu/slurm/stage1.sh
+    /home/wemmu/slurm/stage1.sh | id)
+echo "a: $job1"
 
 # b, after a
-PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=b \
-    sbatch \
+mkdir -p /shared/run/b
+job2=$(PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=b \
+    sbatch --parsable --export=ALL \
     --job-name=run/b \
     --output=/shared/run/b/log.txt \
     '--comment=wemmu /shared/run' \
@@ -38,11 +47,14 @@ PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODUL
     --signal=B:USR1@600 \
     --exclusive \
     --reservation=mine \
-    /home/wemmu/slurm/stage2.sh
+    "--dependency=afterok:$job1" \
+    /home/wemmu/slurm/stage2.sh | id)
+echo "b: $job2"
 
 # export, after b
-PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=export \
-    sbatch \
+mkdir -p /shared/run
+job3=$(PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=export \
+    sbatch --parsable --export=ALL \
     --job-name=run/export \
     --output=/shared/run/export.log \
     '--comment=wemmu /shared/run' \
@@ -57,11 +69,14 @@ PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODUL
     --gres=none \
     --cpus-per-task=8 \
     --reservation=mine \
-    /home/wemmu/slurm/export.sh
+    "--dependency=afterok:$job2" \
+    /home/wemmu/slurm/export.sh | id)
+echo "export: $job3"
 
 # report, after export
-PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=report \
-    sbatch \
+mkdir -p /shared/run
+job4=$(PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODULES='cuda/12 gcc' PROLOG=/shared/prolog.sh STAGE=report \
+    sbatch --parsable --export=ALL \
     --job-name=run/report \
     --output=/shared/run/report.log \
     '--comment=wemmu /shared/run' \
@@ -76,4 +91,6 @@ PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/run MODUL
     --gres=none \
     --cpus-per-task=8 \
     --reservation=mine \
-    /home/wemmu/slurm/report.sh
+    "--dependency=afterok:$job3" \
+    /home/wemmu/slurm/report.sh | id)
+echo "report: $job4"

@@ -1,6 +1,7 @@
 """What a person sees: plan, refusals, status."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,13 +180,21 @@ def queued(**states: str) -> dict[str, Queued]:
     return {name: Queued(number, *state.split("/"), "n1") for number, (name, state) in enumerate(states.items(), 7)}
 
 
-def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path):
+def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    lines = ["JobState=CANCELLED", "JobState=FAILED ExitCode=1:0 StdOut=/shared/report.log"]
+    answers = f"case $4 in 7) echo {lines[0]};; 8) echo {lines[1]};; esac"
+    scontrol.write_text(f"#!/bin/bash\n{answers}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     run = tmp_path / "run"
     run.mkdir()
     folder.write(runnable, run)
     ledger = Ledger(run / "ledger.jsonl")
     for name in ("data", "a", "b", "c", "d", "export"):
         ledger.append(Event(name, 0, "submitted", slurm=7))
+    ledger.append(Event("report", 0, "submitted", slurm=8))
     ledger.append(Event("d", 1, "started", slurm=7, from_step=0))
     metrics = {"step": 10, "samples": 40, "loss": 0.5, "samples_per_s": 8.0}
     (run / "a" / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
@@ -198,6 +207,8 @@ def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path):
     assert said["c"].state == "queued behind other jobs, job 9"
     assert said["d"].state == "lost: Slurm no longer has job 7"
     assert said["export"].state == "cancelled: what it waited for did not finish"
+    early = "failed before its attempt began: FAILED, exit code 1:0; its log: /shared/report.log"
+    assert said["report"].state == early
 
 
 def test_a_dry_run_shows_what_each_rung_of_a_ladder_is(runnable: Curriculum, tmp_path: Path):
@@ -242,3 +253,25 @@ def test_the_log_of_a_rung_is_found_by_its_name(runnable: Curriculum, tmp_path: 
     (run / "b" / "log-48.txt").write_text("what b@48 said")
     assert call("logs", str(run), "b@48").output == "what b@48 said"
     assert "valid choices: data, a, a/evaluation, b@32, b@48" in call("logs", str(run), "b@96").stderr
+
+
+def test_a_folder_that_holds_no_run_is_not_cancelled(tmp_path: Path):
+    result = call("cancel", str(tmp_path / "mistyped"))
+    assert result.exit_code == 2
+    assert "mistyped is no run folder" in result.stderr
+
+
+def test_a_folder_from_a_cluster_goes_on_without_slurm(
+    runnable: Curriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "runs" / "x"
+    run.mkdir(parents=True)
+    folder.write(runnable, run)
+    Ledger(run / "ledger.jsonl").append(Event("a", 0, "submitted", slurm=7))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    begun: list[object] = []
+    monkeypatch.setattr("launcher.cli.local.run", lambda jobs, ledger, lock: begun.append(jobs) or 1)
+    result = call("run", "x.yaml")
+    assert len(begun) == 1, result.output
+    assert "no Slurm here to ask whether jobs of runs/x are still queued (a)" in result.stderr
+    assert call("cancel", "runs/x").exit_code == 2

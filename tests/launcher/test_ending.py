@@ -58,3 +58,12 @@ def history(*attempts: tuple[str, int, int]) -> list[Event]:
 )
 def test_crashes_count_until_an_attempt_comes_further(attempts: list[tuple[str, int, int]], count: int):
     assert crashes(history(*attempts)) == count
+
+
+def test_a_job_that_was_given_up_has_all_its_tries_when_it_is_submitted_again():
+    lost = history(*[("crashed", 0, 0)] * 3)
+    given_up = [*lost, Event("stage1", 3, "refused", outcome="failed")]
+    assert crashes(lost) == 3
+    assert crashes([*given_up, Event("stage1", 0, "submitted", slurm=8), *history(("crashed", 0, 0))]) == 1
+    # By hand, `sbatch slurm/stage1.sh`, nobody notes a submission.
+    assert crashes([*given_up, *history(("crashed", 0, 0))]) == 1

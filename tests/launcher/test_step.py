@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,15 @@ TRAINING = Job("stage1", ("python", "-m", "wemmu.train", "x"), Path("log.txt"), 
 def test_one_task_on_each_node_starts_its_ranks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    here = Path.cwd()
     image = Container(image="docker://wemmu", mounts=("/shared:/shared", "/data:/data:ro"))
     called = step.command(TRAINING, Cluster(name="site", container=image))
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12"} < set(called)
-    assert {"--container-image=docker://wemmu", "--container-mounts=/shared:/shared,/data:/data:ro"} < set(called)
+    assert {
+        "--container-image=docker://wemmu",
+        f"--container-mounts=/shared:/shared,/data:/data:ro,{here}:{here}",
+    } < set(called)
+    assert f"--container-workdir={here}" in called
     begin = called.index("launcher.ranks")
     assert called[begin + 1 :] == ["--nodes", "2", "--hang-after", "60.0", "4", *TRAINING.command]
 
@@ -30,6 +36,26 @@ def test_what_trains_nothing_runs_once_and_meets_nobody(monkeypatch: pytest.Monk
     assert step.command(job, None)[-2:] == ["python", "convert"]
     assert "--nodes=1" in step.command(job, None)
     assert step.rendezvous(job, 7, "n[1-2]") == {}
+
+
+def test_what_trains_nothing_runs_in_the_container_too_by_its_python():
+    job = Job("export", (sys.executable, "convert"), Path("log.txt"))
+    here = Path.cwd()
+    called = step.command(
+        job, Cluster(name="site", container=Container(image="x", mounts=(f"{here.parent}:{here.parent}",)))
+    )
+    assert {
+        "--container-image=x",
+        f"--container-workdir={here}",
+        f"--container-mounts={here.parent}:{here.parent}",
+    } < set(called)
+    assert called[-2:] == ["python", "convert"]
+
+
+def test_ranks_that_nodes_cannot_share_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    with pytest.raises(ValueError, match=r"ranks is 8, which the 3 nodes .* cannot share; valid .* 1, 2, 4, 8 "):
+        step.check_layout(TRAINING)
 
 
 def test_a_port_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,8 @@
 """What of a chain is sent to Slurm, with which options, and in which order."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -126,7 +128,7 @@ def test_jobs_wait_for_those_before_them(tmp_path: Path, monkeypatch: pytest.Mon
     assert [(event.event, event.slurm) for event in Ledger(tmp_path / "ledger.jsonl").of("b")] == [("submitted", 103)]
     # Of the job in which the launcher may itself run, nothing is handed on.
     assert not any("SLURM_JOB_ID" in environment for environment in sbatch.environments)
-    assert "secret" not in as_typed(submissions(chain(config, tmp_path), tmp_path, CLUSTER))
+    assert "secret" not in as_typed(submissions(chain(config, tmp_path), tmp_path, CLUSTER), tmp_path)
 
 
 def test_a_gate_on_scores_waits_for_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -161,6 +163,94 @@ def test_what_would_be_typed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(submit, "HOME", Path("/home/wemmu"))
     monkeypatch.setattr("sys.executable", "/home/wemmu/.venv/bin/python")
     config = curriculum(data={"shards": "shards"}, evaluation={"prompts": 0}, stages=[wide("a"), wide("b")])
-    typed = as_typed(submissions(chain(config, RUN), RUN, CLUSTER))
+    monkeypatch.chdir("/")
+    typed = as_typed(submissions(chain(config, RUN), RUN, CLUSTER), RUN)
     golden = Path(__file__).with_name("submitted.sh")
     assert typed == golden.read_text()
+
+
+BANNER = "-----\n  Welcome to the Example Supercomputer, 2 nodes free\n-----\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of commands, first in PATH, in which `sbatch` prints a banner and notes its options and environment."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    log = tmp_path / "log"
+    command(folder / "sbatch", f'printf "%s\\n" "$*" >>{log}; env >>{log}; printf "%s" "{BANNER}"; wc -l <{log}')
+    command(folder / "scancel", f'echo "scancel $*" >>{log}')
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return log
+
+
+def command(file: Path, body: str) -> None:
+    file.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    file.chmod(0o755)
+
+
+@pytest.mark.parametrize("answer", ["12", "12;here", "Submitted batch job 12", "Submitted batch job 12 on cluster b"])
+def test_the_id_is_found_below_a_banner(site: Path, answer: str):
+    command(site.parent / "bin" / "sbatch", f'printf "%s" "{BANNER}"; echo "{answer}"')
+    assert slurm.submit([], Path("x.sh"), [], os.environ) == 12
+
+
+def test_an_answer_without_an_id_is_shown_and_what_was_queued_is_cancelled(site: Path, tmp_path: Path):
+    sbatch = f"[[ -e {tmp_path}/first ]] && echo hello || {{ touch {tmp_path}/first; echo 7; }}"
+    command(site.parent / "bin" / "sbatch", sbatch)
+    with pytest.raises(slurm.SlurmError, match=r"printed no job id(.|\n)*It printed: hello"):
+        submit_all(submissions(chain(curriculum(), tmp_path), tmp_path, CLUSTER), Ledger(tmp_path / "ledger.jsonl"))
+    assert site.read_text() == "scancel --quiet 7\n"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_only_a_jobs_own_variables_are_kept_from_sbatch(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+):
+    monkeypatch.setenv("SLURM_CONF", "/cm/slurm.conf")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "project")
+    if inside:
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    submit_all(submissions(chain(curriculum(), tmp_path), tmp_path, CLUSTER), Ledger(tmp_path / "ledger.jsonl"))
+    got = site.read_text()
+    assert "SLURM_CONF=/cm/slurm.conf" in got
+    assert "SBATCH_ACCOUNT=project" in got
+    assert "SLURM_CPUS_PER_TASK" not in got
+
+
+def test_the_typed_commands_run_and_wait_for_each_other(site: Path, tmp_path: Path):
+    run = tmp_path / "a run"
+    script = as_typed(submissions(chain(curriculum(), run), run, CLUSTER), run)
+    early = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert early.returncode == 1
+    assert "`python -m launcher submit` writes it" in early.stderr
+    run.mkdir()
+    (run / "curriculum.yaml").touch()
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    ids = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
+    calls = {
+        line.split("--job-name=a run/")[1].split()[0]: line
+        for line in site.read_text().splitlines()
+        if "--job-name" in line
+    }
+    assert "--dependency" not in calls["data"]
+    for name, before in (("a", "data"), ("a/evaluation", "a"), ("b", "a")):
+        assert f"--dependency=afterok:{ids[before]} " in calls[name]
+
+
+def test_each_kind_of_job_has_options_of_its_own():
+    cluster = Cluster(
+        name="site", partition="gpu", qos="gpu-long", constraint="a100", ranks_per_node=1, gres="gpu:a100", memory="0",
+        times={"a": "02:00:00"}, exclusive=False, mail_user="me@example.org", reservation="mine",
+        export={"partition": "cpu", "memory": "8G", "account": "cpu-lab"}, evaluation={"gpus": 1, "gres": "gpu:v100"},
+        options=("--gres=gpu:h100:1", "--mem=0", "--licenses=x"),
+    )  # fmt: skip
+    jobs = {name: set(one.options) for name, one in by_name(cluster).items()}
+    common = {"--licenses=x", "--mail-user=me@example.org", "--mail-type=END,FAIL"}
+    gpu = {"--qos=gpu-long", "--constraint=a100", "--reservation=mine"}
+    assert common | gpu | {"--gres=gpu:a100:1", "--mem=0", "--time=02:00:00", "--oversubscribe"} < jobs["a"]
+    assert "--exclusive" not in jobs["a"]
+    assert common | gpu | {"--gres=gpu:v100:1"} < jobs["a/evaluation"]
+    assert common | {"--gres=none", "--mem=8G", "--account=cpu-lab", "--partition=cpu"} < jobs["export"]
+    assert not jobs["export"] & (gpu | {"--gres=gpu:h100:1", "--mem=0"})

@@ -253,3 +253,18 @@ def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
             assert_equal_weights(run, straight, stage)
     finally:
         launcher("cancel", run)
+
+
+def test_a_job_whose_attempt_is_killed_goes_back_into_the_queue(stage, straight: Path) -> None:
+    job, run = stage()
+    until(saved_at_least(run, "stage1", 4), job)
+    attempt = next(event.pid for event in story(run, "stage1") if event.event == "started")
+    assert attempt is not None
+    with paused(run):
+        os.kill(attempt, signal.SIGKILL)
+        eventually(lambda: record(job)["JobState"] != "RUNNING", partial(jobs.output, job), seconds=60, every=0.2)
+    start_again_soon(job)
+    wait_for(job, "COMPLETED", PATIENCE_S)
+    assert [outcome for event, outcome in told(run) if event == "ended"] == ["crashed", "finished"]
+    assert record(job)["Restarts"] == "1"
+    assert_equal_weights(run, straight, "stage1")
