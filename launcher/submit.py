@@ -79,6 +79,7 @@ def as_typed(chain: Sequence[Submission], run: Path) -> str:
     """A script that submits the same, for reading and for running: each job waits for the ids of those before it."""
     here, config = Path.cwd(), shlex.quote(str(run / CURRICULUM))
     lines = [
+        "#!/usr/bin/env bash",
         "set -euo pipefail",
         f"cd {shlex.quote(str(here))}",
         f"[[ -e {config} ]] || {{ echo 'no {run / CURRICULUM}: `python -m launcher submit` writes it' >&2; exit 1; }}",

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 set -euo pipefail
 cd /
 [[ -e /shared/run/curriculum.yaml ]] || { echo 'no /shared/run/curriculum.yaml: `python -m launcher submit` writes it' >&2; exit 1; }

@@ -1,8 +1,11 @@
 """What the scripts of slurm/ do before Python runs."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
+
+from wemmu.config import load_curriculum
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "job.sh"
 
@@ -24,3 +27,11 @@ def test_module_is_made_a_function_from_its_init(tmp_path: Path):
     (tmp_path / "init/bash").write_text('module() { echo "module $*${NOT_SET}"; }\n')
     done = prepare(MODULES="cuda gcc", MODULESHOME=str(tmp_path))
     assert done.stdout == "module load cuda\nmodule load gcc\nprepared\n"
+
+
+def test_the_papers_curriculum_has_a_rank_for_each_gpu_that_its_scripts_ask_for():
+    ranks = load_curriculum(SCRIPT.parents[1] / "configs/curriculum/paper.yaml").parallel.ranks
+    for number in range(1, 5):
+        head = SCRIPT.with_name(f"stage{number}.sh").read_text()
+        nodes, gpus = (int(re.search(pattern, head)[1]) for pattern in (r"--nodes=(\d+)", r"--gres=gpu:(\d+)"))
+        assert nodes * gpus == ranks

@@ -55,7 +55,7 @@ def test_degrees_that_cannot_be_are_refused_with_those_that_can(
 
 
 def test_the_papers_own_batches_do_not_fit_64_gpus_but_8(published: Backbones):
-    own = ["stages.stage1.global_batch=2336", "stages.stage2.global_batch=584"]
+    own = ["parallel.ranks=8", "stages.stage1.global_batch=2336", "stages.stage2.global_batch=584"]
     curriculum = curriculum_with(PAPER, published, *own)
     with pytest.raises(PlanError, match=r"worlds for all stages with tp x pp = 1: 1, 2, 4, 8$"):
         plan(curriculum, on(64), Assumptions())
