@@ -152,8 +152,11 @@ def _changed(before: Settings, now: Settings) -> str:
     )
 
 
-def refuse_other_settings(root: Path, settings: Settings) -> None:
-    """Raise ShardError if the data set in `root` was begun with other settings than these, sources apart."""
+def refuse_other_settings(root: Path, settings: Settings, finished: bool = False) -> None:
+    """Raise ShardError if the data set in `root` was begun with other settings than these, the files of sources apart.
+
+    finished: versions of sources may differ, too: what is complete is not mixed with records of another version.
+    """
     path = root / SETTINGS_FILE
     if not path.exists():
         if root.is_dir() and any(p.name not in (".lock", SETTINGS_FILE + ".tmp") for p in root.iterdir()):
@@ -161,7 +164,10 @@ def refuse_other_settings(root: Path, settings: Settings) -> None:
                 f"{root} is not empty and not a data set of this version; give data.shards a directory of its own"
             )
         return
-    if differences := settings.differences(Settings.load(path)):
+    before = Settings.load(path)
+    if finished:
+        settings = settings.model_copy(update={"sources": before.sources})
+    if differences := settings.differences(before):
         raise ShardError(
             f"the data set {root} was written with other settings: now {'; '.join(differences)}. Point data.shards to "
             f"another directory, or delete {root} to have it written anew"

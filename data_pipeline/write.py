@@ -60,8 +60,9 @@ def write(curriculum: Curriculum, console: Console, workers: int | None = None, 
 
 def _written(curriculum: Curriculum, console: Console, workers: int | None, ray: str | None) -> DataSet:
     job = plan(curriculum)
-    refuse_other_settings(job.root, Settings.of(job))
-    if (job.root / DATASET_FILE).exists():
+    finished = (job.root / DATASET_FILE).exists()
+    refuse_other_settings(job.root, Settings.of(job), finished)
+    if finished:
         dataset = DataSet.at(job.root)
         console.print(f"{job.root} is complete: {_summary(dataset)}; nothing to write")
         _tell_of_changes(job, console)
@@ -79,9 +80,16 @@ def _written(curriculum: Curriculum, console: Console, workers: int | None, ray:
 
 
 def _tell_of_changes(job: Job, console: Console) -> None:
-    """Say where the sources of a finished data set have other files now, which it does not hold."""
-    before = Settings.load(job.root / SETTINGS_FILE).files if (job.root / SETTINGS_FILE).exists() else {}
-    for source, files in before.items():
+    """Say where the sources of a finished data set would give other records now: of new files, or of a new version."""
+    if not (job.root / SETTINGS_FILE).exists():
+        return
+    before = Settings.load(job.root / SETTINGS_FILE)
+    if older := [name for name, version in Settings.of(job).sources.items() if before.sources.get(name) != version]:
+        console.print(
+            f"! An earlier version of this program read the source {', '.join(older)}; to have the records as it reads "
+            "them now, point data.shards to another directory"
+        )
+    for source, files in before.files.items():
         try:
             now = files_of(job, source)
         except (ConfigError, OSError):

@@ -323,6 +323,20 @@ def test_new_files_behind_a_finished_data_set_are_told(tmp_path: Path) -> None:
     assert "changed since" not in said(), "a finished data set needs its sources no more"
 
 
+def test_a_finished_data_set_of_an_earlier_version_is_kept_and_an_unfinished_one_is_not_mixed(tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path / "shards", tars(tmp_path / "web", pairs_tar(8)), mixture={"t2i": 1})
+    write_in_process(curriculum)
+    settings = tmp_path / "shards" / "settings.json"
+    written = json.loads(settings.read_text())
+    settings.write_text(json.dumps(written | {"sources": {"web": written["sources"]["web"] - 1}}))
+    console = Console(file=StringIO(), soft_wrap=True)
+    write(curriculum, console, workers=0)
+    assert "! An earlier version of this program read the source web" in console.file.getvalue()
+    (tmp_path / "shards" / "dataset.json").unlink()
+    with pytest.raises(ShardError, match=r"written with other settings: now sources\.web: "):
+        write(curriculum, console, workers=0)
+
+
 def test_what_ails_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """No traceback where the folder cannot be made, nor where the disk is full half-way."""
     (tmp_path / "file").write_text("")
