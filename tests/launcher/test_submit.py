@@ -254,3 +254,16 @@ def test_each_kind_of_job_has_options_of_its_own():
     assert common | gpu | {"--gres=gpu:v100:1"} < jobs["a/evaluation"]
     assert common | {"--gres=none", "--mem=8G", "--account=cpu-lab", "--partition=cpu"} < jobs["export"]
     assert not jobs["export"] & (gpu | {"--gres=gpu:h100:1", "--mem=0"})
+
+
+@pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SPECIAL_EXIT", "SIGNALING", "PENDING"])
+def test_a_job_that_may_run_again_is_found_whoever_owns_it(site: Path, state: str):
+    # The job of a colleague: with --me it is not listed.
+    rows = f'printf "Welcome|to|Example\\n7|{state}|held|n1\\n8|COMPLETED|None|n1\\n"'
+    command(site.parent / "bin" / "squeue", f'[[ "$*" == *--me* ]] || {rows}')
+    assert slurm.queue([7, 8]) == {7: slurm.Queued(7, state, "held", "n1")}
+
+
+def test_a_job_that_slurm_has_forgotten_is_not_queued(site: Path):
+    command(site.parent / "bin" / "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert slurm.queue([7]) == {}
