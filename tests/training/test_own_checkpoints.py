@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from launcher.job import Job, last_step
-from tests.training.test_checkpoint import files_of, other_state, save, truncate
+from tests.training.test_checkpoint import files_of, make_state, other_state, save, truncate
 from wemmu.config.checkpoints import RenamedError, own_checkpoints
 from wemmu.training import checkpoint
 from wemmu.training.collective import CheckpointError
+from wemmu.training.manifest import Origin
+from wemmu.training.saver import Saver
 
 
 def beside(root: Path, earlier: Path) -> list[Path]:
@@ -84,3 +86,15 @@ def test_where_no_checkpoint_is_whole_training_does_not_begin_at_step_0(tmp_path
         truncate(files_of(save(tmp_path, step))[0])
     with pytest.raises(CheckpointError, match=r"step_00000002, step_00000003.*begin the stage anew on purpose, move"):
         checkpoint.load_newest(tmp_path, other_state())
+
+
+def test_a_damaged_or_foreign_directory_of_a_later_step_does_not_end_training(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    save(root, 4)
+    truncate(files_of(save(root, 12))[0])
+    (root / "step_00000099").mkdir()
+    assert checkpoint.load_newest(root, other_state()).step == 4
+    saver = Saver(root, 1, Origin("stage1", 0, 32, {}))
+    saver.save(make_state(6), {})
+    saver.close()
+    assert [path.name for path in own_checkpoints(root)] == ["step_00000006", "step_00000012", "step_00000099"]

@@ -266,18 +266,23 @@ def latest(root: Path) -> Path | None:
     return newest
 
 
-def prune(root: Path, keep: int, ranks: Ranks = ALONE) -> None:
+def prune(root: Path, keep: int, ranks: Ranks = ALONE, step: int | None = None) -> None:
     """Remove all but the newest `keep` checkpoints, and only once the newest verifies.
 
-    One that cannot be removed stays, and is named.
+    step: the step just saved; later checkpoints, which the resume passed over, neither count nor change. One that
+    cannot be removed stays, and is named.
     """
-    directories = ranks.together(f"{root} cannot be read", lambda: None, lambda _: own_checkpoints(root))
+
+    def look(_: list[None]) -> list[Path]:
+        # Without a readable manifest a directory may be anything.
+        found = [(d, manifest_step(d)) for d in own_checkpoints(root)]
+        return [d for d, said in found if said is not None and (step is None or said <= step)]
+
+    directories = ranks.together(f"{root} cannot be read", lambda: None, look)
 
     def remove(_: list[None]) -> None:
         for directory in directories[:-keep]:
-            # Without a readable manifest it may be anything.
-            if manifest_step(directory) is not None:
-                _remove(directory)
+            _remove(directory)
 
     if len(directories) > keep:
         verify(directories[-1], ranks)

@@ -74,4 +74,4 @@ class Saver:
 
     def _write(self, tensors: dict[str, Placed], step: int) -> None:
         checkpoint.write(self._root, tensors, step, self._origin, self._ranks)
-        checkpoint.prune(self._root, self._keep, self._ranks)
+        checkpoint.prune(self._root, self._keep, self._ranks, step)
