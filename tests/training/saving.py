@@ -15,12 +15,13 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemWriter, filesystem
 
 from tests.training.layouts import CARRIED, LAYOUTS, PARTS, blank, canonical, differences, held, origin
+from wemmu.config import StageRun
 from wemmu.locks import EXCLUSIVE, take
 from wemmu.parallel.placed import Placed
-from wemmu.training import checkpoint, hold
+from wemmu.training import checkpoint, hold, resume
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
-from wemmu.training.manifest import sha256_of
+from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of
 from wemmu.training.saver import Saver
 
 STEP = 4
@@ -257,3 +258,15 @@ def save_until_killed(rank: int, world: int, root: Path, saves: float) -> None:
             writes.wait()
             threading.Timer(saves * (time.monotonic() - begun), _die).start()
             begun = None
+
+
+def resume_beside_another_vlm(rank: int, world: int, run: StageRun) -> str:
+    """Only the second rank's disk has other weights; returns what this rank is told."""
+    was = Origin(run.stage.name, run.seed, run.stage.resolution, {"vlm": "a" * 64})
+    manifest = Manifest(FORMAT, step=2, tensors={}, trained=[], files={}, libraries={}, **vars(was))
+    here = replace(was, frozen={"vlm": "b" * 64 if rank == 1 else "a" * 64})
+    try:
+        resume.check(Path("step_00000002"), manifest, here, run)
+    except CheckpointError as error:
+        return str(error)
+    return "resumed"

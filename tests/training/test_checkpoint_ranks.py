@@ -11,6 +11,7 @@ import torch
 from tests.parallel.ranks import RankError, on_ranks
 from tests.training import saving
 from tests.training.layouts import CARRIED, LAYOUTS, SHAPES, blank, canonical, differences, origin
+from tests.training.runs import STAGE_RUN
 from tests.training.saving import POINTS, STEP
 from wemmu.training import checkpoint
 from wemmu.training.saver import Saver
@@ -124,6 +125,12 @@ def test_all_ranks_pass_over_a_damaged_checkpoint_and_hash_every_file_once(saved
     assert [(step, wrong) for step, wrong, _ in ranks] == [(STEP, [])] * 2
     hashed = sorted(file for *_, files in ranks for file in files)
     assert hashed == sorted((tmp_path / "run" / NAME / "state").iterdir())
+
+
+def test_all_ranks_refuse_to_resume_if_one_has_another_backbone(tmp_path: Path):
+    told = on_ranks(2, saving.resume_beside_another_vlm, STAGE_RUN)
+    assert told[0] == told[1]
+    assert "step_00000002 cannot be resumed from: it was trained beside another vlm" in told[0]
 
 
 def test_training_goes_on_while_the_state_of_the_moment_is_written(tmp_path: Path):

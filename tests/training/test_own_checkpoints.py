@@ -27,13 +27,19 @@ def beside(root: Path, earlier: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.name not in ("step_00000004", "step_00000006")]
 
 
-def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(tmp_path: Path):
+def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     root = tmp_path / "checkpoints"
     earlier, newest = save(root, 4), save(root, 6)
     theirs = beside(root, earlier)
     assert own_checkpoints(root) == [earlier, newest]
     assert checkpoint.latest(root) == newest
     assert checkpoint.load_newest(root, other_state()).step == 6
+    assert (
+        f"passing over {root / 'step_00000005'}: it is a link to {root / 'step_00000004_keep'}"
+        in capsys.readouterr().out
+    )
     assert last_step(Job("stage1", (), tmp_path / "log", steps=12)) == 6
     checkpoint.clear_debris(root)
     for step in (8, 10):

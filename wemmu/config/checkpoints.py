@@ -6,6 +6,7 @@ it (copies under other names, links, archives) is never used and never touched. 
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from wemmu.config.load import ConfigError
@@ -25,6 +26,11 @@ def directory_name(step: int) -> str:
 def own_checkpoints(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first; damaged ones too, whose manifest cannot be read."""
     return [d for d in _named(root) if manifest_step(d) in (_step(d), None)]
+
+
+def stand_ins(root: Path) -> list[Path]:
+    """Links and files under `root` that have the name of a checkpoint and are passed over."""
+    return sorted(d for d in _entries(root) if _NAME.fullmatch(d.name) and (d.is_symlink() or not d.is_dir()))
 
 
 def refuse_renamed(root: Path) -> None:
@@ -47,8 +53,11 @@ def manifest_step(directory: Path) -> int | None:
 
 
 def _named(root: Path) -> list[Path]:
-    found = root.iterdir() if root.is_dir() else ()
-    return sorted(d for d in found if _NAME.fullmatch(d.name) and d.is_dir() and not d.is_symlink())
+    return sorted(d for d in _entries(root) if _NAME.fullmatch(d.name) and d.is_dir() and not d.is_symlink())
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    return root.iterdir() if root.is_dir() else iter(())
 
 
 def _step(directory: Path) -> int:

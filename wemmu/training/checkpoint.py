@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from wemmu.config.checkpoints import directory_name, manifest_step, own_checkpoints, refuse_renamed
+from wemmu.config.checkpoints import directory_name, manifest_step, own_checkpoints, refuse_renamed, stand_ins
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed, WholePlanner
 from wemmu.training.collective import ALONE, CheckpointError, Ranks, all_ranks
@@ -255,6 +255,7 @@ def latest(root: Path) -> Path | None:
         RenamedError: as `refuse_renamed`.
     """
     refuse_renamed(root)
+    _tell_stand_ins(root)
     newest = next(reversed(own_checkpoints(root)), None)
     try:
         if newest is not None:
@@ -305,6 +306,7 @@ def _newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
 
     def look(_: list[None]) -> list[Path]:
         refuse_renamed(root)
+        _tell_stand_ins(root)
         return own_checkpoints(root)
 
     found = ranks.together(f"{root} cannot be read", lambda: None, look)
@@ -315,6 +317,15 @@ def _newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
             f"resume. Restore one of them; to begin the stage anew on purpose, move {root} away"
         )
     return whole
+
+
+def _tell_stand_ins(root: Path) -> None:
+    """As where a checkpoint was moved to another disk and a link put in its place."""
+    for entry in stand_ins(root):
+        kind = f"a link to {os.readlink(entry)}" if entry.is_symlink() else "a file"
+        print(
+            f"passing over {entry}: it is {kind}, and a checkpoint is a directory; move it here to use it", flush=True
+        )
 
 
 def _newest_whole(directories: Sequence[Path], ranks: Ranks) -> tuple[Path, Manifest] | None:
