@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.ranks import on_ranks
 from tests.training.runs import STAGE_RUN
 from wemmu.config import StageRun
 from wemmu.config.task import Task
@@ -87,18 +86,3 @@ def test_the_first_manifests_compare_the_seed_alone(run: StageRun):
 def test_samples_are_counted_across_changes_of_the_batch(run: StageRun):
     manifest = manifest_of(run, 10, first_step=4, first_samples=100)
     assert resume.samples_seen(manifest) == 100 + 6 * run.stage.global_batch
-
-
-def refusal_where_rank_1_has_another_vlm(rank: int, world: int) -> str:
-    here = origin_of(STAGE_RUN, frozen={"vlm": "ac"[rank] * 64, "vae": "b" * 64})
-    try:
-        resume.check(Path("step"), manifest_of(STAGE_RUN), here, STAGE_RUN)
-    except CheckpointError as error:
-        return str(error)
-    return "resumed"
-
-
-def test_what_differs_on_one_rank_is_refused_on_all():
-    first, second = on_ranks(2, refusal_where_rank_1_has_another_vlm)
-    assert first == second
-    assert "trained beside another vlm" in first
