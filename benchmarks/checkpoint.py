@@ -26,7 +26,7 @@ from torch import nn
 
 from wemmu.config.stage import Optimizer
 from wemmu.parallel.single import SingleEngine
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, retention
 from wemmu.training.manifest import Origin
 from wemmu.training.saver import Saver
 from wemmu.types import Losses
@@ -73,7 +73,7 @@ def main(
 
         def at_once() -> None:
             checkpoint.save(Path(scratch), engine.state(), {}, ORIGIN)
-            checkpoint.prune(Path(scratch), KEEP)
+            retention.prune(Path(scratch), KEEP)
 
         def window(save: Callable[[], None]) -> Window:
             begun = time.perf_counter()

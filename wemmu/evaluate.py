@@ -34,9 +34,10 @@ def main(
     from wemmu.sampling.answers import Answerer
     from wemmu.sampling.sampler import Sampler
     from wemmu.training.build import load_trained
-    from wemmu.training.checkpoint import CheckpointError, latest
+    from wemmu.training.collective import CheckpointError
     from wemmu.training.finite import NotFiniteError
     from wemmu.training.manifest import read_manifest
+    from wemmu.training.retention import latest
 
     if run.threads is not None:
         torch.set_num_threads(run.threads)

@@ -180,7 +180,8 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     from wemmu.pixels import fitted, to_images
     from wemmu.sampling.sampler import Request, Sampler, task_of
     from wemmu.training.build import load_trained
-    from wemmu.training.checkpoint import CheckpointError, latest
+    from wemmu.training.collective import CheckpointError
+    from wemmu.training.retention import latest
 
     if run.stage.reconstructs:
         raise SampleError(

@@ -18,7 +18,7 @@ from tests.training.layouts import CARRIED, LAYOUTS, PARTS, blank, canonical, di
 from wemmu.config import StageRun
 from wemmu.locks import EXCLUSIVE, take
 from wemmu.parallel.placed import Placed
-from wemmu.training import checkpoint, hold, resume
+from wemmu.training import checkpoint, hold, resume, retention
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
 from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of
@@ -199,8 +199,8 @@ POINTS: dict[str, tuple[object, str, str]] = {
     "the manifest is about to be written": (checkpoint, "write_manifest", "before"),
     "the manifest is written": (checkpoint, "write_manifest", "after"),
     "the name is given": (checkpoint, "_sync", "third"),
-    "an older one is about to go": (checkpoint, "_remove", "before"),
-    "an older one is half removed": (checkpoint.shutil, "rmtree", "half"),
+    "an older one is about to go": (retention, "_remove", "before"),
+    "an older one is half removed": (retention.shutil, "rmtree", "half"),
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 
 from wemmu.parallel.engine import TrainState
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, retention
 from wemmu.training import manifest as manifest_module
 from wemmu.training.collective import CheckpointError
 from wemmu.training.finite import NotFiniteError
@@ -307,23 +307,23 @@ def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damag
 ):
     save(tmp_path, 2)
     middle, newest = save(tmp_path, 10), save(tmp_path, 100)
-    assert checkpoint.latest(tmp_path) == newest
+    assert retention.latest(tmp_path) == newest
     truncate(files_of(newest)[0])
     debris = tmp_path / "step_00000200.tmp"
     shutil.copytree(middle, debris)
     with pytest.raises(CheckpointError, match=f"{newest}.*is damaged.*the newest that is whole is {middle}"):
-        checkpoint.latest(tmp_path)
+        retention.latest(tmp_path)
     state = other_state()
     assert checkpoint.load_newest(tmp_path, state).step == 10
     assert same(state, make_state(10))
     assert debris.exists()
-    checkpoint.clear_debris(tmp_path)
+    retention.clear_debris(tmp_path)
     assert not debris.exists()
     assert f"passing over a checkpoint: {newest}" in capsys.readouterr().out
 
 
 def test_an_empty_folder_has_no_latest(tmp_path: Path):
-    assert checkpoint.latest(tmp_path) is None
+    assert retention.latest(tmp_path) is None
     assert checkpoint.load_newest(tmp_path, other_state()) is None
 
 
@@ -352,12 +352,12 @@ def test_a_disk_that_fails_within_a_tensor_is_told_as_such_and_leaves_nothing_wi
             checkpoint.save(tmp_path, TrainState(large, large, large, 1), {}, origin())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert checkpoint.latest(tmp_path) is None
+    assert retention.latest(tmp_path) is None
 
 
 def test_prune_keeps_the_newest(tmp_path: Path):
     directories = [save(tmp_path, step) for step in (1, 2, 3, 10)]
-    checkpoint.prune(tmp_path, keep=2)
+    retention.prune(tmp_path, keep=2)
     assert sorted(tmp_path.iterdir()) == directories[2:]
 
 
@@ -365,7 +365,7 @@ def test_prune_removes_nothing_while_the_newest_is_damaged(tmp_path: Path):
     directories = [save(tmp_path, step) for step in (1, 2, 3)]
     flip_a_byte(files_of(directories[-1])[0])
     with pytest.raises(CheckpointError, match="damaged"):
-        checkpoint.prune(tmp_path, keep=1)
+        retention.prune(tmp_path, keep=1)
     assert sorted(tmp_path.iterdir()) == directories
 
 

@@ -13,7 +13,7 @@ from tests.training import saving
 from tests.training.layouts import CARRIED, LAYOUTS, SHAPES, blank, canonical, differences, origin
 from tests.training.runs import STAGE_RUN
 from tests.training.saving import POINTS, STEP
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, retention
 from wemmu.training.saver import Saver
 
 WORLDS = (1, 2, 4)
@@ -93,7 +93,7 @@ def test_what_cannot_be_is_refused_by_name_on_all_ranks(refused, case: str, why:
 
 def test_after_a_refusal_only_what_is_whole_bears_a_name(refused):
     root = refused[0] / "bad"
-    assert checkpoint.latest(root) == root / NAME
+    assert retention.latest(root) == root / NAME
     assert [d.name for d in root.iterdir()] == [NAME]
 
 
@@ -152,7 +152,7 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call_on_all_ranks(tmp
     assert len(said[0]) == 1
     assert "step_00000001 was not written: rank 1: " in said[0][0]
     # And the one after it is whole.
-    assert checkpoint.latest(tmp_path) == tmp_path / checkpoint.directory_name(1)
+    assert retention.latest(tmp_path) == tmp_path / checkpoint.directory_name(1)
 
 
 def whole_step(root: Path) -> int:

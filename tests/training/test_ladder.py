@@ -20,7 +20,7 @@ from wemmu.config.schema import Backbones, Parallel
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.topology import ALONE
 from wemmu.prompts import PromptEncoder
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, retention
 from wemmu.training.collective import CheckpointError
 from wemmu.training.ladder import Ladder, plateau
 from wemmu.training.manifest import read_manifest
@@ -132,7 +132,7 @@ def undisturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.Tem
 
 
 def final_state(folder: Path) -> TrainState:
-    newest = checkpoint.latest(folder / "checkpoints")
+    newest = retention.latest(folder / "checkpoints")
     assert newest is not None
     manifest = read_manifest(newest)
     assert (manifest.step, manifest.resolution) == (STEPS, 64)

@@ -8,7 +8,7 @@ import pytest
 from launcher.job import Job, last_step
 from tests.training.test_checkpoint import files_of, make_state, other_state, save, truncate
 from wemmu.config.checkpoints import RenamedError, own_checkpoints
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, retention
 from wemmu.training.collective import CheckpointError
 from wemmu.training.manifest import Origin
 from wemmu.training.saver import Saver
@@ -34,17 +34,17 @@ def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(
     earlier, newest = save(root, 4), save(root, 6)
     theirs = beside(root, earlier)
     assert own_checkpoints(root) == [earlier, newest]
-    assert checkpoint.latest(root) == newest
+    assert retention.latest(root) == newest
     assert checkpoint.load_newest(root, other_state()).step == 6
     assert (
         f"passing over {root / 'step_00000005'}: it is a link to {root / 'step_00000004_keep'}"
         in capsys.readouterr().out
     )
     assert last_step(Job("stage1", (), tmp_path / "log", steps=12)) == 6
-    checkpoint.clear_debris(root)
+    retention.clear_debris(root)
     for step in (8, 10):
         save(root, step)
-        checkpoint.prune(root, keep=2)
+        retention.prune(root, keep=2)
     assert [path.name for path in own_checkpoints(root)] == ["step_00000008", "step_00000010"]
     assert not earlier.exists()
     assert all(path.is_symlink() or path.exists() for path in theirs)
@@ -52,7 +52,7 @@ def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_a_link_or_file_where_a_checkpoint_must_be_written_gives_way_without_its_target(tmp_path: Path, kind: str):
+def test_a_link_or_file_where_a_checkpoint_must_be_written_gives_way_and_nothing_is_lost(tmp_path: Path, kind: str):
     elsewhere = save(tmp_path / "elsewhere", 4)
     (tmp_path / "run").mkdir()
     place = tmp_path / "run" / "step_00000006"
@@ -60,16 +60,17 @@ def test_a_link_or_file_where_a_checkpoint_must_be_written_gives_way_without_its
     assert save(tmp_path / "run", 6) == place
     checkpoint.verify(place)
     checkpoint.verify(elsewhere)
+    assert kind == "link" or (place.parent / "step_00000006.other-1").read_text() == "a file"
 
 
 def test_a_renamed_checkpoint_is_refused_by_name_and_what_it_holds_is_kept(tmp_path: Path):
     renamed = save(tmp_path, 4).rename(tmp_path / "step_00000006")
-    for use in (checkpoint.latest, lambda root: checkpoint.load_newest(root, other_state())):
+    for use in (retention.latest, lambda root: checkpoint.load_newest(root, other_state())):
         with pytest.raises(RenamedError, match=r"step_00000006 holds the checkpoint of step 4.*step_00000004"):
             use(tmp_path)
     save(tmp_path, 6)
     assert (tmp_path / "step_00000006.other-1" / "manifest.json").is_file()
-    assert checkpoint.latest(tmp_path) == renamed
+    assert retention.latest(tmp_path) == renamed
 
 
 def test_a_checkpoint_that_cannot_be_removed_stays_and_training_goes_on(
@@ -80,8 +81,8 @@ def test_a_checkpoint_that_cannot_be_removed_stays_and_training_goes_on(
     def refuse(*_: object) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(checkpoint.os, "replace", refuse)
-    checkpoint.prune(tmp_path, keep=1)
+    monkeypatch.setattr(retention.os, "replace", refuse)
+    retention.prune(tmp_path, keep=1)
     monkeypatch.undo()
     assert f"{directories[0]} cannot be removed and stays: not yours" in capsys.readouterr().out
     assert own_checkpoints(tmp_path) == directories

@@ -25,7 +25,7 @@ from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.parallel.adamw import AdamW
 from wemmu.parallel.engine import TrainState
-from wemmu.training import checkpoint, resume
+from wemmu.training import checkpoint, resume, retention
 from wemmu.training.hold import held
 from wemmu.training.losses import FlowMatchingLoss, Losses
 from wemmu.training.manifest import read_manifest
@@ -151,7 +151,7 @@ def disturbed(
 
 
 def final_state(folder: Path) -> TrainState:
-    newest = checkpoint.latest(folder / "checkpoints")
+    newest = retention.latest(folder / "checkpoints")
     assert newest is not None
     assert newest.name == checkpoint.directory_name(8)
     manifest = read_manifest(newest)
@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
     told = capfd.readouterr().err
     assert "the gradient is not finite at step 3" in told
     assert "step_00000002" in told
-    assert checkpoint.latest(folder / "checkpoints") == folder / "checkpoints" / "step_00000002"
+    assert retention.latest(folder / "checkpoints") == folder / "checkpoints" / "step_00000002"
     assert steps_recorded(folder) == [1, 2, 3]
 
 

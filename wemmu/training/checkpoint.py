@@ -12,13 +12,10 @@ manifest is on disk, so that whatever carries the name is whole.
 
 import os
 import platform
-import re
-import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -31,13 +28,14 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from wemmu.config.checkpoints import directory_name, manifest_step, own_checkpoints, refuse_renamed, stand_ins
+from wemmu.config.checkpoints import directory_name
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed, WholePlanner
 from wemmu.training.collective import ALONE, CheckpointError, Ranks, all_ranks
 from wemmu.training.finite import check_finite
 from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
 from wemmu.training.metadata import CheckedReader
+from wemmu.training.retention import discard, make_room, newest
 
 # One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -78,7 +76,7 @@ def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ran
     def begin(steps: list[int]) -> None:
         if len(set(steps)) > 1:
             raise CheckpointError(f"the ranks are at different steps: {steps}")
-        _discard(aside)
+        discard(aside)
         aside.mkdir(parents=True)
 
     ranks.together(what, lambda: step, begin)
@@ -143,10 +141,7 @@ def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
     write_manifest(aside, manifest)
     for directory in (aside / "state", aside):
         _sync(directory)
-    if final.is_symlink() or final.is_file():
-        final.unlink()
-    elif final.exists():
-        _set_aside(final, manifest.step)
+    make_room(final, manifest.step)
     os.replace(aside, final)
     # On the disk before older ones go.
     _sync(final.parent)
@@ -179,7 +174,7 @@ def load_newest(
         CheckpointError: as `load_state`, or if there are checkpoints and none is whole.
     """
     ranks = all_ranks()
-    found = _newest(root, ranks)
+    found = newest(root, ranks)
     if found is None:
         return None
     check(*found)
@@ -245,131 +240,6 @@ def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str,
         )
     averaged = set(manifest.trained) if ema else set()
     return {name: EMA if name in averaged else WEIGHTS for name in manifest.tensors}
-
-
-def latest(root: Path) -> Path | None:
-    """The newest checkpoint under `root`; None if there is none. Changes nothing: a run may be saving there right now.
-
-    Raises:
-        CheckpointError: if it is damaged, naming the newest that is whole: whoever uses weights must know which.
-        RenamedError: as `refuse_renamed`.
-    """
-    refuse_renamed(root)
-    _tell_stand_ins(root)
-    newest = next(reversed(own_checkpoints(root)), None)
-    try:
-        if newest is not None:
-            verify(newest)
-    except CheckpointError as error:
-        whole = _newest_whole(own_checkpoints(root)[:-1], ALONE)
-        instead = f"the newest that is whole is {whole[0]}" if whole else "none of the others is whole"
-        raise CheckpointError(f"{error}. It is the newest of {root}; {instead}") from error
-    return newest
-
-
-def prune(root: Path, keep: int, ranks: Ranks = ALONE, step: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints, and only once the newest verifies.
-
-    step: the step just saved; later checkpoints, which the resume passed over, neither count nor change. One that
-    cannot be removed stays, and is named.
-    """
-
-    def look(_: list[None]) -> list[Path]:
-        # Without a readable manifest a directory may be anything.
-        found = [(d, manifest_step(d)) for d in own_checkpoints(root)]
-        return [d for d, said in found if said is not None and (step is None or said <= step)]
-
-    directories = ranks.together(f"{root} cannot be read", lambda: None, look)
-
-    def remove(_: list[None]) -> None:
-        for directory in directories[:-keep]:
-            _remove(directory)
-
-    if len(directories) > keep:
-        verify(directories[-1], ranks)
-        ranks.together(f"{root} cannot be pruned", lambda: None, remove)
-
-
-def clear_debris(root: Path) -> None:
-    """Remove what a killed save left behind; for the one process that saves under `root`."""
-    for debris in root.glob("step_*.tmp"):
-        if re.fullmatch(r"step_\d{8}(\.old|\.import)?\.tmp", debris.name):
-            _discard(debris)
-
-
-def _newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
-    """The newest whole checkpoint under `root`; None where there is no checkpoint at all. All ranks get the same.
-
-    Raises:
-        CheckpointError: if there are checkpoints and none is whole.
-    """
-
-    def look(_: list[None]) -> list[Path]:
-        refuse_renamed(root)
-        _tell_stand_ins(root)
-        return own_checkpoints(root)
-
-    found = ranks.together(f"{root} cannot be read", lambda: None, look)
-    whole = _newest_whole(found, ranks)
-    if found and whole is None:
-        raise CheckpointError(
-            f"no checkpoint in {root} is whole ({', '.join(d.name for d in found)}; reasons above), so training cannot "
-            f"resume. Restore one of them; to begin the stage anew on purpose, move {root} away"
-        )
-    return whole
-
-
-def _tell_stand_ins(root: Path) -> None:
-    """As where a checkpoint was moved to another disk and a link put in its place."""
-    for entry in stand_ins(root):
-        kind = f"a link to {os.readlink(entry)}" if entry.is_symlink() else "a file"
-        print(
-            f"passing over {entry}: it is {kind}, and a checkpoint is a directory; move it here to use it", flush=True
-        )
-
-
-def _newest_whole(directories: Sequence[Path], ranks: Ranks) -> tuple[Path, Manifest] | None:
-    for directory in reversed(directories):
-        try:
-            return directory, verify(directory, ranks)
-        except CheckpointError as error:
-            if ranks.rank == 0:
-                print(f"passing over a checkpoint: {error}", flush=True)
-    return None
-
-
-def _set_aside(directory: Path, step: int) -> None:
-    """Free a directory's name: remove a damaged checkpoint of this step, rename anything else."""
-    if manifest_step(directory) == step:
-        # Only one that failed verification is ever written again (`_newest` passes over it).
-        _remove(directory)
-        return
-    kept = next(p for n in count(1) if not (p := directory.with_name(f"{directory.name}.other-{n}")).exists())
-    os.replace(directory, kept)
-    print(f"{directory} held no checkpoint of step {step}; what it held is in {kept}", flush=True)
-
-
-def _remove(directory: Path) -> None:
-    """Remove a checkpoint so that, killed in the midst of it, nothing half removed bears its name."""
-    debris = directory.with_name(f"{directory.name}.old.tmp")
-    try:
-        _discard(debris)
-        os.replace(directory, debris)
-    except OSError as error:
-        print(f"{directory} cannot be removed and stays: {error}", flush=True)
-        return
-    _discard(debris)
-
-
-def _discard(path: Path) -> None:
-    """Remove a directory, a file or a link (never its target); what cannot be removed stays, and is named."""
-    try:
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        elif path.exists():
-            shutil.rmtree(path)
-    except OSError as error:
-        print(f"{path} cannot be removed and stays: {error}", flush=True)
 
 
 def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wemmu.parallel.engine import TrainState
 from wemmu.parallel.placed import Placed
-from wemmu.training import checkpoint
+from wemmu.training import checkpoint, retention
 from wemmu.training.collective import own_group
 from wemmu.training.manifest import Origin
 
@@ -25,7 +25,7 @@ class Saver:
         self._root, self._keep, self._origin = root, keep, origin
         # The thread must not share a group with the training.
         self._ranks = own_group()
-        self._ranks.together(f"{root} cannot be cleared", lambda: None, lambda _: checkpoint.clear_debris(root))
+        self._ranks.together(f"{root} cannot be cleared", lambda: None, lambda _: retention.clear_debris(root))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self._copies: dict[str, list[Tensor]] = {}
@@ -74,4 +74,4 @@ class Saver:
 
     def _write(self, tensors: dict[str, Placed], step: int) -> None:
         checkpoint.write(self._root, tensors, step, self._origin, self._ranks)
-        checkpoint.prune(self._root, self._keep, self._ranks, step)
+        retention.prune(self._root, self._keep, self._ranks, step)
