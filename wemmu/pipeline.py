@@ -200,7 +200,10 @@ class WeMMUPipeline(DiffusionPipeline):
             with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
                 made |= zip(members, sampler(request, sampling), strict=True)
         if not all(image.isfinite().all() for image in made.values()):
-            raise ValueError("images came out that are not finite: weights of this export are infinite or NaN")
+            raise ValueError(
+                "images came out that are not finite: weights of this export are infinite or NaN, or a guidance scale "
+                f"is too large ({sampling.model_dump(include=set(_ARGUMENTS) - {'steps'})})"
+            )
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=_output(torch.stack([made[i] for i in range(len(texts))]), output_type))
 
@@ -213,11 +216,12 @@ class WeMMUPipeline(DiffusionPipeline):
             "multi": self.config.multi_guidance_scale,
         }
         for name, value in given.items():
-            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            if value is None:
+                continue
+            if name == "steps" and not (_whole(value) and value > 0):
+                raise ValueError(f"num_inference_steps is {value!r}; valid: a whole number from 1")
+            if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value)):
                 raise ValueError(f"{_ARGUMENTS[name]} is {value!r}; valid: a finite number")
-        steps = given["steps"]
-        if steps is not None and not (isinstance(steps, Integral) and steps > 0):
-            raise ValueError(f"num_inference_steps is {steps!r}; valid: a whole number from 1")
         return Sampling(**defaults | {name: value for name, value in given.items() if value is not None})
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -230,7 +234,7 @@ class WeMMUPipeline(DiffusionPipeline):
             px for px in range(step, (table + 1) * token_px, step) if max(token_grid(px, px, token_px)) <= table
         )
         for name, side in zip(("height", "width"), size, strict=True):
-            if not isinstance(side, Integral) or side <= 0:
+            if not _whole(side) or side <= 0:
                 raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
             if side > largest:
                 raise ValueError(f"{name} is {side} px; the largest that this model draws is {largest} px")
@@ -316,13 +320,15 @@ def _requests(
         raise ValueError("prompt is an empty list; give one text for each image to make")
     if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
         raise ValueError(f"prompt[{wrong[0]}] is of type {type(texts[wrong[0]]).__name__}; valid: a text")
+    if broken := [text for text in texts if not text.isascii() and text != text.encode(errors="ignore").decode()]:
+        raise ValueError(f"prompt {broken[0]!r} holds half a character (a surrogate), which no text has")
     if alone or image is None:
         entries: list[Any] = [image] * len(texts)
     elif not isinstance(image, list | tuple) or len(image) != len(texts):
-        number = len(image) if isinstance(image, list | tuple) else 1
+        got = f"a list of {len(image)}" if isinstance(image, list | tuple) else f"one {type(image).__name__}"
         raise ValueError(
             f"a list of {len(texts)} prompts needs a list of {len(texts)} entries as image, each an image, a list of "
-            f"images or None; got {number}"
+            f"images or None; got {got}"
         )
     else:
         entries = list(image)
@@ -343,13 +349,14 @@ def _seeds(
     """The seed of each image, int64 [number]."""
     if seed is not None and generator is not None:
         raise ValueError("give either seed or generator, not both")
-    if isinstance(seed, Integral):
-        return torch.arange(int(seed), int(seed) + number)
+    if _whole(seed):
+        seed = [int(seed) + i for i in range(number)]
     several = seed if seed is not None else generator
-    if seed is not None and not (
-        isinstance(seed, Sequence | np.ndarray) and all(isinstance(s, Integral) for s in seed)
-    ):
-        raise ValueError(f"seed is {seed!r}; valid: a whole number, or a list with one for each prompt")
+    listed = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)
+    if seed is not None and not (listed and all(_whole(s) and -(2**63) <= s < 2**63 for s in seed)):
+        raise ValueError(
+            f"seed is {seed!r}; valid: a whole number, or a list with one for each prompt, of 64 bits at most"
+        )
     if isinstance(several, Sequence | np.ndarray) and len(several) != number:
         raise ValueError(f"{number} prompts need {number} seeds or generators, got {len(several)}")
     if seed is not None:
@@ -359,6 +366,10 @@ def _seeds(
         raise ValueError(f"generator is of type {type(wrong[0]).__name__}; valid: torch.Generator, or a list of them")
     drawn = [torch.randint(2**62, (1,), generator=g, device=g.device if g else "cpu") for g in sources]
     return torch.cat([d.cpu() for d in drawn])
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _output(pixels: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray:

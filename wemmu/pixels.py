@@ -29,6 +29,12 @@ def as_image(value: Any) -> Image.Image:
         ValueError: if it is none of these, or a file that holds no image.
     """
     if isinstance(value, Image.Image):
+        try:
+            value.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"a PIL image cannot be read: {error}") from error
+        if 0 in value.size:
+            raise ValueError(f"an image of {value.width} x {value.height} px is empty")
         return value
     if isinstance(value, str | Path):
         path = Path(value).expanduser()
@@ -50,6 +56,8 @@ def as_image(value: Any) -> Image.Image:
         raise ValueError(f"an image cannot be of type {type(value).__name__}; valid: {IMAGE_TYPES}")
     if value.ndim != 3 or value.shape[-1] not in (1, 3, 4):
         raise ValueError(f"an image of shape {value.shape} is not [H, W, C] (tensors: [C, H, W]) of 1, 3 or 4 channels")
+    if value.size == 0:
+        raise ValueError(f"an image of shape {value.shape} is empty")
     if np.issubdtype(value.dtype, np.floating):
         if not (value.min() >= 0 and value.max() <= 1):
             raise ValueError(f"an image of floats holds {value.min():g} to {value.max():g}; valid: 0 to 1")

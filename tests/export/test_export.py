@@ -14,6 +14,7 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -45,6 +46,7 @@ from wemmu.training.manifest import Origin
 from wemmu.training.signals import EXIT_FINAL
 from wemmu.training.start import start_from, startable
 
+TRUNCATED = encode(Image.effect_noise((40, 40), 50), "PNG")[:500]
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
 BRIDGE_FILE = Path("bridge/diffusion_pytorch_model.safetensors")
 
@@ -189,6 +191,17 @@ def test_the_output_types_are_one_picture(pipe: WeMMUPipeline):
         ({"prompt": 3}, "prompt is of type int"),
         ({"prompt": ["a", None]}, r"prompt\[1\] is of type NoneType"),
         ({"seed": "a"}, "seed is 'a'; valid: a whole number"),
+        ({"seed": 2**63}, "valid: a whole number, .* of 64 bits"),
+        ({"seed": np.array(3)}, "valid: a whole number"),
+        ({"num_inference_steps": True}, "num_inference_steps is True; valid: a whole number from 1"),
+        ({"num_inference_steps": "3"}, "num_inference_steps is '3'; valid: a whole number from 1"),
+        ({"t2i_guidance_scale": 1e300}, "or a guidance scale is too large"),
+        ({"t2i_guidance_scale": True}, "t2i_guidance_scale is True; valid: a finite number"),
+        ({"height": True}, "height is True; valid: a whole number of px"),
+        ({"prompt": "a \udcff circle"}, "half a character"),
+        ({"image": np.zeros((0, 4, 3), np.uint8)}, "image: an image of shape .* is empty"),
+        ({"image": Image.new("RGB", (0, 4))}, "image: an image of 0 x 4 px is empty"),
+        ({"image": Image.open(BytesIO(TRUNCATED))}, "image: a PIL image cannot be read: image file is truncated"),
         ({"generator": 3}, "generator is of type int"),
         ({"image": 3.5}, "image: an image cannot be of type float; valid: PIL image, path"),
         ({"image": np.full((4, 4, 3), 2.0)}, "image: an image of floats holds 2 to 2; valid: 0 to 1"),
