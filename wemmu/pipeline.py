@@ -1,7 +1,7 @@
 """WeMMU as a diffusers pipeline: what training left, for anybody to load and ask for pictures.
 
     pipe = WeMMUPipeline.from_pretrained(directory)
-    pipe("a red circle above a blue square").images[0]
+    pipe("a red circle at the top left and a blue square at the bottom right").images[0]
     pipe("make the circle green", image=picture).images[0]
 
 The pipeline stands above the rooms it connects: the model conditions, the sampler solves, and what is here only
@@ -95,7 +95,7 @@ class WeMMUPipeline(DiffusionPipeline):
         image_guidance_scale: float = 2.0,
         instruction_guidance_scale: float = 3.0,
         multi_guidance_scale: float = 3.0,
-        resolutions: Sequence[int] = (),
+        resolutions: tuple = (),
         world: str | None = None,
     ):
         super().__init__()
