@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Happening, Ledger
 from launcher.lock import at_work
 
-# Exit codes of ranks that died of a warning, which came before they listened.
-_BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+# Exit codes of ranks that died of a warning, which came before they listened, and of scripts that end upon one.
+BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 
 
 class Attempt:
@@ -33,6 +34,7 @@ class Attempt:
         self.ledger = Ledger(run / "ledger.jsonl")
         self.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
         self._told: list[int] = []
+        self._requeued = False
 
     def make(self) -> int:
         """Make it; returns the exit code of the batch script. Does not return if the job goes back into the queue."""
@@ -66,12 +68,32 @@ class Attempt:
         print(f"--- attempt {number} on {self.nodes}: {shlex.join(job.command)}", flush=True)
         # Warnings are passed on while this waits.
         code = subprocess.run(command, env=os.environ | place | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
+        code = self.end(number, before, code)
+        if self._requeued:
+            # A script that ended now would be one that finished. Slurm ends this one.
+            time.sleep(3600)
+        return code
+
+    def begin(self) -> bool:
+        """Write down that a job begins whose script is its own attempt; False if it is given up."""
+        self._close_lost()
+        if crashes(self.ledger.of(self.job.name)) >= CRASHES:
+            self._give_up()
+            return False
+        self._note("started", 1 + self.ledger.attempts(self.job.name))
+        return True
+
+    def end(self, number: int, before: int | None, code: int, told: Sequence[int] = ()) -> int:
+        """Write down how the attempt ended, of which `told` were the warnings, and do what follows from that."""
+        job = self.job
+        self._told += told
         ended, why = outcome(job, code), reason(job, code)
-        if is_finished(job):
+        if code != FINAL and is_finished(job):
             # A warning that comes while a rank that is done takes its leave makes it end by the signal.
             ended, why = "finished", "finished"
-        elif ended == "crashed" and (self._preempted() or (self._told and code in _BY_WARNING)):
-            ended, why = "saved", f"was {self._cause()} before it could save; it goes back to its last checkpoint"
+        elif ended == "crashed" and (self._preempted() or (self._told and code in BY_WARNING)):
+            kept = "it goes back to its last checkpoint" if job.steps is not None else "what it has written stays"
+            ended, why = "saved", f"was {self._cause()} before it could save; {kept}"
         elif ended == "saved":
             why = f"was {self._cause()} and saved its state"
         after = last_step(job)
@@ -93,8 +115,7 @@ class Attempt:
         sys.stdout.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         slurm.patiently(slurm.requeue, self.id)
-        # A script that ended now would be one that finished. Slurm ends this one.
-        time.sleep(3600)
+        self._requeued = True
         return SAVED
 
     def _give_up(self) -> int:

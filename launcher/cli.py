@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 
 from launcher import folder, local, slurm
-from launcher.attempt import Attempt
+from launcher.attempt import BY_WARNING, Attempt
 from launcher.cluster import Cluster
-from launcher.ending import FINAL, outcome, reason
+from launcher.ending import FINAL
 from launcher.ledger import Event, Ledger
 from launcher.lock import SUBMISSION, LockedError, locked
 from launcher.plan import chain, find
@@ -201,20 +201,20 @@ def note(
     event: Annotated[str, typer.Argument(help="started or ended")],
     code: Annotated[int, typer.Argument(help="Exit code of a job that ended.")] = 0,
 ) -> None:
-    """Write a line of the ledger for a script that is no attempt; RUN in the environment is the run folder."""
+    """Begin or end the attempt of a script that is its own; RUN in the environment is the run folder.
+
+    To end it may put the job back into the queue.
+    """
     run_folder = folder.normalise(Path(os.environ["RUN"]))
     try:
         job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
     except ValueError as error:
         _fail(str(error), 2)
-    ledger = Ledger(run_folder / "ledger.jsonl")
-    slurm_id, nodes = int(os.environ["SLURM_JOB_ID"]), os.environ["SLURM_JOB_NODELIST"]
+    made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
     if event == "started":
-        ledger.append(Event(name, 1 + ledger.attempts(name), "started", slurm=slurm_id, nodes=nodes))
-        return
-    why, ended = reason(job, code), outcome(job, code)
-    number = ledger.attempts(name)
-    ledger.append(Event(name, number, "ended", None, code, None, None, why, ended, slurm_id, nodes))
+        raise typer.Exit(0 if made.begin() else 1)
+    told = [code - 128] if code in BY_WARNING else []
+    raise typer.Exit(made.end(made.ledger.attempts(name), None, code, told))
 
 
 def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:

@@ -42,6 +42,10 @@ LIVE = frozenset(
 _ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.M)
 
 
+# How they say that this machine belongs to no cluster.
+_ABSENT = re.compile(r"Could not establish a configuration source", re.I)
+
+
 class SlurmError(RuntimeError):
     """A command of Slurm failed; the message is the command and what it said."""
 
@@ -170,6 +174,6 @@ def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) 
         raise SilentError(f"{command[0]} has not answered for {_PATIENCE:g} s; is the controller up?") from error
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip()
-        kind = SilentError if _SILENT.search(said) else SlurmError
+        kind = AbsentError if _ABSENT.search(said) else SilentError if _SILENT.search(said) else SlurmError
         raise kind(f"{' '.join(command[:4])} failed: {said}")
     return done.stdout

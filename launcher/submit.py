@@ -177,8 +177,10 @@ def _resources(cluster: Cluster, job: Job) -> list[str]:
     options += [f"--gres={(kind and kind.gres) or cluster.gres}:{gpus}" if gpus else "--gres=none"]
     options += [f"--cpus-per-task={cpus}"] if cpus else []
     options += [f"--mem={memory}"] if memory else []
-    if kind is None:
+    # The jobs that go on where they were.
+    if kind is None or job.name == "data":
         options += [f"--signal=B:USR1@{cluster.warn_before}"]
+    if kind is None:
         # The scripts' own default is to be alone.
         options += ["--exclusive" if cluster.exclusive else "--oversubscribe"]
     return options

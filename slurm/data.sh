@@ -7,6 +7,7 @@
 #SBATCH --output=wemmu-data-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --signal=B:USR1@120
 #
 # Writes the data set of a curriculum on the nodes of one Slurm job, as `python -m data_pipeline write` does on one
 # machine. From the root of the repository:
@@ -16,7 +17,8 @@
 #
 # What follows the curriculum goes to the writer. PYTHON names another Python than .venv/bin/python. data.shards must be
 # a directory that every node sees. What is finished stays: a job that was cut short goes on where it was when it is
-# submitted again, which Slurm does by itself after a pre-emption.
+# submitted again; after a pre-emption and at its time limit it queues itself again. In a chain of the launcher it ends as
+# the other jobs do: crashes, as of Ray's head, are tried three times, and the ledger tells each end.
 #
 # The first node runs the head of a Ray cluster and the writer, every node runs workers. The cluster is the job's own:
 # a random token, known from the environment alone, keeps other users out; nothing leaves the nodes.
@@ -143,7 +145,6 @@ start_workers() {
 # shellcheck disable=SC2317,SC2329 # called by a trap
 shut_down() {
     local tenth
-    trap '' TERM INT
     [[ -z $writer ]] || kill "$writer" 2>/dev/null || true
     rm -rf "$scratch"
     scancel --quiet --signal=TERM "$SLURM_JOB_ID" || true
@@ -155,12 +156,20 @@ shut_down() {
     wait
 }
 
-# A pre-empted job that ends by itself counts as finished; only one that asks for it is queued again.
-queue_again_if_preempted() {
-    if scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then
-        echo "pre-empted; to be continued"
-        scontrol requeue "$SLURM_JOB_ID"
+# Write down how the job ends, by exit code `code`, put it back into the queue if that helps, and take Ray down.
+# shellcheck disable=SC2317,SC2329 # called by a trap
+finish() {
+    local code=$?
+    trap '' TERM INT USR1
+    if [[ -n ${RUN-} ]]; then
+        if note ended "$code"; then code=0; else code=$?; fi
+    elif ((code == 138)) || { ((code)) && scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; }; then
+        # A job that ends by itself counts as finished; only one that asks for it is queued again.
+        echo "to be continued"
+        scontrol requeue "$SLURM_JOB_ID" || true
     fi
+    shut_down
+    exit "$code"
 }
 
 main() {
@@ -175,9 +184,11 @@ main() {
     export RAY_AUTH_TOKEN
     export -f node_address end_ray_node ray_node
     scratch=$(mktemp -dt "wemmu-$SLURM_JOB_ID-XXXXXX")
-    trap shut_down EXIT
-    trap 'exit 143' TERM
     note started
+    trap finish EXIT
+    # Its time is up soon.
+    trap 'exit 138' USR1
+    trap 'exit 143' TERM
     start_head
     start_workers
     echo "Ray runs on $SLURM_JOB_NODELIST, head $cluster"
@@ -186,8 +197,6 @@ main() {
     # Pre-emption ends the steps first, and without a head the writer would wait for ever.
     wait -n "$writer" "$head" || code=$?
     ! kill -0 "$writer" 2>/dev/null || { echo "Ray ended before the writer" >&2 && code=1; }
-    note ended "$code"
-    ((code == 0)) || queue_again_if_preempted
     exit "$code"
 }
 

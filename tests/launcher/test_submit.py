@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from launcher import slurm, submit
+from launcher.attempt import Attempt
 from launcher.cluster import Cluster
 from launcher.job import checkpoint
 from launcher.ledger import Ledger
@@ -73,6 +75,8 @@ def test_other_jobs_get_their_own_resources():
     assert jobs["data"].arguments == ("/shared/run/curriculum.yaml",)
     assert jobs["a/evaluation"].environment["STAGE"] == "a"
     assert not any(option.startswith("--signal") for option in jobs["export"].options)
+    # It goes on where it was, as a stage does.
+    assert "--signal=B:USR1@600" in jobs["data"].options
 
 
 def test_ranks_that_do_not_fill_nodes_are_refused():
@@ -267,3 +271,30 @@ def test_a_job_that_may_run_again_is_found_whoever_owns_it(site: Path, state: st
 def test_a_job_that_slurm_has_forgotten_is_not_queued(site: Path):
     command(site.parent / "bin" / "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert slurm.queue([7]) == {}
+
+
+def test_a_data_job_is_tried_again_as_often_as_a_stage(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command(site.parent / "bin" / "scontrol", f'echo "$*" >>{site}; echo "JobState=RUNNING PreemptTime=None"')
+    data = next(job for job in chain(curriculum(), tmp_path) if job.name == "data")
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    # Its time is up, its node is lost, Ray's head dies twice.
+    for code in (138, None, 1, 1):
+        one = Attempt(tmp_path, data, None, 7)
+        assert one.begin()
+        if code is not None:
+            one.end(ledger.attempts("data"), None, code, [signal.SIGUSR1] if code == 138 else [])
+    ends = [(event.outcome, event.reason) for event in ledger.of("data") if event.event == "ended"]
+    assert [outcome for outcome, _ in ends] == ["saved", "crashed", "crashed", "crashed"]
+    assert "near its time limit" in ends[0][1]
+    assert "lost with its node" in ends[1][1]
+    assert site.read_text().count("requeue 7") == 2
+    # One that failed for good is not.
+    assert Attempt(tmp_path, data, None, 7).end(4, None, 78) == 78
+    assert site.read_text().count("requeue 7") == 2
+
+
+def test_commands_of_slurm_without_a_cluster_are_no_slurm(site: Path):
+    said = "squeue: fatal: Could not establish a configuration source"
+    command(site.parent / "bin" / "squeue", f"echo '{said}' >&2; exit 1")
+    with pytest.raises(slurm.AbsentError):
+        slurm.queue([7])

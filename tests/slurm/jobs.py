@@ -80,13 +80,15 @@ def start_again_soon(job: int) -> None:
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 
-def processes(job: int) -> list[str]:
-    """The command lines of all processes of this machine that belong to the job, wherever their parents are."""
-    found, mark = [], f"SLURM_JOB_ID={job}".encode()
+def processes(job: int) -> dict[int, str]:
+    """Process id -> command line of all on this machine that belong to the job, wherever their parents are."""
+    found: dict[int, str] = {}
+    mark = f"SLURM_JOB_ID={job}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(process.name)] = command.decode(errors="replace")
         except OSError:
             continue
     return found

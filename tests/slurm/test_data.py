@@ -1,6 +1,8 @@
 """slurm/data.sh: a Ray cluster inside a job writes what one process writes, and is gone with the job."""
 
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import curriculum_of, write_in_process
 from tests.patience import eventually
-from tests.slurm.jobs import output, processes, record, submit, wait_for, wait_for_output
+from tests.slurm.jobs import output, processes, record, slurm, start_again_soon, submit, wait_for, wait_for_output
+from tests.slurm.runs import story
 from wemmu.config import dump
 from wemmu.config.shards import DataSet
 
@@ -44,17 +47,34 @@ def test_two_nodes_write_the_bytes_that_one_process_writes(tmp_path: Path) -> No
     assert contents(tmp_path / "by_slurm") == contents(tmp_path / "shards")
 
 
-def test_a_preempted_job_queues_itself_again_and_finishes(tmp_path: Path) -> None:
-    curriculum = curriculum_of(tmp_path / "shards")
-    dump(curriculum, tmp_path / "curriculum.yaml")
+def test_the_ledger_tells_how_a_data_job_was_disturbed_and_it_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curriculum, run = curriculum_of(tmp_path / "shards"), tmp_path / "run"
+    run.mkdir()
+    dump(curriculum, run / "curriculum.yaml")
+    monkeypatch.setenv("RUN", str(run))
     options = "--nodes=1", "--exclusive", "--cpus-per-task=1", "--time=20"
-    job = submit(SCRIPT, tmp_path, *options, arguments=[str(tmp_path / "curriculum.yaml")])
+    job = submit(SCRIPT, tmp_path, *options, arguments=[str(run / "curriculum.yaml")])
     # The writer now begins with its imports.
     wait_for_output(job, "Ray runs on", seconds=600)
     wait_for(submit("", tmp_path, "--partition=high", "--nodes=2", "--exclusive"), "COMPLETED")
+    start_again_soon(job)
+    eventually(lambda: output(job).count("Ray runs on") == 2, lambda: output(job), seconds=600, every=0.1)
+    # As Slurm does before the time limit.
+    slurm("scancel", "--batch", "--signal=USR1", str(job))
+    start_again_soon(job)
+    eventually(lambda: output(job).count("Ray runs on") == 3, lambda: output(job), seconds=600, every=0.1)
+    [head] = [process for process, command in processes(job).items() if "gcs_server" in command.split()[0]]
+    os.kill(head, signal.SIGKILL)
+    start_again_soon(job)
     wait_for(job, "COMPLETED", seconds=1200)
-    assert "pre-empted; to be continued" in output(job)
-    assert record(job)["Restarts"] == "1"
+    ends = [event.outcome for event in story(run, "data") if event.event == "ended"]
+    assert ends == ["saved", "saved", "crashed", "finished"]
+    reasons = [event.reason for event in story(run, "data") if event.event == "ended"]
+    assert "pre-empted" in reasons[0]
+    assert "near its time limit" in reasons[1]
+    assert record(job)["Restarts"] == "3"
     assert nothing_is_left(job)
     assert DataSet.at(curriculum.data.shards).streams
 
