@@ -1,14 +1,14 @@
 """`python -m data_pipeline`: buckets CURRICULUM.yaml, write CURRICULUM.yaml, inspect DIR, verify DIR."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from data_pipeline.write import BusyError
-from data_pipeline.write import write as write_dataset
 from wemmu.config import ConfigError, load_curriculum
 from wemmu.config.files import LASTING
 from wemmu.config.shards import ShardError
@@ -23,6 +23,23 @@ CurriculumFile = Annotated[Path, typer.Argument(help="The curriculum whose stage
 Overrides = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field.")]
 
 
+@contextmanager
+def plainly() -> Iterator[None]:
+    """End the process with a sentence, and an exit code of the kind, for errors that a person can mend."""
+    try:
+        yield
+    except (ConfigError, ShardError) as error:
+        from data_pipeline.write import BusyError
+
+        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
+        raise SystemExit(1 if isinstance(error, BusyError) else EX_CONFIG) from None
+    except OSError as error:
+        # A full disk, a folder that may not be written, a source that cannot be read any more.
+        words = f"{error}. What is finished stays; when it is mended, run the same command again"
+        Console(stderr=True, soft_wrap=True).print(words, style="red", markup=False, highlight=False)
+        raise SystemExit(EX_CONFIG if error.errno in LASTING else 1) from None
+
+
 def tables() -> Console:
     """Of 120 columns where there is no terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -34,6 +51,7 @@ def lines() -> Console:
 
 
 @app.command()
+@plainly()
 def buckets(
     curriculum: CurriculumFile,
     set_: Overrides = [],  # noqa: B006
@@ -46,6 +64,7 @@ def buckets(
 
 
 @app.command()
+@plainly()
 def write(
     curriculum: CurriculumFile,
     set_: Overrides = [],  # noqa: B006
@@ -57,10 +76,13 @@ def write(
     ] = None,
 ) -> None:
     """Write what is missing of the data set of CURRICULUM into its data.shards."""
-    write_dataset(load_curriculum(curriculum, set_), lines(), workers, ray)
+    from data_pipeline.write import write
+
+    write(load_curriculum(curriculum, set_), lines(), workers, ray)
 
 
 @app.command()
+@plainly()
 def inspect(
     directory: Annotated[Path, typer.Argument(help="A data set that `write` made, or any MDS shards.")],
     pictures: Annotated[
@@ -74,6 +96,7 @@ def inspect(
 
 
 @app.command()
+@plainly()
 def verify(
     directory: Annotated[Path, typer.Argument(help="A data set that `write` made, or began.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.")] = None,
@@ -86,16 +109,7 @@ def verify(
 
 
 def main() -> None:
-    try:
-        app()
-    except (ConfigError, ShardError) as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
-        raise SystemExit(1 if isinstance(error, BusyError) else EX_CONFIG) from None
-    except OSError as error:
-        # A full disk, a folder that may not be written, a source that cannot be read any more.
-        words = f"{error}. What is finished stays; when it is mended, run the same command again"
-        Console(stderr=True, soft_wrap=True).print(words, style="red", markup=False, highlight=False)
-        raise SystemExit(EX_CONFIG if error.errno in LASTING else 1) from None
+    app()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from launcher.status import statuses
 from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
 from launcher.tables import plan_table, status_table
 from wemmu.config import Curriculum, dump, load, load_curriculum
-from wemmu.config.files import replace_text
+from wemmu.config.files import replace_text, said_plainly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 DEFAULT = Path("configs/curriculum/paper.yaml")
@@ -300,3 +300,8 @@ def _status(config: Curriculum, run_folder: Path) -> Table:
 def _fail(sentence: str, code: int) -> NoReturn:
     typer.echo(sentence, err=True)
     raise typer.Exit(code)
+
+
+for _command in app.registered_commands:
+    assert _command.callback is not None
+    _command.callback = said_plainly(2)(_command.callback)

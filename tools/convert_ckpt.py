@@ -48,6 +48,7 @@ class Source:
     checkpoint: Path
 
 
+@said_plainly(EXIT_FINAL)
 def main(
     source: Annotated[Path, typer.Argument(help="RUN, RUN/STAGE, a checkpoint, a pipeline, or a DeepSpeed folder.")],
     out: Annotated[Path | None, typer.Option(help="Pipeline directory; replaces an earlier export alone.")] = None,
@@ -181,5 +182,4 @@ def export(
 
 
 if __name__ == "__main__":
-    with said_plainly(EXIT_FINAL):
-        typer.run(main)
+    typer.run(main)

@@ -9,8 +9,11 @@ import sys
 # Libraries in child processes open text files without naming an encoding; our own files are UTF-8.
 os.environ["PYTHONUTF8"] = "1"
 # Names of files are UTF-8 as well, but only in a process that was started so: our own programs start once more.
-_program = dict(zip(sys.orig_argv, sys.orig_argv[1:], strict=False)).get("-m", "").partition(".")[0]
-if _program in ("wemmu", "launcher", "data_pipeline") and codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+_program = dict(zip(sys.orig_argv, sys.orig_argv[1:], strict=False)).get("-m", os.path.basename(sys.argv[0]))
+if (
+    _program.partition(".")[0] in ("wemmu", "launcher", "data_pipeline")
+    and codecs.lookup(sys.getfilesystemencoding()).name != "utf-8"
+):
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 # A terminal or a log that cannot show a letter of a caption is no reason to stop.

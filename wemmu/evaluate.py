@@ -12,6 +12,7 @@ from wemmu.config.files import said_plainly
 from wemmu.training.signals import EXIT_FINAL
 
 
+@said_plainly(EXIT_FINAL)
 def main(
     folder: Annotated[Path, typer.Argument(metavar="RUN/STAGE", help="Folder of a stage that has a checkpoint.")],
     prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
@@ -70,5 +71,4 @@ def _fail_for_good(error: Exception) -> NoReturn:
 
 
 if __name__ == "__main__":
-    with said_plainly(EXIT_FINAL):
-        typer.run(main)
+    typer.run(main)

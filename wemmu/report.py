@@ -13,6 +13,8 @@ import typer
 from wemmu.config.files import said_plainly
 
 
+# EX_CONFIG: a job that reports would fail the same way again.
+@said_plainly(78)
 def main(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="Run folder, as the launcher makes it, or that of a stage.")
@@ -34,6 +36,4 @@ def main(
 
 
 if __name__ == "__main__":
-    # EX_CONFIG: a job that reports would fail the same way again.
-    with said_plainly(78):
-        typer.run(main)
+    typer.run(main)

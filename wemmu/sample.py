@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from PIL import Image
 
@@ -51,6 +50,7 @@ class Wish:
 Draw = Callable[[Wish], list[Image.Image]]
 
 
+@said_plainly(1)
 def main(
     source: Annotated[Path, typer.Argument(help="RUN (its newest finished stage), RUN/STAGE, or an exported model.")],
     out: Annotated[Path, typer.Option(help="The picture to write; several are put side by side in it.")],
@@ -120,6 +120,8 @@ def open_picture(path: Path) -> Image.Image:
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one size in a row, pixel by pixel as they were drawn."""
+    import numpy as np
+
     return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
 
 
@@ -244,5 +246,4 @@ def _exported(directory: Path, device: str | None) -> Draw:
 
 
 if __name__ == "__main__":
-    with said_plainly(1):
-        typer.run(main)
+    typer.run(main)

@@ -36,6 +36,8 @@ try:
     runpy.run_path(str(launcher.plan.HOME / "tools" / "convert_ckpt.py"), run_name="__main__")
 except SystemExit as end:
     assert end.code == 0
+import wemmu.__main__
+assert wemmu.__main__.load("export").name == "main"
 import tools.export.memory
 assert Path(tools.__file__).is_relative_to(elsewhere)
 """

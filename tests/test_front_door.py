@@ -1,0 +1,107 @@
+"""The command `wemmu`: nothing loads before it is needed, and every program is the one of the old ways."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+import data_pipeline.__main__ as data
+import launcher.cli as launcher
+from wemmu.__main__ import PROGRAMS, app, load
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "transformers", "diffusers", "streaming", "ray", "pyarrow", "scipy", "matplotlib"}
+
+
+def loaded(*arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run `wemmu` in a new process; returns what it said and the modules that it imported."""
+    code = (
+        "import sys, wemmu.__main__ as door\n"
+        "try: door.main()\n"
+        "finally: print('modules:', *sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done, set(done.stderr.rpartition("modules:")[2].split())
+
+
+def test_help_lists_every_program_and_imports_none():
+    done, modules = loaded("--help")
+    assert done.returncode == 0
+    assert all(f" {name} " in done.stdout for name in PROGRAMS)
+    rooms = {name for name in modules if name.partition(".")[0] in ("wemmu", "launcher", "data_pipeline", "tools")}
+    assert rooms == {"wemmu", "wemmu.__main__"}
+    assert not modules & {*HEAVY, "numpy", "pydantic", "omegaconf"}
+
+
+def test_help_of_the_programs_imports_no_heavy_library():
+    code = (
+        "import sys, wemmu.__main__ as door\n"
+        "for name in [*door.PROGRAMS, *sys.argv[1:]]:\n"
+        "    sys.argv = ['wemmu', *name.split(), '--help']\n"
+        "    try: door.main()\n"
+        "    except SystemExit as end: assert end.code == 0, name\n"
+        "print('modules:', *sys.modules)"
+    )
+    parts = [f"data {name}" for name in ("buckets", "write", "inspect", "verify")]
+    command = [sys.executable, "-c", code, *parts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in (*PROGRAMS, *parts):
+        assert f"Usage: wemmu {name} " in done.stdout
+    assert not set(done.stdout.rpartition("modules:")[2].split()) & {*HEAVY, "numpy"}
+
+
+def test_version_names_the_commit():
+    done, modules = loaded("--version")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert done.stdout.startswith("wemmu 0.1.0 (")
+    assert commit.strip() in done.stdout
+    assert "pydantic" not in modules
+
+
+def test_completion_imports_no_program():
+    done, modules = loaded(_WEMMU_COMPLETE="complete_bash", COMP_WORDS="wemmu ex", COMP_CWORD="1")
+    assert done.stdout.split() == ["export"]
+    assert "launcher" not in modules
+
+
+def test_a_program_unknown_is_refused_with_the_one_that_is_meant():
+    result = CliRunner().invoke(app, ["exprt"])
+    assert result.exit_code == 2
+    assert "Did you mean 'export'" in result.output
+
+
+def test_the_front_door_leads_to_the_programs_of_the_old_ways():
+    """One function behind both ways."""
+    commands = {command.callback.__name__: command.callback for command in launcher.app.registered_commands}
+    for name, program in PROGRAMS.items():
+        if program.module == "launcher.cli":
+            assert load(name).callback.__wrapped__ is commands[name]
+    data_commands = {command.callback.__name__ for command in data.app.registered_commands}
+    assert set(load("data").commands) == data_commands == {"buckets", "write", "inspect", "verify"}
+
+
+def test_both_ways_say_the_same(tmp_path: Path):
+    for old, new in (
+        (["-m", "launcher", "status", "nowhere"], ["status", "nowhere"]),
+        (["-m", "data_pipeline", "write", "nowhere"], ["data", "write", "nowhere"]),
+        (["-m", "wemmu.plan", "nowhere"], ["plan", "nowhere"]),
+        ([str(ROOT / "tools/convert_ckpt.py"), "nowhere"], ["export", "nowhere"]),
+    ):
+        ran = [
+            subprocess.run(
+                [sys.executable, *words],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for words in (old, ["-m", "wemmu", *new])
+        ]
+        assert ran[0].returncode == ran[1].returncode != 0
+        assert ran[0].stderr == ran[1].stderr != ""

@@ -1,0 +1,113 @@
+"""The console command `wemmu`: one name for every program of this repository; `python -m wemmu` is the same.
+
+A program is known here by name alone and is imported when it is called, so that help and completion come at once and
+this module depends on no other room.
+"""
+
+import sys
+import tomllib
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Program(NamedTuple):
+    """help: one line for the list. module, name: its Typer app or function. command: of an app with several."""
+
+    help: str
+    module: str
+    name: str
+    command: str | None = None
+
+
+PROGRAMS = {
+    "data": Program("Write and look at the shards that training reads.", "data_pipeline.__main__", "app"),
+    "plan": Program("Tell what a curriculum costs: parameters, memory, FLOPs, hours.", "wemmu.plan", "main"),
+    "doctor": Program("Check this machine and, if given, a curriculum.", "wemmu.doctor", "main"),
+    "run": Program("Run a curriculum on this machine.", "launcher.cli", "app", "run"),
+    "submit": Program("Send a curriculum to Slurm.", "launcher.cli", "app", "submit"),
+    "status": Program("Show how far each job of a run is.", "launcher.cli", "app", "status"),
+    "logs": Program("Show the log of a job.", "launcher.cli", "app", "logs"),
+    "cancel": Program("Cancel the Slurm jobs of a run.", "launcher.cli", "app", "cancel"),
+    "resume": Program("Send to Slurm what is not finished of a run.", "launcher.cli", "app", "resume"),
+    "train": Program("Train one stage.", "wemmu.train", "main"),
+    "sample": Program("Draw images from a run or an exported model.", "wemmu.sample", "main"),
+    "evaluate": Program("Score the newest checkpoint of a stage.", "wemmu.evaluate", "main"),
+    "export": Program("Convert weights: to a pipeline, or from DeepSpeed.", "tools.convert_ckpt", "main"),
+    "report": Program("Write the report of a run or the page of a stage.", "wemmu.report", "main"),
+}
+
+
+class FrontDoor(TyperGroup):
+    """Lists programs without importing them; imports the one that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, help=program.help) for name, program in PROGRAMS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, stub, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name in PROGRAMS else stub, rest
+
+
+def load(name: str) -> Any:
+    """Import a program and return its command."""
+    program = PROGRAMS[name]
+    if program.module.startswith("tools."):
+        # An installation keeps tools/ inside the launcher.
+        sys.path.insert(0, str(import_module("launcher.plan").HOME))
+    target = getattr(import_module(program.module), program.name)
+    if not isinstance(target, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command()(target)
+        target = app
+    command: Any = typer.main.get_command(target)
+    if program.command:
+        command = command.commands[program.command]
+    for one in (command, *getattr(command, "commands", {}).values()):
+        one.rich_markup_mode = None  # as of `app`
+    return command
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from wemmu.revision import revision
+
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    number = (
+        tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+        if project.is_file()
+        else version("wemmu")
+    )
+    found = revision()
+    commit = f"commit {found.commit}{', changed' * found.dirty}" if found else "installed, commit unknown"
+    print(f"wemmu {number} ({commit})")
+    raise typer.Exit
+
+
+# Without rich_markup_mode Typer prints help without frames and does not import rich's Markdown, which takes longer to
+# load than all of the config.
+app = typer.Typer(cls=FrontDoor, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show version and commit.")
+    ] = False,
+) -> None:
+    """Train, run and look at WeMMU. `wemmu COMMAND --help` explains a command; docs/cli.md lists exit codes."""
+
+
+def main() -> None:
+    # Not app(), which would print errors of programs in a frame, with every variable.
+    typer.main.get_command(app)(prog_name="wemmu")
+
+
+if __name__ == "__main__":
+    main()
