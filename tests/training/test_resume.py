@@ -75,6 +75,12 @@ def test_another_learning_rate_is_named_and_taken(run: StageRun):
     assert said == f"optimizer.lr: {run.stage.optimizer.lr} -> 0.5"
 
 
+def test_another_noise_of_the_queries_is_named_and_taken(run: StageRun):
+    queries = run.bridge.queries.model_copy(update={"std": 0.25})
+    now = run.model_copy(update={"bridge": run.bridge.model_copy(update={"queries": queries})})
+    assert resume.check(Path("step"), manifest_of(run), origin_of(now), now) == ["bridge.queries.std: 1.0 -> 0.25"]
+
+
 def test_the_first_manifests_compare_the_seed_alone(run: StageRun):
     old = replace(manifest_of(run), settings={})
     assert resume.check(Path("step"), old, origin_of(run), run) == []

@@ -20,7 +20,9 @@ def settings(run: StageRun, records: Mapping[str, int]) -> dict[str, Any]:
     stage = run.stage.model_dump(
         mode="json", include={"global_batch", "steps", "trains", "objective", "optimizer", "mixture"}
     )
-    return dict(_leaves({"seed": run.seed, "validation": run.data.validation, **stage, "records": dict(records)}))
+    shared = run.model_dump(mode="json", include={"bridge": True, "reconstruction": True, "backbones": {"dtype"}})
+    own = {"seed": run.seed, "validation": run.data.validation, **stage, "records": dict(records)}
+    return dict(_leaves(own | shared))
 
 
 def check(directory: Path, manifest: Manifest, origin: Origin, run: StageRun) -> list[str]:
