@@ -89,6 +89,12 @@ def test_the_first_manifests_compare_the_seed_alone(run: StageRun):
         resume.check(Path("step"), replace(old, seed=99), origin_of(run), run)
 
 
+def test_what_an_earlier_version_did_not_record_is_not_called_changed(run: StageRun):
+    made = manifest_of(run)
+    old = replace(made, settings={field: value for field, value in made.settings.items() if "bridge" not in field})
+    assert resume.check(Path("step"), old, origin_of(run), run) == []
+
+
 def test_samples_are_counted_across_changes_of_the_batch(run: StageRun):
     manifest = manifest_of(run, 10, first_step=4, first_samples=100)
     assert resume.samples_seen(manifest) == 100 + 6 * run.stage.global_batch

@@ -77,12 +77,18 @@ def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
 def _changes(manifest: Manifest, origin: Origin) -> Iterator[str]:
     # The first checkpoints of this format record the seed alone.
     was = manifest.settings or {"seed": manifest.seed}
+    recorded = {_group(field) for field in was}
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
         # Each rung of a ladder reads streams of its own.
         if field.startswith("records.") and manifest.resolution != origin.resolution:
             continue
-        if was.get(field) != origin.settings.get(field):
+        # An earlier version recorded less.
+        if _group(field) in recorded and was.get(field) != origin.settings.get(field):
             yield f"{field}: {was.get(field, 'absent')} -> {origin.settings.get(field, 'absent')}"
+
+
+def _group(field: str) -> str:
+    return field.partition(".")[0]
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
