@@ -17,7 +17,7 @@ def gate(tmp_path: Path) -> Gate:
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights.distcp").write_text("x")
     tensors = {"bridge.pathway.layers.0.weight": [1], "dit.proj.weight": [1]}
-    write(checkpoint / "manifest.json", {"tensors": tensors, "files": {"weights.distcp": "ab12"}})
+    write(checkpoint / "manifest.json", {"step": 8, "tensors": tensors, "files": {"weights.distcp": "ab12"}})
     record(tmp_path, METRICS)
     share = {"share": 0.6, "successes": 6, "count": 10}
     tasks = {"t2i": {"test": {"measures": {"satisfied": share, "readable": {"share": 1.0}}}}}
@@ -38,7 +38,7 @@ def test_a_good_stage_passes(gate: Gate):
 
 
 def test_a_module_that_was_trained_and_is_not_there(gate: Gate):
-    write(gate.manifest, {"tensors": {"dit.proj.weight": [1]}, "files": {}})
+    write(gate.manifest, {"step": 8, "tensors": {"dit.proj.weight": [1]}, "files": {}})
     [why] = reasons(gate)
     assert "trained pathway, but" in why
 
@@ -47,6 +47,11 @@ def test_a_module_that_was_trained_and_is_not_there(gate: Gate):
 def test_a_manifest_that_is_not_there_or_torn(gate: Gate, content: str | None):
     gate.manifest.unlink() if content is None else gate.manifest.write_text(content)
     assert "no whole checkpoint of its last step" in reasons(gate)[0]
+
+
+def test_an_earlier_checkpoint_under_the_name_of_the_last_one_does_not_pass(gate: Gate):
+    gate.manifest.write_text(gate.manifest.read_text().replace('"step": 8', '"step": 4'))
+    assert "holds the checkpoint of step 4: a has not ended" in reasons(gate)[0]
 
 
 def test_a_file_of_the_checkpoint_that_is_gone(gate: Gate):
