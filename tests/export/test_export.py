@@ -542,6 +542,42 @@ def test_replacing_touches_no_folder_of_another_name(exported: Path, tmp_path: P
     assert sorted(f.name for f in tmp_path.iterdir()) == names
 
 
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"manifest.json": '{"name": "an app"}'},
+        {"manifest.json": "no JSON"},
+        {"weights.safetensors": "mine"},
+        {"manifest.json": '{"files": {"state/a": ""}}'},
+    ],
+)
+def test_a_users_file_named_like_a_shipped_one_is_left_alone(tmp_path: Path, mine: dict[str, str]):
+    for name, text in mine.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="holds what no export wrote"):
+        replacing.check_shipped(tmp_path, tmp_path / "source")
+
+
+def test_behind_a_link_the_target_is_replaced_and_the_link_stays(tmp_path: Path):
+    (tmp_path / "disk" / "hub").mkdir(parents=True)
+    (tmp_path / "hub").symlink_to(tmp_path / "disk" / "hub")
+    with replacing.aside(tmp_path / "hub") as new:
+        (new / "README.md").write_text("new")
+    assert (tmp_path / "hub").is_symlink()
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
+        "disk",
+        "disk/hub",
+        "disk/hub/README.md",
+        "hub",
+    ]
+
+
+def test_a_folder_with_any_index_but_a_pipelines_is_none(tmp_path: Path):
+    for text in ("[]", "no JSON", "{}"):
+        (tmp_path / "model_index.json").write_text(text)
+        assert not replacing.is_pipeline(tmp_path)
+
+
 def test_weights_are_shipped_into_no_folder_of_anything_else(trained: Trained, exported: Path, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "manifest.json").write_text("mine")

@@ -16,7 +16,7 @@ from wemmu.locks import is_alive
 PIPELINE = "WeMMUPipeline"
 # What an export tells of itself, written last.
 PARITY = "parity.json"
-SHIPPED_FILES = {"manifest.json", "weights.safetensors"}
+MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 _FOLDERS = {"vlm", "processor", "transformer", "vae", "bridge", "scheduler"}
 _TEXTS = {".json", ".txt", ".jinja"}
 _SHOWN = 5
@@ -24,8 +24,10 @@ _SHOWN = 5
 
 def is_pipeline(directory: Path) -> bool:
     """Whether this is a pipeline that was exported here."""
-    index = directory / "model_index.json"
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
+    try:
+        name = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
     return (name[-1] if isinstance(name, list) else name) == PIPELINE
 
 
@@ -45,15 +47,22 @@ def check_shipped(out: Path, source: Path) -> None:
         return
     if not out.is_dir() or out.resolve() == source.resolve():
         raise ValueError(f"{out} is {'the source itself' if out.is_dir() else 'no folder'}; give a name that is free")
-    _refuse(out, [path for path in _files(out) if str(path) not in SHIPPED_FILES])
+    try:
+        shipped = set(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]) == {WEIGHTS}
+    except (OSError, ValueError, KeyError, TypeError):
+        shipped = False
+    ours = {MANIFEST, WEIGHTS} if shipped else set()
+    _refuse(out, [path for path in _files(out) if str(path) not in ours])
 
 
 @contextmanager
 def aside(out: Path) -> Iterator[Path]:
     """A new folder that takes the name `out` if all goes well, in place of what was there; else it is removed.
 
-    Its name is this process's own. What a killed export on this host left under such a name is removed, too.
+    Where `out` is a link, its target is replaced and the link stays. The new folder's name is this process's own; what
+    a killed export on this host left under such a name is removed, too.
     """
+    out = out.resolve()
     mark = f".{out.name}.export-{socket.gethostname()}-"
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f"{mark}*"):
