@@ -105,6 +105,11 @@ REFUSED = {
     "weight of zero": ([put("stages", 0, "mixture", {"t2i": 0})], "greater than 0"),
     "nothing trained": ([put("stages", 0, "trains", [])], "must train at least one module"),
     "module named twice": ([put("stages", 0, "trains", ["pathway", "pathway"])], "named twice: pathway, pathway"),
+    "seed of 65 bits": ([put("seed", 2**64)], "seed: Input should be less than or equal to"),
+    "seed of pictures of 65 bits": (
+        [put("sampling", {"seed": 2**64})],
+        "sampling.seed: Input should be less than or equal to",
+    ),
     "unknown module": ([put("stages", 0, "trains", ["vlm"])], "'vae_branch', 'pathway', .* or 'head'"),
     "stage named twice": ([put("stages", 1, "name", "first")], "stages need distinct names, got: first, first"),
     "no stages": ([put("stages", [])], "stages need distinct names, got: none"),

@@ -7,6 +7,8 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+# What counts from it on, too, must fit the 64 bits of torch's generators.
+Seed = Annotated[int, Field(ge=-(2**62), le=2**62)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from wemmu.config.base import Config, LocalPath, Location, Positive, Share
+from wemmu.config.base import Config, LocalPath, Location, Positive, Seed, Share
 from wemmu.config.task import Task
 
 # At least 1: a ratio of the longer to the shorter side, or of the new to the old.
@@ -39,7 +39,7 @@ class ShapesSource(_Source):
     samples: dict[Task, Positive]
     edits: dict[EditKind, PositiveFloat] = Field(default_factory=dict)
     captions: dict[Wording, PositiveFloat] = Field(default_factory=dict)
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, LocalPath, Location, Positive
+from wemmu.config.base import Config, LocalPath, Location, Positive, Seed
 from wemmu.config.prepare import Prepare
 from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.stage import Rung, Stage
@@ -147,7 +147,7 @@ class Sampling(Config):
     image: float = 2.0
     instruction: float = 3.0
     multi: float = 3.0
-    seed: int = 0
+    seed: Seed = 0
     # Fixed prompts that are drawn again as the model learns.
     prompts: tuple[SamplePrompt, ...] = ()
 
@@ -175,7 +175,7 @@ class Curriculum(Config):
     """Everything a chain of stages needs; `configs/` holds examples."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
-    seed: int = 0
+    seed: Seed = 0
     backbones: Backbones
     bridge: Bridge = Bridge()
     reconstruction: Reconstruction = Reconstruction()
@@ -250,7 +250,7 @@ class StageRun(Config):
     """One stage, or one rung, with everything it shares with the others: what a training job reads."""
 
     name: str
-    seed: int
+    seed: Seed
     backbones: Backbones
     bridge: Bridge
     data: Data
