@@ -55,6 +55,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     A profile that is broken or made for another kind of image is ignored, that is, the colours are taken as sRGB's;
     EXIF data that cannot be read, as upright. The result carries no metadata, so that none is written with it.
+
+    Raises:
+        ValueError: if none of its levels, where they are floats, is finite.
     """
     return _rgb(_upright(image))
 
@@ -103,7 +106,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """8 bits a channel; Pillow's own conversion of the deep modes would clip at 255 instead of scaling."""
     if image.mode in ("F", "I"):
-        levels = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
+        levels = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(levels).any():
+            raise ValueError("the image holds no finite level, only NaN or infinities")
+        levels = np.nan_to_num(levels).clip(0)
         # Floats and 32-bit integers have no white of their own: it is the first of those in use that holds all levels,
         # or all but highlights.
         highest = np.percentile(levels, 99)

@@ -171,6 +171,12 @@ def test_floats_and_wide_integers_find_their_white(levels: list[float], dtype: t
     assert np.array_equal(pixels(file)[:, : len(levels)], shades(*expected))
 
 
+def test_floats_without_a_finite_level_are_refused() -> None:
+    file = broken.encode(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF")
+    with pytest.raises(RejectedError, match="no finite level"):
+        decode(PictureFile("a.tiff", file), 100)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_open_image_becomes_what_its_file_becomes(orientation: int) -> None:
     """Inference takes images that somebody opened, training takes files: both see the same pixels."""
