@@ -13,6 +13,7 @@ from PIL import Image
 
 from wemmu.config import load_curriculum
 from wemmu.config.schema import SamplePrompt
+from wemmu.images import decode
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.shapes.edits import EDITS, edits_with_object
 from wemmu.shapes.scene import Scene
@@ -33,7 +34,7 @@ def main(
     pipe.set_progress_bar_config(disable=True)
     shown = [SamplePrompt(text=text) for text in prompts or ()] or load_curriculum(CURRICULUM).sampling.prompts
     for prompt in shown:
-        inputs = [Image.open(path).convert("RGB") for path in prompt.images]
+        inputs = [decode(path.read_bytes()) for path in prompt.images]
         drawn = pipe([prompt.text] * seeds, image=[inputs] * seeds, seed=0).images
         print(f"{right(prompt.text, inputs, drawn):3} of {seeds}  {prompt.text or 'reconstruction'}", flush=True)
 

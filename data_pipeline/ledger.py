@@ -1,5 +1,6 @@
 """The ledger of a data set: which partitions are finished, and what each holds and left out."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from data_pipeline.plan import Settings
 from data_pipeline.records import Reason
 from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, StreamSettings
 from wemmu.config.task import Task
+
+# A partition, or one that is being written aside (`data_pipeline.partitions`).
+_PARTITION = re.compile(r"(?P<number>\d{5,})(?P<aside>\.[0-9a-f]{32}\.tmp)?")
 
 
 class Rejected(Schema):
@@ -102,12 +106,17 @@ class Ledger:
         )
 
     def clear_unfinished(self, finished: set[int]) -> None:
-        """Remove what killed runs left: partitions that the ledger does not hold, and everything begun aside."""
-        for left in self.root.rglob("*.tmp"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        """Remove what killed runs left: partitions that the ledger does not hold, and everything begun aside.
+
+        Only names that writing gives; what a user puts beside them stays.
+        """
+        for folder in (self.root, self.root / LEDGER, self.root / SCAN):
+            for left in folder.glob("*.json*.tmp" if folder == self.root else "*.tmp"):
+                left.unlink()
         # task / resolution / size / partition
-        for directory in self.root.glob("*/*/*/*/"):
-            if directory.name.isdecimal() and int(directory.name) not in finished:
+        for directory in (d for task in Task for d in self.root.glob(f"{task}/*/*/*/")):
+            number = _PARTITION.fullmatch(directory.name)
+            if number and (number["aside"] or int(number["number"]) not in finished):
                 shutil.rmtree(directory)
 
 

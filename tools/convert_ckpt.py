@@ -178,6 +178,7 @@ def export(
         else:
             choices = Choices(dtype, without_vlm, forward, averaged)
             report = write_pipeline(source.run, source.folder, source.checkpoint, aside, choices)
+        replacing.note_files(aside)
     return [f"{_named(source.checkpoint, averaged)} -> {out}, stored in {dtype}", *report]
 
 

@@ -227,17 +227,9 @@ class WeMMUPipeline(DiffusionPipeline):
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) px of the images to make."""
         size = tuple(self.config.resolution if side is None else side for side in (height, width))
-        token_px = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
-        table = self.bridge.position_mlp.table.shape[0]
-        step = self.vae.spatial_compression_ratio
-        largest = max(
-            px for px in range(step, (table + 1) * token_px, step) if max(token_grid(px, px, token_px)) <= table
-        )
-        for name, side in zip(("height", "width"), size, strict=True):
-            if not _whole(side) or side <= 0:
-                raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
-            if side > largest:
-                raise ValueError(f"{name} is {side} px; the largest that this model draws is {largest} px")
+        pixels = self.processor.image_processor
+        token_px = pixels.patch_size * pixels.merge_size
+        check_size(size, self.bridge.position_mlp.table.shape[0], token_px, self.vae.spatial_compression_ratio)
         return size
 
     def _sampler(self) -> Sampler:
@@ -267,6 +259,20 @@ class WeMMUPipeline(DiffusionPipeline):
             v = velocity(x, (t / scheduler.config.num_train_timesteps).expand(len(x)))
             x = scheduler.step(v, t, x, return_dict=False)[0]
         return x
+
+
+def check_size(size: tuple[Any, Any], table: int, token_px: int, latent_px: int) -> None:
+    """Raises ValueError unless images of `size` = (height, width) px can be drawn.
+
+    table: side of the position table, tokens. token_px, latent_px: side of a VLM token and of a latent, px.
+    """
+    sides = range(latent_px, (table + 1) * token_px, latent_px)
+    largest = max(px for px in sides if max(token_grid(px, px, token_px)) <= table)
+    for name, side in zip(("height", "width"), size, strict=True):
+        if not _whole(side) or side <= 0:
+            raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
+        if side > largest:
+            raise ValueError(f"{name} is {side} px; the largest that this model draws is {largest} px")
 
 
 def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], size: tuple[int, int]) -> Iterator[str]:

@@ -178,7 +178,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     import torch
 
     from wemmu.config.schema import Sampling
-    from wemmu.pipeline import beyond
+    from wemmu.pipeline import beyond, check_size
     from wemmu.pixels import fitted, to_images
     from wemmu.sampling.sampler import Request, Sampler, task_of
     from wemmu.training.build import load_trained
@@ -207,9 +207,12 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     shift = run.stage.objective.time.shift_at(run.stage.resolution)
     sampler = Sampler(model.to(place), encoder, shift, device=place)
 
+    resolutions = sorted({stage.stage.resolution for _, stage in load_stages(folder.resolve().parent)})
+
     def draw(wish: Wish) -> list[Image.Image]:
         size = wish.size or (run.stage.resolution, run.stage.resolution)
-        for line in beyond(run.world, (), [wish.prompt], size):
+        check_size(size, model.bridge.position_mlp.table.shape[0], model.vlm.token_px, model.vae.latent_px)
+        for line in beyond(run.world, resolutions, [wish.prompt], size):
             print(line, file=sys.stderr)
         task = task_of(wish.prompt, len(wish.images))
         # The pictures' seeds key the noise, as in the exported pipeline.

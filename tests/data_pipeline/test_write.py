@@ -323,6 +323,20 @@ def test_new_files_behind_a_finished_data_set_are_told(tmp_path: Path) -> None:
     assert "changed since" not in said(), "a finished data set needs its sources no more"
 
 
+def test_what_a_user_puts_into_an_unfinished_data_set_stays(tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path / "shards", tars(tmp_path / "web", pairs_tar(8)), mixture={"t2i": 1})
+    dataset = write_in_process(curriculum)
+    (tmp_path / "shards" / "dataset.json").unlink()
+    stream = tmp_path / "shards" / dataset.streams[0].settings.name
+    mine = [tmp_path / "shards" / "mine.tmp", tmp_path / "shards" / "a/b/c/12345", stream / "00000.mine.tmp"]
+    ours = [stream / "00009", stream / f"00000.{'a' * 32}.tmp"]
+    for folder in (*mine, *ours):
+        folder.mkdir(parents=True)
+    write(curriculum, Console(file=StringIO()), workers=0)
+    assert all(folder.exists() for folder in mine)
+    assert not any(folder.exists() for folder in ours)
+
+
 def test_a_finished_data_set_of_an_earlier_version_is_kept_and_an_unfinished_one_is_not_mixed(tmp_path: Path) -> None:
     curriculum = curriculum_of(tmp_path / "shards", tars(tmp_path / "web", pairs_tar(8)), mixture={"t2i": 1})
     write_in_process(curriculum)

@@ -515,7 +515,17 @@ def test_what_is_no_export_is_not_replaced(trained: Trained, tmp_path: Path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("mine", [".git/config", "lora/a.safetensors", "transformer/mine.safetensors", "notes.pdf"])
+@pytest.mark.parametrize(
+    "mine",
+    [
+        ".git/config",
+        "lora/a.safetensors",
+        "transformer/mine.safetensors",
+        "transformer/my.json",
+        "notes.txt",
+        "notes.pdf",
+    ],
+)
 def test_an_export_with_a_users_own_files_in_it_is_left_alone(
     trained: Trained, exported: Path, tmp_path: Path, mine: str
 ):

@@ -5,12 +5,14 @@ Free of torch, so that a bad call is refused at once.
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from wemmu.config.files import replace_text
 from wemmu.locks import is_alive
 
 PIPELINE = "WeMMUPipeline"
@@ -18,7 +20,14 @@ PIPELINE = "WeMMUPipeline"
 PARITY = "parity.json"
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 _FOLDERS = {"vlm", "processor", "transformer", "vae", "bridge", "scheduler"}
-_TEXTS = {".json", ".txt", ".jinja"}
+# What exports wrote that do not list their files, weights apart.
+_NAMES = re.compile(
+    r"README\.md|pipeline\.py|parity\.json|model_index\.json|(transformer|vae|bridge|vlm)/(generation_)?config\.json"
+    r"|(transformer|vae|bridge|vlm)/[a-z_]+\.safetensors\.index\.json|scheduler/scheduler_config\.json"
+    r"|(processor/)?(added_tokens|special_tokens_map|tokenizer|tokenizer_config|vocab|(video_)?preprocessor_config"
+    r"|processor_config|chat_template|config|generation_config|model\.safetensors\.index)\.json"
+    r"|(processor/)?(merges\.txt|chat_template\.jinja)"
+)
 _SHOWN = 5
 
 
@@ -37,8 +46,8 @@ def check_export(out: Path) -> None:
         return
     if not ((out / PARITY).is_file() or is_pipeline(out)):
         raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
-    weights = _weight_files(out)
-    _refuse(out, [path for path in _files(out) if not _is_ours(path, weights)])
+    written = _written(out)
+    _refuse(out, [path for path in _files(out) if str(path) not in written])
 
 
 def check_shipped(out: Path, source: Path) -> None:
@@ -91,20 +100,26 @@ def _refuse(out: Path, foreign: list[Path]) -> None:
 
 
 def _files(out: Path) -> list[Path]:
-    return [path.relative_to(out) for path in out.rglob("*") if path.is_symlink() or not path.is_dir()]
+    """All files, links and empty folders in it, by their paths in it."""
+    found = (p for p in out.rglob("*") if p.is_symlink() or not p.is_dir() or not any(p.iterdir()))
+    return [path.relative_to(out) for path in found]
 
 
-def _is_ours(path: Path, weights: set[str]) -> bool:
-    if len(path.parts) > 2 or (len(path.parts) == 2 and path.parts[0] not in _FOLDERS):
-        return False
-    return path.suffix in _TEXTS or str(path) in weights or str(path) in ("README.md", "pipeline.py")
+def note_files(directory: Path) -> None:
+    """Add the names of all files to the export's own report, so that `check_export` knows what replacing would lose."""
+    report = json.loads((directory / PARITY).read_text(encoding="utf-8"))
+    report["written"] = sorted(str(path) for path in _files(directory))
+    replace_text(directory / PARITY, json.dumps(report, indent=1) + "\n")
 
 
-def _weight_files(out: Path) -> set[str]:
-    """The weight files that the export's own report names, by their path in it."""
+def _written(out: Path) -> set[str]:
+    """The files that an earlier export wrote: by its report, or, of earlier versions, by the names that they gave."""
     try:
-        components = json.loads((out / PARITY).read_text(encoding="utf-8"))["components"]
+        report = json.loads((out / PARITY).read_text(encoding="utf-8"))
+        weights = {f"{part}/{name}" for part, of in report["components"].items() for name in of["files"]}
     except (OSError, ValueError, KeyError):
-        return set()
-    folders = {part: f"{part}/" if (out / part).is_dir() else "" for part in components}
-    return {f"{folders[part]}{name}" for part, of in components.items() for name in of["files"]}
+        report, weights = {}, set()
+    if "written" in report:
+        return set(report["written"])
+    known = {str(path) for path in _files(out) if _NAMES.fullmatch(str(path))}
+    return known | weights | {path.split("/", 1)[1] for path in weights}
