@@ -104,7 +104,7 @@ def opening(record: RunRecord) -> str:
         longer = [stage.start_manifest["step"] for stage in given if stage.start_manifest]
         of = f" of {_listed([str(step) for step in longer])} steps" if len(longer) == len(given) else ""
         return (
-            f"This run continued shipped weights of a longer run of the same curriculum{of} for {steps} steps in its "
+            f"This run continued shipped weights of a longer run{of} for {steps} steps in its "
             f"{count}. Most of what the pictures show was learnt in that longer run."
         )
     return (
