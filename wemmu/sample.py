@@ -1,6 +1,7 @@
 """Draw pictures from a run or an exported model: `python -m wemmu.sample RUN --prompt "..." --out picture.png`."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -91,6 +92,9 @@ def check_out(out: Path) -> None:
         raise SampleError(f"--out {out} names no kind of image that can be written; valid choices: .png, .jpg, .webp")
     if out.is_dir():
         raise SampleError(f"--out {out} is a folder; give the name of an image in it")
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise SampleError(f"--out {out} cannot be written: {there} is no folder that can be written to")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

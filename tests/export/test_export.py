@@ -596,10 +596,14 @@ def test_weights_are_shipped_into_no_folder_of_anything_else(trained: Trained, e
     for source, out in (
         (trained.checkpoint, trained.checkpoint), (trained.checkpoint, tmp_path / "mine"), (exported, exported)
     ):  # fmt: skip
-        with pytest.raises(SystemExit, match=r"is the source itself|holds what no export wrote"):
+        with pytest.raises(
+            SystemExit, match=r"is the source itself|holds what no export wrote|is among a stage's checkpoints"
+        ):
             main(source, ship=out)
     assert (trained.checkpoint / "manifest.json").read_bytes() == before
     assert (tmp_path / "mine" / "manifest.json").read_text() == "mine"
+    with pytest.raises(SystemExit, match="is among a stage's checkpoints"):
+        main(trained.checkpoint, ship=trained.checkpoint.with_name("step_00000009"))
     for _ in range(2):  # an earlier one is replaced
         main(trained.checkpoint, ship=tmp_path / "shipped")
     with pytest.raises(SystemExit, match="is the source itself"):

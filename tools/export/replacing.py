@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from wemmu.config.checkpoints import CHECKPOINTS
 from wemmu.config.files import replace_text
 from wemmu.locks import is_alive
 
@@ -52,6 +53,8 @@ def check_export(out: Path) -> None:
 
 def check_shipped(out: Path, source: Path) -> None:
     """Raises ValueError unless `out` is free or holds weights that were shipped earlier and are not the source."""
+    if out.absolute().parent.name == CHECKPOINTS:
+        raise ValueError(f"{out} is among a stage's checkpoints, which it would pass for; give a folder elsewhere")
     if not (out.exists() or out.is_symlink()):
         return
     if not out.is_dir() or out.resolve() == source.resolve():
