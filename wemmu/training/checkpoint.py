@@ -36,6 +36,7 @@ from wemmu.training.finite import check_finite
 from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
 from wemmu.training.metadata import CheckedReader
 from wemmu.training.retention import discard, make_room, newest
+from wemmu.training.retention import latest as latest
 
 # One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
