@@ -1,9 +1,12 @@
 """The command line of the launcher."""
 
+import json
 import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,11 +19,12 @@ from launcher import folder, local, slurm
 from launcher.attempt import BY_WARNING, Attempt
 from launcher.cluster import Cluster
 from launcher.ending import FINAL
+from launcher.job import Job
 from launcher.ledger import Event, Ledger
 from launcher.lock import SUBMISSION, LockedError, locked
 from launcher.plan import chain, find
 from launcher.preflight import problems, warnings
-from launcher.status import statuses
+from launcher.status import Status, statuses
 from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
 from launcher.tables import plan_table, status_table
 from wemmu.config import Curriculum, dump, load, load_curriculum
@@ -112,12 +116,17 @@ def resume(run_folder: RunFolder, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(
-    run_folder: RunFolder,
+    run_folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="Else the newest run under runs/.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, a list of jobs.")] = False,
 ) -> None:
     """Show how far each job of a run is."""
     try:
+        run_folder = run_folder or folder.newest()
         config = load_curriculum(run_folder / folder.CURRICULUM)
+        if as_json:
+            print(json.dumps([asdict(row) for row in _statuses(config, run_folder)], indent=1))
+            return
         if not watch:
             Console().print(_status(config, run_folder))
             return
@@ -151,17 +160,24 @@ def cancel(run_folder: RunFolder) -> None:
 
 @app.command()
 def logs(
-    run_folder: RunFolder,
-    name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it: data, stage1, stage1/evaluation.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [JOB]",
+            help="Run folder, else the newest under runs/; job as `status` names it, else the one that wrote last.",
+        ),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added, until Ctrl-C.")] = False,
 ) -> None:
     """Show the log of a job."""
     try:
-        job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
+        run_folder, name = _run_and_job(words or [])
+        jobs = chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder)
+        job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
     except ValueError as error:
         _fail(str(error), 2)
     if not job.log.exists():
-        _fail(f"{name} has not been started: {job.log} is not there", 1)
+        _fail(f"{job.name} has not been started: {job.log} is not there", 1)
     with job.log.open(errors="replace", encoding="utf-8") as log:
         try:
             while True:
@@ -286,7 +302,27 @@ def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:
         typer.echo(f"{sentence}. The folder's lock keeps out those that see this file system", err=True)
 
 
+def _run_and_job(words: list[str]) -> tuple[Path, str | None]:
+    """One word is a run folder if there is one of that name, else a job."""
+    if len(words) > 2:
+        raise ValueError(f"logs takes a run folder and a job, got {len(words)} words: {' '.join(words)}")
+    if len(words) == 2 or (words and (Path(words[0]) / folder.CURRICULUM).exists()):
+        return Path(words[0]), words[1] if len(words) == 2 else None
+    return folder.newest(), words[0] if words else None
+
+
+def _wrote_last(jobs: Sequence[Job], run_folder: Path) -> Job:
+    started = [job for job in jobs if job.log.exists()]
+    if not started:
+        raise ValueError(f"no job of {run_folder} has been started")
+    return max(started, key=lambda job: job.log.stat().st_mtime_ns)
+
+
 def _status(config: Curriculum, run_folder: Path) -> Table:
+    return status_table(_statuses(config, run_folder), run_folder)
+
+
+def _statuses(config: Curriculum, run_folder: Path) -> list[Status]:
     ledger = Ledger(run_folder / "ledger.jsonl")
     queued = None
     if latest_ids(ledger):
@@ -294,7 +330,7 @@ def _status(config: Curriculum, run_folder: Path) -> Table:
             queued = live(ledger)
         except slurm.SlurmError as error:
             Console(stderr=True).print(f"Slurm was not asked: {error}")
-    return status_table(statuses(chain(config, run_folder), ledger, queued), run_folder)
+    return statuses(chain(config, run_folder), ledger, queued)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

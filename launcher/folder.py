@@ -30,6 +30,22 @@ def normalise(run: Path) -> Path:
     return full.relative_to(here) if full.is_relative_to(here) else full
 
 
+def newest(runs: Path = Path("runs")) -> Path:
+    """The run folder whose jobs began or ended last.
+
+    Raises:
+        ValueError: if there is none.
+    """
+
+    def touched(curriculum: Path) -> int:
+        ledger = curriculum.with_name("ledger.jsonl")
+        return (ledger if ledger.exists() else curriculum).stat().st_mtime_ns
+
+    if not (found := sorted(runs.glob(f"*/{CURRICULUM}"), key=touched)):
+        raise ValueError(f"no run folder was named, and {runs}/ holds none; name one")
+    return found[-1].parent
+
+
 def check(curriculum: Curriculum, run: Path) -> None:
     """Refuse what would fail later.
 

@@ -48,7 +48,7 @@ def test_a_field_that_is_missing_and_one_that_is_unknown_are_named(tmp_path: Pat
     with pytest.raises(ConfigError) as caught:
         load_curriculum(write(tmp_path, content))
     assert "data.shards: Field required" in str(caught.value)
-    assert "stages.0.learning_rate: Extra inputs are not permitted (got 1)" in str(caught.value)
+    assert "stages.0.learning_rate: unknown field; valid: name, steps, " in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["a: [1, 2", "- a\n- b\n", "just words", "name: ${nothing}\n"], ids=str)
@@ -90,13 +90,28 @@ def test_an_override_of_an_unknown_stage_names_the_stages(tmp_path: Path):
         load_curriculum(write(tmp_path, tree()), ["stages.third.steps=7"])
 
 
+def test_a_misspelt_field_is_answered_with_the_one_that_is_meant(tmp_path: Path):
+    content = tree()
+    content["stages"][0]["stepz"] = 1
+    content["stages"][0]["optimizer"]["wieght_decay"] = 1
+    content["stages"][0]["objective"] = {"kind": "flow", "tme": {}}
+    content["data"]["prepare"] = {"sources": [{"kind": "webdataset", "name": "web", "path": ["a"], "captoin": 1}]}
+    with pytest.raises(ConfigError) as caught:
+        load_curriculum(write(tmp_path, content))
+    said, stage = str(caught.value), content["stages"][0]["name"]
+    assert f"stages.0.stepz: unknown field; did you mean steps? (stage {stage}) (got 1)" in said
+    assert f"did you mean weight_decay? (stage {stage})" in said
+    assert f"did you mean time? (stage {stage})" in said
+    assert "webdataset.captoin: unknown field; did you mean caption" in said
+
+
 def test_an_override_without_a_value_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="'seed' is not of the form field=value"):
         load_curriculum(write(tmp_path, tree()), ["seed"])
 
 
 def test_an_override_is_checked_like_the_file(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"logging\.evry: Extra inputs"):
+    with pytest.raises(ConfigError, match=r"logging\.evry: unknown field; did you mean every\? \(got 3\)"):
         load_curriculum(write(tmp_path, tree()), ["logging.evry=3"])
 
 

@@ -174,6 +174,23 @@ def test_the_log_of_a_job(runnable: Curriculum, tmp_path: Path):
     (run / "b" / "log.txt").write_text("step 1\n")
     assert call("logs", str(run), "b").output == "step 1\n"
     assert "valid choices: data, a, a/evaluation, b" in call("logs", str(run), "z").stderr
+    # Without a job the log that was written last, without a run the newest below runs/.
+    assert call("logs", str(run)).output == "step 1\n"
+
+
+def test_without_a_run_the_newest_is_shown(runnable: Curriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "holds none; name one" in call("status").stderr
+    for number, name in enumerate(("later", "earlier")):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        folder.write(runnable, run)
+        (run / "b" / "log.txt").write_text(f"of {name}\n")
+        os.utime(run / folder.CURRICULUM, (1000 - number, 1000 - number))
+    assert call("logs").output == call("logs", "b").output == "of later\n"
+    rows = json.loads(call("status", "--json").output)
+    assert [row["job"] for row in rows] == [job.name for job in chain(runnable, tmp_path / "runs" / "later")]
+    assert "runs/later" in call("status").output
 
 
 def queued(**states: str) -> dict[str, Queued]:

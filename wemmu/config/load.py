@@ -1,12 +1,13 @@
 """YAML and dotted overrides -> checked config, with errors a person can act on."""
 
+import difflib
 import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -106,7 +107,7 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
         return schema.model_validate(data, context=folders)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {e['msg']} (got {_short(e['input'])})"
+            f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {_words(e, schema, data)} (got {_short(e['input'])})"
             for e in _causes(error)
         ]
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
@@ -122,6 +123,38 @@ def _causes(error: ValidationError) -> list[ErrorDetails]:
         if e["type"] != "too_short"
         or not any(len(d) > len(e["loc"]) and d[: len(e["loc"])] == e["loc"] for d in deeper)
     ]
+
+
+def _words(error: ErrorDetails, schema: type[BaseModel], data: Any) -> str:
+    """The message of an error; of a field that is unknown with the field that is probably meant, and the stage."""
+    loc = error["loc"]
+    if error["type"] != "extra_forbidden":
+        return error["msg"]
+    known = list(_fields(schema, loc[:-1]))
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    words = f"unknown field; did you mean {close[0]}?" if close else f"unknown field; valid: {', '.join(known)}"
+    if loc[0] == "stages" and len(loc) > 1 and isinstance(name := data["stages"][loc[1]].get("name"), str):
+        words += f" (stage {name})"
+    return words
+
+
+def _fields(annotation: Any, loc: Sequence[str | int]) -> dict[str, None]:
+    """Names of the fields at `loc` inside a type, in their order; where several kinds are possible, of the kind named.
+
+    In `loc` the kind of a discriminated union is an element of its own.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields
+        if not loc:
+            return dict.fromkeys(fields)
+        if loc[0] in fields:
+            return _fields(fields[str(loc[0])].annotation, loc[1:])
+        kind: Any = fields["kind"].annotation if "kind" in fields else None
+        return _fields(annotation, loc[1:]) if loc[0] in get_args(kind) else {}
+    inside = get_args(annotation)
+    if isinstance(get_origin(annotation), type) and issubclass(get_origin(annotation), list | tuple | dict):
+        loc = loc[1:]
+    return {name: None for one in inside for name in _fields(one, loc)}
 
 
 def _folders(written: Sequence[str] | None, path: Path) -> list[Path]:
