@@ -9,6 +9,7 @@ from typing import Any, Literal
 from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
+from wemmu.config.base import leaves
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
@@ -89,9 +90,9 @@ def _check_folder(curriculum: Curriculum, run: Path) -> None:
 
 def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:
     """One line per field in which two curricula differ, of those that decide what comes of a run."""
-    old, new = (dict(_leaves(_by_stage(curriculum, "json"))) for curriculum in (before, now))
+    old, new = (dict(leaves(_by_stage(curriculum, "json"))) for curriculum in (before, now))
     # A path is the same one from whatever folder it is spelled.
-    was, is_ = ({f: _whole(v) for f, v in _leaves(_by_stage(curriculum, "python"))} for curriculum in (before, now))
+    was, is_ = ({f: _whole(v) for f, v in leaves(_by_stage(curriculum, "python"))} for curriculum in (before, now))
     for field in [*old, *(field for field in new if field not in old)]:
         if was.get(field) != is_.get(field) and not _FREE.match(field):
             yield f"  {field}: {old.get(field, 'absent')} -> {new.get(field, 'absent')}"
@@ -109,11 +110,3 @@ def _whole(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _whole(one) for key, one in value.items()}
     return [_whole(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wemmu.config.checkpoints import directory_name, manifest_step
+from wemmu.config.checkpoints import says_its_step
 from wemmu.config.stage import WEIGHTS, Module
 from wemmu.jsonlines import read_lines
 
@@ -38,7 +38,7 @@ def _of_checkpoint(gate: Gate) -> Iterator[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{gate.stage} has no whole checkpoint of its last step: {gate.manifest} cannot be read ({error})."
         return
-    if directory_name(manifest_step(gate.manifest.parent) or 0) != gate.manifest.parent.name:
+    if not says_its_step(gate.manifest.parent):
         yield f"{gate.manifest.parent} holds the checkpoint of step {manifest.get('step')}: {gate.stage} has not ended."
     if lacking := [module for module in gate.modules if not any(name.startswith(WEIGHTS[module]) for name in names)]:
         yield f"{gate.stage} trained {', '.join(lacking)}, but {gate.manifest} lists no weights of that."

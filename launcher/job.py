@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.gate import Gate
-from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, directory_name, manifest_step, own_checkpoints
+from wemmu.config.checkpoints import (
+    CHECKPOINTS,
+    MANIFEST,
+    directory_name,
+    manifest_step,
+    own_checkpoints,
+    says_its_step,
+)
 
 # In the folder of a stage with a ladder: where each rung ended, and why (`wemmu.training.ladder`).
 RUNGS = "rungs.jsonl"
@@ -81,7 +88,7 @@ def is_finished(job: Job) -> bool:
 
 
 def _is_whole(file: Path) -> bool:
-    if file.name == MANIFEST and directory_name(manifest_step(file.parent) or 0) != file.parent.name:
+    if file.name == MANIFEST and not says_its_step(file.parent):
         return False
     try:
         content = file.read_bytes()

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 
 from wemmu.config import StageRun, Task, load_stage, load_stages
-from wemmu.config.checkpoints import CHECKPOINTS, directory_name, manifest_step, own_checkpoints
+from wemmu.config.checkpoints import CHECKPOINTS, directory_name, own_checkpoints, says_its_step
 from wemmu.config.files import said_plainly
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def newest_finished(run: Path) -> Path:
             "(config.yaml) or an exported model (model_index.json)"
         )
     for folder, config in reversed(stages):
-        if manifest_step(folder / CHECKPOINTS / directory_name(config.stage.steps)) == config.stage.steps:
+        if says_its_step(folder / CHECKPOINTS / directory_name(config.stage.steps)):
             return folder
     begun = [str(folder) for folder, _ in stages if own_checkpoints(folder / CHECKPOINTS)]
     choices = f"; to draw from one that is not, name it: {', '.join(begun)}" if begun else ""

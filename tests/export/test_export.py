@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -586,6 +587,25 @@ def test_a_folder_with_any_index_but_a_pipelines_is_none(tmp_path: Path):
     for text in ("[]", "no JSON", "{}"):
         (tmp_path / "model_index.json").write_text(text)
         assert not replacing.is_pipeline(tmp_path)
+
+
+def test_where_the_new_export_cannot_take_the_name_the_earlier_one_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "README.md").write_text("earlier")
+    real = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if str(source).endswith(".new"):
+            raise OSError("no")
+        real(source, target)
+
+    monkeypatch.setattr(replacing.os, "replace", refuse)
+    with pytest.raises(OSError, match="no"), replacing.aside(tmp_path / "hub") as new:
+        (new / "README.md").write_text("new")
+    assert (tmp_path / "hub" / "README.md").read_text() == "earlier"
+    assert [f.name for f in tmp_path.iterdir()] == ["hub"]
 
 
 def test_weights_are_shipped_into_no_folder_of_anything_else(trained: Trained, exported: Path, tmp_path: Path):

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wemmu.config.checkpoints import CHECKPOINTS
+from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST
 from wemmu.config.files import replace_text
 from wemmu.locks import is_alive
 
 PIPELINE = "WeMMUPipeline"
 # What an export tells of itself, written last.
 PARITY = "parity.json"
-MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 _FOLDERS = {"vlm", "processor", "transformer", "vae", "bridge", "scheduler"}
 # What exports wrote that do not list their files, weights apart.
 _NAMES = re.compile(
@@ -87,7 +87,12 @@ def aside(out: Path) -> Iterator[Path]:
         yield new
         if out.exists():
             os.replace(out, earlier)
-        os.replace(new, out)
+        try:
+            os.replace(new, out)
+        except OSError:
+            if earlier.exists():
+                os.replace(earlier, out)
+            raise
     finally:
         for left in (new, earlier):
             shutil.rmtree(left, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What every part of a config has in common."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -10,6 +11,15 @@ Positive = Annotated[int, Field(gt=0)]
 # What counts from it on, too, must fit the 64 bits of torch's generators.
 Seed = Annotated[int, Field(ge=-(2**62), le=2**62)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a nested config with their values, by dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class Config(BaseModel):

@@ -52,6 +52,11 @@ def manifest_step(directory: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
+def says_its_step(directory: Path) -> bool:
+    """Whether the manifest in `directory` says the step that its name says."""
+    return directory_name(manifest_step(directory) or 0) == directory.name
+
+
 def _named(root: Path) -> list[Path]:
     return sorted(d for d in _entries(root) if _NAME.fullmatch(d.name) and d.is_dir() and not d.is_symlink())
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from wemmu.config.base import leaves
 from wemmu.config.schema import StageRun
 from wemmu.published.identity import is_same, short
 from wemmu.training.collective import CheckpointError, all_ranks
@@ -22,7 +23,7 @@ def settings(run: StageRun, records: Mapping[str, int]) -> dict[str, Any]:
     )
     shared = run.model_dump(mode="json", include={"bridge": True, "reconstruction": True, "backbones": {"dtype"}})
     own = {"seed": run.seed, "validation": run.data.validation, **stage, "records": dict(records)}
-    return dict(_leaves(own | shared))
+    return dict(leaves(own | shared))
 
 
 def check(directory: Path, manifest: Manifest, origin: Origin, run: StageRun) -> list[str]:
@@ -89,11 +90,3 @@ def _changes(manifest: Manifest, origin: Origin) -> Iterator[str]:
 
 def _group(field: str) -> str:
     return field.partition(".")[0]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
