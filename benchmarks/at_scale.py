@@ -2,7 +2,7 @@
 
 `python -m benchmarks.at_scale configs/curriculum/paper.yaml --ranks 8 --ranks 64 --tp 2 --pp 2` takes, for each world
 and each stage of the DiT's pipeline, the place of the first rank that holds it, and steps through the project's own
-code at the published sizes (`benchmarks.phantom`): memory of the fullest rank, bytes by collective and the pipeline's
+code at the published sizes (`benchmarks.fake_world`): memory of the fullest rank, bytes by collective and the pipeline's
 idle share stand beside those of `wemmu.plan`. The backbones are the published ones, whatever the curriculum names, and
 each global batch is the nearest multiple of the ranks. A rank takes minutes, in a process of its own; `--measured FILE`
 holds the plan against an earlier measurement at once.
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.slots import Slot, idle_share
+from benchmarks.pipeline_bubble import Slot, idle_share
 from tests.models import published
 from tests.planning.worlds import curriculum_with, write_published
 from wemmu.config.schema import Backbones, Curriculum, Parallel

@@ -25,7 +25,7 @@ import torch
 import typer
 
 from benchmarks import bare, readers
-from benchmarks.material import (
+from benchmarks.datasets import (
     curriculum,
     distinct,
     photograph,

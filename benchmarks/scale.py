@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import typer
 
-from benchmarks.material import curriculum, write_dataset
+from benchmarks.datasets import curriculum, write_dataset
 from benchmarks.measure import cost, peak_mb
 
 PX = 64

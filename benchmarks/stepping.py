@@ -10,9 +10,9 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.pipelining import PipelineStage
 
-from benchmarks.phantom import Phantom, Traffic, phantom
+from benchmarks.fake_world import FakeWorld, Traffic, fake_world
 from benchmarks.rank import join, make_batch, make_engine, make_model
-from benchmarks.slots import Slot
+from benchmarks.pipeline_bubble import Slot
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
@@ -42,7 +42,7 @@ def measure(run: StageRun, task: Task, sample: Sample, rank: int, image_token: i
     micro, accumulation = run.memory.micro_batch_at(run.stage.resolution, run.stage.global_batch, world)
     join(rank, world)
     found = Measured()
-    with phantom() as mode, _buffers(mode), _slots(mode) as slots:
+    with fake_world() as mode, _buffers(mode), _slots(mode) as slots:
         model = make_model(run)
         engine = make_engine(model, run, Topology(rank, world, run.parallel.tp, run.parallel.pp))
         batch = make_batch(run, task, sample, micro, (0, image_token))
@@ -74,7 +74,7 @@ def _add(traffic: Traffic, other: Traffic, times: int) -> None:
 
 
 @contextmanager
-def _slots(mode: Phantom) -> Iterator[list[Slot]]:
+def _slots(mode: FakeWorld) -> Iterator[list[Slot]]:
     """Yields the slots that torch's pipeline fills on this stage, as it fills them."""
     found: list[Slot] = []
     names = {"forward_one_chunk": False, "backward_one_chunk": True}
@@ -99,7 +99,7 @@ def _slots(mode: Phantom) -> Iterator[list[Slot]]:
 
 
 @contextmanager
-def _buffers(mode: Phantom) -> Iterator[None]:
+def _buffers(mode: FakeWorld) -> Iterator[None]:
     """Tell `mode` what FSDP2's buffers are for, and that what it reduces is gradients, which no parameter has then."""
     purposes = {DefaultAllGather: GATHERED, DefaultReduceScatter: GRADIENTS}
     originals = {owner: owner.allocate for owner in purposes}
@@ -131,7 +131,7 @@ def _buffers(mode: Phantom) -> Iterator[None]:
         _fsdp_param_group.foreach_reduce = reduce
 
 
-def by_purpose(mode: Phantom, model: WeMMU, engine) -> dict[str, int]:
+def by_purpose(mode: FakeWorld, model: WeMMU, engine) -> dict[str, int]:
     """Bytes of everything there is now, by what it is for; what is nobody's is an activation, or passing."""
     of = dict.fromkeys((WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS), 0)
     owners: dict[int, str] = {}

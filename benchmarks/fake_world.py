@@ -69,7 +69,7 @@ class Traffic:
     bytes: Counter[Collective] = field(default_factory=Counter)
 
 
-class Phantom(TorchDispatchMode):
+class FakeWorld(TorchDispatchMode):
     """Within it nothing of floating point is computed; see the module.
 
     traffic: of all collectives since it was last replaced; flops: of all products since the process began. alive: bytes
@@ -109,17 +109,17 @@ class Phantom(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        phantoms = [x for x in inputs if isinstance(x, FakeTensor)]
-        if phantoms and func is torch.ops.aten._local_scalar_dense.default:
-            return {torch.bool: False}.get(phantoms[0].dtype, 1)
-        if func is c10d.recv_.default and not phantoms:
+        fakes = [x for x in inputs if isinstance(x, FakeTensor)]
+        if fakes and func is torch.ops.aten._local_scalar_dense.default:
+            return {torch.bool: False}.get(fakes[0].dtype, 1)
+        if func is c10d.recv_.default and not fakes:
             for tensor in inputs:
                 # What the stages of a pipeline ask each other before their first step: are the shapes known? They are.
                 tensor.fill_(1)
-        if phantoms or not inputs:
+        if fakes or not inputs:
             with self._shapes():
                 out = func(*args, **kwargs)
-            if phantoms or all(x.is_floating_point() for x in tree_leaves(out) if isinstance(x, Tensor)):
+            if fakes or all(x.is_floating_point() for x in tree_leaves(out) if isinstance(x, Tensor)):
                 return out
         return tree_map_only(Tensor, self._without_numbers, func(*args, **kwargs))
 
@@ -199,9 +199,9 @@ def flops(func: Any, args: Any, out: Any) -> int:
 
 
 @contextmanager
-def phantom() -> Iterator[Phantom]:
+def fake_world() -> Iterator[FakeWorld]:
     """All of this thread's torch without numbers, until the end of the block."""
-    resize, mode = torch.UntypedStorage.resize_, Phantom()
+    resize, mode = torch.UntypedStorage.resize_, FakeWorld()
 
     def resize_(storage: torch.UntypedStorage, size: int) -> Any:
         out = resize(storage, size)
