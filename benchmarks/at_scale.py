@@ -2,8 +2,8 @@
 
 `python -m benchmarks.at_scale configs/curriculum/paper.yaml --ranks 8 --ranks 64 --tp 2 --pp 2` takes, for each world
 and each stage of the DiT's pipeline, the place of the first rank that holds it, and steps through the project's own
-code at the published sizes (`benchmarks.fake_world`): memory of the fullest rank, bytes by collective and the pipeline's
-idle share stand beside those of `wemmu.plan`. The backbones are the published ones, whatever the curriculum names, and
+code at the published sizes (`benchmarks.fake_world`): fullest rank's memory, bytes by collective, the pipeline's
+idle share, beside those of `wemmu.plan`. The backbones are the published ones, whatever the curriculum names, and
 each global batch is the nearest multiple of the ranks. A rank takes minutes, in a process of its own; `--measured FILE`
 holds the plan against an earlier measurement at once.
 """

@@ -25,7 +25,7 @@ def join(rank: int, world: int) -> None:
 
 
 def make_model(run: StageRun) -> WeMMU:
-    """The model of the config.json files of `run`, frozen as its stage wants it; within a `fake_world` it has no weights.
+    """The model of the config.json files of `run`, frozen as its stage says; within a `fake_world` it has no weights.
 
     As `wemmu.models.weights.build_model`, which reads weights.
     """

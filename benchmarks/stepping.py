@@ -11,8 +11,8 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from torch.distributed.pipelining import PipelineStage
 
 from benchmarks.fake_world import FakeWorld, Traffic, fake_world
-from benchmarks.rank import join, make_batch, make_engine, make_model
 from benchmarks.pipeline_bubble import Slot
+from benchmarks.rank import join, make_batch, make_engine, make_model
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.models.model import WeMMU
