@@ -15,7 +15,7 @@ from wemmu.config import load_curriculum
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/own-images.md").read_text()
 CONFIG = ROOT / "configs/examples/my-images.yaml"
-FEW = " --set stages.stage1.steps=2 --set stages.stage1.optimizer.warmup=1 --set stages.stage1.optimizer.decay=1"
+FEW = " --set stages.stage1.steps=2"
 
 
 def blocks(language: str) -> list[str]:

@@ -155,6 +155,21 @@ def test_warm_up_and_decay_may_fill_the_stage_exactly(tmp_path: Path):
     assert load_curriculum(write(tmp_path, content)).stages[0].optimizer.decay == 40
 
 
+def test_a_share_of_the_steps_is_the_schedule_of_as_many_steps(tmp_path: Path):
+    content = tree()
+    content["stages"][0]["optimizer"] |= {"warmup": 0.29, "decay": 0.5}
+    shared = load_curriculum(write(tmp_path, content)).stages[0].optimizer
+    counted = shared.model_copy(update={"warmup": 29, "decay": 50})
+    assert [shared.lr_share(s, 100) for s in range(100)] == [counted.lr_share(s, 100) for s in range(100)]
+    assert shared.schedule(7) == (2, 3)
+    assert load_curriculum(write(tmp_path, content), ["stages.*.steps=7"]).stages[0].steps == 7
+    # Steps that an older config wrote as 20.0 stay steps; what may mean one step or all of them is refused.
+    assert Optimizer(lr=1, warmup=20.0).warmup == 20
+    for wrong in (1.0, -1, 1.5, -0.5):
+        with pytest.raises(ValueError, match="below 1 a share of the stage's steps"):
+            Optimizer(lr=1, decay=wrong)
+
+
 def test_learnable_queries_are_accepted_where_every_stage_trains_them():
     content = tree()
     LEARNABLE(content)

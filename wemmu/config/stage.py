@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from wemmu.config.base import Config, LocalPath, Positive, Share
 from wemmu.config.ladder import NextRung
@@ -82,6 +82,17 @@ class ReconstructiveTuning(Config):
     weight: Annotated[float, Field(ge=0)] = 1.0
 
 
+def _steps_or_share(value: int | float) -> int | float:
+    whole = int(value)
+    if value < 0 or (value != whole and value > 1) or (whole == 1 and isinstance(value, float)):
+        raise ValueError("valid: a number of steps (0, 100), or below 1 a share of the stage's steps (0.05)")
+    return whole if value == whole else value
+
+
+# A share goes with the stage when that is shortened. 1.0 is neither: it could mean one step or all of them.
+StepsOrShare = Annotated[int | float, AfterValidator(_steps_or_share)]
+
+
 class Optimizer(Config):
     """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
 
@@ -101,18 +112,25 @@ class Optimizer(Config):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     # Global norm; there is no way to switch clipping off (a run without it diverged for users of a peer).
     clip: Annotated[float, Field(gt=0)] = 1.0
-    warmup: Annotated[int, Field(ge=0)] = 0
-    decay: Annotated[int, Field(ge=0)] = 0
+    warmup: StepsOrShare = 0
+    decay: StepsOrShare = 0
     final_lr_share: Share = 0.0
+
+    def schedule(self, steps: int) -> tuple[int, int]:
+        """Steps of the warm-up and of the decay, in a stage of `steps`; shares are rounded down."""
+        # 0.29 * 100 is a little less than 29.
+        warmup, decay = (n if isinstance(n, int) else int(n * steps + 1e-9) for n in (self.warmup, self.decay))
+        return warmup, decay
 
     def lr_share(self, step: int, steps: int) -> float:
         """Share of the peak learning rate at `step` of `steps` (0-based)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        into_decay = step - (steps - self.decay)
+        warmup, decay = self.schedule(steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        into_decay = step - (steps - decay)
         if into_decay < 0:
             return 1.0
-        cosine = 0.5 * (1 + math.cos(math.pi * (into_decay + 1) / (self.decay + 1)))
+        cosine = 0.5 * (1 + math.cos(math.pi * (into_decay + 1) / (decay + 1)))
         return self.final_lr_share + (1 - self.final_lr_share) * cosine
 
 
@@ -181,8 +199,11 @@ class _Training(Config):
             )
         if unasked := [t for t in self.gate.scores if t not in self.mixture]:
             raise ValueError(f"stage {self.name}: gate.scores of {unasked[0]}, which its mixture has not")
-        if self.optimizer.warmup + self.optimizer.decay > self.steps:
-            raise ValueError(f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps")
+        if sum(self.optimizer.schedule(self.steps)) > self.steps:
+            raise ValueError(
+                f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps; as shares of the steps "
+                "(warmup: 0.05, decay: 0.3) they shrink with the stage"
+            )
         if "dit" in self.trains and self.optimizer.dit_lr is None:
             raise ValueError(f"stage {self.name} trains the DiT, so optimizer.dit_lr is needed")
         if self.objective.kind == "contrastive" and self.global_batch < 2:
