@@ -12,8 +12,8 @@ from data_pipeline.plan import Job
 from wemmu.images import fit
 
 
-def pictures(tars: Path) -> list[bytes]:
-    """The picture files of the tars."""
+def images(tars: Path) -> list[bytes]:
+    """The image files of the tars."""
     found = []
     for path in sorted(tars.iterdir()):
         with tarfile.open(path, encoding="utf-8") as tar:
@@ -22,14 +22,14 @@ def pictures(tars: Path) -> list[bytes]:
 
 
 def buckets_of(files: list[bytes], job: Job) -> list[list[Size]]:
-    """The bucket of each picture at each resolution."""
+    """The bucket of each image at each resolution."""
     (resolutions,) = job.resolutions.values()
     sizes = [Image.open(io.BytesIO(file)).size[::-1] for file in files]
     return [[nearest(size, buckets(r, job.prepare.pictures)) for r in resolutions] for size in sizes]
 
 
 def encode(files: list[bytes], sizes: list[list[Size]], quality: int) -> list[list[bytes]]:
-    """Decode each picture once, fit it into its buckets, encode."""
+    """Decode each image once, fit it into its buckets, encode."""
     made = []
     for file, chosen in zip(files, sizes, strict=True):
         image = Image.open(io.BytesIO(file)).convert("RGB")
@@ -43,7 +43,7 @@ def encode(files: list[bytes], sizes: list[list[Size]], quality: int) -> list[li
 
 
 def mds(made: list[list[bytes]], out: Path) -> None:
-    """The pictures alone, as one data set."""
+    """The images alone, as one data set."""
     with MDSWriter(columns={"target": "bytes"}, out=str(out), hashes=["sha256"]) as writer:
         for row in made:
             for file in row:

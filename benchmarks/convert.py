@@ -122,7 +122,7 @@ def to_pipeline(folder: Path, run: StageRun) -> None:
     export(Source(run, folder / "run" / "stage2", step), folder / "pipeline", "float32", False, forward=False)
 
 
-def to_pipeline_with_pictures(folder: Path, run: StageRun) -> None:
+def to_pipeline_with_images(folder: Path, run: StageRun) -> None:
     (step,) = (folder / "run/stage2/checkpoints").iterdir()
     export(Source(run, folder / "run" / "stage2", step), folder / "again", "float32", False, forward=True)
     shutil.rmtree(folder / "again")
@@ -140,7 +140,7 @@ CONVERSIONS: dict[str, Callable[[Path, StageRun], None]] = {
     "checkpoint -> pipeline, --no-forward": to_pipeline,
     "pipeline -> weights to start from": to_start,
     "DeepSpeed ZeRO-3 -> checkpoint, moments too": from_deepspeed,
-    "checkpoint -> pipeline, pictures compared": to_pipeline_with_pictures,
+    "checkpoint -> pipeline, images compared": to_pipeline_with_images,
 }
 
 

@@ -104,10 +104,10 @@ def save(table: list[Row], out: Path, what: What) -> str:
 
 
 def writing(tars: Path, out: Path, sizes: Sizes) -> list[Row]:
-    """A partition through the whole chain, against the bare work on its pictures."""
+    """A partition through the whole chain, against the bare work on its images."""
     job = plan(curriculum(tars, out, RESOLUTIONS, BATCH, max_upscale=4.0))
     (part,) = job.parts()
-    files, quality = bare.pictures(tars), job.prepare.pictures.quality
+    files, quality = bare.images(tars), job.prepare.pictures.quality
     buckets = bare.buckets_of(files, job)
     made = bare.encode(files, buckets, quality)
     (out / LEDGER).mkdir(parents=True)
@@ -129,7 +129,7 @@ def writing(tars: Path, out: Path, sizes: Sizes) -> list[Row]:
 
 
 def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[Row]:
-    """Our loader, the bare decoder, WebDataset and `datasets` on the same stored pictures."""
+    """Our loader, the bare decoder, WebDataset and `datasets` on the same stored images."""
     found, samples = stored(shards, resolution), sizes.read[resolution]
     epochs = samples // len(found)
     tars, saved = scratch / f"tars-{resolution}", scratch / f"saved-{resolution}"
@@ -140,8 +140,8 @@ def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[
 
     def decode() -> None:
         for _ in range(epochs):
-            for picture, _ in found:
-                readers.decoded(picture)
+            for image, _ in found:
+                readers.decoded(image)
 
     def ours(workers: int, encode: Callable[..., Any], contiguous: bool = False) -> readers.Batches:
         job = curriculum(tars, shards, (resolution,), BATCH, samples // BATCH, workers)
@@ -166,7 +166,7 @@ def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[
 
 
 def growing(scratch: Path, sizes: Sizes) -> list[Row]:
-    """Data sets of more and more small pictures, each written and read by a process of its own."""
+    """Data sets of more and more small images, each written and read by a process of its own."""
     table = []
     for records in sizes.records:
         tars, shards = scratch / f"tars-{records}", scratch / f"shards-{records}"

@@ -62,17 +62,17 @@ def write_tars(directory: Path, records: Iterable[tuple[bytes, str]], each: int)
     while group := list(islice(records, each)):
         path = directory / f"{len(list(directory.iterdir())):05d}.tar"
         with tarfile.open(path, "w", encoding="utf-8") as tar:
-            for number, (picture, caption) in enumerate(group):
-                for kind, data in ("jpg", picture), ("txt", caption.encode()):
+            for number, (image, caption) in enumerate(group):
+                for kind, data in ("jpg", image), ("txt", caption.encode()):
                     member = tarfile.TarInfo(f"{number:09d}.{kind}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
 
 
 def curriculum(
-    tars: Path, shards: Path, resolutions: tuple[int, ...], batch: int, steps: int = 1, workers: int = 0, **pictures
+    tars: Path, shards: Path, resolutions: tuple[int, ...], batch: int, steps: int = 1, workers: int = 0, **images
 ) -> Curriculum:
-    """One text-to-image stage at each resolution, its batch not divided; `pictures` are fields of that config."""
+    """One text-to-image stage at each resolution, its batch not divided; `images` are fields of that config."""
     stage = {"global_batch": batch, "trains": ["pathway"], "optimizer": {"lr": 1e-3}, "mixture": {"t2i": 1.0}}
     source = {"kind": "webdataset", "name": "photographs", "path": f"{tars}/*.tar"}
     return Curriculum.model_validate(
@@ -81,7 +81,7 @@ def curriculum(
             "backbones": {"vlm": "nowhere", "sana": "nowhere"},
             "data": {
                 "shards": shards,
-                "prepare": {"sources": [source], "pictures": pictures},
+                "prepare": {"sources": [source], "pictures": images},
                 "workers": workers,
             },
             "memory": {"micro_batch": batch, "reference_resolution": max(resolutions)},
@@ -96,6 +96,6 @@ def write_dataset(curriculum: Curriculum) -> DataSet:
 
 
 def stored(shards: Path, resolution: int) -> list[tuple[bytes, str]]:
-    """The pictures, as files, and captions of the square stream at `resolution`."""
+    """The images, as files, and captions of the square stream at `resolution`."""
     index = read_index(shards / f"t2i/{resolution}/{resolution}x{resolution}")
     return [(row["target"], row["prompt"].decode()) for shard in index for row in shard.records()]

@@ -83,7 +83,7 @@ class NaiveModel(nn.Module):
         return Condition(self.position_mlp(states[:, -rows * columns :], rows, columns))
 
     def _prompt(self, prompts: Prompts, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, L, D] of the prompts with their pictures, and the pictures' positions [3, B, N * h * w]."""
+        """Embeddings [B, L, D] of the prompts with their images, and the images' positions [3, B, N * h * w]."""
         at_images = prompts.input_ids == self.vlm.image_token_id
         with torch.no_grad():
             embeds = self.vlm.language_model.embed_tokens(prompts.input_ids)

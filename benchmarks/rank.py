@@ -49,19 +49,19 @@ def make_model(run: StageRun) -> WeMMU:
 
 
 def make_batch(run: StageRun, task: Task, sample: Sample, micro: int, token_ids: tuple[int, int]) -> Batch:
-    """A micro-batch of `micro` samples of `task`, as large as `sample` says. token_ids: of a word and of a picture.
+    """A micro-batch of `micro` samples of `task`, as large as `sample` says. token_ids: of a word and of an image.
 
     The contrastive partner of its last sample is in another micro-batch, as in the loader's.
     """
     side, px = sample.picture_side, run.stage.resolution
-    word, picture = token_ids
+    word, image = token_ids
     ids = [word] * sample.text_tokens
     middle = sample.text_tokens // 2
     for _ in range(sample.pictures):
-        # A word between pictures, or they would be one.
-        ids[middle:middle] = [picture] * side**2
+        # A word between images, or they would be one.
+        ids[middle:middle] = [image] * side**2
         middle += side**2 + 1
-    positions, following = prompt_positions(ids, picture, [(side, side)] * sample.pictures)
+    positions, following = prompt_positions(ids, image, [(side, side)] * sample.pictures)
 
     def repeated(values: Tensor) -> Tensor:
         return values[None].repeat(micro, *[1] * values.ndim)
@@ -72,11 +72,11 @@ def make_batch(run: StageRun, task: Task, sample: Sample, micro: int, token_ids:
         positions=positions[:, None].repeat(1, micro, 1),
         next_position=torch.full((micro,), following),
     )
-    pictures = torch.zeros(micro, sample.pictures, 3, px, px, dtype=torch.uint8)
+    images = torch.zeros(micro, sample.pictures, 3, px, px, dtype=torch.uint8)
     target = torch.zeros(micro, 3, px, px, dtype=torch.uint8)
     negatives = Negatives((torch.arange(micro) + 1), torch.tensor([micro]), target[:1])
     contrastive = run.stage.objective.kind == "contrastive"
-    return Batch(task, torch.arange(micro), prompts, pictures, target, negatives=negatives if contrastive else None)
+    return Batch(task, torch.arange(micro), prompts, images, target, negatives=negatives if contrastive else None)
 
 
 def make_engine(model: WeMMU, run: StageRun, topology: Topology):

@@ -1,4 +1,4 @@
-"""Readers that are compared. Each gives batches of pictures, uint8 [B, 3, H, W], with their captions."""
+"""Readers that are compared. Each gives batches of images, uint8 [B, 3, H, W], with their captions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ from wemmu.data import Loader
 Batches = Iterator[tuple[Tensor, Sequence[str]]]
 
 
-def decoded(picture: bytes) -> Tensor:
-    return decode_image(torch.frombuffer(bytearray(picture), dtype=torch.uint8), ImageReadMode.RGB)
+def decoded(image: bytes) -> Tensor:
+    return decode_image(torch.frombuffer(bytearray(image), dtype=torch.uint8), ImageReadMode.RGB)
 
 
 def captions_alone(texts: Sequence[str], grids: object) -> Sequence[str]:
@@ -51,7 +51,7 @@ def web(tars: list[Path], batch: int, workers: int) -> Batches:
 def save_hugging_face(records: list[tuple[bytes, str]], directory: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     columns = {
-        "image": [{"bytes": picture, "path": None} for picture, _ in records],
+        "image": [{"bytes": image, "path": None} for image, _ in records],
         "text": [caption for _, caption in records],
     }
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(directory)
@@ -65,10 +65,10 @@ def hugging_face(directory: Path, batch: int, samples: int, workers: int, decode
 
     def tensors(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if decoder == "pil":
-            pictures = [pil_to_tensor(image.convert("RGB")) for image in rows["image"]]
+            images = [pil_to_tensor(image.convert("RGB")) for image in rows["image"]]
         else:
-            pictures = [decoded(image["bytes"]) for image in rows["image"]]
-        return {"image": pictures, "text": rows["text"]}
+            images = [decoded(image["bytes"]) for image in rows["image"]]
+        return {"image": images, "text": rows["text"]}
 
     order = RandomSampler(dataset, num_samples=samples)
     for found in DataLoader(dataset.with_transform(tensors), batch, sampler=order, num_workers=workers):
@@ -78,8 +78,8 @@ def hugging_face(directory: Path, batch: int, samples: int, workers: int, decode
 def read_all(batches: Batches, samples: int, resolution: int) -> None:
     """Take everything, and make sure that it is what all sides have to give."""
     count = 0
-    for pictures, _ in batches:
-        assert pictures.dtype == torch.uint8
-        assert pictures.shape[1:] == (3, resolution, resolution)
-        count += len(pictures)
+    for images, _ in batches:
+        assert images.dtype == torch.uint8
+        assert images.shape[1:] == (3, resolution, resolution)
+        count += len(images)
     assert count == samples, (count, samples)

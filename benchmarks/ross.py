@@ -1,4 +1,4 @@
-"""Does it help a VLM to answer if it must also restore the picture? The same runs with and without that loss.
+"""Does it help a VLM to answer if it must also restore the image? The same runs with and without that loss.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ross OUT --seeds 2      # some 25 minutes for each seed
 

@@ -16,7 +16,7 @@ BATCH = 16
 
 
 def main(what: Literal["write", "read"], tars: Path, shards: Path, records: int) -> None:
-    """Square pictures of 64 px; reading is one epoch with one worker."""
+    """Square images of 64 px; reading is one epoch with one worker."""
     torch.set_num_threads(1)
     job = curriculum(tars, shards, (PX,), BATCH, steps=records // BATCH, workers=1, max_aspect=1.0)
     # What every run pays once, whatever its size, is imports.

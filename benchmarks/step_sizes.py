@@ -67,7 +67,7 @@ def second(task: Task, px: int, samples: int) -> Cell:
 
 @dataclass(frozen=True)
 class Size:
-    """vlm, dit, vae: configurations of the real classes. text: tokens of the longest prompt without its pictures.
+    """vlm, dit, vae: configurations of the real classes. text: tokens of the longest prompt without its images.
 
     together: whether several variants fit into one process, where they take turns.
     """
@@ -187,15 +187,15 @@ def make_run(size: Size, cell: Cell, engine: str, dtype: str) -> StageRun:
 
 
 def text_lengths(size: Size, cell: Cell) -> list[int]:
-    """Tokens of each prompt without its pictures: captions differ in length, so most batches are padded."""
+    """Tokens of each prompt without its images: captions differ in length, so most batches are padded."""
     return [size.text - i * size.text // (2 * cell.samples) for i in range(cell.samples)]
 
 
 def make_batch(size: Size, cell: Cell, token_px: int) -> Batch:
-    """Random words and pictures; the same for all variants."""
+    """Random words and images; the same for all variants."""
     generator = torch.Generator().manual_seed(1)
     grid = token_grid(cell.px, cell.px, token_px)
-    pictures = 1 if cell.task == Task.EDIT else 0
+    images = 1 if cell.task == Task.EDIT else 0
     words = size.vlm.get("text_config", size.vlm)["vocab_size"]
 
     def noise(*shape: int) -> Tensor:
@@ -203,15 +203,15 @@ def make_batch(size: Size, cell: Cell, token_px: int) -> Batch:
 
     def row(length: int) -> list[int]:
         text = torch.randint(FIRST_WORD, words, (length,), generator=generator).tolist()
-        image = [SPECIAL["image_token_id"]] * (pictures * grid[0] * grid[1])
+        image = [SPECIAL["image_token_id"]] * (images * grid[0] * grid[1])
         return text[:3] + image + text[3:]
 
-    prompts = _padded([row(length) for length in text_lengths(size, cell)], [grid] * pictures)
+    prompts = _padded([row(length) for length in text_lengths(size, cell)], [grid] * images)
     return Batch(
         task=cell.task,
         sample_ids=torch.arange(cell.samples),
         prompts=prompts,
-        images=noise(cell.samples, pictures, 3, cell.px, cell.px),
+        images=noise(cell.samples, images, 3, cell.px, cell.px),
         target=noise(cell.samples, 3, cell.px, cell.px),
         negatives=Negatives(
             index=(torch.arange(cell.samples) + 1) % cell.samples,

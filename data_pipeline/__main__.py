@@ -85,14 +85,17 @@ def write(
 @plainly()
 def inspect(
     directory: Annotated[Path, typer.Argument(help="A data set that `write` made, or any MDS shards.")],
-    pictures: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the first records of every stream into this file.")
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images", "--pictures", metavar="FILE.png", help="Draw the first records of every stream into this file."
+        ),
     ] = None,
 ) -> None:
     """Print the streams of a data set and one example record of each."""
     from data_pipeline.inspect import inspect
 
-    inspect(directory, tables(), pictures)
+    inspect(directory, tables(), images)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the sizes that exist at a resolution, and the one that a picture goes to."""
+"""Aspect-ratio buckets: the sizes that exist at a resolution, and the one that an image goes to."""
 
 import math
 
@@ -9,8 +9,8 @@ from wemmu.config.prepare import Pictures
 Size = tuple[int, int]
 
 
-def buckets(resolution: int, pictures: Pictures) -> tuple[Size, ...]:
-    """The sizes of about `resolution`^2 pixels with sides in multiples of `pictures.unit`, tallest first.
+def buckets(resolution: int, sizing: Pictures) -> tuple[Size, ...]:
+    """The sizes of about `resolution`^2 pixels with sides in multiples of `sizing.unit`, tallest first.
 
     Each height at or below the resolution has one width, that which comes nearest to the area, and each such size has
     its transpose; so the square is among them, and the set is its own mirror image.
@@ -18,7 +18,7 @@ def buckets(resolution: int, pictures: Pictures) -> tuple[Size, ...]:
     Raises:
         ConfigError: if the resolution is no multiple of the unit.
     """
-    unit = pictures.unit
+    unit = sizing.unit
     if resolution % unit:
         below, above = resolution // unit * unit, -(-resolution // unit) * unit
         raise ConfigError(
@@ -28,7 +28,7 @@ def buckets(resolution: int, pictures: Pictures) -> tuple[Size, ...]:
     found = set()
     for short in range(unit, resolution + 1, unit):
         long = max(short, round(resolution**2 / short / unit) * unit)
-        if long / short <= pictures.max_aspect:
+        if long / short <= sizing.max_aspect:
             found |= {(short, long), (long, short)}
     return tuple(sorted(found, key=lambda size: size[1] / size[0]))
 
@@ -40,11 +40,11 @@ def nearest(size: Size, choices: tuple[Size, ...]) -> Size:
 
 
 def enlargement(size: Size, bucket: Size) -> float:
-    """The factor by which a picture of `size` is scaled to cover `bucket`; above 1 it is enlarged."""
+    """The factor by which an image of `size` is scaled to cover `bucket`; above 1 it is enlarged."""
     return max(bucket[0] / size[0], bucket[1] / size[1])
 
 
 def cut(size: Size, bucket: Size) -> float:
-    """The share of a picture's area that is cut off when it fills `bucket`."""
+    """The share of an image's area that is cut off when it fills `bucket`."""
     kept = bucket[0] * bucket[1] / enlargement(size, bucket) ** 2
     return 1 - kept / (size[0] * size[1])

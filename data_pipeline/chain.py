@@ -13,16 +13,16 @@ from typing import Any
 from PIL import Image
 
 from data_pipeline.buckets import Size, enlargement, nearest
-from data_pipeline.pictures import decode
+from data_pipeline.images import decode
 from data_pipeline.plan import Job
-from data_pipeline.records import Drawing, Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
+from data_pipeline.records import Drawing, EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
 from wemmu.config.prepare import Keep, Pictures
 from wemmu.config.shards import LatentSettings, StreamSettings, checksum, pack
 from wemmu.config.task import Task
 from wemmu.images import fit
 
 Reject = Callable[[str, RejectedError], None]
-# Pictures -> captions; a batch of stored pictures (files) of one size -> their latents as bytes.
+# Images -> captions; a batch of stored images (files) of one size -> their latents as bytes.
 Caption = Callable[[list[Image.Image]], list[str]]
 Encode = Callable[[list[bytes]], list[bytes]]
 
@@ -42,29 +42,29 @@ class Services:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A record whose pictures are RGB and upright; a Drawing stays one, since it has every size."""
+    """A record whose images are RGB and upright; a Drawing stays one, since it has every size."""
 
     raw: RawRecord
     images: tuple[Image.Image | Drawing, ...]
     target: Image.Image | Drawing | None
 
     @property
-    def pictures(self) -> tuple[Image.Image | Drawing, ...]:
+    def every_image(self) -> tuple[Image.Image | Drawing, ...]:
         return self.images if self.target is None else (*self.images, self.target)
 
     @property
     def shape(self) -> Size | None:
-        """(height, width) of the picture that decides the bucket: the one to make. None: any size."""
+        """(height, width) of the image that decides the bucket: the one to make. None: any size."""
         deciding = self.images[0] if self.target is None else self.target
         return (deciding.height, deciding.width) if isinstance(deciding, Image.Image) else None
 
 
 @dataclass(frozen=True)
-class Sample:
+class SizedRecord:
     """A record at one resolution.
 
     `columns` as in `wemmu.config.shards.COLUMNS`, but for the checksum, with lists where those are packed, and with the
-    record's key for an id. `side` is the shorter side in px, in its source, of the picture that decides the bucket.
+    record's key for an id. `side` is the shorter side in px, in its source, of the image that decides the bucket.
     """
 
     stream: StreamSettings
@@ -72,7 +72,9 @@ class Sample:
     side: int | None
 
 
-def chain(part: Part, job: Job, dropped: frozenset[int], services: Services, reject: Reject) -> Iterator[Sample]:
+def chain(
+    part: SourcePartition, job: Job, dropped: frozenset[int], services: Services, reject: Reject
+) -> Iterator[SizedRecord]:
     """Every sample that the records of `part` give. `dropped` are the places of duplicates in the part."""
     records = wanted(job.source(part.source).read(part), job, reject, dropped)
     records = opened(records, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
@@ -103,25 +105,25 @@ def wanted(
 
 
 def opened(
-    records: Iterable[RawRecord], open_file: Callable[[PictureFile], Image.Image], reject: Reject
+    records: Iterable[RawRecord], open_file: Callable[[EncodedImage], Image.Image], reject: Reject
 ) -> Iterator[Decoded]:
-    """Open every picture file with `open_file`, which raises RejectedError for what is not a whole picture."""
+    """Open every image file with `open_file`, which raises RejectedError for what is not a whole image."""
 
-    def of(picture: PictureFile | Drawing) -> Image.Image | Drawing:
-        return open_file(picture) if isinstance(picture, PictureFile) else picture
+    def of(image: EncodedImage | Drawing) -> Image.Image | Drawing:
+        return open_file(image) if isinstance(image, EncodedImage) else image
 
     for raw in records:
         try:
-            images = tuple(of(picture) for picture in raw.images)
+            images = tuple(of(image) for image in raw.images)
             yield Decoded(raw, images, None if raw.target is None else of(raw.target))
         except RejectedError as error:
             reject(raw.key, error)
 
 
 def kept(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
-    """Leave out records with a picture that is too small or too oblong."""
+    """Leave out records with an image that is too small or too oblong."""
     for record in records:
-        sizes = [sorted(p.size) for p in record.pictures if isinstance(p, Image.Image)]
+        sizes = [sorted(i.size) for i in record.every_image if isinstance(i, Image.Image)]
         if small := [s for s in sizes if s[0] < keep.min_side]:
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"its shorter side has {small[0][0]} px"))
         elif oblong := [s for s in sizes if s[1] / s[0] > keep.max_aspect]:
@@ -160,13 +162,13 @@ def worded(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[D
             yield replace(record, raw=replace(record.raw, prompt=prompt))
 
 
-def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[Sample]:
+def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[SizedRecord]:
     """A record at every resolution of its task that it can serve without being enlarged too far."""
-    pictures, choices = job.prepare.pictures, job.buckets()
+    sizing, choices = job.prepare.pictures, job.buckets()
     for record in records:
-        places = list(served(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
+        places = list(served(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
         for resolution, bucket in places:
-            yield _sample(record, stream_of(record, resolution, bucket), pictures)
+            yield _sample(record, stream_of(record, resolution, bucket), sizing)
         if not places:
             shape = "by".join(f" {side} " for side in record.shape or ()).strip()
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"{shape} px fill no bucket of any resolution"))
@@ -176,7 +178,7 @@ def served(
     record: Decoded, resolutions: Iterable[int], choices: dict[int, tuple[Size, ...]], max_upscale: float
 ) -> Iterator[tuple[int, Size]]:
     """The resolutions that a record can serve, with its bucket at each, out of `choices`."""
-    sizes = [(p.height, p.width) for p in record.pictures if isinstance(p, Image.Image)]
+    sizes = [(i.height, i.width) for i in record.every_image if isinstance(i, Image.Image)]
     for resolution in resolutions:
         bucket = nearest(record.shape or (1, 1), choices[resolution])
         if all(enlargement(size, bucket) <= max_upscale for size in sizes):
@@ -184,10 +186,10 @@ def served(
 
 
 def encoded(
-    samples: Iterable[Sample], encode: Encode, latents: Callable[[Size], LatentSettings], batch: int
-) -> Iterator[Sample]:
-    """Add the latents of every picture, encoded in batches of one size."""
-    waiting: dict[StreamSettings, list[Sample]] = {}
+    samples: Iterable[SizedRecord], encode: Encode, latents: Callable[[Size], LatentSettings], batch: int
+) -> Iterator[SizedRecord]:
+    """Add the latents of every image, encoded in batches of one size."""
+    waiting: dict[StreamSettings, list[SizedRecord]] = {}
     for sample in samples:
         group = waiting.setdefault(sample.stream, [])
         group.append(sample)
@@ -197,7 +199,9 @@ def encoded(
         yield from _with_latents(group, encode, latents)
 
 
-def _with_latents(group: list[Sample], encode: Encode, latents: Callable[[Size], LatentSettings]) -> Iterator[Sample]:
+def _with_latents(
+    group: list[SizedRecord], encode: Encode, latents: Callable[[Size], LatentSettings]
+) -> Iterator[SizedRecord]:
     files = [[s.columns["target"], *s.columns["images"]] for s in group]
     made = iter(encode([file for row in files for file in row if file]))
     stream = group[0].stream
@@ -215,29 +219,29 @@ def stream_of(record: Decoded, resolution: int, bucket: Size) -> StreamSettings:
     )
 
 
-def _sample(record: Decoded, stream: StreamSettings, pictures: Pictures) -> Sample:
+def _sample(record: Decoded, stream: StreamSettings, sizing: Pictures) -> SizedRecord:
     raw, bucket = record.raw, (stream.height, stream.width)
-    return Sample(
+    return SizedRecord(
         stream,
         {
             "id": raw.key,
             "task": raw.task.value,
             "prompt": raw.prompt or "",
             "answer": raw.answer,
-            "images": [picture_file(image, bucket, pictures) for image in record.images],
-            "target": b"" if record.target is None else picture_file(record.target, bucket, pictures),
+            "images": [image_file(image, bucket, sizing) for image in record.images],
+            "target": b"" if record.target is None else image_file(record.target, bucket, sizing),
             "latents": [],
         },
         None if record.shape is None else min(record.shape),
     )
 
 
-def picture_file(picture: Image.Image | Drawing, bucket: Size, pictures: Pictures) -> bytes:
-    """The picture at the size of `bucket`, as the file that is stored."""
-    image = fit(picture, *bucket) if isinstance(picture, Image.Image) else picture.draw(*bucket)
+def image_file(image: Image.Image | Drawing, bucket: Size, sizing: Pictures) -> bytes:
+    """The image at the size of `bucket`, as the file that is stored."""
+    image = fit(image, *bucket) if isinstance(image, Image.Image) else image.draw(*bucket)
     buffer = io.BytesIO()
-    if pictures.format == "jpeg":
-        image.save(buffer, "JPEG", quality=pictures.quality, subsampling=0)
+    if sizing.format == "jpeg":
+        image.save(buffer, "JPEG", quality=sizing.quality, subsampling=0)
     else:
         # Lossless at any level. Level 1 brings a rendered scene to a twentieth; 6 saves a tenth more in half again
         # the time.
@@ -245,7 +249,7 @@ def picture_file(picture: Image.Image | Drawing, bucket: Size, pictures: Picture
     return buffer.getvalue()
 
 
-def columns_of(sample: Sample, source: str) -> dict[str, Any]:
+def columns_of(sample: SizedRecord, source: str) -> dict[str, Any]:
     """The sample as it is stored."""
     columns = {
         **sample.columns,

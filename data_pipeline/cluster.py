@@ -144,7 +144,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                # Pictures travel through the store only on their way to a model; the least Ray accepts is 75 MB.
+                # Images travel through the store only on their way to a model; the least Ray accepts is 75 MB.
                 object_store_memory=200 * 2**20,
                 _temp_dir=scratch,
             )

@@ -1,4 +1,4 @@
-"""Records whose pictures are byte by byte those of an earlier one: found before anything is written.
+"""Records whose images are byte by byte those of an earlier one: found before anything is written.
 
 One pass over the sources leaves an array of 64-bit hashes for each part. Of several records with one hash the first,
 in the order of the parts, is kept, whatever worker reads it when. At a hundred million records two different ones
@@ -15,13 +15,13 @@ import xxhash
 
 from data_pipeline.ledger import partition_name
 from data_pipeline.plan import Job
-from data_pipeline.records import Part, PictureFile, RawRecord, Rejection
+from data_pipeline.records import EncodedImage, RawRecord, Rejection, SourcePartition
 from wemmu.config.shards import SCAN
 from wemmu.config.task import Task
 
-# For what has no pictures to compare: drawings, empty files, and records that are rejected anyway.
+# For what has no images to compare: drawings, empty files, and records that are rejected anyway.
 NONE = np.uint64(0)
-# An instruction makes another record of the same pictures; another caption does not.
+# An instruction makes another record of the same images; another caption does not.
 WITH_WORDS = (Task.EDIT, Task.MULTI_EDIT, Task.UNDERSTANDING)
 
 
@@ -36,7 +36,7 @@ class Scan(NamedTuple):
     lost: tuple[Rejection, ...]
 
 
-def scan_part(job: Job, number: int, part: Part) -> Scan:
+def scan_part(job: Job, number: int, part: SourcePartition) -> Scan:
     """Write the hashes of a part's records, uint64, in the order in which they are read."""
     lost: list[Rejection] = []
 
@@ -72,11 +72,11 @@ def _hash(item: RawRecord | Rejection) -> np.uint64:
     if isinstance(item, Rejection):
         return NONE
     digest = xxhash.xxh3_64(item.task.value.encode())
-    for picture in (*item.images, item.target):
-        if isinstance(picture, PictureFile) and picture.data:
-            digest.update(struct.pack("<Q", len(picture.data)))
-            digest.update(picture.data)
-        elif picture is not None:
+    for image in (*item.images, item.target):
+        if isinstance(image, EncodedImage) and image.data:
+            digest.update(struct.pack("<Q", len(image.data)))
+            digest.update(image.data)
+        elif image is not None:
             return NONE
     if item.task in WITH_WORDS:
         digest.update((item.prompt or "").encode())

@@ -46,7 +46,7 @@ class Entry(Schema):
 
     `read` counts the records that the part gave; `tasks` those that were kept, by task; `unused` those of tasks that
     no stage uses.
-    `sides` and `captions` are histograms of kept records: of the shorter side in px of the picture that decides the
+    `sides` and `captions` are histograms of kept records: of the shorter side in px of the image that decides the
     bucket (Drawings have none), and of the prompt's length in characters; keys are the lower edges of `SIDE_EDGES` and
     `CAPTION_EDGES`.
     """

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.chain import Sample, Services, chain, columns_of
+from data_pipeline.chain import Services, SizedRecord, chain, columns_of
 from data_pipeline.ledger import (
     CAPTION_EDGES,
     SIDE_EDGES,
@@ -19,7 +19,7 @@ from data_pipeline.ledger import (
     partition_name,
 )
 from data_pipeline.plan import Job
-from data_pipeline.records import Part, Reason, RejectedError
+from data_pipeline.records import Reason, RejectedError, SourcePartition
 from wemmu.config.shards import COLUMNS, StreamSettings
 from wemmu.config.task import Task
 
@@ -31,7 +31,11 @@ SHARD_BYTES = 2**25
 
 
 def write_partition(
-    job: Job, number: int, part: Part, dropped: frozenset[int] = frozenset(), services: Services | None = None
+    job: Job,
+    number: int,
+    part: SourcePartition,
+    dropped: frozenset[int] = frozenset(),
+    services: Services | None = None,
 ) -> Entry:
     """Write partition `number`, which holds what `part` gives; returns its ledger entry.
 
@@ -94,7 +98,7 @@ class _Writers:
     def _path(self, stream: StreamSettings, name: str) -> Path:
         return self._root / stream.name / name
 
-    def write(self, sample: Sample, source: str) -> None:
+    def write(self, sample: SizedRecord, source: str) -> None:
         writer = self._writers.get(sample.stream)
         if writer is None:
             # Imports torch and transformers, seconds of work: only a process that really writes pays for it.

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from data_pipeline.buckets import Size, buckets
-from data_pipeline.records import Part, Source
+from data_pipeline.records import Source, SourcePartition
 from data_pipeline.sources import open_source
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.prepare import Prepare
@@ -36,7 +36,7 @@ class Job:
         wanted = {r for resolutions in self.resolutions.values() for r in resolutions}
         return {resolution: buckets(resolution, self.prepare.pictures) for resolution in sorted(wanted)}
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SourcePartition]:
         """Every part of every source, in always the same order; a part's number is its place here."""
         return [part for config in self.prepare.sources for part in open_source(config).parts(self.prepare.partition)]
 
@@ -60,7 +60,7 @@ class Settings(Schema):
     files: dict[str, tuple[int, str]] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: Job, parts: list[Part] | None = None) -> "Settings":
+    def of(cls, job: Job, parts: list[SourcePartition] | None = None) -> "Settings":
         """With `parts` what goes into the file; without, all that can be told before the sources are listed."""
         prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged", "max_lost_containers"})
         for service in ("caption", "latents"):
@@ -125,7 +125,7 @@ def plan(curriculum: Curriculum) -> Job:
     `data.prepare.also` adds tasks.
 
     Raises:
-        ConfigError: if the curriculum prepares no data, or its resolutions do not fit the pictures' unit.
+        ConfigError: if the curriculum prepares no data, or its resolutions do not fit the images' unit.
     """
     prepare = curriculum.data.prepare
     if prepare is None:

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from data_pipeline.buckets import Size, cut, enlargement
 from data_pipeline.chain import kept, opened, served, stream_of, wanted, worded
 from data_pipeline.plan import Job
-from data_pipeline.records import Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
+from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
 from wemmu.config import prepare
 from wemmu.config.shards import StreamSettings
 from wemmu.images import FORMATS
@@ -99,7 +99,7 @@ def survey(job: Job, config: prepare.Source, sample: int) -> Survey:
     return found
 
 
-def _look(items: Iterable[RawRecord | Rejection], part: Part, job: Job, found: Survey) -> None:
+def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Job, found: Survey) -> None:
     """Send the records of a part through the chain, with headers for pictures."""
 
     def reject(key: str, error: RejectedError) -> None:
@@ -124,16 +124,16 @@ def _look(items: Iterable[RawRecord | Rejection], part: Part, job: Job, found: S
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, "it fills no bucket of any resolution"))
 
 
-def header(picture: PictureFile, max_pixels: int) -> Header:
-    """Raises RejectedError like `data_pipeline.pictures.decode`, as far as the header tells."""
+def header(picture: EncodedImage, max_pixels: int) -> Header:
+    """Raises RejectedError like `data_pipeline.images.decode`, as far as the header tells."""
     if not picture.data:
-        raise RejectedError(Reason.EMPTY_PICTURE, picture.name)
+        raise RejectedError(Reason.EMPTY_IMAGE, picture.name)
     try:
         with Image.open(io.BytesIO(picture.data), formats=FORMATS) as image:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
     except UnidentifiedImageError as error:
-        raise RejectedError(Reason.NOT_A_PICTURE, picture.name) from error
+        raise RejectedError(Reason.NOT_AN_IMAGE, picture.name) from error
     except Image.DecompressionBombError as error:
         raise RejectedError(Reason.TOO_MANY_PIXELS, picture.name) from error
     # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...

@@ -18,21 +18,27 @@ class Reason(StrEnum):
     MERGED = "names merge into one record"  # of many members of a tar, which the first dot of their names makes one
     BAD_RECORD = "record unreadable"  # not JSON, or a field is missing or of another type
     BAD_TEXT = "text is not UTF-8"
-    NO_PICTURE = "picture missing"
+    NO_IMAGE = "image missing"
     NO_CAPTION = "caption missing"
     UNSAFE_PATH = "path leaves its root"
-    EMPTY_PICTURE = "picture has no bytes"
-    NOT_A_PICTURE = "not a picture"
-    TRUNCATED = "picture truncated"
-    TOO_MANY_PIXELS = "picture has too many pixels"
+    EMPTY_IMAGE = "image has no bytes"
+    NOT_AN_IMAGE = "not an image"
+    TRUNCATED = "image truncated"
+    TOO_MANY_PIXELS = "image has too many pixels"
     # The record is whole, and not wanted.
-    TOO_SMALL = "picture too small"
-    TOO_OBLONG = "picture too oblong"
+    TOO_SMALL = "image too small"
+    TOO_OBLONG = "image too oblong"
     CAPTION_TOO_SHORT = "caption too short"
     CAPTION_TOO_LONG = "caption too long"
     DUPLICATE = "duplicate"
     # The record is of a task that no stage uses; such are counted and not listed.
     UNUSED = "task not used"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason | None":
+        """Ledgers that were written when images were called pictures."""
+        new = str(value).replace("a picture", "an image").replace("picture", "image")
+        return None if new == value else cls(new)
 
     @property
     def damaged(self) -> bool:
@@ -84,20 +90,20 @@ class RejectedError(Exception):
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture as a file's content, not decoded yet; `name` is for messages."""
+class EncodedImage:
+    """An image as a file's content, not decoded yet; `name` is for messages."""
 
     name: str
     data: bytes
 
 
 class Drawing(Protocol):
-    """A picture without a size of its own: it is drawn anew for every bucket."""
+    """An image without a size of its own: it is drawn anew for every bucket."""
 
     def draw(self, height: int, width: int) -> Image.Image: ...
 
 
-Picture = PictureFile | Drawing
+RawImage = EncodedImage | Drawing
 
 
 @dataclass(frozen=True)
@@ -105,20 +111,20 @@ class RawRecord:
     """A record as its source has it.
 
     `key` is unique in its source and the same in every run; "NAME/KEY" with the source's name becomes the record's id.
-    `images` are the input pictures. `target` None means that the first of them is the target (or, for understanding,
-    that no picture is made). `prompt` None means that the source has no caption for it.
+    `images` are the input images. `target` None means that the first of them is the target (or, for understanding,
+    that no image is made). `prompt` None means that the source has no caption for it.
     """
 
     key: str
     task: Task
     prompt: str | None
-    images: tuple[Picture, ...] = ()
-    target: Picture | None = None
+    images: tuple[RawImage, ...] = ()
+    target: RawImage | None = None
     answer: str = ""
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePartition:
     """A unit of a source that one worker reads from beginning to end, in always the same order.
 
     `name` is unique in its source and for people; `place` holds JSON values that tell the source where it is. Together
@@ -147,7 +153,7 @@ class Source(Protocol):
         """
         ...
 
-    def parts(self, size: int) -> list[Part]:
+    def parts(self, size: int) -> list[SourcePartition]:
         """The parts, always in the same order; `size` is the wanted number of records in each where it can be chosen.
 
         Raises:
@@ -155,6 +161,6 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
+    def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
         """The records of a part. What is broken becomes a Rejection and reading goes on where that is possible."""
         ...

@@ -25,7 +25,7 @@ def _device() -> str:
 
 
 class CaptionService:
-    """Greedy captions, so that the same picture has the same caption in every run."""
+    """Greedy captions, so that the same image has the same caption in every run."""
 
     def __init__(self, config: Captioner):
         self._config, self._device = config, _device()
@@ -39,8 +39,8 @@ class CaptionService:
         self._processor.tokenizer.padding_side = "left"
 
     @torch.no_grad()
-    def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
-        seen = self._processor.image_processor(images=list(pictures), return_tensors="pt")
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        seen = self._processor.image_processor(images=list(images), return_tensors="pt")
         # Patches of a token: merge_size by merge_size.
         grids = seen["image_grid_thw"][:, 1:] // self._processor.image_processor.merge_size
         rows = [self._encoder.token_ids(self._config.instruction, [(h, w)]) for h, w in grids.tolist()]
@@ -53,7 +53,7 @@ class CaptionService:
 
 
 class LatentService:
-    """Latents of stored pictures, exactly as training would make them of the same files."""
+    """Latents of stored images, exactly as training would make them of the same files."""
 
     def __init__(self, directory: Path, dtype: str):
         self._device = _device()
@@ -62,7 +62,7 @@ class LatentService:
         self._dtype, self._name, self._sha256 = getattr(torch, dtype), dtype, report.sha256
 
     def settings(self, size: tuple[int, int]) -> LatentSettings:
-        """What the latents of pictures of `size` = (height, width) are."""
+        """What the latents of images of `size` = (height, width) are."""
         return LatentSettings(
             vae=self._sha256,
             scaling_factor=self._vae.scaling_factor,
@@ -73,7 +73,7 @@ class LatentService:
         )
 
     def encode(self, files: Sequence[bytes]) -> list[bytes]:
-        """Pictures of one size -> each one's latents [channels, rows, columns], little-endian."""
+        """Images of one size -> each one's latents [channels, rows, columns], little-endian."""
         pixels = [
             decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB) for file in files
         ]

@@ -101,24 +101,24 @@ def record_problems(columns: Mapping[str, bytes], settings: StreamSettings) -> l
     if record.task != settings.task:
         found.append(f"it is of the task {record.task} in a stream of {settings.task}")
     if len(record.images) != settings.inputs:
-        found.append(f"it has {len(record.images)} input pictures in a stream of {settings.inputs}")
-    pictures = [file for file in (*record.images, record.target) if file]
-    if not pictures:
-        found.append("it has no picture")
-    found += [what for file in pictures for what in _picture_problems(file, settings)]
+        found.append(f"it has {len(record.images)} input images in a stream of {settings.inputs}")
+    images = [file for file in (*record.images, record.target) if file]
+    if not images:
+        found.append("it has no image")
+    found += [what for file in images for what in _image_problems(file, settings)]
     return found + _latents_problems(record, settings)
 
 
-def _picture_problems(file: bytes, settings: StreamSettings) -> list[str]:
+def _image_problems(file: bytes, settings: StreamSettings) -> list[str]:
     try:
         with Image.open(io.BytesIO(file), formats=("JPEG", "PNG")) as image:
             image.load()
     # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
-        return [f"a picture cannot be decoded ({error})"]
+        return [f"an image cannot be decoded ({error})"]
     if image.size != (settings.width, settings.height):
         return [
-            f"a picture is {image.height} x {image.width} px (height x width) in a stream of {settings.height} x "
+            f"an image is {image.height} x {image.width} px (height x width) in a stream of {settings.height} x "
             f"{settings.width} px"
         ]
     return []

@@ -15,7 +15,7 @@ from data_pipeline.cluster import Workers
 from data_pipeline.cluster import workers as start_workers
 from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings
 from data_pipeline.plan import Job, Settings, files_of, plan
-from data_pipeline.records import Part
+from data_pipeline.records import SourcePartition
 from data_pipeline.report_record import JSON_FILE
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.files import replace_text
@@ -104,7 +104,7 @@ def _tell_of_changes(job: Job, console: Console) -> None:
 
 def _report(curriculum: Curriculum, dataset: DataSet, console: Console) -> None:
     """Write and print the report. The data set is complete without it, so what goes wrong here is told and no more."""
-    # Pictures and templates are of no use to a run that finds everything there.
+    # Images and templates are of no use to a run that finds everything there.
     from data_pipeline.report import write_report
     from data_pipeline.report_text import as_text
 
@@ -140,7 +140,7 @@ def _write(job: Job, console: Console, workers: int | None, address: str | None)
 
 
 def _write_missing(
-    job: Job, parts: list[Part], missing: list[int], damage: "Damage", console: Console, workers: Workers
+    job: Job, parts: list[SourcePartition], missing: list[int], damage: "Damage", console: Console, workers: Workers
 ) -> None:
     from data_pipeline.duplicates import Scan, duplicates, scan_file, scan_part
     from data_pipeline.partitions import write_partition

@@ -52,12 +52,12 @@ def test_conversions_hold_a_small_part_of_what_they_convert(tmp_path: Path) -> N
     command = [sys.executable, "-m", "benchmarks.convert", "--out", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True)
     rows = {row["conversion"]: row for row in json.loads((tmp_path / "convert.json").read_text())["rows"]}
-    pictures = rows.pop("checkpoint -> pipeline, pictures compared")
+    images = rows.pop("checkpoint -> pipeline, images compared")
     assert len(rows) == 3
     for row in rows.values():
         assert row["over"] < row["size"] / 3, row
     # That the measure sees a model in memory at all.
-    assert pictures["over"] > pictures["size"] / 2
+    assert images["over"] > images["size"] / 2
     assert all(name in (tmp_path / "convert.md").read_text() for name in rows)
 
 

@@ -1,9 +1,9 @@
-"""Rows of pictures with captions, or with questions and answers."""
+"""Rows of images with captions, or with questions and answers."""
 
 from typing import Any
 
 from data_pipeline.records import RawRecord, Reason, RejectedError
-from data_pipeline.sources.common import Root, conversation, one_of, picture_of, prompt_of, text, without_marks
+from data_pipeline.sources.common import Root, conversation, image_of, one_of, prompt_of, text, without_marks
 from data_pipeline.sources.files import File
 from data_pipeline.sources.table import TableSource
 from wemmu.config import Task, prepare
@@ -13,7 +13,7 @@ class FolderSource(TableSource[prepare.FolderSource]):
     """Text-to-image records, or records of the understanding task where the config names a field for the answer."""
 
     @property
-    def _pictures(self) -> dict[str, str]:
+    def _images(self) -> dict[str, str]:
         return {"image": self._config.image}
 
     @property
@@ -27,10 +27,10 @@ class FolderSource(TableSource[prepare.FolderSource]):
         if not image:
             raise RejectedError(Reason.BAD_RECORD, f"{config.image} is missing")
         if config.answer is None:
-            return RawRecord(key, Task.T2I, prompt, target=picture_of(image, key, root))
+            return RawRecord(key, Task.T2I, prompt, target=image_of(image, key, root))
         answer = _answer(fields.get(config.answer), config.answer)
         prompt = without_marks(prompt, 1, config.caption or "")
-        return RawRecord(key, Task.UNDERSTANDING, prompt, images=(picture_of(image, key, root),), answer=answer)
+        return RawRecord(key, Task.UNDERSTANDING, prompt, images=(image_of(image, key, root),), answer=answer)
 
 
 class ParquetSource(TableSource[prepare.ParquetSource]):
@@ -39,7 +39,7 @@ class ParquetSource(TableSource[prepare.ParquetSource]):
     expected, pattern = "Parquet files", "*.parquet"
 
     @property
-    def _pictures(self) -> dict[str, str]:
+    def _images(self) -> dict[str, str]:
         return {"image": self._config.image}
 
     @property
@@ -52,8 +52,8 @@ class ParquetSource(TableSource[prepare.ParquetSource]):
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
         config = self._config
         prompt = None if config.caption is None else prompt_of(fields[config.caption], config.caption, key)
-        picture = picture_of(one_of(fields[config.image], config.image), key, root if config.root else None)
-        return RawRecord(key, Task.T2I, prompt, target=picture)
+        image = image_of(one_of(fields[config.image], config.image), key, root if config.root else None)
+        return RawRecord(key, Task.T2I, prompt, target=image)
 
 
 def _named(fields: dict[str, str | None]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the sources make of the values of their fields: pictures, texts, conversations; and never leaving a root."""
+"""What the sources make of the values of their fields: images, texts, conversations; and never leaving a root."""
 
 import os
 import posixpath
@@ -10,19 +10,19 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from xxhash import xxh64
 
-from data_pipeline.records import Part, PictureFile, RawRecord, Reason, RejectedError, Rejection
+from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
 from data_pipeline.sources.files import filesystem
 from wemmu.config import ConfigError
 
-# How a text marks the places of its pictures; the chat format has them before the text.
+# How a text marks the places of its images; the chat format has them before the text.
 _MARK = re.compile(r"\s*<image>\s*")
 _HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
-# What a server answers for a picture that it does not give, now and later.
+# What a server answers for an image that it does not give, now and later.
 _GONE = (401, 403, 404, 410)
 
 
 class Root:
-    """A directory below which picture paths of a source must stay, or below one of `also`."""
+    """A directory below which image paths of a source must stay, or below one of `also`."""
 
     def __init__(self, fs: AbstractFileSystem, path: str, also: Iterable[str] = ()):
         self.fs, self.path = fs, path.rstrip("/")
@@ -30,22 +30,22 @@ class Root:
         if isinstance(fs, LocalFileSystem):
             self._allowed = [os.path.realpath(other or "/") for other in [*self._allowed, *_blobs(self.path)]]
 
-    def picture(self, name: str) -> PictureFile:
-        """Raises RejectedError: UNSAFE_PATH if `name` or a symbolic link leads out, NO_PICTURE if no file is there."""
+    def image(self, name: str) -> EncodedImage:
+        """Raises RejectedError: UNSAFE_PATH if `name` or a symbolic link leads out, NO_IMAGE if no file is there."""
         if "\0" in name:
             raise RejectedError(Reason.UNSAFE_PATH, repr(name))
         path = self._resolved(name) if isinstance(self.fs, LocalFileSystem) else self._joined(name)
         try:
-            return PictureFile(name, self.fs.cat_file(path))
+            return EncodedImage(name, self.fs.cat_file(path))
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise RejectedError(Reason.NO_PICTURE, name) from error
+            raise RejectedError(Reason.NO_IMAGE, name) from error
         except PermissionError as error:
-            raise RejectedError(Reason.NO_PICTURE, f"{name}: {error}") from error
+            raise RejectedError(Reason.NO_IMAGE, f"{name}: {error}") from error
         except Exception as error:
             # The error of the library that speaks HTTP, which is loaded only where one reads from there.
             if getattr(error, "status", None) not in _GONE:
                 raise
-            raise RejectedError(Reason.NO_PICTURE, f"{name}: {error}") from error
+            raise RejectedError(Reason.NO_IMAGE, f"{name}: {error}") from error
 
     def _resolved(self, name: str) -> str:
         path = os.path.realpath(os.path.join(self.path or "/", name))
@@ -55,7 +55,7 @@ class Root:
             )
         # Also false for a pipe, at which reading would wait for ever.
         if not os.path.isfile(path):
-            raise RejectedError(Reason.NO_PICTURE, name)
+            raise RejectedError(Reason.NO_IMAGE, name)
         return path
 
     def _joined(self, name: str) -> str:
@@ -76,7 +76,7 @@ def root_of(source: str, url: str, also: Iterable[str] = ()) -> Root:
     """Raises ConfigError: if there is no directory at the URL."""
     fs, path = filesystem(source, "root", url)
     if not fs.isdir(path):
-        raise ConfigError(f"source {source}: root: no directory at {url}; expected the one that picture paths start at")
+        raise ConfigError(f"source {source}: root: no directory at {url}; expected the one that image paths start at")
     return Root(fs, path, [filesystem(source, "also_below", other)[1] for other in also])
 
 
@@ -151,16 +151,16 @@ def _is_conversation(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
-def without_marks(prompt: str | None, pictures: int, field: str) -> str | None:
-    """A prompt without the marks of its pictures.
+def without_marks(prompt: str | None, images: int, field: str) -> str | None:
+    """A prompt without the marks of its images.
 
     Raises:
         RejectedError: BAD_RECORD if it marks some, and not as many as the record has.
     """
     if prompt is None or not (marks := len(_MARK.findall(prompt))):
         return prompt
-    if marks != pictures:
-        raise RejectedError(Reason.BAD_RECORD, f"{field} marks {marks} pictures, the record has {pictures}")
+    if marks != images:
+        raise RejectedError(Reason.BAD_RECORD, f"{field} marks {marks} images, the record has {images}")
     return _MARK.sub(" ", prompt).strip()
 
 
@@ -173,31 +173,29 @@ def one_of(value: object, field: str) -> object:
     """The only element of a list of one, or what is no list; BAD_RECORD if there are several."""
     values = listed(value)
     if len(values) > 1:
-        raise RejectedError(Reason.BAD_RECORD, f"{field} has {len(values)} pictures where one belongs")
+        raise RejectedError(Reason.BAD_RECORD, f"{field} has {len(values)} images where one belongs")
     return values[0] if values else None
 
 
-def picture_of(value: object, name: str, root: Root | None) -> PictureFile:
-    """A picture from what a column may hold: its bytes, a path below `root`, or both as Hugging Face stores them.
+def image_of(value: object, name: str, root: Root | None) -> EncodedImage:
+    """An image from what a column may hold: its bytes, a path below `root`, or both as Hugging Face stores them.
 
     Raises:
-        RejectedError: NO_PICTURE, UNSAFE_PATH, or BAD_RECORD if it is something else.
+        RejectedError: NO_IMAGE, UNSAFE_PATH, or BAD_RECORD if it is something else.
     """
     if isinstance(value, dict) and "bytes" in value:
         value = value.get("path") if value["bytes"] is None else value["bytes"]
     if isinstance(value, bytes):
-        return PictureFile(name, value)
+        return EncodedImage(name, value)
     if not value or (isinstance(value, str) and root is None):
-        raise RejectedError(
-            Reason.NO_PICTURE, f"a path but no root: {value}" if value else f"{name}: no bytes, no path"
-        )
+        raise RejectedError(Reason.NO_IMAGE, f"a path but no root: {value}" if value else f"{name}: no bytes, no path")
     if isinstance(value, str):
         assert root is not None
-        return root.picture(text(value, name) or "")
+        return root.image(text(value, name) or "")
     raise RejectedError(Reason.BAD_RECORD, f"neither bytes nor a path but {type(value).__name__}")
 
 
-def record_or_rejection(part: Part, key: str, make: Callable[[], RawRecord]) -> RawRecord | Rejection:
+def record_or_rejection(part: SourcePartition, key: str, make: Callable[[], RawRecord]) -> RawRecord | Rejection:
     """What `make` returns, or the reason why it could not."""
     try:
         return make()

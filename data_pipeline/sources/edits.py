@@ -7,24 +7,24 @@ from data_pipeline.records import RawRecord, Reason, RejectedError
 from data_pipeline.sources.common import (
     Root,
     conversation,
+    image_of,
     listed,
     one_of,
-    picture_of,
     prompt_of,
     without_marks,
 )
 from data_pipeline.sources.table import TableSource
 from wemmu.config import Task, prepare
 
-# How the model's turn of a conversation says that a picture follows.
-_PICTURE = re.compile(r"<\w*image\w*>")
+# How the model's turn of a conversation says that an image follows.
+_IMAGE = re.compile(r"<\w*image\w*>")
 
 
 class EditsSource(TableSource[prepare.EditsSource]):
-    """One input picture is of the edit task, several are of the multi-edit task."""
+    """One input image is of the edit task, several are of the multi-edit task."""
 
     @property
-    def _pictures(self) -> dict[str, str]:
+    def _images(self) -> dict[str, str]:
         return {"input": self._config.input, "target": self._config.target}
 
     @property
@@ -38,11 +38,11 @@ class EditsSource(TableSource[prepare.EditsSource]):
         prompt = without_marks(prompt_of(asked, config.instruction, key), len(inputs), config.instruction)
         if isinstance(asked, list) and asked and isinstance(asked[0], dict):
             answer = conversation(asked, config.instruction).model
-            if answer and not _PICTURE.search(answer):
-                raise RejectedError(Reason.BAD_RECORD, f"{config.instruction} is answered by words and not a picture")
-        images = tuple(picture_of(image, f"{key}:{config.input}", root) for image in inputs)
+            if answer and not _IMAGE.search(answer):
+                raise RejectedError(Reason.BAD_RECORD, f"{config.instruction} is answered by words and not an image")
+        images = tuple(image_of(image, f"{key}:{config.input}", root) for image in inputs)
         task = Task.EDIT if len(images) == 1 else Task.MULTI_EDIT
-        return RawRecord(key, task, prompt, images, target=picture_of(target, f"{key}:{config.target}", root))
+        return RawRecord(key, task, prompt, images, target=image_of(target, f"{key}:{config.target}", root))
 
     def _inputs_and_target(self, fields: dict[str, Any]) -> tuple[list[Any], Any]:
         config = self._config
@@ -51,7 +51,7 @@ class EditsSource(TableSource[prepare.EditsSource]):
             inputs, target = inputs[:-1], (inputs or [None])[-1]
         else:
             target = one_of(fields.get(config.target), config.target)
-        for field, pictures in ((config.input, inputs), (config.target, [target])):
-            if not pictures or not all(pictures):
+        for field, images in ((config.input, inputs), (config.target, [target])):
+            if not images or not all(images):
                 raise RejectedError(Reason.BAD_RECORD, f"{field} is missing")
         return inputs, target

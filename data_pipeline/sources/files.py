@@ -7,7 +7,7 @@ from typing import IO
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from data_pipeline.records import Part
+from data_pipeline.records import SourcePartition
 from wemmu.config import ConfigError
 from wemmu.config.patterns import escaped, expanded
 
@@ -57,7 +57,7 @@ class Files:
         """Path and size of all of them, without opening any; raises as `find`."""
         return list(self._found().items())
 
-    def open(self, part: Part) -> IO[bytes]:
+    def open(self, part: SourcePartition) -> IO[bytes]:
         """The file that a part's place names as `path`."""
         return self.fs.open(part.place["path"], "rb")
 

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.records import Part, RawRecord, Reason, RejectedError, Rejection
-from data_pipeline.sources.common import one_of, picture_of, prompt_of, record_or_rejection
+from data_pipeline.records import RawRecord, Reason, RejectedError, Rejection, SourcePartition
+from data_pipeline.sources.common import image_of, one_of, prompt_of, record_or_rejection
 from data_pipeline.sources.rows import check_fields
 from wemmu.config import ConfigError, Task, prepare
 
@@ -26,16 +26,16 @@ class HuggingFaceSource:
         """None: to look means to import `datasets`, which takes seconds."""
         return []
 
-    def parts(self, size: int) -> list[Part]:
+    def parts(self, size: int) -> list[SourcePartition]:
         dataset = self._open()
         stored = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
         ranges = [(first, min(first + size, len(dataset))) for first in range(0, len(dataset), size)]
         return [
-            Part(self._config.name, f"{first}-{end - 1}", {"first": first, "end": end, "size": stored})
+            SourcePartition(self._config.name, f"{first}-{end - 1}", {"first": first, "end": end, "size": stored})
             for first, end in ranges
         ]
 
-    def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
+    def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
         dataset = self._open()
         for row in range(part.place["first"], part.place["end"]):
             yield record_or_rejection(part, str(row), partial(self._record, dataset, row))
@@ -47,11 +47,11 @@ class HuggingFaceSource:
             raise RejectedError(Reason.BAD_TEXT, str(error)) from error
         caption, image = self._config.caption, self._config.image
         prompt = None if caption is None else prompt_of(fields[caption], caption, str(row))
-        picture = picture_of(one_of(fields[image], image), str(row), None)
-        return RawRecord(str(row), Task.T2I, prompt, target=picture)
+        target = image_of(one_of(fields[image], image), str(row), None)
+        return RawRecord(str(row), Task.T2I, prompt, target=target)
 
     def _open(self) -> "Dataset":
-        """The columns that are needed, with pictures as they are stored: `datasets` would decode and encode them."""
+        """The columns that are needed, with images as they are stored: `datasets` would decode and encode them."""
         # Takes seconds to import: only a process that reads such a source pays for it.
         from datasets import Image
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.records import Part, Reason, RejectedError, Rejection
+from data_pipeline.records import Reason, RejectedError, Rejection, SourcePartition
 from data_pipeline.sources.files import File, Files
 from data_pipeline.sources.rows import check_fields
 from wemmu.config import ConfigError
@@ -23,16 +23,16 @@ def begins(files: Files, file: File) -> bool:
 
 
 def parts_of_groups(
-    files: Files, file: File, size: int, pictures: dict[str, str], texts: dict[str, str], paths: bool
-) -> Iterator[Part]:
+    files: Files, file: File, size: int, images: dict[str, str], texts: dict[str, str], paths: bool
+) -> Iterator[SourcePartition]:
     """Parts of at most `size` rows, unless a row group alone has more.
 
     Args:
-        pictures, texts: {config field: column}.
-        paths: whether a picture may be a path.
+        images, texts: {config field: column}.
+        paths: whether an image may be a path.
 
     Raises:
-        ConfigError: if a column is not there, or pictures are no pictures.
+        ConfigError: if a column is not there, or images are no images.
     """
     try:
         with files.fs.open(file.path, "rb") as opened:
@@ -40,30 +40,30 @@ def parts_of_groups(
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowException, OSError) as error:
         _raise_unless_damaged(error)
-        yield Part(files.source, file.name, file.place | {"broken": str(error)})
+        yield SourcePartition(files.source, file.name, file.place | {"broken": str(error)})
         return
-    check_fields(files.source, file.path, schema.names, pictures | texts)
-    for field, column in pictures.items():
-        _check_pictures(f"source {files.source}", field, column, file, schema.field(column).type, paths)
+    check_fields(files.source, file.path, schema.names, images | texts)
+    for field, column in images.items():
+        _check_images(f"source {files.source}", field, column, file, schema.field(column).type, paths)
     rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     for first, groups in _runs(rows, size):
         count = sum(rows[group] for group in groups)
         name = f"{file.name}:{first}-{first + count - 1}"
-        yield Part(files.source, name, file.place | {"first": first, "groups": groups, "rows": count})
+        yield SourcePartition(files.source, name, file.place | {"first": first, "groups": groups, "rows": count})
 
 
-def _check_pictures(source: str, field: str, column: str, file: File, kind: pa.DataType, paths: bool) -> None:
+def _check_images(source: str, field: str, column: str, file: File, kind: pa.DataType, paths: bool) -> None:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
     if _is_text(kind) and not paths:
         raise ConfigError(f"{source}: root: the column {column} of {file.path} holds paths; expected their root")
-    if not (_is_text(kind) or _is_picture(kind)):
+    if not (_is_text(kind) or _is_image(kind)):
         expected = "expected binary, a path, a struct of bytes and path, or a list of these"
         raise ConfigError(f"{source}: {field}: the column {column} of {file.path} is {kind}; {expected}")
 
 
 def read_groups(
-    files: Files, part: Part, columns: list[str]
+    files: Files, part: SourcePartition, columns: list[str]
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
     """Key ("FILE/ROW") of each row, and what gives its fields or raises RejectedError."""
     row = part.place["first"]
@@ -76,7 +76,7 @@ def read_groups(
 
 
 def _read_group(
-    part: Part, parquet: pq.ParquetFile, group: int, row: int, columns: list[str]
+    part: SourcePartition, parquet: pq.ParquetFile, group: int, row: int, columns: list[str]
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
     """The rows of a group, whose first is `row` of the file. Behind a damaged page the rest of it is lost."""
     batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False)
@@ -129,8 +129,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _is_picture(kind: pa.DataType) -> bool:
+def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
-    # A file in which no row has a picture has lost the type.
+    # A file in which no row has an image has lost the type.
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)

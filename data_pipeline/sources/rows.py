@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from xxhash import xxh64
 
-from data_pipeline.records import Part, Reason, RejectedError
+from data_pipeline.records import Reason, RejectedError, SourcePartition
 from data_pipeline.sources.files import File, Files
 from wemmu.config import ConfigError
 
@@ -22,11 +22,11 @@ _LOOKED_AT = 100
 _DECODER = json.JSONDecoder()
 
 
-def parts_of_rows(files: Files, file: File, size: int, fields: dict[str, str]) -> Iterator[Part]:
+def parts_of_rows(files: Files, file: File, size: int, fields: dict[str, str]) -> Iterator[SourcePartition]:
     """Parts of `size` rows each, found by reading the file once.
 
     A part's place has the digest of its bytes, so that a changed line changes its part alone and new lines at the end
-    of a file leave the parts before as they are. The pictures that the rows name are not looked at.
+    of a file leave the parts before as they are. The images that the rows name are not looked at.
 
     Raises:
         ConfigError: if one of `fields`, {config field: name}, is nowhere in the first rows, or the file is compressed.
@@ -40,19 +40,23 @@ def parts_of_rows(files: Files, file: File, size: int, fields: dict[str, str]) -
         try:
             rows = list(_elements(opened.read())) if array else []
         except ValueError as error:
-            yield Part(files.source, file.name, file.place | {"broken": f"it is not a whole JSON array: {error}"})
+            yield SourcePartition(
+                files.source, file.name, file.place | {"broken": f"it is not a whole JSON array: {error}"}
+            )
             return
         spans: Iterable[tuple[int, bytes]] = rows if array else _lines(opened)
         yield from _parts(files, file, _checked(spans, file, files.source, fields), size, bool(array))
 
 
-def _parts(files: Files, file: File, spans: Iterable[tuple[int, bytes]], size: int, array: bool) -> Iterator[Part]:
+def _parts(
+    files: Files, file: File, spans: Iterable[tuple[int, bytes]], size: int, array: bool
+) -> Iterator[SourcePartition]:
     first, count, start, end, digest = 1, 0, 0, 0, xxh64()
 
-    def part() -> Part:
+    def part() -> SourcePartition:
         place = {"path": file.path, "file": file.name, "first": first, "start": start, "end": end}
         place |= {"digest": digest.hexdigest()} | ({"array": True} if array else {})
-        return Part(files.source, f"{file.name}:{first}-{first + count - 1}", place)
+        return SourcePartition(files.source, f"{file.name}:{first}-{first + count - 1}", place)
 
     for begin, row in spans:
         if count == size:
@@ -66,7 +70,7 @@ def _parts(files: Files, file: File, spans: Iterable[tuple[int, bytes]], size: i
         yield part()
 
 
-def read_rows(files: Files, part: Part) -> Iterator[tuple[str, bytes]]:
+def read_rows(files: Files, part: SourcePartition) -> Iterator[tuple[str, bytes]]:
     """Key ("FILE/NUMBER", for lines as editors number them) and content of every row of a part that is not empty."""
     place = part.place
     with files.open(part) as opened:

@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data_pipeline.records import Part, RawRecord
+from data_pipeline.records import RawRecord, SourcePartition
 from wemmu.config import Task, prepare
 from wemmu.shapes.edits import Edit, random_edit, random_two_image_edit
 from wemmu.shapes.language import DESCRIBE, caption, full_caption, question, wordings
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
 
-# Share of descriptions among what is asked of a picture; the rest are questions.
+# Share of descriptions among what is asked of an image; the rest are questions.
 DESCRIPTIONS = 0.5
 
 
-class Sample(NamedTuple):
+class SceneRecord(NamedTuple):
     """Prompt, input scenes and target scene, where None is the first input; what to say, where words are wanted."""
 
     prompt: str
@@ -27,30 +27,30 @@ class Sample(NamedTuple):
     answer: str = ""
 
 
-def _t2i(rng: random.Random) -> Sample:
+def _t2i(rng: random.Random) -> SceneRecord:
     scene = random_scene(rng)
-    return Sample(caption(scene, rng), target=scene)
+    return SceneRecord(caption(scene, rng), target=scene)
 
 
-def _reconstruction(rng: random.Random) -> Sample:
-    return Sample("", (random_scene(rng),))
+def _reconstruction(rng: random.Random) -> SceneRecord:
+    return SceneRecord("", (random_scene(rng),))
 
 
-def _unconditional(rng: random.Random) -> Sample:
-    return Sample("", target=random_scene(rng))
+def _unconditional(rng: random.Random) -> SceneRecord:
+    return SceneRecord("", target=random_scene(rng))
 
 
-def _edited(edit: Edit) -> Sample:
-    return Sample(edit.instruction, edit.sources, edit.target)
+def _edited(edit: Edit) -> SceneRecord:
+    return SceneRecord(edit.instruction, edit.sources, edit.target)
 
 
-def _understanding(rng: random.Random) -> Sample:
+def _understanding(rng: random.Random) -> SceneRecord:
     scene = random_scene(rng)
     asked = (DESCRIBE, full_caption(scene)) if rng.random() < DESCRIPTIONS else question(scene, rng)
-    return Sample(asked[0], (scene,), answer=asked[1])
+    return SceneRecord(asked[0], (scene,), answer=asked[1])
 
 
-SAMPLES: dict[Task, Callable[[random.Random], Sample]] = {
+RECORDS: dict[Task, Callable[[random.Random], SceneRecord]] = {
     Task.T2I: _t2i,
     Task.RECONSTRUCTION: _reconstruction,
     Task.UNCONDITIONAL: _unconditional,
@@ -66,7 +66,7 @@ def _drawn(shares: Mapping[str, float], rng: random.Random) -> str:
 
 @dataclass(frozen=True)
 class SceneDrawing:
-    """A scene as a picture without a size."""
+    """A scene as an image without a size."""
 
     scene: Scene
 
@@ -82,37 +82,37 @@ class ShapesSource:
 
     def __init__(self, config: prepare.ShapesSource):
         self._config = config
-        self._samples = dict(SAMPLES)
+        self._samples = dict(RECORDS)
         if config.edits:
             self._samples[Task.EDIT] = self._weighted_edit
         if config.captions:
             self._samples[Task.T2I] = self._weighted_caption
 
-    def _weighted_edit(self, rng: random.Random) -> Sample:
+    def _weighted_edit(self, rng: random.Random) -> SceneRecord:
         return _edited(random_edit(rng, kind=_drawn(self._config.edits, rng)))
 
-    def _weighted_caption(self, rng: random.Random) -> Sample:
+    def _weighted_caption(self, rng: random.Random) -> SceneRecord:
         wording = _drawn(self._config.captions, rng)
         scene = random_scene(rng)
         while wording not in wordings(scene):
             scene = random_scene(rng)
-        return Sample(caption(scene, rng, wording), target=scene)
+        return SceneRecord(caption(scene, rng, wording), target=scene)
 
     def files(self) -> list[tuple[str, int]]:
         return []
 
-    def parts(self, size: int) -> list[Part]:
+    def parts(self, size: int) -> list[SourcePartition]:
         return [
             self._part(task, first, min(first + size, samples))
             for task, samples in self._config.samples.items()
             for first in range(0, samples, size)
         ]
 
-    def _part(self, task: Task, first: int, end: int) -> Part:
+    def _part(self, task: Task, first: int, end: int) -> SourcePartition:
         place = {"task": str(task), "first": first, "end": end, "seed": self._config.seed}
-        return Part(self._config.name, f"{task}/{first}-{end - 1}", place)
+        return SourcePartition(self._config.name, f"{task}/{first}-{end - 1}", place)
 
-    def read(self, part: Part) -> Iterator[RawRecord]:
+    def read(self, part: SourcePartition) -> Iterator[RawRecord]:
         task, seed = Task(part.place["task"]), part.place["seed"]
         for number in range(part.place["first"], part.place["end"]):
             sample = self._samples[task](random.Random(f"shapes/{seed}/{task}/{number}"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from data_pipeline.records import Part, RawRecord, Reason, Rejection
+from data_pipeline.records import RawRecord, Reason, Rejection, SourcePartition
 from data_pipeline.sources import parquet
 from data_pipeline.sources.common import Root, record_or_rejection, root_of
 from data_pipeline.sources.files import File, Files
@@ -28,8 +28,8 @@ class TableSource(ABC, Generic[Config]):
 
     @property
     @abstractmethod
-    def _pictures(self) -> dict[str, str]:
-        """{config field: column} of the pictures."""
+    def _images(self) -> dict[str, str]:
+        """{config field: column} of the images."""
 
     @property
     @abstractmethod
@@ -43,25 +43,25 @@ class TableSource(ABC, Generic[Config]):
     def files(self) -> list[tuple[str, int]]:
         return self._files.sizes()
 
-    def parts(self, size: int) -> list[Part]:
+    def parts(self, size: int) -> list[SourcePartition]:
         """At most `size` rows in each, unless a row group of Parquet alone has more."""
         self._root(None)
         return [part for file in self._files.find() for part in self._parts(file, size)]
 
-    def _parts(self, file: File, size: int) -> Iterator[Part]:
+    def _parts(self, file: File, size: int) -> Iterator[SourcePartition]:
         if file.broken:
-            yield Part(self._config.name, file.name, file.place)
+            yield SourcePartition(self._config.name, file.name, file.place)
         elif self._is_parquet(file):
             yield from parquet.parts_of_groups(
-                self._files, file, size, self._pictures, self._texts, paths=self._config.root is not None
+                self._files, file, size, self._images, self._texts, paths=self._config.root is not None
             )
         else:
-            yield from parts_of_rows(self._files, file, size, self._pictures | self._texts)
+            yield from parts_of_rows(self._files, file, size, self._images | self._texts)
 
     def _is_parquet(self, file: File) -> bool:
         return file.name.endswith((".parquet", ".pq")) or parquet.begins(self._files, file)
 
-    def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
+    def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
         if "broken" in part.place:
             yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, part.place["broken"])
             return
@@ -76,13 +76,13 @@ class TableSource(ABC, Generic[Config]):
     def _made(self, key: str, fields: Callable[[], dict[str, Any]], root: Root | None) -> RawRecord:
         return self._record(key, fields(), root)
 
-    def _rows(self, part: Part) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
+    def _rows(self, part: SourcePartition) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
         if "groups" in part.place:
-            columns = [*self._pictures.values(), *self._texts.values()]
+            columns = [*self._images.values(), *self._texts.values()]
             return parquet.read_groups(self._files, part, list(dict.fromkeys(columns)))
         return ((key, partial(parse, row)) for key, row in read_rows(self._files, part))
 
-    def _root(self, part: Part | None) -> Root | None:
+    def _root(self, part: SourcePartition | None) -> Root | None:
         """The config's, or the folder of the part's file."""
         config = self._config
         if config.root is not None:

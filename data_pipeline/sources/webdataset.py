@@ -15,18 +15,18 @@ from functools import partial
 from itertools import islice
 from typing import IO
 
-from data_pipeline.records import Part, PictureFile, RawRecord, Reason, RejectedError, Rejection, short
+from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition, short
 from data_pipeline.sources.common import inside, prompt_of, record_or_rejection, text
 from data_pipeline.sources.files import Files
 from data_pipeline.sources.rows import parse
 from wemmu.config import ConfigError, Task, prepare
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp")
 
-# A sparse or gzip'ed member can claim any size in a few bytes; no picture file is as large as this.
+# A sparse or gzip'ed member can claim any size in a few bytes; no image file is as large as this.
 _LARGEST = 2**30
 
-# Bytes of records in hand that wait for a caption, or a picture, which may stand further on.
+# Bytes of records in hand that wait for a caption, or an image, which may stand further on.
 _WAITING = 2**28
 # Records at the beginning of a source, one of which has to have a caption where the config says.
 _LOOKED_AT = 100
@@ -53,7 +53,7 @@ class _Group:
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     fault: RejectedError | None = None
-    # Kinds of the members that hold a picture under a name with a further dot.
+    # Kinds of the members that hold an image under a name with a further dot.
     dotted: list[str] = field(default_factory=list)
     # Kinds of members that are not read.
     others: dict[str, None] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class _Group:
     @property
     def merged(self) -> bool:
         """Whether the names of several records have become the kinds of this one."""
-        return len(self.dotted) > 1 and not self.fault and self.members.keys().isdisjoint(PICTURES)
+        return len(self.dotted) > 1 and not self.fault and self.members.keys().isdisjoint(IMAGES)
 
     @property
     def bytes(self) -> int:
@@ -81,18 +81,18 @@ class WebDatasetSource:
         self._config = config
         self._files = Files(config.name, config.path, "tar files", "*.tar")
         self._captions = {place.partition(":")[0] for place in config.caption}
-        self._wanted = {*PICTURES, *(place.partition(":")[0] for place in config.caption)}
+        self._wanted = {*IMAGES, *(place.partition(":")[0] for place in config.caption)}
 
     def files(self) -> list[tuple[str, int]]:
         return self._files.sizes()
 
-    def parts(self, size: int) -> list[Part]:
+    def parts(self, size: int) -> list[SourcePartition]:
         """One for each tar, whatever `size`."""
-        parts = [Part(self._config.name, file.name, file.place) for file in self._files.find()]
+        parts = [SourcePartition(self._config.name, file.name, file.place) for file in self._files.find()]
         self._check_captions(parts)
         return parts
 
-    def _check_captions(self, parts: list[Part]) -> None:
+    def _check_captions(self, parts: list[SourcePartition]) -> None:
         """Raises ConfigError: if the first tar that can be read has no caption where the config says."""
         if not self._config.caption:
             return
@@ -121,7 +121,7 @@ class WebDatasetSource:
                     "caption to where it stands, or caption: [] if there are none"
                 )
 
-    def read(self, part: Part) -> Iterator[RawRecord | Rejection]:
+    def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
         if "broken" in part.place:
             yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, part.place["broken"])
             return
@@ -133,7 +133,7 @@ class WebDatasetSource:
             yield from self._of(part, group, group.key in seen)
             seen.add(group.key)
 
-    def _of(self, part: Part, group: _Group, repeated: bool) -> Iterator[RawRecord | Rejection]:
+    def _of(self, part: SourcePartition, group: _Group, repeated: bool) -> Iterator[RawRecord | Rejection]:
         """The record of a group; or, of one into which many records' names merge, each of them as damaged."""
         key = f"{part.place['file']}/{group.key}"
         if not group.merged:
@@ -143,7 +143,7 @@ class WebDatasetSource:
         for kind in group.dotted:
             yield Rejection(part.source, part.name, f"{key}.{kind}", Reason.MERGED, detail)
 
-    def _all_groups(self, part: Part) -> Iterator[_Group | Rejection]:
+    def _all_groups(self, part: SourcePartition) -> Iterator[_Group | Rejection]:
         """The groups of a tar, and where it breaks that it does."""
         if "broken" in part.place:
             return
@@ -159,9 +159,9 @@ class WebDatasetSource:
                 yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, f"{after}: {error}")
 
     def _together(self, groups: Iterator[_Group]) -> Iterator[_Group]:
-        """Groups with what stands of them further on, as in a tar of all pictures and then all captions.
+        """Groups with what stands of them further on, as in a tar of all images and then all captions.
 
-        What lacks its picture or caption waits for it; of a tar that is sorted, and has captions, nothing does.
+        What lacks its image or caption waits for it; of a tar that is sorted, and has captions, nothing does.
 
         Raises:
             _UnsortedError: if the rest of a group comes after more than fits into memory.
@@ -198,7 +198,7 @@ class WebDatasetSource:
     def _complete(self, group: _Group) -> bool:
         if not self._captions:
             return True
-        return any(kind in group.members for kind in PICTURES) and not self._captions.isdisjoint(group.members)
+        return any(kind in group.members for kind in IMAGES) and not self._captions.isdisjoint(group.members)
 
     def _groups(self, file: IO[bytes]) -> Iterator[_Group]:
         """Members of one key in succession. The last group before a break may lack members and is not given."""
@@ -223,7 +223,7 @@ class WebDatasetSource:
                     group.members[kind] = tar.extractfile(member).read()
                 else:
                     group.others[kind] = None
-                    if "." in kind and kind.rpartition(".")[2] in PICTURES:
+                    if "." in kind and kind.rpartition(".")[2] in IMAGES:
                         group.dotted.append(kind)
             _check_end(tar)
         if group:
@@ -245,13 +245,13 @@ class WebDatasetSource:
             raise group.fault
         if repeated:
             raise RejectedError(Reason.BAD_RECORD, "the key has been there before")
-        kinds = [kind for kind in PICTURES if kind in group.members]
+        kinds = [kind for kind in IMAGES if kind in group.members]
         if not kinds:
-            raise RejectedError(Reason.NO_PICTURE, f"no member {', '.join(PICTURES)}")
+            raise RejectedError(Reason.NO_IMAGE, f"no member {', '.join(IMAGES)}")
         if len(kinds) > 1:
             raise RejectedError(Reason.BAD_RECORD, f"several pictures: {', '.join(kinds)}")
-        picture = PictureFile(f"{group.key}.{kinds[0]}", group.members[kinds[0]])
-        return RawRecord(key, Task.T2I, self._caption(key, group.members), target=picture)
+        image = EncodedImage(f"{group.key}.{kinds[0]}", group.members[kinds[0]])
+        return RawRecord(key, Task.T2I, self._caption(key, group.members), target=image)
 
     def _caption(self, key: str, members: dict[str, bytes]) -> str | None:
         found = None

@@ -43,7 +43,7 @@ PARTITION = 7
 
 @dataclass(frozen=True)
 class Record:
-    """Pictures of one size. `target` None: the first input is it. `latents` as bytes, of the target and each input."""
+    """Images of one size. `target` None: the first input is it. `latents` as bytes, of the target and each input."""
 
     id: str
     prompt: str = ""
@@ -58,7 +58,7 @@ def stream(task: Task, height: int = PX, width: int = PX, inputs: int | None = N
 
 
 def shapes(task: Task, count: int, size: tuple[int, int] = (PX, PX)) -> list[Record]:
-    """Pictures of `size` = (height, width) from the miniature world."""
+    """Images of `size` = (height, width) from the miniature world."""
     records = []
     for number in range(count):
         name = f"shapes/{size}/{task}/{number}"
@@ -115,9 +115,9 @@ def columns(task: Task, record: Record, form: Literal["PNG", "JPEG"] = "PNG") ->
     return {**found, "checksum": checksum(found)}
 
 
-def file_of(picture: Image.Image, form: str) -> bytes:
+def file_of(image: Image.Image, form: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **({"quality": 95, "subsampling": 0} if form == "JPEG" else {}))
+    image.save(buffer, form, **({"quality": 95, "subsampling": 0} if form == "JPEG" else {}))
     return buffer.getvalue()
 
 

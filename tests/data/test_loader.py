@@ -246,17 +246,17 @@ def test_in_every_layout_an_epoch_holds_every_sample_once(
         assert len(set(epochs[-1])) == len(epochs[-1])
 
 
-def test_stored_latents_come_with_their_pictures(
+def test_stored_latents_come_with_their_images(
     tmp_path: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf
 ) -> None:
-    """The latents of a picture are here its first pixels, so that they tell to which picture they belong."""
+    """The latents of an image are here its first pixels, so that they tell to which image they belong."""
     kind = LatentSettings(vae="0" * 64, scaling_factor=1, dtype="float32", channels=3, rows=1, columns=1)
 
     def with_latents(record: Record) -> Record:
-        pictures = [record.target, *record.images]
+        images = [record.target, *record.images]
         return Record(
             record.id, record.prompt, record.images, record.target,
-            tuple(pixels(p)[:, 0, 0].astype("<f4").tobytes() for p in pictures),
+            tuple(pixels(p)[:, 0, 0].astype("<f4").tobytes() for p in images),
         )  # fmt: skip
 
     records = {stream(task, latents=kind): shapes(task, 12) for task in (Task.T2I, Task.MULTI_EDIT)}

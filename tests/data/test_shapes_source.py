@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from data_pipeline.records import RawRecord
 from data_pipeline.sources import open_source
-from data_pipeline.sources.shapes import SAMPLES, SceneDrawing
+from data_pipeline.sources.shapes import RECORDS, SceneDrawing
 from wemmu.config import Task, prepare
 from wemmu.shapes.edits import EDITS
 from wemmu.shapes.language import DESCRIBE, WORDINGS, parse_caption
@@ -39,7 +39,7 @@ def drawings(record: RawRecord) -> list[SceneDrawing]:
 
 
 def scenes(record: RawRecord, px: int = 64) -> list[Scene | None]:
-    """What the pictures show, not what they were told to."""
+    """What the images show, not what they were told to."""
     return [read(drawing.draw(px, px)).scene for drawing in drawings(record)]
 
 
@@ -79,7 +79,7 @@ def test_what_the_world_cannot_make_is_refused_when_the_config_is_read(
 def test_all_that_the_world_can_make_can_be_asked_for() -> None:
     assert get_args(prepare.EditKind) == tuple(EDITS)
     assert get_args(prepare.Wording) == WORDINGS
-    assert set(Task) == set(SAMPLES)
+    assert set(Task) == set(RECORDS)
 
 
 def test_captions_come_in_the_shares_that_are_asked_for() -> None:
@@ -111,7 +111,7 @@ def test_a_size_is_only_another_rendering(task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_every_picture_shows_a_training_scene(task: Task) -> None:
+def test_every_image_shows_a_training_scene(task: Task) -> None:
     # One scene in ten is a test scene, so that a source without a split would pass with probability 0.9 ** 60.
     for record in records(task, 60):
         for scene in scenes(record):
@@ -129,19 +129,19 @@ def test_a_record_has_what_its_task_needs(task: Task) -> None:
     assert (made.prompt == "") == (task in (Task.RECONSTRUCTION, Task.UNCONDITIONAL))
 
 
-def test_captions_are_true_of_their_pictures() -> None:
+def test_captions_are_true_of_their_images() -> None:
     for made in records(Task.T2I, 40):
         assert caption_satisfied(made.target.draw(64, 64), made.prompt), (made.key, made.prompt)
 
 
-def test_descriptions_are_true_of_their_pictures() -> None:
+def test_descriptions_are_true_of_their_images() -> None:
     made = [record for record in records(Task.UNDERSTANDING, 40) if record.prompt == DESCRIBE]
     assert 10 < len(made) < 30
     for record in made:
         assert caption_satisfied(record.images[0].draw(64, 64), record.answer), (record.key, record.answer)
 
 
-def test_edits_change_the_picture() -> None:
+def test_edits_change_the_image() -> None:
     for task in (Task.EDIT, Task.MULTI_EDIT):
         for record in records(task, 20):
             first, *_, target = scenes(record)

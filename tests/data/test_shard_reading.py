@@ -20,7 +20,7 @@ from tests.data import handmade
 from tests.data.handmade import PARTITION, Record, make_curriculum, photographs, pixels, rewrite, shapes, stream
 from wemmu.config.shards import DATASET_FILE, INDEX_FILE, DataSet, LatentSettings, ShardError
 from wemmu.config.task import Task
-from wemmu.data.shards import Sample, ShardStream
+from wemmu.data.shards import DecodedRecord, ShardStream
 from wemmu.data.streams import open_streams
 
 SHARD = Path("edit/32/32x32/00001/shard.00000.mds")
@@ -33,7 +33,7 @@ def opened(root: Path, *tasks: Task, resolution: int = 32, **changes: object) ->
     return open_streams(make_curriculum(root, **changes).data, tasks, resolution)
 
 
-def same(one: Sample, other: Sample) -> bool:
+def same(one: DecodedRecord, other: DecodedRecord) -> bool:
     return (one.id, one.prompt) == (other.id, other.prompt) and all(
         torch.equal(getattr(one, field), getattr(other, field)) for field in ("images", "target")
     )
@@ -76,7 +76,7 @@ def test_jpeg_gives_photographs_back_as_pil_decodes_them(tmp_path: Path) -> None
         assert np.abs(decoded.astype(int) - pixels(record.target)).mean() < 3
 
 
-def test_grey_pictures_come_as_rgb(tmp_path: Path) -> None:
+def test_grey_images_come_as_rgb(tmp_path: Path) -> None:
     grey = photographs(1)[0].target.convert("L")
     handmade.write(tmp_path, {stream(Task.T2I): [Record("grey", "a face", (), grey)]})
     (found,) = opened(tmp_path, Task.T2I)
@@ -162,14 +162,14 @@ def test_an_index_of_other_shards_than_recorded_is_refused(copy: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def playground(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[Sample]]:
+def playground(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[DecodedRecord]]:
     """A shard file to be damaged again and again, its whole content, and its records."""
     root = Path(shutil.copytree(shards, tmp_path_factory.mktemp("playground") / "shards"))
     (found,) = opened(root, Task.EDIT)
     return root, (root / SHARD).read_bytes(), [found[i] for i in LOST]
 
 
-def records_or_refused(root: Path, written: list[Sample], found: ShardStream) -> int:
+def records_or_refused(root: Path, written: list[DecodedRecord], found: ShardStream) -> int:
     """How many of the shard's records are refused; the others must be what was written."""
     refusals = []
     for number, record in zip(LOST, written, strict=True):
@@ -183,7 +183,7 @@ def records_or_refused(root: Path, written: list[Sample], found: ShardStream) ->
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_bit_can_flip_unnoticed(playground: tuple[Path, bytes, list[Sample]], data: st.DataObject) -> None:
+def test_no_bit_can_flip_unnoticed(playground: tuple[Path, bytes, list[DecodedRecord]], data: st.DataObject) -> None:
     root, content, written = playground
     (root / SHARD).write_bytes(content)
     (found,) = opened(root, Task.EDIT)
@@ -198,7 +198,7 @@ def test_no_bit_can_flip_unnoticed(playground: tuple[Path, bytes, list[Sample]],
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_truncation_goes_unnoticed(playground: tuple[Path, bytes, list[Sample]], data: st.DataObject) -> None:
+def test_no_truncation_goes_unnoticed(playground: tuple[Path, bytes, list[DecodedRecord]], data: st.DataObject) -> None:
     """Of a stream that was whole when it was opened."""
     root, content, written = playground
     (root / SHARD).write_bytes(content)
@@ -208,7 +208,7 @@ def test_no_truncation_goes_unnoticed(playground: tuple[Path, bytes, list[Sample
 
 
 def test_a_record_read_through_the_offset_of_another_is_refused(
-    playground: tuple[Path, bytes, list[Sample]],
+    playground: tuple[Path, bytes, list[DecodedRecord]],
 ) -> None:
     """The one damage that a checksum alone would let pass."""
     root, content, written = playground
@@ -225,10 +225,10 @@ def test_a_record_read_through_the_offset_of_another_is_refused(
     [
         (
             Record("odd", "", (), photographs(1, (32, 48))[0].target),
-            r"picture of \(32, 48\) px in a stream of \(32, 32\)",
+            r"image of \(32, 48\) px in a stream of \(32, 32\)",
         ),
-        (Record("odd", "", (photographs(1)[0].target,), photographs(1)[0].target), "1 input pictures in a stream of 0"),
-        (Record("odd", "no picture"), "no picture"),
+        (Record("odd", "", (photographs(1)[0].target,), photographs(1)[0].target), "1 input images in a stream of 0"),
+        (Record("odd", "no image"), "no image"),
     ],
 )
 def test_a_record_that_does_not_fit_its_stream_is_refused(tmp_path: Path, record: Record, words: str) -> None:
@@ -239,8 +239,8 @@ def test_a_record_that_does_not_fit_its_stream_is_refused(tmp_path: Path, record
     assert found[1].prompt == shapes(Task.T2I, 1)[0].prompt
 
 
-def test_bytes_that_are_no_picture_are_refused(tmp_path: Path) -> None:
-    row = {**handmade.columns(Task.T2I, shapes(Task.T2I, 1)[0]), "target": b"not a picture"}
+def test_bytes_that_are_no_image_are_refused(tmp_path: Path) -> None:
+    row = {**handmade.columns(Task.T2I, shapes(Task.T2I, 1)[0]), "target": b"not an image"}
     row["checksum"] = handmade.checksum(row)
     handmade.write_columns(tmp_path, {stream(Task.T2I): [row]})
     (found,) = opened(tmp_path, Task.T2I)

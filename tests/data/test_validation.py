@@ -14,13 +14,13 @@ from wemmu.data.validation import HeldOut
 from wemmu.prompts import PromptEncoder
 
 TOKEN_PX, NUMBER = 16, 5
-# At 64 px there are fewer, so that other places of the stream hold the same pictures.
+# At 64 px there are fewer, so that other places of the stream hold the same images.
 SIZES = {(Task.T2I, 32): 30, (Task.T2I, 64): 23, (Task.EDIT, 32): 24, (Task.EDIT, 64): 18}
 MIXTURE = {"t2i": 0.4, "reconstruction": 0.3, "edit": 0.3}
 
 
 def records(task: Task, px: int) -> list[Record]:
-    """A picture bears one id at all resolutions; the highest has the last of them."""
+    """An image bears one id at all resolutions; the highest has the last of them."""
     found = [Record(f"{task}/{i}", r.prompt, r.images, r.target) for i, r in enumerate(shapes(task, 30, (px, px)))]
     return found[-SIZES[task, px] :]
 
@@ -58,7 +58,7 @@ def test_what_is_held_out_at_one_resolution_is_trained_on_at_none(shards: Path, 
         here = {sample_id(record.id) for task in (Task.T2I, Task.EDIT) for record in records(task, px)}
         # 40 steps of 8 are several epochs: all the rest is trained on.
         assert trained_on(run_at(shards, px), encoder) == here - held
-    # The two resolutions do not hold out the same pictures; else the test would prove less.
+    # The two resolutions do not hold out the same images; else the test would prove less.
     per_resolution = [{i for _, ids in held_out(run_at(shards, px), encoder) for i in ids} for px in (32, 64)]
     assert per_resolution[0] != per_resolution[1]
     assert all(len(ids) == 2 * NUMBER - (px == 64) for ids, px in zip(per_resolution, (32, 64), strict=True))

@@ -32,7 +32,7 @@ def encode(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-# Pictures, odd but fine.
+# Images, odd but fine.
 
 
 def png_named_jpg() -> bytes:
@@ -82,7 +82,7 @@ def animated_gif() -> bytes:
     return encode(red, "GIF", save_all=True, append_images=[blue])
 
 
-# Pictures that are none.
+# Images that are none.
 
 
 def truncated_jpeg() -> bytes:
@@ -126,7 +126,7 @@ def _exif(orientation: int) -> Image.Exif:
     return exif
 
 
-FINE_PICTURES = {
+FINE_IMAGES = {
     "png named jpg": png_named_jpg,
     "cmyk jpeg": cmyk_jpeg,
     "16-bit png": sixteen_bit_png,
@@ -135,9 +135,9 @@ FINE_PICTURES = {
     "animation": animated_gif,
 }
 
-BROKEN_PICTURES = {
-    "no bytes": (bytes, Reason.EMPTY_PICTURE),
-    "text named jpg": (text_named_jpg, Reason.NOT_A_PICTURE),
+BROKEN_IMAGES = {
+    "no bytes": (bytes, Reason.EMPTY_IMAGE),
+    "text named jpg": (text_named_jpg, Reason.NOT_AN_IMAGE),
     "truncated jpeg": (truncated_jpeg, Reason.TRUNCATED),
     "damaged png": (damaged_png, Reason.TRUNCATED),
     "decompression bomb": (bomb_png, Reason.TOO_MANY_PIXELS),
@@ -150,13 +150,13 @@ BROKEN_LINES = {
     b'{"image": "1.jpg", "caption": "cut of': Reason.BAD_RECORD,
     b'["1.jpg", "a list"]': Reason.BAD_RECORD,
     b'{"image": "1.jpg", "caption": 7}': Reason.BAD_RECORD,
-    b'{"caption": "no picture field"}': Reason.BAD_RECORD,
+    b'{"caption": "no image field"}': Reason.BAD_RECORD,
     b"[" * 100_000: Reason.BAD_RECORD,
     b'{"image": "1.jpg", "caption": "' + BROKEN_TEXT + b'"}': Reason.BAD_TEXT,
     b'{"image": "1.jpg", "caption": "half a \\ud83d pair"}': Reason.BAD_TEXT,
     b'{"image": "\\ud83d.jpg", "caption": "half a pair"}': Reason.BAD_TEXT,
-    b'{"image": "nowhere.jpg", "caption": "lost"}': Reason.NO_PICTURE,
-    b'{"image": "' + b"x" * 300 + b'.jpg", "caption": "a name that no file can have"}': Reason.NO_PICTURE,
+    b'{"image": "nowhere.jpg", "caption": "lost"}': Reason.NO_IMAGE,
+    b'{"image": "' + b"x" * 300 + b'.jpg", "caption": "a name that no file can have"}': Reason.NO_IMAGE,
     b'{"image": "../outside.jpg", "caption": "escape"}': Reason.UNSAFE_PATH,
     b'{"image": "a/../../outside.jpg", "caption": "escape"}': Reason.UNSAFE_PATH,
     b'{"image": "/etc/hostname", "caption": "escape"}': Reason.UNSAFE_PATH,
@@ -170,7 +170,7 @@ def write_lines(path: Path, lines: Iterable[bytes | dict[str, Any]]) -> Path:
 
 
 def link_out_of(root: Path, name: str = "link.jpg") -> str:
-    """A symbolic link in `root` to a picture beside it; returns its name."""
+    """A symbolic link in `root` to an image beside it; returns its name."""
     (root.parent / "outside.jpg").write_bytes(encode(photograph("chelsea")))
     (root / name).symlink_to(root.parent / "outside.jpg")
     return name
@@ -198,10 +198,10 @@ def tar(members: Iterable[tuple[str, bytes] | tarfile.TarInfo], compress: bool =
 
 
 def pairs(count: int, first: int = 0) -> list[tuple[str, bytes]]:
-    """Members of `count` records as img2dataset names them: small pictures and their captions."""
-    picture = encode(photograph().resize((32, 32)))
+    """Members of `count` records as img2dataset names them: small images and their captions."""
+    image = encode(photograph().resize((32, 32)))
     numbers = range(first, first + count)
-    return [m for n in numbers for m in ((f"{n:06d}.jpg", picture + bytes([n])), (f"{n:06d}.txt", b"number %d" % n))]
+    return [m for n in numbers for m in ((f"{n:06d}.jpg", image + bytes([n])), (f"{n:06d}.txt", b"number %d" % n))]
 
 
 def link(name: str, to: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:

@@ -1,4 +1,4 @@
-"""The bucket rule, for any resolution, unit and picture."""
+"""The bucket rule, for any resolution, unit and image."""
 
 import math
 
@@ -17,25 +17,25 @@ sizes = st.tuples(st.integers(1, 8000), st.integers(1, 8000))
 
 @st.composite
 def sets(draw: st.DrawFn) -> tuple[int, Pictures, tuple[Size, ...]]:
-    pictures = Pictures(unit=draw(units), max_aspect=draw(aspects))
-    resolution = pictures.unit * draw(st.integers(1, 40))
-    return resolution, pictures, buckets(resolution, pictures)
+    images = Pictures(unit=draw(units), max_aspect=draw(aspects))
+    resolution = images.unit * draw(st.integers(1, 40))
+    return resolution, images, buckets(resolution, images)
 
 
 @given(sets())
 def test_every_side_is_a_multiple_of_the_unit_and_none_is_more_oblong_than_allowed(made: tuple) -> None:
-    _, pictures, found = made
+    _, images, found = made
     for height, width in found:
-        assert height % pictures.unit == 0 < height
-        assert width % pictures.unit == 0 < width
-        assert max(height, width) / min(height, width) <= pictures.max_aspect
+        assert height % images.unit == 0 < height
+        assert width % images.unit == 0 < width
+        assert max(height, width) / min(height, width) <= images.max_aspect
 
 
 @given(sets())
 def test_areas_differ_from_the_square_by_at_most_half_a_unit_of_its_side(made: tuple) -> None:
-    resolution, pictures, found = made
+    resolution, images, found = made
     for height, width in found:
-        assert abs(height * width / resolution**2 - 1) <= pictures.unit / (2 * resolution) + 1e-12
+        assert abs(height * width / resolution**2 - 1) <= images.unit / (2 * resolution) + 1e-12
 
 
 @given(sets())
@@ -60,7 +60,7 @@ def test_no_bucket_is_nearer_in_aspect_ratio_than_the_nearest(made: tuple, size:
 
 
 @given(sets(), st.integers(1, 5), st.data())
-def test_a_picture_with_the_shape_of_a_bucket_goes_to_it_and_loses_nothing(
+def test_an_image_with_the_shape_of_a_bucket_goes_to_it_and_loses_nothing(
     made: tuple, times: int, data: st.DataObject
 ) -> None:
     bucket = data.draw(st.sampled_from(made[2]))
@@ -71,7 +71,7 @@ def test_a_picture_with_the_shape_of_a_bucket_goes_to_it_and_loses_nothing(
 
 
 @given(sizes, sizes)
-def test_an_enlarged_picture_just_covers_its_bucket(size: Size, bucket: Size) -> None:
+def test_an_enlarged_image_just_covers_its_bucket(size: Size, bucket: Size) -> None:
     scale = enlargement(size, bucket)
     covered = [side * scale / wanted for side, wanted in zip(size, bucket, strict=True)]
     assert math.isclose(min(covered), 1)

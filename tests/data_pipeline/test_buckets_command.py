@@ -8,11 +8,11 @@ from PIL import Image, ImageFile
 from rich.console import Console
 
 from data_pipeline import preview
-from data_pipeline.pictures import decode
+from data_pipeline.images import decode
 from data_pipeline.plan import plan
 from data_pipeline.preview import header, survey
 from data_pipeline.preview_text import show_buckets
-from data_pipeline.records import PictureFile, RejectedError
+from data_pipeline.records import EncodedImage, RejectedError
 from tests.data_pipeline.broken import rotated_jpeg, truncated_jpeg
 from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, write_in_process
 from wemmu.config import Curriculum
@@ -40,7 +40,7 @@ def test_it_foretells_exactly_what_writing_does(tmp_path: Path) -> None:
     assert all(one.exact and one.looked == one.records for one in found)
 
 
-def test_no_picture_is_decoded(written: Curriculum, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_decoded(written: Curriculum, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("decoded")
 
@@ -50,9 +50,9 @@ def test_no_picture_is_decoded(written: Curriculum, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_header_tells_the_size_that_the_upright_picture_has(orientation: int) -> None:
-    picture = PictureFile("it", rotated_jpeg(orientation))
-    assert header(picture, 10**9).size == decode(picture, 10**9).size
+def test_a_header_tells_the_size_that_the_upright_image_has(orientation: int) -> None:
+    image = EncodedImage("it", rotated_jpeg(orientation))
+    assert header(image, 10**9).size == decode(image, 10**9).size
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_a_header_is_refused_for_the_reason_for_which_decoding_is(data: bytes, m
     reasons = []
     for look in (header, decode):
         with pytest.raises(RejectedError) as error:
-            look(PictureFile("it", data), max_pixels)
+            look(EncodedImage("it", data), max_pixels)
         reasons.append(error.value.reason)
     assert reasons[0] is reasons[1]
 
 
 def test_what_a_header_cannot_tell_is_left_to_writing() -> None:
-    picture = PictureFile("it", truncated_jpeg())
-    assert header(picture, 10**9).size
+    image = EncodedImage("it", truncated_jpeg())
+    assert header(image, 10**9).size
     with pytest.raises(RejectedError):
-        decode(picture, 10**9)
+        decode(image, 10**9)
 
 
 def test_the_tables_show_buckets_losses_and_steps(written: Curriculum) -> None:
@@ -81,7 +81,7 @@ def test_the_tables_show_buckets_losses_and_steps(written: Curriculum) -> None:
     row = next(line.split() for line in text.splitlines() if line.startswith("48x80"))
     assert row[:4] == ["48x80", "1.67", "-6.2%", "3x5"]
     assert row[6] == "20.0%", "4:3 in 5:3 loses a fifth"
-    assert "picture too small" in text
+    assert "image too small" in text
     assert any(line.startswith("second, 64 px") and "reconstruction from t2i" in line for line in text.splitlines())
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from data_pipeline.buckets import buckets, enlargement
 from data_pipeline.chain import Decoded, bucketed, captioned, columns_of, encoded, kept, opened, worded
-from data_pipeline.pictures import decode
+from data_pipeline.images import decode
 from data_pipeline.plan import Job
-from data_pipeline.records import PictureFile, RawRecord, Reason, RejectedError
+from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError
 from wemmu.config.prepare import Keep, Pictures, Prepare
 from wemmu.config.shards import COLUMNS, LatentSettings, checksum, unpack
 from wemmu.config.task import Task
@@ -27,7 +27,7 @@ class Rejects:
         self.reasons[key] = error.reason
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -36,8 +36,8 @@ def record(key: str, target: Image.Image | None, *images: Image.Image, **changes
     return Decoded(RawRecord(**{"key": key, "task": task, "prompt": "words", **changes}), images, target)
 
 
-def job(pictures: Pictures, **resolutions: tuple[int, ...]) -> Job:
-    prepare = Prepare(sources=({"kind": "shapes", "samples": {"t2i": 1}},), pictures=pictures)
+def job(sizing: Pictures, **resolutions: tuple[int, ...]) -> Job:
+    prepare = Prepare(sources=({"kind": "shapes", "samples": {"t2i": 1}},), pictures=sizing)
     return Job(Path("nowhere"), prepare, {Task(t): r for t, r in resolutions.items()}, None)
 
 
@@ -45,14 +45,14 @@ SMALL = Pictures(unit=16, max_aspect=2.0, format="png")
 
 
 # ------------------------------------------------------------------------------------------------- kept and worded
-def test_every_picture_of_a_record_must_be_large_enough_and_not_too_oblong() -> None:
+def test_every_image_of_a_record_must_be_large_enough_and_not_too_oblong() -> None:
     rejects = Rejects()
     records = [
-        record("fine", picture(64, 48)),
-        record("small", picture(64, 47)),
-        record("small input", picture(64, 64), picture(20, 64)),
-        record("oblong", picture(193, 48)),
-        record("as oblong as allowed", picture(192, 48)),
+        record("fine", image(64, 48)),
+        record("small", image(64, 47)),
+        record("small input", image(64, 64), image(20, 64)),
+        record("oblong", image(193, 48)),
+        record("as oblong as allowed", image(192, 48)),
     ]
     passed = kept(records, Keep(min_side=48, max_aspect=4.0), rejects)
     assert [r.raw.key for r in passed] == ["fine", "as oblong as allowed"]
@@ -75,9 +75,9 @@ def test_every_picture_of_a_record_must_be_large_enough_and_not_too_oblong() -> 
 )
 def test_words_are_needed_where_the_task_has_words(prompt: str | None, reason: Reason | None) -> None:
     rejects, keep = Rejects(), Keep(caption_length=(3, 6))
-    passed = [r.raw.prompt for r in worded([record("it", picture(8, 8), prompt=prompt)], keep, rejects)]
+    passed = [r.raw.prompt for r in worded([record("it", image(8, 8), prompt=prompt)], keep, rejects)]
     assert (passed, rejects.reasons) == ((["abc"], {}) if reason is None else ([], {"it": reason}))
-    wordless = record("it", None, picture(8, 8), task=Task.RECONSTRUCTION, prompt=prompt)
+    wordless = record("it", None, image(8, 8), task=Task.RECONSTRUCTION, prompt=prompt)
     assert list(worded([wordless], keep, rejects)) == [wordless]
 
 
@@ -103,9 +103,9 @@ def test_a_record_goes_to_every_resolution_it_fills(width: int, height: int) -> 
 def test_inputs_take_the_bucket_of_their_target_and_must_fill_it_too() -> None:
     rejects = Rejects()
     edits = [
-        record("wide", picture(100, 60), picture(80, 100)),
-        record("small input", picture(100, 60), picture(30, 30)),
-        record("two inputs", picture(64, 64), picture(64, 64), picture(99, 80)),
+        record("wide", image(100, 60), image(80, 100)),
+        record("small input", image(100, 60), image(30, 30)),
+        record("two inputs", image(64, 64), image(64, 64), image(99, 80)),
     ]
     job_ = job(SMALL, edit=(64,), multi_edit=(64,))
     wide, two = bucketed(edits, job_, rejects)
@@ -116,16 +116,16 @@ def test_inputs_take_the_bucket_of_their_target_and_must_fill_it_too() -> None:
 
 
 def test_a_record_may_be_enlarged_as_far_as_stated() -> None:
-    small = record("it", picture(40, 40))
+    small = record("it", image(40, 40))
     for allowed, served in ((1.0, 0), (1.5, 0), (1.6, 1)):
-        pictures = SMALL.model_copy(update={"max_upscale": allowed})
-        assert len(list(bucketed([small], job(pictures, t2i=(64,)), Rejects()))) == served
+        sizing = SMALL.model_copy(update={"max_upscale": allowed})
+        assert len(list(bucketed([small], job(sizing, t2i=(64,)), Rejects()))) == served
 
 
 def test_what_fits_its_bucket_is_stored_to_the_last_bit() -> None:
-    image = picture(64, 64)
-    (sample,) = bucketed([record("it", image)], job(SMALL, t2i=(64,)), Rejects())
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.columns["target"]))), np.asarray(image))
+    square = image(64, 64)
+    (sample,) = bucketed([record("it", square)], job(SMALL, t2i=(64,)), Rejects())
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.columns["target"]))), np.asarray(square))
     columns = columns_of(sample, "source")
     assert columns.keys() == COLUMNS.keys()
     assert columns["id"] == "source/it"
@@ -153,12 +153,12 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_one_broken_picture_leaves_out_its_record_only() -> None:
-    whole, cut = png(picture(32, 32)), png(picture(32, 32))[:-40]
+def test_one_broken_image_leaves_out_its_record_only() -> None:
+    whole, cut = png(image(32, 32)), png(image(32, 32))[:-40]
     raws = [
-        RawRecord("a", Task.T2I, "words", (), PictureFile("a.png", whole)),
-        RawRecord("b", Task.EDIT, "words", (PictureFile("in.png", cut),), PictureFile("b.png", whole)),
-        RawRecord("c", Task.T2I, "words", (), PictureFile("c.png", whole)),
+        RawRecord("a", Task.T2I, "words", (), EncodedImage("a.png", whole)),
+        RawRecord("b", Task.EDIT, "words", (EncodedImage("in.png", cut),), EncodedImage("b.png", whole)),
+        RawRecord("c", Task.T2I, "words", (), EncodedImage("c.png", whole)),
     ]
     rejects = Rejects()
     assert [r.raw.key for r in opened(raws, lambda file: decode(file, 10_000), rejects)] == ["a", "c"]
@@ -169,12 +169,12 @@ def test_one_broken_picture_leaves_out_its_record_only() -> None:
 def test_captions_are_written_where_they_are_wanted(again: bool, expected: list[str]) -> None:
     asked: list[int] = []
 
-    def caption(pictures: list[Image.Image]) -> list[str]:
-        asked.append(len(pictures))
-        return [f"seen {p.width}" for p in pictures]
+    def caption(images: list[Image.Image]) -> list[str]:
+        asked.append(len(images))
+        return [f"seen {p.width}" for p in images]
 
-    edit = record("edit", picture(7, 7), picture(7, 7), prompt=None)
-    records = [record("a", picture(8, 8), prompt="told"), record("b", picture(9, 9), prompt=None), edit]
+    edit = record("edit", image(7, 7), image(7, 7), prompt=None)
+    records = [record("a", image(8, 8), prompt="told"), record("b", image(9, 9), prompt=None), edit]
     out = list(captioned(records, caption, again, batch=2))
     assert [r.raw.prompt for r in out] == [*expected, None]
     assert asked == [2 if again else 1]
@@ -182,7 +182,7 @@ def test_captions_are_written_where_they_are_wanted(again: bool, expected: list[
 
 # --------------------------------------------------------------------------------------------------------- encoded
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_latents_meet_the_pictures_they_were_made_of(batch: int) -> None:
+def test_latents_meet_the_images_they_were_made_of(batch: int) -> None:
     sizes: set[int] = set()
 
     def encode(files: list[bytes]) -> list[bytes]:
@@ -193,8 +193,8 @@ def test_latents_meet_the_pictures_they_were_made_of(batch: int) -> None:
         return LatentSettings(vae="v", scaling_factor=1, dtype="float32", channels=1, rows=size[0], columns=size[1])
 
     shapes = [(64, 64), (90, 50), (64, 64), (64, 64), (50, 90), (90, 50)]
-    records = [record(str(i), picture(*s, seed=i), picture(*s, seed=10 + i)) for i, s in enumerate(shapes)]
-    records.append(record("rec", None, picture(64, 64, seed=99), task=Task.RECONSTRUCTION))
+    records = [record(str(i), image(*s, seed=i), image(*s, seed=10 + i)) for i, s in enumerate(shapes)]
+    records.append(record("rec", None, image(64, 64, seed=99), task=Task.RECONSTRUCTION))
     job_ = job(SMALL, edit=(32, 64), reconstruction=(64,))
     plain = list(bucketed(records, job_, Rejects()))
     out = list(encoded(iter(plain), encode, settings, batch))

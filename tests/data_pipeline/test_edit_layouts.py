@@ -60,7 +60,7 @@ def test_uniworld_is_a_json_array_of_conversations(root: Path, indent: int | Non
     [
         ({"conversations": TURNS * 2}, "turns human, gpt, human, gpt"),
         ({"conversations": [TURNS[0], {"from": "gpt", "value": "A hat."}]}, "answered by words"),
-        ({"image": ["a.jpg", "c.jpg", "b.jpg"]}, "marks 1 pictures, the record has 2"),
+        ({"image": ["a.jpg", "c.jpg", "b.jpg"]}, "marks 1 images, the record has 2"),
         ({"image": ["a.jpg"]}, "image is missing"),
         ({"image": []}, "image is missing"),
     ],
@@ -83,7 +83,7 @@ def test_imgedit_has_lists_of_one(root: Path) -> None:
     assert reasons(found) == {"i.jsonl/2": Reason.BAD_RECORD}
 
 
-def test_omniedit_and_magicbrush_are_parquet_of_two_pictures(root: Path) -> None:
+def test_omniedit_and_magicbrush_are_parquet_of_two_images(root: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     before, after = (pa.array([{"bytes": b, "path": ""}] * 8 + [None], kind) for b in (b"a", b"b"))
     said = [["Add a hat to the man", "Add a hat"]] * 9

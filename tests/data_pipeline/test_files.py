@@ -83,14 +83,14 @@ def test_what_a_server_refuses_is_not_called_missing(server: str) -> None:
         names(f"{server}/404/a.tar")
 
 
-def test_a_picture_that_a_server_refuses_says_so(server: str, tmp_path: Path) -> None:
+def test_an_image_that_a_server_refuses_says_so(server: str, tmp_path: Path) -> None:
     broken.write_lines(tmp_path / "l.jsonl", [{"image": "1.jpg", "caption": "one"}])
     for code in (403, 404):
         source = open_source(FolderSource(kind="folder", name="dir", path=str(tmp_path / "l.jsonl")))
         source._root = lambda _, code=code: at(f"{server}/{code}")
         (part,) = source.parts(1)
         (left_out,) = source.read(part)
-        assert left_out.reason == "picture missing"
+        assert left_out.reason == "image missing"
         assert (str(code) in left_out.detail) or code == 404
 
 

@@ -30,7 +30,7 @@ def dataset(count: int = 3) -> Dataset:
     return Dataset.from_dict(rows, Features({"image": Image(), "text": Value("string"), "label": Value("int64")}))
 
 
-def test_pictures_pass_through_byte_by_byte(tmp_path: Path) -> None:
+def test_images_pass_through_byte_by_byte(tmp_path: Path) -> None:
     dataset().save_to_disk(tmp_path / "d")
     found = read_all(source(tmp_path / "d"))
     assert [(r.key, r.prompt, r.task) for r in found] == [(str(n), f"number {n}", Task.T2I) for n in range(3)]
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     dataset(1).save_to_disk(tmp_path / "d")
     for options, message in (
         ({"split": "train"}, "split: .*without splits"),
-        ({"image": "picture"}, "image: .*no column picture; it has image, text, label"),
+        ({"image": "photo"}, "image: .*no column photo; it has image, text, label"),
         ({"caption": "caption"}, "caption: .*no column caption; it has image, text, label.* null if there are none"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -79,10 +79,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             open_source(source(path)).parts(1)
 
 
-def test_rows_without_picture_or_caption(tmp_path: Path) -> None:
+def test_rows_without_image_or_caption(tmp_path: Path) -> None:
     rows = {"image": [None, {"bytes": b"x", "path": None}], "text": ["lost", None]}
     Dataset.from_dict(rows, Features({"image": Image(), "text": Value("string")})).save_to_disk(tmp_path / "d")
     found = read_all(source(tmp_path / "d"))
-    assert reasons(found) == {"0": Reason.NO_PICTURE}
+    assert reasons(found) == {"0": Reason.NO_IMAGE}
     assert [r.prompt for r in records(found)] == [None]
     assert records(read_all(source(tmp_path / "d", caption=None)))[0].prompt is None

@@ -1,4 +1,4 @@
-"""Picture folders and edits that JSONL files list."""
+"""Image folders and edits that JSONL files list."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def folder(path: Path | str, **options: Any) -> FolderSource:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder, with something beside it, of three pictures."""
+    """A folder, with something beside it, of three images."""
     root = tmp_path / "root"
     (root / "a").mkdir(parents=True)
     for name in ("1.jpg", "2.jpg", "a/3.jpg"):
@@ -77,7 +77,7 @@ def test_links_may_lead_about_but_not_out(root: Path) -> None:
     names = ["about.jpg", broken.link_out_of(root), "up/outside.jpg", "up/root/1.jpg", "loop.jpg", "pipe.jpg", "a"]
     found = read_lines(root, *({"image": name} for name in names), caption=None)
     assert [r.target.data for r in records(found)] == [b"a/3.jpg", b"1.jpg"]
-    unsafe, missing = Reason.UNSAFE_PATH, Reason.NO_PICTURE
+    unsafe, missing = Reason.UNSAFE_PATH, Reason.NO_IMAGE
     assert list(reasons(found).values()) == [unsafe, unsafe, missing, missing, missing]
 
 
@@ -102,12 +102,12 @@ def test_a_snapshot_of_the_hub_is_links_into_its_blobs(tmp_path: Path) -> None:
     blobs = tmp_path / "datasets--a--b" / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
-    (blobs / "0123").write_bytes(b"picture")
+    (blobs / "0123").write_bytes(b"image")
     (tmp_path / "outside.jpg").write_bytes(b"secret")
     for name, to in (("1.jpg", blobs / "0123"), ("2.jpg", tmp_path / "outside.jpg")):
         (snapshot / name).symlink_to(to)
     found = read_lines(snapshot, {"image": "1.jpg"}, {"image": "2.jpg"}, caption=None)
-    assert [r.target.data for r in records(found)] == [b"picture"]
+    assert [r.target.data for r in records(found)] == [b"image"]
     assert reasons(found) == {"list.jsonl/2": Reason.UNSAFE_PATH}
 
 
@@ -140,7 +140,7 @@ def test_a_conversation_is_a_question_and_its_answer(root: Path) -> None:
 
 def test_what_stands_in_logs_is_short(root: Path) -> None:
     (left_out,) = read_lines(root, {"image": "A" * 10**6, "caption": "one"})
-    assert left_out.reason is Reason.NO_PICTURE
+    assert left_out.reason is Reason.NO_IMAGE
     assert len(left_out.detail) < 300
     assert left_out.detail.endswith("(1000000 characters)")
 
@@ -152,7 +152,7 @@ def test_a_root_may_itself_be_reached_by_a_link(root: Path) -> None:
     assert len(records(read_lines(root, line, root=str(root.parent / "link")))) == 1
 
 
-def test_pictures_start_at_the_root_or_beside_the_list(root: Path) -> None:
+def test_images_start_at_the_root_or_beside_the_list(root: Path) -> None:
     found = read_lines(root, {"image": "3.jpg"}, root=str(root / "a"), caption=None)
     assert [r.target.data for r in found] == [b"a/3.jpg"]
     for directory in (root, root / "a"):
@@ -173,7 +173,7 @@ def test_it_works_on_any_filesystem() -> None:
     for options in ({}, {"root": "memory://folder"}):
         found = read_all(folder("memory://folder/*.jsonl", caption=None, **options))
         assert [r.target.data for r in records(found)] == [b"one"]
-        assert list(reasons(found).values()) == [Reason.NO_PICTURE, Reason.UNSAFE_PATH]
+        assert list(reasons(found).values()) == [Reason.NO_IMAGE, Reason.UNSAFE_PATH]
 
 
 @given(
@@ -232,8 +232,8 @@ def test_edits_have_one_input_or_several(root: Path) -> None:
         ({"input": {"path": "1.jpg"}}, Reason.BAD_RECORD),
         ({"target": None}, Reason.BAD_RECORD),
         ({"instruction": 3}, Reason.BAD_RECORD),
-        ({"input": ["1.jpg", "nowhere.jpg"]}, Reason.NO_PICTURE),
-        ({"target": "nowhere.jpg"}, Reason.NO_PICTURE),
+        ({"input": ["1.jpg", "nowhere.jpg"]}, Reason.NO_IMAGE),
+        ({"target": "nowhere.jpg"}, Reason.NO_IMAGE),
         ({"input": ["1.jpg", "../outside.jpg"]}, Reason.UNSAFE_PATH),
         ({"target": "../outside.jpg"}, Reason.UNSAFE_PATH),
     ],

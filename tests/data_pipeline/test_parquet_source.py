@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.records import PictureFile, Reason
+from data_pipeline.records import EncodedImage, Reason
 from data_pipeline.sources import open_source
 from tests.data_pipeline import broken
 from tests.data_pipeline.reading import read_all, reasons, records
@@ -25,7 +25,7 @@ def source(path: Path | str, **options: Any) -> ParquetSource:
 
 def numbered(count: int, first: int = 0) -> pa.Table:
     numbers = range(first, first + count)
-    images = [b"picture %d" % n for n in numbers]
+    images = [b"image %d" % n for n in numbers]
     schema = pa.schema({"image": pa.binary(), "caption": pa.string(), "other": pa.int64()})
     return pa.table([images, [f"number {n}" for n in numbers], [0] * count], schema=schema)
 
@@ -34,7 +34,7 @@ def test_a_record_is_a_row(tmp_path: Path) -> None:
     pq.write_table(numbered(3), tmp_path / "a.parquet")
     found = read_all(source(tmp_path / "a.parquet"))
     assert [(r.key, r.prompt, r.task) for r in found] == [(f"a.parquet/{n}", f"number {n}", Task.T2I) for n in range(3)]
-    assert [r.target for r in found] == [PictureFile(f"a.parquet/{n}", b"picture %d" % n) for n in range(3)]
+    assert [r.target for r in found] == [EncodedImage(f"a.parquet/{n}", b"image %d" % n) for n in range(3)]
 
 
 @given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=6), size=st.integers(1, 20))
@@ -61,7 +61,7 @@ def test_files_are_found_on_any_filesystem(tmp_path: Path, url: str) -> None:
     assert [r.prompt for r in read_all(source(url))] == [f"number {n}" for n in range(4)]
 
 
-def test_pictures_are_bytes_or_paths_below_the_root(tmp_path: Path) -> None:
+def test_images_are_bytes_or_paths_below_the_root(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "in").mkdir(parents=True)
     (root / "in" / "1.jpg").write_bytes(b"on disk")
@@ -79,7 +79,7 @@ def test_pictures_are_bytes_or_paths_below_the_root(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"image": [s and s["path"] for s in structs], "caption": ["x"] * 7}), tmp_path / "t.parquet"
     )
-    unsafe, missing = Reason.UNSAFE_PATH, Reason.NO_PICTURE
+    unsafe, missing = Reason.UNSAFE_PATH, Reason.NO_IMAGE
 
     found = read_all(source(tmp_path / "s.parquet", root=str(root)))
     assert [(r.prompt, r.target.data) for r in records(found)] == [("x", b"inside"), ("x", b"on disk")]
@@ -103,9 +103,9 @@ def test_captions_are_text_or_bytes_of_text(tmp_path: Path) -> None:
         assert reasons(found) == {"a.parquet/1": Reason.BAD_TEXT}
 
 
-def test_a_file_without_any_picture_is_no_misfit(tmp_path: Path) -> None:
+def test_a_file_without_any_image_is_no_misfit(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [None, None], "caption": ["a", "b"]}), tmp_path / "a.parquet")
-    assert list(reasons(read_all(source(tmp_path / "a.parquet"))).values()) == [Reason.NO_PICTURE] * 2
+    assert list(reasons(read_all(source(tmp_path / "a.parquet"))).values()) == [Reason.NO_IMAGE] * 2
 
 
 def test_a_caption_of_another_type_is_no_record(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_caption_of_another_type_is_no_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        ({"picture": [b"x"]}, {}, "image: .*no column image; it has picture"),
+        ({"photo": [b"x"]}, {}, "image: .*no column image; it has photo"),
         ({"image": [b"x"], "TEXT": ["x"]}, {}, "caption: .*no column caption; it has image, TEXT.*null if there are"),
         ({"image": [1], "caption": [""]}, {}, "image: .*int64"),
         ({"image": ["a.jpg"], "caption": [""]}, {}, "root: .*holds paths"),

@@ -29,14 +29,14 @@ def report(written: Curriculum) -> Report:
 
 def test_every_record_that_was_read_was_kept_or_left_out_for_a_reason(written: Curriculum, report: Report) -> None:
     assert report.read == report.kept + report.unused + report.left_out(damaged=True) + report.left_out(damaged=False)
-    # Edits of two pictures, which no stage mixes.
+    # Edits of two images, which no stage mixes.
     assert report.unused == SHAPES["samples"]["multi_edit"]
     lines = [json.loads(line) for line in (written.data.shards / "rejected.jsonl").read_text().splitlines()]
     assert {r.reason: r.count for r in report.reasons} == Counter(line["reason"] for line in lines)
     assert [e.model_dump() for r in report.reasons for e in r.examples] == lines
     assert {r.reason.name: r.damaged for r in report.reasons} == {
         "TRUNCATED": True,
-        "NO_PICTURE": True,
+        "NO_IMAGE": True,
         "TOO_SMALL": False,
     }
     by_source = {s.name: (s.read, s.kept, s.damaged, s.unwanted) for s in report.sources}
@@ -98,7 +98,7 @@ class Links(HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
 
-def test_the_page_holds_its_pictures_and_loads_nothing(written: Curriculum, report: Report) -> None:
+def test_the_page_holds_its_images_and_loads_nothing(written: Curriculum, report: Report) -> None:
     html = (written.data.shards / "report.html").read_text()
     page = Links()
     page.feed(html)

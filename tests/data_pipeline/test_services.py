@@ -37,12 +37,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_captions_say_what_is_in_the_picture_whatever_the_batch() -> None:
+def test_captions_say_what_is_in_the_image_whatever_the_batch() -> None:
     service = CaptionService(Captioner(vlm=BACKBONES / "vlm", instruction="describe the image"))
-    pictures = [render(scene, 64) for scene in SCENES]
-    captions = service.caption(pictures)
+    images = [render(scene, 64) for scene in SCENES]
+    captions = service.caption(images)
     assert captions == [full_caption(scene) for scene in SCENES]
-    assert [caption for p in pictures for caption in service.caption([p])] == captions
+    assert [caption for p in images for caption in service.caption([p])] == captions
 
 
 def test_a_captioner_can_be_told_anything() -> None:
@@ -52,7 +52,7 @@ def test_a_captioner_can_be_told_anything() -> None:
 
 
 def folder(directory: Path) -> list[dict]:
-    """Pictures without captions and with one that is wrong."""
+    """Images without captions and with one that is wrong."""
     directory.mkdir()
     lines = []
     for number, scene in enumerate(SCENES):

@@ -162,10 +162,10 @@ def spoilt(shards: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tup
 @pytest.mark.parametrize(
     ("column", "change", "expected"),
     [
-        ("target", lambda c: picture(48, 32), "a picture is 48 x 32 px (height x width) in a stream of 32 x 32 px"),
-        ("target", lambda c: c["target"][:40], "a picture cannot be decoded"),
-        ("images", lambda c: pack([picture(32, 64)]), "a picture is 32 x 64 px"),
-        ("images", lambda c: pack([]), "0 input pictures in a stream of 1"),
+        ("target", lambda c: image(48, 32), "an image is 48 x 32 px (height x width) in a stream of 32 x 32 px"),
+        ("target", lambda c: c["target"][:40], "an image cannot be decoded"),
+        ("images", lambda c: pack([image(32, 64)]), "an image is 32 x 64 px"),
+        ("images", lambda c: pack([]), "0 input images in a stream of 1"),
         ("task", lambda c: "t2i", "of the task t2i in a stream of edit"),
         ("task", lambda c: "none", "columns are not of this layout"),
         ("latents", lambda c: pack([b"12"]), "latents have [2] bytes, not []"),
@@ -181,7 +181,7 @@ def test_a_record_that_was_written_wrong_is_found(
     assert "edit/32/32x32/00005/shard.00000.mds, record 3: " in line
 
 
-def picture(height: int, width: int) -> bytes:
+def image(height: int, width: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -199,13 +199,13 @@ def test_latents_must_be_one_for_the_target_and_each_input() -> None:
     latents = LatentSettings(vae="x", scaling_factor=1.0, dtype="bfloat16", channels=2, rows=1, columns=1)
     settings = StreamSettings(task=Task.EDIT, resolution=32, height=32, width=32, inputs=1, latents=latents)
 
-    def problems(*lengths: int, target: bytes = picture(32, 32)) -> list[str]:
+    def problems(*lengths: int, target: bytes = image(32, 32)) -> list[str]:
         columns = {
             "id": b"a",
             "task": b"edit",
             "prompt": b"",
             "answer": b"",
-            "images": pack([picture(32, 32)]),
+            "images": pack([image(32, 32)]),
             "target": target,
             "latents": pack([bytes(length) for length in lengths]),
         }

@@ -27,7 +27,7 @@ def read_tar(root: Path, content: bytes, **options: object) -> list[RawRecord | 
     return read_all(source(root / "0.tar", **options))
 
 
-def test_a_record_is_a_picture_and_its_caption(tmp_path: Path) -> None:
+def test_a_record_is_an_image_and_its_caption(tmp_path: Path) -> None:
     found = read_tar(tmp_path, broken.tar(broken.pairs(3)))
     assert [(r.key, r.prompt, r.task) for r in found] == [(f"0.tar/{n:06d}", f"number {n}", Task.T2I) for n in range(3)]
     assert [(r.images, r.target.data) for r in found] == [((), data) for _, data in broken.pairs(3)[::2]]
@@ -117,7 +117,7 @@ def test_captions_stand_where_the_config_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ([("bad.txt", b"no picture")], Reason.NO_PICTURE),
+        ([("bad.txt", b"no image")], Reason.NO_IMAGE),
         ([("bad.jpg", b"x"), ("bad.txt", broken.BROKEN_TEXT)], Reason.BAD_TEXT),
         ([("bad.jpg", b"x"), ("bad.json", b'{"caption": "cut')], Reason.BAD_RECORD),
         ([("bad.jpg", b"x"), ("bad.json", b'{"caption": [7]}')], Reason.BAD_RECORD),
@@ -150,7 +150,7 @@ def test_a_key_counts_once(tmp_path: Path) -> None:
 
 
 def shuffled(pairs: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """All pictures, then all captions, the last first."""
+    """All images, then all captions, the last first."""
     return [*pairs[::2], *pairs[1::2][::-1]]
 
 
@@ -172,7 +172,7 @@ def test_names_that_merge_are_each_a_damaged_record(tmp_path: Path) -> None:
     found = read_tar(tmp_path, broken.tar([*broken.pairs(2), *members]))
     assert [r.prompt for r in records(found)] == ["number 0", "number 1"]
     assert reasons(found) == {f"0.tar/scene.{n:06d}.jpg": Reason.MERGED for n in range(5)}
-    # A second picture of a record that has its own is what it always was: not wanted.
+    # A second image of a record that has its own is what it always was: not wanted.
     found = read_tar(tmp_path, broken.tar([*broken.pairs(1), ("000000.mask.png", b"x"), ("000000.depth.png", b"x")]))
     assert [r.prompt for r in found] == ["number 0"]
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from streaming import LocalDataset
 
 from data_pipeline.__main__ import main
+from data_pipeline.ledger import Rejected
 from data_pipeline.plan import plan
 from data_pipeline.records import Reason
 from data_pipeline.write import _only_writer, write
@@ -76,7 +77,7 @@ def test_what_is_written_and_what_is_left_out(photographs: tuple[Path, list]) ->
             assert sum(n for name, n in streams.items() if name.startswith(f"{task}/{resolution}/")) == 12
     assert len({name.split("/")[2] for name in streams}) > 2
     reasons = list(rejected(root).values())
-    assert sorted(reasons) == sorted([Reason.TRUNCATED, Reason.NO_PICTURE, Reason.TOO_SMALL])
+    assert sorted(reasons) == sorted([Reason.TRUNCATED, Reason.NO_IMAGE, Reason.TOO_SMALL])
 
 
 def test_the_same_again_whatever_the_partitions(photographs: tuple[Path, list], tmp_path: Path) -> None:
@@ -95,17 +96,17 @@ def test_duplicates_are_dropped_across_parts_and_sources(photographs: tuple[Path
     assert counts == [12, 24]
     # The same 12 photographs, the small one and the one that was cut.
     assert sum(reason == Reason.DUPLICATE for reason in rejected(tmp_path / "drop").values()) == 14
-    # An instruction is part of an edit: the same pictures with another one are another record.
+    # An instruction is part of an edit: the same images with another one are another record.
     assert sum(s.samples for s in dropped.streams if s.settings.name.startswith("edit/64")) == 12
 
 
 def test_tasks_that_no_stage_mixes_are_written_when_asked_for(tmp_path: Path) -> None:
-    picture = tmp_path / "source" / "cat.png"
-    picture.parent.mkdir()
-    photograph("chelsea").save(picture)
+    image = tmp_path / "source" / "cat.png"
+    image.parent.mkdir()
+    photograph("chelsea").save(image)
     lines = [{"image": "cat.png", "question": "what is it?", "answer": "a cat"}]
-    picture.with_name("qa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    source = {"kind": "folder", "name": "qa", "path": str(picture.with_name("qa.jsonl")), "caption": "question"}
+    image.with_name("qa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"kind": "folder", "name": "qa", "path": str(image.with_name("qa.jsonl")), "caption": "question"}
     curriculum = curriculum_of(tmp_path / "shards", [source | {"answer": "answer"}, SHAPES], also=["understanding"])
     dataset = write_in_process(curriculum)
     names = [s.settings.name for s in dataset.streams if s.settings.task is Task.UNDERSTANDING]
@@ -213,9 +214,9 @@ def test_too_much_damage_stops_the_job_and_says_what_it_is(photographs: tuple[Pa
     _, (photos, _) = photographs
     with pytest.raises(ShardError, match=r"2 of 15 records are damaged.*max_damaged allows \(10%\)") as stopped:
         write(curriculum_of(tmp_path / "shards", [photos], max_damaged=0.1, mixture={"t2i": 1}), QUIET, workers=0)
-    assert str(Reason.NO_PICTURE) in str(stopped.value)
+    assert str(Reason.NO_IMAGE) in str(stopped.value)
     assert not (tmp_path / "shards" / DATASET_FILE).exists()
-    # What is unwanted is not damage: the picture that is too small does not count.
+    # What is unwanted is not damage: the image that is too small does not count.
     assert "2 of" in str(stopped.value)
 
 
@@ -229,7 +230,7 @@ def test_nothing_left_is_an_error(photographs: tuple[Path, list], tmp_path: Path
 
 # ------------------------------------------------------------------------------------- what no stage could train on
 def test_a_stage_that_would_find_no_record_fails_the_job_each_time_and_keeps_what_is_written(tmp_path: Path) -> None:
-    """The photographs are smaller than the second stage's pictures."""
+    """The photographs are smaller than the second stage's images."""
     sources = [{**s, "path": s["path"]} for s in collection(tmp_path / "source", broken=False)]
     curriculum = curriculum_of(tmp_path / "shards", sources, mixture={"t2i": 0.5, "edit": 0.5})
     second = curriculum.stages[1].model_copy(update={"resolution": 1024})
@@ -272,11 +273,11 @@ def tars(root: Path, *contents: bytes) -> list[dict]:
 
 
 def pairs_tar(count: int, first: int = 0) -> bytes:
-    """Of pictures that differ."""
+    """Of images that differ."""
     members = []
     for number in range(first, first + count):
-        picture = broken.encode(photograph("coffee").crop((number, 0, 100 + number, 100)))
-        members += [(f"{number:06d}.jpg", picture), (f"{number:06d}.txt", b"a cup of coffee")]
+        image = broken.encode(photograph("coffee").crop((number, 0, 100 + number, 100)))
+        members += [(f"{number:06d}.jpg", image), (f"{number:06d}.txt", b"a cup of coffee")]
     return broken.tar(members)
 
 
@@ -368,3 +369,12 @@ def test_what_ails_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monk
             main()
         assert ended.value.code == code
         assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [("not a picture", Reason.NOT_AN_IMAGE), ("picture truncated", Reason.TRUNCATED), ("duplicate", Reason.DUPLICATE)],
+)
+def test_a_ledger_from_when_images_were_called_pictures_is_read(written: str, means: Reason) -> None:
+    line = json.dumps({"source": "s", "part": "p", "key": "k", "reason": written})
+    assert Rejected.model_validate_json(line).reason is means

@@ -54,7 +54,7 @@ def collection(directory: Path, copies: int = 4, broken: bool = True) -> list[di
 
 
 def _crop(image: Image.Image, number: int) -> Image.Image:
-    """Every number another part of the picture, even ones wide and odd ones tall."""
+    """Every number another part of the image, even ones wide and odd ones tall."""
     side = min(image.size) - 4 * number
     wide, high = (side, side * 3 // 4) if number % 2 == 0 else (side * 3 // 4, side)
     return image.crop((2 * number, 2 * number, 2 * number + wide, 2 * number + high))

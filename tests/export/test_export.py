@@ -22,8 +22,8 @@ from torch import Tensor
 
 import tools.export.stored as stored
 import tools.export.write as write
-from data_pipeline.pictures import decode
-from data_pipeline.records import PictureFile
+from data_pipeline.images import decode
+from data_pipeline.records import EncodedImage
 from tests.data_pipeline.broken import encode
 from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, picture
@@ -57,7 +57,7 @@ def by_training(trained: Trained, case: Case, shift: float | None = None) -> Ten
     height, width = case.size
     # As the data pipeline would have written them.
     files = [encode(picture(n), "PNG") for n in case.pictures]
-    resized = [fit(decode(PictureFile("a.png", file), 10**6), height, width) for file in files]
+    resized = [fit(decode(EncodedImage("a.png", file), 10**6), height, width) for file in files]
     images = [torch.tensor(list(p.getdata()), dtype=torch.uint8).reshape(height, width, 3) for p in resized]
     stacked = torch.stack(images).permute(0, 3, 1, 2) if images else torch.zeros(0, 3, height, width, dtype=torch.uint8)
     stage = trained.run.stage

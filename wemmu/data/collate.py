@@ -7,13 +7,13 @@ import torch
 
 from wemmu.config.shards import StreamSettings
 from wemmu.config.task import UNDERSTANDING_TASKS
-from wemmu.data.shards import Sample, stacked
+from wemmu.data.shards import DecodedRecord, stacked
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.types import Batch, Latents
 
 
-def collate(settings: StreamSettings, samples: Sequence[Sample], encoder: PromptEncoder, token_px: int) -> Batch:
+def collate(settings: StreamSettings, samples: Sequence[DecodedRecord], encoder: PromptEncoder, token_px: int) -> Batch:
     """The samples as a micro-batch. token_px: pixels of one VLM token's side, which sets the placeholders."""
     grid = token_grid(settings.height, settings.width, token_px)
     latents = None

@@ -12,7 +12,7 @@ from wemmu.config import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.collate import collate, sample_id
 from wemmu.data.mixture import Order, schedule
-from wemmu.data.shards import Sample, ShardStream, stacked
+from wemmu.data.shards import DecodedRecord, ShardStream, stacked
 from wemmu.data.streams import open_streams, shares
 from wemmu.prompts import PromptEncoder
 from wemmu.types import Batch, Negatives
@@ -30,7 +30,7 @@ class Loader:
     Args:
         run: the stage's config.
         encoder: writes the prompts.
-        token_px: pixels of one VLM token's side, which sets the placeholders of the input pictures.
+        token_px: pixels of one VLM token's side, which sets the placeholders of the input images.
         rank, world: this rank's place among the ranks that share the global batch.
 
     `waited` is how many seconds the last call of `micro_batches` took.
@@ -133,7 +133,7 @@ class Loader:
                     ) from error
             raise
 
-    def _negatives(self, own: int, further: list[Sample], target: torch.Tensor) -> Negatives:
+    def _negatives(self, own: int, further: list[DecodedRecord], target: torch.Tensor) -> Negatives:
         latents = None
         if further and further[0].latents is not None:
             latents = torch.stack([s.latents[0] for s in further])

@@ -31,10 +31,10 @@ _LENGTHS = struct.Struct(f"<{len(_NAMES)}I")
 
 
 @dataclass(frozen=True)
-class Sample:
+class DecodedRecord:
     """One record, decoded.
 
-    `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input pictures; `target`: uint8 [3, H, W]; in memory the
+    `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input images; `target`: uint8 [3, H, W]; in memory the
     channels are last (see `stacked`). `latents`: those of the target, then of each input, [1 + N, C, h, w] in the type
     they are stored in; None without. `answer`: what should be said, of understanding.
     """
@@ -46,8 +46,8 @@ class Sample:
     latents: Tensor | None
     answer: str = ""
 
-    def as_task(self, task: Task) -> "Sample":
-        """A text-to-image record as one of another task: its picture is what is to be made, and nothing is said."""
+    def as_task(self, task: Task) -> "DecodedRecord":
+        """A text-to-image record as one of another task: its image is what is to be made, and nothing is said."""
         match task:
             case Task.RECONSTRUCTION:
                 latents = None if self.latents is None else self.latents[[0, 0]]
@@ -69,7 +69,7 @@ class ShardStream:
         stream: which one of it.
         damaged: what becomes of a record that is not what was written. "stop" raises. "skip" gives the next whole
             record of the stream in its place, warns once for each shard and counts in `skipped`.
-        task: read text-to-image records as those of this task, see `Sample.as_task`.
+        task: read text-to-image records as those of this task, see `DecodedRecord.as_task`.
         leave_out: ids of records that are not given, but the next one of the stream in their place.
 
     Raises:
@@ -108,9 +108,9 @@ class ShardStream:
         """The size of each shard file, beside `sizes`, its number of records."""
         return np.array([shard.raw_data.bytes for _, shard in self._shards])
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> DecodedRecord:
         """Raises ShardError; with `damaged` = "skip" only if no record of the stream can be read."""
-        sample = self._get(int(index), self._sample)
+        sample = self._get(int(index), self._decoded)
         return sample if self._task is None else sample.as_task(self._task)
 
     def id_of(self, index: int) -> str:
@@ -201,26 +201,26 @@ class ShardStream:
                 f"the shard file {path} is damaged in record {record}{id} ({reason}); {way_out}"
             ) from error
 
-    def _sample(self, columns: dict[str, Any]) -> Sample:
+    def _decoded(self, columns: dict[str, Any]) -> DecodedRecord:
         stored = self._stream.settings
-        pictures = [self._decode(picture) for picture in unpack(columns["images"])]
-        if len(pictures) != stored.inputs:
-            raise _BadRecordError(f"it has {len(pictures)} input pictures in a stream of {stored.inputs}")
-        images = stacked(pictures) if pictures else torch.empty(0, 3, stored.height, stored.width, dtype=torch.uint8)
-        if not columns["target"] and not pictures:
-            raise _BadRecordError("it has no picture")
+        inputs = [self._decode(image) for image in unpack(columns["images"])]
+        if len(inputs) != stored.inputs:
+            raise _BadRecordError(f"it has {len(inputs)} input images in a stream of {stored.inputs}")
+        images = stacked(inputs) if inputs else torch.empty(0, 3, stored.height, stored.width, dtype=torch.uint8)
+        if not columns["target"] and not inputs:
+            raise _BadRecordError("it has no image")
         target = self._decode(columns["target"]) if columns["target"] else images[0]
         latents = None if stored.latents is None else _latents(columns["latents"], stored.latents, stored.inputs)
-        return Sample(columns["id"], columns["prompt"], images, target, latents, columns["answer"])
+        return DecodedRecord(columns["id"], columns["prompt"], images, target, latents, columns["answer"])
 
-    def _decode(self, picture: memoryview) -> Tensor:
+    def _decode(self, image: memoryview) -> Tensor:
         try:
-            pixels = decode_image(torch.frombuffer(picture, dtype=torch.uint8), ImageReadMode.RGB)  # [3, H, W]
+            pixels = decode_image(torch.frombuffer(image, dtype=torch.uint8), ImageReadMode.RGB)  # [3, H, W]
         except RuntimeError as error:
-            raise _BadRecordError(f"it has a picture that cannot be decoded: {error}") from error
+            raise _BadRecordError(f"it has an image that cannot be decoded: {error}") from error
         size = self.settings.height, self.settings.width
         if pixels.dtype != torch.uint8 or pixels.shape != (3, *size):
-            raise _BadRecordError(f"it has a picture of {tuple(pixels.shape[1:])} px in a stream of {size} px")
+            raise _BadRecordError(f"it has an image of {tuple(pixels.shape[1:])} px in a stream of {size} px")
         return pixels
 
     def _count(self, index: int) -> None:
@@ -243,12 +243,12 @@ class _BadRecordError(Exception):
     """What is wrong with a record, without where it is."""
 
 
-def stacked(pictures: Sequence[Tensor]) -> Tensor:
+def stacked(images: Sequence[Tensor]) -> Tensor:
     """As torch.stack of [..., 3, H, W], but the channels stay last in memory, where the decoder of JPEG puts them.
 
     That copies whole rows; to move the channels takes ten times as long, a sixth of the time that decoding takes.
     """
-    return torch.stack([picture.movedim(-3, -1) for picture in pictures]).movedim(-1, -3)
+    return torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
 
 
 def _columns(path: Path, record: int, size: int) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def _columns(path: Path, record: int, size: int) -> dict[str, Any]:
         begin, end = struct.unpack("<2I", os.pread(file, 8, 4 * (1 + record)))
         if not begin < end <= size:
             raise _BadRecordError(f"it would begin at {begin} and end at {end} of {size} bytes")
-        # One that can be written to, without which torch warns of reading pictures from it.
+        # One that can be written to, without which torch warns of reading images from it.
         data = bytearray(end - begin)
         os.preadv(file, [data], begin)
     finally:

@@ -19,7 +19,7 @@ def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[Sha
     """The streams of `tasks` at `resolution`, in the order of the tasks and then of the names.
 
     A data set without records of its own for reconstruction or unconditional generation at this resolution gives those
-    of text-to-image: for reconstruction the picture is input and target, for unconditional generation it is the target
+    of text-to-image: for reconstruction the image is input and target, for unconditional generation it is the target
     alone; the prompt is left out. They are streams with an order of their own, of samples with the same ids.
 
     Raises:
@@ -56,7 +56,7 @@ def open_held_out(data: Data, tasks: Iterable[Task], resolution: int) -> list[tu
 def held_out_ids(data: Data, files: Files, streams: Iterable[Stream]) -> frozenset[str]:
     """Ids of the records that are held out of all training.
 
-    A picture has one id at all resolutions and in all tasks that it serves. So what any stream of the data set holds
+    An image has one id at all resolutions and in all tasks that it serves. So what any stream of the data set holds
     out, no other gives: no rung and no stage trains on what another is judged by.
     """
     if not data.validation:

@@ -1,4 +1,4 @@
-"""From files to RGB: the right colours, upright, and a named reason for everything that is no picture."""
+"""From files to RGB: the right colours, upright, and a named reason for everything that is no image."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from data_pipeline.pictures import decode
-from data_pipeline.records import PictureFile, Reason, RejectedError
+from data_pipeline.images import decode
+from data_pipeline.records import EncodedImage, Reason, RejectedError
 from tests.data_pipeline import broken
 from wemmu.images import fit, scale_to_cover, to_rgb
 
@@ -19,7 +19,7 @@ LIMIT = 10**8
 
 def pixels(data: bytes, limit: int = LIMIT) -> np.ndarray:
     """[H, W, 3]"""
-    image = decode(PictureFile("a.jpg", data), limit)
+    image = decode(EncodedImage("a.jpg", data), limit)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -33,7 +33,7 @@ def reason(data: bytes, limit: int = LIMIT) -> Reason | None:
 
 
 def test_messages_are_the_same_in_every_run() -> None:
-    for make, _ in broken.BROKEN_PICTURES.values():
+    for make, _ in broken.BROKEN_IMAGES.values():
         with pytest.raises(RejectedError) as caught:
             pixels(make())
         assert "object at 0x" not in caught.value.detail
@@ -44,14 +44,14 @@ def shades(*values: int) -> np.ndarray:
     return np.repeat(np.array(values)[None, :, None], 3, axis=2)
 
 
-@pytest.mark.parametrize("name", broken.FINE_PICTURES)
-def test_odd_pictures_are_read(name: str) -> None:
-    assert reason(broken.FINE_PICTURES[name]()) is None
+@pytest.mark.parametrize("name", broken.FINE_IMAGES)
+def test_odd_images_are_read(name: str) -> None:
+    assert reason(broken.FINE_IMAGES[name]()) is None
 
 
-@pytest.mark.parametrize("name", broken.BROKEN_PICTURES)
-def test_broken_pictures_have_their_reason(name: str) -> None:
-    make, expected = broken.BROKEN_PICTURES[name]
+@pytest.mark.parametrize("name", broken.BROKEN_IMAGES)
+def test_broken_images_have_their_reason(name: str) -> None:
+    make, expected = broken.BROKEN_IMAGES[name]
     assert reason(make()) is expected
 
 
@@ -63,8 +63,8 @@ def test_lossless_files_come_back_exactly(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["PCX", "PPM", "ICO", "TGA"])
-def test_other_formats_are_not_pictures(format: str) -> None:
-    assert reason(broken.encode(broken.photograph("chelsea"), format)) is Reason.NOT_A_PICTURE
+def test_other_formats_are_not_images(format: str) -> None:
+    assert reason(broken.encode(broken.photograph("chelsea"), format)) is Reason.NOT_AN_IMAGE
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -126,7 +126,7 @@ SEEN: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("orientation", SEEN)
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-def test_pictures_are_upright(format: str, orientation: int) -> None:
+def test_images_are_upright(format: str, orientation: int) -> None:
     photograph = broken.photograph("coffee").resize((60, 40))
     exif = Image.Exif()
     exif[broken.ORIENTATION] = orientation
@@ -135,7 +135,7 @@ def test_pictures_are_upright(format: str, orientation: int) -> None:
     assert np.array_equal(seen, SEEN[orientation](np.asarray(photograph)))
 
 
-def test_exif_that_cannot_be_read_leaves_the_picture_as_it_is() -> None:
+def test_exif_that_cannot_be_read_leaves_the_image_as_it_is() -> None:
     photograph = broken.photograph("chelsea")
     assert reason(broken.encode(photograph, "JPEG", exif=b"Exif\0\0MM\0*\0\0")) is None
     assert pixels(broken.rotated_jpeg(6)).shape == (600, 400, 3)
@@ -174,7 +174,7 @@ def test_floats_and_wide_integers_find_their_white(levels: list[float], dtype: t
 def test_floats_without_a_finite_level_are_refused() -> None:
     file = broken.encode(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF")
     with pytest.raises(RejectedError, match="no finite level"):
-        decode(PictureFile("a.tiff", file), 100)
+        decode(EncodedImage("a.tiff", file), 100)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -231,7 +231,7 @@ def test_a_broken_profile_and_srgb_change_nothing(profile: bytes) -> None:
     assert np.array_equal(pixels(broken.encode(photograph, "PNG", icc_profile=profile)), np.asarray(photograph))
 
 
-def test_grey_takes_the_profile_of_an_rgb_picture() -> None:
+def test_grey_takes_the_profile_of_an_rgb_image() -> None:
     grey = Image.fromarray(np.array([[0, 55, 128, 255]], dtype=np.uint8))
     seen = pixels(broken.encode(grey, "PNG", icc_profile=broken.linear_profile())).astype(int)
     # By sRGB's definition: 1.055 * (level / 255) ** (1 / 2.4) - 0.055.
@@ -242,7 +242,7 @@ def test_no_metadata_is_left_to_be_written_again() -> None:
     data = broken.encode(
         broken.photograph("coffee"), icc_profile=broken.swapped_profile(), exif=b"Exif\0\0", comment="x"
     )
-    assert decode(PictureFile("a.jpg", data), LIMIT).info == {}
+    assert decode(EncodedImage("a.jpg", data), LIMIT).info == {}
 
 
 def test_a_fit_of_the_same_size_changes_nothing() -> None:

@@ -1,0 +1,31 @@
+"""Image files of a source -> RGB images, or a named reason why not."""
+
+from PIL import Image, UnidentifiedImageError
+
+from data_pipeline.records import EncodedImage, Reason, RejectedError
+from wemmu.images import FORMATS, TooManyPixelsError
+from wemmu.images import decode as decode_rgb
+
+
+def decode(image: EncodedImage, max_pixels: int) -> Image.Image:
+    """The first frame as RGB, as `wemmu.images.to_rgb` makes it, so that inference sees the same.
+
+    Raises:
+        RejectedError: EMPTY_IMAGE; NOT_AN_IMAGE if it is none of `wemmu.images.FORMATS`; TRUNCATED if the file ends
+            early or is damaged; TOO_MANY_PIXELS, known from the header alone, above `max_pixels` or Pillow's own bound
+            against decompression bombs.
+    """
+    if not image.data:
+        raise RejectedError(Reason.EMPTY_IMAGE, image.name)
+    try:
+        return decode_rgb(image.data, max_pixels)
+    except UnidentifiedImageError as error:
+        formats = ", ".join(FORMATS)
+        raise RejectedError(Reason.NOT_AN_IMAGE, f"{image.name}: none of {formats}") from error
+    except (TooManyPixelsError, Image.DecompressionBombError) as error:
+        raise RejectedError(Reason.TOO_MANY_PIXELS, f"{image.name}: {error}") from error
+    except MemoryError:
+        raise
+    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
+        raise RejectedError(Reason.TRUNCATED, f"{image.name}: {error}") from error
