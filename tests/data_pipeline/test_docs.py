@@ -25,5 +25,5 @@ def test_the_examples_are_valid(example: dict) -> None:
 
 
 def test_the_commands_exist() -> None:
-    told = set(re.findall(r"python -m data_pipeline (\w+)", TEXT))
-    assert told == {command.callback.__name__ for command in app.registered_commands}
+    named = set(re.findall(r"wemmu data (\w+)", TEXT))
+    assert named == {command.callback.__name__ for command in app.registered_commands}
