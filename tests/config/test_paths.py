@@ -9,6 +9,7 @@ import pytest
 from launcher.folder import differences
 from tests.config.curricula import tree, write
 from wemmu.config import Curriculum, dump, load_curriculum, load_stage
+from wemmu.config.load import load_traced
 from wemmu.config.schema import Backbones
 
 
@@ -58,6 +59,43 @@ def test_a_tilde_is_the_home_directory_in_every_path(tmp_path: Path, monkeypatch
         text = text.replace(f": {name}\n", f": ~/{name}\n")
     config = load_curriculum(write(tmp_path, text.replace("raw/", "~/raw/").replace("root: raw", "root: ~/raw")))
     assert [p for p in paths(config) if not p.startswith(f"{tmp_path}/")] == ["s3://bucket/~/x.parquet"]
+
+
+def test_a_path_is_looked_for_beside_the_file_that_names_it_then_from_where_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Also where a base names it; what is typed is meant from where it is typed, and so is what is yet to be."""
+    for folder in ("own/raw", "base/vlm", "here/vlm", "here/sana", "here/begin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "own/raw/1.png").touch()
+    write(tmp_path / "base", located(), "base.yaml")
+    own = {"base": "../base/base.yaml", "sampling": {"prompts": [{"images": ["raw/1.png"]}]}}
+    file = write(tmp_path / "own", own)
+    monkeypatch.chdir(tmp_path / "here")
+    config = load_curriculum(file, ["stages.first.start=vlm"])
+    assert config.backbones.vlm == tmp_path / "base/vlm"
+    assert config.backbones.sana == Path("sana")
+    assert config.sampling.prompts[0].images[0] == tmp_path / "own/raw/1.png"
+    assert (config.data.shards, config.stages[0].start) == (Path("shards"), Path("vlm"))
+    # Two directories of that name: it says which is meant, once.
+    load_curriculum(file)
+    said = f"vlm is the one beside the config, {tmp_path / 'base/vlm'}, and not {tmp_path / 'here/vlm'}"
+    assert capsys.readouterr().err.count(said) == 1
+    (tmp_path / "base/raw").mkdir()
+    sources = [source.path for source in load_curriculum(file).data.prepare.sources]
+    assert sources == [str(tmp_path / "base/raw/*.tar"), "raw/edits.jsonl", "s3://bucket/~/x.parquet"]
+
+
+def test_where_a_field_comes_from(tmp_path: Path):
+    content = tree() | {"logging": {"every": 7}}
+    write(tmp_path, content, "base.yaml")
+    file = write(tmp_path, {"base": "base.yaml", "overrides": ["stages.*.steps=90"], "seed": 3})
+    _, origins = load_traced(file, Curriculum, ["stages.second.steps=80"])
+    assert origins["seed"] == str(file)
+    assert origins["logging.every"] == str(tmp_path / "base.yaml")
+    assert origins["stages.0.steps"] == f"{file}, overrides: stages.*.steps=90"
+    assert origins["stages.1.steps"] == "--set stages.second.steps=80"
+    assert "threads" not in origins
 
 
 def test_a_home_that_nobody_knows_is_an_error_not_a_traceback(monkeypatch: pytest.MonkeyPatch):

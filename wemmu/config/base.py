@@ -1,11 +1,13 @@
 """What every part of a config has in common."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 # What counts from it on, too, must fit the 64 bits of torch's generators.
@@ -51,38 +53,68 @@ def _mentions_bool(annotation: Any) -> bool:
     return annotation is Any or any(map(_mentions_bool, get_args(annotation)))
 
 
-def _local(path: Path, info: ValidationInfo) -> Path:
-    """`path` with the home directory in the place of `~`; found again where its config's own folder is known.
+class Named(str):
+    """A text of a config that knows the folders from which it may be meant, should it be a relative path.
 
-    `info.context` lists the folders that a relative path of the file may be meant from, the likeliest first.
+    The first folder that has the path is meant, the last where none has. Two folders are that of the file itself and
+    the working directory.
     """
+
+    folders: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, text: str, folders: tuple[Path, ...]) -> "Named":
+        named = cls(text)
+        named.folders = folders
+        return named
+
+
+def _local(value: Any) -> Any:
+    """A path with the home directory in the place of `~`, found where its config means it; else the value as it is."""
+    if not isinstance(value, str | Path):
+        return value
+    path, folders = Path(value), value.folders if isinstance(value, Named) else ()
     try:
         path = path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"the home directory of {path} cannot be told; give the whole path") from error
-    if path.is_absolute() or not info.context:
+    if path.is_absolute() or not folders:
         return path
-    there = [Path(folder) / path for folder in info.context]
-    return _as_seen_from_here(next((p for p in there if p.exists()), there[0]))
+    there = [Path(os.path.abspath(folder / path)) for folder in folders]
+    chosen = next((p for p in there if p.exists()), there[-1])
+    if len(there) == 2 and there[0] != there[1] and all(p.exists() for p in there):
+        _say_once(
+            f"{path} is the one beside the config, {there[0]}, and not {there[1]}; give a whole path to change that"
+        )
+    return _as_seen_from_here(chosen)
 
 
-def _as_seen_from_here(path: Path) -> Path:
+@cache
+def _say_once(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)
+
+
+def _as_seen_from_here(full: Path) -> Path:
     """One spelling of a path: relative to the working directory if it lies below."""
-    full, here = Path(os.path.abspath(path)), Path.cwd()
+    here = Path.cwd()
     return full.relative_to(here) if full.is_relative_to(here) else full
 
 
-def _local_or_url(path: str, info: ValidationInfo) -> str:
-    if "://" in path or "::" in path:
-        return path
+def _local_or_url(value: Any) -> Any:
+    if not isinstance(value, str) or "://" in value or "::" in value:
+        return value
     # A wildcard matches nothing as a name, so of these the folder before it decides.
-    literal = Path(*(parts := Path(path).parts)[: next((i for i, p in enumerate(parts) if set("*?[") & set(p)), None)])
-    found = _local(literal, info)
-    return path if found == literal else str(found / Path(path).relative_to(literal))
+    parts = Path(value).parts
+    literal = Path(*parts[: next((i for i, p in enumerate(parts) if set("*?[") & set(p)), None)])
+    named = Named.of(str(literal), value.folders if isinstance(value, Named) else ())
+    found = _local(named)
+    return value if found == literal else str(found / Path(value).relative_to(literal))
 
 
-# A path as a config names it: `~` is the home directory, a relative one is meant from where the command runs, or, in a
-# run folder, from where the run was begun.
-LocalPath = Annotated[Path, AfterValidator(_local)]
+# A path as a config names it. `~` is the home directory. A relative path is first looked for beside the file that names
+# it, so that a folder of a config and its data works from everywhere and can be moved; what is not there is meant from
+# where the command runs, as the configs of this repository are, and as a path on a command line is. Not the other way
+# round: what a config means must not change with a file that happens to lie where somebody stands.
+LocalPath = Annotated[Path, BeforeValidator(_local)]
 # The same, or a URL that fsspec opens; it may hold wildcards.
-Location = Annotated[str, AfterValidator(_local_or_url)]
+Location = Annotated[str, BeforeValidator(_local_or_url)]

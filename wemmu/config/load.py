@@ -5,9 +5,9 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError
 
+from wemmu.config.base import Named
 from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
 
@@ -85,17 +86,22 @@ def _elsewhere() -> str:
 def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
     """Read a config of any schema, as `load_curriculum` does.
 
-    Relative paths are meant from the working directory, in a file that `dump` wrote from where it was written.
+    Relative paths are looked for beside the file that names them, then meant from the working directory; in a file that
+    `dump` wrote from where it was written.
 
     Raises:
         ConfigError: if the file cannot be read or is not valid.
     """
+    return load_traced(path, schema, overrides)[0]
+
+
+def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> tuple[Schema, dict[str, str]]:
+    """`load`, and where each field comes from that is not left to its default: dotted name -> file or override."""
     path = Path(path)
     try:
-        tree = _read(path)
+        tree, origins = _read(path)
         for override in overrides:
-            _apply(tree, override)
-        folders = _folders(tree.pop("relative_to", None), path)
+            origins |= dict.fromkeys(_apply(tree, override), Origin(f"--set {override}"))
         data = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except ConfigError:
         raise
@@ -104,7 +110,9 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
-        return schema.model_validate(data, context=folders)
+        origins = {name: _origin(origins, name) for name, _ in _leaves(data)}
+        config = schema.model_validate(_with_folders(data, origins))
+        return config, {name: origin.source for name, origin in origins.items()}
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {_words(e, schema, data)} (got {_short(e['input'])})"
@@ -157,36 +165,76 @@ def _fields(annotation: Any, loc: Sequence[str | int]) -> dict[str, None]:
     return {name: None for one in inside for name in _fields(one, loc)}
 
 
-def _folders(written: Sequence[str] | None, path: Path) -> list[Path]:
+def _folders(written: Sequence[str] | None, path: Path) -> tuple[Path, ...]:
     """Where the relative paths of a config may be: the first folder that has one is meant, the last has what is new.
 
-    That is the folder that was written down. Where the file has been moved since, what went along with it comes first,
-    and where neither folder is there any more, the working directory must do.
+    Of a file that `dump` wrote, that is the folder that was written down. Where the file was moved since, what went
+    along with it comes first, and where neither folder is there any more, the working directory must do.
     """
     if written is None:
-        return []
+        return (path.parent, Path.cwd())
     then, from_file = Path(written[0]), Path(os.path.abspath(path.parent / written[1]))
     if then == from_file:
-        return [then]
-    return [from_file, then, Path.cwd(), then if then.is_dir() else Path.cwd()]
+        return (then,)
+    return (from_file, then, Path.cwd(), then if then.is_dir() else Path.cwd())
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
-    """The tree of a file on its `base`; `above` are the files that stand on this one."""
+class Origin(NamedTuple):
+    """Where a field comes from, and from which folders it is meant if it is a path."""
+
+    source: str
+    folders: tuple[Path, ...] = ()
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[str, Origin]]:
+    """The tree of a file on its `base`, and the origin of each leaf; `above` are the files that stand on this one."""
     if path.resolve() in above:
         raise ConfigError(f"cannot read the config {path}: by `base` it stands on itself")
     tree = _parse(path)
-    base, overrides = tree.pop("base", None), tree.pop("overrides", [])
+    base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
+    folders = _folders(written, path)
+    origins = dict.fromkeys(_names(tree), Origin(str(path), folders))
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError(f"cannot read the config {path}: base must be the path of one file, got {base}")
-        own, tree = tree, _read(path.parent / base, (*above, path.resolve()))
+        own, (tree, below) = tree, _read(path.parent / base, (*above, path.resolve()))
         tree.merge_with(own)
+        origins = below | origins
     if not isinstance(overrides, ListConfig) and overrides:
         raise ConfigError(f"cannot read the config {path}: overrides must be a list of field=value, got {overrides}")
-    for override in overrides:
-        _apply(tree, str(override))
-    return tree
+    for override in overrides or ():
+        origins |= dict.fromkeys(_apply(tree, str(override)), Origin(f"{path}, overrides: {override}", folders))
+    return tree, origins
+
+
+def _origin(origins: Mapping[str, Origin], name: str) -> Origin:
+    # An interpolation brings leaves that the file does not name.
+    while name not in origins:
+        name = name.rpartition(".")[0]
+    return origins[name]
+
+
+def _names(tree: DictConfig) -> list[str]:
+    return [name for name, _ in _leaves(OmegaConf.to_container(tree))]
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Like `wemmu.config.base.leaves`, but of lists, too."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inside is None or not value:
+        yield name, value
+        return
+    for key, one in inside:
+        yield from _leaves(one, f"{name}.{key}" if name else str(key))
+
+
+def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> Any:
+    """The same tree, whose texts know the folders from which they may be meant."""
+    if isinstance(value, dict):
+        return {k: _with_folders(v, origins, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_folders(v, origins, f"{name}.{i}" if name else str(i)) for i, v in enumerate(value)]
+    return Named.of(value, origins[name].folders) if isinstance(value, str) else value
 
 
 def _parse(path: Path) -> DictConfig:
@@ -235,7 +283,8 @@ def _scalars(node: Node | None) -> Iterator[ScalarNode]:
             yield from _scalars(child)
 
 
-def _apply(tree: DictConfig, override: str) -> None:
+def _apply(tree: DictConfig, override: str) -> list[str]:
+    """Apply an override; returns the leaves that it sets."""
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"the override {override!r} is not of the form field=value")
@@ -257,6 +306,7 @@ def _apply(tree: DictConfig, override: str) -> None:
             OmegaConf.update(tree, dotted, parsed, merge=False)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the override {override!r} cannot be applied: {error}") from error
+    return [name for name in _names(tree) if any(f"{name}.".startswith(f"{dotted}.") for dotted in keys)]
 
 
 def _short(value: object) -> str:

@@ -24,7 +24,7 @@ from wemmu.readable import human
 
 _BACKBONES = (
     "put the published directories (Qwen2.5-VL-3B-Instruct, Sana_1600M_1024px_diffusers) on disk, whole, and name them "
-    "under backbones:; paths are relative to the folder in which the command runs"
+    "under backbones:; a relative path is looked for beside the curriculum, then in the working directory"
 )
 _MANIFEST = "manifest.json"
 MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; see `python -m wemmu.plan`"
