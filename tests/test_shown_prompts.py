@@ -1,4 +1,4 @@
-"""What a visitor is shown and types first are the prompts whose success `python -m benchmarks.prompts` measures."""
+"""The README is true: `python -m benchmarks.prompts` measures the prompts that it shows, and its config is valid."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,12 @@ def test_every_prompt_that_is_shown_is_measured(file: str):
     prompts = re.findall(r'(?:pipe\(|--prompt )"([^"]+)"', text)
     assert prompts
     assert set(prompts) <= SHOWN
+
+
+def test_the_config_of_the_readme_is_valid(tmp_path: Path):
+    (config,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "mine.yaml").write_text(config)
+    assert [stage.resolution for stage in load_curriculum(tmp_path / "mine.yaml").stages] == [512, 1024]
 
 
 def test_an_image_counts_as_right_only_if_it_is_what_was_asked_for():
