@@ -38,7 +38,7 @@ PROGRAMS = {
     "sample": Program("Draw images from a run or an exported model.", "wemmu.sample", "main"),
     "evaluate": Program("Score the newest checkpoint of a stage.", "wemmu.evaluate", "main"),
     "export": Program("Convert weights: to a pipeline, or from DeepSpeed.", "tools.convert_ckpt", "main"),
-    "report": Program("Write the report of a run or the page of a stage.", "wemmu.report", "main"),
+    "report": Program("Write the report of a run or the page of a stage.", "wemmu.report.__main__", "main"),
 }
 
 

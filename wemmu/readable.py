@@ -1,4 +1,6 @@
-"""Numbers as people read them."""
+"""Numbers and lists as people read them."""
+
+from collections.abc import Sequence
 
 
 def human(value: float, unit: str = "") -> str:
@@ -15,3 +17,21 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def spelled(seconds: float) -> str:
+    """With units: 48 s, 12 min 05 s or 3 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(share: float) -> str:
+    """0.935 -> `93.5 %`; a narrow space keeps number and sign together."""
+    return f"{100 * share:.1f}\u202f%"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b` or `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

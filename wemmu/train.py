@@ -64,7 +64,7 @@ def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, 
 def _write_page(folder: Path) -> None:
     """The stage has ended and is saved: whatever goes wrong here is told and changes nothing of that."""
     try:
-        from wemmu.evaluation.page import write_page
+        from wemmu.evaluation.stage_page import write_page
 
         print(f"{write_page(folder)} shows what happened", flush=True)
     except Exception as error:

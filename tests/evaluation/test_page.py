@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.evaluation.fakes import write_run
 from tests.evaluation.test_report import Page
-from wemmu.evaluation.page import SHEETS, write_page
-from wemmu.evaluation.report_record import ReportError
+from wemmu.evaluation.run_record import ReportError
+from wemmu.evaluation.stage_page import SHEETS, write_page
 
 MACHINE = {"tokens_per_s": 4e4, "flops_per_s": 4e14, "mfu": 0.4, "data_wait_share": 0.01, "lr": 1e-4, "dit_lr": 1e-5}
 MEMORY = {"memory/host_gb": 9.0, "memory/gpu_allocated_gb": 50.0, "memory/gpu_reserved_gb": 60.0}

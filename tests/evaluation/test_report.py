@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import noise, write_run
-from wemmu.evaluation.report import missing, opening, write_report
-from wemmu.evaluation.report_charts import panel
-from wemmu.evaluation.report_html import duration, percent
-from wemmu.evaluation.report_record import ReportError, read_run
+from wemmu.evaluation.run_record import ReportError, read_run
+from wemmu.evaluation.run_report import missing, opening, write_report
+from wemmu.readable import percent, spelled
+from wemmu.report.charts import panel
 
 
 class Page(HTMLParser):
@@ -204,7 +204,7 @@ def test_torn_files_are_passed_over(run: Path):
         ledger.write('{"job": "exp')
     record = read_run(run)
     assert "stage4 has not been evaluated." in missing(record)
-    assert len(record.parts) == 6
+    assert len(record.timings) == 6
 
 
 def test_broken_off_attempt_is_told(run: Path):
@@ -212,7 +212,7 @@ def test_broken_off_attempt_is_told(run: Path):
         ledger.write(
             '{"job": "stage4", "attempt": 2, "event": "started", "pid": 1, "time": "2030-01-02T00:00:00+00:00"}\n'
         )
-    part = next(part for part in read_run(run).parts if part.job == "stage4")
+    part = next(part for part in read_run(run).timings if part.job == "stage4")
     assert (part.attempts, part.seconds, part.outcome) == (2, 180.0, "has not ended")
 
 
@@ -235,7 +235,7 @@ def test_folder_without_a_stage_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.2, "3 s"), (725, "12 min 05 s"), (11220, "3 h 07 min")])
 def test_durations_are_for_people(seconds: float, text: str):
-    assert duration(seconds) == text
+    assert spelled(seconds) == text
 
 
 def test_percent():

@@ -23,3 +23,12 @@ class Task(StrEnum):
 FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
 GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)
 UNDERSTANDING_TASKS = (Task.UNDERSTANDING,)
+# What reports call them.
+TASK_NAMES = {
+    Task.T2I: "Text to image",
+    Task.RECONSTRUCTION: "Reconstruction",
+    Task.UNCONDITIONAL: "Unconditional",
+    Task.EDIT: "Edit",
+    Task.MULTI_EDIT: "Multi-image edit",
+    Task.UNDERSTANDING: "Understanding",
+}

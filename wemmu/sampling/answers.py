@@ -14,7 +14,8 @@ from wemmu.noise import Noise
 from wemmu.pixels import to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.grid import Row, contact_sheet, is_blank, load_image
+from wemmu.report.sheet import Row, contact_sheet
+from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.solvers import ddim
 from wemmu.types import Prompts
@@ -104,4 +105,4 @@ def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tupl
         given = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         words = f"{prompt.text or '(no words)'}: {answer}"
         rows += [Row(words, pair) for pair in zip(given, restored, strict=True)]
-    return contact_sheet(rows), sum(is_blank(row.pictures[-1]) for row in rows)
+    return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)

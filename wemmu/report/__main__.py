@@ -21,9 +21,9 @@ def main(
     ],
 ) -> None:
     """Tell what a run did, from what its folder holds; one that is not finished gets a report of what there is."""
-    from wemmu.evaluation.page import write_page
-    from wemmu.evaluation.report import write_report
-    from wemmu.evaluation.report_record import ReportError
+    from wemmu.evaluation.run_record import ReportError
+    from wemmu.evaluation.run_report import write_report
+    from wemmu.evaluation.stage_page import write_page
 
     try:
         if (folder / "config.yaml").is_file():

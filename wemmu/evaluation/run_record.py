@@ -73,7 +73,7 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
-class Part:
+class JobTiming:
     """One job of the launcher. seconds: of all its finished attempts together; outcome: how the last one ended."""
 
     job: str
@@ -87,7 +87,7 @@ class RunRecord:
     folder: Path
     curriculum: Curriculum | None
     stages: list[StageRecord]
-    parts: list[Part]
+    timings: list[JobTiming]
     data: DataSet | None
 
     @property
@@ -111,7 +111,7 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder} is not a run folder: it holds no STAGE/config.yaml. Valid choices: a folder that "
             "`python -m launcher run CURRICULUM.yaml` made"
         )
-    return RunRecord(folder, curriculum, stages, _parts(folder / "ledger.jsonl"), _data(stages[0].run.data.shards))
+    return RunRecord(folder, curriculum, stages, _timings(folder / "ledger.jsonl"), _data(stages[0].run.data.shards))
 
 
 def read_stage(folder: Path) -> StageRecord:
@@ -153,10 +153,10 @@ def _given_start(run: StageRun, folder: Path, curriculum: Curriculum | None) -> 
     return start
 
 
-def _parts(ledger: Path) -> list[Part]:
+def _timings(ledger: Path) -> list[JobTiming]:
     """Time by job, in the order in which jobs first started; attempts without an end count as broken off."""
     events = [e for e in read_lines(ledger) if {"job", "event", "time"} <= e.keys() and e["job"] != "report"]
-    parts = []
+    timings = []
     for job in dict.fromkeys(event["job"] for event in events):
         seconds, began, outcome, attempts = 0.0, None, "", 0
         for event in (e for e in events if e["job"] == job):
@@ -165,8 +165,8 @@ def _parts(ledger: Path) -> list[Part]:
                 began, outcome, attempts = at, "has not ended", attempts + 1
             elif event["event"] != "changed" and began is not None:
                 seconds, outcome, began = seconds + (at - began).total_seconds(), event.get("reason", "ended"), None
-        parts.append(Part(job, attempts, seconds, outcome))
-    return parts
+        timings.append(JobTiming(job, attempts, seconds, outcome))
+    return timings
 
 
 def _data(shards: Path) -> DataSet | None:

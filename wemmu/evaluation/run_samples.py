@@ -1,0 +1,120 @@
+"""The images of a run: the first held-out requests of the newest evaluated stage, right or wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+from PIL import Image
+
+from wemmu.config.task import TASK_NAMES, Task
+from wemmu.evaluation.run_charts import SPLITS
+from wemmu.evaluation.run_record import RunRecord, Sample, StageRecord
+from wemmu.report import page as kit
+from wemmu.report.sheet import Row, note, sectioned_sheet
+from wemmu.report.thumbnails import png_uri
+
+# (task, split, number of requests) in the report; and by task on the sheet, which fills its lines with them.
+SHOWN = (
+    (Task.T2I, "test", 8),
+    (Task.T2I, "composition", 4),
+    (Task.RECONSTRUCTION, "test", 4),
+    (Task.EDIT, "test", 8),
+    (Task.EDIT, "composition", 4),
+    (Task.MULTI_EDIT, "test", 6),
+    (Task.UNCONDITIONAL, "test", 4),
+    (Task.UNDERSTANDING, "test", 8),
+    (Task.UNDERSTANDING, "composition", 4),
+)
+ON_SHEET = {Task.T2I: 6, Task.RECONSTRUCTION: 3, Task.EDIT: 6, Task.MULTI_EDIT: 4, Task.UNDERSTANDING: 8}
+SHEET_COLUMNS, COMPARED = 6, 4
+
+
+def _newest_evaluated(record: RunRecord) -> StageRecord | None:
+    """The last stage that kept images of an evaluation."""
+    return next((stage for stage in reversed(record.stages) if stage.samples), None)
+
+
+def _sheets(record: RunRecord) -> dict[str, Path]:
+    """The newest sheet of the fixed prompts of each stage that has drawn one."""
+    drawn = {stage.name: sorted((stage.folder / "samples").glob("step_*.png")) for stage in record.stages}
+    return {name: files[-1] for name, files in drawn.items() if files}
+
+
+def samples_section(record: RunRecord) -> kit.Section:
+    title, newest = "What was asked, and what came out", _newest_evaluated(record)
+    if newest is None:
+        figures = [kit.Figure([kit.image(png_uri(f), f"samples of {s}")], s) for s, f in _sheets(record).items()]
+        words = (
+            "The fixed prompts of the curriculum, drawn by the newest model of each stage. No evaluation was asked "
+            "for, so nobody marked them."
+        )
+        drawn = [words, kit.Figures("", figures, large=True)]
+        return kit.Section(title, drawn if figures else ["No stage has drawn samples or been evaluated yet."])
+    words = Markup(
+        "Held-out requests, answered by the model after {}. These are the first of each kind and were not chosen: "
+        "failures are among them. The exact scorer reads every image back into a scene and marks it {} right or {} "
+        "wrong."
+    ).format(newest.name, kit.mark(True), kit.mark(False))
+    groups = [
+        kit.Figures(TASK_NAMES[task], figures, split_words(task, split))
+        for task, split, count in SHOWN
+        if (figures := [_figure(sample) for sample in newest.chosen(task, split, count)])
+    ]
+    return kit.Section(title, [words, *groups, *_comparison(record.stages)])
+
+
+def split_words(task: str, split: str) -> str:
+    return "any scene of the world is right" if task == Task.UNCONDITIONAL else SPLITS[split]
+
+
+def _figure(sample: Sample) -> kit.Figure:
+    right, target = sample.entry["right"], sample.target
+    inputs = [kit.image(png_uri(file), "input image") for file in sample.inputs]
+    caption = Markup("{} {}").format(kit.mark(right), _words(sample) or kit.pale("no words"))
+    if not right:
+        small = kit.image(png_uri(target), "a right answer", "small") if target else ""
+        seen = f"{'would be right. ' if target else ''}The scorer saw {sample.entry['seen']}."
+        caption += Markup('<div class="came pale">{}<span>{}</span></div>').format(small, seen)
+    return kit.Figure([*inputs, *kit.ARROW[: len(inputs)], _output(sample)], caption)
+
+
+def _output(sample: Sample) -> Markup:
+    return kit.image(png_uri(sample.output), "what came out", "right" if sample.entry["right"] else "wrong")
+
+
+def _words(sample: Sample) -> str:
+    """What was asked, and what was answered where words were wanted; evaluations of earlier versions do not say."""
+    answer = sample.entry.get("words", "")
+    return f"{sample.entry['text']}: {answer}" if answer else sample.entry["text"]
+
+
+def _comparison(stages: Sequence[StageRecord]) -> list[kit.Table]:
+    """The same captions after every stage; nothing unless two stages were evaluated."""
+    shown = {stage.name: {s.entry["number"]: s for s in stage.chosen(Task.T2I, "test", COMPARED)} for stage in stages}
+    shown = {name: samples for name, samples in shown.items() if samples}
+    if len(shown) < 2:
+        return []
+    rows = [
+        [_words(next(iter(shown.values()))[number]), *(_output(samples[number]) for samples in shown.values())]
+        for number in sorted(set.intersection(*map(set, shown.values())))
+    ]
+    return [kit.Table("The same captions after every stage", ("", *shown), rows)]
+
+
+def sheet(record: RunRecord) -> Image.Image:
+    """The run on one page. Without an evaluation: the newest samples of the training, or a page that says so."""
+    stage = _newest_evaluated(record)
+    if stage is None:
+        drawn = list(_sheets(record).values())
+        return Image.open(drawn[-1]) if drawn else note(f"{record.name}: no stage has drawn any samples yet")
+    sections = [
+        (f"{TASK_NAMES[task]}, after {stage.name}", [_row(s) for s in stage.chosen(task, "test", count)])
+        for task, count in ON_SHEET.items()
+    ]
+    if not any(rows for _, rows in sections):
+        return note(f"{stage.name} was asked for none of the tasks that this sheet shows")
+    return sectioned_sheet(sections, SHEET_COLUMNS)
+
+
+def _row(sample: Sample) -> Row:
+    return Row(_words(sample), [Image.open(file) for file in (*sample.inputs, sample.output)], sample.entry["right"])

@@ -1,0 +1,107 @@
+"""The page of one stage, RUN/STAGE/index.html, from what the stage's folder holds."""
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from wemmu.config.files import replace_text
+from wemmu.evaluation.run_charts import loss_charts, machine_charts, share_charts
+from wemmu.evaluation.run_record import StageRecord, read_stage
+from wemmu.jsonlines import read_lines, stage_events
+from wemmu.report import page as kit
+from wemmu.report.thumbnails import png_uri
+
+PAGE_FILE = "index.html"
+# Sample sheets on the page; of more, the first, the last and as many between.
+SHEETS = 12
+
+
+def write_page(folder: Path) -> Path:
+    """Write the page of the stage in `folder` and return its path. What the folder does not hold is left out.
+
+    Raises:
+        ReportError: if it is not the folder of a stage.
+    """
+    replace_text(folder / PAGE_FILE, kit.html(_page(read_stage(folder))))
+    return folder / PAGE_FILE
+
+
+def _page(record: StageRecord) -> kit.Page:
+    stage, events = record.run.stage, stage_events(record.folder)
+    about = f"Page of a stage, written {kit.now()}"
+    if (record.folder.parent / "report.html").is_file():
+        about = Markup("{}, {}").format(about, kit.link("../report.html", "report of the run"))
+    newest = next((line for line in reversed(record.metrics) if "loss" in line), {})
+    step = max(record.step, int(newest.get("step", 0)))
+    lead = (
+        f"Step {step} of {stage.steps}, of {stage.global_batch} samples each, at {stage.resolution} px: "
+        f"{objective(record)} that trains {', '.join(stage.trains).replace('_', ' ')}."
+    )
+    sections = _metrics(record, events, newest), _samples(record), _events(events), _configuration(record)
+    return kit.Page(f"{record.run.name}: {record.name}", about, [kit.Text(lead, "lead"), *sections])
+
+
+def objective(record: StageRecord) -> str:
+    return "contrastive flow matching" if record.run.stage.objective.kind == "contrastive" else "flow matching"
+
+
+def _metrics(record: StageRecord, events: list[dict[str, Any]], newest: dict[str, Any]) -> kit.Section:
+    # Steps from which attempts after the first went on.
+    begun = [event for event in events if event.get("event") == "started" and event["job"] == record.name]
+    starts = [int(event.get("from_step", 0)) for event in begun[1:]]
+    charts = [*loss_charts(record), *share_charts(record), *machine_charts(record, starts)]
+    if not charts:
+        return kit.Section("Metrics", ["The stage has written no metrics yet."])
+    legend = (
+        "The dotted line across the gradient norm is the norm to which gradients are clipped; dotted lines up and down "
+        "are steps from which another attempt went on."
+    )
+    values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in newest.items()}
+    table = kit.Details("The newest line of metrics.jsonl", [kit.pairs(values)])
+    return kit.Section("Metrics", [kit.Text(legend, "pale"), kit.Charts("", charts), table])
+
+
+def _samples(record: StageRecord) -> kit.Section:
+    files = sorted((record.folder / "samples").glob("step_" + "[0-9]" * 8 + ".png"))
+    if len(files) > SHEETS:
+        files = [files[round(i * (len(files) - 1) / (SHEETS - 1))] for i in range(SHEETS)]
+    sheets = {f"step {int(file.stem.removeprefix('step_'))}": file for file in files}
+    figures = [kit.Figure([kit.image(png_uri(file), f"samples after {at}")], at) for at, file in sheets.items()]
+    legend = "The same prompts with the same noise, drawn by the model as it was after so many steps."
+    shown = [kit.Text(legend, "pale"), kit.Figures("", figures, large=True)]
+    return kit.Section("Samples through time", shown if files else ["No samples have been drawn yet."])
+
+
+def _events(events: list[dict[str, Any]]) -> kit.Section:
+    if not events:
+        return kit.Section(
+            "Events", ["The launcher's ledger has no event of this stage: it was not started by the launcher."]
+        )
+    columns = ("Time", "Job", "Attempt", "Event", "Steps", "Why", "Where")
+    legend = kit.Text("From the launcher's ledger; times are UTC.", "pale")
+    return kit.Section("Events", [legend, kit.Table("", columns, [_event(event) for event in events])])
+
+
+def _event(event: dict[str, Any]) -> list[str | kit.Cell]:
+    where = event.get("nodes") or event.get("host") or ""
+    return [
+        kit.Cell(str(event.get("time", ""))[:19].replace("T", " "), kind="line"),
+        str(event["job"]),
+        str(event.get("attempt") or ""),
+        str(event.get("event", "")),
+        " → ".join(str(event[key]) for key in ("from_step", "to_step") if event.get(key) is not None),
+        str(event.get("reason", "")),
+        f"{where}, job {event['slurm']}" if event.get("slurm") else where,
+    ]
+
+
+def _configuration(record: StageRecord) -> kit.Section:
+    environments = read_lines(record.folder / "environment.jsonl")
+    attempts = [
+        kit.Details(f"Attempt {n}, from step {one['from_step']}", [kit.pairs(one)], open=n == len(environments))
+        for n, one in enumerate(environments, start=1)
+    ]
+    config = kit.Listing((record.folder / "config.yaml").read_text(encoding="utf-8"))
+    folded = kit.Details("config.yaml, with every value that was in force", [config])
+    return kit.Section("Configuration and environment", [*attempts, folded])

@@ -1,0 +1,142 @@
+"""Contact sheets: what was asked, what was given and what came out, side by side on one image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+# Everything in px. An image of 64 or 32 px is enlarged to a cell by a whole number, so that its pixels stay square.
+CELL, GAP, ARROW, MARGIN, LINE, TITLE = 128, 4, 18, 18, 17, 38
+MAX_LINES = 11
+INK, PALE, FRAME = (34, 34, 34), (130, 130, 130), (214, 214, 214)
+RIGHT, WRONG = (24, 128, 62), (196, 48, 43)
+_FONT = ImageFont.load_default(13)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry of a sheet: its words and its images.
+
+    right: whether the last image is what was asked for, None where nobody knows. made: whether the last image was made
+    from the others, as an arrow then says.
+    """
+
+    text: str
+    images: Sequence[Image.Image]
+    right: bool | None = None
+    made: bool = True
+
+
+def contact_sheet(rows: Sequence[Row], columns: int = 4) -> Image.Image:
+    """Lay entries out in `columns`, each with its words underneath. Raises ValueError if there are no entries."""
+    return sectioned_sheet([("", rows)], columns)
+
+
+def sectioned_sheet(sections: Sequence[tuple[str, Sequence[Row]]], columns: int) -> Image.Image:
+    """Contact sheets under each other, each with its title ("" for none).
+
+    The sheet is as wide as `columns` of its narrowest entries; of wider ones fewer stand in a line.
+
+    Raises:
+        ValueError: if there are no entries.
+    """
+    if not any(rows for _, rows in sections):
+        raise ValueError("a contact sheet needs at least one entry")
+    blocks = [(title, [_entry(row) for row in rows]) for title, rows in sections if rows]
+    widths = [entry.width for _, entries in blocks for entry in entries]
+    most = min(columns, max(len(entries) for _, entries in blocks))
+    inner = max(most * (min(widths) + MARGIN) - MARGIN, max(widths))
+    lines = [(title if i == 0 else "", line) for title, es in blocks for i, line in enumerate(_lines(es, inner))]
+    height = MARGIN + sum(max(e.height for e in line) + MARGIN + (TITLE if title else 0) for title, line in lines)
+    sheet = Image.new("RGB", (inner + 2 * MARGIN, height), "white")
+    draw, top = ImageDraw.Draw(sheet), MARGIN
+    for title, line in lines:
+        if title:
+            draw.text((MARGIN, top), title, fill=INK, font=ImageFont.load_default(19))
+            top += TITLE
+        left = MARGIN
+        for entry in line:
+            sheet.paste(entry, (left, top))
+            left += entry.width + MARGIN
+        top += max(entry.height for entry in line) + MARGIN
+    return sheet
+
+
+def note(text: str) -> Image.Image:
+    """A sheet that only says something."""
+    sheet = Image.new("RGB", (640, 80), "white")
+    ImageDraw.Draw(sheet).text((20, 30), text, fill=INK, font=ImageFont.load_default(15))
+    return sheet
+
+
+def _lines(entries: list[Image.Image], inner: int) -> list[list[Image.Image]]:
+    """Entries in lines, as many in each as fit into `inner` px."""
+    lines: list[list[Image.Image]] = [[]]
+    for entry in entries:
+        if lines[-1] and sum(e.width + MARGIN for e in lines[-1]) + entry.width > inner:
+            lines.append([])
+        lines[-1].append(entry)
+    return lines
+
+
+def _entry(row: Row) -> Image.Image:
+    """One entry as an image: input images, an arrow, what came out, and the words underneath."""
+    before = len(row.images) - 1
+    gaps = before * GAP + (ARROW - GAP if before and row.made else 0)
+    width = len(row.images) * CELL + gaps
+    indent = 0 if row.right is None else LINE + 2
+    images = [_fitted(image) for image in row.images]
+    tall, words = max(image.height for image in images), _wrap(row.text or "(no words)", width - indent)
+    entry = Image.new("RGB", (width, tall + 2 * GAP + len(words) * LINE), "white")
+    draw = ImageDraw.Draw(entry)
+    for k, image in enumerate(images[:-1]):
+        _paste(entry, image, k * (CELL + GAP), FRAME)
+    if before and row.made:
+        _arrow(draw, width - CELL - ARROW, tall // 2)
+    _paste(entry, images[-1], width - CELL, FRAME if row.right is None else RIGHT if row.right else WRONG)
+    if row.right is not None:
+        _mark(draw, tall + GAP + 3, row.right)
+    for n, line in enumerate(words):
+        draw.text((indent, tall + GAP + n * LINE), line, fill=INK if row.text else PALE, font=_FONT)
+    return entry
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    """As large as the cell allows; small ones are enlarged without smoothing, large ones reduced with it."""
+    scale = CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _paste(entry: Image.Image, image: Image.Image, left: int, frame: tuple[int, int, int]) -> None:
+    left += (CELL - image.width) // 2
+    entry.paste(image, (left, 0))
+    box = (left, 0, left + image.width - 1, image.height - 1)
+    ImageDraw.Draw(entry).rectangle(box, outline=frame, width=1 if frame == FRAME else 3)
+
+
+def _arrow(draw: ImageDraw.ImageDraw, left: int, y: int) -> None:
+    right = left + ARROW - 4
+    draw.line((left + 4, y, right, y), fill=PALE, width=2)
+    draw.line((right - 4, y - 4, right, y, right - 4, y + 4), fill=PALE, width=2)
+
+
+def _mark(draw: ImageDraw.ImageDraw, y: int, right: bool) -> None:
+    """A tick or a cross before the first line of the words; drawn, because the font has neither."""
+    if right:
+        draw.line((1, y + 6, 5, y + 10, 13, y), fill=RIGHT, width=3)
+    else:
+        draw.line((1, y, 11, y + 10), fill=WRONG, width=3)
+        draw.line((1, y + 10, 11, y), fill=WRONG, width=3)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Words in lines of at most `width` px, as the font measures them; what is too much becomes an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _FONT.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], "\u2026"]

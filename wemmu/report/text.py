@@ -1,0 +1,70 @@
+"""Pages and tables as text, for a terminal or a file."""
+
+import io
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text as RichText
+
+from wemmu.report.page import Block, Cell, Facts, Notes, Page, Section, Table, Text
+
+# Characters of a full bar.
+BAR = 24
+
+
+def as_text(page: Page) -> str:
+    """The page in lines of at most 120 characters, without images, charts and what the page folds away."""
+    console = Console(file=io.StringIO(), width=120)
+    for part in (_said(f"{page.title}\n{_words(page.about)}\n"), *_blocks(page.blocks)):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def _blocks(blocks: Sequence[Block]) -> Iterator[RenderableType]:
+    for block in blocks:
+        match block:
+            case Table():
+                yield table(block)
+            case str(words) | Text(words):
+                yield _said(f"{_words(words)}\n")
+            case Facts(facts):
+                yield _said(", ".join(f"{number} {words}" for number, words in facts) + "\n")
+            case Notes(_, sentences):
+                yield from (_said(f"! {_words(sentence)}\n") for sentence in sentences)
+            case Section(title, inside):
+                inner = list(_blocks(inside))
+                yield from (_said(f"{title.upper()}\n"), *inner) if inner else ()
+
+
+def table(made: Table) -> RenderableType:
+    """The table with an empty line below. Nothing in a cell is taken as markup or steers the terminal."""
+    title = _said(f"{made.title} ({made.note})" if made.note else made.title, "bold")
+    drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    drawn.show_header = bool(made.columns)
+    for column in made.columns:
+        heading = _words(column)
+        justify = "right" if heading.startswith(">") else "left"
+        drawn.add_column(_said(heading.removeprefix(">")), justify=justify, overflow="fold")
+    for row in made.rows:
+        drawn.add_row(*(_said(_words(cell)) for cell in row))
+    return Group(drawn, RichText())
+
+
+def _words(value: str | Cell) -> str:
+    if isinstance(value, Cell):
+        bar = "" if value.bar is None else "█" * max(value.bar > 0, round(BAR * value.bar))
+        return " ".join(filter(None, (_words(value.text), bar, f"({_words(value.small)})" if value.small else "")))
+    return value.striptags() if isinstance(value, Markup) else value
+
+
+def _said(words: str, style: str = "") -> RichText:
+    return RichText("\n".join(plain(line) for line in words.split("\n")), style)
+
+
+def plain(text: str, limit: int | None = None) -> str:
+    """One line without control characters, with which the data of a stranger could steer the terminal."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
