@@ -38,6 +38,7 @@ from data_pipeline.duplicates import scan_file, scan_part
 from data_pipeline.partitions import write_partition
 from data_pipeline.plan import plan
 from wemmu.config.shards import LEDGER
+from wemmu.pixels import stored_pixels
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.processor import save_processor
 
@@ -141,7 +142,7 @@ def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[
     def decode() -> None:
         for _ in range(epochs):
             for image, _ in found:
-                readers.decoded(image)
+                stored_pixels(image)
 
     def ours(workers: int, encode: Callable[..., Any], contiguous: bool = False) -> readers.Batches:
         job = curriculum(tars, shards, (resolution,), BATCH, samples // BATCH, workers)

@@ -12,10 +12,10 @@ import skimage.data
 from PIL import Image
 from rich.console import Console
 
-from data_pipeline.mds import read_index
 from data_pipeline.write import write
 from wemmu.config import Curriculum
 from wemmu.config.shards import DataSet
+from wemmu.mds import read_index
 
 CAPTIONS = {
     "astronaut": "a portrait of an astronaut in an orange suit in front of a flag and a model of the space shuttle",
@@ -98,4 +98,4 @@ def write_dataset(curriculum: Curriculum) -> DataSet:
 def stored(shards: Path, resolution: int) -> list[tuple[bytes, str]]:
     """The images, as files, and captions of the square stream at `resolution`."""
     index = read_index(shards / f"t2i/{resolution}/{resolution}x{resolution}")
-    return [(row["target"], row["prompt"].decode()) for shard in index for row in shard.records()]
+    return [(row["target"], str(row["prompt"], "utf-8")) for shard in index for row in shard.records()]

@@ -9,17 +9,13 @@ import torch
 import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import pil_to_tensor
 
 from wemmu.config import Curriculum
 from wemmu.data import Loader
+from wemmu.pixels import stored_pixels
 
 Batches = Iterator[tuple[Tensor, Sequence[str]]]
-
-
-def decoded(image: bytes) -> Tensor:
-    return decode_image(torch.frombuffer(bytearray(image), dtype=torch.uint8), ImageReadMode.RGB)
 
 
 def captions_alone(texts: Sequence[str], grids: object) -> Sequence[str]:
@@ -42,7 +38,7 @@ def web(tars: list[Path], batch: int, workers: int) -> Batches:
     dataset = (
         webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False, empty_check=False)
         .to_tuple("jpg", "txt")
-        .map_tuple(decoded, bytes.decode)
+        .map_tuple(stored_pixels, bytes.decode)
         .batched(batch, partial=False)
     )
     yield from webdataset.WebLoader(dataset, batch_size=None, num_workers=workers)
@@ -67,7 +63,7 @@ def hugging_face(directory: Path, batch: int, samples: int, workers: int, decode
         if decoder == "pil":
             images = [pil_to_tensor(image.convert("RGB")) for image in rows["image"]]
         else:
-            images = [decoded(image["bytes"]) for image in rows["image"]]
+            images = [stored_pixels(image["bytes"]) for image in rows["image"]]
         return {"image": images, "text": rows["text"]}
 
     order = RandomSampler(dataset, num_samples=samples)

@@ -5,8 +5,8 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipeline.contents import StoredRecord
 from data_pipeline.report_text import plain
+from wemmu.config.shards import StoredRecord
 
 # Everything in px.
 HEIGHT, GAP, MARGIN, LINE, TITLE = 128, 6, 20, 15, 34

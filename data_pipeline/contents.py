@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.ledger import Ledger
-from data_pipeline.mds import Shard
 from data_pipeline.plan import Settings
-from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, Stream, unpack
-from wemmu.config.task import Task
+from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, StoredRecord, Stream
+from wemmu.mds import Shard
 
 
 @dataclass(frozen=True)
@@ -20,19 +19,6 @@ class Contents:
     finished: int
     parts: int
     complete: bool
-
-
-@dataclass(frozen=True)
-class StoredRecord:
-    """A record as it is stored, with its lists unpacked; pictures are files."""
-
-    id: str
-    task: Task
-    prompt: str
-    answer: str
-    images: list[bytes]
-    target: bytes
-    latents: list[bytes]
 
 
 def look(root: Path) -> Contents:
@@ -74,17 +60,4 @@ def records(root: Path, stream: Stream) -> Iterator[StoredRecord]:
     """The records of a stream, in order."""
     for name in shard_files(stream):
         for columns in Shard.of_ours(root / stream.settings.name / name).records():
-            yield stored(columns)
-
-
-def stored(columns: dict[str, bytes]) -> StoredRecord:
-    """Raises ValueError or struct.error for columns that are not of our layout."""
-    return StoredRecord(
-        id=columns["id"].decode(),
-        task=Task(columns["task"].decode()),
-        prompt=columns["prompt"].decode(),
-        answer=columns["answer"].decode(),
-        images=unpack(columns["images"]),
-        target=columns["target"],
-        latents=unpack(columns["latents"]) if columns["latents"] else [],
-    )
+            yield StoredRecord.of(columns)

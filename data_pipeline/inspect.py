@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from data_pipeline.contact_sheet import contact_sheet, size_of
-from data_pipeline.contents import Contents, StoredRecord, look, records
-from data_pipeline.mds import Shard, read_index, samples_in_header
+from data_pipeline.contents import Contents, look, records
 from data_pipeline.report_record import in_order
 from data_pipeline.report_text import number, plain, table
-from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, ShardError
+from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, ShardError, StoredRecord
+from wemmu.mds import Shard, read_index
 
 # Streams on the contact sheet, and records of each.
 SECTIONS, SHOWN = 60, 6
@@ -121,7 +121,7 @@ def _header_notes(shard: Shard) -> list[str]:
     if shard.compression or not shard.path.exists():
         return []
     try:
-        found = samples_in_header(shard.path)
+        found = shard.header_samples()
     except ShardError as error:
         return [str(error)]
     return [f"{shard.path} has {found} records, the index says {shard.samples}"] if found != shard.samples else []
@@ -142,7 +142,7 @@ def _value(encoding: str, data: bytes) -> str:
     if encoding == "pkl":
         return f"a pickle of {number(len(data))} bytes: not opened, since it can run any code"
     if encoding in WRITTEN:
-        return plain(data[:PRINTED].decode(errors="replace"), 120)
+        return plain(str(data[:PRINTED], "utf-8", "replace"), 120)
     if encoding in NUMBERS:
         return str(np.frombuffer(data, NUMBERS[encoding])[0])
     if encoding in PICTURES and (size := size_of(data)):

@@ -11,11 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from data_pipeline.contents import StoredRecord, records
+from data_pipeline.contents import records
 from data_pipeline.ledger import CAPTION_EDGES, SIDE_EDGES
 from data_pipeline.report_record import Report, in_order
 from data_pipeline.report_text import bins, plain
-from wemmu.config.shards import DataSet, Stream
+from wemmu.config.shards import DataSet, StoredRecord, Stream
 from wemmu.config.task import Task
 
 NAMES = {

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderDC
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from wemmu.config.prepare import Captioner
 from wemmu.config.shards import LatentSettings
 from wemmu.models.vae import FrozenVAE
 from wemmu.models.weights import load_strict
+from wemmu.pixels import stored_pixels
 from wemmu.prompts import PromptEncoder
 from wemmu.published.check import VLM, check
 
@@ -74,8 +74,6 @@ class LatentService:
 
     def encode(self, files: Sequence[bytes]) -> list[bytes]:
         """Images of one size -> each one's latents [channels, rows, columns], little-endian."""
-        pixels = [
-            decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB) for file in files
-        ]
-        latents = self._vae.encode(torch.stack(pixels).to(self._device)).to(self._dtype).cpu().contiguous()
+        pixels = torch.stack([stored_pixels(file) for file in files])
+        latents = self._vae.encode(pixels.to(self._device)).to(self._dtype).cpu().contiguous()
         return [row.view(torch.uint8).numpy().tobytes() for row in latents]

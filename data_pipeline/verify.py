@@ -17,9 +17,9 @@ from rich.progress import Progress
 
 from data_pipeline.contents import Contents, look, shard_files
 from data_pipeline.ledger import Ledger
-from data_pipeline.mds import Shard, read_index
 from data_pipeline.verify_shard import Check, Checked, Problem, check_shard
 from wemmu.config.shards import COLUMNS, DATASET_FILE, INDEX_FILE, REJECTED_FILE, REWRITE, ShardError, Stream
+from wemmu.mds import Shard, read_index
 
 # Stream -> shard ("PARTITION/FILE") -> its number of records.
 Samples = dict[str, dict[str, int]]
@@ -104,12 +104,12 @@ def _repeated_ids(shards: list[tuple[Check, np.ndarray]]) -> Iterator[Problem]:
     values, counts = np.unique(hashes, return_counts=True)
     again = np.isin(hashes, values[counts > 1])
     ends = np.cumsum([len(ids) for _, ids in shards])[:-1]
-    first: dict[bytes, str] = {}
+    first: dict[str, str] = {}
     for (check, _), repeated in zip(shards, np.split(again, ends), strict=True):
         for number in np.flatnonzero(repeated).tolist():
-            name = Shard.of_ours(check.path).record(number)["id"]
+            name = str(Shard.of_ours(check.path).record(number)["id"], "utf-8", "replace")
             if name in first:
-                what = f"its id {name.decode(errors='replace')} is also that of {first[name]}"
+                what = f"its id {name} is also that of {first[name]}"
                 yield Problem(str(check.path), number, what, "give every record of the source a key of its own")
             first.setdefault(name, f"{check.path}, record {number}")
 
@@ -157,7 +157,7 @@ def _index_problems(root: Path, stream: Stream, in_ledger: dict[str, int]) -> li
     found = []
     if (digest := hashlib.sha256(path.read_bytes()).hexdigest()) != stream.files.get(INDEX_FILE):
         found.append(f"its sha256 is {digest}, not {stream.files.get(INDEX_FILE)}")
-    if any(shard.columns != COLUMNS or shard.compression for shard in shards):
+    if not all(shard.is_ours for shard in shards):
         found.append(f"it has other columns than this version of the layout, {', '.join(COLUMNS)}, or compressed ones")
     indexed = {str(shard.path.relative_to(directory)): shard.samples for shard in shards}
     if set(shard_files(stream)) != set(indexed):

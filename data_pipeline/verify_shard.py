@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,12 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from data_pipeline.contents import StoredRecord, stored
-from data_pipeline.mds import Shard
 from data_pipeline.report_text import plain
-from wemmu.config.shards import ShardError, StreamSettings, checksum, written_anew
+from wemmu.config.shards import StoredRecord, StreamSettings, written_anew
+from wemmu.mds import BrokenShardError, Shard
 
 # Of one file; a shard that is wrong in every record would hide the others.
 NAMED = 10
-ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,8 @@ def check_shard(check: Check) -> Checked:
         for number, columns in enumerate(Shard.of_ours(path).records()):
             ids.append(xxhash.xxh3_64_intdigest(columns["id"]))
             problems += [Problem(file, number, what, way_out) for what in record_problems(columns, check.settings)]
-    except ShardError as error:
-        problems.append(Problem(file, None, f"it {str(error).removeprefix(f'{file} ')}", way_out))
+    except BrokenShardError as error:
+        problems.append(Problem(file, None, f"it {error.reason}", way_out))
     else:
         if check.samples is not None and len(ids) != check.samples:
             problems.append(Problem(file, None, f"it has {len(ids)} records, the ledger says {check.samples}", way_out))
@@ -91,25 +88,16 @@ def check_shard(check: Check) -> Checked:
 
 def record_problems(columns: Mapping[str, bytes], settings: StreamSettings) -> list[str]:
     """What is wrong with a record of the stream."""
-    if checksum(columns) != columns["checksum"]:
-        return ["its checksum differs: it is damaged"]
     try:
-        record = stored(dict(columns))
-    except (ValueError, struct.error) as error:
-        return [f"its columns are not of this layout ({error})"]
-    found = []
-    if record.task != settings.task:
-        found.append(f"it is of the task {record.task} in a stream of {settings.task}")
-    if len(record.images) != settings.inputs:
-        found.append(f"it has {len(record.images)} input images in a stream of {settings.inputs}")
+        record = StoredRecord.of(columns)
+    except ValueError as error:
+        return [str(error)]
     images = [file for file in (*record.images, record.target) if file]
-    if not images:
-        found.append("it has no image")
-    found += [what for file in images for what in _image_problems(file, settings)]
-    return found + _latents_problems(record, settings)
+    return record.misfits(settings) + [what for file in images for what in _image_problems(file, settings)]
 
 
 def _image_problems(file: bytes, settings: StreamSettings) -> list[str]:
+    # Pillow, not the decoder of training: two must agree that the file is whole.
     try:
         with Image.open(io.BytesIO(file), formats=("JPEG", "PNG")) as image:
             image.load()
@@ -122,13 +110,3 @@ def _image_problems(file: bytes, settings: StreamSettings) -> list[str]:
             f"{settings.width} px"
         ]
     return []
-
-
-def _latents_problems(record: StoredRecord, settings: StreamSettings) -> list[str]:
-    """Latents are of the target, then of each input; of a target that is the first input there are none of its own."""
-    expected = []
-    if (stored_as := settings.latents) is not None:
-        each = stored_as.channels * stored_as.rows * stored_as.columns * ITEM_BYTES[stored_as.dtype]
-        expected = [each if file else 0 for file in (record.target, *record.images)]
-    lengths = [len(latents) for latents in record.latents]
-    return [] if lengths == expected else [f"its latents have {lengths} bytes, not {expected}"]

@@ -400,8 +400,8 @@ def hang_in_a_fetch(url: str, cache: Path, limit: float, ready: Path) -> None:
 
 def hang_in_a_read(url: str, cache: Path, limit: float, ready: Path) -> None:
     (found,) = opened(url, cache, Task.T2I, gb=limit)
-    name, shard = found._shards[3]
-    with found._files.held(found._stream, name, shard.raw_data.bytes):
+    name, shard = list(found._shards.items())[3]
+    with found._files.held(found._stream, name, shard.bytes):
         ready.touch()
         time.sleep(1000)
 
@@ -419,7 +419,7 @@ def test_what_a_killed_process_held_is_free(written: Path, tmp_path: Path, hang:
     others = [i for i in range(len(near)) if i not in range(12, 16)]
     # While it lives, all goes on beside it, and what it holds stays.
     assert all(same(far, near, i) for i in others)
-    (held,) = (cache / "shards").glob(f"{far._files.path(far._stream, far._shards[3][0]).name}*")
+    (held,) = (cache / "shards").glob(f"{list(far._shards.values())[3].path.name}*")
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
     assert same(far, near, 12)

@@ -12,6 +12,7 @@ dataset.json                    written last: where it stands, the data set is c
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -84,6 +85,11 @@ class LatentSettings(Schema):
     channels: Positive
     rows: Positive
     columns: Positive
+
+    @property
+    def bytes(self) -> int:
+        """Of one image's latents."""
+        return self.channels * self.rows * self.columns * {"float32": 4, "bfloat16": 2}[self.dtype]
 
 
 class StreamSettings(Schema):
@@ -169,3 +175,50 @@ def unpack(data: bytes) -> list[bytes]:
         parts.append(data[offset : offset + length])
         offset += length
     return parts
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record as it is stored, with its lists unpacked: images are files, and latents numbers of one image each.
+
+    Binary fields are of the type that the columns have, which may be views of the shard.
+    """
+
+    id: str
+    task: Task
+    prompt: str
+    answer: str
+    images: list[bytes]
+    target: bytes
+    latents: list[bytes]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, bytes]) -> Self:
+        """The record of these columns.
+
+        Raises:
+            ValueError: if they are damaged, or not of this layout.
+        """
+        if checksum(columns) != columns["checksum"]:
+            raise ValueError("its checksum differs: it is damaged")
+        try:
+            id, task, prompt, answer = (str(columns[name], "utf-8") for name in ("id", "task", "prompt", "answer"))
+            images, latents = (unpack(columns[name]) if columns[name] else [] for name in ("images", "latents"))
+            return cls(id, Task(task), prompt, answer, images, columns["target"], latents)
+        except (ValueError, struct.error) as error:
+            raise ValueError(f"its columns are not of this layout ({error})") from error
+
+    def misfits(self, stream: StreamSettings) -> list[str]:
+        """What of the record is not as all records of the stream are, except for the content of the images."""
+        found = []
+        if self.task != stream.task:
+            found.append(f"it is of the task {self.task} in a stream of {stream.task}")
+        if len(self.images) != stream.inputs:
+            found.append(f"it has {len(self.images)} input images in a stream of {stream.inputs}")
+        if not self.images and not self.target:
+            found.append("it has no image")
+        # Latents are of the target, then of each input; where the first input is the target, they are stored once.
+        each = stream.latents.bytes if stream.latents else 0
+        expected = [each if file else 0 for file in (self.target, *self.images)] if stream.latents else []
+        lengths = [len(latents) for latents in self.latents]
+        return found if lengths == expected else [*found, f"its latents have {lengths} bytes, not {expected}"]

@@ -31,14 +31,14 @@ from wemmu.config.shards import (
     Stream,
     written_anew,
 )
-from wemmu.data.files import LostShardError
+from wemmu.data.files import Files, LostShardError
 from wemmu.locks import EXCLUSIVE, SHARED, take
 
 # Seconds between two looks for room, while other processes read all that could be deleted.
 PAUSE = 0.02
 
 
-class ShardCache:
+class ShardCache(Files):
     """The data set at `url`, of which `root` holds `gigabytes` at most; least recently used shards give way.
 
     Raises:

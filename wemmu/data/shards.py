@@ -1,33 +1,24 @@
 """One stream of a prepared data set: opened with a cheap look, then every record verified when it is read."""
 
-import json
-import os
-import struct
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from streaming.base.format import Reader, reader_from_json
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
-from wemmu.config.shards import COLUMNS, INDEX_FILE, LatentSettings, ShardError, Stream, checksum, unpack
+from wemmu.config.shards import COLUMNS, INDEX_FILE, LatentSettings, ShardError, StoredRecord, Stream
 from wemmu.config.task import Task
 from wemmu.data.files import DamageError, Files, LostShardError
+from wemmu.mds import BrokenShardError, Shard, shards_of
+from wemmu.pixels import stored_pixels
 
 T = TypeVar("T")
-
-# What damage can raise, by its place and kind. An OSError is this machine's trouble, not the shard's.
-_BROKEN = (LookupError, ValueError, OverflowError, MemoryError, struct.error)
-# The columns as MDSWriter orders them.
-_NAMES = sorted(COLUMNS)
-_LENGTHS = struct.Struct(f"<{len(_NAMES)}I")
 
 
 @dataclass(frozen=True)
@@ -60,9 +51,8 @@ class DecodedRecord:
 class ShardStream:
     """Random access to the samples of one stream.
 
-    Shards are opened with streaming, but its data sets are not used: `StreamingDataset` neither checks local files nor
-    raises when one is missing (its epoch just ends early), and `LocalDataset` keeps a number per sample. Nor is its
-    reader of records, which takes twice as long as `_columns`.
+    Not streaming's data sets: `StreamingDataset` neither checks local files nor raises when one is missing (its epoch
+    just ends early), and `LocalDataset` keeps a number per sample.
 
     Args:
         files: where the data set is.
@@ -97,41 +87,38 @@ class ShardStream:
         # Shard files that are known to be lost, and what is wrong with them.
         self._lost: dict[str, str] = {}
         self._shards = self._open()
-        self.sizes = np.array([shard.samples for _, shard in self._shards])
-        self._ends = np.cumsum(self.sizes)
+        self.sizes = np.array([shard.samples for shard in self._shards.values()])
+        # The size of each shard file, beside `sizes`, its number of records.
+        self.shard_bytes = np.array([shard.bytes for shard in self._shards.values()])
+        self._names, self._ends = list(self._shards), np.cumsum(self.sizes)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @property
-    def shard_bytes(self) -> np.ndarray:
-        """The size of each shard file, beside `sizes`, its number of records."""
-        return np.array([shard.raw_data.bytes for _, shard in self._shards])
-
     def __getitem__(self, index: int) -> DecodedRecord:
         """Raises ShardError; with `damaged` = "skip" only if no record of the stream can be read."""
-        sample = self._get(int(index), self._decoded)
-        return sample if self._task is None else sample.as_task(self._task)
+        record = self._get(int(index), self._decoded)
+        return record if self._task is None else record.as_task(self._task)
 
     def id_of(self, index: int) -> str:
-        """The id of the sample that `self[index]` is, without decoding it."""
-        return self._get(int(index), lambda columns: str(columns["id"]))
+        """The id of the record that `self[index]` is, without decoding it."""
+        return self._get(int(index), lambda record: record.id)
 
     def where(self, index: int) -> str:
-        """The shard file of the sample at `index`, and its place there, for messages."""
-        shard, record = self._place(index)
-        return f"record {record} of {self._files.path(self._stream, self._shards[shard][0])}"
+        """The shard file of the record at `index`, and its place there, for messages."""
+        name, number = self._place(index)
+        return f"record {number} of {self._files.path(self._stream, name)}"
 
-    def _get(self, index: int, decode: Callable[[dict[str, Any]], T]) -> T:
+    def _get(self, index: int, decode: Callable[[StoredRecord], T]) -> T:
         damaged = False
         for tried in range(len(self)):
-            shard, record = self._place((index + tried) % len(self))
+            name, number = self._place((index + tried) % len(self))
             try:
-                found, id = self._read(shard, record, decode)
+                found, id = self._read(name, number, decode)
             except DamageError as error:
                 if self._damaged == "stop":
                     raise
-                self._warn(self._shards[shard][0], error)
+                self._warn(name, error)
                 damaged = True
                 continue
             if id in self._leave_out:
@@ -142,91 +129,81 @@ class ShardStream:
         held_out = " or held out" if self._leave_out else ""
         raise ShardError(f"every record of the stream {self._stream.settings.name} is missing or damaged{held_out}")
 
-    def _open(self) -> list[tuple[str, Reader]]:
-        """Name and reader of every shard file."""
-        shards = []
-        for info in json.loads(self._files.index(self._stream))["shards"]:
-            name = info["raw_data"]["basename"]
+    def _open(self) -> dict[str, Shard]:
+        """Every shard of the stream by its file's name, at its path on this machine."""
+        directory, shards = Path(self._stream.settings.name), {}
+        for shard in shards_of(self._files.index(self._stream), directory):
+            name = str(shard.path.relative_to(directory))
             path = self._files.path(self._stream, name)
-            shard = reader_from_json(str(path.parent), None, info)
-            shard.raw_data.basename = path.name
             # Other types could execute what they hold.
-            columns = list(zip(info["column_names"], info["column_encodings"], strict=True))
-            if columns != sorted(COLUMNS.items()) or info["compression"]:
+            if not shard.is_ours:
                 raise ShardError(f"{path} has other columns than this version of the layout, {', '.join(COLUMNS)}")
-            shards.append((name, shard))
+            shards[name] = replace(shard, path=path)
             try:
-                self._files.check(self._stream, name, shard.raw_data.bytes)
+                self._files.check(self._stream, name, shard.bytes)
             except LostShardError as error:
                 if self._damaged == "stop":
                     raise
                 self._lost[name] = str(error)
                 self._warn(name, error)
-        names = {INDEX_FILE, *(name for name, _ in shards)}
-        samples = sum(shard.samples for _, shard in shards)
-        if names != self._stream.files.keys() or samples != self._stream.samples:
+        samples = sum(shard.samples for shard in shards.values())
+        if {INDEX_FILE, *shards} != self._stream.files.keys() or samples != self._stream.samples:
             raise ShardError(
                 f"the stream {self._stream.settings.name} is recorded with {self._stream.samples} samples in "
                 f"{len(self._stream.files) - 1} shard files, its index has {samples} in {len(shards)}"
             )
         return shards
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """Shard, and record in it, of a sample."""
+    def _place(self, index: int) -> tuple[str, int]:
+        """Shard file, and number in it, of a record."""
         shard = int(np.searchsorted(self._ends, index, "right"))
-        return shard, index - int(self._ends[shard] - self.sizes[shard])
+        return self._names[shard], index - int(self._ends[shard] - self.sizes[shard])
 
-    def _read(self, shard: int, record: int, decode: Callable[[dict[str, Any]], T]) -> tuple[T, str]:
+    def _read(self, name: str, number: int, decode: Callable[[StoredRecord], T]) -> tuple[T, str]:
         """A record, decoded, and its id.
 
         Raises DamageError naming file, record and reason unless all of the record is what was written.
         """
-        name, reader = self._shards[shard]
         if name in self._lost:
             raise LostShardError(self._lost[name])
-        columns: dict[str, Any] = {}
+        shard, id = self._shards[name], ""
         try:
-            with self._files.held(self._stream, name, reader.raw_data.bytes):
-                columns = _columns(self._files.path(self._stream, name), record, reader.raw_data.bytes)
-            return decode(columns), columns["id"]
-        except ShardError as error:
-            if isinstance(error, LostShardError):
-                self._lost[name] = str(error)
+            with self._files.held(self._stream, name, shard.bytes):
+                record = StoredRecord.of(shard.record(number))
+            id = f", {record.id}"
+            if misfits := record.misfits(self._stream.settings):
+                raise ValueError(misfits[0])
+            return decode(record), record.id
+        except LostShardError as error:
+            self._lost[name] = str(error)
             raise
-        except (*_BROKEN, _BadRecordError) as error:
-            path, way_out = self._files.path(self._stream, name), self._files.way_out(self._stream, name)
-            reason = str(error) if isinstance(error, _BadRecordError) else f"{type(error).__name__}: {error}"
-            id = f", {columns['id']}" if columns else ""
+        except ValueError as error:
+            if isinstance(error, ShardError) and not isinstance(error, BrokenShardError):
+                raise
+            reason = error.reason if isinstance(error, BrokenShardError) else error
             raise DamageError(
-                f"the shard file {path} is damaged in record {record}{id} ({reason}); {way_out}"
+                f"the shard file {shard.path} is damaged in record {number}{id} ({reason}); "
+                f"{self._files.way_out(self._stream, name)}"
             ) from error
 
-    def _decoded(self, columns: dict[str, Any]) -> DecodedRecord:
+    def _decoded(self, record: StoredRecord) -> DecodedRecord:
         stored = self._stream.settings
-        inputs = [self._decode(image) for image in unpack(columns["images"])]
-        if len(inputs) != stored.inputs:
-            raise _BadRecordError(f"it has {len(inputs)} input images in a stream of {stored.inputs}")
+        inputs = [self._pixels(image) for image in record.images]
         images = stacked(inputs) if inputs else torch.empty(0, 3, stored.height, stored.width, dtype=torch.uint8)
-        if not columns["target"] and not inputs:
-            raise _BadRecordError("it has no image")
-        target = self._decode(columns["target"]) if columns["target"] else images[0]
-        latents = None if stored.latents is None else _latents(columns["latents"], stored.latents, stored.inputs)
-        return DecodedRecord(columns["id"], columns["prompt"], images, target, latents, columns["answer"])
+        target = self._pixels(record.target) if record.target else images[0]
+        latents = None if stored.latents is None else _latents(record.latents, stored.latents)
+        return DecodedRecord(record.id, record.prompt, images, target, latents, record.answer)
 
-    def _decode(self, image: memoryview) -> Tensor:
-        try:
-            pixels = decode_image(torch.frombuffer(image, dtype=torch.uint8), ImageReadMode.RGB)  # [3, H, W]
-        except RuntimeError as error:
-            raise _BadRecordError(f"it has an image that cannot be decoded: {error}") from error
-        size = self.settings.height, self.settings.width
-        if pixels.dtype != torch.uint8 or pixels.shape != (3, *size):
-            raise _BadRecordError(f"it has an image of {tuple(pixels.shape[1:])} px in a stream of {size} px")
+    def _pixels(self, file: bytes) -> Tensor:
+        pixels, size = stored_pixels(file), (self.settings.height, self.settings.width)
+        if pixels.shape[1:] != size:
+            raise ValueError(f"it has an image of {tuple(pixels.shape[1:])} px in a stream of {size} px")
         return pixels
 
     def _count(self, index: int) -> None:
-        shard, record = self._place(index)
+        name, number = self._place(index)
         with self._counting:
-            self.skipped[self._name(self._shards[shard][0]), record] += 1
+            self.skipped[f"{self._stream.settings.name}/{name}", number] += 1
 
     def _warn(self, name: str, error: DamageError) -> None:
         with self._counting:
@@ -234,13 +211,6 @@ class ShardStream:
                 return
             self._warned.add(name)
         warnings.warn(f"data.damaged is skip, so the run goes on without: {error}", stacklevel=2)
-
-    def _name(self, name: str) -> str:
-        return f"{self._stream.settings.name}/{name}"
-
-
-class _BadRecordError(Exception):
-    """What is wrong with a record, without where it is."""
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
@@ -251,41 +221,8 @@ def stacked(images: Sequence[Tensor]) -> Tensor:
     return torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
 
 
-def _columns(path: Path, record: int, size: int) -> dict[str, Any]:
-    """A record of the shard file, which has `size` bytes.
-
-    An MDS shard is: the number of records (uint32), where each begins and the last ends (uint32), JSON, the records.
-    A record is the lengths (uint32) of its columns, then the columns. Bytes come as views of one buffer.
-    """
-    file = os.open(path, os.O_RDONLY)
-    try:
-        begin, end = struct.unpack("<2I", os.pread(file, 8, 4 * (1 + record)))
-        if not begin < end <= size:
-            raise _BadRecordError(f"it would begin at {begin} and end at {end} of {size} bytes")
-        # One that can be written to, without which torch warns of reading images from it.
-        data = bytearray(end - begin)
-        os.preadv(file, [data], begin)
-    finally:
-        os.close(file)
-    columns, at = {}, _LENGTHS.size
-    for name, length in zip(_NAMES, _LENGTHS.unpack_from(data), strict=True):
-        columns[name] = memoryview(data)[at : at + length]
-        at += length
-    if checksum(columns) != columns["checksum"]:
-        raise _BadRecordError("its checksum differs")
-    # A damaged offset of another record can lead to the whole of this one.
-    if at != len(data):
-        raise _BadRecordError("its offset is another record's")
-    return {name: str(value, "utf-8") if COLUMNS[name] == "str" else value for name, value in columns.items()}
-
-
-def _latents(data: memoryview, settings: LatentSettings, inputs: int) -> Tensor:
+def _latents(parts: list[bytes], settings: LatentSettings) -> Tensor:
     """[1 + inputs, C, h, w]; where the first input is the target, it is stored once."""
-    parts = unpack(data)
-    if parts and not parts[0]:
-        parts[0] = parts[1]
-    shape, dtype = (settings.channels, settings.rows, settings.columns), getattr(torch, settings.dtype)
-    lengths = {len(part) for part in parts}
-    if len(parts) != 1 + inputs or lengths != {int(np.prod(shape)) * dtype.itemsize}:
-        raise _BadRecordError(f"it has {len(parts)} latents of {lengths} bytes, not {1 + inputs} of {shape} {dtype}")
-    return torch.frombuffer(bytearray(b"".join(parts)), dtype=dtype).unflatten(0, (-1, *shape))
+    parts = [parts[0] or parts[1], *parts[1:]]
+    shape = settings.channels, settings.rows, settings.columns
+    return torch.frombuffer(bytearray(b"".join(parts)), dtype=getattr(torch, settings.dtype)).unflatten(0, (-1, *shape))

@@ -9,7 +9,7 @@ from wemmu.config.schema import Data
 from wemmu.config.serving import SMALLEST, Need, check_readable, serving
 from wemmu.config.shards import ShardError, Stream
 from wemmu.config.task import Task
-from wemmu.data.files import Files, LocalFiles
+from wemmu.data.files import Files
 from wemmu.data.mixture import window_bytes
 from wemmu.data.remote import ShardCache
 from wemmu.data.shards import ShardStream
@@ -80,7 +80,7 @@ def shares(streams: Sequence[ShardStream], mixture: Mapping[Task, float]) -> lis
 
 
 def _data_set(data: Data) -> tuple[Files, list[Stream]]:
-    files: Files = LocalFiles(data.shards)
+    files = Files(data.shards)
     if data.remote is not None:
         assert data.cache_gb is not None, "the config gives both or none"
         files = ShardCache(data.remote, data.shards, data.cache_gb)
