@@ -8,22 +8,19 @@ ratios mean something, and how much, a second time without saving tells. Buffers
 count, as a run's first save makes them.
 """
 
-import json
-import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 from torch import nn
 
+from benchmarks.measure import RESULTS, Out, Quick, save
 from wemmu.config.stage import Optimizer
 from wemmu.parallel.single import SingleEngine
 from wemmu.training import checkpoint, retention
@@ -31,7 +28,6 @@ from wemmu.training.manifest import Origin
 from wemmu.training.saver import Saver
 from wemmu.types import Losses
 
-ROOT = Path(__file__).resolve().parents[1]
 KEEP = 2
 NOISE = "not at all, once more"
 ORIGIN = Origin("benchmark", 0, 0, {})
@@ -61,10 +57,7 @@ class Window:
     written: float
 
 
-def main(
-    quick: Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")] = False,
-    out: Annotated[Path, typer.Option(help="where checkpoint.{json,md} go")] = ROOT / "benchmarks" / "results",
-) -> None:
+def main(quick: Quick = False, out: Out = RESULTS) -> None:
     torch.set_num_threads(1)
     sizes = QUICK if quick else FULL
     engine, step = make_engine(sizes)
@@ -124,22 +117,15 @@ def write(rounds: list[dict[str, Window]], sizes: Sizes, engine: SingleEngine, o
             for name, value in seconds.items():
                 columns[name].append(value / (none / sizes.steps))
         rows.append({"saving": side} | {name: median(values) for name, values in columns.items()} | {"rounds": columns})
-    command = "OMP_NUM_THREADS=1 " + shlex.join(["python", "-m", "benchmarks.checkpoint", *sys.argv[1:]])
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[1]
     lines = [
-        f"`{command}`, {cores} cores, load {load:.1f}; {state:.0f} MB of state",
-        "",
-        f"In steps of the same round without saving; median of {len(rounds)} rounds, the least and the most.",
+        f"{state:.0f} MB of state. In steps of the same round without saving; median of {len(rounds)} rounds, least "
+        "and most.",
         "",
         "| saving | the step waits | lost until all is on the disk | of which after the last step |",
         "|---|---:|---:|---:|",
         *(f"| {row['saving']} | {' | '.join(map(spread, row['rounds'].values()))} |" for row in rows),
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoint.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    said = {"command": command, "cores": cores, "load": load, "state_mb": state, "steps": sizes.steps, "rows": rows}
-    (out / "checkpoint.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    save(out, "checkpoint", lines, rows, state_mb=state, steps=sizes.steps)
 
 
 def spread(values: list[float]) -> str:

@@ -8,18 +8,14 @@ everything: it notes what it holds, converts, and notes the most it ever held (V
 files, too).
 """
 
-import json
 import multiprocessing
-import os
-import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -28,6 +24,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks.measure import RESULTS, ROOT, Out, Quick, memory_mb, save
 from tools.convert_ckpt import Source, export
 from tools.export.memory import return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
@@ -41,8 +38,9 @@ from wemmu.shapes.processor import save_processor, special_ids
 from wemmu.training import checkpoint
 from wemmu.training.manifest import Origin
 
-ROOT = Path(__file__).resolve().parents[1]
 WORLD = 2
+# In MB of 10^6 bytes.
+MIB = 2**20 / 1e6
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,7 @@ FULL = Sizes(layers=6, width=40_000, blocks=8)
 QUICK = Sizes(layers=2, width=640, blocks=2)
 
 
-def main(
-    quick: Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")] = False,
-    out: Annotated[Path, typer.Option(help="where convert.{json,md} go")] = ROOT / "benchmarks" / "results",
-) -> None:
+def main(quick: Quick = False, out: Out = RESULTS) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -165,25 +160,13 @@ def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str,
 def _convert(work: Callable, folder: Path, run: StageRun, pipe: Any) -> None:
     torch.set_num_threads(1)
     return_what_is_freed()
-    base, begun = _memory("VmRSS"), time.perf_counter()
+    base, begun = memory_mb("VmRSS") * MIB, time.perf_counter()
     work(folder, run)
-    pipe.send((base, _memory("VmHWM"), time.perf_counter() - begun))
-
-
-def _memory(line: str) -> float:
-    """MB, of this process; VmHWM is the most it ever held."""
-    (found,) = (
-        one for one in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if one.startswith(line)
-    )
-    return int(found.split()[1]) * 1024 / 1e6
+    pipe.send((base, memory_mb() * MIB, time.perf_counter() - begun))
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
-    command = "OMP_NUM_THREADS=1 " + shlex.join(["python", "-m", "benchmarks.convert", *sys.argv[1:]])
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[1]
     lines = [
-        f"`{command}`, {cores} cores, load {load:.1f}",
-        "",
         "Peak memory of a process over what it held after its imports; MB of 10^6 bytes.",
         "",
         "| conversion | all of it, MB | largest tensor, MB | peak over base, MB | in largest tensors | seconds |",
@@ -194,11 +177,7 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
             for r in rows
         ),
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "convert.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    said = {"command": command, "cores": cores, "load": load, "rows": rows}
-    (out / "convert.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    save(out, "convert", lines, rows)
 
 
 if __name__ == "__main__":

@@ -6,43 +6,39 @@
 All sides of a comparison run in turns in this one process (readers with workers: in its children), several rounds.
 """
 
-import json
+import io
+import multiprocessing
 import os
-import shlex
 import shutil
-import subprocess
-import sys
+import tarfile
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import datasets
 import torch
 import typer
+from PIL import Image
+from streaming import MDSWriter
 
-from benchmarks import bare, readers
-from benchmarks.datasets import (
-    curriculum,
-    distinct,
-    photograph,
-    stored,
-    write_dataset,
-    write_tars,
-)
-from benchmarks.measure import Row, as_dicts, as_markdown, in_turns, rows
+from benchmarks import readers
+from benchmarks.datasets import curriculum, distinct, photograph, stored, write_dataset, write_tars
+from benchmarks.measure import RESULTS, Out, Quick, Row, as_dicts, as_markdown, cost, in_turns, memory_mb, rows, save
+from data_pipeline.buckets import buckets, nearest
 from data_pipeline.duplicates import scan_file, scan_part
 from data_pipeline.partitions import write_partition
-from data_pipeline.plan import plan
+from data_pipeline.plan import Job, plan
 from wemmu.config.shards import LEDGER
+from wemmu.images import fit
 from wemmu.pixels import stored_pixels
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.processor import save_processor
 
-ROOT = Path(__file__).resolve().parents[1]
 RESOLUTIONS = (256, 512)
 BATCH = 16
 
@@ -67,66 +63,69 @@ class What(StrEnum):
     GROWTH = "growth"
 
 
-def main(
-    what: What,
-    quick: Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")] = False,
-    out: Annotated[Path, typer.Option(help="where data-WHAT.{json,md} go")] = ROOT / "benchmarks" / "results",
-) -> None:
+def main(what: What, quick: Quick = False, out: Out = RESULTS) -> None:
     torch.set_num_threads(1)
     # Readers with workers fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     datasets.disable_progress_bars()
-    sizes = QUICK if quick else FULL
+    sizes, table = QUICK if quick else FULL, []
     with tempfile.TemporaryDirectory() as scratch:
-        if what is What.GROWTH:
-            print(save(growing(Path(scratch, "growing"), sizes), out, what))
-            return
-        tars, shards = Path(scratch, "tars"), Path(scratch, "shards")
-        write_tars(tars, (photograph(n, sizes.sides) for n in range(sizes.photographs)), sizes.photographs)
-        table = writing(tars, Path(scratch, "written"), sizes)
-        save(table, out, what)
-        write_dataset(curriculum(tars, shards, RESOLUTIONS, BATCH, max_aspect=1.0, max_upscale=4.0))
-        for resolution in RESOLUTIONS:
-            table += reading(shards, Path(scratch), resolution, sizes)
-            save(table, out, what)
-    print(as_markdown(table))
+        for found in growing(Path(scratch), sizes) if what is What.GROWTH else speed(Path(scratch), sizes):
+            table += found
+            save(out, f"data-{what}", as_markdown(table), as_dicts(table))
 
 
-def save(table: list[Row], out: Path, what: What) -> str:
-    """Write what has been measured so far; returns the text."""
-    command = "OMP_NUM_THREADS=1 " + shlex.join(["python", "-m", "benchmarks.data", *sys.argv[1:]])
-    out.mkdir(parents=True, exist_ok=True)
-    text = f"`{command}`, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[1]:.1f}\n\n{as_markdown(table)}"
-    (out / f"data-{what}.md").write_text(text, encoding="utf-8")
-    (out / f"data-{what}.json").write_text(
-        json.dumps({"command": command, "rows": as_dicts(table)}, indent=1) + "\n", encoding="utf-8"
-    )
-    return text
+def speed(scratch: Path, sizes: Sizes) -> Iterator[list[Row]]:
+    tars, shards = scratch / "tars", scratch / "shards"
+    write_tars(tars, (photograph(n, sizes.sides) for n in range(sizes.photographs)), sizes.photographs)
+    yield writing(tars, scratch / "written", sizes)
+    write_dataset(curriculum(tars, shards, RESOLUTIONS, BATCH, max_aspect=1.0, max_upscale=4.0))
+    for resolution in RESOLUTIONS:
+        yield reading(shards, scratch, resolution, sizes)
 
 
 def writing(tars: Path, out: Path, sizes: Sizes) -> list[Row]:
     """A partition through the whole chain, against the bare work on its images."""
     job = plan(curriculum(tars, out, RESOLUTIONS, BATCH, max_upscale=4.0))
     (part,) = job.parts()
-    files, quality = bare.images(tars), job.prepare.pictures.quality
-    buckets = bare.buckets_of(files, job)
-    made = bare.encode(files, buckets, quality)
+    (tar,) = tars.iterdir()
+    with tarfile.open(tar, encoding="utf-8") as opened:
+        files = [opened.extractfile(member).read() for member in opened if member.name.endswith(".jpg")]
+    made = encode(files, job)
     (out / LEDGER).mkdir(parents=True)
     scan_file(out, 0).parent.mkdir()
     numbers = count()
 
     def bare_mds() -> None:
-        bare.mds(made, out / "bare")
+        with MDSWriter(columns={"target": "bytes"}, out=str(out / "bare"), hashes=["sha256"]) as writer:
+            for file in made:
+                writer.write({"target": file})
         shutil.rmtree(out / "bare")
 
     sides = {
-        "decode, fit, encode": lambda: bare.encode(files, buckets, quality),
+        "decode, fit, encode": lambda: encode(files, job),
         "our chain": lambda: write_partition(job, next(numbers), part),
         "a bare MDS writer with sha256": bare_mds,
         "our search for duplicates": lambda: scan_part(job, 0, part),
     }
     title = "Writing a photograph of {} to {} px at 256 and 512 px".format(*sizes.sides)
     return rows(title, in_turns(sides, sizes.rounds), len(files), "decode, fit, encode")
+
+
+def encode(files: list[bytes], job: Job) -> list[bytes]:
+    """The work that cannot be left out: decode each image once, fit it into its bucket at each resolution, encode."""
+    made = []
+    (resolutions,) = job.resolutions.values()
+    sizes = [buckets(resolution, job.prepare.pictures) for resolution in resolutions]
+    for file in files:
+        image = Image.open(io.BytesIO(file)).convert("RGB")
+        for choices in sizes:
+            buffer = io.BytesIO()
+            fit(image, *nearest((image.height, image.width), choices)).save(
+                buffer, "JPEG", quality=job.prepare.pictures.quality, subsampling=0
+            )
+            made.append(buffer.getvalue())
+    return made
 
 
 def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[Row]:
@@ -166,22 +165,30 @@ def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[
     return rows(f"Reading a sample at {resolution} px", in_turns(timed, sizes.rounds), samples, "decode")
 
 
-def growing(scratch: Path, sizes: Sizes) -> list[Row]:
+def growing(scratch: Path, sizes: Sizes) -> Iterator[list[Row]]:
     """Data sets of more and more small images, each written and read by a process of its own."""
-    table = []
     for records in sizes.records:
         tars, shards = scratch / f"tars-{records}", scratch / f"shards-{records}"
         write_tars(tars, distinct(records, (72, 96), drawn=500), 1000)
         for what in ("write", "read"):
-            command = [sys.executable, "-m", "benchmarks.scale", what, tars, shards, str(records)]
-            said = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
-            each = {f"{clock}_us": said[clock] / records * 1e6 for clock in ("cpu", "wall")}
-            table.append(
-                Row("Growing data sets, at 64 px", f"{what} {records:,} records", peak_mb=said["peak_mb"], **each)
-            )
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                taken = process.submit(one_size, what, tars, shards, records).result()
+            yield [Row("Growing data sets, at 64 px", f"{what} {records:,} records", **taken)]
         shutil.rmtree(tars)
         shutil.rmtree(shards)
-    return sorted(table, key=lambda row: row.name.split()[0], reverse=True)
+
+
+def one_size(what: str, tars: Path, shards: Path, records: int) -> dict[str, float]:
+    """Write a data set of square images of 64 px, or read an epoch of it with one worker; what that took."""
+    torch.set_num_threads(1)
+    px = 64
+    job = curriculum(tars, shards, (px,), BATCH, steps=records // BATCH, workers=1, max_aspect=1.0)
+    if what == "write":
+        taken = cost(lambda: write_dataset(job))
+    else:
+        batches = readers.ours(job, readers.captions_alone)
+        taken = cost(lambda: readers.read_all(batches, records // BATCH * BATCH, px))
+    return {f"{clock}_us": value / records * 1e6 for clock, value in asdict(taken).items()} | {"peak_mb": memory_mb()}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,31 @@
-"""Times of things that are compared: taken side by side, in turns, so that a busy machine hurts all of them alike."""
+"""Times of things that are compared: taken side by side, in turns, so that a busy machine hurts all of them alike.
 
+And the memory that something needs: resident on the CPU, allocated by torch on a GPU.
+"""
+
+import ctypes
 import gc
+import json
+import os
 import resource
+import shlex
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
+
+import torch
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+# The options that all benchmarks have.
+Out = Annotated[Path, typer.Option(help="where the results go, as NAME.json and NAME.md")]
+Quick = Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -69,19 +87,60 @@ def rows(part: str, costs: Mapping[str, list[Cost]], samples: int, against: str)
     ]
 
 
-def peak_mb() -> float:
-    """The most memory this process ever had resident; getrusage would count the parent's, too, from before exec."""
-    (line,) = (
-        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
-    )
-    return int(line.split()[1]) / 1024
+def memory_mb(line: str = "VmHWM") -> float:
+    """Memory of this process: VmRSS, what is resident; VmHWM, the most that ever was.
+
+    getrusage would count the parent's, too, from before exec.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(found.split()[1]) for found in status if found.startswith(line)) / 1024
+
+
+@dataclass
+class Memory:
+    """In MB. before: held when it began; peak: the most there was from then on."""
+
+    before: float = 0.0
+    peak: float = 0.0
+
+
+@contextmanager
+def watch(device: torch.device) -> Iterator[Memory]:
+    """Memory of what is done inside; filled in at the end."""
+    memory = Memory()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        memory.before = torch.cuda.memory_allocated(device) / 2**20
+        yield memory
+        memory.peak = torch.cuda.max_memory_allocated(device) / 2**20
+        return
+    # Memory that was freed but not given back would hide what is allocated anew.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    # Sets the peak of this process to what is resident now (man 5 proc).
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    memory.before = memory_mb()
+    yield memory
+    memory.peak = memory_mb()
+
+
+def save(out: Path, name: str, lines: list[str], rows: list[dict[str, Any]], **about: Any) -> None:
+    """Write and print a result, with the command and the machine that it comes from; `lines` are its Markdown."""
+    command = "OMP_NUM_THREADS=1 " + shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    about = {"command": command, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[1], **about}
+    text = f"`{command}`, {about['cores']} cores, load {about['load']:.1f}\n\n" + "\n".join(lines) + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(text, flush=True)
 
 
 def as_dicts(table: list[Row]) -> list[dict[str, Any]]:
     return [{field: value for field, value in asdict(row).items() if value not in (None, "")} for row in table]
 
 
-def as_markdown(table: list[Row]) -> str:
+def as_markdown(table: list[Row]) -> list[str]:
     """One table for each part. The wall's share stands in brackets: other programs run on the machine."""
     lines: list[str] = []
     for part in dict.fromkeys(row.part for row in table):
@@ -93,7 +152,7 @@ def as_markdown(table: list[Row]) -> str:
         for row in chosen:
             end = f"{row.peak_mb:.0f}" if peaks else f"{row.share_cpu:.0%} ({row.share_wall:.0%})"
             lines.append(f"| {row.name} | {1e6 / row.cpu_us:.0f} | {row.cpu_us:.0f} | {row.wall_us:.0f} | {end} |")
-    return "\n".join(lines[1:]) + "\n"
+    return lines[1:]
 
 
 def _cpu() -> float:

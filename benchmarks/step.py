@@ -25,8 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.measure import in_turns
-from benchmarks.step_memory import watch
+from benchmarks.measure import in_turns, watch
 from benchmarks.step_profile import shares
 from benchmarks.step_report import record
 from benchmarks.step_sizes import SIZES, Cell, Size, floor_flops, make_run, shallower
