@@ -1,7 +1,7 @@
 """One attempt at a job of a chain, from inside a Slurm job: `python -m launcher attempt JOB`.
 
-The process of a batch script becomes this one, so that Slurm's warnings reach it. It starts the ranks by `srun`, passes
-warnings on, writes down how the attempt ended, and puts the job back into the queue if another attempt would help.
+The batch script starts this process and passes Slurm's warnings to it. It starts the ranks by `srun`, forwards the
+warnings, records how the attempt ended, and requeues the job if another attempt can succeed.
 """
 
 import os
@@ -22,7 +22,7 @@ from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Happening, Ledger
 from launcher.lock import at_work
 
-# Exit codes of ranks that died of a warning, which came before they listened, and of scripts that end upon one.
+# Exit codes of ranks that a warning killed before their handlers were set, and of scripts that end on a warning.
 BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 
 
@@ -37,7 +37,7 @@ class Attempt:
         self._requeued = False
 
     def make(self) -> int:
-        """Make it; returns the exit code of the batch script. Does not return if the job goes back into the queue."""
+        """Run the attempt; return the exit code of the batch script. Does not return if the job is requeued."""
         job = self.job
         with at_work(self.run, job):
             self._close_lost()
@@ -66,7 +66,7 @@ class Attempt:
         command = step.command(job, self.cluster)
         place = step.rendezvous(job, self.id, self.nodes)
         print(f"--- attempt {number} on {self.nodes}: {shlex.join(job.command)}", flush=True)
-        # Warnings are passed on while this waits.
+        # While this waits, warnings are forwarded.
         code = subprocess.run(command, env=os.environ | place | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
         code = self.end(number, before, code)
         if self._requeued:
@@ -75,7 +75,7 @@ class Attempt:
         return code
 
     def begin(self) -> bool:
-        """Write down that a job begins whose script is its own attempt; False if it is given up."""
+        """Record the start of a job whose script is its own attempt; False if the job has crashed too often."""
         self._close_lost()
         if crashes(self.ledger.of(self.job.name)) >= CRASHES:
             self._give_up()
@@ -89,7 +89,7 @@ class Attempt:
         self._told += told
         ended, why = outcome(job, code), reason(job, code)
         if code != FINAL and is_finished(job):
-            # A warning that comes while a rank that is done takes its leave makes it end by the signal.
+            # A warning during the exit of a finished rank ends it by the signal.
             ended, why = "finished", "finished"
         elif ended == "crashed" and (self._preempted() or (self._told and code in BY_WARNING)):
             kept = "it goes back to its last checkpoint" if job.steps is not None else "what it has written stays"
@@ -107,7 +107,7 @@ class Attempt:
         if ended == "failed":
             return FINAL
         if slurm.patiently(slurm.show, self.id).get("JobState") != "RUNNING":
-            # Cancelled, by a person or because it cannot be: it must not come back.
+            # Cancelled, by a person or by Slurm: do not requeue.
             return SAVED
         if crashes(self.ledger.of(self.job.name)) >= CRASHES:
             return self._give_up()
@@ -125,17 +125,17 @@ class Attempt:
         return 1
 
     def _pass_on(self, number: int, _: object) -> None:
-        """A warning that the job will end: before its time limit SIGUSR1 by our wish, SIGTERM when it is too late."""
+        """Handle a warning that the job will end: SIGUSR1, which we request before the time limit, or SIGTERM."""
         first = not self._told
         self._told.append(number)
-        # What comes next may be SIGKILL, before the ranks have ended: then nobody else would know why.
+        # SIGKILL may follow before the ranks have ended; then only this line says why.
         self._note("warned", self.ledger.attempts(self.job.name), reason=signal.Signals(number).name)
         if first:
             try:
                 slurm.signal_steps(self.id, "USR1")
             except slurm.SlurmError as error:
-                # The ranks are left to SIGTERM, or to their last checkpoint.
-                print(f"--- the warning could not be passed on: {error}", flush=True)
+                # SIGTERM still reaches the ranks; otherwise they resume from the last checkpoint.
+                print(f"--- could not forward the warning to the ranks: {error}", flush=True)
 
     def _cause(self) -> str:
         if self._preempted():
@@ -146,7 +146,7 @@ class Attempt:
         return slurm.patiently(slurm.show, self.id).get("PreemptTime", "None") not in ("None", "")
 
     def _close_lost(self) -> None:
-        """An attempt whose end nobody wrote down: its node failed, or Slurm killed all of it at once."""
+        """Record the end of an earlier attempt that has none: its node failed, or Slurm killed all of it at once."""
         history = self.ledger.of(self.job.name)
         started = next((event for event in reversed(history) if event.event == "started"), None)
         if started is None:

@@ -1,6 +1,6 @@
-"""Becomes the command it is given, having made sure that it is told to stop when the launcher dies.
+"""Execute a command that gets SIGTERM when the launcher dies.
 
-`python -m launcher.child PARENT_PID COMMAND...`: after a kill -9 of the launcher nothing may train on unseen.
+`python -m launcher.child PARENT_PID COMMAND...`: after a kill -9 of the launcher, no job may continue unnoticed.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent: int, command: list[str]) -> None:
-    """Replace this process by `command`; SIGTERM, upon which a trainer saves, comes when `parent` dies."""
+    """Replace this process by `command`, which gets SIGTERM when `parent` dies; a trainer then saves."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

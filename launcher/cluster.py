@@ -1,4 +1,4 @@
-"""What the launcher must know of a cluster: one small file for each, in `configs/cluster/`."""
+"""The description of a cluster: one small file each, in `configs/cluster/`."""
 
 import re
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from wemmu.config.base import Config, LocalPath, Positive
 
 
 def _time_limit(time: object) -> object:
-    # YAML reads an unquoted 24:00:00 as a number in base 60, which no minutes are meant by.
+    # YAML reads an unquoted 24:00:00 as a number in base 60.
     if not isinstance(time, str) or not re.fullmatch(r"\d+|(\d+-)?\d{1,2}(:\d\d){1,2}", time):
-        raise ValueError("no time limit; valid, in quotes: MINUTES, HH:MM:SS, D-HH:MM:SS")
+        raise ValueError("not a time limit; valid, in quotes: MINUTES, HH:MM:SS, D-HH:MM:SS")
     return time
 
 
 TimeLimit = Annotated[str, BeforeValidator(_time_limit)]
 
 
-# Without the number of them.
+# Without a number.
 Gres = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(:[A-Za-z_][\w.\-]*)?$")]
 
 
@@ -27,24 +27,24 @@ class Container(Config):
     """An image in which all jobs but the data job run, for clusters with pyxis: `srun --container-image`."""
 
     image: str
-    # The image's own, with the dependencies.
+    # Python of the image, with the dependencies.
     python: str = "python"
-    # HOST:CONTAINER[:FLAGS] each; the working directory is added where none holds it.
+    # HOST:CONTAINER[:FLAGS] each; the launcher adds the working directory if no mount holds it.
     mounts: tuple[str, ...] = ()
 
 
 class Kind(Config):
-    """Resources of one job that is no training: on one node unless it says otherwise."""
+    """Resources of a job that does not train; one node by default."""
 
     time: TimeLimit = "04:00:00"
     nodes: Positive = 1
     cpus: Positive | None = None
     gpus: Annotated[int, Field(ge=0)] = 0
-    # What they are called in --gres, as gpu:a100; else as `Cluster.gres`.
+    # Name of its GPUs in --gres, as gpu:a100; default: `Cluster.gres`.
     gres: Gres | None = None
-    # Of each node, as 64G.
+    # Per node, as 64G.
     memory: str | None = None
-    # One of its own has no QOS or constraint but those named here.
+    # A job with its own partition uses only the QOS and constraint named here.
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -52,49 +52,49 @@ class Kind(Config):
 
 
 class Cluster(Config):
-    """A cluster as its users see it; what is None is left to the site's own default."""
+    """A cluster as its users see it; None means the site's default."""
 
     name: str
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    # Ranks of a training job on one node; with `gpus` each has one of its own.
+    # Ranks of a training job per node; with `gpus` each rank has one GPU.
     ranks_per_node: Positive = 8
     gpus: bool = True
-    # What the site calls them in --gres, as gpu:a100.
+    # The site's name of GPUs in --gres, as gpu:a100.
     gres: Gres = "gpu"
-    # Of each node of a training job, as 500G; 0 is all of it.
+    # Per node of a training job, as 500G; 0 is all of it.
     memory: str | None = None
     reservation: str | None = None
     mail_user: str | None = None
     mail_type: tuple[str, ...] = ("END", "FAIL")
-    # Kind of them, for the estimates of the plan; one that `python -m wemmu.plan` knows.
+    # Kind of GPU for the plan's estimates; one that `wemmu plan` knows.
     gpu: Literal["a100", "h100", "h200", "b200"] | None = None
-    # Of each node, for its ranks and their readers.
+    # Per node, for its ranks and their loader threads.
     cpus_per_node: Positive | None = None
     exclusive: bool = True
-    # Limit of one training job; what is not finished by then saves, and goes on as the same job.
+    # Time limit of a training job. An unfinished job saves before it and resumes as the same job.
     time: TimeLimit = "24:00:00"
-    # Limits of stages that have another one, by their names.
+    # Other limits, by the name of the stage.
     times: Mapping[str, TimeLimit] = Field(default_factory=dict)
-    # Seconds before that limit at which the ranks are told to save.
+    # Seconds before that limit at which the ranks save.
     warn_before: Annotated[int, Field(ge=30)] = 600
     data: Kind = Kind(time="24:00:00", nodes=4)
     evaluation: Kind = Kind(gpus=1)
     export: Kind = Kind()
-    # `module load` for each, and a file that is sourced then, before anything of ours runs.
+    # The job runs `module load` for each, then sources the prolog.
     modules: tuple[str, ...] = ()
     prolog: LocalPath | None = None
     container: Container | None = None
-    # Further options of sbatch for every job, as `--licenses=NAME`; those of GPUs and memory only for jobs with a GPU.
+    # More sbatch options for every job, as `--licenses=NAME`; options for GPUs and memory only go to jobs with a GPU.
     options: tuple[Annotated[str, Field(pattern=r"^--[a-z][a-z\-]*(=.*)?$")], ...] = ()
 
     def nodes(self, ranks: int) -> int:
-        """Nodes that a training job of `ranks` takes.
+        """Return the number of nodes for a training job of `ranks`.
 
         Raises:
-            ValueError: if they do not fill whole nodes.
+            ValueError: if the ranks do not fill whole nodes.
         """
         if ranks > self.ranks_per_node and ranks % self.ranks_per_node:
             raise ValueError(

@@ -7,27 +7,27 @@ from typing import Literal
 from launcher.job import Job, missing
 from launcher.ledger import Event
 
-# Exit codes by which a job says what the launcher cannot know. EX_TEMPFAIL: it was interrupted and has saved its
-# state. EX_CONFIG: to run it again would not help. As `timeout` has it: a rank made no step for too long.
+# Exit codes of jobs. EX_TEMPFAIL: interrupted, state saved. EX_CONFIG: another attempt would fail as well. 124, as in
+# `timeout`: a rank made no step for too long.
 SAVED, FINAL, HUNG = 75, 78, 124
-# Crashes in a row, none of which came further than the one before, after which a job is given up.
+# A job fails after this many crashes in a row without progress.
 CRASHES = 3
 
 Outcome = Literal["finished", "saved", "crashed", "failed"]
 
 
 def outcome(job: Job, code: int) -> Outcome:
-    """saved: goes on later and nothing is lost. crashed: another attempt may help. failed: none would."""
+    """Classify the end. saved: resumes, nothing is lost. crashed: another attempt may succeed. failed: none can."""
     if code == 0 and not missing(job):
         return "finished"
     if code == SAVED:
         return "saved"
-    # One that says that it did well, and left nothing, would say so again.
+    # Exit code 0 without products: another attempt would do the same.
     return "failed" if code in (0, FINAL) else "crashed"
 
 
 def reason(job: Job, code: int) -> str:
-    """Why an attempt ended, as the end of a sentence that begins with the job's name."""
+    """Return why an attempt ended, as the rest of a sentence that begins with the job's name."""
     if code == 0 and not missing(job):
         return "finished"
     if code == 0:
@@ -35,26 +35,26 @@ def reason(job: Job, code: int) -> str:
     if code == SAVED:
         return "was interrupted and saved its state"
     if code == FINAL:
-        return "failed for good: to run it again would not help"
+        return "failed for good: another attempt would fail as well"
     if code == HUNG:
         return "failed: a rank made no step for too long; the stacks of all ranks are in its log"
     # A shell and srun add 128 to the number of a signal.
     number = -code if code < 0 else code - 128
     if number == signal.SIGKILL:
-        return "failed: killed by SIGKILL, by somebody or because memory ran out"
+        return "failed: killed by SIGKILL, by a person or because memory ran out"
     if number in signal.valid_signals() and number > 0:
         return f"failed: killed by {signal.Signals(number).name}"
     return f"failed with exit code {code}"
 
 
 def crashes(events: Sequence[Event]) -> int:
-    """Crashes of a job since an attempt last came further than the one before it.
+    """Count the crashes of a job since its last progress.
 
-    What was interrupted and saved its state is no crash, and does not excuse the crashes before it.
+    An interrupted attempt that saved its state is not a crash and does not reset the count.
     """
     count = 0
     for event in reversed(events):
-        # Submitted again, by a person who may have mended something, it has all its tries; also after it was given up.
+        # A person submitted it again and may have fixed the cause: all attempts count anew.
         if event.event in ("submitted", "refused"):
             break
         if event.event != "ended":

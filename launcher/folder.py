@@ -1,4 +1,4 @@
-"""The run folder before anything runs: may this curriculum run, and may it run here? And what is written first."""
+"""Checks a curriculum and its run folder before the first job, and writes the folder's first files."""
 
 import os
 import re
@@ -13,19 +13,19 @@ from wemmu.config.base import leaves
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
-# All there can be in a run folder whose first launcher was killed before it wrote the curriculum.
+# Files of a run folder whose first launcher was killed before it wrote the curriculum.
 _FIRST_TRACES = {LOCK, SUBMISSION, "curriculum.yaml.tmp"}
 _SHOWN = 20
-# Fields that say how a run goes on and not what comes of it: these may change between two launches.
+# Fields that do not change the result: they may change between two launches.
 _FREE = re.compile(r"parallel\.|memory\.|logging\.|threads$|data\.resume_reordered$|stages\.[^.]+\.gate\.")
 
 
 class RefusedError(ValueError):
-    """The curriculum cannot run, or not in this folder; nothing was started or written."""
+    """The curriculum cannot run, or not in this folder. Nothing has started and nothing is written."""
 
 
 def normalise(run: Path) -> Path:
-    """One spelling of a folder however it was given, so that paths written into configs stay equal from run to run."""
+    """Return one spelling of a folder, so that paths in written configs stay equal from run to run."""
     here = Path.cwd()
     full = Path(os.path.abspath(run.expanduser()))
     return full.relative_to(here) if full.is_relative_to(here) else full
@@ -48,18 +48,18 @@ def newest(runs: Path = Path("runs")) -> Path:
 
 
 def check(curriculum: Curriculum, run: Path) -> None:
-    """Refuse what would fail later.
+    """Check paths and run folder.
 
     Raises:
-        RefusedError: naming every path that the curriculum needs and that is not there; or, if the run folder is in use
-            for something else, the fields that differ and the choices.
+        RefusedError: names every missing path of the curriculum; or, if the folder holds another run, the fields that
+            differ and the choices.
     """
     needed = {"backbones.vlm": curriculum.backbones.vlm, "backbones.sana": curriculum.backbones.sana}
     needed |= {f"stages.{stage.name}.start": stage.start for stage in curriculum.stages if stage.start}
     if curriculum.data.prepare is None and curriculum.data.remote is None:
         needed["data.shards"] = curriculum.data.shards
     if absent := [f"  {field}: {path} is not a directory" for field, path in needed.items() if not path.is_dir()]:
-        raise RefusedError("\n".join([f"the curriculum {curriculum.name} needs what is not there:", *absent]))
+        raise RefusedError("\n".join([f"the curriculum {curriculum.name} names paths that do not exist:", *absent]))
     _check_folder(curriculum, run)
 
 
@@ -80,18 +80,18 @@ def _check_folder(curriculum: Curriculum, run: Path) -> None:
         if changed := list(differences(load_curriculum(file), curriculum)):
             more = [f"  and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
             raise RefusedError(
-                "\n".join([f"{run} holds a run of another config; there -> now:", *changed[:_SHOWN], *more])
-                + f"\nTo keep that run, give another folder with --out; to go on with it, take the changes back; "
-                f"to start afresh, delete {run}."
+                "\n".join([f"{run} holds a run of another config; old -> new:", *changed[:_SHOWN], *more])
+                + f"\nTo keep that run, give another folder with --out; to resume it, undo the changes; "
+                f"to start again, delete {run}."
             )
     elif run.exists() and (not run.is_dir() or {entry.name for entry in run.iterdir()} - _FIRST_TRACES):
         raise RefusedError(f"{run} exists and is not a run folder; give another one with --out")
 
 
 def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:
-    """One line per field in which two curricula differ, of those that decide what comes of a run."""
+    """Return one line per field that changes the result and differs between two curricula."""
     old, new = (dict(leaves(_by_stage(curriculum, "json"))) for curriculum in (before, now))
-    # A path is the same one from whatever folder it is spelled.
+    # Compare paths whatever folder they are relative to.
     was, is_ = ({f: _whole(v) for f, v in leaves(_by_stage(curriculum, "python"))} for curriculum in (before, now))
     for field in [*old, *(field for field in new if field not in old)]:
         if was.get(field) != is_.get(field) and not _FREE.match(field):

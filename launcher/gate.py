@@ -1,4 +1,4 @@
-"""What must hold of a stage before the next one begins. Files are read, nothing is computed."""
+"""Conditions on a stage that must hold before the next one begins. Reads files, computes nothing."""
 
 import json
 import math
@@ -27,7 +27,7 @@ class Gate:
 
 
 def reasons(gate: Gate) -> list[str]:
-    """Why the next stage may not begin, each a whole sentence; empty if it may."""
+    """Return the reasons why the next stage may not begin, each a sentence; empty if it may."""
     return [*_of_checkpoint(gate), *_of_record(gate), *_of_scores(gate)]
 
 
@@ -39,9 +39,9 @@ def _of_checkpoint(gate: Gate) -> Iterator[str]:
         yield f"{gate.stage} has no whole checkpoint of its last step: {gate.manifest} cannot be read ({error})."
         return
     if not says_its_step(gate.manifest.parent):
-        yield f"{gate.manifest.parent} holds the checkpoint of step {manifest.get('step')}: {gate.stage} has not ended."
+        yield f"{gate.manifest.parent} holds step {manifest.get('step')}: {gate.stage} has not ended."
     if lacking := [module for module in gate.modules if not any(name.startswith(WEIGHTS[module]) for name in names)]:
-        yield f"{gate.stage} trained {', '.join(lacking)}, but {gate.manifest} lists no weights of that."
+        yield f"{gate.stage} trained {', '.join(lacking)}, but {gate.manifest} lists no weights of it."
     if gone := [name for name, sha256 in files.items() if not sha256 or not (gate.manifest.parent / name).is_file()]:
         yield f"{gate.manifest.parent} lacks {gone[0]}" + (f" and {len(gone) - 1} more files." if gone[1:] else ".")
 

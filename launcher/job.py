@@ -1,4 +1,4 @@
-"""A job as a value, and what the files of a run folder say about it. No config here, so that it loads at once."""
+"""A job as a value, and its state according to the run folder. Imports no config, so it loads fast."""
 
 import json
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ RUNGS = "rungs.jsonl"
 class Job:
     """One command of a chain; its other files lie in the folder of its log.
 
-    products: what is there when the job is finished, whole, because each appears by rename or is written last. A job
-    without products judges for itself what is left to do and is always run. inputs: files which make a product out of
-    date when they are newer. steps: of a training job, None for others. after: jobs that must be finished first. ranks:
-    processes that run the command together; hang_after: seconds without a sign of life after which one of them is hung.
-    script: the file of `slurm/` that runs it on a cluster. gate: what must hold before it begins. rung: resolution of a
-    rung of a ladder; jobs of one stage share its folder and its steps, and `steps` is where this one ends at most.
+    products: files of a finished job. They are whole, because each is renamed into place or written last. A job without
+    products always runs and decides itself what is left to do. inputs: if one is newer, a product is out of date.
+    steps: of a training job, else None. after: jobs that must finish first. ranks: processes that run the command.
+    hang_after: seconds without a sign of life after which a rank counts as hung. script: file of `slurm/` that runs the
+    job on a cluster. gate: conditions before it begins. rung: its resolution, if the stage has several; these jobs
+    share the stage's folder and steps, and `steps` is where this one ends at the latest.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Job:
 
 
 def checkpoint(stage_folder: Path, step: int) -> Path:
-    """Where the trainer leaves the checkpoint of `step`; the directory appears by rename, with its manifest in it."""
+    """Return the manifest of the checkpoint of `step`; the trainer renames the whole directory into place."""
     return stage_folder / CHECKPOINTS / directory_name(step)
 
 
@@ -62,7 +62,7 @@ def last_step(job: Job) -> int | None:
 
 
 def rung_end(job: Job) -> int | None:
-    """The step at which a rung ended; None while it has not, and for jobs that are no rung."""
+    """Return the step at which a resolution of a stage ended; None before that, and for other jobs."""
     file = job.folder / RUNGS
     if job.rung is None or not file.exists():
         return None
@@ -71,7 +71,7 @@ def rung_end(job: Job) -> int | None:
 
 
 def missing(job: Job) -> tuple[Path, ...]:
-    """Products that are absent or torn; of a rung also the list of rungs that does not tell of its end."""
+    """Return missing or truncated products; also the list of resolutions if it lacks the end of this one."""
     lacking = tuple(product for product in job.products if not _is_whole(product))
     if job.rung is None or lacking:
         return lacking

@@ -1,6 +1,6 @@
 """The history of a run folder: one JSON line per event, only ever appended to.
 
-What is finished is decided by the products of the jobs (`launcher.job`); the ledger tells people what happened, and the
+The products of a job decide whether it is finished (`launcher.job`). The ledger shows people what happened, and the
 launcher how often.
 """
 
@@ -18,13 +18,13 @@ Happening = Literal["submitted", "started", "ended", "refused", "warned", "reque
 
 @dataclass(frozen=True)
 class Event:
-    """submitted: to Slurm. started, ended: one attempt at a job. refused: its gate did not hold, or it is
-    given up. warned: told by Slurm that it will end. requeued, cancelled. changed: the config differs from the last
-    attempt's; training writes it.
+    """One line of the ledger.
 
-    attempt: counted from 1, 0 where it is no attempt that is told of. pid, host: of the process that ran it. slurm: the
-    id of its Slurm job, nodes: those it ran on. exit_code: negative if a signal ended it. from_step, to_step: newest
-    checkpoint of a training job before and after. outcome: see `launcher.ending`. reason: why, in words.
+    event: submitted (to Slurm); started, ended (an attempt); refused (the gate does not hold, or too many crashes);
+    warned (Slurm announced the end); requeued; cancelled; changed (training found another config than the last
+    attempt's). attempt: counted from 1; 0 for events that do not belong to an attempt. pid, host: the process. slurm:
+    id of the Slurm job. nodes: its nodes. exit_code: negative if a signal ended it. from_step, to_step: newest
+    checkpoint of a training job before and after. outcome: see `launcher.ending`. reason: in words.
     """
 
     job: str
@@ -54,7 +54,7 @@ class Ledger:
         append_line(self.file, {key: value for key, value in said.items() if value not in (None, "")})
 
     def events(self) -> Iterator[Event]:
-        """All events, oldest first; lines torn by a kill are passed over."""
+        """Yield all events, oldest first; skip lines that a kill truncated."""
         if not self.file.exists():
             return
         for line in self.file.read_text(errors="replace", encoding="utf-8").splitlines():

@@ -20,17 +20,17 @@ from launcher.plan import EVALUATION
 from wemmu.readable import duration
 
 _TAIL_LINES = 15
-# Threads of OpenMP that wait for each other sleep instead of spinning, unless the user says otherwise. Spinning is a
-# fifth faster on cores that are free; with anything else running on one of them it costs a factor of ten.
+# Waiting OpenMP threads sleep instead of spinning, unless the user sets it. Spinning is a fifth faster on idle cores,
+# and ten times slower when another process uses one of them.
 _PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
     """Run the jobs that are not finished, in order, until one does not finish; returns the launcher's exit code.
 
-    0: all finished. 1: a job failed. 75: a job was interrupted, but not by way of the launcher. 130, 143: SIGINT or
-    SIGTERM came; it was forwarded to the job once, and a second one killed the job. `lock` is the descriptor that
-    keeps other launchers away; the jobs inherit it.
+    0: all finished. 1: a job failed. 75: a job was interrupted, but not through the launcher. 130, 143: SIGINT or
+    SIGTERM arrived; the first is forwarded to the job, a second one kills it. The jobs inherit `lock`, the descriptor
+    that excludes other launchers.
     """
     with _Interrupts() as interrupts:
         for number, job in enumerate(jobs, 1):
@@ -74,7 +74,7 @@ def seconds_left(jobs: Sequence[Job], ledger: Ledger) -> float | None:
 
 
 class _Interrupts:
-    """Notes SIGINT and SIGTERM instead of dying of them; the loop that waits for the job acts on them."""
+    """Records SIGINT and SIGTERM; the loop that waits for the job handles them."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -94,7 +94,7 @@ class _Interrupts:
 class _Follower:
     """Shows on the terminal what a job adds to its log.
 
-    The job writes the log itself, instead of through a pipe: so it can go on writing, and save, when the launcher dies.
+    The job writes the log itself and not through a pipe, so it can still write and save after the launcher dies.
     """
 
     def __init__(self, log: Path) -> None:
@@ -191,7 +191,7 @@ def _attend(job: Job, process: subprocess.Popen[bytes], follower: _Follower, int
 
 
 def _why(job: Job, code: int, interrupts: int) -> str:
-    """Why a job ended, as the end of a sentence that begins with its name."""
+    """Return why a job ended, as the rest of a sentence that begins with its name."""
     if interrupts and outcome(job, code) == "crashed":
         return "was interrupted" if interrupts == 1 else "was killed by a second interrupt"
     return reason(job, code)

@@ -10,23 +10,23 @@ from launcher.job import Job
 from wemmu.locks import EXCLUSIVE, SHARED, is_alive, take
 from wemmu.locks import LockedError as LockedError
 
-# How long a job may take to save its state after its launcher was killed.
+# Seconds that a job may take to save after its launcher was killed.
 PATIENCE_S = 60.0
-# How long a lock may outlive the node that held it: a file server waits for a lost client as long (NFS 4: 90 s).
+# Seconds that a lock may outlive its node: a file server waits so long for a lost client (NFS 4: 90 s).
 LEASE_S = 180.0
-# Held by who runs jobs; and by who submits them, for jobs that begin at once need the other.
+# Locks of the launcher that runs jobs and of the one that submits: jobs that start at once need the first.
 LOCK, SUBMISSION = "lock", "submit.lock"
 
 
 @contextmanager
 def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Iterator[int]:
-    """Hold the run folder; yields the descriptor of the lock. Another `name` is another lock, as `SUBMISSION`.
+    """Lock the run folder; yields the descriptor of the lock. `name` selects the lock, as `SUBMISSION`.
 
-    The descriptor is handed on to the jobs, so the kernel frees the lock when the launcher AND its job are gone,
-    however they went. A job whose launcher was killed is waited for, `patience` seconds at most.
+    Jobs inherit the descriptor, so the kernel frees the lock when the launcher AND its job have ended. If a launcher
+    was killed, this waits for its job, at most `patience` seconds.
 
     Raises:
-        LockedError: naming the process that holds the folder.
+        LockedError: names the process that holds the lock.
     """
     run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run / name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -41,15 +41,15 @@ def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Iterato
 
 @contextmanager
 def at_work(run: Path, job: Job, patience: float = LEASE_S) -> Iterator[None]:
-    """Hold one job of a run folder, beside others that hold other jobs of it, until the process is gone.
+    """Lock one job of a run folder until this process ends; other processes may lock other jobs.
 
-    An attempt on a node that Slurm has given up may still hold it; that is waited for, `patience` seconds at most.
+    An attempt on a failed node may still hold the lock; this waits for it, at most `patience` seconds.
 
     Raises:
         LockedError: if the job is at work elsewhere, or a launcher works on the whole folder.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    # Jobs that train in one folder, as the rungs of a ladder, must not do so at once.
+    # The resolutions of a stage train in one folder, so only one may run.
     own = job.folder / "train.lock" if job.steps is not None else job.log.with_name(f"{job.log.name}.lock")
     places = ((run / LOCK, SHARED), (own, EXCLUSIVE))
     held: list[int] = []
@@ -77,7 +77,7 @@ def _acquire(descriptor: int, file: Path, run: Path, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise LockedError(
                 f"a job of {run} still runs, in Slurm or left by a launcher (pid {holder}) that was killed: "
-                f"`python -m launcher status {run}` tells which"
+                f"`python -m launcher status {run}` shows which"
             )
         if not told:
             print(f"the launcher before (pid {holder}) was killed; waiting for its job to save and stop", flush=True)

@@ -9,20 +9,20 @@ from launcher.job import RUNGS, Job, checkpoint, is_finished
 from wemmu.config import Curriculum, Rung, Stage, StageRun
 from wemmu.config.checkpoints import MANIFEST
 
-# What lies beside the packages in a checkout, and below this one where it was installed (setup.py).
+# tools/ and slurm/ lie beside the packages in a checkout, and inside this package after an installation (setup.py).
 _INSTALLED = Path(__file__).resolve().parent / "home"
 HOME = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1]
-# A stage's job and folder bear the stage's name, so these are taken.
+# Names of other jobs and files, which a stage cannot have.
 RESERVED = ("data", "export", "report", "lock")
 EVALUATION = "/evaluation"
-# Scripts of stages there are in slurm/; a later stage runs by the last of them.
+# Number of stage scripts in slurm/; later stages use the last one.
 SCRIPTS = 4
 
 
 def stage_runs(curriculum: Curriculum, run: Path) -> tuple[StageRun, ...]:
-    """The config of each stage's job in the run folder `run`; of each rung's where a stage has several.
+    """Return the config of each stage's job, one per resolution.
 
-    A stage without `start` gets the last checkpoint of the stage before; the first starts from the backbones alone.
+    A stage without `start` starts from the last checkpoint of the previous stage, the first from the backbones.
     """
     runs: list[StageRun] = []
     for stage in curriculum.stages:
@@ -37,15 +37,15 @@ def stage_runs(curriculum: Curriculum, run: Path) -> tuple[StageRun, ...]:
 
 
 def config_file(stage_folder: Path, rung: Rung) -> Path:
-    """The config of a job; that of the last rung is also the stage's `config.yaml`, by which others know it."""
+    """Return the path of a job's config; the last resolution's is the stage's `config.yaml`, which others read."""
     return stage_folder / (f"config-{rung.resolution}.yaml" if rung.ladder else "config.yaml")
 
 
 def find(jobs: Sequence[Job], name: str) -> Job:
-    """The job called `name`; for a stage with a ladder the first of its rungs that is not finished, or its last.
+    """Return the job `name`; for a stage with several resolutions the first unfinished one, or the last.
 
     Raises:
-        ValueError: if there is none, with the names that there are.
+        ValueError: if there is no such job; lists the valid names.
     """
     found = [job for job in jobs if name == job.name or (job.rung and name == job.folder.name)]
     if not found:
@@ -57,7 +57,7 @@ def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
     """The jobs of a curriculum in the order in which they run.
 
     Raises:
-        ValueError: if a stage has a name that is needed for something else.
+        ValueError: if a stage has a reserved name.
     """
     if taken := [stage.name for stage in curriculum.stages if stage.name in RESERVED]:
         raise ValueError(f"a stage cannot be called {taken[0]!r}; these names are taken: {', '.join(RESERVED)}")
@@ -75,9 +75,9 @@ def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
 def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job]) -> list[Job]:
     stage, folder = curriculum.stages[index], run / curriculum.stages[index].name
     manifest = checkpoint(folder, stage.steps) / MANIFEST
-    # Weights of its own make a stage independent of the one before.
+    # A stage with `start` does not need the previous stage.
     gate = _gate(curriculum.stages[index - 1], run) if index and stage.start is None else None
-    # A stage waits for the one before it, whose evaluation runs beside it unless its gate has to know the scores.
+    # A stage waits for the previous stage, and for its evaluation only if the gate needs scores.
     waits = [job.name for job in before if not job.name.endswith(EVALUATION)][-1:]
     if gate and gate.scores:
         waits.append(gate.stage + EVALUATION)
@@ -110,7 +110,7 @@ def _gate(stage: Stage, run: Path) -> Gate:
 
 
 def _data(run: Path) -> Job:
-    # Which shards are whole is the pipeline's own knowledge, hence no products.
+    # Only the pipeline knows which shards are whole, hence no products.
     command = _python("-m", "data_pipeline", "write", run / "curriculum.yaml")
     return Job("data", command, run / "data.log", script="data.sh")
 

@@ -1,4 +1,4 @@
-"""Everything about a curriculum that would fail later and can be told before it is submitted, without torch."""
+"""Checks a curriculum without torch for everything that would fail after the submission."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from wemmu.diagnosis.preflight import calls, planned_memory
 
 
 def problems(curriculum: Curriculum, run: Path) -> list[str]:
-    """What is wrong, each with its remedy; empty if the curriculum can run."""
+    """Return the problems, each with its remedy; empty if the curriculum can run."""
     findings = [examine(check, *arguments) for check, *arguments in calls(curriculum, run)]
     return [f"  {f.name}: {f.found}\n    -> {f.remedy}" for f in findings if f.status == "problem"]
 
 
 def warnings(curriculum: Curriculum, gpu: str | None) -> list[str]:
-    """What will probably fail later on GPUs of this kind, so far as arithmetic tells."""
+    """Return warnings for GPUs of this kind, by arithmetic."""
     finding = examine(planned_memory, curriculum, gpu) if gpu and not curriculum.stages[0].reconstructs else None
     if finding is None or finding.status == "ok":
         return []

@@ -1,7 +1,7 @@
 """Starts a job's ranks on one node and watches them: `python -m launcher.ranks [options] COUNT COMMAND...`.
 
-On a cluster `srun` starts this once on each node. torchrun would start ranks, too, but turns every exit code into 1,
-and with it what a run says of itself; and nobody there would notice a rank that hangs.
+On a cluster `srun` starts this once on each node. Not torchrun: it turns every exit code into 1 and does not notice a
+rank that hangs.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from launcher.ending import HUNG, SAVED
 
-# How long ranks may go on after one has failed: they wait for it in vain.
+# Seconds until the other ranks are killed after one has failed; they wait for it in vain.
 _GRACE_S = 5.0
-# How long each rank of a job that hangs may take to write down where it is.
+# Seconds that each rank of a hung job may take to write its stack.
 _STACKS_S = 1.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -27,9 +27,9 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def main(arguments: Sequence[str]) -> int:
     """Run a command as the ranks of this node; returns the exit code of the job.
 
-    0: all ranks ended well. 75: they were interrupted and have saved their state. 124: a rank hung; the stacks of all
-    are in the log, and they were killed. Else that of the rank that failed first, upon which the others are killed.
-    Signals are passed on to every rank, and to nothing that a rank has started.
+    0: all ranks succeeded. 75: they were interrupted and saved their state. 124: a rank hung; the log holds the stacks
+    of all ranks, which were killed. Otherwise the code of the rank that failed first; the others are killed. Signals
+    are forwarded to every rank, but not to its children.
     """
     said = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="wemmu-ranks-") as scratch:
@@ -53,7 +53,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("count", type=int, help="ranks on each node")
     parser.add_argument("--nodes", type=int, default=1, help="of the job; more than one need MASTER_ADDR, MASTER_PORT")
     parser.add_argument("--node", type=int, default=int(os.environ.get("SLURM_NODEID", 0)), help="number of this one")
-    parser.add_argument("--hang-after", type=float, help="seconds without a sign of life that a rank may take")
+    parser.add_argument("--hang-after", type=float, help="seconds without a sign of life until a rank counts as hung")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     said = parser.parse_args(arguments)
     if said.nodes == 1:
@@ -71,12 +71,12 @@ def _start(said: argparse.Namespace, local: int, beat: Path, where: dict[str, st
     }
     beat.touch()
     child = [sys.executable, "-m", "launcher.child", str(os.getpid()), *said.command]
-    # Open files that were handed to this process go on to the ranks: the run folder's lock shall outlive it with them.
+    # The ranks inherit open files, so the run folder's lock lives as long as they do.
     return subprocess.Popen(child, env=os.environ | own, close_fds=False)
 
 
 def _rendezvous(nodes: int) -> dict[str, str]:
-    """Where the ranks meet: on one node where there is room, on several where the job says."""
+    """Return where the ranks connect: a free port on one node; on several nodes, what the job sets."""
     if nodes > 1:
         return {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
     with socket.socket() as free:
@@ -85,13 +85,13 @@ def _rendezvous(nodes: int) -> dict[str, str]:
 
 
 class _Watch:
-    """Knows when each rank gave its last sign of life: it touches a file after every step."""
+    """Watches the ranks' signs of life: each rank touches a file after every step."""
 
     def __init__(self, beats: Sequence[Path], first: int, hang_after: float | None) -> None:
         self._beats, self._first, self._hang_after = beats, first, hang_after
 
     def silent(self, rank: int) -> float | None:
-        """Seconds since the last sign of life of a rank that hangs; None of one that does not."""
+        """Return the seconds since the last sign of life of a hung rank; None if it does not hang."""
         if self._hang_after is None:
             return None
         since = time.time() - self._beats[rank].stat().st_mtime
@@ -113,7 +113,7 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], first: int, watch: _Watch)
             _kill(ranks)
         elif not failed and (hung := [(i, s) for i, c in enumerate(codes) if c is None and (s := watch.silent(i))]):
             number, silence = hung[0]
-            _say(f"rank {first + number} has made no step for {silence:.0f} s; where each rank of this node is:")
+            _say(f"rank {first + number} has made no step for {silence:.0f} s; stacks of the ranks of this node:")
             _show_stacks(ranks, first)
             _kill(ranks)
             failed = HUNG
@@ -121,7 +121,7 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], first: int, watch: _Watch)
 
 
 def _show_stacks(ranks: Sequence["subprocess.Popen[bytes]"], first: int) -> None:
-    """One rank after the other: they write into one log."""
+    """Write the ranks' stacks one after the other: they share one log."""
     for number, rank in enumerate(ranks, start=first):
         if rank.poll() is None:
             _say(f"--- rank {number}")
@@ -140,7 +140,7 @@ def _say(what: str) -> None:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    # Killed by a signal: die of the same, so that whoever waits can say so.
+    # Die of the same signal, so that the parent can report it.
     if code < 0:
         if -code in _FORWARDED:
             signal.signal(-code, signal.SIG_DFL)

@@ -1,6 +1,6 @@
 """The few commands of Slurm that the launcher needs, as functions. Arguments never pass through a shell.
 
-There may be no accounting data base, so nothing asks `sacct`: what Slurm has forgotten, the ledger knows.
+A site may have no accounting data base, so nothing calls `sacct`: the ledger knows what Slurm has forgotten.
 """
 
 import re
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-# Seconds; a controller that does not answer is an error and no reason to wait for ever.
+# Seconds until a silent controller is an error.
 _PATIENCE = 60.0
-# Seconds for which a job that needs the controller waits for it to come back.
+# Seconds that a job waits for the controller to come back.
 _OUTAGE = 1800.0
-# How Slurm's commands say that nobody answered them.
+# Slurm's messages for an unreachable controller.
 _SILENT = re.compile(
     r"Unable to contact|Connection (refused|timed out)|Socket timed out|Zero Bytes were transmitted", re.I
 )
@@ -38,16 +38,16 @@ LIVE = frozenset(
         "RESV_DEL_HOLD",
     }
 )
-# The line in which sbatch answers with the id: `ID` or, in a federation, `ID;CLUSTER`. A wrapper may ignore --parsable.
+# sbatch's line with the id: `ID` or, in a federation, `ID;CLUSTER`. A wrapper may ignore --parsable.
 _ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.M)
 
 
-# How they say that this machine belongs to no cluster.
+# Their message on a machine that belongs to no cluster.
 _ABSENT = re.compile(r"Could not establish a configuration source", re.I)
 
 
 class SlurmError(RuntimeError):
-    """A command of Slurm failed; the message is the command and what it said."""
+    """A command of Slurm failed; the message holds the command and its output."""
 
 
 class AbsentError(SlurmError):
@@ -55,7 +55,7 @@ class AbsentError(SlurmError):
 
 
 class SilentError(SlurmError):
-    """The controller did not answer, which says nothing of what was asked."""
+    """The controller did not answer."""
 
 
 def _say(state: RetryCallState) -> None:
@@ -64,7 +64,7 @@ def _say(state: RetryCallState) -> None:
     print(f"--- {state.outcome.exception()}; again in {state.next_action.sleep:.0f} s", flush=True)
 
 
-# Calls a function again while the controller is silent: it may be restarted, and running jobs outlive that.
+# Repeats a call while the controller is silent: running jobs outlive its restart.
 patiently = Retrying(
     retry=retry_if_exception_type(SilentError),
     stop=stop_after_delay(_OUTAGE),
@@ -85,8 +85,8 @@ class Queued:
 
 
 def submit(options: Sequence[str], script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Submit a batch script; returns the id of the job, which gets `environment` whole."""
-    # A site may have another default, and the script needs what it is given.
+    """Submit a batch script with the whole `environment`; return the id of the job."""
+    # A site may have another default.
     command = ["sbatch", "--parsable", "--export=ALL", *options, str(script), *arguments]
     answer = _call(command, environment)
     # Sites print banners; the answer comes last.
@@ -99,11 +99,11 @@ def submit(options: Sequence[str], script: Path, arguments: Sequence[str], envir
 
 
 def queue(ids: Iterable[int]) -> dict[int, Queued]:
-    """Those of the jobs that are queued or run; what has ended is not among them."""
+    """Return those of the jobs that are queued or running."""
     wanted = sorted(set(ids))
     if not wanted:
         return {}
-    # By id, not by user: a colleague may ask. A single id that squeue has forgotten is an error, one of several is not.
+    # By id, not by user: a colleague may ask. squeue fails on a single unknown id, but not on one of several.
     try:
         lines = _call(["squeue", f"--jobs={','.join(map(str, wanted))}", "--noheader", "--format=%i|%T|%r|%N"])
     except SlurmError as error:
@@ -118,7 +118,7 @@ def queue(ids: Iterable[int]) -> dict[int, Queued]:
 
 
 def show(id: int) -> dict[str, str]:
-    """What the controller knows of a job: JobState, Restarts, PreemptTime, ...; empty if it has forgotten it."""
+    """Return the controller's fields of a job, as JobState, Restarts, PreemptTime; empty if it has forgotten it."""
     try:
         return dict(re.findall(r"(\S+?)=(\S*)", _call(["scontrol", "--oneliner", "show", "job", str(id)])))
     except SlurmError as error:
@@ -128,7 +128,7 @@ def show(id: int) -> dict[str, str]:
 
 
 def requeue(id: int) -> None:
-    """Put a running job back into the queue, under its id; the caller is ended by it."""
+    """Requeue a running job under its id; this ends the caller if it is part of the job."""
     _call(["scontrol", "requeue", str(id)])
 
 
@@ -138,7 +138,7 @@ def signal_steps(id: int, name: str) -> None:
 
 
 def cancel(ids: Iterable[int]) -> None:
-    """Cancel jobs; those that have ended are passed over."""
+    """Cancel jobs; skip those that have ended."""
     if wanted := [str(id) for id in ids]:
         _call(["scancel", "--quiet", *wanted])
 
@@ -147,7 +147,7 @@ def address(node: str) -> str:
     """The address by which the other nodes reach `node`."""
     found = re.search(r"NodeAddr=(\S+)", _call(["scontrol", "--oneliner", "show", "node", node]))
     if found is None:
-        raise SlurmError(f"scontrol does not tell the address of node {node}")
+        raise SlurmError(f"scontrol shows no address of node {node}")
     return found[1]
 
 
@@ -169,7 +169,7 @@ def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) 
             timeout=_PATIENCE,
         )
     except FileNotFoundError as error:
-        raise AbsentError(f"{command[0]} is not here; are you on a machine of the cluster?") from error
+        raise AbsentError(f"{command[0]} is not installed here; are you on a machine of the cluster?") from error
     except subprocess.TimeoutExpired as error:
         raise SilentError(f"{command[0]} has not answered for {_PATIENCE:g} s; is the controller up?") from error
     if done.returncode:

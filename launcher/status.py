@@ -1,4 +1,4 @@
-"""What a run folder, and Slurm if it has jobs of it, tell about the jobs of a chain."""
+"""The state of the jobs of a chain, from the run folder and from Slurm."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from wemmu.locks import is_alive
 
 # Enough of the end of metrics.jsonl to hold its last few lines.
 _TAIL_BYTES = 1 << 16
-# What Slurm says of a job that waits, in words.
+# Slurm's reasons why a job waits -> words.
 _WAITS = {
     "BeginTime": "starts again soon",
     "Priority": "queued behind other jobs",
@@ -24,9 +24,9 @@ _WAITS = {
 
 @dataclass(frozen=True)
 class Status:
-    """State of one job in words; attempts: how often it was started.
+    """State of one job in words; attempts: the number of starts.
 
-    Of a training job, None where unknown: step and steps, loss and samples per second of the newest metrics,
+    For a training job, None if unknown: step and steps, loss and samples per second of the newest metrics, and
     seconds_left at that speed.
     """
 
@@ -41,8 +41,8 @@ class Status:
 
 
 def statuses(jobs: Sequence[Job], ledger: Ledger, queued: Mapping[str, Queued] | None = None) -> list[Status]:
-    """The status of each job, in order. `queued`: the jobs that Slurm has in its queue, None where nobody asked it."""
-    # That the config changed says nothing of how far a job is.
+    """Return the status of each job, in order. `queued`: jobs in Slurm's queue; None if Slurm was not asked."""
+    # A changed config does not affect the state.
     events = [event for event in ledger.events() if event.event != "changed"]
     rows: list[Status] = []
     for job in jobs:
@@ -64,7 +64,7 @@ def _status(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | No
         return Status(job.name, state, attempts)
     metrics = _last_metrics(job.folder / "metrics.jsonl")
     logged, saved, runs = int(metrics.get("step", 0)), last_step(job) or 0, state.startswith("running")
-    # A run that was broken off has logged steps which it will do again; one that runs is ahead of its checkpoint.
+    # An interrupted run has logged steps that it will repeat; a running one is ahead of its checkpoint.
     step = max(saved, logged) if runs else saved
     speed = metrics.get("samples_per_s") if runs else None
     batch = metrics["samples"] / logged if logged and "samples" in metrics else None
@@ -82,7 +82,7 @@ def _state(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | Non
     last = events[-1]
     match last.event:
         case "started" | "warned" if last.slurm is None:
-            return "running" if last.pid and is_alive(last.pid) else "broken off: its launcher was killed"
+            return "running" if last.pid and is_alive(last.pid) else "interrupted: its launcher was killed"
         case "started" | "warned" | "requeued":
             return "not asked of Slurm" if queued is None else f"lost: Slurm no longer has job {last.slurm}"
         case "submitted":
@@ -95,16 +95,16 @@ def _state(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | Non
 
 
 def _never_started(id: int | None) -> str:
-    """What became of a job that left the queue without an attempt."""
+    """Return the state of a job that left the queue without an attempt."""
     try:
         said = show(id) if id is not None else {}
     except SlurmError as error:
-        return f"ended before its attempt began; Slurm does not say how: {error}"
+        return f"ended before its attempt began; Slurm does not answer why: {error}"
     state, log = said.get("JobState"), said.get("StdOut", "")
     if state is None:
         return f"ended before its attempt began; Slurm no longer knows job {id}"
     if state == "CANCELLED":
-        return "cancelled: what it waited for did not finish"
+        return "cancelled: a job it waited for did not finish"
     code = said.get("ExitCode", "unknown")
     return f"failed before its attempt began: {state}, exit code {code}; its log: {log}"
 
@@ -119,7 +119,7 @@ def _waiting(job: Job, now: Queued, queued: Mapping[str, Queued]) -> str:
 
 
 def _last_metrics(file: Path, until: float = math.inf) -> dict[str, Any]:
-    """The last whole line that has a loss, of steps up to `until`; empty if there is none near the end of the file."""
+    """Return the last whole line with a loss up to step `until`; empty if there is none near the end of the file."""
     size = file.stat().st_size if file.exists() else 0
     lines, _ = new_lines(file, max(0, size - _TAIL_BYTES))
     for metrics in reversed(lines):

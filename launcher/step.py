@@ -1,4 +1,4 @@
-"""What a job runs on the nodes that Slurm gave it: the call of `srun`, and where the ranks meet."""
+"""Builds the `srun` command of a job on its nodes, and the address where the ranks connect."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from launcher.cluster import Cluster, Container
 from launcher.job import Job
 from wemmu.config.files import replace_text
 
-# Below the ports that Linux hands out by itself (32768 and above).
+# Below Linux's ephemeral ports (32768 and above).
 _PORTS_FROM, _PORTS = 20000, 10000
-# Seconds that nodes may take to end after the first of them has.
+# Seconds until the other nodes are killed after the first one has ended.
 _STRAGGLERS_S = 120
-# Environment that changes what comes out or how fast; the names of secrets are none of these.
+# Environment variables that change results or speed; none of them is a secret.
 _RECORDED = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_", "DS_", "HF_HUB_OFFLINE", "TZ")
 
 
 def command(job: Job, cluster: Cluster | None) -> list[str]:
-    """The job's command on all of its nodes: one task on each, which starts the node's ranks and watches them."""
+    """Return the `srun` command of a job: one task per node, which starts and watches the node's ranks."""
     trains = job.steps is not None
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) if trains else 1
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL"]
@@ -39,10 +39,10 @@ def command(job: Job, cluster: Cluster | None) -> list[str]:
 
 
 def check_layout(job: Job) -> None:
-    """Refuse ranks that the nodes of this Slurm job cannot share.
+    """Check that the nodes of this Slurm job can share the ranks.
 
     Raises:
-        ValueError: with the numbers of nodes that can.
+        ValueError: lists the valid numbers of nodes.
     """
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
     if job.steps is not None and job.ranks % nodes:
@@ -54,7 +54,7 @@ def check_layout(job: Job) -> None:
 
 
 def _in_container(container: Container) -> list[str]:
-    # Paths of a run are relative to where the launcher was called.
+    # Paths of a run are relative to the launcher's working directory.
     here, mounts = Path.cwd(), list(container.mounts)
     if not any(here.is_relative_to((mount.split(":") * 2)[1]) for mount in mounts):
         mounts.append(f"{here}:{here}")
@@ -66,11 +66,11 @@ def _in_container(container: Container) -> list[str]:
 
 
 def rendezvous(job: Job, slurm_id: int, nodes: str) -> dict[str, str]:
-    """Where the ranks meet: on the first node, which is this one, at a port that follows from the id of the job."""
+    """Return the address where the ranks connect: this node, the first one, and a port that follows from the job id."""
     if job.steps is None:
         return {}
     port = _PORTS_FROM + slurm_id % _PORTS
-    # A port in use is another's, who came first.
+    # If another process uses the port, take the next one.
     while not _is_free(port):
         port = _PORTS_FROM + (port + 1009 - _PORTS_FROM) % _PORTS
     return {"MASTER_ADDR": slurm.patiently(slurm.address, slurm.first_node(nodes)), "MASTER_PORT": str(port)}

@@ -1,4 +1,4 @@
-"""A chain of jobs -> Slurm jobs that wait for each other. What is submitted are the scripts of `slurm/`."""
+"""Submits a chain of jobs to Slurm, as the scripts of `slurm/` that wait for each other."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from launcher.job import Job, is_finished
 from launcher.ledger import Event, Ledger
 from launcher.plan import EVALUATION, HOME
 
-# Of the variables of Slurm's commands those that describe the site or its user and not a job.
+# Variables of Slurm's commands that describe the site or its user, not a job.
 _SITE = frozenset(
     {
         "SLURM_CONF",
@@ -27,13 +27,13 @@ _SITE = frozenset(
         "SLURM_DEBUG_FLAGS",
     }
 )
-# Options of sbatch that mean GPUs, or the memory beside them: not for jobs without a GPU.
+# Options of sbatch for GPUs or their memory; not for jobs without a GPU.
 _OF_GPUS = re.compile(r"--(gres|gpu|mem|ntasks-per-gpu|cpus-per-gpu)")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What sbatch is called with, but for the ids of the jobs that this one waits for."""
+    """The arguments of sbatch, without the ids of the jobs that this one waits for."""
 
     job: Job
     options: tuple[str, ...]
@@ -43,7 +43,7 @@ class Submission:
 
 
 def submissions(jobs: Sequence[Job], run: Path, cluster: Cluster) -> list[Submission]:
-    """What is left to do of a chain, in its order.
+    """Return the unfinished jobs of a chain, in order.
 
     Raises:
         ValueError: if a training job does not fill the nodes of the cluster.
@@ -52,10 +52,10 @@ def submissions(jobs: Sequence[Job], run: Path, cluster: Cluster) -> list[Submis
 
 
 def submit_all(chain: Sequence[Submission], ledger: Ledger) -> dict[str, int]:
-    """Submit; returns the id of each job. If one cannot be submitted, those that were are cancelled again.
+    """Submit; return the id of each job. If one cannot be submitted, cancel the others.
 
     Raises:
-        slurm.SlurmError: with what sbatch said.
+        slurm.SlurmError: with sbatch's message.
     """
     ids: dict[str, int] = {}
     try:
@@ -67,7 +67,7 @@ def submit_all(chain: Sequence[Submission], ledger: Ledger) -> dict[str, int]:
             ids[one.job.name] = slurm.submit(options, one.script, one.arguments, _inherited() | one.environment)
             ledger.append(Event(one.job.name, 0, "submitted", slurm=ids[one.job.name]))
     except BaseException:
-        # Also when Ctrl-C or a full disk ends it: nothing stays in the queue that nobody knows of.
+        # Also after Ctrl-C or a full disk: no unknown job stays in the queue.
         slurm.cancel(ids.values())
         for name, id in ids.items():
             ledger.append(Event(name, 0, "cancelled", slurm=id, reason="the rest of the chain could not be submitted"))
@@ -76,14 +76,14 @@ def submit_all(chain: Sequence[Submission], ledger: Ledger) -> dict[str, int]:
 
 
 def as_typed(chain: Sequence[Submission], run: Path) -> str:
-    """A script that submits the same, for reading and for running: each job waits for the ids of those before it."""
+    """Return a script that submits the same jobs, each with the ids of its predecessors."""
     here, config = Path.cwd(), shlex.quote(str(run / CURRICULUM))
     lines = [
         "#!/usr/bin/env bash",
         "set -euo pipefail",
         f"cd {shlex.quote(str(here))}",
         f"[[ -e {config} ]] || {{ echo 'no {run / CURRICULUM}: `python -m launcher submit` writes it' >&2; exit 1; }}",
-        "# The id stands in the last line that is one; a site may print more.",
+        "# The last line that is an id; a site may print more lines.",
         "id() { grep -oE '^[0-9]+(;|$)' | tail -n 1 | tr -d ';'; }",
         "",
     ]
@@ -103,7 +103,7 @@ def as_typed(chain: Sequence[Submission], run: Path) -> str:
 
 
 def _inherited() -> dict[str, str]:
-    """The environment without what describes the job that submits another, which must not reach that one."""
+    """Return the environment without the variables of the submitting job, which must not reach the new one."""
     in_a_job = "SLURM_JOB_ID" in os.environ
 
     def is_of_a_job(name: str) -> bool:
@@ -131,7 +131,7 @@ def _submission(job: Job, run: Path, cluster: Cluster) -> Submission:
         f"--comment=wemmu {run}",
         "--open-mode=append",
         "--requeue",
-        # A job whose predecessor failed for good will never run; so it shall not wait.
+        # A job whose predecessor failed for good never runs, so Slurm cancels it.
         "--kill-on-invalid-dep=yes",
         *_site(cluster, job),
         *_resources(cluster, job),
@@ -142,7 +142,7 @@ def _submission(job: Job, run: Path, cluster: Cluster) -> Submission:
 
 
 def _environment(job: Job, run: Path, cluster: Cluster) -> dict[str, str]:
-    """What the scripts read, beside the arguments."""
+    """Return the variables that the scripts read."""
     own = {"PYTHON": sys.executable, "WEMMU_HOME": str(HOME), "RUN": str(run), "MODULES": " ".join(cluster.modules)}
     if cluster.prolog is not None:
         own["PROLOG"] = str(cluster.prolog)
@@ -151,7 +151,7 @@ def _environment(job: Job, run: Path, cluster: Cluster) -> dict[str, str]:
 
 def _site(cluster: Cluster, job: Job) -> list[str]:
     own = _kind(cluster, job) or Kind()
-    # QOS and constraint belong to a partition: a job in another one has its own or none.
+    # QOS and constraint belong to a partition: a job in another partition uses its own or none.
     common = cluster if own.partition is None else Kind()
     said = {
         "partition": own.partition or cluster.partition,
@@ -173,15 +173,15 @@ def _resources(cluster: Cluster, job: Job) -> list[str]:
     memory = kind.memory if kind else cluster.memory
     time = kind.time if kind else cluster.times.get(job.folder.name, cluster.time)
     options = [f"--nodes={nodes}", "--ntasks-per-node=1", f"--time={time}"]
-    # The scripts' own default must not stand where there are none.
+    # Override the scripts' default if there are no GPUs.
     options += [f"--gres={(kind and kind.gres) or cluster.gres}:{gpus}" if gpus else "--gres=none"]
     options += [f"--cpus-per-task={cpus}"] if cpus else []
     options += [f"--mem={memory}"] if memory else []
-    # The jobs that go on where they were.
+    # These jobs resume after a requeue.
     if kind is None or job.name == "data":
         options += [f"--signal=B:USR1@{cluster.warn_before}"]
     if kind is None:
-        # The scripts' own default is to be alone.
+        # The scripts' default is exclusive.
         options += ["--exclusive" if cluster.exclusive else "--oversubscribe"]
     return options
 
@@ -195,7 +195,7 @@ def _gpus(cluster: Cluster, job: Job) -> int:
 
 
 def _kind(cluster: Cluster, job: Job) -> Kind | None:
-    """Resources of a job that is no training."""
+    """Return the resources of a job that does not train."""
     if job.steps is not None:
         return None
     if job.name == "data":

@@ -1,4 +1,4 @@
-"""What the launcher shows of a run: the plan before it begins, and how far it is."""
+"""The launcher's tables: the plan before a run begins, and its progress."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ _MFU = 0.35
 
 
 def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = None) -> Table:
-    """One column for each stage, or each rung of one; four of them fit into a narrow terminal."""
+    """Return a table with a column per stage or resolution; four fit into a narrow terminal."""
     table = Table(title=f"{config.name} in {run_folder}", box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_lines=True)
     stages = [one.stage for one in stage_runs(config, run_folder)]
     for heading in ("", *(stage.label for stage in stages)):
@@ -61,7 +61,7 @@ def _costs(table: Table, config: Curriculum, gpu: str) -> None:
 
 
 def _steps(stage: Rung) -> str:
-    """Where a rung ends, on the stage's axis of steps."""
+    """Return the range of steps in which a resolution ends."""
     if not stage.ladder:
         return str(stage.steps)
     begin, end = stage.span
@@ -78,12 +78,12 @@ def _start(stage: Rung, run_folder: Path) -> str:
         return "backbones"
     if start.is_relative_to(run_folder):
         return "\n".join(part for part in start.relative_to(run_folder).parts if part != CHECKPOINTS)
-    # Broken at its slashes, or a narrow terminal breaks it anywhere.
+    # Break at slashes; otherwise a narrow terminal breaks it anywhere.
     return str(start).replace("/", "/\n")
 
 
 def status_table(rows: Sequence[Status], run_folder: Path) -> Table:
-    """One line for each job; where the logs are stands below."""
+    """Return a table with a line per job; the footer names the logs."""
     table = Table(box=None, padding=(0, 1, 0, 0), caption=f"logs: python -m launcher logs {run_folder} JOB")
     table.add_column("job", no_wrap=True)
     for heading in ("state", "step", "loss", "samples/s", "left", "starts"):

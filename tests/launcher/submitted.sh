@@ -2,7 +2,7 @@
 set -euo pipefail
 cd /
 [[ -e /shared/run/curriculum.yaml ]] || { echo 'no /shared/run/curriculum.yaml: `python -m launcher submit` writes it' >&2; exit 1; }
-# The id stands in the last line that is one; a site may print more.
+# The last line that is an id; a site may print more lines.
 id() { grep -oE '^[0-9]+(;|$)' | tail -n 1 | tr -d ';'; }
 
 # a

@@ -125,7 +125,7 @@ def test_status_tells_each_kind_of_job_apart(runnable: Curriculum, tmp_path: Pat
     assert "30/30" in lines["a"]
     assert "was interrupted" in lines["b"]
     assert "0.0500" in lines["b"]
-    assert "broken off" in lines["c"]
+    assert "interrupted: its launcher" in lines["c"]
     assert "waiting" in lines["d"]
     assert "waiting" in lines["report"]
 
@@ -223,7 +223,7 @@ def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path, mon
     assert said["b"].state == "waits for a"
     assert said["c"].state == "queued behind other jobs, job 9"
     assert said["d"].state == "lost: Slurm no longer has job 7"
-    assert said["export"].state == "cancelled: what it waited for did not finish"
+    assert said["export"].state == "cancelled: a job it waited for did not finish"
     early = "failed before its attempt began: FAILED, exit code 1:0; its log: /shared/report.log"
     assert said["report"].state == early
 

@@ -15,7 +15,7 @@ JOB = Job("stage1", (), Path("log"), (Path("not-there"),), steps=9)
     ("code", "ended", "why"),
     [
         (75, "saved", "was interrupted and saved its state"),
-        (78, "failed", "to run it again would not help"),
+        (78, "failed", "another attempt would fail as well"),
         (0, "failed", "left no whole not-there"),
         (124, "crashed", "the stacks of all ranks are in its log"),
         (1, "crashed", "failed with exit code 1"),

@@ -51,7 +51,7 @@ def test_a_manifest_that_is_not_there_or_torn(gate: Gate, content: str | None):
 
 def test_an_earlier_checkpoint_under_the_name_of_the_last_one_does_not_pass(gate: Gate):
     gate.manifest.write_text(gate.manifest.read_text().replace('"step": 8', '"step": 4'))
-    assert "holds the checkpoint of step 4: a has not ended" in reasons(gate)[0]
+    assert "holds step 4: a has not ended" in reasons(gate)[0]
 
 
 def test_a_file_of_the_checkpoint_that_is_gone(gate: Gate):

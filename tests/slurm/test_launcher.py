@@ -239,7 +239,7 @@ def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
         eventually(lambda: "cancelled" in status(), status, seconds=PATIENCE_S, every=4)
         shown = status()
         assert "refused: stage1 ended with a loss of" in shown
-        assert "what it waited for did not finish" in shown
+        assert "a job it waited for did not finish" in shown
         [refused] = story(run, "stage2")[1:]
         assert "gate.max_loss is -1" in refused.reason
         # The gate says whether to go on, not what comes out: it may be changed.
