@@ -1,18 +1,22 @@
 """A look into a directory of shards: a data set of ours, or of anyone who writes MDS."""
 
+import io
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from data_pipeline.contact_sheet import contact_sheet, size_of
 from data_pipeline.contents import Contents, look, records
-from data_pipeline.report_record import in_order
-from data_pipeline.report_text import number, plain, table
+from data_pipeline.report import number, streams_table
+from data_pipeline.report_record import in_order, stream_counts
 from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, ShardError, StoredRecord
 from wemmu.mds import Shard, read_index
+from wemmu.report.page import Table
+from wemmu.report.sheet import Row, sectioned_sheet
+from wemmu.report.text import plain, table
 
 # Streams on the contact sheet, and records of each.
 SECTIONS, SHOWN = 60, 6
@@ -38,8 +42,8 @@ def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
         _show(contents, console)
         if pictures is not None:
             streams = in_order(contents.streams)[:SECTIONS]
-            sections = [(s.settings.name, list(islice(records(root, s), SHOWN))) for s in streams]
-            contact_sheet(sections).save(pictures, "PNG")
+            sections = [(s.settings.name, list(map(_row, islice(records(root, s), SHOWN)))) for s in streams]
+            sectioned_sheet(sections, SHOWN).save(pictures, "PNG")
             console.print(Text(f"The first records of {len(streams)} streams: {pictures}"))
     elif (root / INDEX_FILE).exists():
         if pictures is not None:
@@ -53,29 +57,28 @@ def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
 
 def _show(contents: Contents, console: Console) -> None:
     state = "complete" if contents.complete else f"{contents.finished} of {contents.parts} partitions are finished"
-    streams = in_order(contents.streams)
-    console.print(
-        table(
-            f"{contents.root}: {state}",
-            ("stream, height x width", ">records", ">shards", ">MB", ">bytes/record", "latents"),
-            (
-                (
-                    s.settings.name,
-                    number(s.samples),
-                    number(len([name for name in s.files if name != INDEX_FILE])),
-                    f"{s.bytes / 1e6:,.1f}",
-                    number(s.bytes // s.samples),
-                    s.settings.latents.dtype if s.settings.latents else "no",
-                )
-                for s in streams
-            ),
-        )
-    )
-    for stream in streams:
+    console.print(table(streams_table(f"{contents.root}: {state}", stream_counts(contents.streams))))
+    for stream in in_order(contents.streams):
         record = next(records(contents.root, stream))
         console.print(Text(f"{stream.settings.name}: {plain(record.id)}", "bold"), soft_wrap=True)
         for line in _lines(record):
             console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def _row(record: StoredRecord) -> Row:
+    images = [Image.open(io.BytesIO(file)) for file in (*record.images, record.target) if file]
+    words = plain(f"{record.prompt} → {record.answer}" if record.answer else record.prompt)
+    return Row(words, images, made=bool(record.target))
+
+
+def size_of(file: bytes) -> str:
+    """`HEIGHTxWIDTH` of an image file, read from its header; "" if it is none."""
+    try:
+        with Image.open(io.BytesIO(file)) as image:
+            return f"{image.height}x{image.width}"
+    except Exception:
+        # Of as many kinds as Pillow has readers; all of them mean that it is not an image.
+        return ""
 
 
 def _lines(record: StoredRecord) -> list[str]:
@@ -101,12 +104,14 @@ def _show_foreign(root: Path, console: Console) -> None:
     example = _example(first)
     console.print(
         table(
-            "Columns",
-            ("column", "encoding", ">bytes", "in the first record"),
-            (
-                (plain(name), plain(kind), str(first.sizes[name] or "vary"), example.get(name, "not read"))
-                for name, kind in first.columns.items()
-            ),
+            Table(
+                "Columns",
+                ("Column", "Encoding", ">Bytes", "In the first record"),
+                [
+                    (plain(name), plain(kind), str(first.sizes[name] or "vary"), example.get(name, "not read"))
+                    for name, kind in first.columns.items()
+                ],
+            )
         )
     )
     notes = [f"Of the shards {len(missing)} are not here, {missing[0].path} for one"] if missing else []

@@ -37,14 +37,14 @@ class Header(Image.Image):
 
 @dataclass
 class Fit:
-    """The pictures with a size of their own that go to a bucket: sums of what is cut off and of the enlargement."""
+    """The images with a size of their own that go to a bucket: sums of what is cut off and of the enlargement."""
 
-    pictures: int = 0
+    images: int = 0
     cut: float = 0.0
     enlargement: float = 0.0
 
     def add(self, size: Size, bucket: Size) -> None:
-        self.pictures += 1
+        self.images += 1
         self.cut += cut(size, bucket)
         self.enlargement += enlargement(size, bucket)
 

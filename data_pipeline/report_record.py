@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipeline.ledger import Entry, Rejected
 from data_pipeline.records import Reason
 from wemmu.config import Curriculum
-from wemmu.config.shards import DataSet, Schema, Stream
+from wemmu.config.shards import INDEX_FILE, DataSet, Schema, Stream
 from wemmu.config.stage import Rung
 from wemmu.config.task import FROM_T2I, Task
 
@@ -45,7 +45,7 @@ class TaskCount(Schema):
 
 
 class StreamCount(Schema):
-    """`share` is that of the records of its task and resolution."""
+    """A stream. share: of the records of its task and resolution; latents: the type of stored ones, else ""."""
 
     name: str
     task: Task
@@ -53,10 +53,11 @@ class StreamCount(Schema):
     height: int
     width: int
     inputs: int
+    shards: int
     samples: int
     bytes: int
     share: float
-    latents: bool
+    latents: str
 
 
 class TaskSteps(Schema):
@@ -135,6 +136,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         for s in (prepare.sources if prepare else ())
     ]
     stages = [stage_steps(rung, dataset.streams) for stage in curriculum.stages for rung in stage.rungs]
+    samples = _samples(dataset.streams)
     return Report(
         curriculum=curriculum.name,
         root=curriculum.data.shards,
@@ -149,11 +151,11 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
             for reason, count in reasons.most_common()
         ),
         tasks=tuple(
-            TaskCount(task=task, kept=tasks[task], resolutions=_resolutions(task, dataset))
+            TaskCount(task=task, kept=tasks[task], resolutions={r: n for (of, r), n in samples.items() if of == task})
             for task in Task
             if task in tasks
         ),
-        streams=tuple(_stream_count(stream, dataset) for stream in in_order(dataset.streams)),
+        streams=stream_counts(dataset.streams),
         sides=dict(sorted(sides.items())),
         captions=dict(sorted(captions.items())),
         stages=tuple(stages),
@@ -208,27 +210,28 @@ def in_order(streams: Iterable[Stream]) -> list[Stream]:
     )
 
 
-def _resolutions(task: Task, dataset: DataSet) -> dict[int, int]:
-    found: Counter[int] = Counter()
-    for stream in dataset.streams:
-        if stream.settings.task == task:
-            found[stream.settings.resolution] += stream.samples
-    return dict(sorted(found.items()))
+def _samples(streams: Iterable[Stream]) -> Counter[tuple[Task, int]]:
+    """Records of each task and resolution, from low to high."""
+    found: Counter[tuple[Task, int]] = Counter()
+    for stream in in_order(streams):
+        found[stream.settings.task, stream.settings.resolution] += stream.samples
+    return found
 
 
-def _stream_count(stream: Stream, dataset: DataSet) -> StreamCount:
-    settings = stream.settings
-    return StreamCount(
-        name=settings.name,
-        task=settings.task,
-        resolution=settings.resolution,
-        height=settings.height,
-        width=settings.width,
-        inputs=settings.inputs,
-        samples=stream.samples,
-        bytes=stream.bytes,
-        share=stream.samples / _resolutions(settings.task, dataset)[settings.resolution],
-        latents=settings.latents is not None,
+def stream_counts(streams: Iterable[Stream]) -> tuple[StreamCount, ...]:
+    streams = in_order(streams)
+    totals = _samples(streams)
+    return tuple(
+        StreamCount(
+            **stream.settings.model_dump(include={"task", "resolution", "height", "width", "inputs"}),
+            name=stream.settings.name,
+            shards=len(set(stream.files) - {INDEX_FILE}),
+            samples=stream.samples,
+            bytes=stream.bytes,
+            share=stream.samples / totals[stream.settings.task, stream.settings.resolution],
+            latents=stream.settings.latents.dtype if stream.settings.latents else "",
+        )
+        for stream in streams
     )
 
 

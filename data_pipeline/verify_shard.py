@@ -10,9 +10,9 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from data_pipeline.report_text import plain
 from wemmu.config.shards import StoredRecord, StreamSettings, written_anew
 from wemmu.mds import BrokenShardError, Shard
+from wemmu.report.text import plain
 
 # Of one file; a shard that is wrong in every record would hide the others.
 NAMED = 10

@@ -106,11 +106,10 @@ def _report(curriculum: Curriculum, dataset: DataSet, console: Console) -> None:
     """Write and print the report. The data set is complete without it, so what goes wrong here is told and no more."""
     # Images and templates are of no use to a run that finds everything there.
     from data_pipeline.report import write_report
-    from data_pipeline.report_text import as_text
 
     try:
         with _only_writer(curriculum.data.shards):
-            console.print("\n" + as_text(write_report(curriculum, dataset)))
+            console.print("\n" + write_report(curriculum, dataset))
     except Exception as error:
         console.print(f"The report could not be written ({error!r}). Run the same command again for another try")
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from data_pipeline import report as reporting
 from data_pipeline.contents import records
 from data_pipeline.ledger import Ledger
+from data_pipeline.report import as_text, bins
 from data_pipeline.report_record import Report, report_of
-from data_pipeline.report_text import as_text, bins
 from data_pipeline.write import write
 from tests.data_pipeline.worlds import SHAPES, curriculum_of, photograph, write_in_process
 from wemmu.config import Curriculum

@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Cell:
-    """Words in a table. small: pale words below. kind: "strong", "pale", "line" (not broken) or "".
+    """Words in a table.
 
+    small: pale words below. kind: "strong", "pale", "line" (never broken), "lines" (broken as they are) or "".
     bar: this share of a full bar.
     """
 
@@ -156,6 +157,10 @@ def pale(words: str) -> Markup:
     return Markup('<span class="pale">{}</span>').format(words)
 
 
+def joined(*words: str) -> Markup:
+    return Markup(" ").join(filter(None, words))
+
+
 def mark(right: bool) -> Markup:
     return Markup('<span class="mark {}">{}</span>').format(*(("right", "✓") if right else ("wrong", "✗")))
 
@@ -167,7 +172,9 @@ def image(address: str, alt: str, kind: str = "") -> Markup:
 
 def outline(height: int, width: int) -> Markup:
     """A small rectangle of this shape, before the words `HEIGHT × WIDTH`."""
-    shape = '<span class="outline"><span style="width: {:.2f}rem; height: {:.2f}rem"></span></span> {} × {}'
+    shape = (
+        '<span class="outline" style="width: {:.2f}rem; height: {:.2f}rem"></span> <span class="line">{} × {}</span>'
+    )
     return Markup(shape).format(1.05 * (width / height) ** 0.5, 1.05 * (height / width) ** 0.5, height, width)
 
 

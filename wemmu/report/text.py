@@ -41,30 +41,35 @@ def _blocks(blocks: Sequence[Block]) -> Iterator[RenderableType]:
 
 def table(made: Table) -> RenderableType:
     """The table with an empty line below. Nothing in a cell is taken as markup or steers the terminal."""
-    title = _said(f"{made.title} ({made.note})" if made.note else made.title, "bold")
-    drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    drawn.show_header = bool(made.columns)
+    # Not the title of the table, which is broken where the table ends.
+    title = [_said(f"{made.title} ({made.note})" if made.note else made.title, "bold")] if made.title else []
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=bool(made.columns))
     for column in made.columns:
         heading = _words(column)
         justify = "right" if heading.startswith(">") else "left"
         drawn.add_column(_said(heading.removeprefix(">")), justify=justify, overflow="fold")
     for row in made.rows:
         drawn.add_row(*(_said(_words(cell)) for cell in row))
-    return Group(drawn, RichText())
+    return Group(*title, drawn, RichText())
 
 
 def _words(value: str | Cell) -> str:
     if isinstance(value, Cell):
-        bar = "" if value.bar is None else "█" * max(value.bar > 0, round(BAR * value.bar))
+        # A bar beside its number would only make the column wide.
+        bar = "█" * max(value.bar > 0, round(BAR * value.bar)) if value.bar is not None and not value.text else ""
         return " ".join(filter(None, (_words(value.text), bar, f"({_words(value.small)})" if value.small else "")))
     return value.striptags() if isinstance(value, Markup) else value
 
 
 def _said(words: str, style: str = "") -> RichText:
-    return RichText("\n".join(plain(line) for line in words.split("\n")), style)
+    return RichText("\n".join(map(_printable, words.split("\n"))), style)
 
 
-def plain(text: str, limit: int | None = None) -> str:
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in line)
+
+
+def plain(text: str, limit: int = 200) -> str:
     """One line without control characters, with which the data of a stranger could steer the terminal."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
+    line = _printable(text)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
