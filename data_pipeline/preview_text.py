@@ -1,4 +1,4 @@
-"""`python -m data_pipeline buckets`: the preview as tables."""
+"""`wemmu data buckets`: the preview as tables."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

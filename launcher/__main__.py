@@ -1,5 +1,6 @@
-"""`python -m launcher`."""
+"""`python -m launcher`, the older name of `wemmu run`, `submit`, `status`, ..."""
 
 from launcher.cli import app
+from wemmu.command_line import start
 
-app(prog_name="python -m launcher")
+start(app, "python -m launcher")

@@ -17,10 +17,11 @@ from typing import Any
 
 from launcher import gate, slurm, step
 from launcher.cluster import Cluster
-from launcher.ending import CRASHES, FINAL, SAVED, crashes, outcome, reason
+from launcher.ending import CRASHES, crashes, outcome, reason
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Happening, Ledger
 from launcher.lock import at_work
+from wemmu.command_line import FINAL, SAVED
 
 # Exit codes of ranks that a warning killed before their handlers were set, and of scripts that end on a warning.
 BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)

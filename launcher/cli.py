@@ -3,12 +3,12 @@
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,7 +18,6 @@ from rich.table import Table
 from launcher import folder, local, slurm
 from launcher.attempt import BY_WARNING, Attempt
 from launcher.cluster import Cluster
-from launcher.ending import FINAL
 from launcher.job import Job
 from launcher.ledger import Event, Ledger
 from launcher.lock import SUBMISSION, LockedError, locked
@@ -27,138 +26,116 @@ from launcher.preflight import problems, warnings
 from launcher.status import Status, statuses
 from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
 from launcher.tables import plan_table, status_table
+from wemmu.command_line import (
+    FAILED,
+    AsJson,
+    CurriculumFile,
+    DryRun,
+    Into,
+    NewestRun,
+    Overrides,
+    RunFolder,
+    UsageError,
+    fail,
+    plainly,
+    program,
+)
 from wemmu.config import Curriculum, dump, load, load_curriculum
-from wemmu.config.files import replace_text, said_plainly
+from wemmu.config.files import replace_text
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 DEFAULT = Path("configs/curriculum/paper.yaml")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),
-]
-CurriculumFile = Annotated[Path, typer.Argument(help="Curriculum in YAML; configs/ holds examples.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan and stop.")]
 ClusterFile = Annotated[
     Path | None, typer.Option(help="What the cluster is like; configs/cluster/ holds examples. Needed once.")
 ]
 
 
-@app.callback()
-def _about() -> None:
-    """Runs a curriculum as a chain of jobs: data, each stage and its evaluation, export, report."""
-
-
-@app.command()
-def run(curriculum: CurriculumFile, out: Out = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+@plainly()
+def run(curriculum: CurriculumFile, into: Into = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Run a curriculum on this machine. The same command again goes on where it stopped."""
-    try:
-        config = load_curriculum(curriculum, overrides or ())
-        run_folder = folder.normalise(out or Path("runs") / config.name)
-        jobs = chain(config, run_folder)
-        Console().print(plan_table(config, run_folder))
-        _check(config, run_folder)
-        if dry_run:
-            return
-        ledger = Ledger(run_folder / "ledger.jsonl")
-        # A job that runs holds the lock as well, but knows less to say.
-        _refuse_if_live_here(ledger, run_folder)
-        with locked(run_folder) as lock:
-            # Again, for another launcher may have come between.
-            folder.check(config, run_folder)
-            _refuse_if_live_here(ledger, run_folder)
-            folder.write(config, run_folder)
-            code = local.run(jobs, ledger, lock)
-    except (ValueError, LockedError, slurm.SlurmError) as error:
-        _fail(str(error), 2)
-    if code:
-        _fail(f"{run_folder} is not finished. To go on: python -m launcher {shlex.join(sys.argv[1:])}", code)
-    print("\nfinished:", *(f"  {product}" for job in jobs[-2:] for product in job.products), sep="\n")
+    _run_here(load_curriculum(curriculum, overrides or ()), into, dry_run)
 
 
-@app.command()
+@plainly()
 def submit(
     curriculum: CurriculumFile,
     cluster: ClusterFile = None,
-    out: Out = None,
+    into: Into = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send a curriculum to Slurm, as jobs that wait for each other. What is finished in the run folder stays so."""
-    try:
-        config = load_curriculum(curriculum, overrides or ())
-        run_folder = folder.normalise(out or Path("runs") / config.name)
-        site = _cluster(run_folder, cluster)
-        if dry_run:
-            Console().print(plan_table(config, run_folder, site))
-            print(as_typed(submissions(chain(config, run_folder), run_folder, site), run_folder))
-        _check(config, run_folder, site)
-        if not dry_run:
-            _submit(config, run_folder, site)
-    except (ValueError, LockedError, slurm.SlurmError) as error:
-        _fail(str(error), 2)
+    config = load_curriculum(curriculum, overrides or ())
+    run_folder = folder.normalise(into or Path("runs") / config.name)
+    site = _cluster(run_folder, cluster)
+    if dry_run:
+        Console().print(plan_table(config, run_folder, site))
+        print(as_typed(submissions(chain(config, run_folder), run_folder, site), run_folder))
+    _check(config, run_folder, site)
+    if not dry_run:
+        _submit(config, run_folder, site, as_json)
 
 
-@app.command()
-def resume(run_folder: RunFolder, overrides: Overrides = None) -> None:
-    """Send to Slurm again what is not finished of a run, from its last checkpoint on."""
+@plainly()
+def resume(
+    run_folder: RunFolder,
+    overrides: Overrides = None,
+    here: Annotated[bool, typer.Option("--here", help="On this machine, though the run was sent to Slurm.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with what is not finished of a run, from its last checkpoint: where it ran, on this machine or on Slurm."""
+    run_folder = folder.normalise(run_folder)
+    config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
+    if here or not (run_folder / folder.CLUSTER).exists():
+        _run_here(config, run_folder)
+        return
     try:
-        run_folder = folder.normalise(run_folder)
-        config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
         site = _cluster(run_folder, None)
         _check(config, run_folder, site)
-        _submit(config, run_folder, site)
-    except (ValueError, LockedError, slurm.SlurmError) as error:
-        _fail(str(error), 2)
+        _submit(config, run_folder, site, as_json)
+    except slurm.AbsentError as error:
+        raise UsageError(f"{error} {run_folder} was sent to Slurm; --here goes on with it on this machine") from error
 
 
-@app.command()
+@plainly()
 def status(
-    run_folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="Else the newest run under runs/.")] = None,
+    run_folder: NewestRun = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, a list of jobs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how far each job of a run is."""
-    try:
-        run_folder = run_folder or folder.newest()
-        config = load_curriculum(run_folder / folder.CURRICULUM)
-        if as_json:
-            print(json.dumps([asdict(row) for row in _statuses(config, run_folder)], indent=1))
-            return
-        if not watch:
-            Console().print(_status(config, run_folder))
-            return
-        with Live(_status(config, run_folder), auto_refresh=False) as shown:
-            while True:
-                time.sleep(5)
-                shown.update(_status(config, run_folder), refresh=True)
-    except ValueError as error:
-        _fail(str(error), 2)
-    except KeyboardInterrupt:
+    run_folder = run_folder or folder.newest()
+    config = load_curriculum(run_folder / folder.CURRICULUM)
+    if as_json:
+        print(json.dumps([asdict(row) for row in _statuses(config, run_folder)], indent=1))
         return
+    if not watch:
+        Console().print(_status(config, run_folder))
+        return
+    with suppress(KeyboardInterrupt), Live(_status(config, run_folder), auto_refresh=False) as shown:
+        while True:
+            time.sleep(5)
+            shown.update(_status(config, run_folder), refresh=True)
 
 
-@app.command()
+@plainly()
 def cancel(run_folder: RunFolder) -> None:
     """Cancel the Slurm jobs of a run; those that train save first. `resume` goes on with it later."""
     if not (run_folder / folder.CURRICULUM).exists():
-        _fail(f"{run_folder} is no run folder: it holds no {folder.CURRICULUM}; `ls runs` shows those there are", 2)
+        raise ValueError(
+            f"{run_folder} is no run folder: it holds no {folder.CURRICULUM}; `ls runs` shows those there are"
+        )
     ledger = Ledger(run_folder / "ledger.jsonl")
-    try:
-        jobs = live(ledger)
-        # Noted first: who dies of it shall find it there.
-        for name, queued in jobs.items():
-            ledger.append(Event(name, 0, "cancelled", slurm=queued.id, reason="by `launcher cancel`"))
-        # From the end, so that none begins because the one before it is gone.
-        slurm.cancel([queued.id for queued in reversed(list(jobs.values()))])
-    except slurm.SlurmError as error:
-        _fail(str(error), 2)
+    jobs = live(ledger)
+    # Noted first: who dies of it shall find it there.
+    for name, queued in jobs.items():
+        ledger.append(Event(name, 0, "cancelled", slurm=queued.id, reason="by `wemmu cancel`"))
+    # From the end, so that none begins because the one before it is gone.
+    slurm.cancel([queued.id for queued in reversed(list(jobs.values()))])
     print("\n".join(f"cancelled {name} (job {queued.id})" for name, queued in jobs.items()) or "nothing was queued")
 
 
-@app.command()
+@plainly()
 def logs(
     words: Annotated[
         list[str] | None,
@@ -170,48 +147,36 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added, until Ctrl-C.")] = False,
 ) -> None:
     """Show the log of a job."""
-    try:
-        run_folder, name = _run_and_job(words or [])
-        jobs = chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder)
-        job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
-    except ValueError as error:
-        _fail(str(error), 2)
+    run_folder, name = _run_and_job(words or [])
+    jobs = chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder)
+    job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
     if not job.log.exists():
-        _fail(f"{job.name} has not been started: {job.log} is not there", 1)
-    with job.log.open(errors="replace", encoding="utf-8") as log:
-        try:
-            while True:
-                print(log.read(), end="", flush=True)
-                if not follow:
-                    return
-                time.sleep(0.5)
-        except KeyboardInterrupt:
-            return
+        fail(f"{job.name} has not been started: {job.log} is not there", FAILED)
+    with job.log.open(errors="replace", encoding="utf-8") as log, suppress(KeyboardInterrupt):
+        while True:
+            print(log.read(), end="", flush=True)
+            if not follow:
+                return
+            time.sleep(0.5)
 
 
-@app.command()
+@plainly()
 def attempt(
     name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it.")],
     overrides: Overrides = None,
 ) -> None:
     """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh tells the settings."""
     given = {key: Path(value) for key in ("RUN", "CURRICULUM", "CLUSTER") if (value := os.environ.get(key))}
-    try:
-        if "SLURM_JOB_ID" not in os.environ:
-            raise ValueError("an attempt is part of a Slurm job; here: python -m launcher run CURRICULUM.yaml")
-        config, run_folder = _resolve(given, overrides or ())
-        job = find(chain(config, run_folder), name)
-        site = run_folder / folder.CLUSTER
-        cluster = load(site, Cluster) if site.exists() else None
-        code = Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make()
-    except (ValueError, LockedError) as error:
-        _fail(f"{name}: {error}", FINAL)
-    except slurm.SlurmError as error:
-        _fail(f"{name}: {error}", 1)
-    raise typer.Exit(code)
+    if "SLURM_JOB_ID" not in os.environ:
+        raise ValueError("an attempt is part of a Slurm job; here: wemmu run CURRICULUM")
+    config, run_folder = _resolve(given, overrides or ())
+    job = find(chain(config, run_folder), name)
+    site = run_folder / folder.CLUSTER
+    cluster = load(site, Cluster) if site.exists() else None
+    raise typer.Exit(Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make())
 
 
-@app.command(hidden=True)
+@plainly()
 def note(
     name: Annotated[str, typer.Argument(metavar="JOB")],
     event: Annotated[str, typer.Argument(help="started or ended")],
@@ -222,15 +187,46 @@ def note(
     To end it may put the job back into the queue.
     """
     run_folder = folder.normalise(Path(os.environ["RUN"]))
-    try:
-        job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
-    except ValueError as error:
-        _fail(str(error), 2)
+    job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
     made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
     if event == "started":
-        raise typer.Exit(0 if made.begin() else 1)
+        raise typer.Exit(0 if made.begin() else FAILED)
     told = [code - 128] if code in BY_WARNING else []
     raise typer.Exit(made.end(made.ledger.attempts(name), None, code, told))
+
+
+app = program(
+    run,
+    submit,
+    status,
+    logs,
+    cancel,
+    resume,
+    attempt,
+    help="Runs a curriculum as a chain of jobs: data, each stage and its evaluation, export, report.",
+)
+app.command(hidden=True)(note)
+
+
+def _run_here(config: Curriculum, into: Path | None, dry_run: bool = False) -> None:
+    run_folder = folder.normalise(into or Path("runs") / config.name)
+    jobs = chain(config, run_folder)
+    Console().print(plan_table(config, run_folder))
+    _check(config, run_folder)
+    if dry_run:
+        return
+    ledger = Ledger(run_folder / "ledger.jsonl")
+    # A job that runs holds the lock as well, but knows less to say.
+    _refuse_if_live_here(ledger, run_folder)
+    with locked(run_folder) as lock:
+        # Again, for another launcher may have come between.
+        folder.check(config, run_folder)
+        _refuse_if_live_here(ledger, run_folder)
+        folder.write(config, run_folder)
+        code = local.run(jobs, ledger, lock)
+    if code:
+        fail(f"{run_folder} is not finished. To go on: wemmu resume {shlex.quote(str(run_folder))}", code)
+    print("\nfinished:", *(f"  {product}" for job in jobs[-2:] for product in job.products), sep="\n")
 
 
 def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:
@@ -266,7 +262,7 @@ def _check(config: Curriculum, run_folder: Path, site: Cluster | None = None) ->
     folder.check(config, run_folder)
 
 
-def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
+def _submit(config: Curriculum, run_folder: Path, cluster: Cluster, as_json: bool = False) -> None:
     ledger = Ledger(run_folder / "ledger.jsonl")
     _refuse_if_live(ledger, run_folder)
     with locked(run_folder, 0, SUBMISSION):
@@ -274,22 +270,23 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster) -> None:
             _refuse_if_live(ledger, run_folder)
             folder.check(config, run_folder)
             todo = submissions(chain(config, run_folder), run_folder, cluster)
-            Console().print(plan_table(config, run_folder, cluster))
+            Console(stderr=as_json).print(plan_table(config, run_folder, cluster))
             folder.write(config, run_folder)
             dump(cluster, run_folder / folder.CLUSTER)
             replace_text(run_folder / "submitted.sh", as_typed(todo, run_folder))
         # The first job may begin before the last is submitted, and it needs the lock of those who run jobs.
         ids = submit_all(todo, ledger)
+    if as_json:
+        print(json.dumps(ids))
+        return
     print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
-    print(f"how far it is: python -m launcher status {run_folder}")
+    print(f"how far it is: wemmu status {run_folder}")
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
     if jobs := live(ledger):
         told = ", ".join(f"{name} (job {queued.id})" for name, queued in jobs.items())
-        raise LockedError(
-            f"{run_folder} is at work in Slurm: {told}. Wait, or `python -m launcher cancel {run_folder}` first"
-        )
+        raise LockedError(f"{run_folder} is at work in Slurm: {told}. Wait, or `wemmu cancel {run_folder}` first")
 
 
 def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:
@@ -331,13 +328,3 @@ def _statuses(config: Curriculum, run_folder: Path) -> list[Status]:
         except slurm.SlurmError as error:
             Console(stderr=True).print(f"Slurm was not asked: {error}")
     return statuses(chain(config, run_folder), ledger, queued)
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    typer.echo(sentence, err=True)
-    raise typer.Exit(code)
-
-
-for _command in app.registered_commands:
-    assert _command.callback is not None
-    _command.callback = said_plainly(2)(_command.callback)

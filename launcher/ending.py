@@ -6,10 +6,8 @@ from typing import Literal
 
 from launcher.job import Job, missing
 from launcher.ledger import Event
+from wemmu.command_line import FINAL, HUNG, SAVED
 
-# Exit codes of jobs. EX_TEMPFAIL: interrupted, state saved. EX_CONFIG: another attempt would fail as well. 124, as in
-# `timeout`: a rank made no step for too long.
-SAVED, FINAL, HUNG = 75, 78, 124
 # A job fails after this many crashes in a row without progress.
 CRASHES = 3
 

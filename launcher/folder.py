@@ -81,11 +81,11 @@ def _check_folder(curriculum: Curriculum, run: Path) -> None:
             more = [f"  and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
             raise RefusedError(
                 "\n".join([f"{run} holds a run of another config; old -> new:", *changed[:_SHOWN], *more])
-                + f"\nTo keep that run, give another folder with --out; to resume it, undo the changes; "
+                + f"\nTo keep that run, give another folder with --run; to resume it, undo the changes; "
                 f"to start again, delete {run}."
             )
     elif run.exists() and (not run.is_dir() or {entry.name for entry in run.iterdir()} - _FIRST_TRACES):
-        raise RefusedError(f"{run} exists and is not a run folder; give another one with --out")
+        raise RefusedError(f"{run} exists and is not a run folder; give another one with --run")
 
 
 def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:

@@ -13,10 +13,11 @@ from types import FrameType
 from typing import Self
 
 from launcher import gate
-from launcher.ending import SAVED, outcome, reason
+from launcher.ending import outcome, reason
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
 from launcher.plan import EVALUATION
+from wemmu.command_line import SAVED
 from wemmu.readable import duration
 
 _TAIL_LINES = 15

@@ -73,11 +73,11 @@ def _acquire(descriptor: int, file: Path, run: Path, deadline: float) -> None:
         holder = os.pread(descriptor, 32, 0).decode()
         if not holder or is_alive(int(holder)):
             who = f"another launcher (pid {holder})" if holder else "a Slurm job, or a launcher that has just begun,"
-            raise LockedError(f"{who} is at work on {run}; wait for it, stop it, or give another folder with --out")
+            raise LockedError(f"{who} is at work on {run}; wait for it, stop it, or give another folder with --run")
         if time.monotonic() > deadline:
             raise LockedError(
                 f"a job of {run} still runs, in Slurm or left by a launcher (pid {holder}) that was killed: "
-                f"`python -m launcher status {run}` shows which"
+                f"`wemmu status {run}` shows which"
             )
         if not told:
             print(f"the launcher before (pid {holder}) was killed; waiting for its job to save and stop", flush=True)

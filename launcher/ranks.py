@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.ending import HUNG, SAVED
+from wemmu.command_line import HUNG, SAVED
 
 # Seconds until the other ranks are killed after one has failed; they wait for it in vain.
 _GRACE_S = 5.0

@@ -49,6 +49,8 @@ _ABSENT = re.compile(r"Could not establish a configuration source", re.I)
 class SlurmError(RuntimeError):
     """A command of Slurm failed; the message holds the command and its output."""
 
+    exit_code = 1
+
 
 class AbsentError(SlurmError):
     """This machine has no Slurm."""

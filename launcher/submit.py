@@ -82,7 +82,7 @@ def as_typed(chain: Sequence[Submission], run: Path) -> str:
         "#!/usr/bin/env bash",
         "set -euo pipefail",
         f"cd {shlex.quote(str(here))}",
-        f"[[ -e {config} ]] || {{ echo 'no {run / CURRICULUM}: `python -m launcher submit` writes it' >&2; exit 1; }}",
+        f"[[ -e {config} ]] || {{ echo 'no {run / CURRICULUM}: `wemmu submit` writes it' >&2; exit 1; }}",
         "# The last line that is an id; a site may print more lines.",
         "id() { grep -oE '^[0-9]+(;|$)' | tail -n 1 | tr -d ';'; }",
         "",

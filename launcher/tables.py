@@ -17,7 +17,7 @@ from wemmu.planning.load import Degrees
 from wemmu.planning.plan import GPUS, Machine, Plan, plan
 from wemmu.readable import duration, human
 
-# Of the peak, as in `python -m wemmu.plan`.
+# Of the peak, as in `wemmu plan`.
 _MFU = 0.35
 
 
@@ -84,7 +84,7 @@ def _start(stage: Rung, run_folder: Path) -> str:
 
 def status_table(rows: Sequence[Status], run_folder: Path) -> Table:
     """Return a table with a line per job; the footer names the logs."""
-    table = Table(box=None, padding=(0, 1, 0, 0), caption=f"logs: python -m launcher logs {run_folder} JOB")
+    table = Table(box=None, padding=(0, 1, 0, 0), caption=f"logs: wemmu logs {run_folder} JOB")
     table.add_column("job", no_wrap=True)
     for heading in ("state", "step", "loss", "samples/s", "left", "starts"):
         table.add_column(heading)

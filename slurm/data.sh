@@ -9,7 +9,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 #
-# Writes the data set of a curriculum on the nodes of one Slurm job, as `python -m data_pipeline write` does on one
+# Writes the data set of a curriculum on the nodes of one Slurm job, as `wemmu data write` does on one
 # machine. From the root of the repository:
 #
 #   sbatch slurm/data.sh configs/shapes/curriculum.yaml

@@ -17,7 +17,7 @@
 #   RUN=/shared/mine CURRICULUM=my.yaml sbatch --nodes=2 slurm/stage4.sh --set parallel.ranks=16
 #
 # Whatever ended the job, the same command goes on from its last checkpoint; after pre-emption and at the time limit it
-# does so by itself. `python -m launcher submit` sends all stages and what is between them. Settings: slurm/job.sh.
+# does so by itself. `wemmu submit` sends all stages and what is between them. Settings: slurm/job.sh.
 set -euo pipefail
 # shellcheck source=slurm/job.sh
 source "${WEMMU_HOME:-.}/slurm/job.sh"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import data_pipeline.__main__ as data
@@ -33,7 +34,7 @@ def test_help_lists_every_program_and_imports_none():
     assert done.returncode == 0
     assert all(f" {name} " in done.stdout for name in PROGRAMS)
     rooms = {name for name in modules if name.partition(".")[0] in ("wemmu", "launcher", "data_pipeline", "tools")}
-    assert rooms == {"wemmu", "wemmu.__main__"}
+    assert rooms == {"wemmu", "wemmu.__main__", "wemmu.command_line"}
     assert not modules & {*HEAVY, "numpy", "pydantic", "omegaconf"}
 
 
@@ -46,7 +47,7 @@ def test_help_of_the_programs_imports_no_heavy_library():
         "    except SystemExit as end: assert end.code == 0, name\n"
         "print('modules:', *sys.modules)"
     )
-    parts = [f"data {name}" for name in ("buckets", "write", "inspect", "verify")]
+    parts = [f"data {name}" for name in ("buckets", "write", "inspect", "verify")] + ["config show", "config check"]
     command = [sys.executable, "-c", code, *parts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -85,23 +86,33 @@ def test_the_front_door_leads_to_the_programs_of_the_old_ways():
     assert set(load("data").commands) == data_commands == {"buckets", "write", "inspect", "verify"}
 
 
-def test_both_ways_say_the_same(tmp_path: Path):
-    for old, new in (
-        (["-m", "launcher", "status", "nowhere"], ["status", "nowhere"]),
-        (["-m", "data_pipeline", "write", "nowhere"], ["data", "write", "nowhere"]),
-        (["-m", "wemmu.plan", "nowhere"], ["plan", "nowhere"]),
-        ([str(ROOT / "tools/convert_ckpt.py"), "nowhere"], ["export", "nowhere"]),
-    ):
-        ran = [
-            subprocess.run(
-                [sys.executable, *words],
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            for words in (old, ["-m", "wemmu", *new])
-        ]
-        assert ran[0].returncode == ran[1].returncode != 0
-        assert ran[0].stderr == ran[1].stderr != ""
+@pytest.mark.slow
+def test_both_ways_say_the_same_and_end_a_mistake_by_the_same_code_in_every_program(tmp_path: Path):
+    """A file that is not there is a mistake of the config, an option that is not there one of the command line."""
+    old = {
+        "run": ["-m", "launcher", "run"],
+        "status": ["-m", "launcher", "status"],
+        "data write": ["-m", "data_pipeline", "write"],
+        "plan": ["-m", "wemmu.plan"],
+        "train": ["-m", "wemmu.train"],
+        "sample": ["-m", "wemmu.sample"],
+        "evaluate": ["-m", "wemmu.evaluate", "--prompts", "1"],
+        "report": ["-m", "wemmu.report"],
+        "export": [str(ROOT / "tools/convert_ckpt.py"), "--out", "pipeline"],
+        "config check": [],
+        "data verify": ["-m", "data_pipeline", "verify"],
+    }
+
+    def said(*words: str) -> tuple[int, str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, words
+        return done.returncode, done.stderr
+
+    for name, words in old.items():
+        new = ["-m", "wemmu", *name.split(), *(w for w in words if w in ("--prompts", "1", "--out", "pipeline"))]
+        code, sentence = said(*new, "nowhere")
+        assert (code, "nowhere" in sentence) == (78, True), (name, sentence)
+        assert not words or said(*words, "nowhere") == (code, sentence), name
+        assert said(*new, "nowhere", "--no-such-option")[0] == 2, name

@@ -1,11 +1,13 @@
 """Weights from one form into another. Nothing is unpickled that could run.
 
-    python tools/convert_ckpt.py RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers,
-                                                      or, of reconstructive tuning, a VLM for transformers
-    python tools/convert_ckpt.py RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
-    python tools/convert_ckpt.py PIPELINE --ship DIR  the same, of a pipeline that was exported
-    python tools/convert_ckpt.py DEEPSPEED --stage RUN/STAGE --checkpoint DIR
-                                                      a folder of DeepSpeed (ZeRO-1, 2, 3, universal) -> a checkpoint
+    wemmu export RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers, or, of
+                                      reconstructive tuning, a VLM for transformers
+    wemmu export RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
+    wemmu export PIPELINE --ship DIR  the same, of a pipeline that was exported
+    wemmu export DEEPSPEED --stage RUN/STAGE --checkpoint DIR
+                                      a folder of DeepSpeed (ZeRO-1, 2, 3, universal) -> a checkpoint
+
+`python tools/convert_ckpt.py` is the same.
 
 Instead of RUN a stage's folder or one checkpoint may be given. A pipeline is written aside, read again, compared with
 the checkpoint tensor by tensor, then loaded and compared picture by picture; parity.json in it tells all of that. All
@@ -24,11 +26,10 @@ import typer
 
 from tools.export import replacing
 from tools.export.memory import return_what_is_freed
-from wemmu.config import ConfigError, StageRun, load_stage
-from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, refuse_renamed
-from wemmu.config.files import LASTING, said_plainly
+from wemmu.command_line import Ema, UsageError, plainly, program, start
+from wemmu.config import StageRun, load_stage
+from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed
 from wemmu.sample import newest_finished
-from wemmu.training.signals import EXIT_FINAL
 
 
 class Dtype(StrEnum):
@@ -48,59 +49,51 @@ class Source:
     checkpoint: Path
 
 
-@said_plainly(EXIT_FINAL)
+@plainly()
 def main(
-    source: Annotated[Path, typer.Argument(help="RUN, RUN/STAGE, a checkpoint, a pipeline, or a DeepSpeed folder.")],
-    out: Annotated[Path | None, typer.Option(help="Pipeline directory; replaces an earlier export alone.")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="RUN, RUN/STAGE, a checkpoint, a pipeline, or a DeepSpeed folder.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces an earlier export alone.")
+    ] = None,
     ship: Annotated[Path | None, typer.Option(help="Directory for the weights alone.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Directory in which a DeepSpeed folder's step goes.")] = None,
     stage: Annotated[Path | None, typer.Option(help="RUN/STAGE whose model the DeepSpeed folder holds.")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW prefix of its names, OLD=- to leave out.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Type stored: float32, of --ship float16 if not given.")] = None,
     without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as it was.")] = False,
-    ema: Annotated[bool | None, typer.Option(help="Take the moving average; else if the stage keeps one.")] = None,
-    forward: Annotated[bool, typer.Option(help="Load both models and compare pictures, once all is written.")] = True,
+    ema: Ema = None,
+    forward: Annotated[bool, typer.Option(help="Load both models and compare images, once all is written.")] = True,
 ) -> None:
     """Convert weights."""
     return_what_is_freed()
     if sum(target is not None for target in (out, ship, checkpoint)) != 1:
-        sys.exit("give one of --out DIR (a pipeline), --ship DIR (weights to start from), --checkpoint DIR (DeepSpeed)")
+        raise UsageError(
+            "give one of --out DIR (a pipeline), --ship DIR (weights to start from), --checkpoint DIR (DeepSpeed)"
+        )
     if (checkpoint is None) != (stage is None):
-        sys.exit("--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds")
-    try:
-        if out is not None:
-            replacing.check_export(out)
-        if ship is not None:
-            replacing.check_shipped(ship, source)
-        pipeline = replacing.is_pipeline(source)
-        if pipeline and ship is None:
-            raise ValueError(f"{source} is a pipeline already; --ship DIR makes weights to start a stage from of it")
-        found = None if pipeline or checkpoint is not None else find(source)
-        if found is None and ema is not None:
-            raise ValueError(f"--ema is for a checkpoint of a run, which {source} is not")
-        run = load_stage(stage / "config.yaml") if stage is not None else None
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
-    # A bad call is refused above before torch and the models are imported.
-    from tools.export.report import ParityError
-    from wemmu.training.collective import CheckpointError
-    from wemmu.training.finite import NotFiniteError
-
-    try:
-        if out is not None:
-            lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward, ema)
-        elif ship is not None:
-            lines = _ship(source, found, ship, dtype or Dtype.FLOAT16, ema)
-        else:
-            lines = _import(source, run, checkpoint, rename or [])
-        print("\n".join(lines))
-    except (ConfigError, NotFiniteError) as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(EXIT_FINAL) from None
-    except (ValueError, OSError, CheckpointError, ParityError) as error:
-        if isinstance(error, OSError) and error.errno in LASTING:
-            raise
-        sys.exit(str(error))
+        raise UsageError(
+            "--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds"
+        )
+    if out is not None:
+        replacing.check_export(out)
+    if ship is not None:
+        replacing.check_shipped(ship, source)
+    pipeline = replacing.is_pipeline(source)
+    if pipeline and ship is None:
+        raise UsageError(f"{source} is a pipeline already; --ship DIR makes weights to start a stage from of it")
+    found = None if pipeline or checkpoint is not None else find(source)
+    if found is None and ema is not None:
+        raise UsageError(f"--ema is for a checkpoint of a run, which {source} is not")
+    # What is wrong so far is said before torch and the models are imported.
+    if out is not None:
+        lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward, ema)
+    elif ship is not None:
+        lines = _ship(source, found, ship, dtype or Dtype.FLOAT16, ema)
+    else:
+        lines = _import(source, load_stage(stage / "config.yaml"), checkpoint, rename or [])
+    print("\n".join(lines))
 
 
 def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool | None) -> list[str]:
@@ -151,8 +144,7 @@ def find(source: Path) -> Source:
         refuse_renamed(folder / CHECKPOINTS)
         found = own_checkpoints(folder / CHECKPOINTS)
         if not found:
-            train = f"python -m wemmu.train {folder / 'config.yaml'}"
-            raise ValueError(f"{folder} has no checkpoint; train it first: {train}")
+            raise no_checkpoint(folder)
         checkpoint = found[-1]
     return Source(load_stage(folder / "config.yaml"), folder, checkpoint)
 
@@ -183,4 +175,4 @@ def export(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(program(main))

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer
 import wandb
 
+from wemmu.command_line import plainly
 from wemmu.config import ConfigError, load_stage
-from wemmu.config.files import said_plainly
 from wemmu.jsonlines import read_lines
 from wemmu.locks import LockedError
 from wemmu.training.upload import Upload, alone, run_id
@@ -59,12 +59,12 @@ def stages(run: Path) -> list[Path]:
     with_record = [folder for _, folder in sorted(found) if (folder / "metrics.jsonl").exists()]
     if not with_record:
         raise ValueError(
-            f"{run} holds no stage with a metrics.jsonl; valid choices: a folder that `python -m launcher run` made, "
+            f"{run} holds no stage with a metrics.jsonl; valid choices: a folder that `wemmu run` made, "
             "or that of one of its stages, after training has begun"
         )
     return with_record
 
 
 if __name__ == "__main__":
-    with said_plainly(1):
+    with plainly():
         app()

@@ -14,31 +14,33 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from wemmu.command_line import program, start
+
 
 class Program(NamedTuple):
-    """help: one line for the list. module, name: its Typer app or function. command: of an app with several."""
+    """help: one line for the list. module, name: where its function or, of several commands, its Typer app is."""
 
     help: str
     module: str
-    name: str
-    command: str | None = None
+    name: str = "main"
 
 
 PROGRAMS = {
     "data": Program("Write and look at the shards that training reads.", "data_pipeline.__main__", "app"),
-    "plan": Program("Tell what a curriculum costs: parameters, memory, FLOPs, hours.", "wemmu.plan", "main"),
-    "doctor": Program("Check this machine and, if given, a curriculum.", "wemmu.doctor", "main"),
-    "run": Program("Run a curriculum on this machine.", "launcher.cli", "app", "run"),
-    "submit": Program("Send a curriculum to Slurm.", "launcher.cli", "app", "submit"),
-    "status": Program("Show how far each job of a run is.", "launcher.cli", "app", "status"),
-    "logs": Program("Show the log of a job.", "launcher.cli", "app", "logs"),
-    "cancel": Program("Cancel the Slurm jobs of a run.", "launcher.cli", "app", "cancel"),
-    "resume": Program("Send to Slurm what is not finished of a run.", "launcher.cli", "app", "resume"),
-    "train": Program("Train one stage.", "wemmu.train", "main"),
-    "sample": Program("Draw images from a run or an exported model.", "wemmu.sample", "main"),
-    "evaluate": Program("Score the newest checkpoint of a stage.", "wemmu.evaluate", "main"),
-    "export": Program("Convert weights: to a pipeline, or from DeepSpeed.", "tools.convert_ckpt", "main"),
-    "report": Program("Write the report of a run or the page of a stage.", "wemmu.report.__main__", "main"),
+    "config": Program("Check a curriculum, and show where each value comes from.", "wemmu.show_config", "app"),
+    "plan": Program("Compute what a curriculum costs: parameters, memory, FLOPs, hours.", "wemmu.plan"),
+    "doctor": Program("Check this machine and, if given, a curriculum.", "wemmu.doctor"),
+    "run": Program("Run a curriculum on this machine.", "launcher.cli", "run"),
+    "submit": Program("Send a curriculum to Slurm.", "launcher.cli", "submit"),
+    "status": Program("Show how far each job of a run is.", "launcher.cli", "status"),
+    "logs": Program("Show the log of a job.", "launcher.cli", "logs"),
+    "cancel": Program("Cancel the Slurm jobs of a run.", "launcher.cli", "cancel"),
+    "resume": Program("Go on with what is not finished of a run, here or on Slurm.", "launcher.cli", "resume"),
+    "train": Program("Train one stage.", "wemmu.train"),
+    "sample": Program("Generate images from a run or an exported model.", "wemmu.sample"),
+    "evaluate": Program("Score the newest checkpoint of a stage.", "wemmu.evaluate"),
+    "export": Program("Convert weights: to a pipeline, or from DeepSpeed.", "tools.convert_ckpt"),
+    "report": Program("Write the report of a run or the page of a stage.", "wemmu.report.__main__"),
 }
 
 
@@ -47,7 +49,7 @@ class FrontDoor(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = {name: TyperCommand(name, help=program.help) for name, program in PROGRAMS.items()}
+        self.commands = {name: TyperCommand(name, help=one.help) for name, one in PROGRAMS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, stub, rest = super().resolve_command(ctx, args)
@@ -56,21 +58,12 @@ class FrontDoor(TyperGroup):
 
 def load(name: str) -> Any:
     """Import a program and return its command."""
-    program = PROGRAMS[name]
-    if program.module.startswith("tools."):
+    module, target = PROGRAMS[name].module, PROGRAMS[name].name
+    if module.startswith("tools."):
         # An installation keeps tools/ inside the launcher.
         sys.path.insert(0, str(import_module("launcher.plan").HOME))
-    target = getattr(import_module(program.module), program.name)
-    if not isinstance(target, typer.Typer):
-        app = typer.Typer(add_completion=False)
-        app.command()(target)
-        target = app
-    command: Any = typer.main.get_command(target)
-    if program.command:
-        command = command.commands[program.command]
-    for one in (command, *getattr(command, "commands", {}).values()):
-        one.rich_markup_mode = None  # as of `app`
-    return command
+    found = getattr(import_module(module), target)
+    return typer.main.get_command(found if isinstance(found, typer.Typer) else program(found))
 
 
 def _version(wanted: bool) -> None:
@@ -90,8 +83,6 @@ def _version(wanted: bool) -> None:
     raise typer.Exit
 
 
-# Without rich_markup_mode Typer prints help without frames and does not import rich's Markdown, which takes longer to
-# load than all of the config.
 app = typer.Typer(cls=FrontDoor, no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -105,8 +96,7 @@ def _about(
 
 
 def main() -> None:
-    # Not app(), which would print errors of programs in a frame, with every variable.
-    typer.main.get_command(app)(prog_name="wemmu")
+    start(app, "wemmu")
 
 
 if __name__ == "__main__":

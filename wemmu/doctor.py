@@ -1,4 +1,4 @@
-"""Tell what this machine has, what training will use and what is wrong: `python -m wemmu.doctor [CURRICULUM.yaml]`."""
+"""Tell what this machine has, what training will use and what is wrong: `wemmu doctor [CURRICULUM]`."""
 
 import contextlib
 import json
@@ -9,12 +9,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from wemmu.command_line import FAILED, AsJson, plainly, program, start
 from wemmu.diagnosis.report import as_json, diagnose, of_status, render
 
 
+@plainly()
 def main(
-    curriculum: Annotated[Path | None, typer.Argument(help="Curriculum in YAML: whether it can run here, too.")] = None,
-    json_wanted: Annotated[bool, typer.Option("--json", help="Every finding as JSON.")] = False,
+    curriculum: Annotated[
+        Path | None, typer.Argument(metavar="[CURRICULUM]", help="Curriculum in YAML: can it run here?")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also list what is fine.")] = False,
+    json_wanted: AsJson = False,
 ) -> None:
     """Check this machine and a curriculum; exits with 1 if anything is wrong. Nothing is changed, nobody is called."""
     # What libraries print when they are imported is no part of the answer.
@@ -23,9 +28,10 @@ def main(
     if json_wanted:
         print(json.dumps(as_json(report), indent=1))
     else:
-        Console().print(render(report))
-    sys.exit(1 if of_status(report, "problem") else 0)
+        Console().print(render(report, every))
+    if of_status(report, "problem"):
+        raise typer.Exit(FAILED)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(program(main))

@@ -1,24 +1,23 @@
-"""Tell what a curriculum will cost: `python -m wemmu.plan CURRICULUM.yaml --world 64`."""
+"""Compute what a curriculum will cost: `wemmu plan CURRICULUM --world 64`."""
 
 import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from wemmu.config import ConfigError, load_curriculum
-from wemmu.planning.backbones import PlanError
+from wemmu.command_line import AsJson, CurriculumFile, Overrides, plainly, program, start
+from wemmu.config import load_curriculum
 from wemmu.planning.flops import Assumptions
 from wemmu.planning.load import Degrees
 from wemmu.planning.plan import GPUS, Machine, plan
 from wemmu.planning.tables import render
 
 
+@plainly()
 def main(
-    curriculum: Annotated[Path, typer.Argument(help="Curriculum in YAML; configs/ holds examples.")],
+    curriculum: CurriculumFile,
     world: Annotated[int | None, typer.Option(help="GPUs in all; without, what the curriculum says.")] = None,
     tp: Annotated[int | None, typer.Option(help="Tensor parallel degree of the DiT.")] = None,
     pp: Annotated[int | None, typer.Option(help="Pipeline parallel degree of the DiT.")] = None,
@@ -27,23 +26,18 @@ def main(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt with words, chat format included.")] = 128,
     empty_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt without words.")] = 20,
     multi_edit_pictures: Annotated[int, typer.Option(min=1, help="Input pictures of a multi-image edit.")] = 2,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON: bytes, FLOP, hours.")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Parameters, memory, FLOPs and hours of every stage, by arithmetic; only config.json files are read."""
-    try:
-        config = load_curriculum(curriculum, overrides or ())
-        said = config.parallel
-        degrees = Degrees(
-            *(own if given is None else given for given, own in ((world, said.ranks), (tp, said.tp), (pp, said.pp)))
-        )
-        assumptions = Assumptions(prompt_tokens, empty_prompt_tokens, multi_edit_pictures)
-        result = plan(config, Machine(gpu, degrees, mfu), assumptions)
-    except (ConfigError, PlanError) as error:
-        sys.exit(str(error))
+    config = load_curriculum(curriculum, overrides or ())
+    said = config.parallel
+    degrees = Degrees(
+        *(own if given is None else given for given, own in ((world, said.ranks), (tp, said.tp), (pp, said.pp)))
+    )
+    result = plan(
+        config, Machine(gpu, degrees, mfu), Assumptions(prompt_tokens, empty_prompt_tokens, multi_edit_pictures)
+    )
     if as_json:
         print(json.dumps(asdict(result), indent=1))
     else:
@@ -51,4 +45,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(program(main))

@@ -1,5 +1,6 @@
-"""Draw pictures from a run or an exported model: `python -m wemmu.sample RUN --prompt "..." --out picture.png`."""
+"""Draw pictures from a run or an exported model: `wemmu sample RUN --prompt "..." --out image.png`."""
 
+import itertools
 import math
 import os
 import re
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from PIL import Image
 
+from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, Task, load_stage, load_stages
-from wemmu.config.checkpoints import CHECKPOINTS, directory_name, own_checkpoints, says_its_step
-from wemmu.config.files import said_plainly
+from wemmu.config.checkpoints import CHECKPOINTS, directory_name, no_checkpoint, own_checkpoints, says_its_step
 
 if TYPE_CHECKING:
     import torch
@@ -51,63 +52,75 @@ class Wish:
 Draw = Callable[[Wish], list[Image.Image]]
 
 
-@said_plainly(1)
+@plainly()
 def main(
-    source: Annotated[Path, typer.Argument(help="RUN (its newest finished stage), RUN/STAGE, or an exported model.")],
-    out: Annotated[Path, typer.Option(help="The picture to write; several are put side by side in it.")],
-    prompt: Annotated[str, typer.Option(help="What to draw, or what to do with the pictures.")] = "",
-    image: Annotated[list[Path] | None, typer.Option(help="An input picture; repeat for more.")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="RUN (its newest finished stage), RUN/STAGE, or an exported model.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="IMAGE", help="Image to write, several side by side; else a new sample.png here."),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What to draw, or what to do with the images.")] = "",
+    image: Annotated[list[Path] | None, typer.Option(help="An input image; repeat for more.")] = None,
     size: Annotated[str | None, typer.Option(help="Side in px, or HEIGHTxWIDTH; else as trained.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i is drawn from seed + i.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; else as in the config.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of what is asked; else as in the config.")] = None,
-    image_guidance: Annotated[float | None, typer.Option(help="Weight of the picture, in an edit.")] = None,
-    ema: Annotated[bool | None, typer.Option(help="Draw with the moving average; else if the stage keeps one.")] = None,
+    image_guidance: Annotated[float | None, typer.Option(help="Weight of the image, in an edit.")] = None,
+    ema: Ema = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
 ) -> None:
-    """Draw pictures for a prompt, input pictures, or both."""
-    try:
-        pictures = tuple(open_picture(path) for path in image or ())
-        if len(pictures) > 1 and not prompt:
-            raise SampleError(f"{len(pictures)} --image were given without --prompt; say what to do with them")
-        check_out(out)
-        wish = Wish(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
-        for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
-            if weight is not None and not math.isfinite(weight):
-                raise SampleError(f"{name} {weight} is no weight; valid: a finite number")
-        drawn = open_source(source, ema, device)(wish)
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+    """Generate images for a prompt, input images, or both."""
+    pictures = tuple(open_picture(path) for path in image or ())
+    if len(pictures) > 1 and not prompt:
+        raise UsageError(f"{len(pictures)} --image were given without --prompt; say what to do with them")
+    out = out or unused("sample.png")
+    check_out(out)
+    wish = Wish(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
+    for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
+        if weight is not None and not math.isfinite(weight):
+            raise UsageError(f"{name} {weight} is no weight; valid: a finite number")
+    drawn = open_source(source, ema, device)(wish)
     out.parent.mkdir(parents=True, exist_ok=True)
     side_by_side(drawn).save(out)
     print(out)
 
 
+def unused(name: str) -> Path:
+    """`name` in the working directory or, if that is there, with the next number that is not."""
+    path = Path(name)
+    numbers = itertools.count(2)
+    while path.exists():
+        path = Path(f"{Path(name).stem}-{next(numbers)}{path.suffix}")
+    return path
+
+
 def check_out(out: Path) -> None:
-    """Raises SampleError if no image can be written under this name."""
+    """Raises UsageError if no image can be written under this name."""
     Image.init()
     written = sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE)
     if out.suffix.lower() not in written:
-        raise SampleError(f"--out {out} names no kind of image that can be written; valid choices: .png, .jpg, .webp")
+        raise UsageError(f"--out {out} names no kind of image that can be written; valid choices: .png, .jpg, .webp")
     if out.is_dir():
-        raise SampleError(f"--out {out} is a folder; give the name of an image in it")
+        raise UsageError(f"--out {out} is a folder; give the name of an image in it")
     there = next(parent for parent in out.absolute().parents if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise SampleError(f"--out {out} cannot be written: {there} is no folder that can be written to")
+        raise UsageError(f"--out {out} cannot be written: {there} is no folder that can be written to")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """`64` -> (64, 64), `64x96` -> (64, 96): height, then width, in px.
 
     Raises:
-        SampleError: for any other text.
+        UsageError: for any other text.
     """
     if text is None:
         return None
     found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if found is None:
-        raise SampleError(f"--size {text} is no size; valid choices: a side as 64, or height x width as 64x96")
+        raise UsageError(f"--size {text} is no size; valid choices: a side as 64, or height x width as 64x96")
     return int(found[1]), int(found[2] or found[1])
 
 
@@ -186,27 +199,18 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     from wemmu.pixels import fitted, to_images
     from wemmu.sampling.sampler import Request, Sampler, task_of
     from wemmu.training.build import load_trained
-    from wemmu.training.collective import CheckpointError
     from wemmu.training.retention import latest
 
     if run.stage.reconstructs:
         raise SampleError(
-            f"{folder} is of a VLM that answers and draws nothing; `python tools/convert_ckpt.py {folder} --out DIR` "
+            f"{folder} is of a VLM that answers and draws nothing; `wemmu export {folder} --out DIR` "
             "makes a directory of it that transformers loads"
         )
-    try:
-        checkpoint = latest(folder / CHECKPOINTS)
-    except CheckpointError as error:
-        raise SampleError(str(error)) from error
-    if checkpoint is None:
-        train = f"python -m wemmu.train {folder / 'config.yaml'}"
-        raise SampleError(f"{folder} has no checkpoint; train it first: {train}")
+    if (checkpoint := latest(folder / CHECKPOINTS)) is None:
+        raise no_checkpoint(folder)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    try:
-        model, encoder = load_trained(run, checkpoint, ema)
-    except CheckpointError as error:
-        raise SampleError(str(error)) from error
+    model, encoder = load_trained(run, checkpoint, ema)
     place = _device(device)
     shift = run.stage.objective.time.shift_at(run.stage.resolution)
     sampler = Sampler(model.to(place), encoder, shift, device=place)
@@ -253,4 +257,4 @@ def _exported(directory: Path, device: str | None) -> Draw:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(program(main))

@@ -1,61 +1,45 @@
-"""Train one stage: `python -m wemmu.train RUN/stage1/config.yaml`. The config's folder is the run folder."""
+"""Train one stage: `wemmu train RUN/stage1/config.yaml`. The config's folder is the run folder."""
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from wemmu.config import ConfigError, load_stage
+from wemmu.command_line import FAILED, FINAL, fail, plainly, program, start
+from wemmu.config import load_stage
 from wemmu.config.files import LASTING
 from wemmu.training.heartbeat import VARIABLE, answer_with_stacks
-from wemmu.training.signals import EXIT_FINAL, StopFlag
-
-app = typer.Typer(pretty_exceptions_enable=False)
+from wemmu.training.signals import StopFlag
 
 
-@app.command()
-def main(config: Annotated[Path, typer.Argument(help="config.yaml of one stage, as the launcher writes it")]) -> None:
+@plainly()
+def main(
+    config: Annotated[Path, typer.Argument(metavar="RUN/STAGE/config.yaml", help="As the launcher writes it.")],
+) -> None:
     """Train a stage to its end; run again after any interruption, it goes on from its last checkpoint."""
     # First of all: a signal that comes while the libraries load or the model is built must not kill the rank.
     stop = StopFlag()
     answer_with_stacks()
-    try:
-        run = load_stage(config)
-    except ConfigError as error:
-        _fail(str(error))
+    run = load_stage(config)
     # A bad config is refused above before torch and the models are imported.
-    from wemmu.config.shards import ShardError
-    from wemmu.locks import LockedError
-    from wemmu.parallel.rendezvous import RanksError, RendezvousError
-    from wemmu.training.checkpoint import CheckpointError
+    from wemmu.parallel.rendezvous import RendezvousError
     from wemmu.training.finite import NotFiniteError
-    from wemmu.training.trainer import Trainer, TrainingError
+    from wemmu.training.trainer import Trainer
 
     try:
         trainer = Trainer(run, config.resolve().parent, stop)
         code = trainer.train()
     except NotFiniteError as error:
-        _fail(f"{run.stage.name}: {error}. {_newest_finite(config.parent / 'checkpoints')}")
-    # A backbone that cannot be loaded is a matter of the config, too.
-    except (
-        TrainingError,
-        CheckpointError,
-        LockedError,
-        ShardError,
-        ConfigError,
-        RanksError,
-        FileNotFoundError,
-    ) as error:
-        _fail(f"{run.stage.name}: {error}")
+        fail(f"{run.stage.name}: {error}. {_newest_finite(config.parent / 'checkpoints')}", FINAL)
     except RendezvousError as error:
         # The launcher takes another port the next time; by hand the same command finds the same.
-        _fail(f"{run.stage.name}: {error}", 1 if VARIABLE in os.environ else EXIT_FINAL)
+        fail(f"{run.stage.name}: {error}", FAILED if VARIABLE in os.environ else FINAL)
     except OSError as error:
         if error.errno not in LASTING:
             raise
-        _fail(f"{run.stage.name}: the run folder {config.parent} cannot be written: {error}")
+        fail(f"{run.stage.name}: the run folder {config.parent} cannot be written: {error}", FINAL)
     if code == 0 and trainer.topology.leads:
         _write_page(trainer.folder)
     raise typer.Exit(code)
@@ -81,10 +65,5 @@ def _newest_finite(checkpoints: Path) -> str:
     return f"The newest finite checkpoint is {last}: move newer ones away and go on from it, with a lower learning rate"
 
 
-def _fail(sentence: str, code: int = EXIT_FINAL) -> NoReturn:
-    print(sentence, file=sys.stderr)
-    raise typer.Exit(code)
-
-
 if __name__ == "__main__":
-    app()
+    start(program(main))

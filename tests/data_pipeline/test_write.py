@@ -260,7 +260,7 @@ def test_a_finished_data_set_is_known_from_another_folder(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     assert write(load_curriculum(tmp_path / "begun/curriculum.yaml"), QUIET, workers=0) == made
     other = load_curriculum(tmp_path / "begun/curriculum.yaml", ["data.prepare.sources.0.root=other"])
-    with pytest.raises(ShardError, match=r"prepare\.sources\.0\.root: begun/other, not source"):
+    with pytest.raises(ShardError, match=r"prepare\.sources\.0\.root: other, not source"):
         write(other, QUIET, workers=0)
 
 
@@ -361,7 +361,7 @@ def test_what_ails_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name, code, words in (("file", 1, "file/shards"), ("full", 78, "No space left on device.*What is finished")):
+    for name, code, words in (("file", 78, "file/shards"), ("full", 78, "No space left on device.*What is finished")):
         if name == "full":
             monkeypatch.setattr("data_pipeline.partitions.os.fsync", full)
         monkeypatch.setattr(sys, "argv", ["data_pipeline", "write", str(tmp_path / f"{name}.yaml"), "--workers", "0"])

@@ -48,7 +48,7 @@ def test_a_curriculum_that_is_none_is_an_answer_not_a_traceback(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
-def test_problems_come_last_with_their_remedies_and_brackets_as_they_are():
+def test_problems_come_first_with_their_remedies_and_what_is_fine_only_when_asked_for():
     report = {
         "first": [Finding("one", "problem", "it has [bold] brackets", "mend it"), Finding("two", "ok", "fine")],
         "second": [Finding("three", "warning", "slow", "wait")],
@@ -56,7 +56,10 @@ def test_problems_come_last_with_their_remedies_and_brackets_as_they_are():
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(render(report))
     text = console.export_text()
-    assert text.index("warning: three") < text.index("problem: one: it has [bold] brackets")
-    assert text.rstrip().endswith("1 problem to solve first")
+    assert text.index("problem: one: it has [bold] brackets\n    remedy: mend it") < text.index("warning: three")
+    assert text.rstrip().endswith("1 ok (--all lists them), 1 problem to solve first")
+    assert "two" not in text
+    console.print(render(report, every=True))
+    assert "fine" in next(line for line in console.export_text().splitlines() if "two" in line)
     assert as_json(report)["ok"] is False
     assert as_json({"second": report["second"]})["ok"] is True

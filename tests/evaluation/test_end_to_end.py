@@ -115,7 +115,7 @@ def test_a_backbone_that_cannot_be_loaded_ends_every_job_for_good_and_is_named(
         folder / "config.yaml",
     )
     commands = {
-        "train": lambda: train.app([str(folder / "config.yaml")]),
+        "train": lambda: train.main(folder / "config.yaml"),
         "evaluate": lambda: evaluate.main(folder, prompts=1, checkpoint=None),
         "export": lambda: convert_ckpt.main(folder, out=tmp_path / "out", dtype=None),
     }

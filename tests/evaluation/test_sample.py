@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import write_run
+from wemmu.command_line import UsageError
 from wemmu.config import Task
 from wemmu.sample import (
     SampleError,
@@ -27,7 +28,7 @@ def test_sizes(text: str | None, size: tuple[int, int] | None):
 
 @pytest.mark.parametrize("text", ["", "0", "64x", "x64", "64X96", "64x0", "-64", "a", "64x64x64"])
 def test_bad_size_is_refused(text: str):
-    with pytest.raises(SampleError, match="valid choices"):
+    with pytest.raises(UsageError, match="valid choices"):
         parse_size(text)
 
 

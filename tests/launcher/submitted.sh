@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 set -euo pipefail
 cd /
-[[ -e /shared/run/curriculum.yaml ]] || { echo 'no /shared/run/curriculum.yaml: `python -m launcher submit` writes it' >&2; exit 1; }
+[[ -e /shared/run/curriculum.yaml ]] || { echo 'no /shared/run/curriculum.yaml: `wemmu submit` writes it' >&2; exit 1; }
 # The last line that is an id; a site may print more lines.
 id() { grep -oE '^[0-9]+(;|$)' | tail -n 1 | tr -d ';'; }
 

@@ -12,12 +12,12 @@ from typer.testing import CliRunner, Result
 from launcher import folder
 from launcher.cli import app
 from launcher.cluster import Cluster
-from launcher.ending import FINAL
 from launcher.ledger import Event, Ledger
 from launcher.plan import chain
 from launcher.slurm import Queued
 from launcher.status import statuses
 from tests.launcher.test_plan import curriculum, ended, ladder
+from wemmu.command_line import FINAL
 from wemmu.config import Curriculum, dump
 
 
@@ -56,7 +56,7 @@ def test_what_is_missing_is_refused_before_anything_starts(runnable: Curriculum,
     (tmp_path / "sana").unlink()
     (tmp_path / "elsewhere/manifest.json").unlink()
     result = call("run", "x.yaml")
-    assert result.exit_code == 2
+    assert result.exit_code == FINAL
     for wrong in ("sana/transformer", "stages.c.start: elsewhere"):
         assert wrong in result.stderr
     assert not (tmp_path / "runs").exists()
@@ -68,7 +68,7 @@ def test_a_changed_config_is_refused_and_the_run_is_not_touched(runnable: Curric
     folder.write(runnable, run)
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     result = call("run", "x.yaml", "--set", "stages.*.global_batch=8")
-    assert result.exit_code == 2
+    assert result.exit_code == FINAL
     assert "stages.c.global_batch: 4 -> 8" in result.stderr
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
@@ -81,9 +81,9 @@ def test_a_stage_that_no_data_serves_is_refused_by_every_command(runnable: Curri
     dump(Cluster(name="site"), run / folder.CLUSTER)
     for command in (("run", "x.yaml"), ("run", "x.yaml", "--dry-run"), ("submit", "x.yaml", "--cluster", site)):
         result = call(*command, *edit, "--out", "other")
-        assert (result.exit_code, "has records for c: edit at 32 px" in result.stderr) == (2, True), command
+        assert (result.exit_code, "has records for c: edit at 32 px" in result.stderr) == (FINAL, True), command
     result = call("resume", str(run), *edit)
-    assert (result.exit_code, "has records for c: edit at 32 px" in result.stderr) == (2, True)
+    assert (result.exit_code, "has records for c: edit at 32 px" in result.stderr) == (FINAL, True)
     assert not (tmp_path / "other").exists()
 
 
@@ -99,7 +99,7 @@ def test_a_submission_warns_of_a_stage_that_its_gpus_cannot_hold(runnable: Curri
 
 def test_an_invalid_override_is_refused_with_the_choices(runnable: Curriculum):
     result = call("run", "x.yaml", "--set", "stages.z.steps=1")
-    assert result.exit_code == 2
+    assert result.exit_code == FINAL
     assert "valid choices: a, b, c, d" in result.stderr
 
 
@@ -144,7 +144,7 @@ def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
         (tmp_path / backbone).mkdir()
     before = set(tmp_path.rglob("*"))
     result = call("submit", "x.yaml", "--cluster", site, "--dry-run")
-    assert result.exit_code == 2
+    assert result.exit_code == FINAL
     for shown in ("step_00000030", "# b, after a", "--partition=gpu", "slurm/stage4.sh"):
         assert shown in result.output
     # The backbones are empty directories, which only a look inside tells.
@@ -155,7 +155,7 @@ def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
 
 def test_a_submission_needs_to_know_the_cluster(runnable: Curriculum):
     result = call("submit", "x.yaml")
-    assert result.exit_code == 2
+    assert result.exit_code == FINAL
     assert "say what the cluster is like: --cluster" in result.stderr
 
 
@@ -163,7 +163,7 @@ def test_an_attempt_outside_of_a_slurm_job_is_refused(runnable: Curriculum, monk
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     result = call("attempt", "a")
     assert result.exit_code == FINAL
-    assert "python -m launcher run CURRICULUM.yaml" in result.stderr
+    assert "wemmu run CURRICULUM" in result.stderr
 
 
 def test_the_log_of_a_job(runnable: Curriculum, tmp_path: Path):
@@ -274,7 +274,7 @@ def test_the_log_of_a_rung_is_found_by_its_name(runnable: Curriculum, tmp_path: 
 
 def test_a_folder_that_holds_no_run_is_not_cancelled(tmp_path: Path):
     result = call("cancel", str(tmp_path / "mistyped"))
-    assert result.exit_code == 2
+    assert result.exit_code == FINAL
     assert "mistyped is no run folder" in result.stderr
 
 
@@ -291,4 +291,4 @@ def test_a_folder_from_a_cluster_goes_on_without_slurm(
     result = call("run", "x.yaml")
     assert len(begun) == 1, result.output
     assert "no Slurm here to ask whether jobs of runs/x are still queued (a)" in result.stderr
-    assert call("cancel", "runs/x").exit_code == 2
+    assert call("cancel", "runs/x").exit_code == 1

@@ -44,7 +44,7 @@ def test_another_curriculum_is_refused_with_the_fields_that_differ(runnable: Cur
         folder.check(other, run)
     message = str(refusal.value)
     assert "  seed: 0 -> 5\n  stages.b.steps: 70 -> 71\n" in message
-    assert "--out" in message
+    assert "--run" in message
     assert "delete" in message
     assert everything_in(run) == before
 

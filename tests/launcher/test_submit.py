@@ -228,7 +228,7 @@ def test_the_typed_commands_run_and_wait_for_each_other(site: Path, tmp_path: Pa
     script = as_typed(submissions(chain(curriculum(), run), run, CLUSTER), run)
     early = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert early.returncode == 1
-    assert "`python -m launcher submit` writes it" in early.stderr
+    assert "`wemmu submit` writes it" in early.stderr
     run.mkdir()
     (run / "curriculum.yaml").touch()
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import typer
 from PIL import Image
 
 from tests.data.handmade import all_tasks, write
@@ -240,9 +239,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
         return losses._replace(values=losses.values * (float("nan") if step == 3 else 1))
 
     monkeypatch.setattr(FlowMatchingLoss, "__call__", diverging)
-    with pytest.raises(typer.Exit) as caught:
+    with pytest.raises(SystemExit) as caught:
         train.main(folder / CONFIG)
-    assert caught.value.exit_code == EXIT_FINAL
+    assert caught.value.code == EXIT_FINAL
     told = capfd.readouterr().err
     assert "the gradient is not finite at step 3" in told
     assert "step_00000002" in told
@@ -272,9 +271,9 @@ def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(
 def failed(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
     """Train a stage that ends with the exit code of what would fail again; returns what is told of it."""
     capfd.readouterr()
-    with pytest.raises(typer.Exit) as caught:
+    with pytest.raises(SystemExit) as caught:
         train.main(folder / CONFIG)
-    assert caught.value.exit_code == EXIT_FINAL
+    assert caught.value.code == EXIT_FINAL
     return capfd.readouterr().err
 
 
@@ -370,9 +369,9 @@ def test_a_config_that_was_edited_between_attempts_is_told_recorded_and_counted(
     optimizer = run.stage.optimizer.model_copy(update={"lr": 0.002})
     stage = run.stage.model_copy(update={"optimizer": optimizer, "global_batch": 2})
     dump(run.model_copy(update={"stage": stage}), folder / CONFIG)
-    with pytest.raises(typer.Exit) as caught:
+    with pytest.raises(SystemExit) as caught:
         train.main(folder / CONFIG)
-    assert caught.value.exit_code == EXIT_FINAL
+    assert caught.value.code == EXIT_FINAL
     assert "other samples would follow: global_batch: 4 -> 2" in capfd.readouterr().err
     dump(
         run.model_copy(update={"stage": stage, "data": run.data.model_copy(update={"resume_reordered": True})}),

@@ -19,6 +19,11 @@ class RenamedError(ConfigError):
     """A directory has a checkpoint's name and holds the checkpoint of another step."""
 
 
+def no_checkpoint(folder: Path) -> ConfigError:
+    """What to say of a stage's folder without a checkpoint."""
+    return ConfigError(f"{folder} has no checkpoint; train it first: wemmu train {folder / 'config.yaml'}")
+
+
 def directory_name(step: int) -> str:
     return f"step_{step:08d}"
 

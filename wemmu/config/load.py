@@ -101,7 +101,7 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
     try:
         tree, origins = _read(path)
         for override in overrides:
-            origins |= dict.fromkeys(_apply(tree, override), Origin(f"--set {override}"))
+            origins |= dict.fromkeys(_apply(tree, override), Origin("--set"))
         data = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except ConfigError:
         raise
@@ -110,7 +110,7 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
-        origins = {name: _origin(origins, name) for name, _ in _leaves(data)}
+        origins = {name: _origin(origins, name) for name, _ in leaves(data)}
         config = schema.model_validate(_with_folders(data, origins))
         return config, {name: origin.source for name, origin in origins.items()}
     except ValidationError as error:
@@ -203,7 +203,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
     if not isinstance(overrides, ListConfig) and overrides:
         raise ConfigError(f"cannot read the config {path}: overrides must be a list of field=value, got {overrides}")
     for override in overrides or ():
-        origins |= dict.fromkeys(_apply(tree, str(override)), Origin(f"{path}, overrides: {override}", folders))
+        origins |= dict.fromkeys(_apply(tree, str(override)), Origin(f"{path} (overrides)", folders))
     return tree, origins
 
 
@@ -215,17 +215,17 @@ def _origin(origins: Mapping[str, Origin], name: str) -> Origin:
 
 
 def _names(tree: DictConfig) -> list[str]:
-    return [name for name, _ in _leaves(OmegaConf.to_container(tree))]
+    return [name for name, _ in leaves(OmegaConf.to_container(tree))]
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Like `wemmu.config.base.leaves`, but of lists, too."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if inside is None or not value:
         yield name, value
         return
     for key, one in inside:
-        yield from _leaves(one, f"{name}.{key}" if name else str(key))
+        yield from leaves(one, f"{name}.{key}" if name else str(key))
 
 
 def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> Any:

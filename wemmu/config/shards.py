@@ -30,7 +30,7 @@ INDEX_FILE = "index.json"
 REJECTED_FILE = "rejected.jsonl"
 LEDGER = "ledger"
 SCAN = "scan"
-REWRITE = "run `python -m data_pipeline write CURRICULUM.yaml` again"
+REWRITE = "run `wemmu data write CURRICULUM` again"
 # MDS types that decode without executing anything.
 #   prompt    what the VLM is asked; empty where the task has no words
 #   answer    what it should say; understanding only
@@ -138,8 +138,8 @@ class DataSet(Schema):
             return cls.load(root / DATASET_FILE)
         except FileNotFoundError as error:
             raise ShardError(
-                f"{root} holds no complete data set (it has no {DATASET_FILE}); `python -m data_pipeline write "
-                "CURRICULUM.yaml` makes or finishes it"
+                f"{root} holds no complete data set (it has no {DATASET_FILE}); `wemmu data write "
+                "CURRICULUM` makes or finishes it"
             ) from error
 
 

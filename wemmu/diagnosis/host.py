@@ -54,7 +54,7 @@ def core_count() -> int:
 def memory() -> Finding:
     total = host_bytes()
     if total < 8e9:
-        remedy = "the miniature needs about 4 GB; python -m wemmu.plan tells what another curriculum needs"
+        remedy = "the miniature needs about 4 GB; wemmu plan tells what another curriculum needs"
         return Finding("host memory", "warning", human(total, "B"), remedy)
     return Finding("host memory", "ok", human(total, "B"))
 
@@ -104,7 +104,7 @@ def clock(run: Path, tolerance_s: float = SKEW_S) -> Finding:
             os.fsync(file.fileno())
             dated, after = os.stat(file.name).st_mtime, time.time()
     except OSError as error:
-        remedy = "a run folder that this user may write to: launcher's --out"
+        remedy = "a run folder that this user may write to: --run"
         return Finding("run folder", "problem", f"nothing can be written in {folder}: {error}", remedy)
     skew = max(before - dated, dated - after, 0.0)
     if skew > tolerance_s:

@@ -27,7 +27,7 @@ _BACKBONES = (
     "under backbones:; a relative path is looked for beside the curriculum, then in the working directory"
 )
 _MANIFEST = "manifest.json"
-MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; see `python -m wemmu.plan`"
+MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; see `wemmu plan`"
 
 
 def calls(curriculum: Curriculum, run: Path) -> list[Call]:
@@ -111,7 +111,7 @@ def data(curriculum: Curriculum) -> Finding:
         used = {s.settings.name: s for need in read for s in serving(streams, need.task, need.resolution)}
         check_files(wanted.shards, used.values(), shards_too=wanted.damaged == "stop")
     except ShardError as error:
-        remedy = "run `python -m data_pipeline write CURRICULUM.yaml`, or name a finished data set in data.shards"
+        remedy = "run `wemmu data write CURRICULUM`, or name a finished data set in data.shards"
         return Finding("data", "problem", str(error), remedy)
     return Finding("data", "ok", f"{wanted.shards} is complete: {', '.join(s.settings.name for s in streams)}")
 
@@ -124,7 +124,7 @@ def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
         remedy = "name the files in it, as DIR/*.parquet or DIR/*.tar"
         return Finding("data", "problem", f"a directory stands where files belong: {'; '.join(folders)}", remedy)
     if absent := [f"{s.name}: {path}" for s in local for path in _missing(s.path)]:
-        remedy = "correct data.prepare.sources; `python -m data_pipeline buckets CURRICULUM.yaml` tries them"
+        remedy = "correct data.prepare.sources; `wemmu data buckets CURRICULUM` tries them"
         return Finding("data", "problem", f"nothing matches the path of {'; '.join(absent)}", remedy)
     try:
         check_preparable(curriculum, prepare)
@@ -158,7 +158,7 @@ def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
     found = (
         f"{human(stage, 'B')} for a stage, {human(whole, 'B')} for all, {human(free, 'B')} free at {folder.absolute()}"
     )
-    remedy = "free some, logging.keep_checkpoints smaller, or another disk: launcher's --out"
+    remedy = "free some, logging.keep_checkpoints smaller, or another disk: --run"
     if free < stage:
         return Finding(name, "problem", found, remedy)
     return Finding(name, "ok" if free >= whole else "warning", found, None if free >= whole else remedy)

@@ -53,8 +53,13 @@ def as_json(report: Report) -> dict[str, Any]:
     return {"ok": not of_status(report, "problem"), "findings": findings}
 
 
-def render(report: Report) -> Group:
-    """A table by area, then warnings and, last, problems with their remedies."""
+def render(report: Report, every: bool = False) -> Group:
+    """Problems, then warnings, with their remedies, and the verdict; what is fine only as a number unless `every`."""
+    shown = [*_list(report, "problem"), *_list(report, "warning")]
+    return Group(*shown, *([_table(report)] if every else []), _verdict(report, every))
+
+
+def _table(report: Report) -> Table:
     table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -65,7 +70,7 @@ def render(report: Report) -> Group:
             # A text, not a string: brackets in an error are no markup.
             table.add_row(Text(one.name), Text(one.status, _STYLES[one.status]), Text(one.found))
         table.add_section()
-    return Group(table, *_list(report, "warning"), *_list(report, "problem"), _verdict(report))
+    return table
 
 
 def _list(report: Report, status: Status) -> Iterator[Text]:
@@ -75,8 +80,9 @@ def _list(report: Report, status: Status) -> Iterator[Text]:
         )
 
 
-def _verdict(report: Report) -> Text:
-    problems, warnings = len(of_status(report, "problem")), len(of_status(report, "warning"))
+def _verdict(report: Report, every: bool) -> Text:
+    problems, warnings, fine = (len(of_status(report, status)) for status in ("problem", "warning", "ok"))
+    of = f"{fine} ok{'' if every else ' (--all lists them)'}"
     if problems:
-        return Text(f"{problems} problem{'s' * (problems > 1)} to solve first", _STYLES["problem"])
-    return Text(f"nothing is wrong{f', {warnings} to know of' if warnings else ''}", _STYLES["ok"])
+        return Text(f"{of}, {problems} problem{'s' * (problems > 1)} to solve first", _STYLES["problem"])
+    return Text(f"{of}, nothing is wrong{f', {warnings} to know of' if warnings else ''}", _STYLES["ok"])

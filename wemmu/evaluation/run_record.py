@@ -109,7 +109,7 @@ def read_run(folder: Path) -> RunRecord:
     if not stages:
         raise ReportError(
             f"{folder} is not a run folder: it holds no STAGE/config.yaml. Valid choices: a folder that "
-            "`python -m launcher run CURRICULUM.yaml` made"
+            "`wemmu run CURRICULUM` made"
         )
     return RunRecord(folder, curriculum, stages, _timings(folder / "ledger.jsonl"), _data(stages[0].run.data.shards))
 

@@ -1,0 +1,106 @@
+"""What all commands share: options, exit codes, and how an error ends a process. docs/cli.md has the table."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+# 75 is EX_TEMPFAIL, 78 is EX_CONFIG, 124 is what `timeout` ends with.
+FAILED, USAGE, SAVED, FINAL, HUNG = 1, 2, 75, 78, 124
+_OURS = ("wemmu", "launcher", "data_pipeline", "tools", "__main__")
+
+CurriculumFile = Annotated[
+    Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML; configs/ has examples.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+NewestRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder; else the newest under runs/.")]
+StageFolder = Annotated[Path, typer.Argument(metavar="RUN/STAGE", help="Folder of a stage that has a checkpoint.")]
+# --out is the old name.
+Into = Annotated[
+    Path | None, typer.Option("--run", "--out", metavar="RUN", help="Run folder to write; else runs/NAME.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan and stop.")]
+Ema = Annotated[
+    bool | None, typer.Option(help="Use the moving average of the weights, or not; else if the stage keeps one.")
+]
+
+
+class UsageError(ValueError):
+    """A command line that cannot be meant; the message says what would do."""
+
+    exit_code = USAGE
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """End the process with a sentence and its exit code for an error that a person can mend; of a bug, the traceback.
+
+    A sentence for people has an exception of our own classes, whose `exit_code` is FINAL unless it says otherwise, a
+    ValueError that our code raises, and an OSError of a file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (code := exit_code(error)) is None:
+            raise
+        ours = not isinstance(error, OSError)
+        words = str(error) if ours else f"a file cannot be read or written: {error}. What is finished stays as it is"
+        fail(words, code, error)
+
+
+def fail(words: str, code: int, error: BaseException | None = None) -> NoReturn:
+    """End the process with these words on stderr and the code."""
+    typer.secho(words, fg=typer.colors.RED, err=True)
+    ended = SystemExit(words)
+    # Else Python would print the words again, and end with 1.
+    ended.code = code
+    raise ended from error
+
+
+def exit_code(error: Exception) -> int | None:
+    """The code that `error` ends a process with; None if it is a bug."""
+    # The help of `wemmu` needs nothing of the config.
+    from wemmu.config.files import LASTING, MISSING
+
+    if isinstance(error, OSError) and error.errno in (*LASTING, *MISSING):
+        return FINAL
+    if isinstance(error, OSError) and error.filename is not None:
+        return FAILED
+    if _is_ours(type(error).__module__) or (type(error) is ValueError and _is_ours(_raised_in(error))):
+        return getattr(error, "exit_code", FINAL)
+    return None
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in _OURS
+
+
+def _raised_in(error: Exception) -> str:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
+
+
+def program(*commands: Callable[..., Any], help: str | None = None) -> typer.Typer:
+    """One command, or a group of several.
+
+    Without rich_markup_mode Typer prints help without frames and does not import rich's Markdown, which takes longer to
+    load than all of the config.
+    """
+    app = typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    for command in commands:
+        app.command(no_args_is_help=False)(command)
+    return app
+
+
+def start(app: typer.Typer, name: str | None = None) -> None:
+    """Not app(), which would print errors of programs in a frame, with every variable."""
+    typer.main.get_command(app)(prog_name=name)

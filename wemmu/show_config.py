@@ -1,0 +1,60 @@
+"""`wemmu config`: is a curriculum valid, and where does each of its values come from?"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wemmu.command_line import AsJson, Overrides, plainly, program, start
+from wemmu.config.load import leaves, load_traced
+from wemmu.config.schema import Curriculum
+
+Source = Annotated[Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML, or a run folder.")]
+
+
+@plainly()
+def show(source: Source, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print every field of a curriculum as `--set` takes it, and what it comes from: a file, an override, a default."""
+    config, origins = load_traced(_file(source), Curriculum, overrides or ())
+    names = [stage.name for stage in config.stages]
+    rows = [
+        {"field": _in_stage(field, names), "value": value, "from": origins.get(field, "default")}
+        for field, value in leaves(config.model_dump(mode="json"))
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['field']}={_as_typed(row['value'])}".ljust(60), f"# {row['from']}")
+
+
+@plainly()
+def check(
+    sources: Annotated[list[Path], typer.Argument(metavar="CURRICULUM...", help="Curricula, or run folders.")],
+    overrides: Overrides = None,
+) -> None:
+    """Check the fields of curricula; exits with 78 at the first that is wrong. `run --dry-run` looks at files, too."""
+    for source in sources:
+        config, _ = load_traced(_file(source), Curriculum, overrides or ())
+        print(f"{source}: valid, stages {', '.join(stage.name for stage in config.stages)}")
+
+
+def _file(source: Path) -> Path:
+    return source / "curriculum.yaml" if source.is_dir() else source
+
+
+def _in_stage(field: str, names: list[str]) -> str:
+    """`stages.0.steps` -> `stages.NAME.steps`, as an override says it."""
+    parts = field.split(".")
+    return ".".join([parts[0], names[int(parts[1])], *parts[2:]]) if parts[0] == "stages" else field
+
+
+def _as_typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+app = program(show, check, help="Check a curriculum, and show where each value comes from.")
+
+if __name__ == "__main__":
+    start(app)
