@@ -7,6 +7,9 @@ ROOT/lock               held while files are added and deleted
 
 Every lock is the kernel's own (flock) on these very files, so it ends when the process that holds it ends, however that
 happens. A reader shares the lock of the shard it reads, and only what can be locked alone is deleted.
+
+fsspec opens the other side; its caching file systems are not used, because none of them has a bound or may be shared by
+processes. streaming's cache has a bound, but leaves a lock and shared memory behind when it is killed, and checks no hash.
 """
 
 import hashlib
@@ -19,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fsspec.core import url_to_fs
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from wemmu.config.files import replace_text
 from wemmu.config.shards import (
@@ -85,17 +89,8 @@ class ShardCache(Files):
             )
 
     def index(self, stream: Stream) -> bytes:
-        name = f"{stream.settings.name}/{INDEX_FILE}"
-        for _ in range(2):
-            try:
-                content = self._remote.cat_file(f"{self._base}/{name}")
-            except Exception as error:
-                raise self._unreachable(f"{self._url}/{name}", error) from error
-            if hashlib.sha256(content).hexdigest() == stream.files[INDEX_FILE]:
-                return content
-        raise ShardError(
-            f"the shard index {self._url}/{name} is damaged (its sha256 differs); to have it made anew, "
-            f"delete {self._url}/{DATASET_FILE} and {REWRITE}"
+        return self._recorded(
+            stream, INDEX_FILE, "index", f"to have it made anew, delete {self._url}/{DATASET_FILE} and {REWRITE}"
         )
 
     def path(self, stream: Stream, name: str) -> Path:
@@ -131,10 +126,7 @@ class ShardCache(Files):
                 return
             os.ftruncate(part, 0)
             self._make_room(part, size)
-            try:
-                content = self._download(stream, name)
-            except ShardError:
-                content = self._download(stream, name)
+            content = self._download(stream, name)
             with os.fdopen(part, "wb", closefd=False) as file:
                 file.write(content)
             os.fsync(part)
@@ -143,17 +135,22 @@ class ShardCache(Files):
 
     def _download(self, stream: Stream, name: str) -> bytes:
         """The content of a shard, which is the recorded one; raises ShardError."""
-        url = f"{self._url}/{stream.settings.name}/{name}"
+        return self._recorded(stream, name, "file", self._anew(stream, name))
+
+    # Damage and loss may be the connection's.
+    @retry(retry=retry_if_exception_type(ShardError), stop=stop_after_attempt(2), reraise=True)
+    def _recorded(self, stream: Stream, name: str, kind: str, way_out: str) -> bytes:
+        """The content of a file of the stream, which has the recorded sha256."""
+        path = f"{stream.settings.name}/{name}"
         try:
             # Not `open`, which for HTTP raises FileNotFoundError whatever is wrong with the connection.
-            content = self._remote.cat_file(f"{self._base}/{stream.settings.name}/{name}")
+            content = self._remote.cat_file(f"{self._base}/{path}")
         except FileNotFoundError as error:
-            raise LostShardError(f"the shard file {url} is missing; {self._anew(stream, name)}") from error
+            raise LostShardError(f"the shard {kind} {self._url}/{path} is missing; {way_out}") from error
         except Exception as error:
-            raise self._unreachable(url, error) from error
+            raise self._unreachable(f"{self._url}/{path}", error) from error
         if hashlib.sha256(content).hexdigest() != stream.files[name]:
-            way_out = self._anew(stream, name)
-            raise LostShardError(f"the shard file {url} is damaged (its sha256 differs); {way_out}")
+            raise LostShardError(f"the shard {kind} {self._url}/{path} is damaged (its sha256 differs); {way_out}")
         return content
 
     def _make_room(self, part: int, size: int) -> None:
