@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.ledger import Ledger
+from data_pipeline.ledger import Ledger, streams_of
 from data_pipeline.plan import Settings
 from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, StoredRecord, Stream
 from wemmu.mds import Shard
@@ -35,19 +35,9 @@ def look(root: Path) -> Contents:
         ) from error
     if (root / DATASET_FILE).exists():
         return Contents(root, DataSet.at(root).streams, parts, parts, complete=True)
-    finished, held = 0, {}
-    for entry in Ledger(root).entries(parts):
-        finished += 1
-        for shards in entry.streams:
-            files, samples, size = held.get(shards.settings, ({}, 0, 0))
-            files |= {name: s["raw_data"]["hashes"]["sha256"] for name, s in shards.files(entry.number)}
-            size += sum(s["raw_data"]["bytes"] for s in shards.shards)
-            held[shards.settings] = files, samples + shards.samples, size
-    streams = [
-        Stream(settings=settings, samples=samples, bytes=size, files=files)
-        for settings, (files, samples, size) in sorted(held.items(), key=lambda item: item[0].name)
-    ]
-    return Contents(root, tuple(streams), finished, parts, complete=False)
+    entries = list(Ledger(root).entries(parts))
+    streams = tuple(stream for stream, _ in streams_of(entries))
+    return Contents(root, streams, len(entries), parts, complete=False)
 
 
 def shard_files(stream: Stream) -> list[str]:

@@ -2,13 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.plan import Settings
 from data_pipeline.records import Reason
-from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, StreamSettings
+from wemmu.config.serving import fault_of
+from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, Stream, StreamSettings
 from wemmu.config.task import Task
 
 # A partition, or one that is being written aside (`data_pipeline.partitions`).
@@ -30,15 +31,6 @@ class Shards(Schema):
 
     settings: StreamSettings
     shards: tuple[dict[str, Any], ...]
-
-    @property
-    def samples(self) -> int:
-        return sum(shard["samples"] for shard in self.shards)
-
-    def files(self, partition: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Name of each shard file, relative to the stream's directory, and its entry."""
-        for shard in self.shards:
-            yield f"{partition_name(partition)}/{shard['raw_data']['basename']}", shard
 
 
 class Entry(Schema):
@@ -99,11 +91,12 @@ class Ledger:
         return filter(self._whole, self.entries(parts))
 
     def _whole(self, entry: Entry) -> bool:
-        return all(
-            _has_size(self.root / held.settings.name / name, shard["raw_data"]["bytes"])
-            for held in entry.streams
-            for name, shard in held.files(entry.number)
-        )
+        sizes = {
+            self.root / stream.settings.name / shard["raw_data"]["basename"]: shard["raw_data"]["bytes"]
+            for stream, shards in streams_of([entry])
+            for shard in shards
+        }
+        return not any(fault_of(path, size) for path, size in sizes.items())
 
     def clear_unfinished(self, finished: set[int]) -> None:
         """Remove what killed runs left: partitions that the ledger does not hold, and everything begun aside.
@@ -124,11 +117,27 @@ def partition_name(number: int) -> str:
     return f"{number:05d}"
 
 
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
+def streams_of(entries: Iterable[Entry]) -> list[tuple[Stream, list[dict[str, Any]]]]:
+    """The streams of these partitions together, by name: each without an index, and what the MDS index of it lists."""
+    held: dict[StreamSettings, list[dict[str, Any]]] = {}
+    for entry in entries:
+        for shards in entry.streams:
+            for shard in shards.shards:
+                name = f"{partition_name(entry.number)}/{shard['raw_data']['basename']}"
+                indexed = {**shard, "raw_data": {**shard["raw_data"], "basename": name}}
+                held.setdefault(shards.settings, []).append(indexed)
+    return [
+        (
+            Stream(
+                settings=settings,
+                samples=sum(shard["samples"] for shard in shards),
+                bytes=sum(shard["raw_data"]["bytes"] for shard in shards),
+                files={shard["raw_data"]["basename"]: shard["raw_data"]["hashes"]["sha256"] for shard in shards},
+            ),
+            shards,
+        )
+        for settings, shards in sorted(held.items(), key=lambda item: item[0].name)
+    ]
 
 
 def begin(root: Path, settings: Settings) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data_pipeline.contents import Contents, look, shard_files
-from data_pipeline.ledger import Ledger
+from data_pipeline.ledger import Ledger, streams_of
 from data_pipeline.verify_shard import Check, Checked, Problem, check_shard
 from wemmu.config.shards import COLUMNS, DATASET_FILE, INDEX_FILE, REJECTED_FILE, REWRITE, ShardError, Stream
 from wemmu.mds import Shard, read_index
@@ -116,22 +116,17 @@ def _repeated_ids(shards: list[tuple[Check, np.ndarray]]) -> Iterator[Problem]:
 
 def _ledger(contents: Contents) -> tuple[Samples, list[Problem]]:
     """The shards as the ledger has them; and what is wrong with a ledger that ought to be complete."""
-    root, samples, problems = contents.root, defaultdict[str, dict[str, int]](dict), []
-    rejected, there = 0, set()
-    for entry in Ledger(root).entries(contents.parts):
-        there.add(entry.number)
-        rejected += len(entry.rejected)
-        for held in entry.streams:
-            for name, shard in held.files(entry.number):
-                samples[held.settings.name][name] = shard["samples"]
+    root, problems, entries = contents.root, [], list(Ledger(contents.root).entries(contents.parts))
+    samples = defaultdict[str, dict[str, int]](dict)
+    for stream, shards in streams_of(entries):
+        samples[stream.settings.name] |= {shard["raw_data"]["basename"]: shard["samples"] for shard in shards}
     if not contents.complete:
         return samples, []
     way_out = _indexed_anew(root)
-    for number in range(contents.parts):
-        if number not in there:
-            file = str(Ledger(root).entry_file(number))
-            problems.append(Problem(file, None, "it is missing or cannot be read", way_out))
-    lines = _lines(root / REJECTED_FILE)
+    for number in sorted(set(range(contents.parts)) - {entry.number for entry in entries}):
+        file = str(Ledger(root).entry_file(number))
+        problems.append(Problem(file, None, "it is missing or cannot be read", way_out))
+    lines, rejected = _lines(root / REJECTED_FILE), sum(len(entry.rejected) for entry in entries)
     if lines != rejected and not problems:
         what = f"it lists {lines} records, the ledger {rejected}"
         problems.append(Problem(str(root / REJECTED_FILE), None, what, way_out))

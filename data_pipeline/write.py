@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline.cluster import Workers
 from data_pipeline.cluster import workers as start_workers
-from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings
+from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings, streams_of
 from data_pipeline.plan import Job, Settings, files_of, plan
 from data_pipeline.records import SourcePartition
 from data_pipeline.report_record import JSON_FILE
@@ -28,7 +29,6 @@ from wemmu.config.shards import (
     DataSet,
     ShardError,
     Stream,
-    StreamSettings,
 )
 from wemmu.locks import EXCLUSIVE, LockedError, take
 
@@ -238,39 +238,26 @@ def finish(job: Job, parts: int) -> DataSet:
         missing = next(n for n in range(parts) if n not in there)
         raise ShardError(f"partition {missing} of {job.root} is gone or damaged; run the same command again")
     damage = Damage(job)
-    held: dict[StreamSettings, list[Entry]] = {}
     for entry in entries:
         damage.count(entry)
-        for shards in entry.streams:
-            held.setdefault(shards.settings, []).append(entry)
     damage.check()
     replace_text(
         job.root / REJECTED_FILE,
         "".join(r.model_dump_json() + "\n" for entry in entries for r in entry.rejected),
     )
-    if not held:
+    if not (held := streams_of(entries)):
         raise ShardError(f"no record was left for {job.root}: {damage.said()}. {REJECTED_FILE} in it has all of them")
-    streams = [_index(job.root, settings, held[settings]) for settings in sorted(held, key=lambda s: s.name)]
-    dataset = DataSet(streams=tuple(streams))
+    dataset = DataSet(streams=tuple(_indexed(job.root, stream, shards) for stream, shards in held))
     dataset.save(job.root / DATASET_FILE)
     return dataset
 
 
-def _index(root: Path, settings: StreamSettings, entries: list[Entry]) -> Stream:
-    """Write the index that makes one MDS data set of all partitions."""
-    indexed, files, samples = [], {}, 0
-    for entry in entries:
-        (shards,) = (s for s in entry.streams if s.settings == settings)
-        for name, shard in shards.files(entry.number):
-            raw = shard["raw_data"]
-            indexed.append({**shard, "raw_data": {**raw, "basename": name}})
-            files[name] = raw["hashes"]["sha256"]
-            samples += shard["samples"]
-    index = json.dumps({"version": 2, "shards": indexed}, sort_keys=True)
-    replace_text(root / settings.name / INDEX_FILE, index)
-    files[INDEX_FILE] = hashlib.sha256(index.encode()).hexdigest()
-    size = sum(shard["raw_data"]["bytes"] for shard in indexed)
-    return Stream(settings=settings, samples=samples, bytes=size, files=files)
+def _indexed(root: Path, stream: Stream, shards: list[dict[str, Any]]) -> Stream:
+    """Write the index that makes one MDS data set of all partitions; returns the stream with it."""
+    index = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
+    replace_text(root / stream.settings.name / INDEX_FILE, index)
+    files = {**stream.files, INDEX_FILE: hashlib.sha256(index.encode()).hexdigest()}
+    return stream.model_copy(update={"files": files})
 
 
 @contextmanager

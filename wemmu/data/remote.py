@@ -9,7 +9,7 @@ Every lock is the kernel's own (flock) on these very files, so it ends when the 
 happens. A reader shares the lock of the shard it reads, and only what can be locked alone is deleted.
 
 fsspec opens the other side; its caching file systems are not used, because none of them has a bound or may be shared by
-processes. streaming's cache has a bound, but leaves a lock and shared memory behind when it is killed, and checks no hash.
+processes. streaming's has a bound, but leaves locks and shared memory behind when it is killed, and checks no hash.
 """
 
 import hashlib
