@@ -1,14 +1,19 @@
 """Image files of a source -> RGB images, or a named reason why not."""
 
+from collections.abc import Callable
+from typing import Any
+
 from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.records import EncodedImage, Reason, RejectedError
 from wemmu.images import FORMATS, TooManyPixelsError
 from wemmu.images import decode as decode_rgb
 
+Read = Callable[[bytes, int], Any]
 
-def decode(image: EncodedImage, max_pixels: int) -> Image.Image:
-    """The first frame as RGB, as `wemmu.images.to_rgb` makes it, so that inference sees the same.
+
+def decode(image: EncodedImage, max_pixels: int, read: Read = decode_rgb) -> Any:
+    """The first frame as RGB, as `wemmu.images.to_rgb` makes it, so that inference sees the same; or what `read` reads.
 
     Raises:
         RejectedError: EMPTY_IMAGE; NOT_AN_IMAGE if it is none of `wemmu.images.FORMATS`; TRUNCATED if the file ends
@@ -18,7 +23,7 @@ def decode(image: EncodedImage, max_pixels: int) -> Image.Image:
     if not image.data:
         raise RejectedError(Reason.EMPTY_IMAGE, image.name)
     try:
-        return decode_rgb(image.data, max_pixels)
+        return read(image.data, max_pixels)
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
         raise RejectedError(Reason.NOT_AN_IMAGE, f"{image.name}: none of {formats}") from error

@@ -3,28 +3,26 @@
 Of pictures only the headers are read, so this takes seconds where writing takes hours.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from data_pipeline.buckets import Size, cut, enlargement
 from data_pipeline.chain import kept, opened, served, stream_of, wanted, worded
+from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
 from wemmu.config import prepare
 from wemmu.config.shards import StreamSettings
-from wemmu.images import FORMATS
+from wemmu.images import upright_size
 
 # Parts of a source that a sample comes from, evenly spread.
 SPREAD = 32
 # The miniature world has no files to open, so more of it can be looked at.
 DRAWN = 100_000
-# EXIF orientations that turn a picture on its side.
-TURNED = (5, 6, 7, 8)
 
 
 class Header(Image.Image):
@@ -124,21 +122,6 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, "it fills no bucket of any resolution"))
 
 
-def header(picture: EncodedImage, max_pixels: int) -> Header:
+def header(image: EncodedImage, max_pixels: int) -> Header:
     """Raises RejectedError like `data_pipeline.images.decode`, as far as the header tells."""
-    if not picture.data:
-        raise RejectedError(Reason.EMPTY_IMAGE, picture.name)
-    try:
-        with Image.open(io.BytesIO(picture.data), formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
-    except UnidentifiedImageError as error:
-        raise RejectedError(Reason.NOT_AN_IMAGE, picture.name) from error
-    except Image.DecompressionBombError as error:
-        raise RejectedError(Reason.TOO_MANY_PIXELS, picture.name) from error
-    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
-    except Exception as error:
-        raise RejectedError(Reason.TRUNCATED, f"{picture.name}: {error}") from error
-    if width * height > max_pixels:
-        raise RejectedError(Reason.TOO_MANY_PIXELS, f"{picture.name}: {width} x {height}")
-    return Header((height, width) if turned else (width, height))
+    return Header(decode(image, max_pixels, upright_size))

@@ -25,6 +25,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those that exchange width and height.
+SIDEWAYS = (5, 6, 7, 8)
 
 # The mode that a profile of each colour space (as its header names it) is made for.
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -43,11 +45,15 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         PIL.UnidentifiedImageError: if it is none of `FORMATS`. Image.DecompressionBombError: above Pillow's own bound
             (twice `Image.MAX_IMAGE_PIXELS`, 179 million). Of damaged files, whatever Pillow's readers raise.
     """
-    with _open(data) as image:
-        if max_pixels is not None and image.width * image.height > max_pixels:
-            raise TooManyPixelsError(f"{image.width} x {image.height}")
+    with _open(data, max_pixels) as image:
         image.load()
         return to_rgb(image)
+
+
+def upright_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
+    """(width, height) that `decode` would return, from the header alone. Raises like `decode`, as far as that tells."""
+    with _open(data, max_pixels) as image:
+        return image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -78,19 +84,26 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=2.0)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     with warnings.catch_warnings():
         # Between one and two times MAX_IMAGE_PIXELS Pillow only warns; the limit there is the caller's.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(BytesIO(data), formats=FORMATS)
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise TooManyPixelsError(f"{image.width} x {image.height}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        # As in `decode`, anything at all; the pixels are fine without it.
+        return None
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:
-        # As in `decode`, anything at all; the pixels are fine without it.
-        return image
+    orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 

@@ -67,6 +67,15 @@ def test_a_header_is_refused_for_the_reason_for_which_decoding_is(data: bytes, m
     assert reasons[0] is reasons[1]
 
 
+def test_a_header_with_damaged_exif_is_of_an_upright_image() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(file, "PNG", exif=b"damaged!")
+    image = EncodedImage("it", file.getvalue())
+    with pytest.raises(SyntaxError):
+        Image.open(file).getexif()
+    assert header(image, 10**9).size == decode(image, 10**9).size == (40, 20)
+
+
 def test_what_a_header_cannot_tell_is_left_to_writing() -> None:
     image = EncodedImage("it", truncated_jpeg())
     assert header(image, 10**9).size
