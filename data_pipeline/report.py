@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from itertools import groupby, islice, pairwise
 from operator import attrgetter
 
+from markupsafe import Markup
+
 from data_pipeline.contents import records
 from data_pipeline.ledger import CAPTION_EDGES, SIDE_EDGES, Ledger, Rejected
 from data_pipeline.plan import Settings
@@ -25,7 +27,6 @@ from wemmu.config.task import TASK_NAMES
 from wemmu.readable import human, percent
 from wemmu.report import page as kit
 from wemmu.report import text
-from wemmu.report.thumbnails import thumbnail
 
 # Records shown of each stream, and of all together: with hundreds of buckets the page must still open.
 SHOWN, SHOWN_IN_ALL = 8, 400
@@ -153,19 +154,19 @@ def _samples(report: Report, dataset: DataSet) -> kit.Section:
     return kit.Section("What it looks like", blocks)
 
 
-def _stream(report: Report, stream: Stream, count: int) -> kit.Figures:
+def _stream(report: Report, stream: Stream, count: int) -> kit.Gallery:
     of = stream.settings
     about = f"{number(stream.samples)} records" + f", {of.inputs} inputs" * (of.inputs > 1)
     figures = [_figure(record) for record in islice(records(report.root, stream), count)]
-    return kit.Figures(kit.outline(of.height, of.width), figures, about)
+    return kit.Gallery("figures", figures, kit.outline(of.height, of.width), about)
 
 
 def _figure(record: StoredRecord) -> kit.Figure:
-    images = [kit.image(thumbnail(file), "input image") for file in record.images]
+    images = [kit.image(file, "input image") for file in record.images]
     if record.target:
-        images += [*kit.ARROW[: len(images)], kit.image(thumbnail(record.target), "target image")]
+        images += [*kit.ARROW[: len(images)], kit.image(record.target, "target image")]
     answer = kit.pale(f"→ {text.plain(record.answer, WORDS)}") if record.answer else ""
-    caption = kit.joined(text.plain(record.prompt, WORDS) or kit.pale("no words"), answer)
+    caption = Markup("{} {}").format(text.plain(record.prompt, WORDS) or kit.pale("no words"), answer)
     return kit.Figure(images, caption, text.plain(f"{record.id}: {record.prompt}", 2 * WORDS))
 
 

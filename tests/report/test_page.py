@@ -1,5 +1,9 @@
 """One description of a report becomes a page and a text; what strangers wrote is only ever text in either."""
 
+import io
+
+from PIL import Image
+
 from tests.evaluation.test_report import Page as Html
 from wemmu.report import page as kit
 from wemmu.report.text import as_text
@@ -9,15 +13,17 @@ HOSTILE = "<script>alert(1)</script>[bold]\x1b[2J"
 
 def page(words: str) -> kit.Page:
     table = kit.Table(words, (words, ">number", ""), [(words, kit.Cell("1,000", words), kit.Cell(bar=0.5))], words)
-    figure = kit.Figure([kit.image("data:,", words), *kit.ARROW], words, words)
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    figure = kit.Figure([kit.image(buffer.getvalue(), words), *kit.ARROW], words, words)
     blocks = [
         words,
         kit.Facts([("7", words)]),
         kit.Notes(words, [words]),
         table,
         kit.pairs({words: words}),
-        kit.Figures(words, [figure], words),
-        kit.Details(words, [kit.Listing(words)], words),
+        kit.Gallery("figures", [figure], words, words),
+        kit.Details(words, [kit.Text(words, "file")], words),
     ]
     return kit.Page(words, words, [kit.Section(words, blocks)])
 

@@ -137,7 +137,7 @@ def _scores(record: RunRecord) -> kit.Section | str:
         "not evaluated."
     )
     columns = ("Task", *(kit.Cell(stage.name, f"{stage.run.stage.resolution} px") for stage in stages))
-    charts = kit.Charts("", score_charts(stages))
+    charts = kit.Gallery("charts", score_charts(stages))
     details = _details(next(stage for stage in reversed(stages) if stage.results))
     return kit.Section("Exact scores", [words, charts, kit.Table("", columns, rows), details])
 
@@ -181,7 +181,7 @@ def _losses(record: RunRecord) -> kit.Section:
     for one in record.stages:
         stage = one.run.stage
         about = f"{objective(one)}, {stage.resolution} px, {stage.steps} steps of {stage.global_batch}"
-        charts += [kit.Charts(one.name, drawn, about)] if (drawn := loss_charts(one)) else []
+        charts += [kit.Gallery("charts", drawn, one.name, about)] if (drawn := loss_charts(one)) else []
     legend = kit.Text("The dotted line is the norm to which gradients are clipped.", "pale")
     return kit.Section("Losses", [legend, *charts] if charts else ["No stage has written metrics yet."])
 
@@ -264,6 +264,6 @@ def _configuration(record: RunRecord) -> kit.Section:
     environment = {"git commit, when this was written": commit, **(manifest["libraries"] if manifest else {})}
     file, blocks = record.folder / "curriculum.yaml", [kit.pairs(environment)]
     if file.is_file():
-        config = kit.Listing(file.read_text(encoding="utf-8"))
+        config = kit.Text(file.read_text(encoding="utf-8"), "file")
         blocks.append(kit.Details("curriculum.yaml, with every value that was in force", [config]))
     return kit.Section("Configuration and environment", blocks)

@@ -11,7 +11,6 @@ from wemmu.evaluation.run_charts import SPLITS
 from wemmu.evaluation.run_record import RunRecord, Sample, StageRecord
 from wemmu.report import page as kit
 from wemmu.report.sheet import Row, note, sectioned_sheet
-from wemmu.report.thumbnails import png_uri
 
 # (task, split, number of requests) in the report; and by task on the sheet, which fills its lines with them.
 SHOWN = (
@@ -43,12 +42,12 @@ def _sheets(record: RunRecord) -> dict[str, Path]:
 def samples_section(record: RunRecord) -> kit.Section:
     title, newest = "What was asked, and what came out", _newest_evaluated(record)
     if newest is None:
-        figures = [kit.Figure([kit.image(png_uri(f), f"samples of {s}")], s) for s, f in _sheets(record).items()]
+        figures = [kit.Figure([kit.image(f, f"samples of {s}")], s) for s, f in _sheets(record).items()]
         words = (
             "The fixed prompts of the curriculum, drawn by the newest model of each stage. No evaluation was asked "
             "for, so nobody marked them."
         )
-        drawn = [words, kit.Figures("", figures, large=True)]
+        drawn = [words, kit.Gallery("sheets", figures)]
         return kit.Section(title, drawn if figures else ["No stage has drawn samples or been evaluated yet."])
     words = Markup(
         "Held-out requests, answered by the model after {}. These are the first of each kind and were not chosen: "
@@ -56,7 +55,7 @@ def samples_section(record: RunRecord) -> kit.Section:
         "wrong."
     ).format(newest.name, kit.mark(True), kit.mark(False))
     groups = [
-        kit.Figures(TASK_NAMES[task], figures, split_words(task, split))
+        kit.Gallery("figures", figures, TASK_NAMES[task], split_words(task, split))
         for task, split, count in SHOWN
         if (figures := [_figure(sample) for sample in newest.chosen(task, split, count)])
     ]
@@ -69,17 +68,17 @@ def split_words(task: str, split: str) -> str:
 
 def _figure(sample: Sample) -> kit.Figure:
     right, target = sample.entry["right"], sample.target
-    inputs = [kit.image(png_uri(file), "input image") for file in sample.inputs]
+    inputs = [kit.image(file, "input image") for file in sample.inputs]
     caption = Markup("{} {}").format(kit.mark(right), _words(sample) or kit.pale("no words"))
     if not right:
-        small = kit.image(png_uri(target), "a right answer", "small") if target else ""
+        small = kit.image(target, "a right answer", "small") if target else ""
         seen = f"{'would be right. ' if target else ''}The scorer saw {sample.entry['seen']}."
         caption += Markup('<div class="came pale">{}<span>{}</span></div>').format(small, seen)
     return kit.Figure([*inputs, *kit.ARROW[: len(inputs)], _output(sample)], caption)
 
 
 def _output(sample: Sample) -> Markup:
-    return kit.image(png_uri(sample.output), "what came out", "right" if sample.entry["right"] else "wrong")
+    return kit.image(sample.output, "what came out", "right" if sample.entry["right"] else "wrong")
 
 
 def _words(sample: Sample) -> str:

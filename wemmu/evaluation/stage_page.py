@@ -10,7 +10,6 @@ from wemmu.evaluation.run_charts import loss_charts, machine_charts, share_chart
 from wemmu.evaluation.run_record import StageRecord, read_stage
 from wemmu.jsonlines import read_lines, stage_events
 from wemmu.report import page as kit
-from wemmu.report.thumbnails import png_uri
 
 PAGE_FILE = "index.html"
 # Sample sheets on the page; of more, the first, the last and as many between.
@@ -59,7 +58,7 @@ def _metrics(record: StageRecord, events: list[dict[str, Any]], newest: dict[str
     )
     values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in newest.items()}
     table = kit.Details("The newest line of metrics.jsonl", [kit.pairs(values)])
-    return kit.Section("Metrics", [kit.Text(legend, "pale"), kit.Charts("", charts), table])
+    return kit.Section("Metrics", [kit.Text(legend, "pale"), kit.Gallery("charts", charts), table])
 
 
 def _samples(record: StageRecord) -> kit.Section:
@@ -67,9 +66,9 @@ def _samples(record: StageRecord) -> kit.Section:
     if len(files) > SHEETS:
         files = [files[round(i * (len(files) - 1) / (SHEETS - 1))] for i in range(SHEETS)]
     sheets = {f"step {int(file.stem.removeprefix('step_'))}": file for file in files}
-    figures = [kit.Figure([kit.image(png_uri(file), f"samples after {at}")], at) for at, file in sheets.items()]
+    figures = [kit.Figure([kit.image(file, f"samples after {at}")], at) for at, file in sheets.items()]
     legend = "The same prompts with the same noise, drawn by the model as it was after so many steps."
-    shown = [kit.Text(legend, "pale"), kit.Figures("", figures, large=True)]
+    shown = [kit.Text(legend, "pale"), kit.Gallery("sheets", figures)]
     return kit.Section("Samples through time", shown if files else ["No samples have been drawn yet."])
 
 
@@ -102,6 +101,6 @@ def _configuration(record: StageRecord) -> kit.Section:
         kit.Details(f"Attempt {n}, from step {one['from_step']}", [kit.pairs(one)], open=n == len(environments))
         for n, one in enumerate(environments, start=1)
     ]
-    config = kit.Listing((record.folder / "config.yaml").read_text(encoding="utf-8"))
+    config = kit.Text((record.folder / "config.yaml").read_text(encoding="utf-8"), "file")
     folded = kit.Details("config.yaml, with every value that was in force", [config])
     return kit.Section("Configuration and environment", [*attempts, folded])

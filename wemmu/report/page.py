@@ -3,17 +3,24 @@
 Words are escaped, unless they are `Markup`, which the functions at the end make.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import io
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
+
+# px of the longer side of a thumbnail, shown at about half of it: sharp on fine screens, too.
+THUMBNAIL = 256
+# Up to this side an image keeps its pixels as they are.
+PIXELATED = 96
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """Words in a table.
 
     small: pale words below. kind: "strong", "pale", "line" (never broken), "lines" (broken as they are) or "".
@@ -26,8 +33,7 @@ class Cell:
     bar: float | None = None
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Columns whose heading begins with ">" hold numbers; the first names the row. note: pale, after the title."""
 
     title: str
@@ -36,8 +42,7 @@ class Table:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """Images beside each other over their caption. hint: appears under the mouse."""
 
     images: Sequence[Markup]
@@ -45,58 +50,37 @@ class Figure:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Figures side by side. large: contact sheets, in their own size."""
+class Gallery(NamedTuple):
+    """Figures or `<svg>` charts side by side. kind: "figures", "sheets" (in their own size) or "charts"."""
 
-    title: str
-    figures: Sequence[Figure]
-    note: str = ""
-    large: bool = False
-
-
-@dataclass(frozen=True)
-class Charts:
-    """`<svg>` elements of `wemmu.report.charts`, side by side."""
-
-    title: str
-    charts: Sequence[Markup]
+    kind: str
+    items: Sequence[Figure | Markup]
+    title: str = ""
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Text:
-    """A paragraph; kind: "lead", "pale" or ""."""
+class Text(NamedTuple):
+    """kind: "lead" or "pale" for a paragraph, "file" for the content of a file."""
 
     words: str
-    kind: str = ""
+    kind: str
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The text of a file."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """Large numbers: (number, what it counts); `alarming` holds the names of those that need a look."""
 
     facts: Sequence[tuple[str, str]]
     alarming: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Notes:
+class Notes(NamedTuple):
     """Sentences in a box that catches the eye; nothing without any."""
 
     title: str
     sentences: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Details:
+class Details(NamedTuple):
     """Blocks that are folded away until somebody wants them; text leaves them out."""
 
     summary: str
@@ -105,18 +89,16 @@ class Details:
     open: bool = False
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     title: str
     blocks: Sequence["Block"]
 
 
 # A string is a paragraph.
-Block = str | Text | Table | Figures | Charts | Listing | Facts | Notes | Details | Section
+Block = str | Text | Table | Gallery | Facts | Notes | Details | Section
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """about: the line below the title."""
 
     title: str
@@ -125,14 +107,12 @@ class Page:
 
 
 def html(page: Page) -> str:
+    loader = PackageLoader("wemmu.report")
     environment = Environment(
-        loader=PackageLoader("wemmu.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["cell"] = lambda value: value if isinstance(value, Cell) else Cell(value)
     return environment.get_template("page.html.j2").render(page=page)
 
 
@@ -140,7 +120,7 @@ def now() -> str:
     return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
-def pairs(values: dict[str, Any]) -> Table:
+def pairs(values: Mapping[str, Any]) -> Table:
     """Names and values as a table."""
     return Table("", (), [(key, code(value)) for key, value in values.items()])
 
@@ -157,25 +137,33 @@ def pale(words: str) -> Markup:
     return Markup('<span class="pale">{}</span>').format(words)
 
 
-def joined(*words: str) -> Markup:
-    return Markup(" ").join(filter(None, words))
-
-
 def mark(right: bool) -> Markup:
     return Markup('<span class="mark {}">{}</span>').format(*(("right", "✓") if right else ("wrong", "✗")))
 
 
-def image(address: str, alt: str, kind: str = "") -> Markup:
-    """kind: "right" or "wrong" (a frame), "small", or ""."""
+def image(file: Path | bytes, alt: str, kind: str = "") -> Markup:
+    """A PNG file as it is, or the bytes of any image file as a thumbnail; its pixels stand in the page.
+
+    kind: "right" or "wrong" (a frame), "small", or "".
+    """
+    form, data = ("png", file.read_bytes()) if isinstance(file, Path) else _thumbnail(file)
+    address = f"data:image/{form};base64,{base64.b64encode(data).decode()}"
     return Markup('<img class="{}" src="{}" alt="{}">').format(kind, address, alt)
+
+
+def _thumbnail(file: bytes) -> tuple[str, bytes]:
+    made, buffer = Image.open(io.BytesIO(file)).convert("RGB"), io.BytesIO()
+    form = "png" if max(made.size) <= PIXELATED else "jpeg"
+    made.thumbnail((THUMBNAIL, THUMBNAIL))
+    made.save(buffer, form, quality=82)
+    return form, buffer.getvalue()
 
 
 def outline(height: int, width: int) -> Markup:
     """A small rectangle of this shape, before the words `HEIGHT × WIDTH`."""
-    shape = (
-        '<span class="outline" style="width: {:.2f}rem; height: {:.2f}rem"></span> <span class="line">{} × {}</span>'
-    )
-    return Markup(shape).format(1.05 * (width / height) ** 0.5, 1.05 * (height / width) ** 0.5, height, width)
+    shape = '<span class="outline" style="width: {:.2f}rem; height: {:.2f}rem"></span> '
+    sides = 1.05 * (width / height) ** 0.5, 1.05 * (height / width) ** 0.5
+    return Markup(shape + '<span class="line">{} × {}</span>').format(*sides, height, width)
 
 
 # Between the images that were given and the one that was made; a list, so that it can be left out.

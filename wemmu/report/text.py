@@ -28,9 +28,9 @@ def _blocks(blocks: Sequence[Block]) -> Iterator[RenderableType]:
         match block:
             case Table():
                 yield table(block)
-            case str(words) | Text(words):
+            case str(words) | Text(words, _):
                 yield _said(f"{_words(words)}\n")
-            case Facts(facts):
+            case Facts(facts, _):
                 yield _said(", ".join(f"{number} {words}" for number, words in facts) + "\n")
             case Notes(_, sentences):
                 yield from (_said(f"! {_words(sentence)}\n") for sentence in sentences)
