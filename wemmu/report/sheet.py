@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # Everything in px. An image of 64 or 32 px is enlarged to a cell by a whole number, so that its pixels stay square.
 CELL, GAP, ARROW, MARGIN, LINE, TITLE = 128, 4, 18, 18, 17, 38
@@ -46,19 +46,24 @@ def sectioned_sheet(sections: Sequence[tuple[str, Sequence[Row]]], columns: int)
     widths = [entry.width for _, entries in blocks for entry in entries]
     most = min(columns, max(len(entries) for _, entries in blocks))
     inner = max(most * (min(widths) + MARGIN) - MARGIN, max(widths))
-    lines = [(title if i == 0 else "", line) for title, es in blocks for i, line in enumerate(_lines(es, inner))]
-    height = MARGIN + sum(max(e.height for e in line) + MARGIN + (TITLE if title else 0) for title, line in lines)
-    sheet = Image.new("RGB", (inner + 2 * MARGIN, height), "white")
-    draw, top = ImageDraw.Draw(sheet), MARGIN
-    for title, line in lines:
+    # Where everything goes; then a sheet that has room for it.
+    top, titles, places = MARGIN, [], []
+    for title, entries in blocks:
         if title:
-            draw.text((MARGIN, top), title, fill=INK, font=ImageFont.load_default(19))
+            titles.append((top, title))
             top += TITLE
-        left = MARGIN
-        for entry in line:
-            sheet.paste(entry, (left, top))
-            left += entry.width + MARGIN
-        top += max(entry.height for entry in line) + MARGIN
+        left = high = 0
+        for entry in entries:
+            if left + entry.width > inner:
+                left, top, high = 0, top + high + MARGIN, 0
+            places.append((entry, (MARGIN + left, top)))
+            left, high = left + entry.width + MARGIN, max(high, entry.height)
+        top += high + MARGIN
+    sheet = Image.new("RGB", (inner + 2 * MARGIN, top), "white")
+    for entry, place in places:
+        sheet.paste(entry, place)
+    for top, title in titles:
+        ImageDraw.Draw(sheet).text((MARGIN, top), title, fill=INK, font=ImageFont.load_default(19))
     return sheet
 
 
@@ -69,31 +74,27 @@ def note(text: str) -> Image.Image:
     return sheet
 
 
-def _lines(entries: list[Image.Image], inner: int) -> list[list[Image.Image]]:
-    """Entries in lines, as many in each as fit into `inner` px."""
-    lines: list[list[Image.Image]] = [[]]
-    for entry in entries:
-        if lines[-1] and sum(e.width + MARGIN for e in lines[-1]) + entry.width > inner:
-            lines.append([])
-        lines[-1].append(entry)
-    return lines
-
-
 def _entry(row: Row) -> Image.Image:
     """One entry as an image: input images, an arrow, what came out, and the words underneath."""
     before = len(row.images) - 1
-    gaps = before * GAP + (ARROW - GAP if before and row.made else 0)
-    width = len(row.images) * CELL + gaps
+    arrow = ARROW - GAP if before and row.made else 0
+    width = len(row.images) * CELL + before * GAP + arrow
     indent = 0 if row.right is None else LINE + 2
     images = [_fitted(image) for image in row.images]
     tall, words = max(image.height for image in images), _wrap(row.text or "(no words)", width - indent)
     entry = Image.new("RGB", (width, tall + 2 * GAP + len(words) * LINE), "white")
     draw = ImageDraw.Draw(entry)
-    for k, image in enumerate(images[:-1]):
-        _paste(entry, image, k * (CELL + GAP), FRAME)
-    if before and row.made:
-        _arrow(draw, width - CELL - ARROW, tall // 2)
-    _paste(entry, images[-1], width - CELL, FRAME if row.right is None else RIGHT if row.right else WRONG)
+    for k, image in enumerate(images):
+        last = k == before
+        left = (width - CELL if last else k * (CELL + GAP)) + (CELL - image.width) // 2
+        entry.paste(image, (left, 0))
+        frame = FRAME if row.right is None or not last else RIGHT if row.right else WRONG
+        box = (left, 0, left + image.width - 1, image.height - 1)
+        draw.rectangle(box, outline=frame, width=1 if frame == FRAME else 3)
+    if arrow:
+        tip, y = width - CELL - 4, tall // 2
+        draw.line((tip - ARROW + 8, y, tip, y), fill=PALE, width=2)
+        draw.line((tip - 4, y - 4, tip, y, tip - 4, y + 4), fill=PALE, width=2)
     if row.right is not None:
         _mark(draw, tall + GAP + 3, row.right)
     for n, line in enumerate(words):
@@ -103,31 +104,15 @@ def _entry(row: Row) -> Image.Image:
 
 def _fitted(image: Image.Image) -> Image.Image:
     """As large as the cell allows; small ones are enlarged without smoothing, large ones reduced with it."""
-    scale = CELL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-
-
-def _paste(entry: Image.Image, image: Image.Image, left: int, frame: tuple[int, int, int]) -> None:
-    left += (CELL - image.width) // 2
-    entry.paste(image, (left, 0))
-    box = (left, 0, left + image.width - 1, image.height - 1)
-    ImageDraw.Draw(entry).rectangle(box, outline=frame, width=1 if frame == FRAME else 3)
-
-
-def _arrow(draw: ImageDraw.ImageDraw, left: int, y: int) -> None:
-    right = left + ARROW - 4
-    draw.line((left + 4, y, right, y), fill=PALE, width=2)
-    draw.line((right - 4, y - 4, right, y, right - 4, y + 4), fill=PALE, width=2)
+    method = Image.Resampling.NEAREST if max(image.size) < CELL else Image.Resampling.LANCZOS
+    return ImageOps.contain(image.convert("RGB"), (CELL, CELL), method)
 
 
 def _mark(draw: ImageDraw.ImageDraw, y: int, right: bool) -> None:
     """A tick or a cross before the first line of the words; drawn, because the font has neither."""
-    if right:
-        draw.line((1, y + 6, 5, y + 10, 13, y), fill=RIGHT, width=3)
-    else:
-        draw.line((1, y, 11, y + 10), fill=WRONG, width=3)
-        draw.line((1, y + 10, 11, y), fill=WRONG, width=3)
+    lines = [(1, y + 6, 5, y + 10, 13, y)] if right else [(1, y, 11, y + 10), (1, y + 10, 11, y)]
+    for line in lines:
+        draw.line(line, fill=RIGHT if right else WRONG, width=3)
 
 
 def _wrap(text: str, width: int) -> list[str]:
@@ -139,4 +124,4 @@ def _wrap(text: str, width: int) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], "\u2026"]
+    return lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], "…"]
