@@ -14,57 +14,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer
 import wandb
 
-from wemmu.command_line import plainly
-from wemmu.config import ConfigError, load_stage
+from wemmu.command_line import FAILED, UsageError, fail, plainly, program, start
+from wemmu.config import load_stages
 from wemmu.jsonlines import read_lines
 from wemmu.locks import LockedError
-from wemmu.training.upload import Upload, alone, run_id
-
-app = typer.Typer(pretty_exceptions_enable=False)
+from wemmu.training.upload import run_id, upload
 
 
-@app.command()
+@plainly()
 def main(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or that of one stage.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what there is to upload.")] = False,
 ) -> None:
     """Upload every stage of a run that has a record."""
-    try:
-        for folder in stages(run):
-            lines = len(read_lines(folder / "metrics.jsonl"))
-            if dry_run:
-                print(f"{folder}: {lines} lines for the W&B run {run_id(folder)}")
-                continue
-            with alone(folder, wait=False):
-                upload = Upload(folder)
-                sent = upload.send()
-                upload.finish()
-            print(f"{folder}: {sent} of {lines} lines uploaded, the others were there")
-    except (LockedError, ValueError, wandb.Error) as error:
-        sys.exit(str(error))
-
-
-def stages(run: Path) -> list[Path]:
-    """The folders of the stages that have a record, in their order.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    found = []
-    for file in (run / "config.yaml", *run.glob("*/config.yaml")):
-        try:
-            found.append((load_stage(file).stage_index, file.parent))
-        except ConfigError:
-            continue  # not there, or the config of something else
-    with_record = [folder for _, folder in sorted(found) if (folder / "metrics.jsonl").exists()]
-    if not with_record:
-        raise ValueError(
-            f"{run} holds no stage with a metrics.jsonl; valid choices: a folder that `wemmu run` made, "
-            "or that of one of its stages, after training has begun"
+    stages = [run] if (run / "config.yaml").is_file() else [folder for folder, _ in load_stages(run)]
+    stages = [folder for folder in stages if (folder / "metrics.jsonl").exists()]
+    if not stages:
+        raise UsageError(
+            f"{run} holds no stage with a metrics.jsonl; valid choices: a folder that `wemmu run` made, or that of one "
+            "of its stages, after training has begun"
         )
-    return with_record
+    for folder in stages:
+        lines = len(read_lines(folder / "metrics.jsonl"))
+        if dry_run:
+            print(f"{folder}: {lines} lines for the W&B run {run_id(folder)}")
+            continue
+        try:
+            print(f"{folder}: {upload(folder)} of {lines} lines uploaded, the others were there")
+        except (LockedError, wandb.Error) as error:
+            fail(f"{folder} was not uploaded: {error}", FAILED, error)
 
 
 if __name__ == "__main__":
-    with plainly():
-        app()
+    start(program(main))

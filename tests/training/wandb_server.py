@@ -50,6 +50,7 @@ class Server:
             "WANDB_BASE_URL": f"http://127.0.0.1:{self._http.server_port}",
             "WANDB_API_KEY": KEY,
             "WANDB_MODE": "online",
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
             "no_proxy": "127.0.0.1",
         }
 

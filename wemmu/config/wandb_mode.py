@@ -19,10 +19,6 @@ class Mode(NamedTuple):
     reason: str
 
 
-class NoKeyError(ValueError):
-    """Where a key would be cannot be read; the message is the reason, as part of a sentence."""
-
-
 def wandb_mode(logging: Logging) -> Mode:
     """What `logging.wandb` means here: `auto` is WANDB_MODE, else online where there is a key, else offline.
 
@@ -37,32 +33,24 @@ def wandb_mode(logging: Logging) -> Mode:
             pass
         case other:
             return Mode("offline", f"{_VARIABLE} is {other!r}, which is none of online, offline, disabled")
-    try:
-        place = key_place()
-    except NoKeyError as error:
-        return Mode("offline", str(error))
-    return Mode("online", f"there is a key in {place}") if place else Mode("offline", "there is no key")
+    key, reason = find_key()
+    return Mode("online" if key else "offline", reason)
 
 
-def key_place() -> str | None:
-    """Where a key is: `WANDB_API_KEY`, the name of a netrc file, or None.
-
-    Raises:
-        NoKeyError: if it cannot be told whether there is one.
-    """
-    if os.environ.get("WANDB_API_KEY"):
-        return "WANDB_API_KEY"
+def find_key() -> tuple[str | None, str]:
+    """Where a key is (`WANDB_API_KEY` or the name of a netrc file) or None, and that in words."""
+    key, reason = "WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else None, "no key found"
     host = urlparse(os.environ.get("WANDB_BASE_URL", _HOST)).hostname
     named = os.environ.get("NETRC")
     try:
         for file in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-            if file.is_file() and host in netrc.netrc(file).hosts:
-                return file.name
+            if key is None and file.is_file() and host in netrc.netrc(file).hosts:
+                key = file.name
     # Its message may quote the line, and with it the key.
     except (netrc.NetrcParseError, UnicodeDecodeError):
-        raise NoKeyError("the netrc file cannot be parsed") from None
+        reason = "the netrc file cannot be parsed"
     except OSError as error:
-        raise NoKeyError(f"the netrc file cannot be read ({error.strerror}: {error.filename})") from error
-    except RuntimeError as error:
-        raise NoKeyError("this user has no home directory, where the netrc file would be") from error
-    return None
+        reason = f"the netrc file cannot be read ({error.strerror}: {error.filename})"
+    except RuntimeError:
+        reason = "this user has no home directory, where the netrc file would be"
+    return key, f"key in {key}" if key else reason

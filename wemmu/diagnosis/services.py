@@ -4,7 +4,7 @@ import shutil
 
 from wemmu.config import Curriculum
 from wemmu.config.schema import Logging
-from wemmu.config.wandb_mode import NoKeyError, key_place, wandb_mode
+from wemmu.config.wandb_mode import find_key, wandb_mode
 from wemmu.diagnosis.commands import answer
 from wemmu.diagnosis.findings import Call, Finding, short
 
@@ -42,18 +42,11 @@ def _slurm_remedy() -> str:
 def wandb(curriculum: Curriculum | None) -> Finding:
     """Whether what the curriculum asks for could be sent. A key is looked for, never read out."""
     asked = curriculum.logging if curriculum else Logging()
-    try:
-        key = key_place()
-    except NoKeyError as error:
-        key = None
-        if asked.wandb == "online":
-            return Finding("W&B", "problem", str(error), "correct it, or set WANDB_API_KEY or NETRC")
-    mode = wandb_mode(asked).name
-    found = f"{mode}; key {f'in {key}' if key else 'not found'}"
+    mode, (key, reason) = wandb_mode(asked).name, find_key()
     if mode == "online" and key is None:
         remedy = (
             "`wandb login`, or WANDB_API_KEY, or logging.wandb: offline and tools/wandb_sync.py afterwards; without a "
             "key a run goes on, but W&B sees nothing of it"
         )
-        return Finding("W&B", "problem", found, remedy)
-    return Finding("W&B", "ok", found)
+        return Finding("W&B", "problem", f"{mode}; {reason}", remedy)
+    return Finding("W&B", "ok", f"{mode}; {reason}")

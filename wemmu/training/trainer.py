@@ -25,8 +25,8 @@ from wemmu.training.manifest import Manifest, Origin
 from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
 from wemmu.training.telemetry import Record, Window, progress_line
+from wemmu.training.upload import WandbUploader
 from wemmu.training.validation import Validation
-from wemmu.training.view import View
 from wemmu.training.workload import Workload, peak_flops
 from wemmu.types import Batch
 
@@ -81,7 +81,7 @@ class Trainer:
 
     def _train(self) -> int:
         self._announce()
-        view = self._show() if self.topology.leads else None
+        uploader = self._show() if self.topology.leads else None
         window, logging = self._window(), self.run.logging
         ending = self.ladder.ending(self.step)
         while ending is None and not any_rank(self.stop.reason is not None):
@@ -110,7 +110,7 @@ class Trainer:
         else:
             saved = f"at step {self.step}, all of it saved" if self.step else "before the first step: nothing to save"
             self._say(f"stopped by {self.stop.reason or 'another rank'} {saved}")
-        if view is not None and (lacking := view.finish()):
+        if uploader is not None and (lacking := uploader.finish()):
             self._say(lacking)
         return EXIT_INTERRUPTED if ending is None else 0
 
@@ -178,14 +178,14 @@ class Trainer:
             grid.save(file)
             self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})
 
-    def _show(self) -> View:
+    def _show(self) -> WandbUploader:
         """Begin to show the record elsewhere."""
         environment.record(self.folder, self.step, self.device)
         if self.changes:
             append_event(self.folder, {"event": "changed", "from_step": self.step, "reason": "; ".join(self.changes)})
         mode = wandb_mode(self.run.logging)
         self._say(f"W&B {mode.name}: {mode.reason}")
-        return View(mode, self.folder)
+        return WandbUploader(mode, self.folder)
 
     def _save(self) -> None:
         if self.step == self.saved:  # a whole checkpoint is never written over

@@ -1,187 +1,176 @@
-"""The record of a stage, uploaded to Weights & Biases: by the process that `view` starts, or `tools/wandb_sync.py`.
+"""The record of a stage in Weights & Biases, uploaded by a process beside the training or by `tools/wandb_sync.py`.
 
-W&B has whatever the record had when it was last looked at, once, whoever uploaded it and however often: the step of a
-line is the step of the row, and lines up to the last step that the server has are passed over.
+Why the training does not call `wandb`, though that has a process of its own, `wandb-core` (0.31; docs/monitoring.md):
+`log` raises once that has died, and blocks for good once it is stopped, in offline mode too; `init` waits for a server
+that hangs. `wandb` repeats requests by itself, and `resume="allow"` continues a run from the last step that the server
+has.
 """
 
 import os
 import signal
+import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
 from wemmu.config import load_stage
-from wemmu.config.schema import StageRun
+from wemmu.config.checkpoints import directory_name
+from wemmu.config.files import replace_text
+from wemmu.config.wandb_mode import Mode
 from wemmu.jsonlines import new_lines, read_lines, stage_events
 from wemmu.locks import EXCLUSIVE, LockedError, take
+from wemmu.training.signals import EXIT_INTERRUPTED
 
 ID_FILE, LOCK_FILE = "wandb_id", "wandb.lock"
-# Seconds between looks at the record; and before a failed upload is tried again, doubled each time up to the longest.
-_POLL_S = 2.0
-_RETRY_S, _LONGEST_RETRY_S = 60.0, 1800.0
-# Of a stage that was broken off; W&B calls such a run failed until it goes on.
-_UNFINISHED = 75
+# Seconds between looks at the record, before a failed upload is tried again, and at most after the end of a training.
+_POLL_S, _RETRY_S, PATIENCE_S = 2.0, 60.0, 30.0
+# Slurm warns every process of a job. The uploader ignores that, to upload what the run says last.
+_WARNINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _COLUMNS = ("time", "job", "attempt", "event", "from_step", "to_step", "outcome", "reason")
 
 
+class WandbUploader:
+    """Uploads the stage in `folder` while this process lives. It starts a process in mode online only."""
+
+    def __init__(self, mode: Mode, folder: Path, patience_s: float = PATIENCE_S) -> None:
+        self._folder, self._patience_s = folder, patience_s
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            if mode.name != "disabled":
+                run_id(folder)
+            if mode.name == "online":
+                command = [sys.executable, "-m", __name__, str(folder), str(patience_s)]
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        except OSError as error:
+            print(f"W&B cannot be reached, the run goes on without it: {error}", file=sys.stderr, flush=True)
+
+    def finish(self) -> str | None:
+        """Wait at most `patience_s` for the upload to end; returns what to print if it did not."""
+        if self._process is None:
+            return None
+        try:
+            self._process.communicate(timeout=self._patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        if self._process.wait() == 0:
+            return None
+        return f"W&B has not got all of it; `python tools/wandb_sync.py {self._folder}` uploads the rest"
+
+
 def run_id(folder: Path) -> str:
-    """The id of a stage's W&B run, made once and kept in its folder, so that every attempt and upload continues it."""
+    """Return the id of the stage's W&B run, which its folder keeps: every attempt and upload continues that run."""
     file = folder / ID_FILE
     if not file.exists():
-        file.write_text(os.urandom(6).hex(), encoding="utf-8")
+        replace_text(file, os.urandom(6).hex())
     return file.read_text(encoding="utf-8")
 
 
-class Upload:
-    """The W&B run of one stage, open; all there is to tell of it is in `folder` and the ledger beside that."""
+def upload(folder: Path, more: Callable[[], bool] | None = None) -> int:
+    """Upload what W&B does not have of the stage in `folder`; returns how many lines of the record that were.
 
-    def __init__(self, folder: Path) -> None:
-        # Its settings come too late for what it says of the login.
+    more: returns, after some time, whether to look at the record again. Without it another upload is not waited for.
+
+    Raises:
+        LockedError: if another process uploads this stage. Both would send every line.
+    """
+    with (folder / LOCK_FILE).open("w", encoding="utf-8") as lock:
+        if not take(lock.fileno(), EXCLUSIVE, folder / LOCK_FILE, wait=more is not None):
+            raise LockedError(f"{folder} is being uploaded by another process, which holds {LOCK_FILE}")
         os.environ["WANDB_SILENT"] = "true"
         import wandb
 
-        self._folder, self._wandb = folder, wandb
-        self._stage: StageRun = load_stage(folder / "config.yaml")
-        self._offset = 0
-        self._events_sent = False
-        environments = read_lines(folder / "environment.jsonl")
-        self._run = wandb.init(
-            project=self._stage.logging.wandb_project,
-            group=self._stage.name,
-            name=f"{self._stage.name}/{self._stage.stage.name}",
+        stage = load_stage(folder / "config.yaml")
+        run = wandb.init(
+            project=stage.logging.wandb_project,
+            group=stage.name,
+            name=f"{stage.name}/{stage.stage.name}",
             id=run_id(folder),
             resume="allow",
             mode="online",
             dir=folder,
-            config=self._stage.model_dump(mode="json") | {"environment": environments[-1] if environments else {}},
+            config=stage.model_dump(mode="json")
+            | {"environment": (read_lines(folder / "environment.jsonl") or [{}])[-1]},
+            # The record is the transaction log. Statistics would be of this process, not of the training.
             settings=wandb.Settings(
-                silent=True,
                 init_timeout=60,
                 console="off",
-                # The record is what a broken upload goes on from.
                 x_skip_transaction_log=True,
-                # What they would tell is of this process, and not of the training.
                 x_disable_stats=True,
                 x_disable_meta=True,
                 x_save_requirements=False,
-                disable_git=True,
-                disable_code=True,
             ),
         )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        # The first step that the server does not have.
-        self._next: int = self._run.starting_step
-        self.last_step = 0
-
-    def send(self) -> int:
-        """Send what is new in the record; returns how many lines that were."""
-        lines, self._offset = new_lines(self._folder / "metrics.jsonl", self._offset)
-        new = 0
-        for line in lines:
-            self.last_step = line["step"]
-            if line["step"] >= self._next:
+        run.define_metric("*", step_metric="step")
+        first = _ledger(folder)
+        offset = step = sent = 0
+        again = True
+        while again:
+            again = more is not None and more()
+            lines, offset = new_lines(folder / "metrics.jsonl", offset)
+            for line in lines:
+                step = line["step"]
+                if step < run.starting_step:
+                    continue
+                image = folder / "samples" / f"{directory_name(step)}.png"
+                if "pictures" in line and image.is_file():
+                    line["pictures"] = wandb.Image(str(image))
                 # One row for all lines of a step, which is whole when one of a later step comes.
-                self._run.log(self._shown(line) | self._events(), step=line["step"])
-                new += 1
-        return new
-
-    def finish(self) -> None:
-        """Wait until W&B has everything."""
-        self._run.finish(exit_code=0 if self.last_step >= self._stage.stage.steps else _UNFINISHED)
-
-    def _events(self) -> dict[str, Any]:
-        """The ledger up to now, with the first line that is sent."""
-        if self._events_sent:
-            return {}
-        self._events_sent = True
-        events = stage_events(self._folder)
-        attempts = sum(event.get("event") == "started" and event["job"] == self._folder.name for event in events)
-        # Not a wandb.Table: that is an artifact, with a login of its own, and so one thing more that can fail.
-        return {"attempt": attempts, "ledger": self._wandb.Html(_table(events), inject=False)}
-
-    def _shown(self, line: dict[str, Any]) -> dict[str, Any]:
-        """A line of the record, with the sample sheet in the place of its number of pictures."""
-        if "pictures" not in line:
-            return line
-        file = self._folder / "samples" / f"step_{line['step']:08d}.png"
-        return line | {"pictures": self._wandb.Image(str(file))}
+                run.log(line | first, step=step)
+                first = {}
+                sent += 1
+        run.finish(exit_code=0 if step >= stage.stage.steps else EXIT_INTERRUPTED)
+        return sent
 
 
-def _table(events: list[dict[str, Any]]) -> str:
-    rows = [_COLUMNS, *([str(event.get(column, "")) for column in _COLUMNS] for event in events)]
-    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+def _ledger(folder: Path) -> dict[str, Any]:
+    """The ledger up to now, for the first row that is sent. A wandb.Table would be an artifact: one more to fail."""
+    import wandb
+
+    events = stage_events(folder)
+    rows = [_COLUMNS, *([event.get(column, "") for column in _COLUMNS] for event in events)]
+    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    attempts = sum(event.get("event") == "started" and event["job"] == folder.name for event in events)
+    html = f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+    return {"attempt": attempts, "ledger": wandb.Html(html, inject=False)}
 
 
-@contextmanager
-def alone(folder: Path, wait: bool) -> Iterator[None]:
-    """Keep other uploads of this stage away: two at once would send every line twice.
-
-    Raises:
-        LockedError: if there is another one and `wait` is off.
-    """
-    with (folder / LOCK_FILE).open("w", encoding="utf-8") as lock:
-        if not take(lock.fileno(), EXCLUSIVE, folder / LOCK_FILE, wait):
-            raise LockedError(f"{folder} is being uploaded by another process, which holds {LOCK_FILE}")
-        yield
-
-
-def follow(folder: Path, over: threading.Event, reached: Callable[[], None]) -> None:
-    """Upload the record as it grows, until `over` is set; `reached` is called once W&B has answered."""
-    with alone(folder, wait=True):
-        upload = Upload(folder)
-        reached()
-        while not over.wait(_POLL_S):
-            upload.send()
-        upload.send()
-        upload.finish()
-
-
-def main(folder: Path, patience_s: float, failures: int, over: bool) -> NoReturn:
+def main(folder: Path, patience_s: float) -> NoReturn:
     """Follow a training until the other end of stdin is closed, as it is when the training ends, however it does.
 
-    After that it may take `patience_s` seconds, then it dies of SIGALRM. A failed upload is tried again, later and
-    later, by this process made anew, so that nothing of the failure is left; `failures` tells how often it was, and
-    only of the first is told. After the end (`over`) it is tried once more.
+    After that this may take `patience_s` seconds, then it dies of SIGALRM. A failed upload is begun again after
+    a minute and at the end: a warning to the job kills `wandb-core`, whatever signal mask it inherits.
     """
-    ended, deadline, pause = threading.Event(), float("inf"), min(_RETRY_S * 2**failures, _LONGEST_RETRY_S)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WARNINGS)
+    ended, said = threading.Event(), False
 
     def wait_for_the_end() -> None:
-        nonlocal deadline
         sys.stdin.read()
         signal.setitimer(signal.ITIMER_REAL, patience_s)
-        deadline = time.monotonic() + patience_s
         ended.set()
 
-    def reached() -> None:
-        # What breaks after this can be mended at once: most likely a warning to the job killed wandb's own server.
-        nonlocal pause
-        pause = _POLL_S
-
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    # Before `wandb` writes into it where its server is.
-    environment = dict(os.environ)
-    try:
-        follow(folder, ended, reached)
-    except Exception as error:
-        if failures == 0:
-            why = f"{type(error).__name__}: {error}"
-            print(f"W&B cannot be reached, the run goes on without it: {why}", file=sys.stderr, flush=True)
-        now_over = ended.wait(pause)
-        left = min(patience_s, deadline - time.monotonic())
-        # Without what `wandb` does at the end of a process: it would wait for a server that is gone.
-        if over or left <= 0:
+    while True:
+        last = ended.is_set()
+        try:
+            upload(folder, more=lambda: not ended.wait(_POLL_S))
+            os._exit(0)
+        except Exception as error:
+            if not said:
+                why = f"{type(error).__name__}: {error}"
+                print(f"W&B cannot be reached, the run goes on without it: {why}", file=sys.stderr, flush=True)
+            said = True
+        if last:
+            # Without what `wandb` does at the end of a process: it would wait for a server that is gone.
             os._exit(1)
-        again = [str(folder), str(left), str(failures + 1), "over" if now_over else "follow"]
-        os.execve(sys.executable, [sys.executable, "-m", "wemmu.training.upload", *again], environment)
-    os._exit(0)
+        ended.wait(_RETRY_S)
+        # Forget a `wandb-core` that has died.
+        with suppress(Exception):
+            sys.modules["wandb"].teardown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "over")
+    main(Path(sys.argv[1]), float(sys.argv[2]))

@@ -17,8 +17,7 @@ from tests.training.runs import STAGE_RUN
 from tests.training.wandb_server import KEY, Run, Server
 from wemmu.config import dump
 from wemmu.config.wandb_mode import Mode
-from wemmu.training.upload import ID_FILE, run_id
-from wemmu.training.view import View
+from wemmu.training.upload import ID_FILE, WandbUploader, run_id
 
 REPOSITORY = Path(__file__).parents[2]
 ONLINE = Mode("online", "the test says so")
@@ -122,21 +121,21 @@ def _children(task: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_the_upload_outlives_the_warnings_of_a_job_and_sends_what_the_run_says_last(server: Server, stage: Path):
-    view = View(ONLINE, stage, PATIENCE_S)
+    uploader = WandbUploader(ONLINE, stage, PATIENCE_S)
     record(stage, range(1, 3))
     eventually(lambda: server.runs and next(iter(server.runs.values())).history, seconds=PATIENCE_S)
     (run,) = server.runs.values()
     await_steps(run, 1)  # the row of step 2 is whole when one of step 3 comes
-    uploader = view._uploader
-    assert uploader is not None
-    processes = [uploader.pid, *descendants(uploader.pid)]
+    process = uploader._process
+    assert process is not None
+    processes = [process.pid, *descendants(process.pid)]
     names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes]
     assert any("wandb-core" in name for name in names), names
     for pid in processes:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             os.kill(pid, number)
     record(stage, range(3, 5))
-    assert view.finish() is None
+    assert uploader.finish() is None
     await_steps(run, 1, 2, 3, 4)
 
 
@@ -144,12 +143,12 @@ def test_the_upload_outlives_the_warnings_of_a_job_and_sends_what_the_run_says_l
 def test_a_server_that_does_not_answer_is_waited_for_at_the_end_alone_and_not_long(server: Server, stage: Path):
     server.answers.clear()
     began = time.monotonic()
-    view = View(ONLINE, stage, patience_s=3.0)
+    uploader = WandbUploader(ONLINE, stage, patience_s=3.0)
     assert time.monotonic() - began < 2
     record(stage, range(1, 9))
     time.sleep(3)
     began = time.monotonic()
-    said = view.finish()
+    said = uploader.finish()
     assert time.monotonic() - began < 10
     assert said is not None
     assert f"tools/wandb_sync.py {stage}" in said
@@ -171,16 +170,16 @@ def test_a_wandb_that(fake: str, stage: Path, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "fake" / "wandb.py").write_text(FAKES[fake])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), str(REPOSITORY)]))
     began = time.monotonic()
-    view = View(ONLINE, stage, patience_s=2.0)
+    uploader = WandbUploader(ONLINE, stage, patience_s=2.0)
     assert time.monotonic() - began < 2, "the start waits for wandb"
-    uploader = view._uploader
-    assert uploader is not None
+    process = uploader._process
+    assert process is not None
     if fake == "dies":
-        uploader.wait(PATIENCE_S)
+        process.wait(PATIENCE_S)
     else:
         time.sleep(4)
-    assert "uploads the rest" in str(view.finish())
-    assert uploader.poll() is not None
+    assert "uploads the rest" in str(uploader.finish())
+    assert process.poll() is not None
     told = capfd.readouterr().err.splitlines()
     assert len(told) == (fake == "raises"), told
     assert fake != "raises" or "wandb is broken" in told[0]
@@ -189,9 +188,9 @@ def test_a_wandb_that(fake: str, stage: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_upload_ends_with_the_training_however_that_ends(stage: Path, tmp_path: Path):
     (tmp_path / "wandb.py").write_text("import time; time.sleep(10**6)")
     code = (
-        "import os, sys; from pathlib import Path; from wemmu.training.view import View; "
-        "from wemmu.config.wandb_mode import Mode; view = View(Mode('online', ''), Path(sys.argv[1]), 1.0); "
-        "print(view._uploader.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from wemmu.training.upload import WandbUploader as Uploader; "
+        "from wemmu.config.wandb_mode import Mode; started = Uploader(Mode('online', ''), Path(sys.argv[1]), 1.0); "
+        "print(started._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
     done = subprocess.run([sys.executable, "-c", code, str(stage)], env=environment, capture_output=True, text=True)
@@ -201,13 +200,21 @@ def test_the_upload_ends_with_the_training_however_that_ends(stage: Path, tmp_pa
 
 
 def test_offline_starts_nothing_and_still_fixes_the_id(stage: Path):
-    view = View(Mode("offline", ""), stage)
-    assert view._uploader is None
-    assert view.finish() is None
+    uploader = WandbUploader(Mode("offline", ""), stage)
+    assert uploader._process is None
+    assert uploader.finish() is None
     assert (stage / ID_FILE).read_text() == run_id(stage)
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_disk_that_fails_is_told_of_and_leaves_training_alone(mode: str, stage: Path, capfd):
+    """As one that is full: the id of the run can neither be read nor written."""
+    (stage / ID_FILE).mkdir()
+    assert WandbUploader(Mode(mode, ""), stage).finish() is None
+    assert "the run goes on without it" in capfd.readouterr().err
 
 
 def test_disabled_leaves_no_trace(stage: Path):
     before = sorted(stage.rglob("*"))
-    assert View(Mode("disabled", ""), stage).finish() is None
+    assert WandbUploader(Mode("disabled", ""), stage).finish() is None
     assert sorted(stage.rglob("*")) == before
