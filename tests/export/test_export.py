@@ -30,6 +30,7 @@ from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
 from tools.export import replacing
 from tools.export.stored import Stored, write_component
+from wemmu.command_line import UsageError
 from wemmu.config import load_stage
 from wemmu.images import fit
 from wemmu.models.component import WeMMUBridge
@@ -38,7 +39,7 @@ from wemmu.parallel.engine import TrainState
 from wemmu.pipeline import _DEFAULTS, WeMMUPipeline, beyond
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity
-from wemmu.sample import SampleError, open_source
+from wemmu.sample import open_source
 from wemmu.sampling.sampler import Request, Sampler, task_of
 from wemmu.training import checkpoint
 from wemmu.training.build import load_trained
@@ -482,7 +483,7 @@ def test_averages_of_the_weights_are_taken_if_asked_for_and_there(trained: Train
         with pytest.raises((SystemExit, RuntimeError), match=r"holds no moving average .* --no-ema"):
             act()
     assert not (tmp_path / "none").exists()
-    with pytest.raises(SampleError, match="is an export, which has one set of weights"):
+    with pytest.raises(UsageError, match="is an export, which has one set of weights"):
         open_source(exported, ema=True)
 
 
