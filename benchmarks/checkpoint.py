@@ -21,11 +21,11 @@ import typer
 from torch import nn
 
 from benchmarks.measure import RESULTS, Out, Quick, save
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.saver import Saver
 from wemmu.config.stage import Optimizer
 from wemmu.parallel.single import SingleEngine
-from wemmu.training import checkpoint, retention
-from wemmu.training.manifest import Origin
-from wemmu.training.saver import Saver
 from wemmu.types import Losses
 
 KEEP = 2
@@ -65,7 +65,7 @@ def main(quick: Quick = False, out: Out = RESULTS) -> None:
         saver = Saver(Path(scratch), KEEP, ORIGIN)
 
         def at_once() -> None:
-            checkpoint.save(Path(scratch), engine.state(), {}, ORIGIN)
+            store.save(Path(scratch), engine.state(), {}, ORIGIN)
             retention.prune(Path(scratch), KEEP)
 
         def window(save: Callable[[], None]) -> Window:

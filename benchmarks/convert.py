@@ -31,12 +31,12 @@ from tools.export.skeleton import identities, shapes, skeleton
 from tools.export.start import ship_export
 from tools.zero.folder import read_folder
 from tools.zero.write import write_checkpoint
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.state import TrainState
 from wemmu.config import StageRun, dump, load_curriculum
-from wemmu.parallel.engine import TrainState
 from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
 from wemmu.shapes.processor import save_processor, special_ids
-from wemmu.training import checkpoint
-from wemmu.training.manifest import Origin
 
 WORLD = 2
 # In MB of 10^6 bytes.
@@ -84,7 +84,7 @@ def make_run(folder: Path, sizes: Sizes) -> StageRun:
     weights = {name: torch.randn(shape) for name, shape in shapes(skeleton(run)).items()}
     frozen = {part: sha256 for part, sha256 in identities(run).items() if part != "dit"}
     origin = Origin("stage2", run.seed, run.stage.resolution, frozen)
-    checkpoint.save(folder / "run/stage2/checkpoints", TrainState(weights, weights, weights, 2), {}, origin)
+    store.save(folder / "run/stage2/checkpoints", TrainState(weights, weights, weights, 2), {}, origin)
     save_zero3(folder / "zero3", weights)
     return run
 

@@ -1,7 +1,7 @@
 """The step that is taken where nothing is known of a frozen prefix: our baseline, in Hugging Face's own class.
 
 Prompt, VAE tokens and queries are one sequence in one VLM, as in MetaQuery: autograd goes through the whole of it. What
-follows is ours, so the loss is the same: `wemmu.training.losses` on this model, its DiT and its VAE.
+follows is ours, so the loss is the same: `wemmu.recipes.wemmu.loss` on this model, its DiT and its VAE.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wemmu.models.dit import velocity
-from wemmu.models.model import WeMMU
+from wemmu.backbones.sana.adapter import ADAPTER
 from wemmu.noise import Noise
 from wemmu.positions import image_grid_positions, token_grid
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Condition, Prompts
 
 Mask = Literal["pathway", "causal"]
@@ -104,4 +104,4 @@ class NaiveModel(nn.Module):
         return (ordered & real[:, None, :] | alone)[:, None]
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return velocity(self.dit, x_t, t, condition)
+        return ADAPTER.velocity(self.dit, x_t.to(condition.states.dtype), t, condition.states).to(x_t.dtype)

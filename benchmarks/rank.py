@@ -7,15 +7,15 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
-from wemmu.models.bridge import Bridge
-from wemmu.models.model import WeMMU
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.vlm import FrozenVLM
 from wemmu.parallel.topology import Topology
 from wemmu.planning.flops import Sample
 from wemmu.positions import prompt_positions
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Batch, Negatives, Prompts
 
 
@@ -27,17 +27,17 @@ def join(rank: int, world: int) -> None:
 def make_model(run: StageRun) -> WeMMU:
     """The model of the config.json files of `run`, frozen as its stage says; within a `fake_world` it has no weights.
 
-    As `wemmu.models.weights.build_model`, which reads weights.
+    As `wemmu.backbones.weights.build_model`, which reads weights.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, run.backbones.dtype))
     try:
         config = Qwen2_5_VLConfig.from_pretrained(run.backbones.vlm)
         vlm = FrozenVLM(Qwen2_5_VLForConditionalGeneration(config), mean=[0.5] * 3, std=[0.5] * 3)
-        vae = FrozenVAE(AutoencoderDC.from_config(AutoencoderDC.load_config(run.backbones.sana / "vae")))
-        dit_config = SanaTransformer2DModel.load_config(run.backbones.sana / "transformer")
+        vae = FrozenVAE(AutoencoderDC.from_config(AutoencoderDC.load_config(run.backbones.vae)))
+        dit_config = SanaTransformer2DModel.load_config(run.backbones.dit)
         dit = SanaTransformer2DModel.from_config(dit_config)
-        bridge = Bridge(run.bridge, vlm.language_model, vae.latent_channels, dit.config.caption_channels)
+        bridge = Bridge(run.recipe.bridge, vlm.language_model, vae.latent_channels, dit.config.caption_channels)
     finally:
         torch.set_default_dtype(before)
     model = WeMMU(vlm, vae, bridge, dit)
@@ -80,7 +80,7 @@ def make_batch(run: StageRun, task: Task, sample: Sample, micro: int, token_ids:
 
 
 def make_engine(model: WeMMU, run: StageRun, topology: Topology):
-    from wemmu.training.losses import FlowMatchingLoss
+    from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 
     loss = FlowMatchingLoss(model, run)
     if run.parallel.engine == "zero3":

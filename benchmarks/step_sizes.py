@@ -9,16 +9,16 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.models import published
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config import Curriculum, StageRun
-from wemmu.config.schema import Bridge as BridgeConfig
 from wemmu.config.task import Task
-from wemmu.models.bridge import Bridge
-from wemmu.models.model import WeMMU
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.vlm import FrozenVLM
 from wemmu.planning.backbones import DCAE, Language, Sana, Sizes, Vision
 from wemmu.planning.flops import Assumptions, Sample, sample_flops, sample_of
 from wemmu.positions import prompt_positions, token_grid
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
 from wemmu.types import Batch, Negatives, Prompts
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from benchmarks.naive import Mask, NaiveModel, Way
 from benchmarks.step_sizes import Cell, Size, floor_flops, make_batch, make_model, make_run, samples_of
 from wemmu.config import StageRun
-from wemmu.models.model import WeMMU
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE
 from wemmu.planning.flops import dit as dit_work
 from wemmu.planning.flops import pathway, prefix
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Batch, Prefix
 
 # Whether layers are recomputed; the first is what the others are compared with.

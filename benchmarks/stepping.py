@@ -15,9 +15,9 @@ from benchmarks.pipeline_bubble import Slot
 from benchmarks.rank import join, make_batch, make_engine, make_model
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
 from wemmu.parallel.topology import Topology
 from wemmu.planning.flops import Sample
+from wemmu.recipes.wemmu.model import WeMMU
 
 WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS = "weights", "moments", "gradients", "gathered", "activations"
 

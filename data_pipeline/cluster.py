@@ -1,4 +1,4 @@
-"""Runs the work in this process, on a new local Ray cluster, or on a running Ray cluster."""
+"""Where the work is done: in this process, on a Ray cluster made for it on this machine, or on one that is there."""
 
 import logging
 import os
@@ -19,25 +19,25 @@ from wemmu.config import ConfigError
 from wemmu.config.shards import ShardError
 
 Result = TypeVar("Result")
-# Name of a method of a started model -> the method, as a function that workers can call.
+# Name of a method of a model that was started -> the method, as a function that can be handed to workers.
 Methods = Callable[[str], Callable[[Any], Any]]
-# Ray tasks in flight per CPU: enough to keep it busy, few enough to bound the memory of their arguments.
+# Tasks handed to Ray at a time, for each CPU: enough to keep it busy, few enough that their arguments stay small.
 AHEAD = 4
 
 
 class Workers(Protocol):
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """Call `function` with every tuple of arguments; yield results as they finish, in any order."""
+        """`function` of every tuple of arguments; the results come as they are ready, in any order."""
         ...
 
     def services(self, job: Job) -> Services:
-        """Start the job's models; return them as functions for `run`."""
+        """The models that the job asks for, as functions that can be handed to `run`."""
         ...
 
 
 @contextmanager
 def workers(number: int | None, address: str | None) -> Iterator[Workers]:
-    """Use `number` local processes (None: one per core; 0: this process), or the cluster at `address`."""
+    """`number` processes on this machine (None: one a core; 0: this process), or those of the cluster at `address`."""
     if number == 0:
         yield InProcess()
     else:
@@ -46,7 +46,7 @@ def workers(number: int | None, address: str | None) -> Iterator[Workers]:
 
 
 class InProcess:
-    """Runs one part after the other, for small data and for debugging a source."""
+    """One part after the other, for small data and for finding out what goes wrong in a source."""
 
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         return (function(*args) for args in arguments)
@@ -66,7 +66,7 @@ class OnRay:
         self._gpus = int(resources.get("GPU", 0))
 
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        # Ray replaces a worker that dies (out of memory, a lost node) and repeats its part.
+        # A worker that dies (out of memory, a lost node) is replaced, and its part done again.
         remote = self._ray.remote(function).options(max_retries=3)
         running: list[Any] = []
         for args in arguments:
@@ -79,7 +79,7 @@ class OnRay:
             yield from self._results(done)
 
     def _results(self, done: list[Any]) -> list[Any]:
-        """Raise self-explanatory errors without the worker's traceback."""
+        """Errors that say by themselves what is wrong come as they were raised, without the worker's traceback."""
         try:
             return self._ray.get(done)
         except self._ray.exceptions.RayTaskError as error:
@@ -91,13 +91,13 @@ class OnRay:
         return _services(job, self._start)
 
     def _start(self, service: type, *arguments: object) -> Methods:
-        """Return the number of actors: one per GPU of the cluster, or one."""
+        """One for each GPU of the cluster, or one."""
         remote = self._ray.remote(service).options(num_cpus=0, num_gpus=1 if self._gpus else 0)
         return partial(_Remote, [remote.remote(*arguments) for _ in range(max(1, self._gpus))])
 
 
 def _services(job: Job, start: Callable[..., Methods]) -> Services:
-    """Start the job's models; `start` makes a model from a class and its arguments and returns its methods."""
+    """The models that the job asks for; `start` makes one of a class and its arguments, and gives its methods."""
     prepare = job.prepare
     if prepare.caption is None and prepare.latents is None:
         return Services()
@@ -115,14 +115,14 @@ def _services(job: Job, start: Callable[..., Methods]) -> Services:
 
 @contextmanager
 def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType]:
-    """Connect to Ray. Without `address`, start a local cluster of `workers` CPUs (default: all).
+    """`ray`, connected. Without `address` a cluster of `workers` CPUs (default: all) on this machine is made for it.
 
-    It has no dashboard and no usage statistics and listens on loopback only.
+    No dashboard and no usage statistics; it listens on loopback only.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
-        # Ray reads this at import. Our own token keeps other users of the node out of Ray's ports, and none lands in
-        # the home directory.
+        # Read when Ray is imported. A token of our own keeps other users of the node out of the ports that Ray opens,
+        # without leaving one in the home directory.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
@@ -134,7 +134,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
             ray.shutdown()
         return
     _sweep()
-    # Under /tmp, not TMPDIR: paths of Ray's sockets may have at most 107 characters.
+    # Under /tmp whatever TMPDIR says: Ray puts sockets there, whose paths may not be longer than 107 characters.
     with tempfile.TemporaryDirectory(prefix=f"ray{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
         try:
             ray.init(
@@ -144,7 +144,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                # Only images for a model pass through the store; 75 MB is Ray's minimum.
+                # Images travel through the store only on their way to a model; the least Ray accepts is 75 MB.
                 object_store_memory=200 * 2**20,
                 _temp_dir=scratch,
             )
@@ -154,7 +154,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
 
 
 def _sweep() -> None:
-    """Remove folders of this user's killed runs."""
+    """Remove the folders that killed runs of this user left."""
     for folder in Path("/tmp").glob("ray*-*"):
         pid = folder.name.removeprefix("ray").partition("-")[0]
         if pid.isdecimal() and not Path("/proc", pid).exists() and folder.stat().st_uid == os.getuid():
@@ -162,7 +162,7 @@ def _sweep() -> None:
 
 
 class _Remote:
-    """Return a method of several actors as a plain function; calls go to the actors in turn."""
+    """A method of some actors as a plain function; each call goes to the next of them."""
 
     def __init__(self, actors: list[Any], method: str):
         self._actors, self._method, self._calls = actors, method, 0

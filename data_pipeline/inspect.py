@@ -1,4 +1,4 @@
-"""Shows what a directory of shards holds: our data sets and other MDS data sets."""
+"""A look into a directory of shards: a data set of ours, or of anyone who writes MDS."""
 
 import io
 from itertools import chain, islice
@@ -25,17 +25,17 @@ NUMBERS = {"int": "<i8"} | {
     f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("uint", "int", "float") for size in (1, 2, 4, 8)
 }
 PICTURES = ("jpeg", "png", "bytes")
-# Bytes of a column to print as text.
+# Bytes of a column that are printed as text.
 PRINTED = 2000
 
 
 def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
     """Print the streams of the data set in `root` and an example of each, or the columns of a foreign MDS data set.
 
-    With `pictures`, write the first records of every stream into that PNG file.
+    With `pictures` the first records of every stream are drawn into that PNG file.
 
     Raises:
-        ShardError: if `root` is neither, or if `pictures` is given for a foreign data set.
+        ShardError: if `root` is neither, or `pictures` is wanted of a foreign data set.
     """
     if (root / SETTINGS_FILE).exists() or (root / DATASET_FILE).exists():
         contents = look(root)
@@ -47,7 +47,7 @@ def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
             console.print(Text(f"The first records of {len(streams)} streams: {pictures}"))
     elif (root / INDEX_FILE).exists():
         if pictures is not None:
-            raise ShardError(f"{root} is not a data set of this project, so there is no image of its records")
+            raise ShardError(f"{root} is not a data set of this project, so no pictures are drawn of it")
         _show_foreign(root, console)
     else:
         raise ShardError(
@@ -114,7 +114,7 @@ def _show_foreign(root: Path, console: Console) -> None:
             )
         )
     )
-    notes = [f"shards missing: {len(missing)}, for example {missing[0].path}"] if missing else []
+    notes = [f"Of the shards {len(missing)} are not here, {missing[0].path} for one"] if missing else []
     notes += ["The shards do not all have the same columns"] if any(s.columns != first.columns for s in shards) else []
     notes += chain.from_iterable(_header_notes(shard) for shard in shards)
     for note in notes:
@@ -122,7 +122,7 @@ def _show_foreign(root: Path, console: Console) -> None:
 
 
 def _header_notes(shard: Shard) -> list[str]:
-    """Yield differences between shards and index; skip missing shards."""
+    """What the shard itself says, where that is not what the index says; nothing of shards that are not here."""
     if shard.compression or not shard.path.exists():
         return []
     try:
@@ -133,7 +133,7 @@ def _header_notes(shard: Shard) -> list[str]:
 
 
 def _example(shard: Shard) -> dict[str, str]:
-    """Describe the columns of the first record. Never opens pickles: they can run any code."""
+    """What the columns of the first record hold, in words. Pickles are never opened: they can run any code."""
     if shard.compression or not shard.path.exists():
         return {}
     try:

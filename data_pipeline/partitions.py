@@ -1,4 +1,4 @@
-"""Writes one partition in one worker; it is either finished or not in the ledger."""
+"""One partition: written by one worker, finished or not there, and never taken for finished when it is not."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ from wemmu.config.task import Task
 if TYPE_CHECKING:
     from streaming import MDSWriter
 
-# Each stream's shard stays in memory until it is full, so a worker needs this times the number of streams.
+# A stream's shard is held in memory until it is full, so this times the number of streams is what a worker needs.
 SHARD_BYTES = 2**25
 
 
@@ -37,14 +37,14 @@ def write_partition(
     dropped: frozenset[int] = frozenset(),
     services: Services | None = None,
 ) -> Entry:
-    """Write partition `number` with the records of `part`; return its ledger entry.
+    """Write partition `number`, which holds what `part` gives; returns its ledger entry.
 
-    Shards are written beside their place, synced and renamed, then the ledger entry likewise. A kill in between leaves
-    a partition without an entry, which the next run writes again.
+    Shards are written aside, brought to disk and renamed; then the ledger's entry appears in the same way. Whoever is
+    killed in between leaves a partition that the ledger does not know, and that the next run writes again.
     """
     out = _Writers(job.root, number)
     rejected: list[Rejected] = []
-    # Count a record once, also at several resolutions.
+    # A record may come at several resolutions; it is counted once.
     written: set[str] = set()
     tasks: Counter[Task] = Counter()
     unused: Counter[Task] = Counter()
@@ -92,7 +92,7 @@ class _Writers:
     def __init__(self, root: Path, number: int):
         self._root, self._number = root, number
         self._writers: dict[StreamSettings, MDSWriter] = {}
-        # A unique name: a worker that outlives its killed run cannot write into the next run's files.
+        # This attempt's own: a worker that outlives its killed run cannot write into the next run's files.
         self._aside = f"{partition_name(number)}.{uuid.uuid4().hex}.tmp"
 
     def _path(self, stream: StreamSettings, name: str) -> Path:
@@ -101,7 +101,7 @@ class _Writers:
     def write(self, sample: SizedRecord, source: str) -> None:
         writer = self._writers.get(sample.stream)
         if writer is None:
-            # Imports torch and transformers, which takes seconds: only a writing process does it.
+            # Imports torch and transformers, seconds of work: only a process that really writes pays for it.
             from streaming import MDSWriter
 
             out = str(self._path(sample.stream, self._aside))
@@ -110,7 +110,7 @@ class _Writers:
         writer.write(columns_of(sample, source))
 
     def finish(self) -> tuple[Shards, ...]:
-        """Sync everything to disk and rename it into place."""
+        """Bring everything to disk and to its place."""
         held = []
         for stream in sorted(self._writers, key=lambda s: s.name):
             writer = self._writers[stream]
@@ -121,7 +121,8 @@ class _Writers:
             try:
                 os.replace(aside, place)
             except OSError:
-                # A non-empty directory is never replaced: a worker of a killed run has written the same records.
+                # A directory with content is never replaced: a worker of a killed run was there first, with the same
+                # records.
                 if not place.is_dir():
                     raise
                 shutil.rmtree(aside)
@@ -133,7 +134,7 @@ class _Writers:
 
 
 def _to_disk(directory: Path) -> None:
-    """Sync before a rename: a rename that survives a power failure must not point to lost content."""
+    """A rename that survives a power failure must not name content that did not."""
     for path in (*directory.iterdir(), directory):
         file = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Curriculum -> the job of the writer, and its settings as recorded for the next run."""
+"""Curriculum -> what has to be written, and how it is recorded so that another run can tell whether it is the same."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ from wemmu.config.task import FROM_T2I, Task
 
 @dataclass(frozen=True)
 class Job:
-    """The definition of a data set; `resolutions` maps each task to the resolutions at which a stage uses it."""
+    """What a data set is made of. `resolutions` says for each task at which of them some stage uses it."""
 
     root: Path
     prepare: Prepare
     resolutions: dict[Task, tuple[int, ...]]
-    # Autoencoder for stored latents, or None.
+    # Autoencoder for stored latents; None if none are wanted.
     vae: Path | None
 
     def source(self, name: str) -> Source:
@@ -37,15 +37,15 @@ class Job:
         return {resolution: buckets(resolution, self.prepare.pictures) for resolution in sorted(wanted)}
 
     def parts(self) -> list[SourcePartition]:
-        """Return every part of every source in a fixed order; a part's number is its index here."""
+        """Every part of every source, in always the same order; a part's number is its place here."""
         return [part for config in self.prepare.sources for part in open_source(config).parts(self.prepare.partition)]
 
 
 class Settings(Schema):
     """`settings.json`: equal settings and equal sources give equal records.
 
-    `parts` is the number of parts when writing began, `listing` the hash of their names and sizes, `folder` the working
-    directory then, from which relative paths start.
+    `parts` is the number of parts that the sources had when writing began, `listing` the hash of their names and sizes,
+    `folder` the working directory then, from which relative paths are meant.
     """
 
     version: int
@@ -54,18 +54,18 @@ class Settings(Schema):
     resolutions: dict[Task, tuple[int, ...]]
     parts: int = 0
     listing: str = ""
-    # Absent in earlier data sets.
+    # Earlier data sets do not say.
     folder: str = ""
-    # Source -> number of files, hash of their names and sizes.
+    # Of each source, the number of its files and the hash of their names and sizes.
     files: dict[str, tuple[int, str]] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, parts: list[SourcePartition] | None = None) -> "Settings":
-        """Return the settings; without `parts`, only what is known before the sources are listed."""
+        """With `parts` what goes into the file; without, all that can be told before the sources are listed."""
         prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged", "max_lost_containers"})
         for service in ("caption", "latents"):
             if prepare[service] is not None:
-                # The batch size does not change the result.
+                # Larger batches do the same work.
                 del prepare[service]["batch"]
         settings = cls(
             version=VERSION,
@@ -81,7 +81,7 @@ class Settings(Schema):
         return settings.model_copy(update={"parts": len(parts), "listing": listing, "files": files})
 
     def differences(self, other: "Settings") -> list[str]:
-        """Return `field: own value, not other value` for each leaf that differs."""
+        """One `field: own value, not other value` for each leaf in which the two differ."""
         mine, theirs = (
             _leaves(s.model_dump(mode="json", exclude={"parts", "listing", "folder", "files"})) for s in (self, other)
         )
@@ -93,12 +93,12 @@ class Settings(Schema):
         ]
 
     def _whole(self, leaf: Any) -> Any:
-        """Return one spelling of a path, whatever folder it is relative to."""
+        """One spelling of a path, from whatever folder it was given."""
         return os.path.normpath(os.path.join(self.folder, leaf)) if isinstance(leaf, str) else leaf
 
 
 def files_of(job: Job, source: str) -> tuple[int, str]:
-    """Return the number of a source's files and the hash of their names and sizes; raises as `Source.parts`."""
+    """How many files a source has now, and the hash of their names and sizes; raises as `Source.parts`."""
     found = job.source(source).files()
     return len(found), _digest(found)
 
@@ -120,12 +120,12 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def plan(curriculum: Curriculum) -> Job:
-    """Return the job for `curriculum`: every task of its stages at every resolution of that task.
+    """What the stages of `curriculum` need: every task that one mixes, at every resolution at which one does.
 
     `data.prepare.also` adds tasks.
 
     Raises:
-        ConfigError: if the curriculum prepares no data, or a resolution is not a multiple of the unit.
+        ConfigError: if the curriculum prepares no data, or its resolutions do not fit the images' unit.
     """
     prepare = curriculum.data.prepare
     if prepare is None:
@@ -143,5 +143,5 @@ def plan(curriculum: Curriculum) -> Job:
                 resolutions.setdefault(Task.T2I, set()).update(stage.resolutions)
     for task in prepare.also:
         resolutions.setdefault(task, set()).update(px for stage in curriculum.stages for px in stage.resolutions)
-    vae = curriculum.backbones.sana / "vae" if prepare.latents else None
+    vae = curriculum.backbones.vae if prepare.latents else None
     return Job(curriculum.data.shards, prepare, {t: tuple(sorted(r)) for t, r in sorted(resolutions.items())}, vae)

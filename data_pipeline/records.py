@@ -1,4 +1,4 @@
-"""Raw records of the sources, and the reasons to reject a record."""
+"""What travels along the chain: a raw record as its source has it, and the reasons why one can be left out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Reason(StrEnum):
     """Why a record is not in the data set."""
 
     # The record is damaged or hostile.
-    BAD_CONTAINER = "container broken"  # the tar or Parquet file ends or breaks here; key "" if the record is unknown
-    MERGED = "names merge into one record"  # the first dot of their names gives many members of a tar one key
+    BAD_CONTAINER = "container broken"  # the tar or Parquet file ends or breaks here; key "" if no record is known
+    MERGED = "names merge into one record"  # of many members of a tar, which the first dot of their names makes one
     BAD_RECORD = "record unreadable"  # not JSON, or a field is missing or of another type
     BAD_TEXT = "text is not UTF-8"
     NO_IMAGE = "image missing"
@@ -25,13 +25,13 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not an image"
     TRUNCATED = "image truncated"
     TOO_MANY_PIXELS = "image has too many pixels"
-    # The record is undamaged but unwanted.
+    # The record is whole, and not wanted.
     TOO_SMALL = "image too small"
     TOO_OBLONG = "image too oblong"
     CAPTION_TOO_SHORT = "caption too short"
     CAPTION_TOO_LONG = "caption too long"
     DUPLICATE = "duplicate"
-    # No stage uses the record's task; counted, not listed.
+    # The record is of a task that no stage uses; such are counted and not listed.
     UNUSED = "task not used"
 
     @classmethod
@@ -46,7 +46,7 @@ class Reason(StrEnum):
 
     @property
     def lost(self) -> bool:
-        """Whether a container is lost, with an unknown number of records."""
+        """A container is lost, and with it records that nobody has counted."""
         return self is Reason.BAD_CONTAINER
 
 
@@ -66,7 +66,7 @@ LONGEST_DETAIL = 400
 
 @dataclass(frozen=True)
 class Rejection:
-    """A rejected record; `part` is its unit of the source."""
+    """A record that was left out; `part` is the unit of the source that it stood in."""
 
     source: str
     part: str
@@ -76,12 +76,12 @@ class Rejection:
 
 
 def short(text: str) -> str:
-    """Shorten a text for a message: a field may hold a whole file instead of a path."""
+    """What a message or a line of a log shows of a text: a field may hold a whole file where a path belongs."""
     return text if len(text) <= LONGEST_DETAIL else f"{text[: LONGEST_DETAIL // 2]}... ({len(text)} characters)"
 
 
 class RejectedError(Exception):
-    """A step of the chain raises this to reject the current record; a long `detail` is truncated."""
+    """Raised by a stage to leave out the record at hand; of a long `detail` the beginning is kept."""
 
     def __init__(self, reason: Reason, detail: str = ""):
         detail = short(detail)
@@ -91,14 +91,14 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An encoded image; `name` is for messages."""
+    """An image as a file's content, not decoded yet; `name` is for messages."""
 
     name: str
     data: bytes
 
 
 class Drawing(Protocol):
-    """An image without a size: it is rendered for every bucket."""
+    """An image without a size of its own: it is drawn anew for every bucket."""
 
     def draw(self, height: int, width: int) -> Image.Image: ...
 
@@ -108,11 +108,11 @@ RawImage = EncodedImage | Drawing
 
 @dataclass(frozen=True)
 class RawRecord:
-    """A record as its source holds it.
+    """A record as its source has it.
 
-    `key` is unique in its source and the same in every run; the record's id is "NAME/KEY". `images` are the inputs.
-    `target` None: the first input is the target (for understanding: there is none). `prompt` None: the source has no
-    caption.
+    `key` is unique in its source and the same in every run; "NAME/KEY" with the source's name becomes the record's id.
+    `images` are the input images. `target` None means that the first of them is the target (or, for understanding,
+    that no image is made). `prompt` None means that the source has no caption for it.
     """
 
     key: str
@@ -125,10 +125,10 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class SourcePartition:
-    """A unit of a source that one worker reads from beginning to end, in a fixed order.
+    """A unit of a source that one worker reads from beginning to end, in always the same order.
 
-    `name` is unique in its source and readable; `place` holds JSON values by which the source finds it. Together they
-    must change when the content may have changed (a file's size, the number of rows).
+    `name` is unique in its source and for people; `place` holds JSON values that tell the source where it is. Together
+    they must change when the unit's content may have (a file's size, the number of rows).
     """
 
     source: str
@@ -137,16 +137,16 @@ class SourcePartition:
 
 
 class Source(Protocol):
-    """The interface of a kind of source; `data_pipeline.sources` maps kinds of config to classes.
+    """What a kind of source must offer; `data_pipeline.sources` maps kinds of config to classes.
 
-    `version` rises whenever the records of an unchanged source change. If a part is known not to open, its `place` has
-    the reason as `broken`.
+    `version` is raised whenever the records of an unchanged source change. A part that is known not to open before it
+    is read has the reason as `broken` in its place.
     """
 
     version: int
 
     def files(self) -> list[tuple[str, int]]:
-        """Return name and size of every file now, without opening any; nothing if that is expensive.
+        """Name and size of every file there is now, without opening any; none where there is no cheap way to tell.
 
         Raises:
             ConfigError: as `parts`.
@@ -154,13 +154,13 @@ class Source(Protocol):
         ...
 
     def parts(self, size: int) -> list[SourcePartition]:
-        """Return the parts in a fixed order; `size` is the number of records in each, if the source can choose it.
+        """The parts, always in the same order; `size` is the wanted number of records in each where it can be chosen.
 
         Raises:
-            ConfigError: if there is nothing at the path, or something of another kind.
+            ConfigError: if there is nothing at the path, or not of the right kind.
         """
         ...
 
     def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
-        """Yield the records of a part. A broken record becomes a Rejection, and reading continues if possible."""
+        """The records of a part. What is broken becomes a Rejection and reading goes on where that is possible."""
         ...

@@ -1,23 +1,22 @@
-"""The models of the chain: a VLM that writes captions, an autoencoder that computes latents.
+"""The models that the chain asks: a VLM that writes captions, an autoencoder that makes latents.
 
-Each runs in its own process, a Ray actor, with a GPU if there is one, and serves all workers.
+Each lives in a process of its own, a Ray actor with a GPU where there is one, and serves all workers.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC
 from PIL import Image
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor
 
+from wemmu.backbones.weights import load_autoencoder, load_vlm
 from wemmu.config.prepare import Captioner
 from wemmu.config.shards import LatentSettings
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.weights import load_strict
 from wemmu.pixels import stored_pixels
 from wemmu.prompts import PromptEncoder
-from wemmu.published.check import VLM, check
+from wemmu.published.check import check
+from wemmu.published.known import VLM
 
 
 def _device() -> str:
@@ -25,17 +24,17 @@ def _device() -> str:
 
 
 class CaptionService:
-    """Writes greedy captions, so an image has the same caption in every run."""
+    """Greedy captions, so that the same image has the same caption in every run."""
 
     def __init__(self, config: Captioner):
         self._config, self._device = config, _device()
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         check(config.vlm, VLM, with_processor=True)
-        self._vlm, _ = load_strict(Qwen2_5_VLForConditionalGeneration, config.vlm, dtype)
+        self._vlm, _ = load_vlm(config.vlm, dtype)
         self._vlm.to(self._device).eval()
         self._processor = AutoProcessor.from_pretrained(config.vlm, use_fast=True)
         self._encoder = PromptEncoder(self._processor)
-        # Left padding: all prompts of a batch end at the same place, where the answers begin.
+        # Prompts of one batch end together, where the answers begin.
         self._processor.tokenizer.padding_side = "left"
 
     @torch.no_grad()
@@ -53,16 +52,16 @@ class CaptionService:
 
 
 class LatentService:
-    """Computes the latents that training would compute from the same files."""
+    """Latents of stored images, exactly as training would make them of the same files."""
 
     def __init__(self, directory: Path, dtype: str):
         self._device = _device()
-        vae, report = load_strict(AutoencoderDC, directory, torch.float32)
-        self._vae = FrozenVAE(vae).to(self._device)
+        vae, report = load_autoencoder(directory, torch.float32)
+        self._vae = vae.to(self._device)
         self._dtype, self._name, self._sha256 = getattr(torch, dtype), dtype, report.sha256
 
     def settings(self, size: tuple[int, int]) -> LatentSettings:
-        """Return the settings of the latents of images of `size` = (height, width)."""
+        """What the latents of images of `size` = (height, width) are."""
         return LatentSettings(
             vae=self._sha256,
             scaling_factor=self._vae.scaling_factor,

@@ -85,7 +85,7 @@ def resume(
 ) -> None:
     """Go on with what is not finished of a run, from its last checkpoint: where it ran, on this machine or on Slurm."""
     run_folder = folder.normalise(run_folder)
-    config = folder.opened(run_folder, overrides or ())
+    config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
     if here or not (run_folder / folder.CLUSTER).exists():
         _run_here(config, run_folder)
         return
@@ -105,7 +105,7 @@ def status(
 ) -> None:
     """Show how far each job of a run is."""
     run_folder = run_folder or folder.newest()
-    config = folder.opened(run_folder)
+    config = load_curriculum(run_folder / folder.CURRICULUM)
     if as_json:
         print(json.dumps([asdict(row) for row in _statuses(config, run_folder)], indent=1))
         return
@@ -121,7 +121,10 @@ def status(
 @plainly()
 def cancel(run_folder: RunFolder) -> None:
     """Cancel the Slurm jobs of a run; those that train save first. `resume` goes on with it later."""
-    folder.curriculum_file(run_folder)
+    if not (run_folder / folder.CURRICULUM).exists():
+        raise ValueError(
+            f"{run_folder} is no run folder: it holds no {folder.CURRICULUM}; `ls runs` shows those there are"
+        )
     ledger = Ledger(run_folder / "ledger.jsonl")
     jobs = live(ledger)
     # Noted first: who dies of it shall find it there.
@@ -145,7 +148,7 @@ def logs(
 ) -> None:
     """Show the log of a job."""
     run_folder, name = _run_and_job(words or [])
-    jobs = chain(folder.opened(run_folder), run_folder)
+    jobs = chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder)
     job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
     if not job.log.exists():
         fail(f"{job.name} has not been started: {job.log} is not there", FAILED)
@@ -184,7 +187,7 @@ def note(
     To end it may put the job back into the queue.
     """
     run_folder = folder.normalise(Path(os.environ["RUN"]))
-    job = find(chain(folder.opened(run_folder), run_folder), name)
+    job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
     made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
     if event == "started":
         raise typer.Exit(0 if made.begin() else FAILED)

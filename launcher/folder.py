@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,19 +47,6 @@ def newest(runs: Path = Path("runs")) -> Path:
     return found[-1].parent
 
 
-def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
-    """The curriculum of a run folder."""
-    return load_curriculum(curriculum_file(run), overrides)
-
-
-def curriculum_file(run: Path) -> Path:
-    """Raises RefusedError if `run` is no run folder, naming those beside it."""
-    if not (run / CURRICULUM).exists():
-        there = ", ".join(sorted(str(file.parent) for file in run.parent.glob(f"*/{CURRICULUM}"))) or "none"
-        raise RefusedError(f"{run} is no run folder: it holds no {CURRICULUM}; run folders in {run.parent}: {there}")
-    return run / CURRICULUM
-
-
 def check(curriculum: Curriculum, run: Path) -> None:
     """Check paths and run folder.
 
@@ -67,7 +54,7 @@ def check(curriculum: Curriculum, run: Path) -> None:
         RefusedError: names every missing path of the curriculum; or, if the folder holds another run, the fields that
             differ and the choices.
     """
-    needed = {"backbones.vlm": curriculum.backbones.vlm, "backbones.sana": curriculum.backbones.sana}
+    needed = {f"backbones.{name}": getattr(curriculum.backbones, name) for name in curriculum.recipe.backbones}
     needed |= {f"stages.{stage.name}.start": stage.start for stage in curriculum.stages if stage.start}
     if curriculum.data.prepare is None and curriculum.data.remote is None:
         needed["data.shards"] = curriculum.data.shards

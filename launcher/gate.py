@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wemmu.config.checkpoints import says_its_step
-from wemmu.config.stage import WEIGHTS, Module
 from wemmu.jsonlines import read_lines
 
 
 @dataclass(frozen=True)
 class Gate:
-    """folder: of the stage that ended. manifest: of its last checkpoint. modules: what it trained.
+    """folder: of the stage that ended. manifest: of its last checkpoint. modules: what it trained -> how the names of
+    its weights begin.
 
     max_loss and scores: see `wemmu.config.stage.Gate`.
     """
@@ -21,7 +21,7 @@ class Gate:
     stage: str
     folder: Path
     manifest: Path
-    modules: tuple[Module, ...]
+    modules: Mapping[str, tuple[str, ...]]
     max_loss: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -40,7 +40,7 @@ def _of_checkpoint(gate: Gate) -> Iterator[str]:
         return
     if not says_its_step(gate.manifest.parent):
         yield f"{gate.manifest.parent} holds step {manifest.get('step')}: {gate.stage} has not ended."
-    if lacking := [module for module in gate.modules if not any(name.startswith(WEIGHTS[module]) for name in names)]:
+    if lacking := [module for module, begin in gate.modules.items() if not any(n.startswith(begin) for n in names)]:
         yield f"{gate.stage} trained {', '.join(lacking)}, but {gate.manifest} lists no weights of it."
     if gone := [name for name, sha256 in files.items() if not sha256 or not (gate.manifest.parent / name).is_file()]:
         yield f"{gate.manifest.parent} lacks {gone[0]}" + (f" and {len(gone) - 1} more files." if gone[1:] else ".")

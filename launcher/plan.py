@@ -76,7 +76,7 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
     stage, folder = curriculum.stages[index], run / curriculum.stages[index].name
     manifest = checkpoint(folder, stage.steps) / MANIFEST
     # A stage with `start` does not need the previous stage.
-    gate = _gate(curriculum.stages[index - 1], run) if index and stage.start is None else None
+    gate = _gate(curriculum, curriculum.stages[index - 1], run) if index and stage.start is None else None
     # A stage waits for the previous stage, and for its evaluation only if the gate needs scores.
     waits = [job.name for job in before if not job.name.endswith(EVALUATION)][-1:]
     if gate and gate.scores:
@@ -102,11 +102,12 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
     return [*jobs, evaluation] if curriculum.evaluation.prompts else jobs
 
 
-def _gate(stage: Stage, run: Path) -> Gate:
+def _gate(curriculum: Curriculum, stage: Stage, run: Path) -> Gate:
     folder = run / stage.name
     manifest = checkpoint(folder, stage.steps) / MANIFEST
     scores = {str(task): lowest for task, lowest in stage.gate.scores.items()}
-    return Gate(stage.name, folder, manifest, stage.trains, stage.gate.max_loss, scores)
+    modules = {module: curriculum.recipe.modules[module] for module in stage.trains}
+    return Gate(stage.name, folder, manifest, modules, stage.gate.max_loss, scores)
 
 
 def _data(run: Path) -> Job:

@@ -15,7 +15,7 @@ def problems(curriculum: Curriculum, run: Path) -> list[str]:
 
 def warnings(curriculum: Curriculum, gpu: str | None) -> list[str]:
     """Return warnings for GPUs of this kind, by arithmetic."""
-    finding = examine(planned_memory, curriculum, gpu) if gpu and not curriculum.stages[0].reconstructs else None
+    finding = examine(planned_memory, curriculum, gpu) if gpu and curriculum.recipe.draws else None
     if finding is None or finding.status == "ok":
         return []
     return [f"warning: {finding.name}: {finding.found}\n    -> {finding.remedy}"]

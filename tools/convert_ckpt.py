@@ -28,7 +28,8 @@ from tools.export import replacing
 from tools.export.memory import return_what_is_freed
 from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage
-from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed, stage_folder
+from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed
+from wemmu.sample import newest_finished
 
 
 class Dtype(StrEnum):
@@ -100,7 +101,7 @@ def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool |
     import torch
 
     from tools.export.start import ship_export
-    from wemmu.training.stored import ship
+    from wemmu.checkpoint.stored import ship
 
     if found is None:
         with replacing.aside(out) as directory:
@@ -139,7 +140,7 @@ def find(source: Path) -> Source:
     if (source / "manifest.json").is_file():
         folder, checkpoint = source.resolve().parent.parent, source
     else:
-        folder = stage_folder(source)
+        folder = source if (source / "config.yaml").is_file() else newest_finished(source)
         refuse_renamed(folder / CHECKPOINTS)
         found = own_checkpoints(folder / CHECKPOINTS)
         if not found:
@@ -164,7 +165,7 @@ def export(
 
     averaged = source.run.stage.averages(ema)
     with replacing.aside(out) as aside:
-        if source.run.stage.reconstructs:
+        if not source.run.recipe.draws:
             report = write_vlm(source.run, source.checkpoint, aside, dtype, forward, averaged)
         else:
             choices = Choices(dtype, without_vlm, forward, averaged)

@@ -68,8 +68,8 @@ def dit(
 def scores(out: Out = ASSETS, count: int = 200, threads: Threads = 1) -> None:
     """Measure the backbones on held-out scenes and held-out colour-shape pairs; writes scores.json."""
     from tools.pretraining import dit, vae, vlm
+    from wemmu.backbones.vae import FrozenVAE
     from wemmu.config.files import replace_text
-    from wemmu.models.vae import FrozenVAE
     from wemmu.prompts import PromptEncoder
     from wemmu.shapes.backbones import HIGH_PX, LOW_PX
 

@@ -19,27 +19,27 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderDC,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     ImagePipelineOutput,
-    SanaTransformer2DModel,
+    ModelMixin,
 )
 from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
+from wemmu.backbones.precision import keep_float32_buffers
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config.schema import Sampling
-from wemmu.models.component import WeMMUBridge
-from wemmu.models.model import WeMMU
-from wemmu.models.precision import keep_float32_buffers
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.vlm import FrozenVLM
 from wemmu.pixels import as_image, fitted, to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.recipes.wemmu.component import WeMMUBridge
+from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.sampling.request import GenerationRequest, task_of
+from wemmu.sampling.sampler import Sampler
 from wemmu.shapes.vocabulary import unknown
 from wemmu.timesteps import VelocityField
 
@@ -83,10 +83,10 @@ class WeMMUPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vlm: Qwen2_5_VLForConditionalGeneration | None,
-        processor: Qwen2_5_VLProcessor,
-        transformer: SanaTransformer2DModel,
-        vae: AutoencoderDC,
+        vlm: PreTrainedModel | None,
+        processor: ProcessorMixin,
+        transformer: ModelMixin,
+        vae: ModelMixin,
         scheduler: FlowMatchEulerDiscreteScheduler,
         bridge: WeMMUBridge,
         resolution: int = 1024,
@@ -196,7 +196,7 @@ class WeMMUPipeline(DiffusionPipeline):
         made: dict[int, Tensor] = {}
         for (task, _), members in groups.items():
             images = torch.stack([fitted(pictures[i], size) for i in members]).to(self._execution_device)
-            request = Request(task, [texts[i] for i in members], images, size, seeds[members])
+            request = GenerationRequest(task, [texts[i] for i in members], images, size, seeds[members])
             with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
                 made |= zip(members, sampler(request, sampling), strict=True)
         if not all(image.isfinite().all() for image in made.values()):
@@ -301,7 +301,7 @@ def write_entry(directory: Path) -> None:
     (directory / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")
 
 
-def _check_layers(vlm: Qwen2_5_VLForConditionalGeneration | None, bridge: WeMMUBridge) -> None:
+def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
     """Refuse a VLM other than the one the bridge's layers were copied from, as far as its shape tells."""
     if vlm is None:
         raise ValueError(

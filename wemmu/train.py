@@ -10,7 +10,7 @@ import typer
 from wemmu.command_line import FAILED, FINAL, fail, plainly, program, start
 from wemmu.config import load_stage
 from wemmu.config.files import LASTING
-from wemmu.training.heartbeat import VARIABLE, answer_with_stacks
+from wemmu.heartbeat import VARIABLE, answer_with_stacks
 from wemmu.training.signals import StopFlag
 
 
@@ -24,8 +24,8 @@ def main(
     answer_with_stacks()
     run = load_stage(config)
     # A bad config is refused above before torch and the models are imported.
+    from wemmu.checkpoint.finite import NotFiniteError
     from wemmu.parallel.rendezvous import RendezvousError
-    from wemmu.training.finite import NotFiniteError
     from wemmu.training.trainer import Trainer
 
     try:
@@ -56,7 +56,7 @@ def _write_page(folder: Path) -> None:
 
 
 def _newest_finite(checkpoints: Path) -> str:
-    from wemmu.training.stored import newest_finite
+    from wemmu.checkpoint.stored import newest_finite
 
     if os.environ.get("RANK", "0") not in ("", "0"):
         return "The first rank says where to go on from"

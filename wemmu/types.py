@@ -130,6 +130,14 @@ class Flow(_OnDevice):
     paired: Tensor | None = None
 
 
+class Begun(NamedTuple):
+    """A flow-matching loss up to the DiT: where to ask for the velocity, for which condition, and the losses' tags."""
+
+    flow: Flow
+    condition: Condition
+    tags: dict[str, Tensor]
+
+
 class Losses(NamedTuple):
     """values: [B], float32. tags: name of a metric -> which samples count for it, bool [B]. parts: name of a metric ->
     what it is of each sample, [B], where the loss is made of several."""
@@ -144,3 +152,5 @@ class Losses(NamedTuple):
 
 # (micro-batch, optimizer step) -> losses, with gradient; all that an engine need know of an objective.
 LossFn = Callable[[Batch, int], Losses]
+# (x_t [B, C, h, w], t [B], states of the condition [B, Q, C_y]) -> velocity [B, C, h, w].
+VelocityOf = Callable[[Tensor, Tensor, Tensor], Tensor]

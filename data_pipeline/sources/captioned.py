@@ -10,7 +10,7 @@ from wemmu.config import Task, prepare
 
 
 class FolderSource(TableSource[prepare.FolderSource]):
-    """Reads text-to-image records, or understanding records if the config names a field for the answer."""
+    """Text-to-image records, or records of the understanding task where the config names a field for the answer."""
 
     @property
     def _images(self) -> dict[str, str]:

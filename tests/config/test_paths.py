@@ -31,7 +31,7 @@ def paths(config: Curriculum) -> list[str]:
     prepare, first = config.data.prepare, config.stages[0]
     assert prepare is not None
     assert prepare.caption is not None
-    named = [config.backbones.vlm, config.backbones.sana, config.data.shards, prepare.caption.vlm, first.start]
+    named = [config.backbones.vlm, config.backbones.vae.parent, config.data.shards, prepare.caption.vlm, first.start]
     named += [config.sampling.prompts[0].images[0]]
     sources = [text for s in prepare.sources for text in (s.path, getattr(s, "root", None)) if text]
     return [*map(str, named), *sources]
@@ -41,7 +41,7 @@ def paths(config: Curriculum) -> list[str]:
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory in which everything that `located` names is there, and a run folder below it."""
     root = tmp_path / "checkout"
-    for folder in ("vlm", "sana", "shards", "begin", "raw", "runs/one/first"):
+    for folder in ("vlm", "sana/vae", "sana/transformer", "shards", "begin", "raw", "runs/one/first"):
         (root / folder).mkdir(parents=True)
     for file in ("raw/1.png", "raw/edits.jsonl"):
         (root / file).touch()
@@ -65,7 +65,7 @@ def test_a_path_is_looked_for_beside_the_file_that_names_it_then_from_where_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Also where a base names it; what is typed is meant from where it is typed, and so is what is yet to be."""
-    for folder in ("own/raw", "base/vlm", "here/vlm", "here/sana", "here/begin"):
+    for folder in ("own/raw", "base/vlm", "here/vlm", "here/sana/vae", "here/begin"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "own/raw/1.png").touch()
     write(tmp_path / "base", located(), "base.yaml")
@@ -74,7 +74,7 @@ def test_a_path_is_looked_for_beside_the_file_that_names_it_then_from_where_the_
     monkeypatch.chdir(tmp_path / "here")
     config = load_curriculum(file, ["stages.first.start=vlm"])
     assert config.backbones.vlm == tmp_path / "base/vlm"
-    assert config.backbones.sana == Path("sana")
+    assert config.backbones.vae.parent == Path("sana")
     assert config.sampling.prompts[0].images[0] == tmp_path / "own/raw/1.png"
     assert (config.data.shards, config.stages[0].start) == (Path("shards"), Path("vlm"))
     # Two directories of that name: it says which is meant, once.

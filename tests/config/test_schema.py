@@ -13,6 +13,8 @@ from tests.config.curricula import tree, write
 from wemmu.config import ConfigError, load_curriculum
 from wemmu.config.schema import Curriculum, Memory
 from wemmu.config.stage import Optimizer
+from wemmu.recipes.ross.config import Ross
+from wemmu.recipes.wemmu.config import Bridge, WeMMU
 
 Bend = Callable[[dict[str, Any]], None]
 
@@ -81,23 +83,26 @@ REFUSED = {
     ),
     "no generation task": (
         [put("stages", 0, "mixture", {"understanding": 1.0})],
-        "understanding is no task of a stage whose objective is flow; valid: t2i",
+        "understanding is no task of the recipe wemmu; valid: t2i",
     ),
     "module of another objective": (
         [put("stages", 0, "trains", ["pathway", "llm"])],
-        "stage first has no llm to train, whose objective is flow; valid: vae_branch, pathway",
+        "stage first: the recipe wemmu has no llm to train; valid: vae_branch, pathway",
     ),
     "a VLM that is to generate": (
         [put("stages", 0, ROSS | {"mixture": {"t2i": 1.0}})],
-        "t2i is no task of a stage whose objective is reconstructive; valid: understanding",
+        "t2i is no task of the recipe ross; valid: understanding",
     ),
-    "answers beside pictures": ([put("stages", 0, ROSS)], "a curriculum has one kind"),
+    "answers beside pictures": (
+        [put("stages", 0, ROSS)],
+        "stage second: the recipe ross has no objective flow; valid: reconstructive",
+    ),
     "a DiT shared where there is none": (
         [put("stages", [ROSS]), put("parallel", {"engine": "hybrid", "ranks": 2, "tp": 2})],
-        "engine hybrid shares a DiT, which reconstructive stages have not; valid: single, zero3",
+        "the recipe ross does not run on engine hybrid; valid: single, zero3",
     ),
     "a head that does not divide": (
-        [put("reconstruction", {"head": {"kind": "denoiser", "width": 20, "heads": 3}})],
+        [put("stages", [ROSS]), put("recipe", {"head": {"kind": "denoiser", "width": 20, "heads": 3}})],
         "width 20 must be a multiple of 4 and of its 3 heads",
     ),
     "unknown task": ([put("stages", 0, "mixture", {"poetry": 1.0})], "t2i"),
@@ -110,7 +115,7 @@ REFUSED = {
         [put("sampling", {"seed": 2**64})],
         "sampling.seed: Input should be less than or equal to",
     ),
-    "unknown module": ([put("stages", 0, "trains", ["vlm"])], "'vae_branch', 'pathway', .* or 'head'"),
+    "unknown module": ([put("stages", 0, "trains", ["vlm"])], "has no vlm to train; valid: vae_branch, pathway"),
     "stage named twice": ([put("stages", 1, "name", "first")], "stages need distinct names, got: first, first"),
     "no stages": ([put("stages", [])], "stages need distinct names, got: none"),
     "name that is no directory": ([put("stages", 0, "name", "a/b")], "match pattern"),
@@ -149,6 +154,16 @@ def test_refused_with_its_reason(tmp_path: Path, bends: list[Bend], reason: str)
         load_curriculum(write(tmp_path, content))
 
 
+def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path):
+    """By the objective of its stages; it had the fields of all recipes side by side."""
+    old = tree() | {"bridge": {"position_table": 9}, "reconstruction": {"target": "pixels"}}
+    assert load_curriculum(write(tmp_path, old)).recipe == WeMMU(bridge=Bridge(position_table=9))
+    assert load_curriculum(write(tmp_path, old), ["bridge.queries.std=2"]).recipe.bridge.queries.std == 2
+    ross = load_curriculum(write(tmp_path, old | {"stages": [tree()["stages"][0] | ROSS]})).recipe
+    assert isinstance(ross, Ross)
+    assert ross.target == "pixels"
+
+
 def test_warm_up_and_decay_may_fill_the_stage_exactly(tmp_path: Path):
     content = tree()
     content["stages"][0]["optimizer"] |= {"warmup": 60, "decay": 40}
@@ -175,7 +190,7 @@ def test_learnable_queries_are_accepted_where_every_stage_trains_them():
     LEARNABLE(content)
     for stage in content["stages"]:
         stage["trains"].append("queries")
-    assert Curriculum.model_validate(content).bridge.queries.number == 64
+    assert Curriculum.model_validate(content).recipe.bridge.queries.number == 64
 
 
 def test_a_stage_that_is_not_there_is_refused_with_those_that_are():

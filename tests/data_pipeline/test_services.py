@@ -6,17 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC
 from PIL import Image
 from streaming import LocalDataset
 
 from data_pipeline.services import CaptionService, LatentService
 from tests.data_pipeline.worlds import curriculum_of, write_in_process
+from wemmu.backbones.weights import load_autoencoder
 from wemmu.config import Curriculum
 from wemmu.config.prepare import Captioner
 from wemmu.config.shards import DataSet, unpack
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.weights import load_backbones, load_strict
 from wemmu.shapes.language import full_caption, parse_caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Object, Scene
@@ -88,11 +86,11 @@ def test_latents_are_those_that_training_would_make(tmp_path: Path, dtype: str) 
     curriculum = curriculum_of(tmp_path, mixture={"t2i": 0.5, "multi_edit": 0.5}, partition=20)
     curriculum = with_services(curriculum, latents={"dtype": dtype, "batch": 4})
     dataset = write_in_process(curriculum)
-    _, vae, _, reports = load_backbones(curriculum.backbones)
+    vae, report = load_autoencoder(curriculum.backbones.vae, torch.float32)
     for stream in dataset.streams:
         settings = stream.settings.latents
         assert settings is not None
-        assert (settings.vae, settings.dtype) == (reports[1].sha256, dtype)
+        assert (settings.vae, settings.dtype) == (report.sha256, dtype)
         assert (settings.rows, settings.columns) == (stream.settings.height // 16, stream.settings.width // 16)
         for record in records(tmp_path, stream.settings.name):
             files = [record["target"], *unpack(record["images"])]
@@ -108,7 +106,7 @@ def pixels(file: bytes) -> torch.Tensor:
 
 def test_latents_name_the_weights_they_are_of() -> None:
     service = LatentService(BACKBONES / "sana" / "vae", "float32")
-    vae, report = load_strict(AutoencoderDC, BACKBONES / "sana" / "vae", torch.float32)
+    vae, report = load_autoencoder(BACKBONES / "sana" / "vae", torch.float32)
     settings = service.settings((64, 32))
-    assert (settings.vae, settings.scaling_factor) == (report.sha256, FrozenVAE(vae).scaling_factor)
+    assert (settings.vae, settings.scaling_factor) == (report.sha256, vae.scaling_factor)
     assert (settings.channels, settings.rows, settings.columns) == (32, 4, 2)

@@ -13,10 +13,10 @@ from torch import Tensor
 from wemmu.config import Curriculum, StageRun, Task, dump
 from wemmu.config.schema import Sampling
 from wemmu.evaluation.requests import Ask
-from wemmu.evaluation.responses import drawing
-from wemmu.evaluation.runner import evaluate, plan, write_results
-from wemmu.pixels import to_pixels
-from wemmu.sampling.sampler import Request
+from wemmu.evaluation.runner import Respond, evaluate, plan, write_results
+from wemmu.pixels import to_images, to_pixels
+from wemmu.recipes.wemmu.recipe import sampling_of
+from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
 
@@ -73,10 +73,15 @@ class Painter:
         self.asks = {ask.sample_id: ask for part in plan(run, prompts) for ask in part.asks}
         self.answer = answer
 
-    def __call__(self, request: Request, sampling: Sampling) -> Tensor:
+    def __call__(self, request: GenerationRequest, sampling: Sampling) -> Tensor:
         asks = [self.asks[sample_id] for sample_id in request.sample_ids.tolist()]
         assert [ask.text for ask in asks] == list(request.texts)
         return to_pixels([self.answer(ask, request.size) for ask in asks])
+
+
+def drawing(painter: Callable[[GenerationRequest, Sampling], Tensor], run: StageRun) -> Respond:
+    """Answer evaluations by a painter."""
+    return lambda request: [Response(image) for image in to_images(painter(request, run.sampling))]
 
 
 def perfect(ask: Ask, size: tuple[int, int]) -> Image.Image:
@@ -114,7 +119,7 @@ def write_run(folder: Path, start: str | None = None, answer: Answer = mostly) -
         dump(run, home / "config.yaml")
         _write_metrics(home / "metrics.jsonl", run)
         _write_manifest(home, run)
-        results = evaluate(drawing(Painter(run, 8, answer), run), run, 8, home)
+        results = evaluate(drawing(Painter(run, 8, answer), run), sampling_of(run), run, 8, home)
         write_results(results | {"checkpoint": {"directory": "step_00000100", "stage": stage.name, "step": 100}}, home)
     _write_ledger(folder / "ledger.jsonl")
     return folder

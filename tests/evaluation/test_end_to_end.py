@@ -9,13 +9,13 @@ from PIL import Image
 
 from tools import convert_ckpt
 from wemmu import evaluate, sample, train
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Origin
 from wemmu.config import Curriculum, dump, load_stage
 from wemmu.config.schema import Backbones
-from wemmu.models.weights import build_model
 from wemmu.parallel.single import SingleEngine
-from wemmu.training import checkpoint
-from wemmu.training.losses import FlowMatchingLoss
-from wemmu.training.manifest import Origin
+from wemmu.recipes.wemmu.build import build_model
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.training.signals import EXIT_FINAL
 
 
@@ -26,7 +26,7 @@ def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Pat
         {
             "name": "tiny",
             "backbones": backbones,
-            "bridge": {"position_table": 8},
+            "recipe": {"kind": "wemmu", "bridge": {"position_table": 8}},
             "data": {"shards": "none"},
             "memory": {"micro_batch": 1, "reference_resolution": 32},
             "sampling": {"steps": 2},
@@ -48,12 +48,12 @@ def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("run") / "only"
     folder.mkdir()
     dump(run, folder / "config.yaml")
-    model, reports = build_model(run.backbones, run.bridge, run.seed)
+    model, reports = build_model(run.backbones, run.recipe.bridge, run.seed)
     model.freeze_all_but(run.stage.trains)
     engine = SingleEngine(model, FlowMatchingLoss(model, run), run.stage.optimizer, run.stage.global_batch)
     engine.step(1.0)
-    frozen = dict(zip(("vlm", "vae", "dit"), (report.sha256 for report in reports), strict=True))
-    checkpoint.save(folder / "checkpoints", engine.state(), {}, Origin("only", run.seed, 32, frozen))
+    frozen = {name: report.sha256 for name, report in reports.items()}
+    store.save(folder / "checkpoints", engine.state(), {}, Origin("only", run.seed, 32, frozen))
     return folder
 
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path, capsys: p
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
     # No further attempt would help.
     assert refusal.value.code == EXIT_FINAL
-    assert "is no run; valid choices" in capsys.readouterr().err
+    assert "cannot read the config" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text((stage / "config.yaml").read_text())
     with pytest.raises(SystemExit, match="has no checkpoint; train it first"):
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
@@ -94,12 +94,10 @@ def test_a_run_finds_its_backbones_from_another_folder(
     near = load_stage(stage / "config.yaml").model_copy(update={"backbones": Backbones(vlm="vlm", sana="sana")})
     dump(near, run / "only/config.yaml")
     monkeypatch.chdir(tmp_path)
-    evaluate.main(Path("run"), prompts=1, checkpoint=None)
-    for name in ("sample.png", "sample-2.png"):
-        sample.main(Path("run"), prompt="a red circle", size=None, steps=1)
-        assert (tmp_path / name).is_file()
+    evaluate.main(Path("run/only"), prompts=1, checkpoint=None)
+    sample.main(Path("run"), tmp_path / "out.png", prompt="a red circle", size=None, steps=1)
     exported = convert_ckpt.find(Path("run")).run.backbones
-    assert (exported.vlm.resolve(), exported.sana.resolve()) == (backbones.vlm.resolve(), backbones.sana.resolve())
+    assert (exported.vlm.resolve(), exported.dit.resolve()) == (backbones.vlm.resolve(), backbones.dit.resolve())
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "export"])
@@ -108,7 +106,7 @@ def test_a_backbone_that_cannot_be_loaded_ends_every_job_for_good_and_is_named(
 ):
     folder = tmp_path / "run/only"
     shutil.copytree(stage, folder)
-    shutil.copytree(backbones.sana, tmp_path / "sana")
+    shutil.copytree(backbones.vae.parent, tmp_path / "sana")
     config = tmp_path / "sana/transformer/config.json"
     config.write_text(config.read_text().replace("SanaTransformer2DModel", "FluxTransformer2DModel"))
     run = load_stage(stage / "config.yaml")

@@ -1,7 +1,6 @@
 """An evaluation with models that are known to be right, to copy, or to draw noise."""
 
 import json
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.fakes import Answer, Painter, any_scene, copied, mostly, noise, perfect, stage_run
+from tests.evaluation.fakes import Answer, Painter, any_scene, copied, drawing, mostly, noise, perfect, stage_run
 from wemmu.config import Task
-from wemmu.config.stage import ReconstructiveTuning
+from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.task import GENERATION_TASKS
-from wemmu.evaluation.requests import Ask, batch, held_out, splits
-from wemmu.evaluation.responses import Response, drawing
+from wemmu.evaluation.requests import batch, held_out, splits
 from wemmu.evaluation.runner import KEPT, evaluate, plan
 from wemmu.evaluation.scores import HEADLINE
+from wemmu.recipes.wemmu.recipe import sampling_of
+from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.shapes.edits import EDITS
 from wemmu.shapes.language import full_caption
 from wemmu.shapes.render import render
@@ -28,7 +28,7 @@ PROMPTS = 10
 
 def scores(answer: Answer, folder: Path, stage: str = "stage4") -> dict[str, Any]:
     run = stage_run(stage)
-    return evaluate(drawing(Painter(run, PROMPTS, answer), run), run, PROMPTS, folder)
+    return evaluate(drawing(Painter(run, PROMPTS, answer), run), sampling_of(run), run, PROMPTS, folder)
 
 
 def share(results: dict[str, Any], task: str, split: str, measure: str) -> float:
@@ -143,12 +143,16 @@ def test_what_is_said_and_what_is_restored_are_scored_apart(tmp_path: Path):
     changed = {"mixture": {Task.UNDERSTANDING: 1.0}, "objective": ReconstructiveTuning(kind="reconstructive")}
     run = run.model_copy(update={"stage": run.stage.model_copy(update=changed)})
 
-    def respond(asks: Sequence[Ask]) -> list[Response]:
+    asks = (islice(held_out(Task.UNDERSTANDING, split, run.sampling.seed), 12) for split in splits(Task.UNDERSTANDING))
+    asked = {ask.sample_id: ask for part in asks for ask in part}
+
+    def respond(request: GenerationRequest) -> list[Response]:
+        asks = [asked[sample_id] for sample_id in request.sample_ids.tolist()]
         pictures = [render(ask.sources[0] if ask.number % 3 else any_scene(), 64) for ask in asks]
         words = [ask.answer + " not" * (ask.number % 2) for ask in asks]
         return [Response(*pair) for pair in zip(pictures, words, strict=True)]
 
-    results = evaluate(respond, run, 12, tmp_path)["tasks"]["understanding"]["test"]
+    results = evaluate(respond, {}, run, 12, tmp_path)["tasks"]["understanding"]["test"]
     assert results["measures"]["right"]["successes"] == 6
     assert results["measures"]["restored"]["successes"] == 8
     # Descriptions and questions take turns.

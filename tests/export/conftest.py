@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers.utils import logging
 
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.state import TrainState
 from wemmu.config import Curriculum, StageRun, dump, load_curriculum
 from wemmu.config.schema import Backbones
-from wemmu.models.model import WeMMU
-from wemmu.models.weights import build_model
-from wemmu.parallel.engine import TrainState
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.published.identity import identity
-from wemmu.training import checkpoint
-from wemmu.training.manifest import Origin
+from wemmu.recipes.wemmu.build import build_model
+from wemmu.recipes.wemmu.model import WeMMU
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OVERRIDES = (
@@ -46,7 +46,7 @@ class Trained:
 def trained(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """stage2 is finished; stage3 has begun: it left one checkpoint before its last step, with averages 1 off."""
     folder = tmp_path_factory.mktemp("run")
-    paths = (f"backbones.vlm={backbones.vlm}", f"backbones.sana={backbones.sana}")
+    paths = (f"backbones.vlm={backbones.vlm}", f"backbones.sana={backbones.vae.parent}")
     curriculum = load_curriculum(REPOSITORY / "configs/shapes/curriculum.yaml", (*paths, *OVERRIDES))
     _stage(curriculum, "stage3", folder, steps=1, seed=11, averages=True)
     return _stage(curriculum, "stage2", folder, steps=2, seed=10)
@@ -56,15 +56,15 @@ def _stage(curriculum: Curriculum, name: str, folder: Path, steps: int, seed: in
     run = curriculum.stage_run(name)
     (folder / name).mkdir()
     dump(run, folder / name / "config.yaml")
-    model, _ = build_model(run.backbones, run.bridge, seed)
+    model, _ = build_model(run.backbones, run.recipe.bridge, seed)
     model.freeze_all_but(run.stage.trains)
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(seed)
     for weight in weights.values():
         weight += 0.02 * torch.randn(weight.shape, generator=generator)
     moments = {n: torch.zeros_like(w) for n, w in weights.items()}
-    frozen = {"vlm": identity(run.backbones.vlm), "vae": identity(run.backbones.sana / "vae")}
-    written = checkpoint.save(
+    frozen = {"vlm": identity(run.backbones.vlm), "vae": identity(run.backbones.vae)}
+    written = store.save(
         folder / name / "checkpoints",
         TrainState(weights, moments, moments, steps, {n: w + 1 for n, w in weights.items()} if averages else {}),
         {},

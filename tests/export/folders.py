@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from tests.models.world import micro_batches
 from tests.parallel.cases import EDIT, GLOBAL_BATCH, Case
 from wemmu.config.schema import Backbones
-from wemmu.parallel.adamw import rates
 from wemmu.parallel.zero3 import load_deepspeed
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.types import Batch, Losses
 
 TAG, STEPS = "global_step2", 2
@@ -69,7 +68,7 @@ def save_folder(rank: int, world: int, out: Path, backbones: Backbones, saved: S
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            groups.setdefault(rates(name.removeprefix("wemmu."), p.ndim, run.stage.optimizer), []).append(p)
+            groups.setdefault(run.stage.optimizer.rates(name.removeprefix("wemmu."), p.ndim), []).append(p)
     adamw = torch.optim.AdamW(
         [{"params": ps, "lr": lr, "weight_decay": decay} for (lr, decay), ps in groups.items()],
         betas=run.stage.optimizer.betas,

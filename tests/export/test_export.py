@@ -30,23 +30,24 @@ from tests.export.fresh import CASES, Case, picture
 from tools.convert_ckpt import Dtype, main
 from tools.export import replacing
 from tools.export.stored import Stored, write_component
-from wemmu.command_line import UsageError
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.state import TrainState
+from wemmu.checkpoint.store import load_weights
 from wemmu.config import load_stage
 from wemmu.images import fit
-from wemmu.models.component import WeMMUBridge
-from wemmu.models.weights import build_model
-from wemmu.parallel.engine import TrainState
 from wemmu.pipeline import _DEFAULTS, WeMMUPipeline, beyond
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity
-from wemmu.sample import open_source
-from wemmu.sampling.sampler import Request, Sampler, task_of
-from wemmu.training import checkpoint
+from wemmu.recipes.staged import startable
+from wemmu.recipes.wemmu.build import build_model
+from wemmu.recipes.wemmu.component import WeMMUBridge
+from wemmu.sample import SampleError, open_source
+from wemmu.sampling.request import GenerationRequest, task_of
+from wemmu.sampling.sampler import Sampler
 from wemmu.training.build import load_trained
-from wemmu.training.checkpoint import load_weights
-from wemmu.training.manifest import Origin
 from wemmu.training.signals import EXIT_FINAL
-from wemmu.training.start import start_from, startable
+from wemmu.training.start import start_from
 
 TRUNCATED = encode(Image.effect_noise((40, 40), 50), "PNG")[:500]
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -69,7 +70,7 @@ def by_training(trained: Trained, case: Case, shift: float | None = None) -> Ten
     )
     task = task_of(case.text, len(images))
     pixels = sampler(
-        Request(task, [case.text], stacked[None], case.size, torch.tensor([case.seed])), trained.run.sampling
+        GenerationRequest(task, [case.text], stacked[None], case.size, torch.tensor([case.seed])), trained.run.sampling
     )
     return (pixels / 2 + 0.5).clamp(0, 1)
 
@@ -471,7 +472,7 @@ def test_averages_of_the_weights_are_taken_if_asked_for_and_there(trained: Train
     assert json.loads((tmp_path / "export" / "parity.json").read_text())["ema"]
     run = load_stage(trained.folder / "stage3" / "config.yaml")
     for ema in (False, True):
-        loaded, _ = load_trained(run, directory, ema)
+        loaded = load_trained(run, directory, ema).model
         assert torch.equal(loaded.bridge.position_mlp.table, weights["bridge.position_mlp.table"] + ema)
     keeps = run.stage.model_copy(update={"optimizer": run.stage.optimizer.model_copy(update={"ema_decay": 0.9})})
     assert (keeps.averages(None), keeps.averages(False), run.stage.averages(None)) == (True, False, False)
@@ -483,7 +484,7 @@ def test_averages_of_the_weights_are_taken_if_asked_for_and_there(trained: Train
         with pytest.raises((SystemExit, RuntimeError), match=r"holds no moving average .* --no-ema"):
             act()
     assert not (tmp_path / "none").exists()
-    with pytest.raises(UsageError, match="is an export, which has one set of weights"):
+    with pytest.raises(SampleError, match="is an export, which has one set of weights"):
         open_source(exported, ema=True)
 
 
@@ -644,8 +645,8 @@ def test_a_source_without_a_checkpoint_is_refused(trained: Trained, tmp_path: Pa
 def test_shipped_weights_start_a_stage(trained: Trained, tmp_path: Path):
     main(trained.checkpoint, ship=tmp_path / "shipped")
     run = trained.run
-    model, _ = build_model(run.backbones, run.bridge, seed=0)
-    identities = {"vlm": identity(run.backbones.vlm), "vae": identity(run.backbones.sana / "vae"), "dit": ""}
+    model, _ = build_model(run.backbones, run.recipe.bridge, seed=0)
+    identities = {"vlm": identity(run.backbones.vlm), "vae": identity(run.backbones.vae), "dit": ""}
     start_from(tmp_path / "shipped", startable(model), identities)
     expected = dict(trained.model.named_parameters())
     for name, parameter in model.named_parameters():
@@ -679,8 +680,8 @@ def test_no_infinity_is_exported_or_shipped(
     shutil.copy(trained.folder / "stage2" / "config.yaml", stage)
     origin = Origin("stage2", manifest.seed, manifest.resolution, manifest.frozen)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "check_finite", lambda *_: None)
-        saved = checkpoint.save(stage / "checkpoints", TrainState(weights, zeros, zeros, 2, {}), {}, origin)
+        patch.setattr(store, "check_finite", lambda *_: None)
+        saved = store.save(stage / "checkpoints", TrainState(weights, zeros, zeros, 2, {}), {}, origin)
     for options in ({"out": tmp_path / "out", "forward": False}, {"ship": tmp_path / "shipped"}):
         with pytest.raises(SystemExit) as caught:
             main(saved, dtype=dtype, **options)

@@ -24,15 +24,17 @@ from tools.zero.folder import Folder, read_folder
 from tools.zero.names import rename
 from tools.zero.partitions import MOMENTS
 from tools.zero.pickles import FolderError, load
+from wemmu.checkpoint.manifest import verify
+from wemmu.checkpoint.store import load_state
+from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun, dump
-from wemmu.config.schema import Backbones, Queries
+from wemmu.config.schema import Backbones
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
-from wemmu.training.checkpoint import load_state
-from wemmu.training.losses import FlowMatchingLoss
-from wemmu.training.manifest import verify
-from wemmu.training.start import start_from, startable
-from wemmu.training.stored import StoredTensors
+from wemmu.recipes.staged import startable
+from wemmu.recipes.wemmu.config import Queries, WeMMU
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.training.start import start_from
 
 CASES = {
     "ZeRO-1": Saved(stage=1, world=2),
@@ -81,8 +83,8 @@ def stage(small: Backbones, tmp_path: Path) -> Path:
 def run_of(backbones: Backbones) -> StageRun:
     """The run whose bridge the cases build."""
     run = Saved(2, 2, trains=ALL).case.run
-    bridge = run.bridge.model_copy(update={"queries": Queries(number=9), "position_table": 8})
-    return run.model_copy(update={"backbones": backbones, "bridge": bridge})
+    bridge = run.recipe.bridge.model_copy(update={"queries": Queries(number=9), "position_table": 8})
+    return run.model_copy(update={"backbones": backbones, "recipe": WeMMU(bridge=bridge)})
 
 
 def check(folder: Folder, made: Made, frozen: bool) -> None:

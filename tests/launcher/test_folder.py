@@ -14,7 +14,7 @@ from wemmu.config.schema import Parallel
 def runnable(tmp_path: Path) -> Curriculum:
     (tmp_path / "backbone").mkdir()
     return curriculum(
-        backbones={"vlm": tmp_path / "backbone", "sana": tmp_path / "backbone"},
+        backbones=dict.fromkeys(("vlm", "vae", "dit"), tmp_path / "backbone"),
         stages=[stage.model_dump() | {"start": None} for stage in curriculum().stages],
     )
 
@@ -86,7 +86,13 @@ def test_a_folder_in_which_the_first_launcher_died_early_is_free(runnable: Curri
 def test_every_missing_path_is_named_at_once(tmp_path: Path):
     with pytest.raises(folder.RefusedError) as refusal:
         folder.check(curriculum(data={"shards": "no/shards"}), tmp_path / "run")
-    for named in ("backbones.vlm: vlm", "backbones.sana: sana", "stages.c.start: elsewhere", "data.shards: no/shards"):
+    for named in (
+        "backbones.vlm: vlm",
+        "backbones.dit: sana/transformer",
+        "backbones.vae: sana/vae",
+        "stages.c.start: elsewhere",
+        "data.shards: no/shards",
+    ):
         assert named in str(refusal.value)
 
 

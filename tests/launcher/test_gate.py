@@ -22,7 +22,14 @@ def gate(tmp_path: Path) -> Gate:
     share = {"share": 0.6, "successes": 6, "count": 10}
     tasks = {"t2i": {"test": {"measures": {"satisfied": share, "readable": {"share": 1.0}}}}}
     write(tmp_path / "evaluation.json", {"tasks": tasks})
-    return Gate("a", tmp_path, checkpoint / "manifest.json", ("pathway", "dit"), 0.5, {"t2i": 0.6})
+    return Gate(
+        "a",
+        tmp_path,
+        checkpoint / "manifest.json",
+        {"pathway": ("bridge.pathway.",), "dit": ("dit.",)},
+        0.5,
+        {"t2i": 0.6},
+    )
 
 
 def write(file: Path, values: object) -> None:

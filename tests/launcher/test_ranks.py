@@ -86,7 +86,7 @@ def test_no_rank_outlives_the_one_that_started_them(tmp_path: Path) -> None:
 HANGS = """
 import os, sys, time
 sys.path.insert(0, ".")
-from wemmu.training.heartbeat import answer_with_stacks, beat
+from wemmu.heartbeat import answer_with_stacks, beat
 answer_with_stacks()
 
 def where_it_hangs():

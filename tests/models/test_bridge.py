@@ -6,11 +6,11 @@ import torch
 from tests.models.world import make_batch, make_model
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
-from wemmu.models.position_mlp import PositionMLP, center_crop
-from wemmu.models.queries import LearnableFixedQueries, NoisyQueries
 from wemmu.noise import Noise
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.recipes.wemmu.position_mlp import PositionMLP, center_crop
+from wemmu.recipes.wemmu.queries import LearnableFixedQueries, NoisyQueries
 from wemmu.types import Batch, Condition
 
 DESIGNS = ("noisy", "learnable_fixed", "learnable_dynamic")

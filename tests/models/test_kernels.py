@@ -17,10 +17,10 @@ from wemmu import kernels
 from wemmu.config.schema import Backbones
 from wemmu.config.schema import Kernels as KernelsConfig
 from wemmu.config.stage import Optimizer as OptimizerConfig
-from wemmu.models.model import WeMMU
 from wemmu.parallel.adamw import AdamW
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]

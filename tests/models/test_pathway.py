@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.models.world import make_batch
-from wemmu.models.model import WeMMU
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Batch, Prefix
 
 TOKENS = 5

@@ -7,10 +7,10 @@ import torch
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tests.models.world import encode, pictures
-from wemmu.models.model import WeMMU
 from wemmu.noise import Noise
 from wemmu.positions import image_grid_positions, prompt_positions, token_grid
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.shapes.backbones import HIGH_PX, LOW_PX, MERGE, TOKEN_PX
 from wemmu.types import Prompts
 

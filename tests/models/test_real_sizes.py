@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.models import published
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config import load_curriculum
-from wemmu.config.schema import Bridge as BridgeConfig
-from wemmu.config.schema import Queries
 from wemmu.config.stage import Stage
-from wemmu.models.bridge import Bridge
-from wemmu.models.component import WeMMUBridge
-from wemmu.models.model import WeMMU
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.vlm import FrozenVLM
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.component import WeMMUBridge
+from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
+from wemmu.recipes.wemmu.config import Queries
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Prefix
 
 STAGES = load_curriculum(Path(__file__).parents[2] / "configs/shapes/curriculum.yaml").stages

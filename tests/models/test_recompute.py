@@ -7,9 +7,9 @@ from torch import Tensor
 from tests.models.world import make_batch, make_model
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
 from wemmu.noise import Noise
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.model import WeMMU
 
 
 def kept_and_gradients(model: WeMMU, encoder: PromptEncoder, trains: tuple[str, ...]) -> tuple[int, dict[str, Tensor]]:

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from tests.models.world import awake
-from wemmu.config.reconstruction import Denoiser as DenoiserConfig
-from wemmu.config.reconstruction import Regressor as RegressorConfig
-from wemmu.models.reconstruction import Denoiser, Regressor, _places
 from wemmu.objectives.reconstruction import denoising, noised, regression
+from wemmu.recipes.ross.config import Denoiser as DenoiserConfig
+from wemmu.recipes.ross.config import Regressor as RegressorConfig
+from wemmu.recipes.ross.heads import Denoiser, Regressor, _places
 
 D, C, H, W = 12, 6, 2, 3
 CONDITIONINGS = ("adaln_zero", "add")

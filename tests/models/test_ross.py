@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tests.models.world import encode, make_questions, make_ross, patches_of, pictures
 from wemmu.config.schema import Backbones
-from wemmu.models.ross import Ross
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.ross.model import Ross
 from wemmu.types import UNASKED
 
 PIXELS = {"target": "pixels", "head": {"kind": "regressor"}}
@@ -98,7 +98,7 @@ def test_a_target_stands_on_the_grid_of_the_tokens(backbones: Backbones, config:
 
 def test_a_layer_that_is_not_there_is_refused(backbones: Backbones) -> None:
     layers = len(make_ross(backbones).language_model.layers)
-    with pytest.raises(ValueError, match=f"reconstruction.layer is {layers + 1}; valid choices: 0 to {layers}, last"):
+    with pytest.raises(ValueError, match=f"recipe.layer is {layers + 1}; valid choices: 0 to {layers}, last"):
         make_ross(backbones, layer=layers + 1)
 
 

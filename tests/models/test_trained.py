@@ -8,9 +8,9 @@ import torch
 from tests.models.world import make_batch, make_model
 from wemmu.config import StageRun, load_curriculum
 from wemmu.config.schema import Backbones
-from wemmu.models.model import WeMMU
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 
 SHAPES = load_curriculum(Path(__file__).parents[2] / "configs/shapes/curriculum.yaml")
 PREFIXES = {

@@ -7,13 +7,13 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from tests.models.world import pictures
+from wemmu.backbones.vae import FrozenVAE
 from wemmu.config.schema import Backbones
-from wemmu.models.vae import FrozenVAE
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
 def vae(backbones: Backbones, request: pytest.FixtureRequest) -> FrozenVAE:
-    return FrozenVAE(AutoencoderDC.from_pretrained(backbones.sana / "vae", torch_dtype=request.param))
+    return FrozenVAE(AutoencoderDC.from_pretrained(backbones.vae, torch_dtype=request.param))
 
 
 def given(vae: FrozenVAE, part: torch.nn.Module, call) -> Tensor:

@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from tests.models.world import WORDS, encode, make_batch, make_model, pictures
+from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
-from wemmu.models.vlm import FrozenVLM
 from wemmu.noise import Noise
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.model import WeMMU
 
 # The preprocessor of the published Qwen2.5-VL-3B-Instruct.
 PUBLISHED = {

@@ -9,9 +9,11 @@ from diffusers import SanaTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wemmu.config.schema import Backbones, Bridge
-from wemmu.models.weights import blocks, build_model, load_backbones, load_by_blocks, load_strict, stay
+from wemmu.backbones.weights import blocks, load_by_blocks, load_dit, load_strict, stay
+from wemmu.config.schema import Backbones
 from wemmu.published.layout import BackboneError
+from wemmu.recipes.wemmu.build import build_model
+from wemmu.recipes.wemmu.config import Bridge
 
 # Part -> (its directory below the backbones', its weight file, one tensor of it).
 PARTS = {
@@ -24,7 +26,7 @@ PARTS = {
 @pytest.fixture
 def copied(backbones: Backbones, tmp_path: Path) -> Backbones:
     shutil.copytree(backbones.vlm, tmp_path / "vlm")
-    shutil.copytree(backbones.sana, tmp_path / "sana")
+    shutil.copytree(backbones.vae.parent, tmp_path / "sana")
     return Backbones(vlm=tmp_path / "vlm", sana=tmp_path / "sana")
 
 
@@ -46,21 +48,21 @@ def test_a_tensor_that_does_not_fit_is_named(copied: Backbones, part: str, chang
     save_file(tensors, file, metadata={"format": "pt"})
     # transformers nests the language model deeper in memory than in the published file.
     with pytest.raises(BackboneError, match=told.removeprefix("model.")):
-        load_backbones(copied)
+        build_model(copied, Bridge(), 0)
 
 
 def test_a_directory_that_is_no_backbone_is_named(backbones: Backbones, tmp_path: Path):
     with pytest.raises(BackboneError, match=r"config\.json is needed"):
-        load_backbones(Backbones(vlm=tmp_path, sana=backbones.sana))
+        build_model(Backbones(vlm=tmp_path, vae=backbones.vae, dit=backbones.dit), Bridge(), 0)
 
 
 def test_the_report_counts_what_was_loaded(backbones: Backbones):
-    vlm, vae, dit, reports = load_backbones(backbones)
-    assert [report.parameters for report in reports] == [
-        sum(p.numel() for p in m.parameters()) for m in (vlm, vae, dit)
-    ]
-    assert all(not report.missing and not report.unexpected for report in reports)
-    assert len({report.sha256 for report in reports}) == 3
+    model, reports = build_model(backbones, Bridge(position_table=8), 0)
+    assert {name: report.parameters for name, report in reports.items()} == {
+        name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in ("vlm", "vae", "dit")
+    }
+    assert all(not report.missing and not report.unexpected for report in reports.values())
+    assert len({report.sha256 for report in reports.values()}) == 3
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
@@ -74,7 +76,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 def test_a_model_loaded_block_by_block_is_that_of_from_pretrained(
     backbones: Backbones, tmp_path: Path, dtype: torch.dtype, files: str
 ):
-    directory = backbones.sana / "transformer"
+    directory = backbones.dit
     theirs, their_report = load_strict(SanaTransformer2DModel, directory, dtype)
     if files == "several files":
         theirs.save_pretrained(tmp_path, max_shard_size="1MB")
@@ -88,7 +90,7 @@ def test_a_model_loaded_block_by_block_is_that_of_from_pretrained(
 
 
 def test_blocks_have_all_weights_of_a_model_once(backbones: Backbones):
-    dit = load_backbones(backbones)[2]
+    dit, _ = load_dit(backbones.dit, torch.float32)
     *parts, (prefix, whole) = blocks(dit)
     assert (prefix, whole) == ("", dit)
     named = [prefix + name for prefix, block in parts for name in block.state_dict()]

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wemmu.config.reconstruction import Reconstruction
-from wemmu.config.schema import Backbones, Bridge, Queries
+from wemmu.backbones.patches import patchify
+from wemmu.backbones.vlm import VLM
+from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
-from wemmu.models.patches import patchify
-from wemmu.models.ross import Ross
-from wemmu.models.vlm import VLM
-from wemmu.models.weights import build_model, build_ross
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.ross.build import build_ross
+from wemmu.recipes.ross.config import Ross as RossConfig
+from wemmu.recipes.ross.model import Ross
+from wemmu.recipes.wemmu.build import build_model
+from wemmu.recipes.wemmu.config import Bridge, Queries
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.shapes.backbones import TOKEN_PX
 from wemmu.types import Batch, Negatives, Prompts
 
@@ -42,7 +44,7 @@ def make_model(backbones: Backbones, design: str = "noisy", vae_branch: bool = T
 
 
 def make_ross(backbones: Backbones, **config: object) -> Ross:
-    return build_ross(backbones, Reconstruction.model_validate(config or {"head": SMALL_HEAD}), seed=3)[0]
+    return build_ross(backbones, RossConfig.model_validate(config or {"head": SMALL_HEAD}), seed=3)[0]
 
 
 def awake(head: nn.Module, std: float = 0.3) -> nn.Module:

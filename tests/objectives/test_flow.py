@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from wemmu.config.stage import LossWeighting, Objective
+from wemmu.config.objectives import LossWeighting, Objective
 from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
 from wemmu.objectives.path import sample_path
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from wemmu.config.stage import TimeSampling
+from wemmu.config.objectives import TimeSampling
 from wemmu.objectives.path import sample_path, sample_time, shift_time
 
 SHIFTS = st.floats(0.1, 10)

@@ -9,18 +9,20 @@ from torch import Tensor, nn
 
 from tests.models.world import SMALL_HEAD, awake, make_model, make_ross, micro_batches
 from tests.training.runs import STAGE_RUN
+from wemmu.checkpoint.placed import Placed
 from wemmu.config import StageRun
-from wemmu.config.reconstruction import Reconstruction
+from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import Backbones
-from wemmu.config.stage import Optimizer, ReconstructiveTuning
+from wemmu.config.stage import Optimizer
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
-from wemmu.models.ross import Ross
 from wemmu.parallel.engine import Engine
-from wemmu.parallel.placed import Placed
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss, ReconstructiveLoss
+from wemmu.recipes.ross.config import Ross as RossConfig
+from wemmu.recipes.ross.loss import ReconstructiveLoss
+from wemmu.recipes.ross.model import Ross
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import LossFn
 
 ALL = ("vae_branch", "pathway", "position_mlp", "dit")
@@ -78,8 +80,8 @@ class RossCase(Case):
     def run(self) -> StageRun:
         run = super().run
         stage = run.stage.model_copy(update={"objective": ReconstructiveTuning(kind="reconstructive", weight=0.5)})
-        reconstruction = Reconstruction.model_validate({"head": self.head})
-        return run.model_copy(update={"stage": stage, "reconstruction": reconstruction})
+        recipe = RossConfig.model_validate({"head": self.head})
+        return run.model_copy(update={"stage": stage, "recipe": recipe})
 
     def model(self, backbones: Backbones) -> Ross:
         model = make_ross(backbones.model_copy(update={"dtype": self.dtype}), head=self.head)

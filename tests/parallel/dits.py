@@ -11,7 +11,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from wemmu.parallel.tensor import Split
+from wemmu.checkpoint.placed import TensorSlice
 
 
 def small(heads: int, cross_heads: int, **changes: Any) -> dict[str, Any]:
@@ -56,14 +56,16 @@ def three_steps(dit: SanaTransformer2DModel) -> None:
         optimizer.step()
 
 
-def merge(splits: Mapping[str, Split], mine: Mapping[str, Tensor], alike: bool = True) -> dict[str, Tensor] | None:
+def merge(
+    splits: Mapping[str, TensorSlice], mine: Mapping[str, Tensor], alike: bool = True
+) -> dict[str, Tensor] | None:
     """On rank 0 the whole tensors from those of all ranks, NaN where no rank has an element; None elsewhere.
 
     What is not split is asserted to be the same on all ranks, bit for bit, if it is to be `alike`.
     """
     parts, digests = {}, {}
     for name, tensor in mine.items():
-        place = splits.get(name, Split(name, tuple(tensor.shape)))
+        place = splits.get(name, TensorSlice(name, tuple(tensor.shape)))
         if place.dim is None:
             digests[name] = hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy()).digest()
         else:
@@ -84,7 +86,7 @@ def merge(splits: Mapping[str, Split], mine: Mapping[str, Tensor], alike: bool =
     return whole
 
 
-def padding(splits: Mapping[str, Split], of: Sequence[Mapping[str, Tensor]]) -> tuple[int, float]:
+def padding(splits: Mapping[str, TensorSlice], of: Sequence[Mapping[str, Tensor]]) -> tuple[int, float]:
     """(number, largest) of this rank's elements that stand in no range."""
     number, largest = 0, 0.0
     for name, place in splits.items():

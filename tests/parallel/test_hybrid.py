@@ -28,7 +28,7 @@ from wemmu.parallel import boundary, hybrid, pipeline, tensor_layers
 from wemmu.parallel.hybrid import HybridEngine
 from wemmu.parallel.topology import Topology
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 
 CPU = torch.device("cpu")
 # Ranks, tp, pp.

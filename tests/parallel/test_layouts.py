@@ -9,6 +9,8 @@ import torch
 from tests.models.world import micro_batches
 from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, portable, whole
 from tests.parallel.ranks import on_ranks
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Origin
 from wemmu.config.schema import Backbones
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.hybrid import HybridEngine
@@ -16,9 +18,7 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import Topology
 from wemmu.parallel.zero3 import Zero3Engine
 from wemmu.prompts import PromptEncoder
-from wemmu.training import checkpoint
-from wemmu.training.losses import FlowMatchingLoss
-from wemmu.training.manifest import Origin
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 
 CPU = torch.device("cpu")
 # Number of ranks -> the layouts with as many: engine, tp, pp.
@@ -71,7 +71,7 @@ def save_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[st
     for name, layout in LAYOUTS[world].items():
         run = Run(layout, backbones, rank, world)
         run.steps(0, SAVED_AT)
-        checkpoint.save(root / name, run.engine.state(), {}, Origin("stage", 0, 32, {}, {"engine": name}))
+        store.save(root / name, run.engine.state(), {}, Origin("stage", 0, 32, {}, {"engine": name}))
         found[name] = run.state(), run.steps(SAVED_AT, MORE)
     return found
 
@@ -84,7 +84,7 @@ def load_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[tu
         run.steps(7, 1)
         for source in NAMES:
             # What was there before, be it of another run, must leave no trace.
-            manifest = checkpoint.load_newest(root / source, run.engine.state())
+            manifest = store.load_newest(root / source, run.engine.state())
             run.engine.restored(manifest.step)
             found[source, name] = run.state(), run.steps(SAVED_AT, MORE)
     return found

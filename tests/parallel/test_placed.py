@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.parallel.ranks import on_ranks
-from wemmu.parallel.placed import Part, Placed, WholePlanner, flat_parts, row_parts
+from wemmu.checkpoint.placed import Part, Placed, WholePlanner, flat_parts, row_parts
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 SIZED = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)

@@ -17,8 +17,8 @@ from wemmu.config import StageRun
 from wemmu.config.load import load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.parallel.topology import Topology
+from wemmu.recipes.recipe import ready_to_train, recipe
 from wemmu.training.build import _engine, _kernels, _place
-from wemmu.training.recipes import recipe
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "assets/shapes/examples/first.png"
@@ -46,8 +46,7 @@ def kind(run: StageRun) -> dict:
         "dtype": run.backbones.dtype,
         "objective": run.stage.objective.kind,
         "trains": sorted(run.stage.trains),
-        "bridge": [run.bridge.queries.design, run.bridge.vae_branch],
-        "reconstruction": run.reconstruction.model_dump(mode="json") if run.stage.reconstructs else None,
+        "recipe": run.recipe.model_dump(mode="json"),
         "checkpointing": run.memory.checkpointing,
         "compile": run.kernels.compile,
     }
@@ -56,13 +55,14 @@ def kind(run: StageRun) -> dict:
 def shrunk(run: StageRun, backbones: Backbones) -> StageRun:
     """The stage with all that makes it what it is, and nothing of its size. Two ranks where it has several."""
     tree = run.model_dump(mode="json")
-    tree["backbones"] |= {"vlm": str(backbones.vlm), "sana": str(backbones.sana)}
+    tree["backbones"] |= {name: str(getattr(backbones, name)) for name in ("vlm", "vae", "dit")}
     if run.parallel.ranks > 1 or run.parallel.engine != "single":
         tree["parallel"] |= {"ranks": 2, "tp": min(run.parallel.tp, 2)}
         tree["parallel"]["pp"] = min(run.parallel.pp, 2 // tree["parallel"]["tp"])
-    tree["bridge"] |= {"position_table": 8}
-    if run.stage.reconstructs and tree["reconstruction"]["head"]["kind"] == "denoiser":
-        tree["reconstruction"]["head"] |= {"width": 32, "heads": 2, "depth": 2}
+    if run.recipe.kind == "wemmu":
+        tree["recipe"]["bridge"] |= {"position_table": 8}
+    elif tree["recipe"]["head"]["kind"] == "denoiser":
+        tree["recipe"]["head"] |= {"width": 32, "heads": 2, "depth": 2}
     tree["sampling"] |= {"steps": 2, "prompts": [{"text": "describe the image", "images": [str(EXAMPLE)]}]}
     tree["stage"] |= {"resolution": 32, "global_batch": GLOBAL_BATCH, "ladder": [], "next_rung": None, "start": None}
     tree["threads"] = 1
@@ -75,6 +75,7 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
     for name, run in runs.items():
         device = torch.device("cpu")
         made = recipe(run, _place(run, device), device)
+        ready_to_train(made, run)
         topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
         engine = _engine(run, made, topology, device, _kernels(run, made, device).adamw == "Apex")
         norms[name] = []
@@ -82,7 +83,7 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
             ids = [10 * step + i for i in range(GLOBAL_BATCH)]
             engine.accumulate(micro_batches(made.encoder, ids, task, rank, world, accumulation=1), step)
             norms[name].append(engine.step(1.0))
-            _, blank = made.draw()
+            _, blank = made.preview()
             assert blank == 0, f"what {name} draws is blank"
             if step == 0:
                 # As a resume does it, with what a checkpoint holds.

@@ -15,7 +15,7 @@ from torch import nn
 from tests.models.published import SANA
 from tests.parallel.dits import all_reduces, errors, kept, make, merge, miss, padding, run, small, three_steps, worst
 from tests.parallel.ranks import on_ranks
-from wemmu.parallel.tensor import split, valid_degrees
+from wemmu.backbones.sana.tensor import split, valid_degrees
 from wemmu.planning.activations import dit_block_kept
 from wemmu.planning.backbones import Sana
 from wemmu.planning.flops import Sample

@@ -16,10 +16,10 @@ from tests.parallel.ranks import on_ranks
 from tests.parallel.toy import Watched
 from wemmu.config import StageRun
 from wemmu.config.schema import Backbones
-from wemmu.models.model import WeMMU
 from wemmu.parallel import zero3
 from wemmu.parallel.topology import Topology
 from wemmu.parallel.zero3 import Zero3Engine
+from wemmu.recipes.wemmu.model import WeMMU
 
 BF16 = {f"{name} in bf16": replace(STAGES[name], dtype="bfloat16") for name in ("stage1", "stage3")}
 # With four samples, four ranks have no second micro-batch.

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tests.models.world import make_batch
 from tests.parallel.cases import Case
 from tests.parallel.ranks import on_ranks
+from wemmu.checkpoint.placed import Placed
 from wemmu.config.schema import Backbones
-from wemmu.models.weights import build_model
 from wemmu.parallel import zero3
-from wemmu.parallel.placed import Placed
 from wemmu.parallel.topology import Topology
 from wemmu.parallel.zero3 import Zero3Engine
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.build import build_model
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def builds(rank: int, world: int, backbones: Backbones, by_blocks: bool) -> dict
         largest.append(sum(p.nbytes for p in block.parameters()))
         zero3.shard(block, CPU)
 
-    model, _ = build_model(backbones, Case().run.bridge, 0, *([place] if by_blocks else []))
+    model, _ = build_model(backbones, Case().run.recipe.bridge, 0, *([place] if by_blocks else []))
     sizes.append(alive() - before)
     for part in (model.bridge, model.dit):
         zero3.shard(part, CPU)

@@ -13,14 +13,15 @@ from tests.models.world import make_batch, micro_batches
 from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, difference, portable, whole
 from tests.parallel.ranks import on_ranks
 from tests.parallel.toy import FACTORS, Toy, Watched, toy_run
+from wemmu.checkpoint.state import TrainState
 from wemmu.config.schema import Backbones
-from wemmu.models.model import WeMMU
-from wemmu.parallel.engine import Engine, TrainState
+from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import Topology
 from wemmu.parallel.zero3 import Zero3Engine
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")

@@ -11,11 +11,11 @@ from tests.models.world import make_batch
 from tests.planning.worlds import MINIATURE, PAPER, curriculum_with
 from wemmu.config import Task
 from wemmu.config.schema import Backbones
-from wemmu.models.model import WeMMU
 from wemmu.planning.backbones import PlanError, read_sizes
 from wemmu.planning.flops import Assumptions, Cost, Sample, mean_flops, sample_flops, sample_of
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 
 T = 1e12
 # Part -> TFLOP, from the compute floor that was worked out before there was a model: 128 tokens of text, and as many

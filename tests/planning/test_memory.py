@@ -11,9 +11,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tests.models.world import make_batch
 from tests.planning.worlds import MINIATURE, PAPER, curriculum_with, on
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Origin
 from wemmu.config import Curriculum, Task
 from wemmu.config.schema import Backbones
-from wemmu.models.model import WeMMU
 from wemmu.parallel import zero3
 from wemmu.parallel.single import SingleEngine
 from wemmu.planning.activations import activations
@@ -23,9 +24,8 @@ from wemmu.planning.load import BUCKET, LIVE, Degrees, Load
 from wemmu.planning.parameters import count
 from wemmu.planning.plan import StagePlan, plan
 from wemmu.prompts import PromptEncoder
-from wemmu.training import checkpoint
-from wemmu.training.losses import FlowMatchingLoss
-from wemmu.training.manifest import Origin
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 
 # The fixture `model` has a smaller table than the shipped curriculum.
 TABLE = "bridge.position_table=8"
@@ -73,7 +73,7 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(
         for name, p in model.named_parameters()
         if not p.requires_grad and (name.startswith("bridge.") or (name.startswith("dit.") and stage == "stage3"))
     }
-    made = checkpoint.save(tmp_path, state, carried, Origin(stage, 0, config.resolution, frozen={}))
+    made = store.save(tmp_path, state, carried, Origin(stage, 0, config.resolution, frozen={}))
     on_disk = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
     tensors = size(state.weights) + size(state.exp_avg) + size(state.exp_avg_sq) + size(state.ema) + size(carried)
     assert planned.checkpoint == tensors
@@ -156,7 +156,7 @@ def test_state_of_the_published_size(published: Backbones):
 
 def test_the_dit_is_split_by_both_degrees(published: Backbones):
     sizes, curriculum = read_sizes(published), curriculum_with(PAPER, published)
-    whole, rung = count(sizes, curriculum.bridge), curriculum.stages[0].rungs[0]
+    whole, rung = count(sizes, curriculum.recipe.bridge), curriculum.stages[0].rungs[0]
     one, four = (Load(curriculum, rung, sizes, whole, d, 1, 1, ()) for d in (Degrees(1, 1, 1), Degrees(4, 2, 2)))
     assert one.share == whole
     assert 0.25 < four.share["dit"] / whole["dit"] < 0.30

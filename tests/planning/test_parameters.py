@@ -9,13 +9,14 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.models import published as real
-from wemmu.config.schema import Backbones, Queries
-from wemmu.config.schema import Bridge as BridgeConfig
-from wemmu.models.bridge import Bridge
-from wemmu.models.model import WeMMU
+from wemmu.config.schema import Backbones
 from wemmu.planning import autoencoder
 from wemmu.planning.backbones import DCAE, Language, Sana, read_sizes
 from wemmu.planning.parameters import count, dit_block, dit_ends, valid_tensor_degrees
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
+from wemmu.recipes.wemmu.config import Queries
+from wemmu.recipes.wemmu.model import WeMMU
 
 
 def numbers(module: nn.Module | None) -> int:

@@ -13,10 +13,11 @@ from transformers import AutoProcessor
 from tests.planning.worlds import MINIATURE, curriculum_with
 from wemmu.config.schema import Backbones
 from wemmu.diagnosis import preflight
-from wemmu.models.weights import load_backbones
 from wemmu.planning.backbones import PlanError, read_sizes
 from wemmu.published.check import problems
 from wemmu.published.layout import BackboneError
+from wemmu.recipes.wemmu.build import build_model
+from wemmu.recipes.wemmu.config import Bridge, WeMMU
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3968658944\n"
 TENSORS = "diffusion_pytorch_model.safetensors"
@@ -117,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an autoencoder of other channels": (
         lambda r: change_json(r / "sana/vae/config.json", latent_channels=16),
-        "its transformer takes 32 channels, its autoencoder makes 16",
+        "transformer takes 32 channels, the autoencoder",
     ),
     "no folder": (lambda r: shutil.rmtree(r / "sana/vae"), "sana/vae is not a directory"),
     "pickles": (
@@ -130,7 +131,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.fixture
 def copied(backbones: Backbones, tmp_path: Path) -> Backbones:
     shutil.copytree(backbones.vlm, tmp_path / "vlm")
-    shutil.copytree(backbones.sana, tmp_path / "sana")
+    shutil.copytree(backbones.vae.parent, tmp_path / "sana")
     return Backbones(vlm=tmp_path / "vlm", sana=tmp_path / "sana")
 
 
@@ -143,16 +144,16 @@ def test_what_is_no_whole_backbone_is_told_before_it_is_loaded(copied: Backbones
     assert told in found.found
     # The loader says the same, and nothing was loaded that it could have failed with.
     with pytest.raises(BackboneError) as refusal:
-        load_backbones(copied)
+        build_model(copied, Bridge(), 0)
     assert str(refusal.value) == found.found
 
 
 def test_a_whole_backbone_is_none_of_these(copied: Backbones):
-    assert problems(copied) == []
-    shard(copied.sana / "transformer")
+    assert problems(copied, WeMMU.backbones) == []
+    shard(copied.dit)
     (copied.vlm / "vocab.json").unlink()
     (copied.vlm / "model.fp16.safetensors").write_text(POINTER)
-    assert problems(copied) == []
+    assert problems(copied, WeMMU.backbones) == []
     assert preflight.backbones(curriculum_with(MINIATURE, copied)).status == "ok"
 
 
@@ -164,25 +165,25 @@ def test_the_files_that_are_asked_for_are_those_that_make_prompts(copied: Backbo
     processor = AutoProcessor.from_pretrained(copied.vlm, use_fast=True)
     with pytest.raises(ValueError, match="does not have a chat template"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
-    assert "no chat template" in problems(copied)[0]
+    assert "no chat template" in problems(copied, WeMMU.backbones)[0]
     (copied.vlm / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    assert problems(copied) == []
+    assert problems(copied, WeMMU.backbones) == []
     assert AutoProcessor.from_pretrained(copied.vlm, use_fast=True).chat_template == template
 
 
 def test_a_run_that_uses_no_dit_needs_none(copied: Backbones):
-    shutil.rmtree(copied.sana / "transformer")
+    shutil.rmtree(copied.dit)
     ross = curriculum_with(MINIATURE.parent / "ross.yaml", copied)
     assert preflight.backbones(ross).status == "ok"
     assert preflight.backbones(curriculum_with(MINIATURE, copied)).status == "problem"
 
 
 def test_a_config_of_another_model_is_not_planned_with(copied: Backbones):
-    change_json(copied.sana / "transformer/config.json", _class_name="FluxTransformer2DModel")
+    change_json(copied.dit / "config.json", _class_name="FluxTransformer2DModel")
     with pytest.raises(
         PlanError, match=r"transformer/config\.json describes FluxTrans.*known here: SanaTransformer2DModel"
     ):
         read_sizes(copied)
-    change_json(copied.sana / "transformer/config.json", _class_name=None)
+    change_json(copied.dit / "config.json", _class_name=None)
     with pytest.raises(PlanError, match="describes no model by its class"):
         read_sizes(copied)

@@ -11,9 +11,9 @@ from diffusers import SanaTransformer2DModel
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config.schema import Backbones
 from wemmu.published.identity import hash_files, identity, is_same
-from wemmu.training.manifest import read_manifest
 
 SHAPES = Path(__file__).parents[2] / "assets/shapes"
 FILES = {"vlm": "model.safetensors", "sana/transformer": "diffusion_pytorch_model.safetensors"}

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from tests.models.world import INPUTS, WORDS, encode, make_model, pictures
 from wemmu.config.schema import Backbones, Sampling
 from wemmu.config.task import GENERATION_TASKS, Task
-from wemmu.models.model import WeMMU
 from wemmu.noise import Noise
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.sampling.request import GenerationRequest, task_of
+from wemmu.sampling.sampler import Sampler
 from wemmu.sampling.solvers import euler, times
 
 SHIFT = 3.0
@@ -24,15 +25,17 @@ def sampler(model: WeMMU, encoder: PromptEncoder) -> Sampler:
     return Sampler(model, encoder, SHIFT)
 
 
-def make_request(task: Task, ids: Sequence[int] = (0, 1), size: tuple[int, int] = (32, 32)) -> Request:
+def make_request(task: Task, ids: Sequence[int] = (0, 1), size: tuple[int, int] = (32, 32)) -> GenerationRequest:
     images = torch.stack([pictures(i, INPUTS[task], 3, 32, 32) for i in ids])
     wordless = task in (Task.UNCONDITIONAL, Task.RECONSTRUCTION)
     texts = ["" if wordless else WORDS[i] for i in ids]
-    return Request(task, texts, images, size, torch.tensor(ids))
+    return GenerationRequest(task, texts, images, size, torch.tensor(ids))
 
 
 @torch.no_grad()
-def by_hand(model: WeMMU, encoder: PromptEncoder, request: Request, rule, *branches: tuple[Sequence[str], Tensor]):
+def by_hand(
+    model: WeMMU, encoder: PromptEncoder, request: GenerationRequest, rule, *branches: tuple[Sequence[str], Tensor]
+):
     """Solve with `rule(v of each branch)`, a branch being its (texts, images)."""
     noise = Noise(SAMPLING.seed, 0, request.sample_ids)
     conditions = [model.condition(encode(encoder, t, i), i, request.size, noise) for t, i in branches]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from launcher.ledger import Event, Ledger
 from tests.training.runs import STAGE
+from wemmu.checkpoint import store
 from wemmu.config import Curriculum, dump, load_curriculum
 from wemmu.config.schema import Backbones
-from wemmu.training import checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 20
@@ -37,7 +37,7 @@ class World:
             {
                 "name": name,
                 "backbones": self.backbones,
-                "bridge": {"position_table": 8},
+                "recipe": {"kind": "wemmu", "bridge": {"position_table": 8}},
                 "data": {"shards": self.shards},
                 "memory": {"micro_batch": 2, "reference_resolution": 32},
                 "logging": {"every": 4, "checkpoint_every": 4, "samples_every": STEPS, "wandb": "disabled"},
@@ -78,7 +78,7 @@ def train_here(curriculum: Path, run: Path, stages: Sequence[str]) -> None:
 
 def weights(run: Path, stage: str, steps: int = STEPS) -> dict[str, Tensor]:
     """What a stage ended with."""
-    return checkpoint.load_weights(run / stage / "checkpoints" / checkpoint.directory_name(steps))[0]
+    return store.load_weights(run / stage / "checkpoints" / store.directory_name(steps))[0]
 
 
 def assert_equal_weights(run: Path, other: Path, stage: str, steps: int = STEPS) -> None:

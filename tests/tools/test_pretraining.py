@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderDC
 
 from tools.pretraining import dit
-from wemmu.models.vae import FrozenVAE
+from wemmu.backbones.vae import FrozenVAE
 
 SANA = Path("assets/shapes/sana")
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from tests.data.handmade import Record, shapes, stream, write
 from tests.training.runs import STAGE, make_run
+from wemmu.checkpoint import store
 from wemmu.config import Curriculum, StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.shards import StreamSettings
 from wemmu.config.task import Task
-from wemmu.training import checkpoint
 from wemmu.training.ladder import Ladder
 from wemmu.training.trainer import Trainer
 
@@ -105,7 +105,7 @@ def die_at(moment: str) -> None:
             count: list[float] = []
             _when(lambda _, loss: count.append(loss) or len(count) == 2, Ladder, "note")
         case "saving":
-            _when(lambda root, tensors, step, *_: step == BOUNDARY, checkpoint, "write")
+            _when(lambda root, tensors, step, *_: step == BOUNDARY, store, "write")
         case "saved":
             _when(lambda *_: True, Ladder, "close")
         case "closed":

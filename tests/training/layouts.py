@@ -6,9 +6,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from wemmu.parallel.engine import TrainState
-from wemmu.parallel.placed import Placed, flat_parts, row_parts
-from wemmu.training.manifest import Origin
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.placed import Placed, flat_parts, row_parts
+from wemmu.checkpoint.state import TrainState
 
 SHAPES = {
     "bridge.table": (3, 3, 4),

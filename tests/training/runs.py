@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from wemmu.config.schema import Backbones, Bridge, Curriculum, StageRun
+from wemmu.config.schema import Backbones, Curriculum, StageRun
+from wemmu.recipes.wemmu.config import Bridge, WeMMU
 
 STAGE = {
     "name": "stage",
@@ -21,7 +22,7 @@ def make_run(backbones: Backbones, shards: Path, **changes: object) -> StageRun:
         {
             "name": "tiny",
             "backbones": backbones,
-            "bridge": Bridge(position_table=8),
+            "recipe": WeMMU(bridge=Bridge(position_table=8)),
             "data": {"shards": shards},
             # Two micro-batches a step; features are remembered, so runs that remember others must still be equal.
             "memory": {"micro_batch": 2, "reference_resolution": 32, "cached_pictures": 12},

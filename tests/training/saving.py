@@ -15,14 +15,15 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemWriter, filesystem
 
 from tests.training.layouts import CARRIED, LAYOUTS, PARTS, blank, canonical, differences, held, origin
+from wemmu.checkpoint import manifest as manifest_module
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of
+from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.saver import Saver
 from wemmu.config import StageRun
 from wemmu.locks import EXCLUSIVE, take
-from wemmu.parallel.placed import Placed
-from wemmu.training import checkpoint, hold, resume, retention
-from wemmu.training import manifest as manifest_module
-from wemmu.training.collective import CheckpointError
-from wemmu.training.manifest import FORMAT, Manifest, Origin, sha256_of
-from wemmu.training.saver import Saver
+from wemmu.training import hold, resume
 
 STEP = 4
 
@@ -30,7 +31,7 @@ STEP = 4
 def save_all(rank: int, world: int, root: Path) -> None:
     for name, layout in LAYOUTS.items():
         state = held(canonical(STEP), layout, rank, world)
-        checkpoint.save(root / f"{name}-{world}", state, CARRIED, origin(name))
+        store.save(root / f"{name}-{world}", state, CARRIED, origin(name))
 
 
 def load_all(rank: int, world: int, root: Path) -> dict[tuple[str, str], list[str]]:
@@ -40,7 +41,7 @@ def load_all(rank: int, world: int, root: Path) -> dict[tuple[str, str], list[st
     for saved in sorted(root.iterdir()):
         for name, layout in LAYOUTS.items():
             state = blank(held(whole, layout, rank, world))
-            manifest = checkpoint.load_newest(saved, state)
+            manifest = store.load_newest(saved, state)
             assert manifest is not None
             assert manifest.step == STEP
             found[saved.name, name] = differences(state, whole)
@@ -49,7 +50,7 @@ def load_all(rank: int, world: int, root: Path) -> dict[tuple[str, str], list[st
 
 def refusals(rank: int, world: int, root: Path) -> dict[str, str]:
     """What is said on this rank when a save or a load must be refused."""
-    directory = checkpoint.save(root / "good", held(canonical(STEP), LAYOUTS["zero3"], rank, world), {}, origin())
+    directory = store.save(root / "good", held(canonical(STEP), LAYOUTS["zero3"], rank, world), {}, origin())
     said = {}
 
     def try_(case: str, act: Callable[[], object]) -> None:
@@ -68,23 +69,23 @@ def refusals(rank: int, world: int, root: Path) -> dict[str, str]:
         odd.weights["dit.to_out.bias"] = torch.zeros(8)
     for part in (fewer.weights, fewer.exp_avg, fewer.exp_avg_sq, fewer.ema):
         del part["dit.to_out.bias"]
-    try_("lacks", lambda: checkpoint.load_state(directory, more))
-    try_("unknown", lambda: checkpoint.load_state(directory, fewer))
-    try_("shape", lambda: checkpoint.load_state(directory, odd))
+    try_("lacks", lambda: store.load_state(directory, more))
+    try_("unknown", lambda: store.load_state(directory, fewer))
+    try_("shape", lambda: store.load_state(directory, odd))
 
     hole = fresh()
     if rank == 1:
         hole.exp_avg["dit.qk.weight"] = Placed((6, 5), [])
-    try_("hole", lambda: checkpoint.save(root / "bad", hole, {}, origin()))
-    try_("steps", lambda: checkpoint.save(root / "bad", replace(fresh(), steps=rank), {}, origin()))
+    try_("hole", lambda: store.save(root / "bad", hole, {}, origin()))
+    try_("steps", lambda: store.save(root / "bad", replace(fresh(), steps=rank), {}, origin()))
     infinite = fresh()
     if rank == 1:
         infinite.exp_avg_sq["dit.qk.weight"].parts[0][1].fill_(float("inf"))
-    try_("infinite", lambda: checkpoint.save(root / "bad", infinite, {}, origin()))
+    try_("infinite", lambda: store.save(root / "bad", infinite, {}, origin()))
     try_("busy", lambda: _busy(rank, root))
-    try_("full disk", lambda: _with_a_full_disk_on(1, lambda: checkpoint.save(root / "bad", fresh(), {}, origin())))
+    try_("full disk", lambda: _with_a_full_disk_on(1, lambda: store.save(root / "bad", fresh(), {}, origin())))
     # Nothing of this is in the way of the next.
-    checkpoint.save(root / "bad", fresh(), {}, origin())
+    store.save(root / "bad", fresh(), {}, origin())
     return said
 
 
@@ -117,7 +118,7 @@ def load_damaged(rank: int, world: int, roots: list[Path]) -> list[str]:
     said = []
     for root in roots:
         try:
-            checkpoint.load_state(root / checkpoint.directory_name(STEP), canonical(0))
+            store.load_state(root / store.directory_name(STEP), canonical(0))
             said.append("")
         except CheckpointError as error:
             said.append(str(error))
@@ -129,7 +130,7 @@ def load_newest_whole(rank: int, world: int, root: Path) -> tuple[int, list[str]
     hashed: list[Path] = []
     manifest_module.sha256_of = lambda file: hashed.append(file) or sha256_of(file)
     state = canonical(0)
-    manifest = checkpoint.load_newest(root, state)
+    manifest = store.load_newest(root, state)
     assert manifest is not None
     return manifest.step, differences(state, canonical(manifest.step)), hashed
 
@@ -191,14 +192,14 @@ def fail_in_the_background(rank: int, world: int, root: Path) -> list[str]:
 
 # Where a process is killed: what it is about to do, or has just done, in saving step 2.
 POINTS: dict[str, tuple[object, str, str]] = {
-    "nothing is written yet": (checkpoint, "write", "before"),
+    "nothing is written yet": (store, "write", "before"),
     "the plan is made": (FileSystemWriter, "write_data", "before"),
     "half of the tensors are written": (filesystem, "_write_item", "tenth"),
     "all tensors are written": (FileSystemWriter, "write_data", "after"),
-    "files are being hashed": (checkpoint, "sha256_of", "before"),
-    "the manifest is about to be written": (checkpoint, "write_manifest", "before"),
-    "the manifest is written": (checkpoint, "write_manifest", "after"),
-    "the name is given": (checkpoint, "_sync", "third"),
+    "files are being hashed": (store, "sha256_of", "before"),
+    "the manifest is about to be written": (store, "write_manifest", "before"),
+    "the manifest is written": (store, "write_manifest", "after"),
+    "the name is given": (store, "_sync", "third"),
     "an older one is about to go": (retention, "_remove", "before"),
     "an older one is half removed": (retention.shutil, "rmtree", "half"),
 }
@@ -247,7 +248,7 @@ def save_until_killed(rank: int, world: int, root: Path, saves: float) -> None:
     """Go on from what is there and save step after step; die after one save and the time of `saves` more."""
     state = held(canonical(0), LAYOUTS["fsdp"], rank, world)
     writes = Saver(root, 2, origin())
-    manifest = checkpoint.load_newest(root, state)
+    manifest = store.load_newest(root, state)
     step = manifest.step if manifest else 0
     assert differences(state, canonical(step)) == []
     begun = time.monotonic()

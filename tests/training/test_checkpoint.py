@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 
-from wemmu.parallel.engine import TrainState
-from wemmu.training import checkpoint, retention
-from wemmu.training import manifest as manifest_module
-from wemmu.training.collective import CheckpointError
-from wemmu.training.finite import NotFiniteError
-from wemmu.training.manifest import Origin, read_manifest, sha256_of, verify, write_manifest
-from wemmu.training.start import start_from, startable
-from wemmu.training.stored import StoredTensors, newest_finite, ship
+from wemmu.checkpoint import manifest as manifest_module
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.finite import NotFiniteError
+from wemmu.checkpoint.manifest import Origin, read_manifest, sha256_of, verify, write_manifest
+from wemmu.checkpoint.state import TrainState
+from wemmu.checkpoint.stored import StoredTensors, newest_finite, ship
+from wemmu.recipes.staged import startable
+from wemmu.training.start import start_from
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
@@ -66,7 +67,7 @@ def origin(frozen: dict[str, str] = FROZEN) -> Origin:
 
 
 def save(root: Path, step: int = 4, carried: dict[str, Tensor] | None = None, frozen: dict[str, str] = FROZEN) -> Path:
-    return checkpoint.save(root, make_state(step), carried or {}, origin(frozen))
+    return store.save(root, make_state(step), carried or {}, origin(frozen))
 
 
 def make_model(*extra: str) -> nn.Module:
@@ -96,7 +97,7 @@ def truncate(file: Path) -> None:
 
 def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path: Path):
     state = other_state()
-    manifest = checkpoint.load_state(save(tmp_path), state)
+    manifest = store.load_state(save(tmp_path), state)
     assert (manifest.step, manifest.seed, manifest.stage, manifest.resolution) == (4, 7, "stage1", 32)
     assert same(state, make_state(4))
 
@@ -104,7 +105,7 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path: Path):
 def test_loading_fills_the_live_tensors_whatever_their_type_and_strides(tmp_path: Path):
     state = other_state(torch.bfloat16)
     live = state.weights["bridge.linear.weight"] = torch.zeros(4, 2, dtype=torch.bfloat16).t()
-    checkpoint.load_state(save(tmp_path), state)
+    store.load_state(save(tmp_path), state)
     rounded = ({n: t.bfloat16() for n, t in d.items()} for d in parts_of(make_state(4)))
     assert same(state, TrainState(*rounded, steps=4))
     assert state.weights["bridge.linear.weight"] is live
@@ -112,7 +113,7 @@ def test_loading_fills_the_live_tensors_whatever_their_type_and_strides(tmp_path
 
 def test_what_is_saved_in_another_type_is_stored_in_float32(tmp_path: Path):
     carried = {"dit.weight": torch.full((2, 2), 1 / 3, dtype=torch.bfloat16)}
-    weights, _ = checkpoint.load_weights(save(tmp_path, carried=carried))
+    weights, _ = store.load_weights(save(tmp_path, carried=carried))
     assert torch.equal(weights["dit.weight"], carried["dit.weight"].float())
     stored = FileSystemReader(tmp_path / "step_00000004" / "state").read_metadata().state_dict_metadata
     assert {tensor.properties.dtype for tensor in stored.values()} == {torch.float32}
@@ -120,10 +121,10 @@ def test_what_is_saved_in_another_type_is_stored_in_float32(tmp_path: Path):
 
 def test_a_checkpoint_of_the_first_version_is_loaded():
     state = other_state()
-    manifest = checkpoint.load_state(OLD, state)
+    manifest = store.load_state(OLD, state)
     assert same(state, make_state(4))
     assert (manifest.step, manifest.layout) == (4, {})
-    weights, _ = checkpoint.load_weights(OLD)
+    weights, _ = store.load_weights(OLD)
     expected = make_state(4).weights | dit_weights()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -131,7 +132,7 @@ def test_a_checkpoint_of_the_first_version_is_loaded():
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3", "stage4"])
 def test_the_weights_that_are_shipped_are_loaded(stage: str):
-    weights, manifest = checkpoint.load_weights(REPOSITORY / "assets" / "shapes" / stage)
+    weights, manifest = store.load_weights(REPOSITORY / "assets" / "shapes" / stage)
     assert {name: list(weight.shape) for name, weight in weights.items()} == manifest.tensors
 
 
@@ -141,11 +142,11 @@ def averaged_state(step: int) -> TrainState:
 
 
 def test_averages_are_saved_and_loaded_beside_the_weights(tmp_path: Path):
-    directory, live = checkpoint.save(tmp_path, averaged_state(4), {}, origin()), averaged_state(0)
-    assert checkpoint.load_state(directory, live).ema
+    directory, live = store.save(tmp_path, averaged_state(4), {}, origin()), averaged_state(0)
+    assert store.load_state(directory, live).ema
     assert all(torch.equal(live.ema[name], weight + 1) for name, weight in make_state(4).weights.items())
     plain = other_state()
-    checkpoint.load_state(directory, plain)
+    store.load_state(directory, plain)
     assert same(plain, make_state(4))
     assert plain.ema == {}
 
@@ -153,7 +154,7 @@ def test_averages_are_saved_and_loaded_beside_the_weights(tmp_path: Path):
 @pytest.mark.parametrize("old", [True, False], ids=["of the first version", "of this version"])
 def test_an_average_that_a_checkpoint_does_not_hold_begins_with_its_weights(tmp_path: Path, old: bool):
     directory, live = OLD if old else save(tmp_path), averaged_state(0)
-    assert not checkpoint.load_state(directory, live).ema
+    assert not store.load_state(directory, live).ema
     assert live.ema.keys() == live.weights.keys()
     assert all(torch.equal(live.ema[name], weight) for name, weight in live.weights.items())
     assert same(live, make_state(4))
@@ -161,13 +162,13 @@ def test_an_average_that_a_checkpoint_does_not_hold_begins_with_its_weights(tmp_
 
 def test_a_model_is_read_with_its_averages_or_with_its_weights(tmp_path: Path):
     frozen = {part: FROZEN[part] for part in ("vlm", "vae")}
-    directory = checkpoint.save(tmp_path, averaged_state(4), dit_weights(), origin(frozen))
+    directory = store.save(tmp_path, averaged_state(4), dit_weights(), origin(frozen))
     for ema in (False, True):
         into, shipped = {name: torch.zeros_like(w) for name, w in dit_weights().items()}, tmp_path / f"shipped{ema}"
         into |= {name: torch.zeros_like(w) for name, w in make_state(0).weights.items()}
         assert start_from(directory, into, FROZEN, ema) == into.keys()
         ship(directory, shipped, torch.float32, ema)
-        for found in (into, checkpoint.load_weights(shipped)[0]):
+        for found in (into, store.load_weights(shipped)[0]):
             assert all(torch.equal(found[name], w + ema) for name, w in make_state(4).weights.items())
             # Without an average of their own.
             assert all(torch.equal(found[name], w) for name, w in dit_weights().items())
@@ -175,33 +176,33 @@ def test_a_model_is_read_with_its_averages_or_with_its_weights(tmp_path: Path):
 
 def test_averages_that_are_not_there_are_an_error_that_says_what_to_do(tmp_path: Path):
     without = save(tmp_path)
-    ship(checkpoint.save(tmp_path / "with", averaged_state(4), {}, origin()), tmp_path / "shipped")
+    ship(store.save(tmp_path / "with", averaged_state(4), {}, origin()), tmp_path / "shipped")
     for directory in (without, OLD, tmp_path / "shipped"):
         with pytest.raises(CheckpointError, match=r"holds no moving average .*ema_decay.* --no-ema"):
             StoredTensors(directory, ema=True)
         with pytest.raises(CheckpointError, match=r"holds no moving average .*ema_decay.* --no-ema"):
-            checkpoint.fill_weights(directory, verify(directory), {}, ema=True)
+            store.fill_weights(directory, verify(directory), {}, ema=True)
 
 
 def test_some_weights_are_read_by_name_and_unknown_ones_refused(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
     ship(directory, tmp_path / "out", torch.float32)
     for source in (directory, tmp_path / "out"):
-        weights, _ = checkpoint.load_weights(source, ["dit.bias", "bridge.table"])
+        weights, _ = store.load_weights(source, ["dit.bias", "bridge.table"])
         assert weights.keys() == {"dit.bias", "bridge.table"}
         assert torch.equal(weights["bridge.table"], make_state(4).weights["bridge.table"])
         with pytest.raises(CheckpointError, match=r"lacks bridge\.queries"):
-            checkpoint.load_weights(source, ["bridge.queries", "dit.bias"])
+            store.load_weights(source, ["bridge.queries", "dit.bias"])
 
 
 def test_reading_one_tensor_of_many_reads_and_keeps_little_more_than_it(tmp_path: Path):
     """In a process of its own: bytes that it reads, and the growth of its memory at its greatest, in tensors."""
     each, number = 1_000_000, 12
     many = {f"bridge.{i}": torch.full((each,), float(i)) for i in range(number)}
-    directory = checkpoint.save(tmp_path, TrainState(many, many, many, 1), {}, origin())
+    directory = store.save(tmp_path, TrainState(many, many, many, 1), {}, origin())
     code = f"""
         from pathlib import Path
-        from wemmu.training import checkpoint
+        from wemmu.checkpoint import store
 
         def read() -> int:
             return int(Path("/proc/self/io").read_text().split()[1])
@@ -210,11 +211,11 @@ def test_reading_one_tensor_of_many_reads_and_keeps_little_more_than_it(tmp_path
             return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
 
         directory = Path({str(directory)!r})
-        manifest = checkpoint.verify(directory)
-        checkpoint.load_weights(directory, ["bridge.1"], manifest)  # what is read and kept once, code
+        manifest = store.verify(directory)
+        store.load_weights(directory, ["bridge.1"], manifest)  # what is read and kept once, code
         before, resident = read(), kilobytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        weights, _ = checkpoint.load_weights(directory, ["bridge.7"], manifest)
+        weights, _ = store.load_weights(directory, ["bridge.7"], manifest)
         assert weights["bridge.7"].mean() == 7
         print((read() - before) / {4 * each}, (kilobytes("VmHWM") - resident) * 1024 / {4 * each})
     """
@@ -241,7 +242,7 @@ def test_a_state_of_other_names_or_shapes_is_refused_by_name_and_left_alone(tmp_
     ):
         before = {n: t.clone() for n, t in state.weights.items()}
         with pytest.raises(CheckpointError, match=why):
-            checkpoint.load_state(directory, state)
+            store.load_state(directory, state)
         assert all(torch.equal(state.weights[name], before[name]) for name in before)
 
 
@@ -271,7 +272,7 @@ def test_damage_to_any_file_is_found_and_names_the_file(tmp_path: Path, damage, 
         copy = tmp_path / "copy"
         shutil.copytree(whole, copy)
         damage(copy / file.relative_to(whole))
-        for read in (checkpoint.verify, lambda d: checkpoint.load_state(d, other_state()), checkpoint.load_weights):
+        for read in (store.verify, lambda d: store.load_state(d, other_state()), store.load_weights):
             with pytest.raises(CheckpointError, match=rf"copy: the file {file.relative_to(whole)} is {word}"):
                 read(copy)
         shutil.rmtree(copy)
@@ -284,7 +285,7 @@ def test_a_directory_without_a_readable_manifest_is_no_checkpoint(tmp_path: Path
     if content is not None:
         (directory / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        checkpoint.verify(directory)
+        store.verify(directory)
 
 
 @pytest.mark.parametrize(("field", "value"), [("step", 5), ("trained", []), ("sha256", "0" * 64)])
@@ -292,14 +293,14 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, field: str, valu
     file = save(tmp_path) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
-        checkpoint.verify(file.parent)
+        store.verify(file.parent)
 
 
 def test_another_format_is_refused_by_its_number(tmp_path: Path):
     file = save(tmp_path) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99"):
-        checkpoint.verify(file.parent)
+        store.verify(file.parent)
 
 
 def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damaged_newest_one_and_debris_left_alone(
@@ -314,7 +315,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damag
     with pytest.raises(CheckpointError, match=f"{newest}.*is damaged.*the newest that is whole is {middle}"):
         retention.latest(tmp_path)
     state = other_state()
-    assert checkpoint.load_newest(tmp_path, state).step == 10
+    assert store.load_newest(tmp_path, state).step == 10
     assert same(state, make_state(10))
     assert debris.exists()
     retention.clear_debris(tmp_path)
@@ -324,7 +325,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damag
 
 def test_an_empty_folder_has_no_latest(tmp_path: Path):
     assert retention.latest(tmp_path) is None
-    assert checkpoint.load_newest(tmp_path, other_state()) is None
+    assert store.load_newest(tmp_path, other_state()) is None
 
 
 def test_going_on_from_the_newest_hashes_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -332,7 +333,7 @@ def test_going_on_from_the_newest_hashes_every_file_once(tmp_path: Path, monkeyp
     newest = save(tmp_path, 3)
     hashed: list[Path] = []
     monkeypatch.setattr(manifest_module, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
-    checkpoint.load_newest(tmp_path, other_state())
+    store.load_newest(tmp_path, other_state())
     assert sorted(hashed) == files_of(newest)
 
 
@@ -340,7 +341,7 @@ def test_a_damaged_checkpoint_is_written_again_whole(tmp_path: Path):
     directory = save(tmp_path)
     flip_a_byte(files_of(directory)[0])
     assert save(tmp_path) == directory
-    checkpoint.verify(directory)
+    store.verify(directory)
 
 
 def test_a_disk_that_fails_within_a_tensor_is_told_as_such_and_leaves_nothing_with_a_name(tmp_path: Path):
@@ -349,7 +350,7 @@ def test_a_disk_that_fails_within_a_tensor_is_told_as_such_and_leaves_nothing_wi
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(CheckpointError, match=r"step_00000001 was not written: rank 0: OSError: .*File too large"):
-            checkpoint.save(tmp_path, TrainState(large, large, large, 1), {}, origin())
+            store.save(tmp_path, TrainState(large, large, large, 1), {}, origin())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert retention.latest(tmp_path) is None
@@ -372,19 +373,19 @@ def test_prune_removes_nothing_while_the_newest_is_damaged(tmp_path: Path):
 def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
     ship(directory, tmp_path / "out", torch.float32)
-    weights, manifest = checkpoint.load_weights(tmp_path / "out")
+    weights, manifest = store.load_weights(tmp_path / "out")
     expected = make_state(4).weights | dit_weights()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert (manifest.step, manifest.frozen, manifest.trained) == (4, FROZEN, [])
-    flip_a_byte(tmp_path / "out" / checkpoint.SHIPPED)
-    with pytest.raises(CheckpointError, match=checkpoint.SHIPPED):
-        checkpoint.load_weights(tmp_path / "out")
+    flip_a_byte(tmp_path / "out" / store.SHIPPED)
+    with pytest.raises(CheckpointError, match=store.SHIPPED):
+        store.load_weights(tmp_path / "out")
 
 
 def test_shipped_weights_are_rounded_only_to_the_type_asked_for(tmp_path: Path):
     ship(save(tmp_path / "run"), tmp_path / "out")
-    for name, weight in checkpoint.load_weights(tmp_path / "out")[0].items():
+    for name, weight in store.load_weights(tmp_path / "out")[0].items():
         assert torch.equal(weight, make_state(4).weights[name].half().float())
 
 
@@ -430,7 +431,7 @@ def test_a_dit_that_was_trained_but_is_absent_is_refused(tmp_path: Path):
 def test_a_tensor_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path):
     state = make_state(4)
     weights = state.weights | {"bridge.linear.bias": torch.zeros(3)}
-    source = checkpoint.save(tmp_path, replace(state, weights=weights), {}, origin())
+    source = store.save(tmp_path, replace(state, weights=weights), {}, origin())
     model = make_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(CheckpointError, match=r"bridge\.linear\.bias has shape \[3\], not \[2\]"):
@@ -457,7 +458,7 @@ def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path:
     files = manifest.files | {"state/.metadata": sha256_of(index)}
     write_manifest(directory, replace(manifest, files=files))
     with pytest.raises(CheckpointError, match=r"names posix\.mkdir, which has no place in an index"):
-        checkpoint.load_weights(directory)
+        store.load_weights(directory)
     assert not (tmp_path / "was here").exists()
     pickle.loads(index.read_bytes())
     assert (tmp_path / "was here").exists()
@@ -469,14 +470,14 @@ def test_what_is_not_finite_is_not_saved(part: int, value: float, tmp_path: Path
     state = make_state(4)
     parts_of(state)[part]["bridge.table"][1, 2, 3] = value
     with pytest.raises(NotFiniteError, match=r"step_00000004 was not written: not finite are \w+\.bridge\.table$"):
-        checkpoint.save(tmp_path, state, {}, origin())
+        store.save(tmp_path, state, {}, origin())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_large_weights_whose_sum_overflows_are_saved(tmp_path: Path):
     state = make_state(4)
     state.weights["bridge.table"].fill_(3e38)
-    checkpoint.save(tmp_path, state, {}, origin())
+    store.save(tmp_path, state, {}, origin())
 
 
 def test_nothing_is_made_of_a_checkpoint_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -486,12 +487,12 @@ def test_nothing_is_made_of_a_checkpoint_that_is_not_finite(tmp_path: Path, monk
     state = make_state(6)
     state.weights["bridge.table"][0] = float("inf")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "check_finite", lambda *_: None)
-        bad = checkpoint.save(root, state, dit_weights(), origin())
+        patch.setattr(store, "check_finite", lambda *_: None)
+        bad = store.save(root, state, dit_weights(), origin())
     with pytest.raises(NotFiniteError, match="step_00000006 cannot be gone on from"):
-        checkpoint.load_newest(root, other_state())
+        store.load_newest(root, other_state())
     with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
-        checkpoint.load_weights(bad)
+        store.load_weights(bad)
     with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
         start(make_model(), bad, FROZEN)
     with pytest.raises(NotFiniteError):

@@ -13,11 +13,11 @@ from tests.training import saving
 from tests.training.layouts import CARRIED, LAYOUTS, SHAPES, blank, canonical, differences, origin
 from tests.training.runs import STAGE_RUN
 from tests.training.saving import POINTS, STEP
-from wemmu.training import checkpoint, retention
-from wemmu.training.saver import Saver
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.saver import Saver
 
 WORLDS = (1, 2, 4)
-NAME = checkpoint.directory_name(STEP)
+NAME = store.directory_name(STEP)
 # Of the rank itself, or as the others hear of it.
 DEATH = "died without a word|Connection (reset|closed) by peer"
 
@@ -43,7 +43,7 @@ def test_every_layout_loads_what_every_other_saved_bit_for_bit(saved: Path, worl
 def test_one_process_reads_whole_weights_whoever_saved_them(saved: Path):
     expected = canonical(STEP).weights | CARRIED
     for folder in saved.iterdir():
-        weights, manifest = checkpoint.load_weights(folder / NAME)
+        weights, manifest = store.load_weights(folder / NAME)
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in expected), folder
         assert manifest.tensors == {name: list(weight.shape) for name, weight in expected.items()}
@@ -118,7 +118,7 @@ def test_damage_to_any_file_is_told_on_all_ranks_by_its_name(saved: Path, tmp_pa
 
 def test_all_ranks_pass_over_a_damaged_checkpoint_and_hash_every_file_once(saved: Path, tmp_path: Path):
     shutil.copytree(saved / "zero3-4", tmp_path / "run")
-    damaged = tmp_path / "run" / checkpoint.directory_name(STEP + 1)
+    damaged = tmp_path / "run" / store.directory_name(STEP + 1)
     shutil.copytree(tmp_path / "run" / NAME, damaged)
     (damaged / "manifest.json").write_text("{}")
     ranks = on_ranks(2, saving.load_newest_whole, tmp_path / "run")
@@ -136,13 +136,13 @@ def test_all_ranks_refuse_to_resume_if_one_has_another_backbone(tmp_path: Path):
 def test_training_goes_on_while_the_state_of_the_moment_is_written(tmp_path: Path):
     for said in on_ranks(2, saving.save_while_training, tmp_path):
         assert said["sum"] == 2 * 20 * 4
-        names = [checkpoint.directory_name(step) for step in range(1, 5)]
+        names = [store.directory_name(step) for step in range(1, 5)]
         # While the disk is stuck, there are only those of before; the newest two stay.
         assert said["seen"] == [[], names[:1], names[:2], names[1:3]]
         assert said["left"] == names[2:]
     for step in (3, 4):
         state = canonical(0)
-        checkpoint.load_state(tmp_path / checkpoint.directory_name(step), state)
+        store.load_state(tmp_path / store.directory_name(step), state)
         assert differences(state, canonical(step)) == []
 
 
@@ -152,13 +152,13 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call_on_all_ranks(tmp
     assert len(said[0]) == 1
     assert "step_00000001 was not written: rank 1: " in said[0][0]
     # And the one after it is whole.
-    assert retention.latest(tmp_path) == tmp_path / checkpoint.directory_name(1)
+    assert retention.latest(tmp_path) == tmp_path / store.directory_name(1)
 
 
 def whole_step(root: Path) -> int:
     """The step that a run would go on from; its state must be that of the step, and a new start leaves no debris."""
     state = blank(canonical(0))
-    manifest = checkpoint.load_newest(root, state)
+    manifest = store.load_newest(root, state)
     if manifest is not None:
         assert differences(state, canonical(manifest.step)) == []
     Saver(root, 1, origin()).close()

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from tests.models.world import make_model, micro_batches
 from tests.training.runs import STAGE_RUN
+from wemmu.checkpoint.state import TrainState
 from wemmu.config.schema import Backbones
 from wemmu.config.stage import Optimizer
 from wemmu.config.task import Task
-from wemmu.parallel.engine import TrainState
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.types import Losses
 
 CONFIG = Optimizer(lr=0.01, dit_lr=0.003, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5, ema_decay=0.5)

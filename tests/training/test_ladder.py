@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 from tests.models.world import make_model
 from tests.training.climbing import BOUNDARY, MOMENTS, STEPS, config, curriculum_of, prepare, train, write_shards
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.manifest import read_manifest
+from wemmu.checkpoint.state import TrainState
 from wemmu.config.ladder import Plateau
 from wemmu.config.schema import Backbones, Parallel
-from wemmu.parallel.engine import TrainState
 from wemmu.parallel.topology import ALONE
 from wemmu.prompts import PromptEncoder
-from wemmu.training import checkpoint, retention
-from wemmu.training.collective import CheckpointError
+from wemmu.recipes.wemmu.validation import Validation
 from wemmu.training.ladder import Ladder, plateau
-from wemmu.training.manifest import read_manifest
-from wemmu.training.validation import Validation
 
 REPOSITORY = Path(__file__).parents[2]
 RULE = Plateau(every=5, window=2, min_gain=0.1, patience=3)
@@ -138,7 +138,7 @@ def final_state(folder: Path) -> TrainState:
     assert (manifest.step, manifest.resolution) == (STEPS, 64)
     parts = ({name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for _ in range(3))
     state = TrainState(*parts, manifest.step)
-    checkpoint.load_state(newest, state)
+    store.load_state(newest, state)
     return state
 
 

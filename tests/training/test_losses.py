@@ -8,11 +8,11 @@ import torch
 from tests.models.world import make_batch, micro_batches
 from tests.training.runs import STAGE_RUN
 from wemmu.config import StageRun
-from wemmu.config.stage import LossWeighting
+from wemmu.config.objectives import LossWeighting
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Batch, Flow
 
 IDS = [30, 10, 50, 20]

@@ -10,17 +10,19 @@ from torch import Tensor
 from tests.conftest import make_backbones
 from tests.parallel.cases import ALL, Case, RossCase, portable, whole
 from tests.parallel.ranks import on_ranks
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.state import TrainState
 from wemmu.config import StageRun
 from wemmu.config.schema import Backbones, Parallel
-from wemmu.models.weights import new_bridge
-from wemmu.parallel.engine import Engine, TrainState
+from wemmu.parallel.engine import Engine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.published.identity import identity
-from wemmu.training import checkpoint
+from wemmu.recipes.recipe import Recipe, ready_to_train, recipe
+from wemmu.recipes.staged import startable
+from wemmu.recipes.wemmu.build import new_bridge
 from wemmu.training.build import _engine, _place
-from wemmu.training.manifest import Origin
-from wemmu.training.recipes import Recipe, recipe
-from wemmu.training.start import begin, startable
+from wemmu.training.start import begin
 
 CPU = torch.device("cpu")
 # Each carries what it does not train of the bridge.
@@ -46,6 +48,7 @@ def run_of(case: Case, backbones: Backbones, start: Path | None = None, engine: 
 def begun(run: StageRun, topology: Topology = ALONE) -> tuple[Recipe, Engine, dict[str, Tensor]]:
     """As `build` begins a stage: the recipe, the engine, and what is carried."""
     made = recipe(run, _place(run, CPU), CPU)
+    ready_to_train(made, run)
     trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
     resting = startable(made.model).keys() - trained
     engine = _engine(run, made, topology, CPU, apex=False)
@@ -55,13 +58,13 @@ def begun(run: StageRun, topology: Topology = ALONE) -> tuple[Recipe, Engine, di
 
 def sources(backbones: Backbones, made: Recipe) -> dict[str, Tensor]:
     """The float32 values of files and initialisation, by canonical name."""
-    dit = load_file(backbones.sana / "transformer" / "diffusion_pytorch_model.safetensors")
+    dit = load_file(backbones.dit / "diffusion_pytorch_model.safetensors")
     vlm = load_file(backbones.vlm / "model.safetensors")
     # As Qwen2.5-VL was published, and as it is here: both are read.
     language = {n.removeprefix("model.").removeprefix("language_model."): t for n, t in vlm.items()}
     model, run = made.model, WHOLE.run
     channels = model.vae.latent_channels, model.dit.config.caption_channels
-    new = new_bridge(run.bridge, model.vlm.language_model, *channels, run.seed)
+    new = new_bridge(run.recipe.bridge, model.vlm.language_model, *channels, run.seed)
     return (
         {f"dit.{name}": tensor for name, tensor in dit.items()}
         | {f"bridge.pathway.{name}": tensor for name, tensor in language.items()}
@@ -82,9 +85,9 @@ def left(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> tupl
     made = recipe(run_of(WHOLE, backbones), _place(run_of(WHOLE, backbones), CPU), CPU)
     generator = torch.Generator().manual_seed(5)
     weights = {n: torch.randn(t.shape, generator=generator) for n, t in startable(made.model).items()}
-    frozen = {"vlm": identity(backbones.vlm), "vae": identity(backbones.sana / "vae")}
+    frozen = {"vlm": identity(backbones.vlm), "vae": identity(backbones.vae)}
     root = tmp_path_factory.mktemp("left")
-    return checkpoint.save(root, TrainState(weights, weights, weights, 3), {}, Origin("other", 0, 32, frozen)), weights
+    return store.save(root, TrainState(weights, weights, weights, 3), {}, Origin("other", 0, 32, frozen)), weights
 
 
 def test_masters_and_what_is_carried_are_the_files_and_the_initialisations(backbones: Backbones):
@@ -123,7 +126,7 @@ def test_the_masters_of_a_tuned_vlm_are_the_files(backbones: Backbones):
 
 def test_a_file_in_the_working_type_is_not_read_again(backbones: Backbones, tmp_path: Path):
     small = make_backbones(tmp_path, layers=2).model_copy(update={"dtype": "bfloat16"})
-    file = small.sana / "transformer" / "diffusion_pytorch_model.safetensors"
+    file = small.dit / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     made, engine, _ = begun(run_of(PART, small))
     assert {name.partition(".")[0] for name in made.sources()} == {"bridge"}

@@ -7,11 +7,11 @@ import pytest
 
 from launcher.job import Job, last_step
 from tests.training.test_checkpoint import files_of, make_state, other_state, save, truncate
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.saver import Saver
 from wemmu.config.checkpoints import RenamedError, own_checkpoints
-from wemmu.training import checkpoint, retention
-from wemmu.training.collective import CheckpointError
-from wemmu.training.manifest import Origin
-from wemmu.training.saver import Saver
 
 
 def beside(root: Path, earlier: Path) -> list[Path]:
@@ -35,7 +35,7 @@ def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(
     theirs = beside(root, earlier)
     assert own_checkpoints(root) == [earlier, newest]
     assert retention.latest(root) == newest
-    assert checkpoint.load_newest(root, other_state()).step == 6
+    assert store.load_newest(root, other_state()).step == 6
     assert (
         f"passing over {root / 'step_00000005'}: it is a link to {root / 'step_00000004_keep'}"
         in capsys.readouterr().out
@@ -48,7 +48,7 @@ def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(
     assert [path.name for path in own_checkpoints(root)] == ["step_00000008", "step_00000010"]
     assert not earlier.exists()
     assert all(path.is_symlink() or path.exists() for path in theirs)
-    checkpoint.verify(root / "step_00000004_keep")
+    store.verify(root / "step_00000004_keep")
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
@@ -58,14 +58,14 @@ def test_a_link_or_file_where_a_checkpoint_must_be_written_gives_way_and_nothing
     place = tmp_path / "run" / "step_00000006"
     place.symlink_to(elsewhere) if kind == "link" else place.write_text("a file")
     assert save(tmp_path / "run", 6) == place
-    checkpoint.verify(place)
-    checkpoint.verify(elsewhere)
+    store.verify(place)
+    store.verify(elsewhere)
     assert kind == "link" or (place.parent / "step_00000006.other-1").read_text() == "a file"
 
 
 def test_a_renamed_checkpoint_is_refused_by_name_and_what_it_holds_is_kept(tmp_path: Path):
     renamed = save(tmp_path, 4).rename(tmp_path / "step_00000006")
-    for use in (retention.latest, lambda root: checkpoint.load_newest(root, other_state())):
+    for use in (retention.latest, lambda root: store.load_newest(root, other_state())):
         with pytest.raises(RenamedError, match=r"step_00000006 holds the checkpoint of step 4.*step_00000004"):
             use(tmp_path)
     save(tmp_path, 6)
@@ -92,7 +92,7 @@ def test_where_no_checkpoint_is_whole_training_does_not_begin_at_step_0(tmp_path
     for step in (2, 3):
         truncate(files_of(save(tmp_path, step))[0])
     with pytest.raises(CheckpointError, match=r"step_00000002, step_00000003.*begin the stage anew on purpose, move"):
-        checkpoint.load_newest(tmp_path, other_state())
+        store.load_newest(tmp_path, other_state())
 
 
 def test_a_damaged_or_foreign_directory_of_a_later_step_does_not_end_training(tmp_path: Path):
@@ -100,7 +100,7 @@ def test_a_damaged_or_foreign_directory_of_a_later_step_does_not_end_training(tm
     save(root, 4)
     truncate(files_of(save(root, 12))[0])
     (root / "step_00000099").mkdir()
-    assert checkpoint.load_newest(root, other_state()).step == 4
+    assert store.load_newest(root, other_state()).step == 4
     saver = Saver(root, 1, Origin("stage1", 0, 32, {}))
     saver.save(make_state(6), {})
     saver.close()

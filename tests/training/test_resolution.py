@@ -8,9 +8,9 @@ import torch
 from tests.training.climbing import curriculum_of, write_shards
 from wemmu.config.schema import Backbones
 from wemmu.data.loader import Loader
-from wemmu.models.model import WeMMU
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.training.runs import STAGE_RUN
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin
 from wemmu.config import StageRun
 from wemmu.config.task import Task
 from wemmu.training import resume
-from wemmu.training.collective import CheckpointError
-from wemmu.training.manifest import FORMAT, Manifest, Origin
 
 RECORDS = {"t2i/32x32": 8}
 
@@ -76,9 +76,22 @@ def test_another_learning_rate_is_named_and_taken(run: StageRun):
 
 
 def test_another_noise_of_the_queries_is_named_and_taken(run: StageRun):
-    queries = run.bridge.queries.model_copy(update={"std": 0.25})
-    now = run.model_copy(update={"bridge": run.bridge.model_copy(update={"queries": queries})})
-    assert resume.check(Path("step"), manifest_of(run), origin_of(now), now) == ["bridge.queries.std: 1.0 -> 0.25"]
+    queries = run.recipe.bridge.queries.model_copy(update={"std": 0.25})
+    bridge = run.recipe.bridge.model_copy(update={"queries": queries})
+    now = run.model_copy(update={"recipe": run.recipe.model_copy(update={"bridge": bridge})})
+    said = ["recipe.bridge.queries.std: 1.0 -> 0.25"]
+    assert resume.check(Path("step"), manifest_of(run), origin_of(now), now) == said
+
+
+def test_fields_that_an_earlier_version_had_elsewhere_are_compared(run: StageRun):
+    """It recorded those of all recipes, outside of `recipe`."""
+    made = manifest_of(run)
+    old = {field.removeprefix("recipe."): value for field, value in made.settings.items() if field != "recipe.kind"}
+    old |= {"reconstruction.target": "pixels"}
+    assert resume.check(Path("step"), replace(made, settings=old), origin_of(run), run) == []
+    old["bridge.queries.std"] = 0.25
+    said = ["recipe.bridge.queries.std: 0.25 -> 1.0"]
+    assert resume.check(Path("step"), replace(made, settings=old), origin_of(run), run) == said
 
 
 def test_the_first_manifests_compare_the_seed_alone(run: StageRun):
@@ -91,7 +104,7 @@ def test_the_first_manifests_compare_the_seed_alone(run: StageRun):
 
 def test_what_an_earlier_version_did_not_record_is_not_called_changed(run: StageRun):
     made = manifest_of(run)
-    old = replace(made, settings={field: value for field, value in made.settings.items() if "bridge" not in field})
+    old = replace(made, settings={field: value for field, value in made.settings.items() if "recipe" not in field})
     assert resume.check(Path("step"), old, origin_of(run), run) == []
 
 

@@ -17,14 +17,16 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from tests.models.world import make_questions, make_ross, patches_of
 from tests.parallel.cases import RossCase
 from wemmu.config.schema import Backbones
-from wemmu.models.ross import Ross
+from wemmu.config.task import Task
 from wemmu.objectives.reconstruction import alpha_bar
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.answers import Answerer, Question
+from wemmu.recipes.ross.answers import Answerer
+from wemmu.recipes.ross.loss import ReconstructiveLoss
+from wemmu.recipes.ross.model import Ross
+from wemmu.sampling.request import GenerationRequest
 from wemmu.shapes.language import DESCRIBE, question
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import random_scene
-from wemmu.training.losses import ReconstructiveLoss
 from wemmu.types import UNASKED, Batch
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,6 +44,10 @@ PARTS = {
 @pytest.fixture(scope="module")
 def encoder(backbones: Backbones) -> PromptEncoder:
     return PromptEncoder(backbones.vlm)
+
+
+def request_of(texts: list[str], images: torch.Tensor, sample_ids: torch.Tensor) -> GenerationRequest:
+    return GenerationRequest(Task.UNDERSTANDING, texts, images, tuple(images.shape[-2:]), sample_ids)
 
 
 def moved(model: Ross) -> set[str]:
@@ -135,7 +141,7 @@ def test_answers_are_those_of_the_libraries_own_generation(shipped) -> None:
     scenes = [random_scene(rng, "test") for _ in range(6)]
     texts = [DESCRIBE if i % 2 else question(scene, rng)[0] for i, scene in enumerate(scenes)]
     images = torch.stack([torch.from_numpy(np.array(render(scene, 64))).permute(2, 0, 1) for scene in scenes])
-    answers = Answerer(model, encoder).answers(Question(texts, images[:, None], torch.arange(6)), limit=24)
+    answers = Answerer(model, encoder).answers(request_of(texts, images[:, None], torch.arange(6)), limit=24)
     assert len({len(answer) for answer in answers}) > 1
     for text, image, answer in zip(texts, images, answers, strict=True):
         ids = torch.tensor([encoder.token_ids(text, [(4, 4)])])
@@ -164,7 +170,7 @@ def test_what_is_drawn_does_not_depend_on_the_mode_the_trainer_left(shipped) -> 
     for layer in model.language_model.layers:
         layer.self_attn.attention_dropout = 0.5
     image = torch.from_numpy(np.array(render(random_scene(random.Random(1), "test"), 64))).permute(2, 0, 1)
-    asked, answerer = Question([DESCRIBE], image[None, None], torch.arange(1)), Answerer(model, encoder)
+    asked, answerer = request_of([DESCRIBE], image[None, None], torch.arange(1)), Answerer(model, encoder)
     answers, restored = answerer.answers(asked, limit=12), answerer.restored(asked, steps=2, seed=0)
     model.train()
     # What a trainer left in eval mode stays there.
@@ -184,7 +190,7 @@ def test_a_head_that_knows_the_target_restores_the_picture(backbones, encoder, h
     images = make_questions(encoder, [0, 1]).images
     target = model.target(images.flatten(0, 1))
     model.head.forward = Oracle(target) if head == "denoiser" else lambda states, grid: target
-    restored = Answerer(model, encoder).restored(Question(["", ""], images, torch.arange(2)), steps=20, seed=0)
+    restored = Answerer(model, encoder).restored(request_of(["", ""], images, torch.arange(2)), steps=20, seed=0)
     assert torch.allclose(restored[:, 0], images[:, 0] / 127.5 - 1, atol=1e-3)
 
 
@@ -197,7 +203,7 @@ def test_a_head_that_errs_a_little_restores_the_picture_and_meets_no_noise_unlik
     images = make_questions(encoder, [0, 1]).images
     target = model.target(images.flatten(0, 1))
     model.head.forward = oracle = Oracle(target, off=0.02)
-    restored = Answerer(model, encoder).restored(Question(["", ""], images, torch.arange(2)), steps=steps, seed=0)
+    restored = Answerer(model, encoder).restored(request_of(["", ""], images, torch.arange(2)), steps=steps, seed=0)
     assert oracle.unlike < 1.1
     error = (restored[:, 0] - (images[:, 0] / 127.5 - 1)).square().mean().sqrt()
     # One step leaves all that the head errs where there is almost no signal; four, what it errs half way.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from tests.conftest import make_backbones
 from tests.models.elsewhere import ELSEWHERE, Elsewhere, twin
 from tests.models.world import micro_batches, pictures
 from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outcome, RossCase, single
+from wemmu.backbones.full_precision import Made
 from wemmu.config.schema import Backbones, Sampling
-from wemmu.models.full_precision import Made, generation_sources
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.answers import Answerer, Question
-from wemmu.sampling.sampler import Request, Sampler
+from wemmu.recipes.ross.answers import Answerer
+from wemmu.recipes.wemmu.build import sources as sources_of
+from wemmu.sampling.request import GenerationRequest
+from wemmu.sampling.sampler import Sampler
 from wemmu.timesteps import alpha_bar
 from wemmu.training.start import fill_from
 
@@ -100,7 +103,7 @@ def test_weights_of_files_and_averages_that_begin_land_where_the_weights_are(bac
     case = CASES["flow in bfloat16, with an average"]
     model = case.model(backbones)
     # Files are read before, for safetensors hands over memory, which a fake tensor has not.
-    stored = generation_sources(backbones, case.run.bridge, 0, model)
+    stored = sources_of(backbones, case.run.recipe.bridge, 0, model)
     sources = {name: Made(source.read(())) for name, source in stored.items()}
     with Elsewhere():
         model = moved(case, model)
@@ -118,7 +121,7 @@ def test_weights_of_files_and_averages_that_begin_land_where_the_weights_are(bac
 def test_pictures_and_answers_are_drawn_there(backbones: Backbones, encoder: PromptEncoder):
     generates, answers = CASES["flow in bfloat16, with an average"], CASES["ross"]
     asked = pictures(0, 1, 1, 3, 32, 32)
-    request = Request(EDIT, ["a red circle"], asked, (32, 32), torch.tensor([1]))
+    request = GenerationRequest(EDIT, ["a red circle"], asked, (32, 32), torch.tensor([1]))
     sampling, there = Sampling(steps=2), []
     for device in (torch.device("cpu"), ELSEWHERE):
         drawing, speaking = (case.model(backbones).eval() for case in (generates, answers))
@@ -126,7 +129,7 @@ def test_pictures_and_answers_are_drawn_there(backbones: Backbones, encoder: Pro
             if device == ELSEWHERE:
                 drawing, speaking = moved(generates, drawing), moved(answers, speaking)
             drawn = Sampler(drawing, encoder, 4.0, device=device)(request, sampling)
-            answerer, question = Answerer(speaking, encoder, device), Question(["what?"], asked, torch.tensor([1]))
+            answerer, question = Answerer(speaking, encoder, device), replace(request, texts=["what?"])
             restored, said = answerer.restored(question, 2, 0), answerer.answers(question, limit=3)
         assert drawn.device == restored.device == device
         there.append((twin(drawn), twin(restored), said))

@@ -10,10 +10,10 @@ import torch
 from tests.data import handmade
 from tests.data.handmade import Record, pixels, shapes, stream
 from tests.training.runs import make_run
+from wemmu.backbones.vae import FrozenVAE
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.config.shards import LatentSettings, ShardError
 from wemmu.config.task import GENERATION_TASKS, Task
-from wemmu.models.vae import FrozenVAE
 from wemmu.published.identity import identity
 from wemmu.training.build import Parts, build
 
@@ -31,7 +31,7 @@ def latent_settings(
     encoder: FrozenVAE, backbones: Backbones, size: tuple[int, int], **changes: object
 ) -> LatentSettings:
     found = {
-        "vae": identity(backbones.sana / "vae"),
+        "vae": identity(backbones.vae),
         "scaling_factor": encoder.scaling_factor,
         "dtype": "float32",
         "channels": encoder.latent_channels,
@@ -104,7 +104,7 @@ def test_losses_with_stored_latents_are_those_without(
     write(tmp_path / "pixels", None, backbones, size)
     write(tmp_path / "latents", vae, backbones, size)
     plain, stored = (build(stage(backbones, tmp_path / name)) for name in ("pixels", "latents"))
-    counts = [Encodings(parts.model.vae, monkeypatch) for parts in (plain, stored)]
+    counts = [Encodings(parts.recipe.vae, monkeypatch) for parts in (plain, stored)]
     without, with_latents = losses(plain), losses(stored)
     assert {task for task, _ in without} == set(GENERATION_TASKS)
     assert without.keys() == with_latents.keys()

@@ -19,16 +19,17 @@ from tests.data.handmade import all_tasks, write
 from tests.training.layouts import PARTS
 from tests.training.runs import make_run
 from wemmu import train
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.manifest import read_manifest
+from wemmu.checkpoint.saver import Saver
+from wemmu.checkpoint.state import TrainState
 from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.parallel.adamw import AdamW
-from wemmu.parallel.engine import TrainState
-from wemmu.training import checkpoint, resume, retention
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss, Losses
+from wemmu.training import resume
 from wemmu.training.hold import held
-from wemmu.training.losses import FlowMatchingLoss, Losses
-from wemmu.training.manifest import read_manifest
-from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_FINAL, EXIT_INTERRUPTED
 from wemmu.training.trainer import Trainer
 
@@ -102,7 +103,7 @@ def start_and_interrupt(folder: Path, at_step: int, number: signal.Signals) -> E
             said.append(line)
             if f"step {at_step}/" in line:
                 break
-        saved = folder / "checkpoints" / checkpoint.directory_name((at_step - 1) // 2 * 2)
+        saved = folder / "checkpoints" / store.directory_name((at_step - 1) // 2 * 2)
         while process.poll() is None and not saved.exists():
             time.sleep(0.05)
         process.send_signal(number)
@@ -152,11 +153,11 @@ def disturbed(
 def final_state(folder: Path) -> TrainState:
     newest = retention.latest(folder / "checkpoints")
     assert newest is not None
-    assert newest.name == checkpoint.directory_name(8)
+    assert newest.name == store.directory_name(8)
     manifest = read_manifest(newest)
     parts = ({name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for _ in PARTS)
     state = TrainState(**dict(zip(PARTS, parts, strict=True)), steps=manifest.step)
-    checkpoint.load_state(newest, state)
+    store.load_state(newest, state)
     return state
 
 
@@ -182,7 +183,7 @@ def test_killing_leaves_only_what_was_saved_before(disturbed: tuple[Path, list[E
 def test_a_stop_saves_the_step_it_is_in_and_exits_with_75(disturbed: tuple[Path, list[Ending]], ending: int, step: int):
     stopped = disturbed[1][ending]
     assert stopped.exit_code == EXIT_INTERRUPTED == 75, stopped.output
-    assert stopped.checkpoints[-1] == checkpoint.directory_name(step)
+    assert stopped.checkpoints[-1] == store.directory_name(step)
     assert f"at step {step}, all of it saved" in stopped.output
 
 
@@ -217,7 +218,7 @@ def test_a_run_that_goes_on_without_its_average_says_so(
 
 def test_training_changes_the_weights(undisturbed: Path):
     newest, older = sorted((undisturbed / "checkpoints").iterdir(), reverse=True)
-    after, before = (checkpoint.load_weights(d)[0] for d in (newest, older))
+    after, before = (store.load_weights(d)[0] for d in (newest, older))
     assert [name for name in after if torch.equal(after[name], before[name])] == []
 
 
@@ -364,7 +365,7 @@ def test_a_config_that_was_edited_between_attempts_is_told_recorded_and_counted(
     """The learning rate may change; the global batch orders the samples, so it must be asked for, and then counts."""
     folder = shutil.copytree(undisturbed, tmp_path / "stage")
     (tmp_path / "ledger.jsonl").write_text("")
-    shutil.rmtree(folder / "checkpoints" / checkpoint.directory_name(8))
+    shutil.rmtree(folder / "checkpoints" / store.directory_name(8))
     run = load_stage(folder / CONFIG)
     optimizer = run.stage.optimizer.model_copy(update={"lr": 0.002})
     stage = run.stage.model_copy(update={"optimizer": optimizer, "global_batch": 2})
@@ -384,4 +385,4 @@ def test_a_config_that_was_edited_between_attempts_is_told_recorded_and_counted(
     assert "global_batch: 4 -> 2; optimizer.lr: 0.001 -> 0.002" in event["reason"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines if "loss" in line] == [4, 8, 12, 16, 20, 24, 26, 28]
-    assert resume.samples_seen(read_manifest(folder / "checkpoints" / checkpoint.directory_name(8))) == 28
+    assert resume.samples_seen(read_manifest(folder / "checkpoints" / store.directory_name(8))) == 28

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tests.data.handmade import all_tasks, write
 from tests.training.runs import make_run
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config import dump
 from wemmu.config.schema import Backbones, Parallel
 from wemmu.config.task import Task
-from wemmu.training import checkpoint
-from wemmu.training.manifest import read_manifest
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 400
@@ -47,7 +47,7 @@ def run(folder: Path, backbones: Backbones, shards: Path, layout: Parallel, kill
     )  # fmt: skip
     try:
         if kill_at is not None:
-            awaited = folder / "checkpoints" / checkpoint.directory_name(kill_at)
+            awaited = folder / "checkpoints" / store.directory_name(kill_at)
             while not awaited.exists() and process.poll() is None:
                 time.sleep(0.01)
             os.killpg(process.pid, signal.SIGKILL)
@@ -63,7 +63,7 @@ def ended(folder: Path) -> tuple[dict[str, Tensor], list[tuple[int, float, float
     """Final weights, and step, loss and norm of every line of the record."""
     read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     lines = [line for line in read if "loss" in line]
-    weights, _ = checkpoint.load_weights(folder / "checkpoints" / checkpoint.directory_name(8))
+    weights, _ = store.load_weights(folder / "checkpoints" / store.directory_name(8))
     return weights, [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 

@@ -12,10 +12,10 @@ from tests.planning.test_flops import convolution_backward
 from tests.training.runs import make_run
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
-from wemmu.models.model import WeMMU
 from wemmu.planning.plan import GPUS
 from wemmu.prompts import PromptEncoder
-from wemmu.training.losses import FlowMatchingLoss
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.training.workload import Workload, peak_of
 
 __all__ = ["encoder", "model"]

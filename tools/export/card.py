@@ -5,8 +5,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from wemmu.checkpoint.manifest import Manifest
 from wemmu.config import StageRun, load_stages
-from wemmu.training.manifest import Manifest
 
 _CARD = Template("""\
 ---
@@ -65,7 +65,7 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
     usage = Template(_USAGE_WITHOUT_VLM if without_vlm else _USAGE)
     return _CARD.substitute(
         name=run.name,
-        queries=run.bridge.queries.design.replace("_", " "),
+        queries=run.recipe.bridge.queries.design.replace("_", " "),
         resolution=manifest.resolution,
         given=", vlm=vlm" if without_vlm else "",
         usage=usage.substitute(vlm=run.backbones.vlm.name, sha256=manifest.frozen["vlm"]),

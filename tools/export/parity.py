@@ -6,20 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, SanaTransformer2DModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tools.export.report import ParityError
+from wemmu.backbones.weights import hash_tensors, load_strict, load_vlm
 from wemmu.config import StageRun
 from wemmu.config.schema import Sampling
-from wemmu.models.component import WeMMUBridge
-from wemmu.models.model import WeMMU
-from wemmu.models.weights import hash_tensors, load_strict
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.recipes.wemmu.component import WeMMUBridge
+from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.sampling.request import GenerationRequest, task_of
+from wemmu.sampling.sampler import Sampler
 from wemmu.training.build import load_trained
 
 # Largest difference of any channel of any pixel, in [0, 1]. Both sides compute in float32 with equal weights and the
@@ -29,12 +28,6 @@ STEPS = 2
 SEED = 1
 # (text, number of input pictures): one request of each guidance rule.
 REQUESTS = (("a red circle above a blue square", 0), ("make the circle green", 1), ("put both into one picture", 2))
-CLASSES = {
-    "vlm": Qwen2_5_VLForConditionalGeneration,
-    "transformer": SanaTransformer2DModel,
-    "vae": AutoencoderDC,
-    "bridge": WeMMUBridge,
-}
 
 
 @dataclass(frozen=True)
@@ -63,18 +56,20 @@ def compare_outputs(
     """
     # Whatever the stage computed in, its weights are float32, and so is the comparison.
     run = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
-    model, encoder = load_trained(run, checkpoint, ema)
-    trained = draw_trained(model, encoder, run)
-    _round(model, dtype)
-    rounded = draw_trained(model, encoder, run) if dtype != torch.float32 else trained
-    inventories = {name: Inventory.of(component) for name, component in components(model).items()}
-    del model, encoder
+    made = load_trained(run, checkpoint, ema)
+    trained = draw_trained(made.model, made.encoder, run)
+    _round(made.model, dtype)
+    rounded = draw_trained(made.model, made.encoder, run) if dtype != torch.float32 else trained
+    parts = components(made.model)
+    inventories = {name: Inventory.of(component) for name, component in parts.items()}
+    classes = {name: type(component) for name, component in parts.items()} | {"bridge": WeMMUBridge}
+    del made, parts
     given = {}
     if without_vlm:
         del inventories["vlm"]
-        given["vlm"] = Qwen2_5_VLForConditionalGeneration.from_pretrained(run.backbones.vlm)
+        given["vlm"] = load_vlm(run.backbones.vlm, torch.float32)[0]
         _round(given["vlm"], dtype)
-    lines = compare_tensors(directory, inventories)
+    lines = compare_tensors(directory, inventories, classes)
     exported = draw_exported(WeMMUPipeline.from_pretrained(directory, **given))
     return compare_pictures(exported, rounded, trained, lines)
 
@@ -84,7 +79,7 @@ def components(model: WeMMU) -> dict[str, nn.Module]:
     return {"vlm": model.vlm.vlm, "transformer": model.dit, "vae": model.vae.vae, "bridge": model.bridge}
 
 
-def compare_tensors(directory: Path, trained: dict[str, Inventory]) -> list[str]:
+def compare_tensors(directory: Path, trained: dict[str, Inventory], classes: dict[str, type]) -> list[str]:
     """Load each component from disk, strictly, and compare; returns a line for each.
 
     Raises:
@@ -93,7 +88,7 @@ def compare_tensors(directory: Path, trained: dict[str, Inventory]) -> list[str]
     """
     lines = [f"{'component':12}{'tensors':>9}{'parameters':>16}{'missing':>9}{'unexpected':>12}  sha256 of the values"]
     for name, expected in trained.items():
-        component, report = load_strict(CLASSES[name], directory / name, torch.float32)
+        component, report = load_strict(classes[name], directory / name, torch.float32)
         found = Inventory.of(component)
         if found.shapes != expected.shapes:
             odd = sorted(found.shapes.items() ^ expected.shapes.items())
@@ -162,7 +157,7 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _draw(sampler: Sampler, sampling: Sampling, text: str, number: int, resolution: int) -> Tensor:
     images = torch.from_numpy(_inputs(number, resolution)).permute(0, 3, 1, 2)[None]
-    request = Request(task_of(text, number), [text], images, (resolution, resolution), torch.tensor([SEED]))
+    request = GenerationRequest(task_of(text, number), [text], images, (resolution, resolution), torch.tensor([SEED]))
     return sampler(request, sampling)
 
 

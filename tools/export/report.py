@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from tools.export.stored import Stored, published, sha256_of_tensor
-from wemmu.training.checkpoint import LIBRARIES
-from wemmu.training.manifest import Manifest, sha256_of
+from wemmu.checkpoint.manifest import Manifest, sha256_of
+from wemmu.checkpoint.store import LIBRARIES
 
 FILE = "parity.json"
 FORMAT = 1

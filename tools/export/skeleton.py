@@ -1,46 +1,48 @@
 """The model of a stage without memory: names, shapes and configs, from the backbones' directories alone."""
 
-from accelerate import init_empty_weights
-from diffusers import AutoencoderDC, ModelMixin, SanaTransformer2DModel
-from torch import nn
-from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+from pathlib import Path
 
+from accelerate import init_empty_weights
+from diffusers import ModelMixin
+from torch import nn
+from transformers import AutoImageProcessor
+
+from wemmu.backbones.adapters import class_of
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config import StageRun
-from wemmu.models.bridge import Bridge
-from wemmu.models.model import WeMMU
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.vlm import FrozenVLM
 from wemmu.published.check import check_backbones
 from wemmu.published.identity import identity
+from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.build import caption_channels
+from wemmu.recipes.wemmu.model import WeMMU
 
 
 def skeleton(run: StageRun) -> WeMMU:
-    """The model that `wemmu.models.weights.build_model` builds, every weight on the meta device.
+    """The model that `wemmu.recipes.wemmu.build.build_model` builds, every weight on the meta device.
 
     Raises:
         BackboneError: if a backbone's directory is not in the published layout.
         ValueError: if the VLM's weights are not those of its config.
     """
-    check_backbones(run.backbones)
-    vlm, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    check_backbones(run.backbones, run.recipe.backbones)
+    vlm, info = class_of(run.backbones.vlm, VLM).from_pretrained(
         run.backbones.vlm, device_map="meta", use_safetensors=True, output_loading_info=True
     )
     if odd := sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])):
         raise ValueError(f"{run.backbones.vlm} is not whole or not of its config; first of it: {', '.join(odd[:5])}")
     pixels = AutoImageProcessor.from_pretrained(run.backbones.vlm, use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
-    vae = FrozenVAE(_of_config(AutoencoderDC, run, "vae"))
-    dit = _of_config(SanaTransformer2DModel, run, "transformer")
+    vae, dit = FrozenVAE(_of_config(run.backbones.vae, AUTOENCODER)), _of_config(run.backbones.dit, TRANSFORMER)
     with init_empty_weights():
-        bridge = Bridge(run.bridge, frozen.language_model, vae.latent_channels, dit.config.caption_channels)
+        bridge = Bridge(run.recipe.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
     return WeMMU(frozen, vae, bridge, dit)
 
 
 def identities(run: StageRun) -> dict[str, str]:
     """Backbone -> what its weights are named, as checkpoints tell which they were trained beside."""
-    sana = run.backbones.sana
-    directories = {"vlm": run.backbones.vlm, "vae": sana / "vae", "dit": sana / "transformer"}
-    return {part: identity(directory) for part, directory in directories.items()}
+    return {name: identity(getattr(run.backbones, name)) for name in run.recipe.backbones}
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -49,6 +51,7 @@ def shapes(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(p.shape) for name, p in named if name.startswith(("bridge.", "dit."))}
 
 
-def _of_config(cls: type[ModelMixin], run: StageRun, part: str) -> ModelMixin:
+def _of_config(directory: Path, kind: str) -> ModelMixin:
+    cls = class_of(directory, kind)
     with init_empty_weights():
-        return cls.from_config(cls.load_config(run.backbones.sana / part))
+        return cls.from_config(cls.load_config(directory))

@@ -8,17 +8,17 @@ import torch
 
 from tools.export.report import FILE, ParityError
 from tools.export.stored import DIFFUSERS_FILE, Stored, published
-from wemmu.training.checkpoint import SHIPPED
-from wemmu.training.finite import narrowed
-from wemmu.training.manifest import FORMAT, Manifest, sha256_of, write_manifest
-from wemmu.training.stream import write_safetensors
+from wemmu.checkpoint.finite import narrowed
+from wemmu.checkpoint.manifest import FORMAT, Manifest, sha256_of, write_manifest
+from wemmu.checkpoint.store import SHIPPED
+from wemmu.checkpoint.stream import write_safetensors
 
 # What a stage can train -> the component that holds it.
 PARTS = {"bridge.": "bridge", "dit.": "transformer"}
 
 
 def ship_export(export: Path, out: Path, dtype: torch.dtype) -> None:
-    """Write the weights of the pipeline in `export` that a stage can start from, as `wemmu.training.stored.ship` does.
+    """Write the weights in `export` that a stage can start from, as `wemmu.checkpoint.stored.ship` does.
 
     A DiT that was never trained is the backbone's and is left out, as in the checkpoint that was exported.
 

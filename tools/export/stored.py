@@ -1,7 +1,7 @@
 """The weights of a pipeline, one at a time: where each is read from, and how a component's files are written.
 
 Memory holds one tensor (as it is stored, and as it will be), whatever the size of the model: a file's header is known
-before its values are (`wemmu.training.stream`). How large a file may become only bounds what a reader has to download
+before its values are (`wemmu.checkpoint.stream`). How large a file may become only bounds what a reader has to download
 or map at once.
 """
 
@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from wemmu.models.weights import stored_files
-from wemmu.training.finite import narrowed
-from wemmu.training.stored import StoredTensors
-from wemmu.training.stream import as_bytes, write_safetensors
+from wemmu.backbones.weights import stored_files
+from wemmu.checkpoint.finite import narrowed
+from wemmu.checkpoint.stored import StoredTensors
+from wemmu.checkpoint.stream import as_bytes, write_safetensors
 
 # Bytes of a file, as the published models have them.
 LIMIT = 5_000_000_000

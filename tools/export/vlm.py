@@ -7,19 +7,18 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch import Tensor, nn
 
 from tools.export.report import ParityError, Report, compare_component
 from tools.export.stored import VLM_FILE, Stored, published, trained, write_component
+from wemmu.backbones.weights import load_vlm
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.manifest import Manifest, some
+from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
-from wemmu.models.weights import load_strict
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity, is_same, short
 from wemmu.training.build import load_trained
-from wemmu.training.collective import CheckpointError
-from wemmu.training.manifest import Manifest, some
-from wemmu.training.stored import StoredTensors
 
 # What is said to both models, and how far their logits may be apart for rounding in float32.
 SAID = "describe the image"
@@ -93,12 +92,11 @@ def _compare_logits(
     """
     # The checkpoint's numbers rounded to the type of the export, once, whatever type they were trained in.
     exact = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
-    model, _ = load_trained(exact, checkpoint, ema)
-    original = model.vlm.to(dtype)
-    exported, _ = load_strict(Qwen2_5_VLForConditionalGeneration, directory, dtype)
+    original = load_trained(exact, checkpoint, ema).model.vlm.to(dtype)
+    exported, _ = load_vlm(directory, dtype)
     prompts = PromptEncoder(directory).answered([SAID], [SAID], [[]])[0]
 
-    def logits(vlm: Qwen2_5_VLForConditionalGeneration) -> Tensor:
+    def logits(vlm: nn.Module) -> Tensor:
         return vlm.eval()(input_ids=prompts.input_ids, attention_mask=prompts.mask.long()).logits.float()
 
     apart = float((logits(original) - logits(exported)).abs().max())

@@ -20,12 +20,12 @@ from tools.export.stored import (
     trained,
     write_component,
 )
+from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
-from wemmu.models.component import WeMMUBridge
-from wemmu.models.model import WeMMU
 from wemmu.pipeline import WeMMUPipeline, write_entry
+from wemmu.recipes.wemmu.component import WeMMUBridge
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.training.start import check_fits
-from wemmu.training.stored import StoredTensors
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ def _file_of(component: str) -> str:
 
 def _components(run: StageRun, pipe: WeMMUPipeline, weights: StoredTensors) -> dict[str, dict[str, Stored]]:
     """Component -> its tensors, by their names in a published file."""
-    sana = run.backbones.sana
     found = {
-        "transformer": published(sana / "transformer", DIFFUSERS_FILE) | trained(weights, "dit."),
-        "vae": published(sana / "vae", DIFFUSERS_FILE),
+        "transformer": published(run.backbones.dit, DIFFUSERS_FILE) | trained(weights, "dit."),
+        "vae": published(run.backbones.vae, DIFFUSERS_FILE),
         "bridge": trained(weights, "bridge."),
     }
     for name, tensors in found.items():
@@ -104,7 +103,7 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
         transformer=model.dit,
         vae=model.vae.vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=stage.objective.time.shift_at(stage.resolution)),
-        bridge=WeMMUBridge.of(model, run.bridge),
+        bridge=WeMMUBridge.of(model, run.recipe.bridge),
         resolution=stage.resolution,
         num_inference_steps=sampling.steps,
         t2i_guidance_scale=sampling.t2i,

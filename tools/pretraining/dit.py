@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from tools.pretraining.loop import fit
-from wemmu.config.stage import TimeSampling
-from wemmu.models.dit import TIME_SCALE
-from wemmu.models.vae import FrozenVAE
+from wemmu.backbones.sana.adapter import TIME_SCALE
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.config.objectives import TimeSampling
 from wemmu.objectives.flow import flow_matching
 from wemmu.objectives.path import sample_path, sample_time
 from wemmu.pixels import to_images

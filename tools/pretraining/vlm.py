@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tools.pretraining.loop import fit
-from wemmu.models.patches import patchify
+from wemmu.backbones.patches import patchify
 from wemmu.pixels import to_pixels
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.backbones import HIGH_PX, LOW_PX, MERGE, PATCH_PX, TOKEN_PX, vlm_config

@@ -20,12 +20,12 @@ from tools.zero.folder import Folder
 from tools.zero.names import rename
 from tools.zero.partitions import MOMENTS, WEIGHT, Parameter
 from tools.zero.pickles import FolderError
+from wemmu.checkpoint.collective import ALONE
+from wemmu.checkpoint.manifest import Origin, some
+from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.store import directory_name, write
+from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
-from wemmu.parallel.placed import Placed
-from wemmu.training.checkpoint import directory_name, write
-from wemmu.training.collective import ALONE
-from wemmu.training.manifest import Origin, some
-from wemmu.training.stored import StoredTensors
 
 REPORT = "parity.json"
 

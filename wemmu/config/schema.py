@@ -1,45 +1,39 @@
 """The schema of a curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, LocalPath, Location, Positive, Seed
 from wemmu.config.prepare import Prepare
-from wemmu.config.reconstruction import Reconstruction
 from wemmu.config.stage import Rung, Stage
+from wemmu.config.upgrade import upgraded
+from wemmu.recipes.ross.config import Ross
+from wemmu.recipes.wemmu.config import WeMMU
+
+# A further recipe is a folder in wemmu/recipes, and its config in this union.
+Recipe = Annotated[WeMMU | Ross, Field(discriminator="kind")]
 
 
 class Backbones(Config):
-    """Directories in the published layout: `Qwen2.5-VL-3B-Instruct` and `Sana_1600M_1024px_diffusers`."""
+    """Directories in the published layout: a VLM, an autoencoder and, where the recipe has one, a DiT.
 
-    vlm: LocalPath
-    sana: LocalPath
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-class Queries(Config):
-    """Design of the query tokens.
-
-    noisy: N(0, std^2), drawn anew at every step, as many as the VLM has tokens for the picture (the paper).
-    learnable_fixed: `number` trained vectors whatever the resolution (MetaQueries).
-    learnable_dynamic: a trained table, cropped from the centre to the current grid.
+    `sana: DIR`, a whole pipeline of diffusers, stands for `dit: DIR/transformer, vae: DIR/vae`.
     """
 
-    design: Literal["noisy", "learnable_fixed", "learnable_dynamic"] = "noisy"
-    # A learnable scale stayed at 1.0 over 80M samples in the paper, hence plain N(0, I).
-    std: Annotated[float, Field(gt=0)] = 1.0
-    number: Positive = 64
+    vlm: LocalPath
+    vae: LocalPath
+    dit: LocalPath | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
-
-class Bridge(Config):
-    queries: Queries = Queries()
-    vae_branch: bool = True
-    # Side of the position table in tokens; it bounds the resolution. 64 tokens are 1792 px of Qwen2.5-VL.
-    position_table: Positive = 64
-    # OPEN in the paper. With the usual 0.02 the table is invisible beside the pathway's outputs for thousands of
-    # steps, and noisy queries have no other strong mark of their column; see docs/log.md.
-    position_std: Annotated[float, Field(ge=0)] = 1.0
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_pipeline(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (pipeline := values.get("sana")) is not None:
+            rest = {name: value for name, value in values.items() if name != "sana"}
+            return {"dit": Path(pipeline) / "transformer", "vae": Path(pipeline) / "vae"} | rest
+        return values
 
 
 class Memory(Config):
@@ -177,8 +171,7 @@ class Curriculum(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
     seed: Seed = 0
     backbones: Backbones
-    bridge: Bridge = Bridge()
-    reconstruction: Reconstruction = Reconstruction()
+    recipe: Recipe = WeMMU()
     data: Data
     memory: Memory
     parallel: Parallel = Parallel()
@@ -189,6 +182,11 @@ class Curriculum(Config):
     threads: Positive | None = None
     stages: tuple[Stage, ...]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, values: Any) -> Any:
+        return upgraded(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _check(self) -> "Curriculum":
         names = [s.name for s in self.stages]
@@ -197,30 +195,17 @@ class Curriculum(Config):
         if self.kernels.compile and self.parallel.engine != "single":
             # Both take the layers apart with hooks and slices that are made after this.
             raise ValueError(f"kernels.compile is not for engine {self.parallel.engine}; valid with it: single")
-        if len({stage.reconstructs for stage in self.stages}) > 1:
-            raise ValueError("reconstructive stages train a VLM, others a bridge beside it; a curriculum has one kind")
-        if self.stages[0].reconstructs and self.parallel.engine == "hybrid":
-            raise ValueError("engine hybrid shares a DiT, which reconstructive stages have not; valid: single, zero3")
-        learnable = self.bridge.queries.design != "noisy" and not self.stages[0].reconstructs
+        if lacking := [name for name in self.recipe.backbones if getattr(self.backbones, name) is None]:
+            raise ValueError(f"the recipe {self.recipe.kind} needs backbones.{lacking[0]}, a directory")
+        self.recipe.check(self.stages, self.parallel.engine)
         for stage in self.stages:
             if stage.global_batch % self.parallel.ranks:
                 raise ValueError(
                     f"stage {stage.name}: the global batch {stage.global_batch} is not a multiple of the "
                     f"{self.parallel.ranks} ranks"
                 )
-            if "queries" in stage.trains and not learnable:
-                raise ValueError(f"stage {stage.name} trains the queries, but noisy queries have no parameters")
-            if learnable and "queries" not in stage.trains:
-                raise ValueError(f"stage {stage.name} must train the queries of design {self.bridge.queries.design}")
             if stage.gate.scores and not self.evaluation.prompts:
                 raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
-            if "vae_branch" in stage.trains and not self.bridge.vae_branch:
-                raise ValueError(f"stage {stage.name} trains the VAE branch, but bridge.vae_branch is off")
-            if stage.reconstructs and stage.next_rung and stage.next_rung.plateau:
-                raise ValueError(
-                    f"stage {stage.name}: next_rung.plateau looks at the validation loss, which is of generation; a "
-                    "reconstructive stage climbs by samples"
-                )
             if stage.next_rung and stage.next_rung.plateau and not self.data.validation:
                 raise ValueError(
                     f"stage {stage.name}: next_rung.plateau wants held-out records, but data.validation is 0"
@@ -252,11 +237,9 @@ class StageRun(Config):
     name: str
     seed: Seed
     backbones: Backbones
-    bridge: Bridge
+    recipe: Recipe
     data: Data
     memory: Memory
-    # Configs of earlier versions do not say.
-    reconstruction: Reconstruction = Reconstruction()
     parallel: Parallel = Parallel()
     kernels: Kernels = Kernels()
     sampling: Sampling
@@ -265,6 +248,16 @@ class StageRun(Config):
     threads: Positive | None
     stage: Rung
     stage_index: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, values: Any) -> Any:
+        return upgraded(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _check(self) -> "StageRun":
+        self.recipe.check([self.stage], self.parallel.engine)
+        return self
 
     @property
     def world(self) -> str | None:

@@ -18,7 +18,8 @@ from wemmu.planning.flops import Assumptions
 from wemmu.planning.load import Degrees
 from wemmu.planning.parameters import count
 from wemmu.planning.plan import Machine, Plan, above_memory, check_degrees, plan
-from wemmu.published.check import VLM, check, problems
+from wemmu.published.check import check, problems
+from wemmu.published.known import VLM
 from wemmu.published.layout import BackboneError
 from wemmu.readable import human
 
@@ -48,8 +49,8 @@ def loads(path: Path) -> Finding:
 def backbones(curriculum: Curriculum) -> Finding:
     """The directories and what they hold: what loading would refuse, in its words, though no weight is read."""
     wanted, prepare = curriculum.backbones, curriculum.data.prepare
-    wrong = problems(wanted, with_dit=not curriculum.stages[0].reconstructs)
-    if not wrong and not curriculum.stages[0].reconstructs:
+    wrong = problems(wanted, curriculum.recipe.backbones)
+    if not wrong and curriculum.recipe.draws:
         try:
             read_sizes(wanted)
         except PlanError as error:
@@ -61,7 +62,11 @@ def backbones(curriculum: Curriculum) -> Finding:
             wrong.append(f"data.prepare.caption.vlm: {error}")
     if wrong:
         return Finding("backbones", "problem", "; ".join(wrong), _BACKBONES)
-    return Finding("backbones", "ok", f"{wanted.vlm} and {wanted.sana}, in the published layout")
+    return Finding(
+        "backbones",
+        "ok",
+        f"{', '.join(str(getattr(wanted, kind)) for kind in curriculum.recipe.backbones)}, in the published layout",
+    )
 
 
 def starts(curriculum: Curriculum) -> Finding:
@@ -146,7 +151,7 @@ def _missing(path: str) -> list[str]:
 def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
     name, keep = "disk for checkpoints", curriculum.logging.keep_checkpoints
     try:
-        parameters = count(read_sizes(curriculum.backbones), curriculum.bridge)
+        parameters = count(read_sizes(curriculum.backbones), curriculum.recipe.bridge)
     except PlanError:
         return not_told(name)
     stages = curriculum.stages

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wemmu.config.task import Task
-from wemmu.sampling.sampler import Request
+from wemmu.sampling.request import GenerationRequest
 from wemmu.shapes.edits import EDITS, Edit, random_edit, random_two_image_edit
 from wemmu.shapes.language import DESCRIBE, caption, full_caption, question
 from wemmu.shapes.render import render
@@ -86,14 +86,16 @@ def _objects(scene: Scene) -> str:
     return f"{count} object{'s' if count > 1 else ''}"
 
 
-def batch(asks: Sequence[Ask], resolution: int) -> Request:
+def batch(asks: Sequence[Ask], resolution: int) -> GenerationRequest:
     """Requests of one task as the sampler takes them, at `resolution` px square."""
     size = (resolution, resolution)
     images = torch.zeros(len(asks), len(asks[0].sources), 3, *size, dtype=torch.uint8)
     for b, ask in enumerate(asks):
         for n, scene in enumerate(ask.sources):
             images[b, n] = _pixels(scene, size)
-    return Request(asks[0].task, [a.text for a in asks], images, size, torch.tensor([a.sample_id for a in asks]))
+    return GenerationRequest(
+        asks[0].task, [a.text for a in asks], images, size, torch.tensor([a.sample_id for a in asks])
+    )
 
 
 def _pixels(scene: Scene, size: tuple[int, int]) -> Tensor:

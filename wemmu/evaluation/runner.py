@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,13 +15,13 @@ import torch
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
-from wemmu.evaluation.requests import Ask, held_out, splits
-from wemmu.evaluation.responses import Respond, Response
+from wemmu.evaluation.requests import Ask, batch, held_out, splits
 from wemmu.evaluation.scores import HEADLINE, judge, seen, summarize
-from wemmu.sampling.guidance import guidance_weights
-from wemmu.sampling.solvers import times
+from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.shapes.render import render
 
+# Answers the requests of a batch, in their order.
+Respond = Callable[[GenerationRequest], list[Response]]
 FORMAT = 1
 RESULTS_FILE = "evaluation.json"
 PICTURES = "evaluation"
@@ -77,7 +78,7 @@ def plan(run: StageRun, prompts: int) -> list[Part]:
     ]
 
 
-def evaluate(respond: Respond, run: StageRun, prompts: int, folder: Path) -> dict[str, Any]:
+def evaluate(respond: Respond, sampling: dict[str, Any], run: StageRun, prompts: int, folder: Path) -> dict[str, Any]:
     """Score a model on held-out requests and keep the first pictures of each part in `folder`/evaluation.
 
     Returns what `write_results` puts on disk: settings, seconds, and under `tasks` for each task and split the shares
@@ -94,8 +95,8 @@ def evaluate(respond: Respond, run: StageRun, prompts: int, folder: Path) -> dic
         marks: list[dict[str, bool]] = []
         for start in range(0, len(part.asks), run.evaluation.batch):
             asks = part.asks[start : start + run.evaluation.batch]
-            responses = respond(asks)
-            marks += [judge(ask, r.picture, r.words) for ask, r in zip(asks, responses, strict=True)]
+            responses = respond(batch(asks, run.stage.resolution))
+            marks += [judge(ask, r.image, r.words) for ask, r in zip(asks, responses, strict=True)]
             kept = max(0, KEPT - start)
             samples += [
                 _keep(ask, response, marks[ask.number], run.stage.resolution, aside)
@@ -106,7 +107,7 @@ def evaluate(respond: Respond, run: StageRun, prompts: int, folder: Path) -> dic
     (aside / SAMPLES_FILE).write_text(json.dumps(samples, indent=1), encoding="utf-8")
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
     os.replace(aside, folder / PICTURES)
-    return _settings(run, prompts) | {"seconds": round(progress.seconds, 1), "tasks": tasks}
+    return _settings(run, prompts) | sampling | {"seconds": round(progress.seconds, 1), "tasks": tasks}
 
 
 def write_results(results: dict[str, Any], folder: Path) -> Path:
@@ -122,24 +123,7 @@ def _settings(run: StageRun, prompts: int) -> dict[str, Any]:
         "prompts": prompts,
         "resolution": run.stage.resolution,
         "seed": run.sampling.seed,
-        **(_restoring(run) if run.stage.reconstructs else _solving(run)),
         "torch": torch.__version__,
-    }
-
-
-def _restoring(run: StageRun) -> dict[str, Any]:
-    head = run.reconstruction.head
-    return {"solver": {"name": "ddim", "steps": run.sampling.steps}} if head.kind == "denoiser" else {}
-
-
-def _solving(run: StageRun) -> dict[str, Any]:
-    ts = times(run.sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution))
-    return {
-        "solver": {"name": "euler", "steps": run.sampling.steps, "times": [round(t, 4) for t in ts.tolist()]},
-        "guidance": {
-            str(task): {branch.name.lower(): weight for branch, weight in guidance_weights(task, run.sampling).items()}
-            for task in run.stage.mixture
-        },
     }
 
 
@@ -149,7 +133,7 @@ def _keep(ask: Ask, response: Response, marks: dict[str, bool], resolution: int,
     pictures = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
     if ask.target is not None and ask.task not in (Task.RECONSTRUCTION, Task.UNDERSTANDING):
         pictures["target"] = render(ask.target, resolution)
-    pictures["output"] = response.picture
+    pictures["output"] = response.image
     for name, image in pictures.items():
         image.save(folder / f"{stem}_{name}.png")
     return {
@@ -160,7 +144,7 @@ def _keep(ask: Ask, response: Response, marks: dict[str, bool], resolution: int,
         "group": ask.group,
         "right": marks[HEADLINE[ask.task]],
         "marks": marks,
-        "seen": seen(response.picture),
+        "seen": seen(response.image),
         "words": response.words,
         "pictures": {name: f"{stem}_{name}.png" for name in pictures},
     }

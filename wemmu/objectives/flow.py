@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from wemmu.config.stage import LossWeighting
+from wemmu.config.objectives import LossWeighting
 
 
 def square_error(a: Tensor, b: Tensor) -> Tensor:

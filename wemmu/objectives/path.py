@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wemmu.config.stage import TimeSampling
+from wemmu.config.objectives import TimeSampling
 from wemmu.timesteps import shift_time
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wemmu.config.reconstruction import Metric
+from wemmu.config.objectives import Metric
 from wemmu.objectives.flow import square_error
 from wemmu.timesteps import alpha_bar
 

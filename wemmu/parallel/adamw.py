@@ -5,25 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from wemmu.checkpoint.state import TrainState
 from wemmu.config.stage import Optimizer as OptimizerConfig
 from wemmu.kernels import fused_adam
-from wemmu.parallel.engine import TrainState
-
-
-def rates(name: str, ndim: int, config: OptimizerConfig) -> tuple[float, float]:
-    """(peak learning rate, weight decay) of the parameter with this canonical name and number of dimensions.
-
-    The DiT (`dit.*`) has a rate of its own, and a head that reconstructs (`head.*`) may have one. Vectors (norms,
-    biases) are never decayed, and those of the rest learn `vector_scale` times as fast.
-    """
-    vector = ndim < 2
-    if name.startswith("dit."):
-        lr = config.dit_lr
-    elif name.startswith("head.") and config.head_lr is not None:
-        lr = config.head_lr
-    else:
-        lr = config.lr * config.vector_scale if vector else config.lr
-    return lr, 0.0 if vector else config.weight_decay
 
 
 @torch.no_grad()
@@ -51,7 +35,7 @@ class AdamW:
         self.weights = {name: nn.Parameter(weight.detach()) for name, weight in weights.items()}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, weight in self.weights.items():
-            groups.setdefault(rates(name, weight.ndim, config), []).append(weight)
+            groups.setdefault(config.rates(name, weight.ndim), []).append(weight)
         made = [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()]
         self._apex, self._decay = apex, config.ema_decay
         self._optimizer = (

@@ -1,38 +1,12 @@
 """What every engine is to the trainer: gradients of a global batch, an optimizer step, and its state by name."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from wemmu.parallel.placed import Placed
+from wemmu.checkpoint.state import TrainState
 from wemmu.types import Batch, Losses
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Everything an optimizer step changes, under canonical names and whole shapes.
-
-    weights, exp_avg, exp_avg_sq: a tensor for each trained parameter of which this rank holds something, whole or, as a
-    `Placed`, in parts; float32 and live, so that what is written into them is what the next step uses once `restored`
-    was called. steps: optimizer steps taken. ema: likewise the moving average of each weight; empty if none is kept.
-    """
-
-    weights: dict[str, Tensor]
-    exp_avg: dict[str, Tensor]
-    exp_avg_sq: dict[str, Tensor]
-    steps: int
-    ema: dict[str, Tensor] = field(default_factory=dict)
-
-    @torch.no_grad()
-    def begin_average(self) -> None:
-        """Let the average, if one is kept, begin with the weights as they are now."""
-        for name, average in self.ema.items():
-            pairs = zip(Placed.of(average).parts, Placed.of(self.weights[name]).parts, strict=True)
-            for (_, mine), (_, weight) in pairs:
-                mine.copy_(weight)
 
 
 class Engine(Protocol):

@@ -14,25 +14,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wemmu.checkpoint.placed import Placed, TensorSlice
+from wemmu.checkpoint.state import TrainState
 from wemmu.config.schema import StageRun
 from wemmu.parallel import shards
 from wemmu.parallel.adamw import AdamW
 from wemmu.parallel.boundary import Boundary
-from wemmu.parallel.engine import TrainState
 from wemmu.parallel.pipeline import Pipeline, StageRunner
-from wemmu.parallel.placed import Placed
-from wemmu.parallel.tensor import Split, split
 from wemmu.parallel.topology import Topology
-from wemmu.types import Batch, Condition, Flow, Losses
+from wemmu.types import Batch, Begun, Flow, Losses
 
 
 class LossInParts(Protocol):
-    """An objective whose velocity is computed elsewhere; see `wemmu.training.losses.FlowMatchingLoss`."""
+    """An objective whose velocity is computed elsewhere: `begin`, with the bridge; then `values`, one per sample."""
 
-    def draw(self, batch: Batch, step: int) -> Flow: ...
-    def condition(self, batch: Batch, step: int) -> Condition: ...
+    def begin(self, batch: Batch, step: int) -> Begun: ...
     def values(self, predicted: Tensor, flow: Flow) -> Tensor: ...
-    def tags(self, batch: Batch, flow: Flow) -> dict[str, Tensor]: ...
 
 
 class HybridEngine:
@@ -56,26 +53,29 @@ class HybridEngine:
         self._boundary = Boundary(topology.group(topology.model_groups()))
         data_group = topology.group(topology.data_groups())
 
-        part = model.stage_of_dit(topology.stage, topology.pp)
-        places = split(part.dit, tensor_group)
+        part = model.cut_dit(topology.stage, topology.pp)
+        places = part.split(tensor_group)
         runner = StageRunner(part)
         model.vlm.to(device), model.vae.to(device)
-        shards.shard(runner, part.dit.transformer_blocks, data_group, device)
+        shards.shard(runner, part.blocks, data_group, device)
         shards.shard(model.bridge, model.bridge.pathway.layers, dist.group.WORLD, device)
         self._pipeline = Pipeline(
             runner, topology.stage, topology.pp, stage_group, device,
             loss=lambda flow, predicted: loss.values(predicted, flow), scale=1 / run.stage.global_batch,
         )  # fmt: skip
-        model.velocity_elsewhere = self._pipeline.velocity
+        model.run_dit_by(self._pipeline.velocity)
 
-        # Canonical name -> sharded parameter, and where that stands in the whole one.
+        # Canonical name -> sharded parameter, and where that stands in the whole one; what tensor ranks have alike.
         self._sharded: dict[str, nn.Parameter] = {}
-        self._places: dict[str, Split] = {}
+        self._places: dict[str, TensorSlice] = {}
+        self._alike: set[str] = set()
         for name, parameter in model.bridge.named_parameters(prefix="bridge"):
-            self._sharded[name], self._places[name] = parameter, Split(name, tuple(parameter.shape))
+            self._sharded[name], self._places[name] = parameter, TensorSlice(name, tuple(parameter.shape))
         for name, parameter in part.named_parameters():
             whole = f"dit.{part.canonical(name)}"
-            self._sharded[whole], self._places[whole] = parameter, places[name.removeprefix("dit.")]
+            self._sharded[whole], self._places[whole] = parameter, places[name]
+            if places[name].dim is None:
+                self._alike.add(whole)
         self._trained = {name: p for name, p in self._sharded.items() if p.requires_grad}
         self._adamw = AdamW({name: shards.local(p) for name, p in self._trained.items()}, self.config, apex)
 
@@ -84,7 +84,7 @@ class HybridEngine:
 
     def _round(self, batch: Batch, step: int) -> Losses:
         """A micro-batch of this rank's bridge, which is one of as many as the group has ranks to its DiT."""
-        flow, condition = self._loss.draw(batch, step), self._loss.condition(batch, step)
+        flow, condition, tags = self._loss.begin(batch, step)
         together = self._boundary.gather(flow, condition.states)
         values = self._pipeline.run(together)
         # The first rank of a group has the first stage, the first of its last stage the losses; tensor ranks agree.
@@ -94,7 +94,7 @@ class HybridEngine:
         gradient = self._boundary.give_back(gradients, condition.states, first)
         mine = self._boundary.give_back(values if here == last else None, flow.t, last)
         condition.states.backward(gradient)
-        return Losses(mine, self._loss.tags(batch, flow))
+        return Losses(mine, tags)
 
     def step(self, lr_share: float) -> float:
         masters = self._adamw.weights
@@ -119,7 +119,7 @@ class HybridEngine:
         masters = self._adamw.weights
         counted = [
             master.grad for name, master in masters.items()
-            if self._topology.tensor == 0 or not name.startswith("dit.") or self._places[name].dim is not None
+            if self._topology.tensor == 0 or name not in self._alike
         ]  # fmt: skip
         square = torch.stack([g.square().sum() for g in counted]).sum()
         dist.all_reduce(square)

@@ -30,16 +30,11 @@ class StageRunner(nn.Module):
         if self.part.is_first:
             flow, states = self.micro_batches[int(inputs[0])]
             inputs = (flow.x_t, flow.t, states)
-        out = self.part(inputs, self._grid())
+        out = self.part(inputs, self.micro_batches[0][0].x_t.shape)
         if self.part.is_last:
             return out
         # The pipeline wants a gradient of all that it sends, also of the time that a frozen DiT embeds.
         return tuple(x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_() for x in out)
-
-    def _grid(self) -> tuple[int, int]:
-        p = self.part.dit.config.patch_size
-        height, width = self.micro_batches[0][0].x_t.shape[-2:]
-        return height // p, width // p
 
 
 class Pipeline:
@@ -111,7 +106,7 @@ class Pipeline:
         flow, states = micro_batches[0]
         key = (len(micro_batches), flow.x_t.shape, states.shape)
         if key not in self._schedules:
-            passed = self._activations(flow, states)
+            passed = self.runner.part.activations(flow.x_t, states)
             first, last = self.runner.part.is_first, self.runner.part.is_last
             stage = PipelineStage(
                 self.runner,
@@ -125,21 +120,13 @@ class Pipeline:
             self._schedules[key] = Schedule1F1B(stage, len(micro_batches), loss_fn=self._total, scale_grads=False)
         return self._schedules[key]
 
-    def _activations(self, flow: Flow, states: Tensor) -> tuple[Tensor, ...]:
-        """What goes from stage to stage, without data (see `wemmu.models.dit.Activations`)."""
-        config = self.runner.part.dit.config
-        b, d = len(states), config.num_attention_heads * config.attention_head_dim
-        tokens = flow.x_t.shape[-2] * flow.x_t.shape[-1] // config.patch_size**2
-        shapes = (b, tokens, d), (b, states.shape[1], d), (b, 6 * d), (b, d)
-        return tuple(torch.empty(s, dtype=states.dtype, device="meta", requires_grad=True) for s in shapes)
-
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """v_theta, float32 [B, C, h, w], on every rank of the group; all give the same inputs."""
         flow = Flow(x_t, t, x_t)
         self.runner.micro_batches = [(flow, states)]
         ranks = dist.get_process_group_ranks(self._group)
-        passed = tuple(torch.empty_like(x, device=self._device) for x in self._activations(flow, states))
+        passed = tuple(torch.empty_like(x, device=self._device) for x in self.runner.part.activations(flow.x_t, states))
         inputs: tuple[Tensor, ...] = (torch.zeros(1, dtype=torch.int64),)
         if self.stage > 0:
             for x in passed:

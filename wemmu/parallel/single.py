@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from wemmu.checkpoint.state import TrainState
 from wemmu.config.stage import Optimizer as OptimizerConfig
 from wemmu.parallel.adamw import AdamW
-from wemmu.parallel.engine import TrainState
 from wemmu.types import Batch, Losses, LossFn
 
 

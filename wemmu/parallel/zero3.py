@@ -19,10 +19,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wemmu.checkpoint.placed import Placed, flat_parts
+from wemmu.checkpoint.state import TrainState
 from wemmu.config.schema import StageRun
-from wemmu.parallel.adamw import average, rates
-from wemmu.parallel.engine import TrainState
-from wemmu.parallel.placed import Placed, flat_parts
+from wemmu.parallel.adamw import average
 from wemmu.parallel.topology import Topology
 from wemmu.types import Batch, Losses, LossFn
 
@@ -132,7 +132,7 @@ class Zero3Engine:
         # DeepSpeed keeps a group's shards in one flat tensor, hence one type in each.
         groups: dict[tuple[torch.dtype, tuple[float, float]], list[nn.Parameter]] = {}
         for name, parameter in self._trained.items():
-            key = parameter.dtype, rates(name, len(parameter.ds_shape), run.stage.optimizer)
+            key = parameter.dtype, run.stage.optimizer.rates(name, len(parameter.ds_shape))
             groups.setdefault(key, []).append(parameter)
         adamw = torch.optim.AdamW(
             [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (_, (lr, wd)), ps in groups.items()],

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wemmu.config.grid import token_grid
 from wemmu.config.schema import Backbones
-from wemmu.published.check import AUTOENCODER, TRANSFORMER, VLM, check_class
+from wemmu.published.check import check_class
 from wemmu.published.configs import packaged
+from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
 from wemmu.published.layout import BackboneError
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -138,22 +139,27 @@ def read_sizes(backbones: Backbones) -> Sizes:
     Raises:
         PlanError: naming every file that is not there, or the field of one that cannot be planned with.
     """
-    absent = tuple(path for path in (backbones.vlm, backbones.sana) if not path.exists() and packaged(path.name))
-    here, sana = (packaged(path.name) if path in absent else path for path in (backbones.vlm, backbones.sana))
-    assert here is not None
-    assert sana is not None
-    vlm, dit, vae = (folder / "config.json" for folder in (here, sana / "transformer", sana / "vae"))
+    wanted = backbones.vlm, backbones.dit, backbones.vae
+    folders = [path if path is None or path.exists() else _packaged(path) or path for path in wanted]
+    absent = tuple(path for path, used in zip(wanted, folders, strict=True) if path is not None and path != used)
+    vlm, dit, vae = (folder / "config.json" for folder in folders if folder is not None)
     if missing := [file for file in (vlm, dit, vae) if not file.is_file()]:
         raise PlanError(
-            f"to plan, these files are needed and not there: {', '.join(map(str, missing))}. backbones.vlm and "
-            "backbones.sana name directories in the published layout (Qwen2.5-VL-3B-Instruct and "
-            "Sana_1600M_1024px_diffusers); of these only the config.json files are read, not the weights"
+            f"to plan, these files are needed and not there: {', '.join(map(str, missing))}. backbones.vlm, "
+            "backbones.dit and backbones.vae name directories in the published layout (Qwen2.5-VL-3B-Instruct; "
+            "transformer and vae of Sana_1600M_1024px_diffusers); of these only the config.json files are read"
         )
     qwen = _read(vlm, _Qwen, VLM)
     text = qwen.text_config or _read(vlm, Language, VLM)
     transformer = _supported(_read(dit, Sana, TRANSFORMER), dit)
     autoencoder = _read(vae, DCAE, AUTOENCODER)
     return Sizes(vision=qwen.vision_config, language=text, dit=transformer, vae=autoencoder, packaged=absent)
+
+
+def _packaged(path: Path) -> Path | None:
+    """The package's copy of a published directory, or of one inside a published pipeline, by its name."""
+    inside = packaged(path.parent.name)
+    return packaged(path.name) or (inside / path.name if inside is not None else None)
 
 
 class _Qwen(_Sizes):

@@ -103,7 +103,7 @@ def sample_of(task: Task, resolution: int, sizes: Sizes, curriculum: Curriculum,
     Raises:
         PlanError: if a picture is smaller than one token, or its grid larger than the position table.
     """
-    bridge, latent_px = curriculum.bridge, sizes.vae.latent_px
+    bridge, latent_px = curriculum.recipe.bridge, sizes.vae.latent_px
     latent_side = resolution // latent_px
     side = sizes.vision.side(resolution)
     if not 0 < side <= bridge.position_table or latent_side == 0:

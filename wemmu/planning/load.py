@@ -107,6 +107,6 @@ class Load:
         ends = padding.added(padding.dit_ends(sizes.dit, True, degrees.pp == 1), degrees.dp)
         return {
             "pathway": padding.added(padding.language_layer(sizes.language), degrees.world) * self.layers,
-            "position_mlp": padding.added(padding.rest_of_bridge(sizes, self.curriculum.bridge), degrees.world),
+            "position_mlp": padding.added(padding.rest_of_bridge(sizes, self.curriculum.recipe.bridge), degrees.world),
             "dit": block * self.blocks + ends,
         }

@@ -20,7 +20,7 @@ LIBRARIES = 2e9
 
 def states(load: Load) -> dict[str, float]:
     """Bytes that a rank holds throughout a step."""
-    width, split, trains, more = load.width, load.degrees.split, load.stage.generation_modules, load.padding
+    width, split, trains, more = load.width, load.degrees.split, load.stage.trains, load.padding
     sharded = {part: (n + more.get(part, 0)) / load.degrees.shards(part) for part, n in load.share.items()}
     trained = sum(sharded[part] for part in trains)
     resting = {part: number for part, number in sharded.items() if part not in trains}
@@ -59,7 +59,7 @@ def gpu(held: Mapping[str, float], kept: Mapping[str, Moment], checkpointed: Map
 def host(load: Load) -> dict[str, float]:
     """Bytes of host memory of one rank."""
     curriculum, sizes, resolution, width = load.curriculum, load.sizes, load.stage.resolution, load.width
-    trained = sum(load.share[part] / load.degrees.shards(part) for part in load.stage.generation_modules)
+    trained = sum(load.share[part] / load.degrees.shards(part) for part in load.stage.trains)
     # DeepSpeed's engine shards each block as it is read; a DiT that is split is read whole and then cut.
     shards = {part: 1 if load.degrees.split else load.degrees.shards(part) for part in load.parameters}
     whole = sum(number / shards[part] for part, number in load.parameters.items())
@@ -92,7 +92,7 @@ def checkpoint(parameters: Mapping[Part, int], stage: Stage | Rung, earlier: Seq
     carried = {"pathway", "vae_branch", "queries", "position_mlp"} - set(stage.trains)
     if "dit" not in stage.trains and any("dit" in one.trains for one in earlier):
         carried |= {"dit"}
-    trained = sum(parameters[part] for part in stage.generation_modules)
+    trained = sum(parameters[part] for part in stage.trains)
     return (FP32 + MOMENTS + _average(stage)) * trained + FP32 * sum(
         number for part, number in parameters.items() if part in carried
     )

@@ -6,9 +6,9 @@ ZeRO-3 cuts by elements and has next to none.
 
 import math
 
-from wemmu.config.schema import Bridge
 from wemmu.planning.backbones import Language, Sana, Sizes
 from wemmu.planning.parameters import tensor_widths
+from wemmu.recipes.wemmu.config import Bridge
 
 Shape = tuple[int, int]  # rows, and numbers in a row
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from wemmu.config.schema import Bridge
 from wemmu.planning import autoencoder
 from wemmu.planning.backbones import Language, Sana, Sizes, Vision
 from wemmu.planning.layers import Layer, linear, total, vector
+from wemmu.recipes.wemmu.config import Bridge
 
 Part = Literal["vision", "language", "pathway", "vae_branch", "queries", "position_mlp", "dit", "vae"]
 PARTS: tuple[Part, ...] = get_args(Part)

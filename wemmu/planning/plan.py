@@ -122,11 +122,11 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
         raise PlanError(f"there is no GPU {machine.gpu!r}; valid choices: {', '.join(GPUS)}")
     if not 0 < machine.mfu <= 1:
         raise PlanError(f"the MFU is a share above 0 and at most 1, got {machine.mfu}")
-    if curriculum.stages[0].reconstructs:
+    if not curriculum.recipe.draws:
         raise PlanError("the arithmetic is of a bridge and a DiT; a plan of reconstructive stages cannot be made yet")
     sizes = read_sizes(curriculum.backbones)
     check_degrees(curriculum, sizes, machine.degrees)
-    parameters = count(sizes, curriculum.bridge)
+    parameters = count(sizes, curriculum.recipe.bridge)
     stages = tuple(
         plan_stage(curriculum, index, rung, sizes, parameters, machine, assumptions)
         for index, stage in enumerate(curriculum.stages)
@@ -160,7 +160,7 @@ def plan_stage(
     idle = schedule.idle_share(slots, degrees.tp * degrees.pp)
     waited = costs["dit"].both * idle / (1 - idle)
     samples, rate = (end - begin) * stage.global_batch, machine.flops / (flops + waited)
-    trained = sum(parameters[part] for part in stage.generation_modules)
+    trained = sum(parameters[part] for part in stage.trains)
     return StagePlan(
         name=stage.label,
         resolution=stage.resolution,

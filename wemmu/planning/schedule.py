@@ -12,7 +12,7 @@ Slot = tuple[bool, int]
 
 
 def blocks_of(layers: int, place: int, stages: int) -> int:
-    """Blocks of the stage at `place`, as `wemmu.models.dit.DiTStage` cuts them."""
+    """Blocks of the stage at `place`, as `wemmu.backbones.sana.adapter.DiTStage` cuts them."""
     return layers * (place + 1) // stages - layers * place // stages
 
 

@@ -39,7 +39,7 @@ def traffic(load: Load, place: int) -> dict[str, float]:
 def _zero3(load: Load) -> Traffic:
     """Every weight forward and again backward, but for those that are still there; gradients in float32."""
     sharded = load.bridge + load.parameters["dit"]
-    trained = sum(load.parameters[part] for part in load.stage.generation_modules)
+    trained = sum(load.parameters[part] for part in load.stage.trains)
     gathered, world = load.width * (2 * sharded - min(sharded, LIVE)), load.degrees.world
     return Counter({("all_gather", world): gathered, ("reduce_scatter", world): FP32 * trained})
 

@@ -1,21 +1,20 @@
 """What a directory lacks to be a backbone: the one answer of the doctor, the launcher, the plan and all that load."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from wemmu.config.schema import Backbones
+from wemmu.published.known import AUTOENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_json, refuse_pointer, tensors
 
-VLM, TRANSFORMER, AUTOENCODER = "Qwen2_5_VLForConditionalGeneration", "SanaTransformer2DModel", "AutoencoderDC"
-# What transformers writes into every config.json -> the class; older ones name it under `architectures`, too.
-_MODEL_TYPES = {"qwen2_5_vl": VLM}
 # Where the processor looks for the chat format; one in tokenizer_config.json alone it does not see.
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/default.jinja")
 
 
 def check(directory: Path, kind: str, with_processor: bool = False) -> None:
-    """Refuse a directory that is no whole model of class `kind`; with_processor: with what makes its prompts, too.
+    """Refuse a directory that is no whole model of a `kind` ("vlm", "vae", "dit").
+
+    with_processor: nor without the files that make a VLM's prompts.
 
     Raises:
         BackboneError: naming every file that is missing or wrong.
@@ -24,41 +23,44 @@ def check(directory: Path, kind: str, with_processor: bool = False) -> None:
         raise BackboneError("; ".join(found))
 
 
-def check_backbones(backbones: Backbones, with_dit: bool = True) -> None:
+def check_backbones(backbones: Backbones, kinds: Sequence[str]) -> None:
     """Raises BackboneError with all of the `problems`."""
-    if found := problems(backbones, with_dit):
+    if found := problems(backbones, kinds):
         raise BackboneError("; ".join(found))
 
 
-def problems(backbones: Backbones, with_dit: bool = True) -> list[str]:
-    """All that is wrong with a VLM, an autoencoder and, unless a run has no use for it, a DiT; a sentence each."""
-    found = [*_model(backbones.vlm, VLM)]
-    # Of a directory that is not there nothing more need be said.
-    found += _processor(backbones.vlm) if backbones.vlm.is_dir() else []
-    found += _model(backbones.sana / "vae", AUTOENCODER)
-    if not with_dit:
+def problems(backbones: Backbones, kinds: Sequence[str]) -> list[str]:
+    """All that is wrong with the backbones of these kinds that a recipe loads; a sentence each."""
+    found = []
+    for kind in kinds:
+        directory: Path = getattr(backbones, kind)
+        found += _model(directory, kind)
+        # Of a directory that is not there nothing more need be said.
+        found += _processor(directory) if kind == VLM and directory.is_dir() else []
+    if found or not {TRANSFORMER, AUTOENCODER} <= set(kinds):
         return found
-    found += _model(backbones.sana / "transformer", TRANSFORMER)
-    return found or list(_fit(backbones.sana))
+    return list(_fit(backbones))
 
 
-def check_class(file: Path, kind: str) -> dict[str, Any]:
-    """The content of a config.json of class `kind`.
+def check_class(file: Path, kind: str) -> str:
+    """The class of `kind` that a config.json describes.
 
     Raises:
-        BackboneError: if it describes another model, or none at all, naming what it would have to describe.
+        BackboneError: if it describes another model, or none at all, naming those that are known.
     """
     config = read_json(file)
-    named = config.get("_class_name") or _MODEL_TYPES.get(config.get("model_type", "")) or config.get("model_type")
+    named = config.get("_class_name") or MODEL_TYPES.get(config.get("model_type", "")) or config.get("model_type")
     named = named or next(iter(config.get("architectures") or ()), None)
-    if named != kind:
-        raise BackboneError(f"{file} describes {named or 'no model by its class'}; known here: {kind}")
-    return config
+    if named not in KNOWN[kind]:
+        raise BackboneError(
+            f"{file} describes {named or 'no model by its class'}; known here: {', '.join(KNOWN[kind])}"
+        )
+    return str(named)
 
 
 def _model(directory: Path, kind: str) -> Iterator[str]:
     if not directory.is_dir():
-        yield f"{directory} is not a directory; it must be a {kind} in the published layout"
+        yield f"{directory} is not a directory; it must be a {' or '.join(KNOWN[kind])} in the published layout"
         return
     single = TRANSFORMERS if kind == VLM else DIFFUSERS
     yield from _told(lambda: _check_config(directory / "config.json", kind))
@@ -66,7 +68,8 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
 
 
 def _check_config(file: Path, kind: str) -> None:
-    config = check_class(file, kind)
+    check_class(file, kind)
+    config = read_json(file)
     if config.get("guidance_embeds"):
         raise BackboneError(
             f"{file} has guidance_embeds: a Sana-Sprint, distilled to few steps, wants the guidance as an input that "
@@ -98,12 +101,15 @@ def _check_text(file: Path) -> None:
         raise BackboneError(f"{file} is empty; download it again")
 
 
-def _fit(sana: Path) -> Iterator[str]:
-    dit, vae = (read_json(sana / part / "config.json") for part in ("transformer", "vae"))
+def _fit(backbones: Backbones) -> Iterator[str]:
+    dit, vae = (read_json(folder / "config.json") for folder in (backbones.dit, backbones.vae) if folder is not None)
     # The libraries' own defaults.
     inputs, latents = dit.get("in_channels", 32), vae.get("latent_channels", 32)
     if inputs != latents:
-        yield f"{sana}: its transformer takes {inputs} channels, its autoencoder makes {latents}; they belong together"
+        yield (
+            f"{backbones.dit} takes {inputs} channels, the autoencoder {backbones.vae} makes {latents}; they belong "
+            "together"
+        )
 
 
 def _told(read: Callable[[], object]) -> Iterator[str]:

@@ -11,7 +11,8 @@ from wemmu.config.task import Task
 from wemmu.images import decode
 from wemmu.pixels import fitted, to_images
 from wemmu.report.sheet import Row, contact_sheet
-from wemmu.sampling.sampler import Request, Sampler, task_of
+from wemmu.sampling.request import GenerationRequest, task_of
+from wemmu.sampling.sampler import Sampler
 
 # Levels of 255 by which the pixels of a blank image may differ.
 BLANK = 2
@@ -39,13 +40,13 @@ def is_blank(picture: Image.Image) -> bool:
     return all(high - low <= BLANK for low, high in picture.convert("RGB").getextrema())
 
 
-def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int) -> Request:
+def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int) -> GenerationRequest:
     size = (resolution, resolution)
     images = torch.zeros(len(chosen), len(chosen[0][1].images), 3, *size, dtype=torch.uint8)
     for b, (_, prompt) in enumerate(chosen):
         for n, path in enumerate(prompt.images):
             images[b, n] = load_image(path, resolution)
-    return Request(task, [p.text for _, p in chosen], images, size, torch.tensor([i for i, _ in chosen]))
+    return GenerationRequest(task, [p.text for _, p in chosen], images, size, torch.tensor([i for i, _ in chosen]))
 
 
 def load_image(path: Path, resolution: int) -> torch.Tensor:

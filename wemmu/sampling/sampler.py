@@ -1,44 +1,19 @@
 """From a request to pictures: prefixes and conditions once, then the solver over guided velocities."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from wemmu.config.schema import Sampling
-from wemmu.config.task import Task
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.guidance import Branch, guidance_weights
 from wemmu.sampling.mode import in_eval_mode
+from wemmu.sampling.request import GenerationRequest
 from wemmu.sampling.solvers import Solver, euler, times
 from wemmu.types import Condition
-
-
-@dataclass(frozen=True)
-class Request:
-    """A batch of one task and one shape.
-
-    texts: B prompts. images: uint8 [B, N, 3, H, W], N = 0 without input. size: (height, width) px of the pictures to
-    make, multiples of the autoencoder's and not smaller than a VLM token. sample_ids: int64 [B], key of the noise.
-    """
-
-    task: Task
-    texts: Sequence[str]
-    images: Tensor
-    size: tuple[int, int]
-    sample_ids: Tensor
-
-
-def task_of(text: str, images: int) -> Task:
-    """The task a free request stands for, by what it brings."""
-    if images == 0:
-        return Task.T2I if text else Task.UNCONDITIONAL
-    if images == 1:
-        return Task.EDIT if text else Task.RECONSTRUCTION
-    return Task.MULTI_EDIT
 
 
 class Sampler:
@@ -58,7 +33,7 @@ class Sampler:
         self.model, self.encoder, self.shift, self.solver, self.device = model, encoder, shift, solver, device
 
     @in_eval_mode
-    def __call__(self, request: Request, sampling: Sampling) -> Tensor:
+    def __call__(self, request: GenerationRequest, sampling: Sampling) -> Tensor:
         """Pixels [B, 3, height, width], nominally in [-1, 1].
 
         Raises:
@@ -84,7 +59,7 @@ class Sampler:
         x_1 = noise.normal("latent", shape)
         return self.model.vae.decode(self.solver(guided, x_1, times(sampling.steps, self.shift)))
 
-    def _condition(self, branch: Branch, request: Request, noise: Noise) -> Condition:
+    def _condition(self, branch: Branch, request: GenerationRequest, noise: Noise) -> Condition:
         texts, images = request.texts, request.images
         if branch is not Branch.FULL:
             texts = [""] * len(texts)

@@ -1,29 +1,26 @@
 """The one place where everything meets: a stage's config becomes a model, an engine, a loader and an objective."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from wemmu import kernels
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.weights import Place, stay
 from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
 from wemmu.kernels import Kernels
-from wemmu.models.model import WeMMU
-from wemmu.models.ross import Ross
-from wemmu.models.vae import FrozenVAE
-from wemmu.models.weights import LoadReport, Place, stay
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
-from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import is_same
-from wemmu.training.recipes import Recipe, identities_of, recipe, untrained
-from wemmu.training.start import begin, start_from, startable
+from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe
+from wemmu.recipes.staged import startable
+from wemmu.training.start import begin, start_from
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,11 @@ class Parts:
     its checkpoints. frozen: backbone -> SHA-256 of the weights it was loaded with.
     """
 
-    model: nn.Module
-    encoder: PromptEncoder
+    recipe: Recipe
     engine: Engine
     loader: Loader
-    draw: Callable[[], tuple[Image.Image, int]]
     carried: dict[str, Tensor]
     frozen: dict[str, str]
-    reports: list[LoadReport]
     kernels: Kernels
 
 
@@ -55,29 +49,23 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     """
     device = torch.device(device)
     made = recipe(run, _place(run, device), device)
-    model, identities = made.model, dict(made.identities)
+    ready_to_train(made, run)
     chosen = _kernels(run, made, device)
     # The names, before an engine takes the model apart.
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    resting = startable(model).keys() - trained
+    names = [name for name, _ in made.model.named_parameters()]
+    trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
+    resting = startable(made.model).keys() - trained
     engine = _engine(run, made, topology, device, chosen.adamw == "Apex")
     carried, started = begin(run, made, engine, resting)
-    # A DiT that an earlier stage trained, or that this one does, is no longer the backbone of that name.
-    if "dit" in run.stage.trains or any(name.startswith("dit.") for name in started):
-        del identities["dit"]
     loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
-    check_latents(loader.settings, made.vae, identities["vae"])
-    return Parts(
-        model=model,
-        encoder=made.encoder,
-        engine=engine,
-        loader=loader,
-        draw=made.draw,
-        carried=carried,
-        frozen=identities,
-        reports=made.reports,
-        kernels=chosen,
-    )
+    check_latents(loader.settings, made.vae, identities(made)["vae"])
+    # A backbone that an earlier stage trained, or that this one does, is no longer the one of that name.
+    frozen = {
+        backbone: sha256
+        for backbone, sha256 in identities(made).items()
+        if not trained | started >= {name for name in names if name.startswith(f"{backbone}.")}
+    }
+    return Parts(recipe=made, engine=engine, loader=loader, carried=carried, frozen=frozen, kernels=chosen)
 
 
 def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
@@ -114,17 +102,20 @@ def _place(run: StageRun, device: torch.device) -> Place:
     return lambda _, block: shard(block, device)
 
 
-def load_trained(run: StageRun, checkpoint: Path, ema: bool | None = None) -> tuple[WeMMU | Ross, PromptEncoder]:
-    """The model as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns.
+def load_trained(
+    run: StageRun, checkpoint: Path, ema: bool | None = None, device: torch.device | str = "cpu"
+) -> Recipe:
+    """The recipe as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns.
 
     ema: whether with the moving averages of its weights; None: if the stage keeps them.
 
     Raises:
         CheckpointError: as `start_from`.
     """
-    model, reports = untrained(run)
-    start_from(checkpoint, startable(model), identities_of(reports), run.stage.averages(ema))
-    return model.requires_grad_(False).eval(), PromptEncoder(run.backbones.vlm)
+    made = recipe(run, device=device)
+    start_from(checkpoint, startable(made.model), identities(made), run.stage.averages(ema))
+    made.model.requires_grad_(False).eval().to(device)
+    return made
 
 
 def check_latents(streams: Iterable[StreamSettings], vae: FrozenVAE, sha256: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from wemmu.checkpoint.store import LIBRARIES
 from wemmu.revision import revision
-from wemmu.training.checkpoint import LIBRARIES
 
 FILE = "environment.jsonl"
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from wemmu.checkpoint.collective import all_ranks
 from wemmu.locks import EXCLUSIVE, LockedError, is_alive, take
-from wemmu.training.collective import all_ranks
 
 FILE = "trainer.lock"
 # Seconds for which the lock may outlive a rank that was killed: processes of its loader share it and notice late.

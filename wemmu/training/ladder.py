@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from wemmu.checkpoint.collective import CheckpointError
 from wemmu.config import Rung
 from wemmu.config.files import replace_text
 from wemmu.config.ladder import Plateau
 from wemmu.parallel.topology import gathered
-from wemmu.training.collective import CheckpointError
 
 FILE, METRICS = "rungs.jsonl", "metrics.jsonl"
 

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from wemmu.checkpoint.collective import CheckpointError, all_ranks
+from wemmu.checkpoint.manifest import Manifest, Origin
 from wemmu.config.base import leaves
 from wemmu.config.schema import StageRun
+from wemmu.config.upgrade import upgraded_settings
 from wemmu.published.identity import is_same, short
-from wemmu.training.collective import CheckpointError, all_ranks
-from wemmu.training.manifest import Manifest, Origin
 
 # Settings of which the samples of a step are a function.
 _ORDER = re.compile(r"(seed|global_batch|validation):|mixture\.|records\.")
@@ -21,7 +22,7 @@ def settings(run: StageRun, records: Mapping[str, int]) -> dict[str, Any]:
     stage = run.stage.model_dump(
         mode="json", include={"global_batch", "steps", "trains", "objective", "optimizer", "mixture"}
     )
-    shared = run.model_dump(mode="json", include={"bridge": True, "reconstruction": True, "backbones": {"dtype"}})
+    shared = run.model_dump(mode="json", include={"recipe": True, "backbones": {"dtype"}})
     own = {"seed": run.seed, "validation": run.data.validation, **stage, "records": dict(records)}
     return dict(leaves(own | shared))
 
@@ -77,7 +78,7 @@ def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
 
 def _changes(manifest: Manifest, origin: Origin) -> Iterator[str]:
     # The first checkpoints of this format record the seed alone.
-    was = manifest.settings or {"seed": manifest.seed}
+    was = upgraded_settings(manifest.settings, origin.settings) or {"seed": manifest.seed}
     recorded = {_group(field) for field in was}
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
         # Each rung of a ladder reads streams of its own.

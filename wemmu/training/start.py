@@ -1,30 +1,21 @@
 """How a stage begins: with the weights that another one left, read into whatever this one holds of them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from wemmu.backbones.full_precision import Sources
+from wemmu.checkpoint.collective import CheckpointError, all_ranks
+from wemmu.checkpoint.manifest import Manifest, read_manifest, some, verify
+from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.store import fill_weights
 from wemmu.config import StageRun
-from wemmu.config.stage import WEIGHTS
-from wemmu.models.full_precision import Sources
 from wemmu.parallel.engine import Engine
-from wemmu.parallel.placed import Placed
 from wemmu.published.identity import is_same, short
-from wemmu.training.checkpoint import fill_weights
-from wemmu.training.collective import CheckpointError, all_ranks
-from wemmu.training.manifest import Manifest, read_manifest, some, verify
-from wemmu.training.recipes import Recipe
-
-STARTABLE = ("bridge.", *chain.from_iterable(WEIGHTS.values()))
-
-
-def startable(model: nn.Module) -> dict[str, Tensor]:
-    """The live weights of a whole model that a stage can leave behind, by canonical name."""
-    return {name: p.detach() for name, p in model.named_parameters() if name.startswith(STARTABLE)}
+from wemmu.recipes.recipe import Recipe, identities
 
 
 def begin(
@@ -39,17 +30,18 @@ def begin(
         CheckpointError: as `start_from`.
     """
     start, widens = run.stage.start, run.backbones.dtype != "float32"
+    new = {name for name in resting if name.partition(".")[0] not in made.reports}
     if not widens and start is None:
-        return engine.held({name for name in resting if name.startswith(made.new)}), frozenset()
+        return engine.held(new), frozenset()
     held, masters = engine.held(resting), engine.state().weights
     inside = _names(start) if start else frozenset()
-    carried = {name: tensor for name, tensor in held.items() if name.startswith(made.new) or name in inside}
+    carried = {name: tensor for name, tensor in held.items() if name in new | inside}
     if widens:
         # Beside what the model computes with, in host memory; it changes no more, so it is copied once.
         carried = {name: _wide(tensor) for name, tensor in carried.items()}
         fill_from(made.sources(), masters | carried)
     if start:
-        start_from(start, held | masters, made.identities, also=carried if widens else {})
+        start_from(start, held | masters, identities(made), also=carried if widens else {})
     engine.state().begin_average()
     engine.restored(0)
     return carried, inside
@@ -80,13 +72,13 @@ def _wide(tensor: Tensor) -> Placed:
 def start_from(
     source: Path,
     held: Mapping[str, Tensor],
-    identities: Mapping[str, str],
+    frozen: Mapping[str, str],
     ema: bool = False,
     also: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> frozenset[str]:
     """Fill `held` with the weights of a checkpoint, or of one that was shipped; returns the names of what is in it.
 
-    held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. identities:
+    held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. frozen:
     backbone -> SHA-256 of the weights that it was loaded with. ema: whether the averages of the weights are meant.
     also: further tensors, for some of the same weights.
     What no backbone gave must be inside whole. A backbone's weights that are not inside were frozen when the checkpoint
@@ -100,7 +92,7 @@ def start_from(
     manifest = verify(source, ranks)
 
     def check(shapes: list[dict[str, list[int]]]) -> None:
-        check_fits(source, manifest, {name: shape for mine in shapes for name, shape in mine.items()}, identities)
+        check_fits(source, manifest, {name: shape for mine in shapes for name, shape in mine.items()}, frozen)
 
     ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
     fill_weights(source, manifest, {name: tensor for name, tensor in held.items() if name in manifest.tensors}, ema)
@@ -109,9 +101,7 @@ def start_from(
     return frozenset(manifest.tensors)
 
 
-def check_fits(
-    source: Path, manifest: Manifest, known: Mapping[str, Sequence[int]], identities: Mapping[str, str]
-) -> None:
+def check_fits(source: Path, manifest: Manifest, known: Mapping[str, Sequence[int]], frozen: Mapping[str, str]) -> None:
     """Refuse a checkpoint that a stage whose startable weights have the shapes `known` cannot start from.
 
     Raises:
@@ -125,15 +115,15 @@ def check_fits(
             f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
             "trained with another bridge (queries.design, vae_branch)?"
         )
-    _check_frozen(source, manifest, identities)
+    _check_frozen(source, manifest, frozen)
     for name, shape in manifest.tensors.items():
         if list(known[name]) != shape:
             raise CheckpointError(f"{source}: {name} has shape {shape}, not {list(known[name])}")
 
 
-def _check_frozen(source: Path, manifest: Manifest, identities: Mapping[str, str]) -> None:
+def _check_frozen(source: Path, manifest: Manifest, frozen: Mapping[str, str]) -> None:
     for part, sha256 in manifest.frozen.items():
-        if not is_same(sha256, identities[part]):
+        if not is_same(sha256, frozen[part]):
             raise CheckpointError(
-                f"{source} was trained beside another {part} (SHA-256 {short(sha256)}, here {short(identities[part])})"
+                f"{source} was trained beside another {part} (SHA-256 {short(sha256)}, here {short(frozen[part])})"
             )

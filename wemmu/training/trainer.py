@@ -1,32 +1,33 @@
-"""The training loop of one stage. It knows an objective, an engine and a loader; nothing of tasks or tokens."""
+"""The training loop of one stage. It knows a recipe, an engine and a loader; nothing of tasks or tokens."""
 
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from wemmu.checkpoint import store
+from wemmu.checkpoint.manifest import Manifest, Origin
+from wemmu.checkpoint.saver import Saver
 from wemmu.config.checkpoints import own_checkpoints
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.wandb_mode import wandb_mode
+from wemmu.heartbeat import beat
 from wemmu.jsonlines import append_event
 from wemmu.parallel.rendezvous import connect
 from wemmu.parallel.topology import any_rank
-from wemmu.training import checkpoint, environment, resume
+from wemmu.training import environment, resume
 from wemmu.training.build import Parts, build
-from wemmu.training.heartbeat import beat
 from wemmu.training.hold import held
 from wemmu.training.ladder import Ladder
-from wemmu.training.manifest import Manifest, Origin
-from wemmu.training.saver import Saver
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
 from wemmu.training.telemetry import Record, Window, progress_line
 from wemmu.training.upload import WandbUploader
-from wemmu.training.validation import Validation
 from wemmu.training.workload import Workload, peak_flops
 from wemmu.types import Batch
 
@@ -70,9 +71,9 @@ class Trainer:
         self.workload = Workload(run)
         self.peak = peak_flops(run, self.device)
         self.ladder.go_on(self.step)
-        self.validation: Validation | None = None
+        self.validation: Callable[[], float] | None = None
         if self.ladder.validates:
-            self.validation = Validation(run, self.parts.model, self.parts.encoder, self.topology, self.device)
+            self.validation = self.parts.recipe.validation(self.topology, self.device)
 
     def train(self) -> int:
         """Run to the end of the stage, or of its rung, or to a signal; returns the exit code of the process."""
@@ -170,10 +171,10 @@ class Trainer:
         """Draw the fixed prompts as the model now answers them. All ranks do, since each holds a part of the model."""
         if not self.run.sampling.prompts:
             return
-        grid, blank = self.parts.draw()
+        grid, blank = self.parts.recipe.preview()
         beat()
         if self.record is not None:
-            file = self.folder / "samples" / f"{checkpoint.directory_name(self.step)}.png"
+            file = self.folder / "samples" / f"{store.directory_name(self.step)}.png"
             file.parent.mkdir(exist_ok=True)
             grid.save(file)
             self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})
@@ -204,11 +205,11 @@ class Trainer:
         def check(directory: Path, manifest: Manifest) -> None:
             self.changes = resume.check(directory, manifest, origin, self.run)
 
-        manifest = checkpoint.load_newest(self.checkpoints, self.parts.engine.state(), check)
+        manifest = store.load_newest(self.checkpoints, self.parts.engine.state(), check)
         if manifest is None:
             return origin
         self.parts.engine.restored(manifest.step)
-        self._say(f"going on from {checkpoint.directory_name(manifest.step)}")
+        self._say(f"going on from {store.directory_name(manifest.step)}")
         for change in self.changes:
             self._say(f"changed since that checkpoint: {change}")
         if manifest.ema != (self.stage.optimizer.ema_decay is not None):
@@ -225,7 +226,7 @@ class Trainer:
     def _announce(self) -> None:
         trained, frozen = self.parts.engine.parameters
         if self.topology.leads:
-            print(*self.parts.reports, sep="\n", flush=True)
+            print(*self.parts.recipe.reports.values(), sep="\n", flush=True)
         if self.workload.unknown:
             self._say(f"tokens and FLOPs are not counted: {self.workload.unknown}")
         layout = self.run.parallel

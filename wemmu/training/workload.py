@@ -28,7 +28,7 @@ class Workload:
         self.unknown = ""
         # The same few shapes come again and again, and the arithmetic takes a millisecond.
         self._flops = lru_cache(1024)(self._flops_of)
-        if run.stage.reconstructs:
+        if not run.recipe.draws:
             self.unknown = "the arithmetic is of generation stages"
             return
         try:
@@ -63,7 +63,7 @@ def sample_of(batch: Batch, run: StageRun, sizes: Sizes) -> Sample:
     height, width = batch.target.shape[-2:]
     rows, columns = token_grid(height, width, sizes.vision.token_px)
     side = round(math.sqrt(rows * columns))
-    latent_px, bridge = sizes.vae.latent_px, run.bridge
+    latent_px, bridge = sizes.vae.latent_px, run.recipe.bridge
     latent_grid = height // latent_px, width // latent_px
     stored = batch.latents is not None
     # As `WeMMU.input_latents`: stored latents serve an input picture only if its VLM tokens stand on the same grid.

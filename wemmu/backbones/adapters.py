@@ -1,0 +1,115 @@
+"""What differs between the families of a backbone, behind one interface for each kind; chosen by the model's class.
+
+An adapter has no weights and no state: it takes the model. Only adapters name classes, fields and call signatures of
+transformers and diffusers.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from wemmu.checkpoint.placed import TensorSlice
+from wemmu.published.check import check_class
+from wemmu.published.known import KNOWN
+
+
+class VLMAdapter(Protocol):
+    """A VLM whose language model takes a cache of Hugging Face's protocol, at `model.language_model` of the model."""
+
+    model_class: type[nn.Module]
+
+    def vision(self, vlm: nn.Module, patches: Tensor, grid: Tensor) -> Tensor:
+        """Patches as `wemmu.backbones.patches` makes them, grid [n, 3] -> [all tokens, F], what `inputs` needs."""
+        ...
+
+    def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:
+        """Arguments of the language model: embeddings [B, L, D] with `vision` [B * N, tokens, F] at the image tokens.
+
+        at_images: bool [B, L].
+        """
+        ...
+
+
+class AutoencoderAdapter(Protocol):
+    """An autoencoder whose latents are a grid."""
+
+    model_class: type[nn.Module]
+
+    def geometry(self, vae: nn.Module) -> tuple[int, int]:
+        """(latent channels, px along one side of a latent)."""
+        ...
+
+    def scaling_factor(self, vae: nn.Module) -> float: ...
+
+    def encode(self, vae: nn.Module, x: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] of about unit variance; the same every time."""
+        ...
+
+    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """The inverse."""
+        ...
+
+
+class DiTStage(Protocol):
+    """Successive blocks of a DiT: one rank's part of a pipeline. A module, whose parameters are those it computes with.
+
+    canonical: parameter here -> its name in the whole DiT. activations: see `wemmu.parallel.pipeline`.
+    """
+
+    is_first: bool
+    is_last: bool
+    blocks: nn.ModuleList
+
+    def canonical(self, name: str) -> str: ...
+    def split(self, group: ProcessGroup) -> dict[str, TensorSlice]: ...
+    def activations(self, x_t: Tensor, states: Tensor) -> tuple[Tensor, ...]: ...
+
+
+class DiTAdapter(Protocol):
+    """A diffusion transformer with its blocks in `transformer_blocks`."""
+
+    model_class: type[nn.Module]
+
+    def caption_channels(self, dit: nn.Module) -> int:
+        """Channels of the condition's states."""
+        ...
+
+    def velocity(self, dit: nn.Module, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """v_theta(x_t, t, y) as the DiT's type has it: x_t [B, C, h, w], t [B] with 1 = noise, states [B, Q, C_y]."""
+        ...
+
+    def stage(self, dit: nn.Module, stage: int, stages: int) -> DiTStage:
+        """One of `stages` successive parts; takes its modules out of `dit`, which is left with them alone.
+
+        Raises:
+            ValueError: if the DiT cannot be divided so, or this family not at all.
+        """
+        ...
+
+
+def adapter_of(model: nn.Module) -> Any:
+    """The adapter of a loaded backbone.
+
+    Raises:
+        ValueError: for a class that no adapter knows, with those that are known.
+    """
+    return _adapter(type(model).__name__)
+
+
+def class_of(directory: Path, kind: str) -> type[nn.Module]:
+    """The class that the config.json of a directory names; kind: "vlm", "vae" or "dit".
+
+    Raises:
+        BackboneError: for a class that is not known.
+    """
+    return _adapter(check_class(directory / "config.json", kind)).model_class
+
+
+def _adapter(name: str) -> Any:
+    folders = {cls: folder for classes in KNOWN.values() for cls, folder in classes.items()}
+    if name not in folders:
+        raise ValueError(f"no adapter knows the class {name}; known: {', '.join(folders)}")
+    return import_module(f"wemmu.backbones.{folders[name]}.adapter").ADAPTER

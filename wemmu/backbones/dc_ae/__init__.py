@@ -1,0 +1,1 @@
+"""The DC-AE of Sana, diffusers' AutoencoderDC."""

@@ -1,0 +1,21 @@
+"""How Qwen2.5-VL is fed: vision tokens stand where the prompt has image tokens, once, before the first layer."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+
+class Qwen2_5_VL:
+    """See `wemmu.backbones.adapters.VLMAdapter`."""
+
+    model_class = Qwen2_5_VLForConditionalGeneration
+
+    def vision(self, vlm: Qwen2_5_VLForConditionalGeneration, patches: Tensor, grid: Tensor) -> Tensor:
+        return vlm.model.visual(patches, grid)
+
+    def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:
+        return {"inputs_embeds": embeds.masked_scatter(at_images[..., None], vision.to(embeds.dtype))}
+
+
+ADAPTER = Qwen2_5_VL()

@@ -1,0 +1,1 @@
+"""Sana, diffusers' SanaTransformer2DModel."""

@@ -1,0 +1,42 @@
+"""The frozen autoencoder: pixels <-> scaled latents."""
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.backbones.adapters import AutoencoderAdapter, adapter_of
+from wemmu.backbones.cache import FeatureCache
+from wemmu.backbones.patches import resize
+
+
+class FrozenVAE(nn.Module):
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae.eval().requires_grad_(False)
+        self.adapter: AutoencoderAdapter = adapter_of(vae)
+        self.scaling_factor = self.adapter.scaling_factor(vae)
+        self.latent_channels, self.latent_px = self.adapter.geometry(vae)
+        self.cache = FeatureCache()
+
+    def train(self, mode: bool = True) -> "FrozenVAE":
+        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """uint8 [B, 3, H, W] -> latents [B, C, h, w] of about unit variance.
+
+        With `grid` = (rows, columns) the picture is resized first, so that it has exactly that many latents.
+        """
+
+        def encode(pixels: Tensor) -> Tensor:
+            size = pixels.shape[-2:] if grid is None else (grid[0] * self.latent_px, grid[1] * self.latent_px)
+            return self.adapter.encode(self.vae, resize(pixels, *size) / 127.5 - 1)
+
+        # A picture whose grid is its own needs no resizing, so it shares its latents with the target of that picture.
+        own = tuple(side // self.latent_px for side in pixels.shape[-2:])
+        return self.cache(encode, pixels, None if grid == own else grid)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> pixels [B, 3, H, W], nominally in [-1, 1]."""
+        return self.adapter.decode(self.vae, latents)

@@ -1,0 +1,157 @@
+"""The VLM: how prompts and pictures get into it, and, where it is frozen, the keys and values of every layer out.
+
+What differs between families of VLMs is in their adapters (`wemmu.backbones.adapters.VLMAdapter`).
+"""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from wemmu.backbones.adapters import VLMAdapter, adapter_of
+from wemmu.backbones.cache import FeatureCache
+from wemmu.backbones.patches import patchify, resize
+from wemmu.backbones.precision import KeepsFloat32, keep_float32_buffers
+from wemmu.positions import token_grid
+from wemmu.types import Prefix, Prompts
+
+
+class _Complete(Exception):
+    """The last layer's keys and values are there."""
+
+
+class _KeysAndValues(DynamicCache):
+    """Takes what every layer hands over, and ends the forward pass where nothing that follows is wanted.
+
+    Of the last layer that is its attention and its MLP, which are most of its work.
+    """
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self._layers = layers
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        assert layer == len(self.keys), "layers come in their order"
+        self.keys.append(key)
+        self.values.append(value)
+        if len(self.keys) == self._layers:
+            raise _Complete
+        return key, value
+
+
+class VLM(KeepsFloat32, nn.Module):
+    """Holds the VLM and what is needed to feed it batches of pictures."""
+
+    def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
+        """mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
+
+        Raises:
+            ValueError: if the VLM was cast after it was loaded, and its rotary frequencies with it.
+        """
+        super().__init__()
+        if rounded := {b.dtype for name, b in vlm.named_buffers() if name.endswith("inv_freq")} - {torch.float32}:
+            raise ValueError(
+                f"the VLM's rotary frequencies were cast to {rounded.pop()}, which displaces far tokens; "
+                "load it in the type you want, from_pretrained(..., dtype=...), instead of casting it"
+            )
+        keep_float32_buffers(vlm)
+        self.vlm = vlm
+        self.adapter: VLMAdapter = adapter_of(vlm)
+        vision = vlm.config.vision_config
+        self.patch, self.merge, self.temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        self.token_px = self.patch * self.merge
+        self.image_token_id: int = vlm.config.image_token_id
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    @property
+    def language_model(self) -> nn.Module:
+        return self.vlm.model.language_model
+
+    def image_tokens(self, prompts: Prompts, images: Tensor) -> Tensor:
+        """Which tokens stand for the pictures uint8 [B, N, 3, H, W]; bool [B, L], N * rows * columns in each row.
+
+        Raises:
+            ValueError: if the prompts' image tokens are not those of the pictures.
+        """
+        _, n, _, height, width = images.shape
+        rows, columns = token_grid(height, width, self.token_px) if n else (0, 0)
+        at_images = prompts.input_ids == self.image_token_id
+        if (at_images.sum(1) != n * rows * columns).any():
+            raise ValueError(
+                f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
+            )
+        return at_images
+
+    def inputs(self, prompts: Prompts, at_images: Tensor, vision: Tensor | None) -> dict[str, Any]:
+        """Arguments of the language model: embeddings of the words and, at the image tokens, what `vision` returned."""
+        embeds = self.language_model.embed_tokens(prompts.input_ids)
+        return {"inputs_embeds": embeds} if vision is None else self.adapter.inputs(embeds, at_images, vision)
+
+    def vision(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> vision tokens [B, rows * columns, F]; F is the language model's width or more."""
+        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
+        scaled = (self.resized(pixels) / 255 - self.mean) / self.std
+        patches = patchify(scaled, self.patch, self.merge, self.temporal)
+        grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
+        return self.adapter.vision(self.vlm, patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> float32 [B, 3, rows * token px, columns * token px], whole numbers from 0 to 255."""
+        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
+        # As the processor resizes bytes.
+        return resize(pixels, rows * self.token_px, columns * self.token_px).round()
+
+
+class FrozenVLM(VLM):
+    """The prefix of every prompt.
+
+    Nothing here is trained, so nothing here leaves an autograd node: the model runs under no_grad, in eval mode,
+    without its language-model head, no further than the last layer's keys and values.
+    """
+
+    def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
+        super().__init__(vlm.eval().requires_grad_(False), mean, std)
+        self.cache = FeatureCache()
+
+    def train(self, mode: bool = True) -> "FrozenVLM":
+        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
+        """Run the VLM over a batch of prompts.
+
+        images: uint8 [B, N, 3, H, W], the pictures of each prompt in their order; N may be 0.
+
+        Raises:
+            ValueError: if the prompts' image tokens are not those of the pictures.
+        """
+        b, n = images.shape[:2]
+        at_images = self.image_tokens(prompts, images)
+        # Asked before there is work on the device, which the answer would have to wait for.
+        padded = not bool(prompts.mask.all())
+        vision = self.cache(self.vision, images.flatten(0, 1)) if n else None
+        inputs = self.inputs(prompts, at_images, vision)
+        cache = _KeysAndValues(len(self.language_model.layers))
+        # The language model, not the one with the head: no logits are computed.
+        with suppress(_Complete):
+            self.language_model(
+                **inputs,
+                attention_mask=prompts.mask.long(),
+                position_ids=prompts.positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return Prefix(
+            keys=tuple(cache.keys),
+            values=tuple(cache.values),
+            mask=prompts.mask,
+            image_positions=prompts.positions[:, at_images].reshape(3, b, -1),
+            next_position=prompts.next_position,
+            padded=padded,
+        )

@@ -1,0 +1,175 @@
+"""Backbones from directories in the published layout: strict, with a report of what was loaded.
+
+What can be trained, the DiT and the bridge's copy of the VLM's layers, gets its weights block by block, and each block
+is handed to `place` before the next one is read: a sharded engine never has the whole of it in memory.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import ModelMixin
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wemmu.backbones.adapters import class_of
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.published.check import check
+from wemmu.published.identity import identity, short
+from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
+from wemmu.published.layout import DIFFUSERS, BackboneError, tensors
+
+# Is called with a module that has just got its weights and the prefix of their names in the whole model. A module that
+# contains others comes after them, and finds done to them what was done.
+Place = Callable[[str, nn.Module], object]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What one directory gave: parameters loaded, names missing and names left over, and what its weights are named.
+
+    sha256: its `wemmu.published.identity`.
+    """
+
+    source: str
+    parameters: int
+    sha256: str
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source}: {self.parameters / 1e6:.2f} M parameters, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected, sha256 {short(self.sha256)}"
+        )
+
+
+def stay(prefix: str, module: nn.Module) -> None:
+    """The `Place` of a process that keeps the whole model."""
+
+
+def load_vlm(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
+    """A VLM.
+
+    Raises:
+        BackboneError: if the directory is not in the published layout, naming what it lacks, or as `load_strict`.
+    """
+    check(directory, VLM)
+    return load_strict(class_of(directory, VLM), directory, dtype)
+
+
+def load_autoencoder(directory: Path, dtype: torch.dtype) -> tuple[FrozenVAE, LoadReport]:
+    """A frozen autoencoder; raises as `load_vlm`."""
+    check(directory, AUTOENCODER)
+    vae, report = load_strict(class_of(directory, AUTOENCODER), directory, dtype)
+    return FrozenVAE(vae), report
+
+
+def load_dit(directory: Path, dtype: torch.dtype, place: Place = stay) -> tuple[nn.Module, LoadReport]:
+    """A DiT, block by block; `place` gets names that begin `dit.`. Raises as `load_vlm`."""
+    check(directory, TRANSFORMER)
+    cls = class_of(directory, TRANSFORMER)
+    return load_by_blocks(cls, directory, dtype, lambda prefix, block: place(f"dit.{prefix}", block))
+
+
+def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a block of a model without memory its weights, by name: those that it has not yet."""
+    block.load_state_dict(tensors, strict=False, assign=True)
+    assert not any(tensor.is_meta for tensor in block.state_dict().values())
+
+
+def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
+    """One model of transformers or diffusers from its directory, in safetensors.
+
+    Raises:
+        BackboneError: if any weight is missing, left over or of another shape: nothing is ever initialised at random.
+    """
+    if issubclass(cls, PreTrainedModel):
+        # Told to ignore another shape, transformers reports the name; else it raises without one.
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    else:
+        options = {"torch_dtype": dtype}
+    try:
+        model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
+    except (ValueError, RuntimeError) as error:
+        raise BackboneError(f"{directory} cannot be loaded as a {cls.__name__}: {error}") from error
+    parameters = sum(p.numel() for p in model.parameters())
+    mismatched = list(map(str, info["mismatched_keys"]))
+    return model, _report(directory, parameters, info["missing_keys"], info["unexpected_keys"], mismatched)
+
+
+def load_by_blocks(
+    cls: type[ModelMixin], directory: Path, dtype: torch.dtype, place: Place
+) -> tuple[nn.Module, LoadReport]:
+    """As `load_strict`, of a diffusers model, but block by block; all of it is checked before a weight is read."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights():
+            model = cls.from_config(cls.load_config(directory))
+    finally:
+        torch.set_default_dtype(default)
+    model.register_to_config(_name_or_path=directory)
+    files = stored_files(directory)
+    opened = {file: safe_open(file, "pt") for file in set(files.values())}
+    stored = {name: opened[file] for name, file in files.items()}
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: file.get_slice(name).get_shape() for name, file in stored.items()}
+    report = _report(
+        directory,
+        sum(p.numel() for p in model.parameters()),
+        expected.keys() - shapes.keys(),
+        shapes.keys() - expected.keys(),
+        [name for name, shape in shapes.items() if name in expected and shape != expected[name]],
+    )
+    for prefix, block in blocks(model):
+        empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
+        fill(block, {name: stored[prefix + name].get_tensor(prefix + name).to(dtype) for name in empty})
+        place(prefix, block)
+    return model.eval(), report
+
+
+def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Parts of a model, by prefix, that together have all of its weights: its lists' elements, its other children.
+
+    The model itself comes last, with the prefix "", for the weights that are in none of its children.
+    """
+    for name, child in model.named_children():
+        parts = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
+        yield from ((".".join(filter(None, (name, part))) + ".", block) for part, block in parts)
+    yield "", model
+
+
+def stored_files(directory: Path, single: str = DIFFUSERS) -> dict[str, Path]:
+    """Name -> the file that holds this tensor; of the two published layouts, one file or several with an index.
+
+    single: the one file's name, which is diffusers' unless given.
+
+    Raises:
+        BackboneError: if the directory has neither, or not all of one.
+    """
+    return {name: tensor.file for name, tensor in tensors(directory, single).items()}
+
+
+def _report(
+    directory: Path, parameters: int, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
+) -> LoadReport:
+    """Raises BackboneError unless the weights fit."""
+    report = LoadReport(str(directory), parameters, identity(directory), sorted(missing), sorted(unexpected))
+    if problems := sorted([*report.missing, *report.unexpected, *mismatched]):
+        raise BackboneError(f"{report}; first of them: {', '.join(problems[:5])}")
+    return report
+
+
+def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over named tensors: name, type, shape and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""Tensors with infinities or NaN are neither saved nor used: nothing can be learnt from them any more."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from wemmu.checkpoint.collective import CheckpointError, Ranks
+from wemmu.checkpoint.manifest import some
+from wemmu.checkpoint.placed import Placed
+
+
+class NotFiniteError(CheckpointError):
+    """A checkpoint whose tensors are not all finite."""
+
+
+@torch.no_grad()
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those, whole or `Placed`, that are not finite in what this rank holds of them."""
+    parts = {name: [part for _, part in Placed.of(tensor).parts] for name, tensor in tensors.items()}
+    # A sum is not finite if a summand is not, and takes no memory as `isfinite` does; a finite one may overflow.
+    suspects = [name for name, of in parts.items() if not all(part.sum().isfinite() for part in of)]
+    return [name for name in suspects if not all(part.isfinite().all() for part in parts[name])]
+
+
+def check_finite(what: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Refuse tensors that are not finite on any rank; all `ranks` call it.
+
+    Raises:
+        NotFiniteError: "`what`: the names".
+    """
+    found = ranks.together(what, lambda: not_finite(tensors), lambda names: sorted(set().union(*names)))
+    if found:
+        raise NotFiniteError(f"{what}: not finite are {some(found)}")
+
+
+def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in another type.
+
+    Raises:
+        NotFiniteError: if it holds values beyond the range of that type, which would become infinite.
+    """
+    made = tensor.to(dtype)
+    if made.is_floating_point() and not_finite({name: made}) and not not_finite({name: tensor}):
+        raise NotFiniteError(
+            f"{name} holds values up to {tensor.abs().max():.3g}, beyond the range of "
+            f"{str(dtype).removeprefix('torch.')}; give another --dtype: float32 or bfloat16"
+        )
+    return made

@@ -1,0 +1,124 @@
+"""The manifest of a checkpoint: what is inside, and the SHA-256 of every file. DCP has no checksums of its own."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where checkpoints come from; the same for all of a run.
+
+    seed: with the step, the key of all randomness. frozen: backbone -> SHA-256 of the weights it was trained beside.
+    layout: engine and degrees of parallelism, for people; any other layout can load them. settings: what the config
+    says of the training, field -> value (`wemmu.training.resume`). first_step, first_samples: where this attempt began.
+    """
+
+    stage: str
+    seed: int
+    resolution: int
+    frozen: dict[str, str]
+    layout: dict[str, str | int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    first_step: int = 0
+    first_samples: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """step: optimizer steps taken, which is also the data position. stage to layout: see `Origin`.
+
+    tensors: name -> shape of every weight inside. trained: those of them that have moments. ema: whether these have a
+    moving average, too. files: path within the checkpoint -> SHA-256.
+    """
+
+    format: int
+    stage: str
+    step: int
+    seed: int
+    resolution: int
+    tensors: dict[str, list[int]]
+    trained: list[str]
+    frozen: dict[str, str]
+    files: dict[str, str]
+    libraries: dict[str, str]
+    # The first checkpoints of this format say nothing of it.
+    layout: dict[str, str | int] = field(default_factory=dict)
+    ema: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    first_step: int = 0
+    first_samples: int = 0
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write it, with its own SHA-256, and wait until it is on the disk."""
+    data = asdict(manifest)
+    with (directory / FILE).open("w", encoding="utf-8") as file:
+        json.dump(data | {"sha256": _digest(data)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest alone.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged or it is of another format.
+    """
+    try:
+        data = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        # The first checkpoints of this format have no such line.
+        sha256 = data.pop("sha256", None)
+        manifest = Manifest(**data)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{directory} is not a checkpoint: its {FILE} cannot be read ({error})") from error
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{directory} has checkpoint format {manifest.format}; this version reads {FORMAT}")
+    if sha256 not in (None, _digest(data)):
+        raise CheckpointError(f"{directory}: its {FILE} is damaged (its SHA-256 differs); use another checkpoint")
+    return manifest
+
+
+def verify(directory: Path, ranks: Ranks = ALONE) -> Manifest:
+    """Compare every file with its hash; `ranks` share the files, and all of them learn the verdict.
+
+    Raises:
+        CheckpointError: naming a file that is missing or differs.
+    """
+
+    def compare_mine() -> None:
+        files = read_manifest(directory).files
+        for name in sorted(files)[ranks.rank :: ranks.world]:
+            _compare(directory, name, files[name])
+
+    ranks.together(f"{directory} cannot be used", compare_mine, lambda _: None)
+    return read_manifest(directory)
+
+
+def _compare(directory: Path, name: str, expected: str) -> None:
+    if not (directory / name).is_file():
+        raise CheckpointError(f"{directory}: the file {name} is missing; use another checkpoint")
+    if sha256_of(directory / name) != expected:
+        raise CheckpointError(f"{directory}: the file {name} is damaged (its SHA-256 differs); use another checkpoint")
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def some(names: list[str]) -> str:
+    """Names for an error message, not all of them if they are many."""
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else "nothing"
+
+
+def _digest(data: dict) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

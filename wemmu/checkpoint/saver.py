@@ -1,0 +1,77 @@
+"""Saving while training goes on: the step waits for a copy in host memory, a thread does the rest."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.collective import own_group
+from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.state import TrainState
+
+
+class Saver:
+    """Writes checkpoints under `root` in the background, one at a time, and keeps the newest `keep` of them.
+
+    All ranks make one and call it alike. What went wrong in the background is raised by the next call, on all ranks.
+    """
+
+    def __init__(self, root: Path, keep: int, origin: Origin):
+        """Clears what a killed save left under `root`, which nobody else may be saving to."""
+        self._root, self._keep, self._origin = root, keep, origin
+        # The thread must not share a group with the training.
+        self._ranks = own_group()
+        self._ranks.together(f"{root} cannot be cleared", lambda: None, lambda _: retention.clear_debris(root))
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._copies: dict[str, list[Tensor]] = {}
+
+    def save(self, state: TrainState, carried: Mapping[str, Tensor]) -> None:
+        """Begin to save; `state` may change as soon as this returns, `carried` may not.
+
+        Raises:
+            CheckpointError: if the save before this one failed.
+        """
+        self.wait()
+        tensors = store.flat(state, carried) | self._copied(store.flat(state, {}))
+        self._writing = self._thread.submit(self._write, tensors, state.steps)
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            CheckpointError: if it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """`wait`, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _copied(self, live: dict[str, Placed]) -> dict[str, Placed]:
+        """Copies in host memory, the same at every save. No writer reads them now: it was waited for."""
+        copied = {}
+        for name, tensor in live.items():
+            parts = [part for _, part in tensor.parts]
+            if name not in self._copies:
+                self._copies[name] = [torch.empty(p.shape, dtype=p.dtype, pin_memory=p.is_cuda) for p in parts]
+            for copy, part in zip(self._copies[name], parts, strict=True):
+                copy.copy_(part, non_blocking=True)
+            offsets = (offset for offset, _ in tensor.parts)
+            copied[name] = Placed(tensor.shape, list(zip(offsets, self._copies[name], strict=True)))
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        return copied
+
+    def _write(self, tensors: dict[str, Placed], step: int) -> None:
+        store.write(self._root, tensors, step, self._origin, self._ranks)
+        retention.prune(self._root, self._keep, self._ranks, step)

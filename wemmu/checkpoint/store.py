@@ -1,0 +1,300 @@
+"""Checkpoints: torch's distributed format under canonical names, with a manifest, appearing by rename.
+
+    checkpoints/step_00001300/
+        manifest.json     what is inside: modules, shapes, hashes of every file, step, data position, versions
+        state/            DCP: model.<name>, exp_avg.<name>, exp_avg_sq.<name>, and ema.<name> where an average is kept
+
+Inside are the weights the stage trains, with their moments, and those it only carries from an earlier stage; names and
+shapes are of the whole model, so any layout loads what any other saved. Frozen backbones are not inside; the manifest
+names them by hash. A checkpoint is written aside by all ranks, into a file system that they share, and renamed when its
+manifest is on disk, so that whatever carries the name is whole.
+"""
+
+import os
+import platform
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter, Metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks, all_ranks
+from wemmu.checkpoint.finite import check_finite
+from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
+from wemmu.checkpoint.metadata import CheckedReader
+from wemmu.checkpoint.placed import Placed, WholePlanner
+from wemmu.checkpoint.retention import discard, make_room, newest
+from wemmu.checkpoint.state import TrainState
+from wemmu.config.checkpoints import directory_name
+
+# One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+SHIPPED = "weights.safetensors"
+LIBRARIES = ("torch", "transformers", "diffusers", "mosaicml-streaming")
+WEIGHTS, MOMENTS, EMA = "model", ("exp_avg", "exp_avg_sq"), "ema"  # the first words of names in the state
+
+
+def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, Placed]:
+    """All that this rank holds, under its names in a checkpoint."""
+    assert state.weights.keys() == state.exp_avg.keys() == state.exp_avg_sq.keys()
+    assert state.ema.keys() in (set(), state.weights.keys())
+    parts = {WEIGHTS: state.weights | carried, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+    parts |= {EMA: state.ema}
+    return {f"{part}.{name}": Placed.of(tensor) for part, held in parts.items() for name, tensor in held.items()}
+
+
+def save(root: Path, state: TrainState, carried: Mapping[str, Tensor], origin: Origin) -> Path:
+    """Write the checkpoint of `state` and of the weights it carries under `root`; returns its directory.
+
+    All ranks call it, each with the tensors, or parts of them, that it holds.
+
+    Raises:
+        NotFiniteError: on all ranks, if one holds infinities or NaN.
+        CheckpointError: on all ranks, if one cannot write or the parts do not add up to whole tensors.
+    """
+    return write(root, flat(state, carried), state.steps, origin, all_ranks())
+
+
+def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ranks: Ranks) -> Path:
+    """`save`, of tensors by their names in the checkpoint."""
+    final = root / directory_name(step)
+    aside = root / f"{final.name}.tmp"
+    what = f"{final} was not written"
+    check_finite(what, tensors, ranks)
+
+    def begin(steps: list[int]) -> None:
+        if len(set(steps)) > 1:
+            raise CheckpointError(f"the ranks are at different steps: {steps}")
+        discard(aside)
+        aside.mkdir(parents=True)
+
+    ranks.together(what, lambda: step, begin)
+    try:
+        metadata = dcp.save(
+            tensors,
+            # Copying ahead would open the first GPU in this thread; most of what comes is in host memory already.
+            storage_writer=_Writer(aside / "state", per_thread_copy_ahead=0),
+            planner=WholePlanner(),
+            process_group=ranks.group,
+            no_dist=ranks.group is None,
+        )
+    except CheckpointException as error:  # a BaseException in torch, so it would slip through every except Exception
+        raise CheckpointError(f"{what}: {_reasons(error)}") from error
+
+    def hashes() -> dict[str, str]:
+        mine = sorted((aside / "state").glob(f"__{ranks.rank}_*"))
+        mine += [aside / "state" / ".metadata"] if ranks.rank == 0 else []
+        return {str(file.relative_to(aside)): sha256_of(file) for file in mine}
+
+    ranks.together(what, hashes, lambda files: _finish(aside, final, _manifest(metadata, files, step, origin)))
+    return final
+
+
+class _Writer(FileSystemWriter):
+    """Tells of a disk that fails as such, where torch tells of the archive that it could not end."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _manifest(metadata: Metadata, files: list[dict[str, str]], step: int, origin: Origin) -> Manifest:
+    shapes: dict[str, dict[str, list[int]]] = {part: {} for part in (WEIGHTS, *MOMENTS, EMA)}
+    for key, stored in metadata.state_dict_metadata.items():
+        part, _, name = key.partition(".")
+        shapes[part][name] = list(stored.size)
+    return Manifest(
+        format=FORMAT,
+        step=step,
+        tensors=shapes[WEIGHTS],
+        trained=sorted(shapes[MOMENTS[0]]),
+        ema=bool(shapes[EMA]),
+        files=dict(sorted(pair for mine in files for pair in mine.items())),
+        libraries={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        **asdict(origin),
+    )
+
+
+def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
+    """Give what all ranks have written its name."""
+    found = {str(file.relative_to(aside)) for file in aside.rglob("*") if file.is_file()}
+    if found != manifest.files.keys():
+        raise CheckpointError(
+            f"{some(sorted(found ^ manifest.files.keys()))} is not seen by all ranks; the run folder must be on a file "
+            "system that they share"
+        )
+    write_manifest(aside, manifest)
+    for directory in (aside / "state", aside):
+        _sync(directory)
+    make_room(final, manifest.step)
+    os.replace(aside, final)
+    # On the disk before older ones go.
+    _sync(final.parent)
+
+
+def load_state(directory: Path, state: TrainState) -> Manifest:
+    """Verify a checkpoint, whatever layout wrote it, and fill the live tensors of `state` in place.
+
+    All ranks call it, each with what it holds; weights that were only carried are left where they are. An average that
+    the checkpoint does not hold begins with its weights; one that `state` does not keep is not read.
+
+    Raises:
+        CheckpointError: on all ranks, if it is damaged, or naming the tensors that it lacks, does not know or has in
+            other shapes than the ranks hold.
+    """
+    ranks = all_ranks()
+    manifest = verify(directory, ranks)
+    _fill(directory, manifest, state, ranks)
+    return manifest
+
+
+def load_newest(
+    root: Path, state: TrainState, check: Callable[[Path, Manifest], object] = lambda *_: None
+) -> Manifest | None:
+    """`load_state` of the newest checkpoint under `root` that is whole; None if there is no checkpoint at all.
+
+    check: raises, on all ranks, before anything is read of one that must not be used.
+
+    Raises:
+        CheckpointError: as `load_state`, or if there are checkpoints and none is whole.
+    """
+    ranks = all_ranks()
+    found = newest(root, ranks)
+    if found is None:
+        return None
+    check(*found)
+    _fill(*found, state, ranks)
+    check_finite(f"{found[0]} cannot be gone on from", flat(state, {}), ranks)
+    return found[1]
+
+
+def load_weights(
+    directory: Path, names: Collection[str] | None = None, manifest: Manifest | None = None
+) -> tuple[dict[str, Tensor], Manifest]:
+    """Read whole weights in float32 in this process alone, of a checkpoint or of weights shipped without moments.
+
+    names: only these, which is all that is read then. manifest: what `verify` returned, so as not to verify again.
+
+    Raises:
+        CheckpointError: if it is damaged or lacks one of `names`.
+    """
+    manifest = verify(directory) if manifest is None else manifest
+    wanted = manifest.tensors.keys() if names is None else names
+    if lacking := sorted(set(wanted) - manifest.tensors.keys()):
+        raise CheckpointError(f"{directory} lacks {some(lacking)}")
+    if (directory / SHIPPED).is_file():
+        with safe_open(directory / SHIPPED, framework="pt") as file:
+            weights = {name: file.get_tensor(name).float() for name in wanted}
+    else:
+        weights = {name: torch.empty(manifest.tensors[name]) for name in wanted}
+        read(directory, {f"{WEIGHTS}.{name}": w for name, w in weights.items()}, ALONE)
+    check_finite(f"{directory} cannot be used", weights, ALONE)
+    return weights, manifest
+
+
+def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor], ema: bool = False) -> None:
+    """Read weights into live tensors, whole or `Placed`, of a checkpoint that `manifest` describes and verified.
+
+    All ranks call it, each with what it holds of what is inside. ema: the averages of those that have one.
+
+    Raises:
+        CheckpointError: if averages are to be read and there are none.
+    """
+    prefixes = weight_prefixes(directory, manifest, ema)
+    if not (directory / SHIPPED).is_file():
+        read(directory, {f"{prefixes[name]}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
+    else:
+        with safe_open(directory / SHIPPED, framework="pt") as file:
+            for name, tensor in into.items():
+                for offset, part in Placed.of(tensor).parts:
+                    box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
+                    part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
+    check_finite(f"{directory} cannot be used", into, all_ranks())
+
+
+def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str, str]:
+    """For each weight the first word of its name in the state; with `ema` that of its average, where it has one.
+
+    Raises:
+        CheckpointError: if averages are meant and there are none.
+    """
+    if ema and not manifest.ema:
+        raise CheckpointError(
+            f"{directory} holds no moving average of the weights (EMA): optimizer.ema_decay was not set when it was "
+            "saved, or its weights were shipped alone; --no-ema takes the weights themselves"
+        )
+    averaged = set(manifest.trained) if ema else set()
+    return {name: EMA if name in averaged else WEIGHTS for name in manifest.tensors}
+
+
+def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) -> None:
+    continues = bool(state.ema) and manifest.ema
+    tensors = flat(state if continues else replace(state, ema={}), {})
+    parts = (WEIGHTS, *MOMENTS, *([EMA] if continues else []))
+    held = {f"{part}.{name}": manifest.tensors[name] for part in parts for name in manifest.trained}
+
+    def refuse(needed: list[dict[str, list[int]]]) -> None:
+        names = set().union(*needed)
+        lacking, unknown = sorted(names - held.keys()), sorted(held.keys() - names)
+        if lacking or unknown:
+            raise CheckpointError(
+                f"{directory} is not of this model: it lacks {some(lacking)} and holds unknown {some(unknown)}"
+            )
+        for mine in needed:
+            for name, shape in mine.items():
+                if held[name] != shape:
+                    raise CheckpointError(f"{directory}: {name} has shape {held[name]}, not {shape}")
+
+    what = f"{directory} was not loaded"
+    ranks.together(what, lambda: {name: list(tensor.shape) for name, tensor in tensors.items()}, refuse)
+    read(directory, tensors, ranks)
+    if not continues:
+        state.begin_average()
+
+
+def read(directory: Path, into: Mapping[str, Tensor], ranks: Ranks, reader: CheckedReader | None = None) -> None:
+    """Fill tensors, whole or `Placed`, by their names in a checkpoint that was verified.
+
+    reader: of the same checkpoint, where it is read from more than once.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    try:
+        dcp.load(
+            dict(into),
+            storage_reader=reader or CheckedReader(directory / "state"),
+            process_group=ranks.group,
+            no_dist=ranks.group is None,
+        )
+    except CheckpointException as error:
+        raise CheckpointError(f"{directory} cannot be read: {_reasons(error)}") from error
+
+
+def _reasons(error: CheckpointException) -> str:
+    failures = error.failures.items()
+    return "; ".join(f"rank {rank}: {type(cause).__name__}: {cause}" for rank, (cause, _) in failures)
+
+
+def _sync(directory: Path) -> None:
+    """Wait until the names in it are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

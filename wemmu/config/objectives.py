@@ -1,0 +1,65 @@
+"""What a stage minimises. Where a paper is silent (facts marked OPEN), the default is argued beside the field."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wemmu.config.base import Config, Positive, Share
+
+Metric = Literal["mse", "cosine", "smooth_l1"]
+
+
+class TimeSampling(Config):
+    """Distribution of t in training (t = 1 is noise). OPEN in the paper; Sana's own: logit-normal, shift 3.
+
+    t ~ sigmoid(N(mean, std^2)), then t <- s t / (1 + (s - 1) t) with s = `shift` at `reference_resolution`, scaled by
+    (resolution / reference_resolution) ** `resolution_exponent`: the signal-to-noise ratio of a picture grows with its
+    side, so exponent 1 keeps the difficulty of t the same across the resolutions of the curriculum.
+    """
+
+    kind: Literal["logit_normal", "uniform"] = "logit_normal"
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] = 3.0
+    reference_resolution: Positive = 1024
+    resolution_exponent: float = 1.0
+
+    def shift_at(self, resolution: int) -> float:
+        return float(self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent)
+
+
+class LossWeighting(Config):
+    """Weight of a sample's loss by its time t. OPEN in the paper; uniform, as Sana and SD3 (arXiv 2403.03206) train.
+
+    SD3 samples t from a logit-normal instead of weighting the loss: in expectation a density over t and a weight over
+    t are the same, and the density spends its samples where the weight would be large. With `time` at its default a
+    further weight would count twice. The other kinds have the names that SD3's scripts and min-SNR gave them:
+
+    sigma_sqrt  t^-2; unbounded near the data
+    cosmap      2 / (pi (1 - 2 t + 2 t^2))
+    min_snr     min(SNR, `gamma`) on the error of x_0 (arXiv 2303.09556), SNR = ((1 - t) / t)^2. The error of x_0 is t
+                times that of v, so the weight on v is min((1 - t)^2, gamma t^2)
+    """
+
+    kind: Literal["uniform", "sigma_sqrt", "cosmap", "min_snr"] = "uniform"
+    # The paper of min-SNR: 5.
+    gamma: Annotated[float, Field(gt=0)] = 5.0
+
+
+class Objective(Config):
+    """flow: conditional flow matching. contrastive: minus `weight` times the distance to another sample's target."""
+
+    kind: Literal["flow", "contrastive"] = "flow"
+    weight: Share = 0.05
+    time: TimeSampling = TimeSampling()
+    weighting: LossWeighting = LossWeighting()
+
+
+class ReconstructiveTuning(Config):
+    """ROSS: cross-entropy of the answer plus `weight` times the loss of reconstruction (the paper: 1).
+
+    Both are means over a sample, then over the global batch, so neither depends on how samples share the devices.
+    """
+
+    kind: Literal["reconstructive"]
+    weight: Annotated[float, Field(ge=0)] = 1.0

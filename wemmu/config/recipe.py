@@ -1,0 +1,67 @@
+"""What every recipe says of itself in its config, without torch: which parts it has, and which stages fit it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from wemmu.config.base import Config
+from wemmu.config.task import Task
+
+if TYPE_CHECKING:
+    from wemmu.config.stage import Rung, Stage
+
+
+class RecipeConfig(Config):
+    """The base of the configs that `recipe:` chooses from, by their `kind`.
+
+    modules: what a stage can name in `trains` -> how the canonical names of its weights begin.
+    backbones: the fields of `backbones` that the recipe loads; they are the first words of these weights' names, too.
+    tasks, objectives, engines: those that it can train with.
+    draws: whether the model makes images from prompts.
+    """
+
+    modules: ClassVar[Mapping[str, tuple[str, ...]]]
+    backbones: ClassVar[tuple[str, ...]]
+    tasks: ClassVar[tuple[Task, ...]]
+    objectives: ClassVar[tuple[str, ...]]
+    engines: ClassVar[tuple[str, ...]]
+    draws: ClassVar[bool]
+
+    def check(self, stages: Sequence["Stage | Rung"], engine: str) -> None:
+        """Refuse stages, and the engine that is to train them, that do not fit the recipe.
+
+        Raises:
+            ValueError: naming the stage, what does not fit and the valid choices.
+        """
+        name = self.__class__.model_fields["kind"].default
+        if engine not in self.engines:
+            raise ValueError(f"the recipe {name} does not run on engine {engine}; valid: {', '.join(self.engines)}")
+        for stage in stages:
+            if (kind := stage.objective.kind) not in self.objectives:
+                raise ValueError(
+                    f"stage {stage.name}: the recipe {name} has no objective {kind}; valid: "
+                    f"{', '.join(self.objectives)}"
+                )
+            if not stage.mixture:
+                raise ValueError(f"stage {stage.name}: the mixture is empty; valid tasks: {', '.join(self.tasks)}")
+            if wrong := [task for task in stage.mixture if task not in self.tasks]:
+                raise ValueError(
+                    f"stage {stage.name}: {', '.join(wrong)} is no task of the recipe {name}; valid: "
+                    f"{', '.join(self.tasks)}"
+                )
+            if absent := [module for module in stage.trains if module not in self.modules]:
+                raise ValueError(
+                    f"stage {stage.name}: the recipe {name} has no {', '.join(absent)} to train; valid: "
+                    f"{', '.join(self.modules)}"
+                )
+            self.check_stage(stage)
+
+    def check_stage(self, stage: "Stage | Rung") -> None:
+        """Refuse a stage for further reasons of the recipe; raises as `check`."""
+
+    def trained(self, stage: "Stage | Rung") -> tuple[str, ...]:
+        """The modules that `stage` trains, in the recipe's order."""
+        return tuple(module for module in self.modules if module in stage.trains)
+
+    def prefixes(self, modules: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """How the canonical names of the weights of `modules` begin; of all modules unless given."""
+        return tuple(prefix for module in modules or self.modules for prefix in self.modules[module])

@@ -1,0 +1,44 @@
+"""Configs of earlier versions, as this one writes them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
+    """The config of a curriculum or of one stage with its recipe said in `recipe`.
+
+    Earlier versions told the recipe by the objective of the stages, and had the fields of all recipes side by side:
+    `bridge` of WeMMU, `reconstruction` of ROSS. An override may still name these.
+    """
+    rest = {name: value for name, value in tree.items() if name not in ("bridge", "reconstruction")}
+    recipe = tree.get("recipe") or {}
+    if not isinstance(recipe, dict):
+        return rest
+    recipe = {"kind": "ross" if _reconstructs(tree) else "wemmu"} | recipe
+    if recipe.get("kind") == "ross":
+        own = tree.get("reconstruction") or {}
+        return rest | {"recipe": recipe | own}
+    bridge = {**(recipe.get("bridge") or {}), **(tree.get("bridge") or {})}
+    return rest | {"recipe": recipe | ({"bridge": bridge} if bridge else {})}
+
+
+def _reconstructs(tree: dict[str, Any]) -> bool:
+    stages = [*(tree.get("stages") or ()), tree.get("stage")]
+    kinds = [stage["objective"].get("kind") for stage in stages if isinstance(stage, dict) and stage.get("objective")]
+    return "reconstructive" in kinds
+
+
+def upgraded_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded fields of a config, dotted name -> value, under today's names.
+
+    now: those of the config of today. Earlier versions recorded the fields of all recipes.
+    """
+    if not was or any(field.startswith("recipe.") for field in was):
+        return dict(was)
+    own = {"wemmu": "bridge.", "ross": "reconstruction."}[now["recipe.kind"]]
+    rest = {field: value for field, value in was.items() if not field.startswith(("bridge.", "reconstruction."))}
+    recipe = {field: value for field, value in was.items() if field.startswith(own)}
+    if not recipe:
+        return rest
+    renamed = {f"recipe.{field if own == 'bridge.' else field.removeprefix(own)}": v for field, v in recipe.items()}
+    return rest | {"recipe.kind": now["recipe.kind"]} | renamed

@@ -1,0 +1,11 @@
+"""The models that can be backbones: the one list that a further one is added to. Free of torch."""
+
+VLM, AUTOENCODER, TRANSFORMER = "vlm", "vae", "dit"
+# Field of `backbones` -> class that a config.json names -> the folder of its adapter in wemmu/backbones.
+KNOWN = {
+    VLM: {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl"},
+    AUTOENCODER: {"AutoencoderDC": "dc_ae"},
+    TRANSFORMER: {"SanaTransformer2DModel": "sana"},
+}
+# What transformers writes into every config.json -> the class; older ones name it under `architectures`, too.
+MODEL_TYPES = {"qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}

@@ -1,0 +1,88 @@
+"""What training, evaluation and the tools know of a recipe: its model and what can be asked of it."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+from wemmu.backbones.full_precision import Sources
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.weights import LoadReport, Place, stay
+from wemmu.config.schema import StageRun
+from wemmu.parallel.topology import Topology
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.staged import Staged
+from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.types import Batch, Losses
+
+
+class Recipe(Protocol):
+    """One stage's model, loaded, with its objective and its ways to be used.
+
+    model: its parameters have their canonical names. reports: field of `backbones` -> what was loaded; the names of
+    that backbone's weights begin with the field, and weights of other names are new. token_px: side of a VLM token, px.
+    language, layers, normed: the language model whose sizes decide which kernels fit; what runs with gradients, layer
+    by layer; the modules whose norms get the kernels.
+    """
+
+    model: Staged
+    encoder: PromptEncoder
+    reports: Mapping[str, LoadReport]
+    vae: FrozenVAE
+    token_px: int
+    language: nn.Module
+    layers: tuple[nn.Module, ...]
+    normed: tuple[nn.Module, ...]
+
+    def __init__(self, run: StageRun, place: Place = stay, device: torch.device | str = "cpu"):
+        """Load the model; `place` is called with each block as it gets its weights. device: where it will be.
+
+        Raises:
+            BackboneError: if a backbone cannot be loaded whole.
+        """
+        ...
+
+    def sources(self) -> Sources:
+        """Where its weights are in more precision than it computes in; to be called once."""
+        ...
+
+    def loss(self, batch: Batch, step: int) -> Losses:
+        """What an optimizer step minimises, one value per sample, with gradient."""
+        ...
+
+    def preview(self) -> tuple[Image.Image, int]:
+        """The fixed prompts of the config as the model answers them now: one sheet, and how many images are blank."""
+        ...
+
+    def respond(self, request: GenerationRequest) -> list[Response]:
+        """Answers to a batch, with the sampling settings of the config."""
+        ...
+
+    def sampling(self) -> dict[str, Any]:
+        """The settings with which `respond` answers, for the record of an evaluation."""
+        ...
+
+    def validation(self, topology: Topology, device: torch.device | str) -> Callable[[], float]:
+        """The validation loss on records that no stage trains on; all ranks call what is returned, between steps."""
+        ...
+
+
+def recipe(run: StageRun, place: Place = stay, device: torch.device | str = "cpu") -> Recipe:
+    """The recipe of a stage, loaded. Raises as `Recipe.__init__`."""
+    return import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE(run, place, device)
+
+
+def ready_to_train(made: Recipe, run: StageRun) -> None:
+    """Let learn what the stage trains, in the memory that the run has."""
+    made.model.freeze_all_but(run.stage.trains)
+    made.model.train()
+    if run.memory.checkpointing:
+        made.model.checkpoint_activations()
+
+
+def identities(made: Recipe) -> dict[str, str]:
+    """Backbone -> SHA-256 of the weights it was loaded with."""
+    return {name: report.sha256 for name, report in made.reports.items()}

@@ -1,0 +1,99 @@
+"""A VLM's answers, and the pictures that its head restores from what it saw."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+
+from wemmu.config.schema import Sampling
+from wemmu.config.task import Task
+from wemmu.noise import Noise
+from wemmu.pixels import to_images
+from wemmu.positions import token_grid
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.ross.config import Denoiser
+from wemmu.report.sheet import Row, contact_sheet
+from wemmu.sampling.grid import is_blank, load_image
+from wemmu.sampling.mode import in_eval_mode
+from wemmu.sampling.request import GenerationRequest
+from wemmu.sampling.solvers import ddim
+from wemmu.types import Prompts
+
+# Tokens of an answer at most.
+LIMIT = 128
+
+
+class Answerer:
+    """Asks a `Ross` model (anything with its `embeddings`, `language_model`, `states`, `head` and `picture`)."""
+
+    def __init__(self, model, encoder: PromptEncoder, device: torch.device | str = "cpu"):
+        self.model, self.encoder, self.device = model, encoder, torch.device(device)
+
+    def prompts(self, request: GenerationRequest) -> Prompts:
+        """The questions up to where the answers begin."""
+        b, n, _, height, width = request.images.shape
+        grids = [[token_grid(height, width, self.model.token_px)] * n if n else []] * b
+        rows = [self.encoder.token_ids(text, sizes) for text, sizes in zip(request.texts, grids, strict=True)]
+        return self.encoder.pad(rows, grids)
+
+    @in_eval_mode
+    def answers(self, request: GenerationRequest, limit: int = LIMIT) -> list[str]:
+        """The most likely word after the other, up to `limit` tokens."""
+        model, prompts, images = self.model, self.prompts(request).to(self.device), request.images.to(self.device)
+        at_images = model.image_tokens(prompts, images)
+        vision = model.vision(images.flatten(0, 1)) if images.shape[1] else None
+        inputs, mask, positions = model.inputs(prompts, at_images, vision), prompts.mask, prompts.positions
+        last, place = mask.sum(1) - 1, prompts.next_position
+        cache, end = DynamicCache(), self.encoder.tokenizer.eos_token_id
+        said: list[Tensor] = []
+        for _ in range(limit):
+            seen = model.language_model(
+                **inputs,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            token = model.logits(seen[torch.arange(len(last), device=last.device), last]).argmax(-1)
+            said.append(token)
+            if torch.stack(said).eq(end).any(0).all():
+                break
+            inputs = {"inputs_embeds": model.language_model.embed_tokens(token)[:, None]}
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            positions, place, last = place.expand(3, -1)[..., None], place + 1, torch.zeros_like(last)
+        return [self._text(row, end) for row in torch.stack(said, 1).tolist()]
+
+    def _text(self, ids: list[int], end: int) -> str:
+        return self.encoder.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+
+    @in_eval_mode
+    def restored(self, request: GenerationRequest, steps: int, seed: int) -> Tensor:
+        """Pixels [B, N, 3, H', W'], nominally in [-1, 1]; a head that denoises takes `steps` of DDIM."""
+        model, images = self.model, request.images.to(self.device)
+        b, n = images.shape[:2]
+        states = model.states(self.prompts(request).to(self.device), images).pictures.flatten(0, 1).float()
+        grid, head = token_grid(*images.shape[-2:], model.token_px), model.config.head
+        if not isinstance(head, Denoiser):
+            return model.picture(model.head(states, grid)).unflatten(0, (b, n))
+        channels = model.head.out.out_features
+        z = Noise(seed, 0, request.sample_ids, self.device).normal("restore", (n, channels, *grid)).flatten(0, 1)
+        z_0 = ddim(lambda z_t, t: model.head(z_t, t, states), z, head.timesteps, steps)
+        return model.picture(z_0).unflatten(0, (b, n))
+
+
+def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:
+    """The fixed prompts that have a picture: what it is, what was restored of it, and what was answered.
+
+    Returns one sheet, and how many restored pictures are blank.
+    """
+    rows = []
+    for number, prompt in enumerate(p for p in sampling.prompts if p.images):
+        images = torch.stack([load_image(path, resolution) for path in prompt.images])
+        size = (resolution, resolution)
+        request = GenerationRequest(Task.UNDERSTANDING, [prompt.text], images[None], size, torch.tensor([number]))
+        (answer,) = answerer.answers(request)
+        restored = to_images(answerer.restored(request, sampling.steps, sampling.seed)[0])
+        given = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        words = f"{prompt.text or '(no words)'}: {answer}"
+        rows += [Row(words, pair) for pair in zip(given, restored, strict=True)]
+    return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)

@@ -1,0 +1,29 @@
+"""The model of ROSS from its backbones: the VLM and the autoencoder that makes its targets; the head is new."""
+
+import torch
+from transformers import AutoImageProcessor
+
+from wemmu.backbones.weights import LoadReport, load_autoencoder, load_vlm
+from wemmu.config.schema import Backbones
+from wemmu.published.check import check_backbones
+from wemmu.recipes.ross.config import Ross as RossConfig
+from wemmu.recipes.ross.model import Ross
+
+
+def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ross, dict[str, LoadReport]]:
+    """The whole model, its head initialised from `seed` and float32 whatever the VLM is.
+
+    Raises:
+        BackboneError: if a backbone cannot be loaded whole.
+        ValueError: if the VLM has no such layer as the config names.
+    """
+    dtype = getattr(torch, backbones.dtype)
+    check_backbones(backbones, RossConfig.backbones)
+    reports = {}
+    vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
+    vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
+    pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Ross(vlm, pixels.image_mean, pixels.image_std, vae, config)
+    return model, reports

@@ -1,0 +1,49 @@
+"""What an optimizer step of ROSS minimises: cross-entropy of the answers and the loss of the reconstruction."""
+
+import torch
+from torch import Tensor
+
+from wemmu.config.schema import StageRun
+from wemmu.noise import Noise
+from wemmu.objectives.reconstruction import answering, denoising, noised, regression
+from wemmu.recipes.ross.config import Denoiser
+from wemmu.recipes.ross.model import Ross
+from wemmu.types import UNASKED, Batch, Losses
+
+
+class ReconstructiveLoss:
+    """L_text + weight * L_visual of ROSS: say what is right, and keep what the picture shows.
+
+    Each is a mean over a sample (its answer's tokens; its pictures), so a sample weighs the same in every layout.
+    """
+
+    def __init__(self, model: Ross, run: StageRun):
+        self.model, self.weight, self.seed = model, run.stage.objective.weight, run.seed
+        self.head = run.recipe.head
+
+    def __call__(self, batch: Batch, step: int) -> Losses:
+        assert batch.wanted is not None, "a batch of understanding says what is wanted"
+        states = self.model.states(batch.prompts, batch.images)
+        rows, tokens = (batch.wanted != UNASKED).nonzero(as_tuple=True)
+        # Logits only where a token is wanted: there are as many as words in the vocabulary.
+        logits = self.model.logits(states.text[rows, tokens])
+        text = answering(logits, batch.wanted[rows, tokens], rows, len(batch.wanted))
+        visual = self.visual(batch, states.pictures, step) if batch.images.shape[1] else torch.zeros_like(text)
+        tags = {f"loss/{batch.task}": torch.ones_like(text, dtype=torch.bool)}
+        return Losses(text + self.weight * visual, tags, {"loss/text": text, "loss/visual": visual})
+
+    def visual(self, batch: Batch, states: Tensor, step: int) -> Tensor:
+        """How far each sample's pictures are from restored, [B]; states: [B, N, rows * columns, D]."""
+        b, n = batch.images.shape[:2]
+        target = self.model.target(batch.images.flatten(0, 1))  # [B * N, C, h, w]
+        states = states.flatten(0, 1).float()
+        if not isinstance(self.head, Denoiser):
+            predicted = self.model.head(states, tuple(target.shape[-2:]))
+            return regression(predicted, target, self.head.metric).reshape(b, n).mean(1)
+        repeats, noise = self.head.repeats, Noise(self.seed, step, batch.sample_ids.cpu(), target.device)
+        # Draws of each picture next to each other: [B * N * repeats, ...].
+        eps = noise.normal("eps", (n, repeats, *target.shape[1:])).flatten(0, 2)
+        t = (noise.uniform("time", (n, repeats)) * self.head.timesteps).long().flatten()
+        z_t = noised(target.repeat_interleave(repeats, 0), eps, t, self.head.timesteps)
+        predicted = self.model.head(z_t, t, states.repeat_interleave(repeats, 0))
+        return denoising(predicted, eps).reshape(b, n * repeats).mean(1)

@@ -1,0 +1,115 @@
+"""ROSS: a VLM that answers questions, and a head that must restore the picture from what its tokens became."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import VLM
+from wemmu.positions import token_grid
+from wemmu.recipes.ross.config import Denoiser as DenoiserConfig
+from wemmu.recipes.ross.config import Ross as RossConfig
+from wemmu.recipes.ross.heads import Denoiser, Regressor
+from wemmu.recipes.staged import Staged
+from wemmu.types import Prompts
+
+
+class States(NamedTuple):
+    """text: [B, L, D], what the language-model head reads; pictures: [B, N, rows * columns, D], at the image tokens of
+    the layer that the reconstruction is told from."""
+
+    text: Tensor
+    pictures: Tensor
+
+
+class Ross(Staged, VLM):
+    """The vision tower and the autoencoder are never trained; the projector, the language model and the head are.
+
+    The projector is the tower's merger, `visual.merger`. Weights bear the names that transformers gives them, behind
+    `vlm.`; those of the head are behind `head.`.
+    """
+
+    # See `WeMMU.sharded`.
+    sharded = ("vlm", "head")
+
+    def __init__(
+        self,
+        vlm: nn.Module,
+        mean: list[float],
+        std: list[float],
+        vae: FrozenVAE,
+        config: RossConfig,
+    ):
+        """Raises ValueError if the VLM has no such layer as `config` wants the states of."""
+        super().__init__(vlm, mean, std)
+        layers = len(self.language_model.layers)
+        if config.layer != "last" and config.layer > layers:
+            raise ValueError(f"recipe.layer is {config.layer}; valid choices: 0 to {layers}, last")
+        self.vae, self.config = vae, config
+        channels = vae.latent_channels if config.target == "latents" else 3 * self.token_px**2
+        build = Denoiser if isinstance(config.head, DenoiserConfig) else Regressor
+        self.head = build(config.head, self.language_model.config.hidden_size, channels)
+
+    def states(self, prompts: Prompts, images: Tensor) -> States:
+        """Run the VLM over whole conversations, questions and answers.
+
+        images: uint8 [B, N, 3, H, W], the pictures of each; N may be 0.
+
+        Raises:
+            ValueError: if the prompts' image tokens are not those of the pictures.
+        """
+        b, n = images.shape[:2]
+        at_images = self.image_tokens(prompts, images)
+        vision = self.vision(images.flatten(0, 1)) if n else None
+        layer = self.config.layer
+        # Transformers shows the last layer's states behind the final norm only.
+        unnormed: list[Tensor] = []
+        hook = self.language_model.norm.register_forward_pre_hook(lambda _, inputs: unnormed.append(inputs[0]))
+        try:
+            seen = self.language_model(
+                **self.inputs(prompts, at_images, vision),
+                attention_mask=prompts.mask.long(),
+                position_ids=prompts.positions,
+                use_cache=False,
+                output_hidden_states=layer != "last",
+            )
+        finally:
+            hook.remove()
+        told = seen.last_hidden_state if layer == "last" else (*seen.hidden_states[:-1], *unnormed)[layer]
+        return States(seen.last_hidden_state, told[at_images].reshape(b, n, -1 if n else 0, told.shape[-1]))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., D] -> [..., vocabulary]."""
+        return self.vlm.lm_head(states)
+
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        """uint8 [M, 3, H, W] -> what is to be restored, on the grid of the VLM's tokens: float32 [M, C, rows, columns].
+
+        Latents are of about unit variance; pixels, 3 * token_px^2 channels, in [-1, 1].
+        """
+        grid = token_grid(*images.shape[-2:], self.token_px)
+        if self.config.target == "latents":
+            return self.vae.encode(images, grid).float()
+        pixels = self.resized(images) / 127.5 - 1
+        return nn.functional.pixel_unshuffle(pixels.float(), self.token_px)
+
+    @torch.no_grad()
+    def picture(self, target: Tensor) -> Tensor:
+        """The inverse of `target`: [M, C, rows, columns] -> pixels [M, 3, H, W], nominally in [-1, 1]."""
+        if self.config.target == "latents":
+            return self.vae.decode(target).float()
+        return nn.functional.pixel_shuffle(target, self.token_px)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer of the language model in the backward pass instead of keeping what is inside."""
+        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def modules_by_name(self) -> dict[str, nn.Module]:
+        """The parts that a stage can name in `trains`."""
+        return {
+            "projector": self.vlm.model.visual.merger,
+            "llm": nn.ModuleList([self.language_model, self.vlm.lm_head]),
+            "head": self.head,
+        }

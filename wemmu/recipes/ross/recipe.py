@@ -1,0 +1,56 @@
+"""ROSS as training, evaluation and the tools see it."""
+
+from typing import Any, NoReturn
+
+import torch
+from PIL import Image
+
+from wemmu.backbones.full_precision import Sources, stored_vlm
+from wemmu.backbones.weights import Place, stay
+from wemmu.config.schema import StageRun
+from wemmu.parallel.topology import Topology
+from wemmu.pixels import to_images
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.ross.answers import Answerer, answer_grid
+from wemmu.recipes.ross.build import build_ross
+from wemmu.recipes.ross.config import Denoiser
+from wemmu.recipes.ross.loss import ReconstructiveLoss
+from wemmu.sampling.request import GenerationRequest, Response
+
+
+class RossRecipe:
+    """A VLM that learns to answer and, by a head, to restore the image; see `wemmu.recipes.recipe.Recipe`."""
+
+    def __init__(self, run: StageRun, place: Place = stay, device: torch.device | str = "cpu"):
+        """`place` is not called: the VLM is loaded whole."""
+        self._run = run
+        self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
+        self.encoder = PromptEncoder(run.backbones.vlm)
+        self.vae, self.token_px, self.language = self.model.vae, self.model.token_px, self.model.language_model
+        self.vae.cache.capacity = run.memory.cached_pictures
+        self.layers, self.normed = tuple(self.language.layers), (self.language,)
+        self.loss = ReconstructiveLoss(self.model, run)
+        self.answerer = Answerer(self.model, self.encoder, device=device)
+
+    def sources(self) -> Sources:
+        """Those of the VLM; the head is float32 anyway."""
+        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm).items()}
+
+    def preview(self) -> tuple[Image.Image, int]:
+        return answer_grid(self.answerer, self._run.sampling, self._run.stage.resolution)
+
+    def respond(self, request: GenerationRequest) -> list[Response]:
+        """The restored images, of each sample the first, and the answers."""
+        sampling = self._run.sampling
+        restored = to_images(self.answerer.restored(request, sampling.steps, sampling.seed)[:, 0])
+        return [Response(*pair) for pair in zip(restored, self.answerer.answers(request), strict=True)]
+
+    def sampling(self) -> dict[str, Any]:
+        denoises = isinstance(self._run.recipe.head, Denoiser)
+        return {"solver": {"name": "ddim", "steps": self._run.sampling.steps}} if denoises else {}
+
+    def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
+        raise NotImplementedError("the config refuses a plateau, which alone asks for it")
+
+
+RECIPE = RossRecipe

@@ -1,0 +1,26 @@
+"""What every model that is trained by stages has in common."""
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class Staged(nn.Module):
+    """A model whose parts a stage can name in `trains`."""
+
+    @abstractmethod
+    def modules_by_name(self) -> dict[str, nn.Module]:
+        """Those parts; what this configuration lacks is left out."""
+
+    def freeze_all_but(self, trains: tuple[str, ...]) -> None:
+        """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
+        self.requires_grad_(False)
+        for name in trains:
+            self.modules_by_name()[name].requires_grad_(True)
+
+
+def startable(model: Staged) -> dict[str, Tensor]:
+    """The live weights of a whole model that a stage can leave behind, by canonical name."""
+    modules = model.modules_by_name().values()
+    chosen = {id(parameter) for module in modules for parameter in module.parameters()}
+    return {name: p.detach() for name, p in model.named_parameters() if id(p) in chosen}

@@ -1,0 +1,77 @@
+"""The model of WeMMU from its backbones: the bridge copies the layers of the VLM, the rest of it is new."""
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoImageProcessor
+
+from wemmu.backbones.adapters import adapter_of
+from wemmu.backbones.full_precision import LANGUAGE, Made, Sources, stored_dit, stored_vlm
+from wemmu.backbones.vlm import FrozenVLM
+from wemmu.backbones.weights import LoadReport, Place, fill, load_autoencoder, load_dit, load_vlm, stay
+from wemmu.config.schema import Backbones
+from wemmu.published.check import check_backbones
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
+from wemmu.recipes.wemmu.config import WeMMU as WeMMUConfig
+from wemmu.recipes.wemmu.model import WeMMU
+
+
+def build_model(
+    backbones: Backbones, config: BridgeConfig, seed: int, place: Place = stay
+) -> tuple[WeMMU, dict[str, LoadReport]]:
+    """The whole model: backbones loaded, bridge copied from the VLM and its new parts initialised from `seed`.
+
+    Raises:
+        BackboneError: if a backbone cannot be loaded whole.
+    """
+    dtype = getattr(torch, backbones.dtype)
+    check_backbones(backbones, WeMMUConfig.backbones)
+    reports = {}
+    vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
+    vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
+    dit, reports["dit"] = load_dit(backbones.dit, dtype, place)
+    pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
+    bridge = new_bridge(config, frozen.language_model, vae.latent_channels, caption_channels(dit), seed)
+    bridge.to(vlm.dtype)
+    # The pathway is a copy of a frozen model, and it learns.
+    bridge.requires_grad_(True)
+    for name in [*(f"layers.{i}" for i in range(len(frozen.language_model.layers))), "norm"]:
+        block, original = bridge.pathway.get_submodule(name), frozen.language_model.get_submodule(name)
+        fill(block, {name: tensor.clone() for name, tensor in original.state_dict().items()})
+        place(f"bridge.pathway.{name}.", block)
+    place("bridge.", bridge)
+    return WeMMU(frozen, vae, bridge, dit), reports
+
+
+def new_bridge(
+    config: BridgeConfig, language_model: nn.Module, latent_channels: int, caption_channels: int, seed: int
+) -> Bridge:
+    """A float32 bridge as `seed` initialises it; its copy of the language model's layers is without memory yet."""
+    with torch.random.fork_rng(devices=[]):
+        with init_empty_weights():
+            skeleton = type(language_model)(language_model.config)
+        torch.manual_seed(seed)
+        return Bridge(config, skeleton, latent_channels, caption_channels)
+
+
+def caption_channels(dit: nn.Module) -> int:
+    """Channels of the condition that a DiT takes."""
+    return adapter_of(dit).caption_channels(dit)
+
+
+def sources(backbones: Backbones, config: BridgeConfig, seed: int, model: WeMMU) -> Sources:
+    """Where the weights of the DiT and the bridge of `model` are in more precision than bfloat16, by canonical name."""
+    pathway = {
+        f"bridge.pathway.{name.removeprefix(LANGUAGE)}": source
+        for name, source in stored_vlm(backbones.vlm).items()
+        if name.startswith(LANGUAGE)
+    }
+    dit = {f"dit.{name}": source for name, source in stored_dit(backbones.dit).items()}
+    # The same draws again.
+    new = new_bridge(config, model.vlm.language_model, model.vae.latent_channels, model.caption_channels, seed)
+    made: Mapping[str, Made] = {f"bridge.{n}": Made(p.detach()) for n, p in new.named_parameters() if not p.is_meta}
+    return pathway | dit | made

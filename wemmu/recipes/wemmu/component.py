@@ -1,0 +1,61 @@
+"""The bridge as a component of a diffusers pipeline: config.json and safetensors, loaded strictly."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from accelerate import init_empty_weights
+
+# Diffusers looks among the names of this module for `ModelMixin`, which tells it how to load a foreign component.
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from transformers import AutoConfig, AutoModel
+
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
+from wemmu.recipes.wemmu.model import WeMMU
+
+
+class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
+    """A `Bridge` that brings its own config. Its tensors have their names of training, without `bridge.`."""
+
+    @register_to_config
+    def __init__(
+        self, bridge: dict[str, Any], text_config: dict[str, Any], latent_channels: int, caption_channels: int
+    ):
+        """`bridge` is a dumped `wemmu.config.schema.Bridge`, `text_config` that of the VLM whose layers it copied."""
+        # Only the layers are copied, so the language model is made without a vocabulary.
+        text = {**text_config, "vocab_size": 1, "pad_token_id": None}
+        language_model = AutoModel.from_config(AutoConfig.for_model(text.pop("model_type"), **text))
+        Bridge.__init__(self, BridgeConfig.model_validate(bridge), language_model, latent_channels, caption_channels)
+
+    @classmethod
+    def of(cls, model: WeMMU, config: BridgeConfig) -> Self:
+        """The bridge of `model`, which was built with `config`, as a component, frozen; the weights are shared."""
+        text_config = model.vlm.language_model.config.to_diff_dict()
+        # The precision of the weights is the caller's choice, not a property of the architecture.
+        text_config.pop("dtype", None)
+        with init_empty_weights():
+            component = cls(
+                bridge=config.model_dump(mode="json"),
+                text_config=text_config,
+                latent_channels=model.vae.latent_channels,
+                caption_channels=model.caption_channels,
+            )
+        component.load_state_dict(model.bridge.state_dict(), strict=True, assign=True)
+        return component.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> Any:
+        """As `ModelMixin.from_pretrained`, but nothing is initialised at random and nothing passed over.
+
+        Raises:
+            ValueError: naming tensors that are missing or left over.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        component, info = super().from_pretrained(directory, output_loading_info=True, **kwargs)
+        problems = {"lacks": info["missing_keys"], "holds unknown": info["unexpected_keys"]}
+        if any(problems.values()):
+            told = [f"{what} {', '.join(sorted(names)[:5])}" for what, names in problems.items() if names]
+            raise ValueError(f"the weights in {directory} are not those of its config.json: it {' and '.join(told)}")
+        component.requires_grad_(False)
+        return (component, info) if with_info else component

@@ -1,0 +1,79 @@
+"""What an optimizer step of WeMMU minimises: flow matching, one loss per sample, with tags to report it by."""
+
+import torch
+from torch import Tensor
+
+from wemmu.config.schema import StageRun
+from wemmu.noise import Noise
+from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
+from wemmu.objectives.path import sample_path, sample_time
+from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.types import Batch, Begun, Condition, Flow, Losses
+
+TIME_BINS = 4
+
+
+class FlowMatchingLoss:
+    """The objective of a generation stage over the whole model, in two parts: `begin`, with the bridge, and `values`.
+
+    Between them the DiT computes the velocity. An engine may do so elsewhere and for many micro-batches at a time
+    (`wemmu.parallel.hybrid`); called as a whole, the loss does it itself.
+    """
+
+    def __init__(self, model: WeMMU, run: StageRun):
+        self.model, self.config, self.seed = model, run.stage.objective, run.seed
+        self.resolution = run.stage.resolution
+
+    def __call__(self, batch: Batch, step: int) -> Losses:
+        begun = self.begin(batch, step)
+        predicted = self.model.velocity(begun.flow.x_t, begun.flow.t, begun.condition)
+        return Losses(self.values(predicted, begun.flow), begun.tags)
+
+    def begin(self, batch: Batch, step: int) -> Begun:
+        """All that the DiT needs for a micro-batch, and what its answer is compared with."""
+        flow = self.draw(batch, step)
+        return Begun(flow, self.condition(batch, step), self.tags(batch, flow))
+
+    @torch.no_grad()
+    def draw(self, batch: Batch, step: int) -> Flow:
+        """The points of the paths at which the velocity is asked for, and what it should be."""
+        noise = self._noise(batch, step)
+        x_0 = self.model.target_latents(batch.target, None if batch.latents is None else batch.latents.target).float()
+        eps = noise.normal("eps", tuple(x_0.shape[1:]))
+        t = sample_time(self.config.time, self.resolution, noise.normal("time", ()))
+        path = sample_path(x_0, eps, t)
+        if self.config.kind == "flow":
+            return Flow(path.x_t, t, path.v)
+        negatives = batch.negatives
+        assert negatives is not None, "the loader pairs the samples of a contrastive stage"
+        further = Noise(self.seed, step, negatives.sample_ids.cpu(), x_0.device)
+        v = path.v
+        if len(negatives.target):
+            x_0 = self.model.target_latents(negatives.target, negatives.latents).float()
+            v = torch.cat([v, further.normal("eps", tuple(x_0.shape[1:])) - x_0])
+        ids = torch.cat([batch.sample_ids, negatives.sample_ids])
+        return Flow(path.x_t, t, path.v, v[negatives.index], ids[negatives.index] != batch.sample_ids)
+
+    def condition(self, batch: Batch, step: int) -> Condition:
+        """The condition for a micro-batch, with the bridge's gradient."""
+        size = tuple(batch.target.shape[-2:])
+        inputs = None if batch.latents is None else batch.latents.images
+        return self.model.condition(batch.prompts, batch.images, size, self._noise(batch, step), inputs)
+
+    def values(self, predicted: Tensor, flow: Flow) -> Tensor:
+        """One loss per sample, [B], of velocities predicted at the points of `flow`, weighted by their times."""
+        match self.config.kind:
+            case "flow":
+                values = flow_matching(predicted, flow.v)
+            case "contrastive":
+                values = contrastive_flow_matching(predicted, flow.v, flow.v_negative, flow.paired, self.config.weight)
+        return time_weight(self.config.weighting, flow.t) * values
+
+    def tags(self, batch: Batch, flow: Flow) -> dict[str, Tensor]:
+        """By task, and by noise level in equal bins of t: where a model that looks fine on average goes wrong."""
+        bins = (flow.t * TIME_BINS).long().clamp(max=TIME_BINS - 1)
+        by_time = {f"loss/t_{i / TIME_BINS:.2f}_{(i + 1) / TIME_BINS:.2f}": bins == i for i in range(TIME_BINS)}
+        return {f"loss/{batch.task}": torch.ones_like(bins, dtype=torch.bool)} | by_time
+
+    def _noise(self, batch: Batch, step: int) -> Noise:
+        return Noise(self.seed, step, batch.sample_ids.cpu(), batch.target.device)

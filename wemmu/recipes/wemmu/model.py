@@ -1,0 +1,93 @@
+"""All of WeMMU on one device: what is frozen, what can be trained, and the way from a prompt to a velocity."""
+
+from torch import Tensor, nn
+
+from wemmu.backbones.adapters import DiTAdapter, DiTStage, adapter_of
+from wemmu.backbones.recompute import recomputed
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import FrozenVLM
+from wemmu.noise import Noise
+from wemmu.positions import token_grid
+from wemmu.recipes.staged import Staged
+from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.types import Condition, Prompts, VelocityOf
+
+
+class WeMMU(Staged):
+    """vlm and vae are never trained; bridge and dit are, by stages (`freeze_all_but`)."""
+
+    # The parts that hold all that stages can train, which engines may shard.
+    sharded = ("bridge", "dit")
+
+    def __init__(self, vlm: FrozenVLM, vae: FrozenVAE, bridge: Bridge, dit: nn.Module):
+        super().__init__()
+        self.vlm, self.vae, self.bridge, self.dit = vlm, vae, bridge, dit
+        self._dit_adapter: DiTAdapter = adapter_of(dit)
+        self._run_dit: VelocityOf = self._run_whole_dit
+
+    def condition(
+        self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise, stored: Tensor | None = None
+    ) -> Condition:
+        """Condition of the DiT for pictures of `size` = (height, width) px.
+
+        images: uint8 [B, N, 3, H, W], the input pictures of each prompt; stored: their latents, see `input_latents`.
+        """
+        prefix = self.vlm.prefix(prompts, images)
+        return self.bridge(prefix, self.input_latents(images, stored), token_grid(*size, self.vlm.token_px), noise)
+
+    def input_latents(self, images: Tensor, stored: Tensor | None = None) -> Tensor:
+        """Latents [B, N, C, h, w] of the input pictures, on the grid of their VLM tokens.
+
+        `stored` are latents of the pictures as they are, [B, N, C, H / latent px, W / latent px]. They are of use only
+        where that is the same grid; at the published sizes (28 px tokens, 32 px latents) it is another.
+        """
+        b, n, _, height, width = images.shape
+        if n == 0 or self.bridge.vae_branch is None:
+            return images.new_zeros(b, 0, self.vae.latent_channels, 1, 1, dtype=self.vae.vae.dtype)
+        grid = token_grid(height, width, self.vlm.token_px)
+        if stored is not None and stored.shape[-2:] == grid:
+            return stored.to(self.vae.vae.dtype)
+        return self.vae.encode(images.flatten(0, 1), grid).unflatten(0, (b, n))
+
+    def target_latents(self, target: Tensor, stored: Tensor | None = None) -> Tensor:
+        """Latents [B, C, h, w] of the pictures to make, uint8 [B, 3, H, W]; `stored` ones need no encoding."""
+        return self.vae.encode(target) if stored is None else stored.to(self.vae.vae.dtype)
+
+    @property
+    def caption_channels(self) -> int:
+        """Channels of the condition that the DiT takes."""
+        return self._dit_adapter.caption_channels(self.dit)
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """v_theta(x_t, t, y): x_t [B, C, h, w], t [B] in [0, 1] with 1 = noise -> [B, C, h, w].
+
+        The DiT computes in the type of the condition; the velocity has that of x_t, for a path lives in float32.
+        """
+        return self._run_dit(x_t, t, condition.states).to(x_t.dtype)
+
+    def _run_whole_dit(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        return self._dit_adapter.velocity(self.dit, x_t.to(states.dtype), t, states)
+
+    def cut_dit(self, stage: int, stages: int) -> DiTStage:
+        """Make the DiT one stage of a chain; the modules of the others are gone. See `run_dit_by`."""
+        return self._dit_adapter.stage(self.dit, stage, stages)
+
+    def run_dit_by(self, velocity: VelocityOf) -> None:
+        """Ask `velocity` from now on, which runs the whole chain: the engine that cut the DiT."""
+        self._run_dit = velocity
+
+    def modules_by_name(self) -> dict[str, nn.Module]:
+        """The parts that a stage can name in `trains`; parts this configuration lacks are left out."""
+        parts: dict[str, nn.Module | None] = {
+            "vae_branch": self.bridge.vae_branch,
+            "pathway": self.bridge.pathway,
+            "position_mlp": self.bridge.position_mlp,
+            "queries": self.bridge.queries,
+            "dit": self.dit,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer of the pathway and of the DiT in the backward pass instead of keeping what is inside."""
+        self.bridge.pathway.checkpointing = True
+        self.dit.enable_gradient_checkpointing(recomputed)

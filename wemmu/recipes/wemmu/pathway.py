@@ -1,0 +1,75 @@
+"""The generation pathway: a trainable copy of the VLM's layers whose tokens read the frozen prefix.
+
+The pathway's tokens (VAE tokens and queries) attend to all of the prefix and to each other, both ways; the prefix never
+sees them. The layers are the VLM's own class, deep-copied with their weights, and find the prefix where they would
+find a cache (paper, "Probabilistic Expert Bridge").
+"""
+
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.backbones.precision import keep_float32_buffers
+from wemmu.backbones.recompute import recomputed
+from wemmu.types import Prefix
+
+
+class PrefixView:
+    """A read-only cache: hands one layer the prefix's keys and values before its own, and stores nothing.
+
+    It is of one layer, and does not look which: layers that are compiled would else each be compiled anew.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        self._keys, self._values = keys, values
+
+    def update(self, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        keys, values = self._keys.to(key.dtype), self._values.to(value.dtype)
+        return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+
+
+class Pathway(nn.Module):
+    """checkpointing: recompute each layer in the backward pass; see `recompute`."""
+
+    checkpointing = False
+
+    def __init__(self, language_model: nn.Module):
+        """Copy the layers, the final norm and the rotary embedding of `language_model`, weights included."""
+        super().__init__()
+        self.layers = deepcopy(language_model.layers)
+        self.norm = deepcopy(language_model.norm)
+        self.rotary = deepcopy(language_model.rotary_emb)
+        keep_float32_buffers(self)
+
+    def forward(self, tokens: Tensor, positions: Tensor, prefix: Prefix) -> Tensor:
+        """tokens [B, G, D], positions [3, B, G] -> states [B, G, D], normed."""
+        if not prefix.padded:
+            return self.run(tokens, positions, prefix, None)
+        b, g, _ = tokens.shape
+        among_themselves = prefix.mask.new_ones(b, g, g)
+        mask = torch.cat([prefix.mask[:, None, :].expand(b, g, -1), among_themselves], dim=-1)  # [B, G, L + G]
+        return self.run(tokens, positions, prefix, mask)
+
+    def run(self, tokens: Tensor, positions: Tensor, prefix: Prefix, mask: Tensor | None) -> Tensor:
+        """As `forward`, with any attention mask: bool [B, G, L + G], True where a token may look; None: everywhere.
+
+        Without a mask attention has faster kernels: flash attention on a GPU, and keys and values that its heads share.
+        """
+        rotation = self.rotary(tokens, positions)
+        added = None
+        if mask is not None:
+            # What attention would make of it in every layer.
+            added = torch.zeros(mask.shape, dtype=tokens.dtype, device=mask.device)
+            added = added.masked_fill_(~mask, float("-inf"))[:, None]
+        states = tokens
+        recompute = self.checkpointing and torch.is_grad_enabled()
+        for layer, keys, values in zip(self.layers, prefix.keys, prefix.values, strict=True):
+            cache = PrefixView(keys, values)
+            call = partial(recomputed, layer) if recompute else layer
+            # Without a mask Hugging Face's attention would take itself for causal.
+            states = call(
+                states, attention_mask=added, is_causal=False, past_key_values=cache, position_embeddings=rotation
+            )[0]
+        return self.norm(states)

@@ -1,0 +1,70 @@
+"""Query designs. Each says on which grid its tokens stand and makes them; all have one signature.
+
+A design is called as `queries(height, width, noise)` with the VLM's token grid of the picture to be made, and returns
+tokens [B, h * w, D] for `(h, w) = queries.grid(height, width)`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from wemmu.noise import Noise
+from wemmu.recipes.wemmu.config import Queries as QueryConfig
+from wemmu.recipes.wemmu.position_mlp import center_crop
+
+
+class NoisyQueries(nn.Module):
+    """Q ~ N(0, std^2 I), drawn anew at every step, as many as the picture has VLM tokens. No parameters."""
+
+    def __init__(self, width: int, std: float):
+        super().__init__()
+        self.width, self.std = width, std
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def forward(self, height: int, width: int, noise: Noise) -> Tensor:
+        return self.std * noise.normal("queries", (height * width, self.width))
+
+
+class LearnableFixedQueries(nn.Module):
+    """A fixed number of trained vectors, whatever the resolution (MetaQueries)."""
+
+    def __init__(self, width: int, number: int, std: float):
+        super().__init__()
+        self.side = math.isqrt(number)
+        if self.side**2 != number:
+            raise ValueError(f"queries.number must be a square, so that queries have a grid; got {number}")
+        self.tokens = nn.Parameter(std * torch.randn(number, width))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def forward(self, height: int, width: int, noise: Noise) -> Tensor:
+        return self.tokens.expand(len(noise.sample_ids), -1, -1)
+
+
+class LearnableDynamicQueries(nn.Module):
+    """A trained table of `side` x `side` vectors, cropped from its centre to the picture's grid."""
+
+    def __init__(self, width: int, side: int, std: float):
+        super().__init__()
+        self.table = nn.Parameter(std * torch.randn(side, side, width))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def forward(self, height: int, width: int, noise: Noise) -> Tensor:
+        return center_crop(self.table, height, width).flatten(0, 1).expand(len(noise.sample_ids), -1, -1)
+
+
+def build_queries(config: QueryConfig, width: int, table_side: int) -> nn.Module:
+    """The design that `config` names, for pathway tokens of `width` channels."""
+    match config.design:
+        case "noisy":
+            return NoisyQueries(width, config.std)
+        case "learnable_fixed":
+            return LearnableFixedQueries(width, config.number, config.std)
+        case "learnable_dynamic":
+            return LearnableDynamicQueries(width, table_side, config.std)

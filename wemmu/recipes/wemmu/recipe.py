@@ -1,0 +1,69 @@
+"""WeMMU as training, evaluation and the tools see it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from wemmu.backbones.full_precision import Sources
+from wemmu.backbones.weights import Place, stay
+from wemmu.config.schema import StageRun
+from wemmu.parallel.topology import Topology
+from wemmu.pixels import to_images
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.build import build_model, sources
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.validation import Validation
+from wemmu.sampling.grid import sample_grid
+from wemmu.sampling.guidance import guidance_weights
+from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.sampling.sampler import Sampler
+from wemmu.sampling.solvers import times
+
+
+class WeMMURecipe:
+    """A bridge between a frozen VLM and a DiT; see `wemmu.recipes.recipe.Recipe`."""
+
+    def __init__(self, run: StageRun, place: Place = stay, device: torch.device | str = "cpu"):
+        self._run = run
+        self.model, self.reports = build_model(run.backbones, run.recipe.bridge, run.seed, place)
+        self.encoder = PromptEncoder(run.backbones.vlm)
+        self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
+        self.vae.cache.capacity = self.model.vlm.cache.capacity = run.memory.cached_pictures
+        self.layers = (*self.model.bridge.pathway.layers, *self.model.dit.transformer_blocks)
+        self.normed = (self.language, self.model.bridge.pathway)
+        self.loss = FlowMatchingLoss(self.model, run)
+        shift = run.stage.objective.time.shift_at(run.stage.resolution)
+        self.sampler = Sampler(self.model, self.encoder, shift, device=device)
+
+    def sources(self) -> Sources:
+        return sources(self._run.backbones, self._run.recipe.bridge, self._run.seed, self.model)
+
+    def preview(self) -> tuple[Image.Image, int]:
+        return sample_grid(self.sampler, self._run.sampling, self._run.stage.resolution)
+
+    def respond(self, request: GenerationRequest) -> list[Response]:
+        return [Response(image) for image in to_images(self.sampler(request, self._run.sampling))]
+
+    def sampling(self) -> dict[str, Any]:
+        return sampling_of(self._run)
+
+    def validation(self, topology: Topology, device: torch.device | str) -> Callable[[], float]:
+        return Validation(self._run, self.model, self.encoder, topology, device)
+
+
+def sampling_of(run: StageRun) -> dict[str, Any]:
+    """Solver, times and the guidance weights of each task, as the config sets them."""
+    sampling = run.sampling
+    ts = times(sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution)).tolist()
+    return {
+        "solver": {"name": "euler", "steps": sampling.steps, "times": [round(t, 4) for t in ts]},
+        "guidance": {
+            str(task): {branch.name.lower(): weight for branch, weight in guidance_weights(task, sampling).items()}
+            for task in run.stage.mixture
+        },
+    }
+
+
+RECIPE = WeMMURecipe

@@ -1,0 +1,55 @@
+"""The validation loss: plain flow matching on records that no stage trains on, always with the same noise and times."""
+
+from collections import Counter
+
+import torch
+
+from wemmu.config import StageRun
+from wemmu.data.validation import HeldOut
+from wemmu.heartbeat import beat
+from wemmu.objectives.flow import flow_matching
+from wemmu.parallel.topology import Topology, gathered
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.sampling.mode import in_eval_mode
+
+# Training has no such step, and so none of this noise.
+STEP = -1
+
+
+class Validation:
+    """The loss of a stage's model at its resolution. All ranks make one and call it alike, between two steps.
+
+    It is of flow matching, whatever the stage minimises: a contrastive loss depends on who is paired with whom.
+    """
+
+    def __init__(
+        self, run: StageRun, model: WeMMU, encoder: PromptEncoder, topology: Topology, device: torch.device | str
+    ):
+        objective = run.stage.objective.model_copy(update={"kind": "flow"})
+        stage = run.stage.model_copy(update={"objective": objective})
+        self.model = model
+        self._loss = FlowMatchingLoss(model, run.model_copy(update={"stage": stage}))
+        # Ranks that share a DiT are asked the same.
+        shares = topology.world // (topology.tp * topology.pp)
+        self._held_out = HeldOut(run, encoder, model.vlm.token_px, topology.data, shares)
+        self._device = device
+
+    @in_eval_mode
+    def __call__(self) -> float:
+        """Mean over the tasks and shapes of the mixture, with its weights; the same number on all ranks."""
+        sums, counts = Counter[int](), Counter[int]()
+        for stream, batch, counted in self._held_out.batches():
+            batch = batch.to(self._device)
+            flow, condition, _ = self._loss.begin(batch, STEP)
+            predicted = self.model.velocity(flow.x_t, flow.t, condition)
+            values = flow_matching(predicted, flow.v).cpu()[counted]
+            sums[stream] += float(values.double().sum())
+            counts[stream] += len(values)
+            beat()
+        told = gathered((sums, counts))
+        weights = self._held_out.weights
+        means = [sum(s[i] for s, _ in told) / sum(c[i] for _, c in told) for i in range(len(weights))]
+        # One rank's arithmetic, so that all come to the same decision.
+        return gathered(sum(w * m for w, m in zip(weights, means, strict=True)))[0]

@@ -1,0 +1,42 @@
+"""What a model is asked for, whoever asks, and what comes back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from wemmu.config.task import Task
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A batch of one task and one shape.
+
+    texts: B prompts or questions. images: uint8 [B, N, 3, H, W], N = 0 without input. size: (height, width) px of the
+    images to make, multiples of the autoencoder's and not smaller than a VLM token. sample_ids: int64 [B], key of the
+    noise.
+    """
+
+    task: Task
+    texts: Sequence[str]
+    images: Tensor
+    size: tuple[int, int]
+    sample_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Response:
+    """The answer to one sample of a request: the image that was made, or the input restored, and the words."""
+
+    image: Image.Image
+    words: str = ""
+
+
+def task_of(text: str, images: int) -> Task:
+    """The task a free request stands for, by what it brings."""
+    if images == 0:
+        return Task.T2I if text else Task.UNCONDITIONAL
+    if images == 1:
+        return Task.EDIT if text else Task.RECONSTRUCTION
+    return Task.MULTI_EDIT
