@@ -1,10 +1,10 @@
-"""What a run folder holds, read as it is: parts that are missing or torn are None or empty, never an error."""
+"""What a run folder holds, read as it is: what is missing or torn is None or empty, never an error."""
 
 import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints
@@ -14,29 +14,18 @@ from wemmu.jsonlines import read_lines
 
 
 class ReportError(ValueError):
-    """A folder of which nothing can be told; the message names it and says what a run folder is."""
+    """A folder that is not what a report is made of; the message names it and says what a run folder is."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One kept request of an evaluation; `entry` is its line in samples.json."""
+class Sample(NamedTuple):
+    """One kept request of an evaluation: its line in samples.json, and its image files by their names."""
 
     entry: dict[str, Any]
-    folder: Path
+    files: dict[str, Path]
 
     @property
     def inputs(self) -> list[Path]:
-        names = sorted(name for name in self.entry["pictures"] if name.startswith("input"))
-        return [self.folder / self.entry["pictures"][name] for name in names]
-
-    @property
-    def output(self) -> Path:
-        return self.folder / self.entry["pictures"]["output"]
-
-    @property
-    def target(self) -> Path | None:
-        name = self.entry["pictures"].get("target")
-        return self.folder / name if name else None
+        return [self.files[name] for name in sorted(self.files) if name.startswith("input")]
 
 
 @dataclass(frozen=True)
@@ -62,9 +51,9 @@ class StageRecord:
         """Step of the newest checkpoint; 0 without one."""
         return int(self.manifest["step"]) if self.manifest else 0
 
-    @property
-    def finished(self) -> bool:
-        return self.step >= self.run.stage.steps
+    def sheets(self) -> list[Path]:
+        """The sheets of the fixed prompts, oldest first."""
+        return sorted((self.folder / "samples").glob("step_" + "[0-9]" * 8 + ".png"))
 
     def chosen(self, task: str, split: str, count: int) -> list[Sample]:
         """The first `count` kept requests of a task and split."""
@@ -72,8 +61,7 @@ class StageRecord:
         return sorted(found, key=lambda s: s.entry["number"])[:count]
 
 
-@dataclass(frozen=True)
-class JobTiming:
+class JobTiming(NamedTuple):
     """One job of the launcher. seconds: of all its finished attempts together; outcome: how the last one ended."""
 
     job: str
@@ -82,17 +70,12 @@ class JobTiming:
     outcome: str
 
 
-@dataclass(frozen=True)
-class RunRecord:
+class RunRecord(NamedTuple):
     folder: Path
     curriculum: Curriculum | None
     stages: list[StageRecord]
     timings: list[JobTiming]
     data: DataSet | None
-
-    @property
-    def name(self) -> str:
-        return self.stages[0].run.name
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -109,9 +92,13 @@ def read_run(folder: Path) -> RunRecord:
     if not stages:
         raise ReportError(
             f"{folder} is not a run folder: it holds no STAGE/config.yaml. Valid choices: a folder that "
-            "`wemmu run CURRICULUM` made"
+            "`python -m launcher run CURRICULUM.yaml` made"
         )
-    return RunRecord(folder, curriculum, stages, _timings(folder / "ledger.jsonl"), _data(stages[0].run.data.shards))
+    try:
+        data = DataSet.at(stages[0].run.data.shards)
+    except (ShardError, OSError):
+        data = None
+    return RunRecord(folder, curriculum, stages, _timings(folder / "ledger.jsonl"), data)
 
 
 def read_stage(folder: Path) -> StageRecord:
@@ -121,36 +108,30 @@ def read_stage(folder: Path) -> StageRecord:
         ReportError: if it is none.
     """
     try:
-        run = load_stage(folder / "config.yaml")
+        return _stage(load_stage(folder / "config.yaml"), folder, None)
     except ConfigError as error:
         raise ReportError(f"{folder} is not the folder of a stage: {error}") from error
-    return _stage(run, folder, None)
 
 
 def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRecord:
-    start = _given_start(run, home.parent, curriculum)
-    manifests = [_json(directory / MANIFEST) for directory in own_checkpoints(home / CHECKPOINTS)]
-    pictures = home / PICTURES
-    return StageRecord(
-        run=run,
-        folder=home,
-        manifest=next((m for m in reversed(manifests) if m), None),
-        metrics=[line for line in read_lines(home / "metrics.jsonl") if "step" in line],
-        results=_json(home / RESULTS_FILE),
-        samples=[Sample(entry, pictures) for entry in _json(pictures / SAMPLES_FILE) or []],
-        given_start=start,
-        start_manifest=_json(start / "manifest.json") if start else None,
-    )
-
-
-def _given_start(run: StageRun, folder: Path, curriculum: Curriculum | None) -> Path | None:
-    """The launcher points a stage without `start` at the stage before; the curriculum alone tells the two apart."""
+    # The launcher points a stage without `start` at the stage before; the curriculum alone tells the two apart.
     start = run.stage.start
     if curriculum is not None:
         start = next((stage.start for stage in curriculum.stages if stage.name == run.stage.name), start)
-    elif start is not None and start.resolve().is_relative_to(folder.resolve()):
+    elif start is not None and start.resolve().is_relative_to(home.parent.resolve()):
         start = None
-    return start
+    manifests = (_json(directory / MANIFEST) for directory in reversed(own_checkpoints(home / CHECKPOINTS)))
+    kept = _json(home / PICTURES / SAMPLES_FILE) or []
+    return StageRecord(
+        run=run,
+        folder=home,
+        manifest=next(filter(None, manifests), None),
+        metrics=[line for line in read_lines(home / "metrics.jsonl") if "step" in line],
+        results=_json(home / RESULTS_FILE),
+        samples=[Sample(e, {k: home / PICTURES / name for k, name in e["pictures"].items()}) for e in kept],
+        given_start=start,
+        start_manifest=_json(start / MANIFEST) if start else None,
+    )
 
 
 def _timings(ledger: Path) -> list[JobTiming]:
@@ -167,13 +148,6 @@ def _timings(ledger: Path) -> list[JobTiming]:
                 seconds, outcome, began = seconds + (at - began).total_seconds(), event.get("reason", "ended"), None
         timings.append(JobTiming(job, attempts, seconds, outcome))
     return timings
-
-
-def _data(shards: Path) -> DataSet | None:
-    try:
-        return DataSet.at(shards)
-    except (ShardError, OSError):
-        return None
 
 
 def _json(file: Path) -> Any:

@@ -72,7 +72,8 @@ def _page(record: RunRecord) -> kit.Page:
         pages += Markup(" {} has one, too.").format(kit.link(address, "The data set"))
     blocks = [kit.Text(opening(record), "lead"), pages, kit.Notes("Not everything is here.", missing(record))]
     sections = (samples_section, _scores, _losses, _modules, _time, _data, _configuration)
-    return kit.Page(record.name, f"Report of a run, written {kit.now()}", [*blocks, *(one(record) for one in sections)])
+    about = f"Report of a run, written {kit.now()}"
+    return kit.Page(record.stages[0].run.name, about, [*blocks, *(describe(record) for describe in sections)])
 
 
 def opening(record: RunRecord) -> str:
@@ -103,7 +104,7 @@ def missing(record: RunRecord) -> list[str]:
         steps = stage.run.stage.steps
         if stage.manifest is None:
             notes.append(f"{stage.name} has not been trained: it has no checkpoint.")
-        elif not stage.finished:
+        elif stage.step < steps:
             notes.append(f"{stage.name} is not finished: its newest checkpoint is of step {stage.step} of {steps}.")
         if stage.manifest and not stage.metrics:
             notes.append(f"{stage.name} has no metrics.jsonl, so its losses are not known.")

@@ -1,7 +1,6 @@
 """The images of a run: the first held-out requests of the newest evaluated stage, right or wrong."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from markupsafe import Markup
 from PIL import Image
@@ -33,16 +32,11 @@ def _newest_evaluated(record: RunRecord) -> StageRecord | None:
     return next((stage for stage in reversed(record.stages) if stage.samples), None)
 
 
-def _sheets(record: RunRecord) -> dict[str, Path]:
-    """The newest sheet of the fixed prompts of each stage that has drawn one."""
-    drawn = {stage.name: sorted((stage.folder / "samples").glob("step_*.png")) for stage in record.stages}
-    return {name: files[-1] for name, files in drawn.items() if files}
-
-
 def samples_section(record: RunRecord) -> kit.Section:
     title, newest = "What was asked, and what came out", _newest_evaluated(record)
     if newest is None:
-        figures = [kit.Figure([kit.image(f, f"samples of {s}")], s) for s, f in _sheets(record).items()]
+        newest_sheets = {stage.name: sheets[-1] for stage in record.stages if (sheets := stage.sheets())}
+        figures = [kit.Figure([kit.image(file, f"samples of {name}")], name) for name, file in newest_sheets.items()]
         words = (
             "The fixed prompts of the curriculum, drawn by the newest model of each stage. No evaluation was asked "
             "for, so nobody marked them."
@@ -67,7 +61,7 @@ def split_words(task: str, split: str) -> str:
 
 
 def _figure(sample: Sample) -> kit.Figure:
-    right, target = sample.entry["right"], sample.target
+    right, target = sample.entry["right"], sample.files.get("target")
     inputs = [kit.image(file, "input image") for file in sample.inputs]
     caption = Markup("{} {}").format(kit.mark(right), _words(sample) or kit.pale("no words"))
     if not right:
@@ -78,7 +72,7 @@ def _figure(sample: Sample) -> kit.Figure:
 
 
 def _output(sample: Sample) -> Markup:
-    return kit.image(sample.output, "what came out", "right" if sample.entry["right"] else "wrong")
+    return kit.image(sample.files["output"], "what came out", "right" if sample.entry["right"] else "wrong")
 
 
 def _words(sample: Sample) -> str:
@@ -104,8 +98,8 @@ def sheet(record: RunRecord) -> Image.Image:
     """The run on one page. Without an evaluation: the newest samples of the training, or a page that says so."""
     stage = _newest_evaluated(record)
     if stage is None:
-        drawn = list(_sheets(record).values())
-        return Image.open(drawn[-1]) if drawn else note(f"{record.name}: no stage has drawn any samples yet")
+        drawn = [file for one in record.stages for file in one.sheets()]
+        return Image.open(drawn[-1]) if drawn else note("No stage has drawn any samples yet")
     sections = [
         (f"{TASK_NAMES[task]}, after {stage.name}", [_row(s) for s in stage.chosen(task, "test", count)])
         for task, count in ON_SHEET.items()
@@ -116,4 +110,5 @@ def sheet(record: RunRecord) -> Image.Image:
 
 
 def _row(sample: Sample) -> Row:
-    return Row(_words(sample), [Image.open(file) for file in (*sample.inputs, sample.output)], sample.entry["right"])
+    images = [Image.open(file) for file in (*sample.inputs, sample.files["output"])]
+    return Row(_words(sample), images, sample.entry["right"])

@@ -62,7 +62,7 @@ def _metrics(record: StageRecord, events: list[dict[str, Any]], newest: dict[str
 
 
 def _samples(record: StageRecord) -> kit.Section:
-    files = sorted((record.folder / "samples").glob("step_" + "[0-9]" * 8 + ".png"))
+    files = record.sheets()
     if len(files) > SHEETS:
         files = [files[round(i * (len(files) - 1) / (SHEETS - 1))] for i in range(SHEETS)]
     sheets = {f"step {int(file.stem.removeprefix('step_'))}": file for file in files}
