@@ -96,6 +96,14 @@ def test_of_an_unfinished_data_set_it_shows_what_is_finished(copied: Curriculum)
     assert f"{contents.parts - 1} of {contents.parts} partitions are finished" in shown(root)
 
 
+def test_of_a_data_set_that_was_only_begun_no_sheet_is_drawn(copied: Curriculum, tmp_path: Path) -> None:
+    root = copied.data.shards
+    (root / "dataset.json").unlink()
+    shutil.rmtree(root / "ledger")
+    with pytest.raises(ShardError, match="no finished partition yet"):
+        shown(root, tmp_path / "sheet.png")
+
+
 def test_a_directory_without_shards_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"settings\.json.*index\.json"):
         inspect(tmp_path, Console(file=io.StringIO()))
@@ -135,7 +143,7 @@ def foreign(tmp_path: Path) -> Path:
 def test_a_foreign_data_set_shows_its_columns_and_never_opens_a_pickle(foreign: Path) -> None:
     text = shown(foreign)
     assert "12 records" in text
-    for expected in ("jpeg", "a picture, 300x451 px", "cat 0", "float32", "0.5", '{"a": 0}', "pkl", "not opened"):
+    for expected in ("jpeg", "an image, 300x451 px", "cat 0", "float32", "0.5", '{"a": 0}', "pkl", "not opened"):
         assert expected in text
     assert not (foreign.parent / "sprung").exists()
     assert "!" not in text

@@ -4,7 +4,6 @@ import io
 import json
 from collections import Counter
 from fractions import Fraction
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from data_pipeline.report import as_text, bins
 from data_pipeline.report_record import Report, report_of
 from data_pipeline.write import write
 from tests.data_pipeline.worlds import SHAPES, curriculum_of, photograph, write_in_process
+from tests.report.pages import Page
 from wemmu.config import Curriculum
 from wemmu.config.shards import DataSet
 from wemmu.config.task import Task
@@ -87,23 +87,12 @@ def test_it_notes_streams_that_are_smaller_than_a_batch_and_tasks_that_cannot_be
     assert any("mixes edit, of which there is no record" in n for n in report_of(curriculum, without, ledger).notes)
 
 
-class Links(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.tags: Counter[str] = Counter()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
-
-
 def test_the_page_holds_its_images_and_loads_nothing(written: Curriculum, report: Report) -> None:
     html = (written.data.shards / "report.html").read_text()
-    page = Links()
-    page.feed(html)
+    page = Page(html)
+    assert page.open == []
     assert page.tags["img"] > len(report.streams)
-    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert all(address.startswith("data:image/") for address in page.links)
     assert not page.tags.keys() & {"script", "link", "iframe"}
     assert "url(" not in html
     for stream in report.streams:

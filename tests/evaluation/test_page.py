@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import write_run
-from tests.evaluation.test_report import Page
+from tests.report.pages import Page
 from wemmu.evaluation.run_record import ReportError
 from wemmu.evaluation.stage_page import SHEETS, write_page
 

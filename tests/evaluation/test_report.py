@@ -2,49 +2,17 @@
 
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import noise, write_run
+from tests.report.pages import Page
 from wemmu.evaluation.run_record import ReportError, read_run
 from wemmu.evaluation.run_report import missing, opening, write_report
 from wemmu.readable import percent, spelled
 from wemmu.report.charts import panel
-
-
-class Page(HTMLParser):
-    """Text, links and open elements of a page."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.links: list[str] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]):
-        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]):
-        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag: str):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str):
-        if not {"style", "script"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from tests.evaluation.test_report import Page as Html
+from tests.report.pages import Page as Html
 from wemmu.report import page as kit
 from wemmu.report.text import as_text
 

@@ -76,12 +76,12 @@ def note(text: str) -> Image.Image:
 
 def _entry(row: Row) -> Image.Image:
     """One entry as an image: input images, an arrow, what came out, and the words underneath."""
-    before = len(row.images) - 1
+    before = max(0, len(row.images) - 1)
     arrow = ARROW - GAP if before and row.made else 0
-    width = len(row.images) * CELL + before * GAP + arrow
+    width = (before + 1) * CELL + before * GAP + arrow
     indent = 0 if row.right is None else LINE + 2
     images = [_fitted(image) for image in row.images]
-    tall, words = max(image.height for image in images), _wrap(row.text or "(no words)", width - indent)
+    tall, words = max((image.height for image in images), default=0), _wrap(row.text or "(no words)", width - indent)
     entry = Image.new("RGB", (width, tall + 2 * GAP + len(words) * LINE), "white")
     draw = ImageDraw.Draw(entry)
     for k, image in enumerate(images):
