@@ -42,12 +42,14 @@ def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
         _show(contents, console)
         if pictures is not None:
             streams = in_order(contents.streams)[:SECTIONS]
+            if not streams:
+                raise ShardError(f"{root} has no finished partition yet, so there are no images to draw")
             sections = [(s.settings.name, list(map(_row, islice(records(root, s), SHOWN)))) for s in streams]
             sectioned_sheet(sections, SHOWN).save(pictures, "PNG")
             console.print(Text(f"The first records of {len(streams)} streams: {pictures}"))
     elif (root / INDEX_FILE).exists():
         if pictures is not None:
-            raise ShardError(f"{root} is not a data set of this project, so no pictures are drawn of it")
+            raise ShardError(f"{root} is not a data set of this project, so no images are drawn of it")
         _show_foreign(root, console)
     else:
         raise ShardError(
@@ -102,18 +104,11 @@ def _show_foreign(root: Path, console: Console) -> None:
     samples = sum(shard.samples for shard in shards)
     console.print(Text(f"{number(samples)} records in {number(len(shards))} shards, {size / 1e6:,.1f} MB\n"))
     example = _example(first)
-    console.print(
-        table(
-            Table(
-                "Columns",
-                ("Column", "Encoding", ">Bytes", "In the first record"),
-                [
-                    (plain(name), plain(kind), str(first.sizes[name] or "vary"), example.get(name, "not read"))
-                    for name, kind in first.columns.items()
-                ],
-            )
-        )
-    )
+    rows = [
+        (plain(name), plain(kind), str(first.sizes[name] or "vary"), example.get(name, "not read"))
+        for name, kind in first.columns.items()
+    ]
+    console.print(table(Table("Columns", ("Column", "Encoding", ">Bytes", "In the first record"), rows)))
     notes = [f"Of the shards {len(missing)} are not here, {missing[0].path} for one"] if missing else []
     notes += ["The shards do not all have the same columns"] if any(s.columns != first.columns for s in shards) else []
     notes += chain.from_iterable(_header_notes(shard) for shard in shards)
@@ -151,5 +146,5 @@ def _value(encoding: str, data: bytes) -> str:
     if encoding in NUMBERS:
         return str(np.frombuffer(data, NUMBERS[encoding])[0])
     if encoding in PICTURES and (size := size_of(data)):
-        return f"a picture, {size} px"
+        return f"an image, {size} px"
     return f"{number(len(data))} bytes"

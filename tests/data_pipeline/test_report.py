@@ -98,6 +98,18 @@ def test_the_page_holds_its_images_and_loads_nothing(written: Curriculum, report
     for stream in report.streams:
         assert f"{stream.height} × {stream.width}" in html
     assert "a tabby cat" in html
+    order = ["records read", "Worth a look", "Where the records came from", "Why records were left out", "gone.jpg"]
+    order += ["How long an epoch is", "reconstruction from t2i", "Steps an epoch of each stream", "What was written"]
+    order += [
+        "Records by task",
+        "Streams",
+        "Shorter side",
+        "Length of the prompt",
+        "What it looks like",
+        "Text to image",
+    ]
+    places = [page.text.index(words) for words in order]
+    assert places == sorted(places)
 
 
 def test_what_strangers_wrote_is_shown_as_text(tmp_path: Path) -> None:
