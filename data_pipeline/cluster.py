@@ -6,12 +6,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from data_pipeline.chain import Services
 from data_pipeline.plan import Job
@@ -25,40 +25,43 @@ Methods = Callable[[str], Callable[[Any], Any]]
 AHEAD = 4
 
 
-class Workers(Protocol):
+class Workers:
+    """This process, for small data and for finding out what goes wrong in a source."""
+
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         """`function` of every tuple of arguments; the results come as they are ready, in any order."""
-        ...
+        return (function(*args) for args in arguments)
 
     def services(self, job: Job) -> Services:
         """The models that the job asks for, as functions that can be handed to `run`."""
-        ...
+        prepare, services = job.prepare, Services()
+        if prepare.caption is None and prepare.latents is None:
+            return services
+        # Imports torch and the models.
+        from data_pipeline.services import CaptionService, LatentService
+
+        if prepare.caption is not None:
+            services = replace(services, caption=self._start(CaptionService, prepare.caption)("caption"))
+        if prepare.latents is not None:
+            encoder = self._start(LatentService, job.vae, prepare.latents.dtype)
+            services = replace(services, encode=encoder("encode"), latents=encoder("settings"))
+        return services
+
+    def _start(self, service: type, *arguments: object) -> Methods:
+        return partial(getattr, service(*arguments))
 
 
 @contextmanager
 def workers(number: int | None, address: str | None) -> Iterator[Workers]:
     """`number` processes on this machine (None: one a core; 0: this process), or those of the cluster at `address`."""
     if number == 0:
-        yield InProcess()
+        yield Workers()
     else:
         with ray_cluster(address, number) as ray:
             yield OnRay(ray)
 
 
-class InProcess:
-    """One part after the other, for small data and for finding out what goes wrong in a source."""
-
-    def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        return (function(*args) for args in arguments)
-
-    def services(self, job: Job) -> Services:
-        return _services(job, self._start)
-
-    def _start(self, service: type, *arguments: object) -> Methods:
-        return partial(getattr, service(*arguments))
-
-
-class OnRay:
+class OnRay(Workers):
     def __init__(self, ray: ModuleType):
         self._ray = ray
         resources = ray.cluster_resources()
@@ -87,30 +90,10 @@ class OnRay:
                 raise error.cause from None
             raise
 
-    def services(self, job: Job) -> Services:
-        return _services(job, self._start)
-
     def _start(self, service: type, *arguments: object) -> Methods:
         """One for each GPU of the cluster, or one."""
         remote = self._ray.remote(service).options(num_cpus=0, num_gpus=1 if self._gpus else 0)
         return partial(_Remote, [remote.remote(*arguments) for _ in range(max(1, self._gpus))])
-
-
-def _services(job: Job, start: Callable[..., Methods]) -> Services:
-    """The models that the job asks for; `start` makes one of a class and its arguments, and gives its methods."""
-    prepare = job.prepare
-    if prepare.caption is None and prepare.latents is None:
-        return Services()
-    # Imports torch and the models.
-    from data_pipeline.services import CaptionService, LatentService
-
-    services = Services()
-    if prepare.caption is not None:
-        services = replace(services, caption=start(CaptionService, prepare.caption)("caption"))
-    if prepare.latents is not None:
-        encoder = start(LatentService, job.vae, prepare.latents.dtype)
-        services = replace(services, encode=encoder("encode"), latents=encoder("settings"))
-    return services
 
 
 @contextmanager
@@ -126,31 +109,23 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
-    if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-        return
-    _sweep()
-    # Under /tmp whatever TMPDIR says: Ray puts sockets there, whose paths may not be longer than 107 characters.
-    with tempfile.TemporaryDirectory(prefix=f"ray{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=workers or len(os.sched_getaffinity(0)),
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address is None:
+            _sweep()
+            # Under /tmp whatever TMPDIR says: Ray puts sockets there, whose paths may not have over 107 characters.
+            scratch = tempfile.TemporaryDirectory(prefix=f"ray{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True)
+            options = {
+                "num_cpus": workers or len(os.sched_getaffinity(0)),
+                "_node_ip_address": "127.0.0.1",
+                "include_dashboard": False,
                 # Images travel through the store only on their way to a model; the least Ray accepts is 75 MB.
-                object_store_memory=200 * 2**20,
-                _temp_dir=scratch,
-            )
-            yield ray
-        finally:
-            ray.shutdown()
+                "object_store_memory": 200 * 2**20,
+                "_temp_dir": stack.enter_context(scratch),
+            }
+        stack.callback(ray.shutdown)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **options)
+        yield ray
 
 
 def _sweep() -> None:
