@@ -33,27 +33,8 @@ def as_image(value: Any) -> Image.Image:
     Raises:
         ValueError: if it is none of these, or a file that holds no image.
     """
-    if isinstance(value, Image.Image):
-        try:
-            value.load()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"a PIL image cannot be read: {error}") from error
-        if 0 in value.size:
-            raise ValueError(f"an image of {value.width} x {value.height} px is empty")
-        return value
-    if isinstance(value, str | Path):
-        path = Path(value).expanduser()
-        try:
-            return decode(path.read_bytes())
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    if isinstance(value, BytesIO):
-        value = value.getvalue()
-    if isinstance(value, bytes):
-        try:
-            return decode(value)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{len(value)} bytes cannot be read as an image: {error}") from error
+    if isinstance(value, Image.Image | str | Path | bytes | BytesIO):
+        return _read(value)
     if isinstance(value, Tensor):
         value = value.detach().cpu().movedim(0, -1)
         value = (value.float() if value.is_floating_point() else value).numpy()
@@ -72,13 +53,33 @@ def as_image(value: Any) -> Image.Image:
     return Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value)
 
 
-def fitted(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-    """Input images of any mode and size, as training has them: `to_rgb`, covering (height, width) px and cut.
+def _read(value: Image.Image | str | Path | bytes | BytesIO) -> Image.Image:
+    name = "a PIL image"
+    try:
+        if isinstance(value, str | Path):
+            name = str(Path(value).expanduser())
+            value = Path(name).read_bytes()
+        elif not isinstance(value, Image.Image):
+            value = value if isinstance(value, bytes) else value.getvalue()
+            name = f"{len(value)} bytes"
+        if isinstance(value, bytes):
+            return decode(value)
+        value.load()
+    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    if 0 in value.size:
+        raise ValueError(f"an image of {value.width} x {value.height} px is empty")
+    return value
 
-    Returns uint8 [N, 3, height, width].
+
+def fitted(images: Sequence[Any], size: tuple[int, int]) -> Tensor:
+    """Input images in any form (see `as_image`), mode and size, as training has them: covering `size` px and cut.
+
+    Returns uint8 [N, 3, height, width]; raises ValueError as `as_image`. size: (height, width).
     """
     height, width = size
-    arrays = [np.asarray(fit(to_rgb(image), height, width)) for image in images]
+    arrays = [np.asarray(fit(to_rgb(as_image(image)), height, width)) for image in images]
     stacked = np.stack(arrays) if arrays else np.zeros((0, height, width, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 

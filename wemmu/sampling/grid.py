@@ -8,7 +8,6 @@ from PIL import Image
 
 from wemmu.config.schema import SamplePrompt, Sampling
 from wemmu.config.task import Task
-from wemmu.images import decode
 from wemmu.pixels import fitted, to_images
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.request import GenerationRequest, task_of
@@ -51,4 +50,4 @@ def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int
 
 def load_image(path: Path, resolution: int) -> torch.Tensor:
     """An image from disk, as training has it, in a square of `resolution`: uint8 [3, H, W]."""
-    return fitted([decode(path.read_bytes())], (resolution, resolution))[0]
+    return fitted([path], (resolution, resolution))[0]
