@@ -13,6 +13,7 @@ from data_pipeline.buckets import Size, buckets
 from data_pipeline.records import Source, SourcePartition
 from data_pipeline.sources import open_source
 from wemmu.config import ConfigError, Curriculum
+from wemmu.config.base import leaves
 from wemmu.config.prepare import Prepare
 from wemmu.config.shards import VERSION, Schema
 from wemmu.config.task import FROM_T2I, Task
@@ -83,7 +84,8 @@ class Settings(Schema):
     def differences(self, other: "Settings") -> list[str]:
         """One `field: own value, not other value` for each leaf in which the two differ."""
         mine, theirs = (
-            _leaves(s.model_dump(mode="json", exclude={"parts", "listing", "folder", "files"})) for s in (self, other)
+            dict(leaves(_numbered(s.model_dump(mode="json", exclude={"parts", "listing", "folder", "files"}))))
+            for s in (self, other)
         )
         return [
             f"{field}: {mine.get(field, 'absent')}, not {theirs.get(field, 'absent')}"
@@ -107,16 +109,10 @@ def _digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, list):
-        tree = {str(i): value for i, value in enumerate(tree)}
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        name: leaf
-        for key, value in tree.items()
-        for name, leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+def _numbered(tree: Any) -> Any:
+    """With a mapping in the place of every list, so that the elements of lists have names, too."""
+    tree = dict(enumerate(tree)) if isinstance(tree, list) else tree
+    return {key: _numbered(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def plan(curriculum: Curriculum) -> Job:
