@@ -8,8 +8,8 @@
 What the naive step is, and what is done so that both compute the same: `benchmarks/naive.py` and `step_variants.py`.
 Where several variants fit into one process they take turns, and only ratios within a round mean something; else each
 has a process of its own. Memory is the most that a step adds to what rests between steps (weights, masters, moments),
-resident on the CPU, allocated by torch on a GPU. MFU counts model FLOPs by `wemmu.planning`, for all variants alike:
-what is recomputed, padding and logits are work of no use.
+resident on the CPU, allocated by torch on a GPU. FLOPs are those of the products of a step, counted without computing
+them (`benchmarks/fake_world.py`); MFU takes ours for all variants: what is recomputed and logits are work of no use.
 """
 
 import json
@@ -28,8 +28,8 @@ import typer
 from benchmarks.measure import in_turns, watch
 from benchmarks.step_profile import shares
 from benchmarks.step_report import record
-from benchmarks.step_sizes import SIZES, Cell, Size, floor_flops, make_run, shallower
-from benchmarks.step_variants import ENDS, OURS, VARIANTS, Off, executed_flops, prepare
+from benchmarks.step_sizes import SIZES, Cell, Size, shallower
+from benchmarks.step_variants import ENDS, OURS, VARIANTS, Off, counted_flops, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 # Dense bf16 of an H100 or H200 (SXM), FLOP/s; other devices are measured by a large product.
@@ -110,13 +110,12 @@ def _head(settings: Settings, rounds: int, begun: float) -> dict[str, Any]:
 def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Path | None) -> dict[str, Any]:
     """Everything about one cell: a row for each variant, what they are measured with, and our profile."""
     size = settings.load()
-    run = make_run(size, cell, settings.engine, settings.dtype)
-    floor = floor_flops(size, cell, run)
     names = VARIANTS if size.together else OURS if settings.engine == "zero3" else ENDS
+    flops = counted_flops(size, cell, names)
     told = {
         "cell": cell.name,
-        "floor": floor,
-        "flops": {n: executed_flops(size, cell, run, n) / floor for n in names},
+        "floor": flops["ours"],
+        "flops": {name: number / flops["ours"] for name, number in flops.items()},
     }
     if size.together:
         told |= _in_turns(settings, cell, rounds, trace)

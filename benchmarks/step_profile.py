@@ -26,8 +26,6 @@ KINDS = {
     ),
 }
 REST = "elementwise and norms"
-# The work that `wemmu.planning.flops` counts.
-PRODUCTS = ("matrix product", "convolution", "attention")
 
 
 def kind_of(operation: str) -> str:

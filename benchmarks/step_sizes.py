@@ -1,6 +1,6 @@
 """What `benchmarks.step` steps on: the real classes with random weights in three sizes, and batches of noise."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config import Curriculum, StageRun
 from wemmu.config.task import Task
-from wemmu.planning.backbones import DCAE, Language, Sana, Sizes, Vision
-from wemmu.planning.flops import Assumptions, Sample, sample_flops, sample_of
 from wemmu.positions import prompt_positions, token_grid
 from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
@@ -78,16 +76,6 @@ class Size:
     text: int
     cells: tuple[Cell, ...]
     together: bool = True
-    sizes: Sizes = field(init=False)
-
-    def __post_init__(self) -> None:
-        sizes = Sizes(
-            vision=Vision.model_validate(self.vlm["vision_config"]),
-            language=Language.model_validate(self.vlm.get("text_config", self.vlm)),
-            dit=Sana.model_validate(self.dit),
-            vae=DCAE.model_validate(self.vae),
-        )
-        object.__setattr__(self, "sizes", sizes)
 
 
 def miniature() -> Size:
@@ -230,17 +218,3 @@ def _padded(rows: list[list[int]], grids: list[tuple[int, int]]) -> Prompts:
     for b, (position, _) in enumerate(placed):
         positions[:, b, : position.shape[1]] = position
     return Prompts(ids, mask, positions, torch.tensor([end for _, end in placed]))
-
-
-def samples_of(size: Size, cell: Cell, run: StageRun) -> list[Sample]:
-    """What the plan knows of each sample, without its padding."""
-    shared = {name: getattr(run, name) for name in Curriculum.model_fields if name != "stages"}
-    curriculum = Curriculum(**shared, stages=(run.stage.model_dump(exclude={"ladder"}),))
-    lengths = text_lengths(size, cell)
-    return [sample_of(cell.task, cell.px, size.sizes, curriculum, Assumptions(length)) for length in lengths]
-
-
-def floor_flops(size: Size, cell: Cell, run: StageRun) -> float:
-    """Model FLOPs of a step by `wemmu.planning`: no padding, nothing recomputed, no logits."""
-    costs = (sample_flops(sample, size.sizes, run.stage) for sample in samples_of(size, cell, run))
-    return sum(cost.both for of_sample in costs for cost in of_sample.values())

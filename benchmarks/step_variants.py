@@ -9,14 +9,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.fake_world import fake_world
 from benchmarks.naive import Mask, NaiveModel, Way
-from benchmarks.step_sizes import Cell, Size, floor_flops, make_batch, make_model, make_run, samples_of
+from benchmarks.step_sizes import Cell, Size, make_batch, make_model, make_run
 from wemmu.config import StageRun
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE
-from wemmu.planning.flops import dit as dit_work
-from wemmu.planning.flops import pathway, prefix
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Batch, Prefix
@@ -228,27 +227,23 @@ def _engine(model: WeMMU, run: StageRun, device: torch.device) -> Engine:
     return Zero3Engine(model, loss, run, ALONE, device)
 
 
-def executed_flops(size: Size, cell: Cell, run: StageRun, name: str) -> float:
-    """FLOPs of a variant's products by the plan's arithmetic, recomputation and logits included, padding not.
+def counted_flops(size: Size, cell: Cell, names: Iterable[str]) -> dict[str, float]:
+    """FLOPs of the products in a step of each variant, counted on this machine without computing them."""
+    device, run, found = torch.device("cpu"), make_run(size, cell, "single", "float32"), {}
+    with fake_world() as mode:
+        model = make_model(size, device, torch.float32)
+        batch = make_batch(size, cell, model.vlm.token_px)
 
-    The naive language model computes every pair of tokens, whatever its mask hides; so does our pathway.
-    """
-    language, flops = size.sizes.language, floor_flops(size, cell, run)
-    for sample in samples_of(size, cell, run):
-        ours, dit = (
-            pathway(language, sample.pathway, sample.prefix),
-            dit_work(size.sizes.dit, sample.latents, sample.queries),
-        )
-        if name in OURS:
-            flops += OURS[name] * (ours.forward + dit.forward)
-            continue
-        way, tokens = NAIVE[name], sample.prefix + sample.pathway
-        whole = pathway(language, tokens, 0)
-        flops -= prefix(language, sample.prefix) + ours.forward + ours.backward(trained=True, passed=True)
-        flops += whole.forward + whole.backward(way.trained, passed=True)
-        flops += way.checkpointing * (whole.forward + dit.forward)
-        flops += way.logits * 2.0 * tokens * language.hidden_size * language.vocab_size
-    return flops
+        def count(steps: dict[str, Step]) -> None:
+            for name, step in steps.items():
+                before = mode.flops
+                step()
+                found[name] = mode.flops - before
+
+        count(_our_steps(model, run, batch, {name: OURS[name] for name in names if name in OURS}, device))
+        ways = {name: NAIVE[name] for name in names if name in NAIVE}
+        count(_naive_steps(NaiveModel(model), run, batch, ways, device))
+    return found
 
 
 def take(engine: Engine, batch: Batch, device: torch.device) -> None:
