@@ -5,7 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,7 @@ from wemmu.config.shards import (
     ShardError,
     Stream,
 )
-from wemmu.locks import EXCLUSIVE, LockedError, take
-
-
-class BusyError(ShardError):
-    """Another process is writing: alone of all errors it may be gone at the next attempt."""
-
+from wemmu.locks import LEASE_S, hold
 
 # Records after which the share of damaged ones is taken seriously.
 ENOUGH = 1000
@@ -260,16 +255,12 @@ def _indexed(root: Path, stream: Stream, shards: list[dict[str, Any]]) -> Stream
     return stream.model_copy(update={"files": files})
 
 
-@contextmanager
-def _only_writer(root: Path) -> Iterator[None]:
-    with (root / ".lock").open("ab") as file:
-        try:
-            taken = take(file.fileno(), EXCLUSIVE, file.name)
-        except LockedError as error:
-            raise ShardError(str(error)) from error
-        if not taken:
-            raise BusyError(f"another process is writing into {root}; wait for it to finish")
-        yield
+def _only_writer(root: Path) -> AbstractContextManager[int]:
+    # Of a job that lost its node, another one may have begun while the file server still keeps the lock.
+    patience = LEASE_S if "SLURM_JOB_ID" in os.environ else 0
+    return hold(
+        root / ".lock", lambda _: f"another process is writing into {root}; wait for it to end", patience_s=patience
+    )
 
 
 def _show(console: Console, what: str, total: int, records: Iterator[int]) -> None:

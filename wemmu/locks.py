@@ -1,11 +1,20 @@
 """Locks of the kernel on files (flock): they end with the processes that hold them, however those end."""
 
 import fcntl
+import json
 import os
+import socket
 import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
+# How long a lock may outlive the node that held it: a file server waits for a lost client as long (NFS 4: 90 s).
+LEASE_S = 180.0
 
 
 class LockedError(RuntimeError):
@@ -29,6 +38,57 @@ def take(descriptor: int, kind: int, file: Path | str, wait: bool = False) -> bo
             "mounted with them (Lustre: the option flock; NFS: a server with its lock service)"
         ) from error
     return True
+
+
+# Who has a lock: pid, host, slurm_job, since. Empty where nobody has written it down.
+Holder = Mapping[str, Any]
+
+
+@contextmanager
+def hold(
+    file: Path,
+    busy: Callable[[Holder], str],
+    kind: int = EXCLUSIVE,
+    patience_s: float = 0.0,
+    waits_for: Callable[[Holder], bool] = lambda _: True,
+) -> Iterator[int]:
+    """Lock a file, which is created if need be; yields its descriptor. Processes that inherit it hold the lock as well.
+
+    While another process has the lock, this waits at most `patience_s` seconds, and only if `waits_for` its holder.
+
+    Raises:
+        LockedError: with what `busy` says of the holder.
+    """
+    deadline = time.monotonic() + patience_s
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while not take(descriptor, kind, file):
+            holder = _holder(descriptor)
+            if time.monotonic() > deadline or not waits_for(holder):
+                raise LockedError(busy(holder))
+            time.sleep(0.1)
+        if kind == EXCLUSIVE:
+            said = {"pid": os.getpid(), "host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(said | {"since": datetime.now(UTC).isoformat()}).encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> Holder:
+    try:
+        said = json.loads(os.pread(descriptor, 1000, 0))
+    except ValueError:
+        # It has just begun.
+        return {}
+    # A launcher of an earlier version wrote its pid alone.
+    return said if isinstance(said, dict) else {"pid": said, "host": socket.gethostname()}
+
+
+def is_dead(holder: Holder) -> bool:
+    """Whether the process has ended that took the lock: what it has started may hold it still. On its own host."""
+    return holder.get("host") == socket.gethostname() and not is_alive(holder["pid"])
 
 
 def is_alive(pid: int) -> bool:
