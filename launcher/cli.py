@@ -85,7 +85,7 @@ def resume(
 ) -> None:
     """Go on with what is not finished of a run, from its last checkpoint: where it ran, on this machine or on Slurm."""
     run_folder = folder.normalise(run_folder)
-    config = load_curriculum(run_folder / folder.CURRICULUM, overrides or ())
+    config = folder.opened(run_folder, overrides or ())
     if here or not (run_folder / folder.CLUSTER).exists():
         _run_here(config, run_folder)
         return
@@ -105,7 +105,7 @@ def status(
 ) -> None:
     """Show how far each job of a run is."""
     run_folder = run_folder or folder.newest()
-    config = load_curriculum(run_folder / folder.CURRICULUM)
+    config = folder.opened(run_folder)
     if as_json:
         print(json.dumps([asdict(row) for row in _statuses(config, run_folder)], indent=1))
         return
@@ -121,10 +121,7 @@ def status(
 @plainly()
 def cancel(run_folder: RunFolder) -> None:
     """Cancel the Slurm jobs of a run; those that train save first. `resume` goes on with it later."""
-    if not (run_folder / folder.CURRICULUM).exists():
-        raise ValueError(
-            f"{run_folder} is no run folder: it holds no {folder.CURRICULUM}; `ls runs` shows those there are"
-        )
+    folder.curriculum_file(run_folder)
     ledger = Ledger(run_folder / "ledger.jsonl")
     jobs = live(ledger)
     # Noted first: who dies of it shall find it there.
@@ -148,7 +145,7 @@ def logs(
 ) -> None:
     """Show the log of a job."""
     run_folder, name = _run_and_job(words or [])
-    jobs = chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder)
+    jobs = chain(folder.opened(run_folder), run_folder)
     job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
     if not job.log.exists():
         fail(f"{job.name} has not been started: {job.log} is not there", FAILED)
@@ -187,7 +184,7 @@ def note(
     To end it may put the job back into the queue.
     """
     run_folder = folder.normalise(Path(os.environ["RUN"]))
-    job = find(chain(load_curriculum(run_folder / folder.CURRICULUM), run_folder), name)
+    job = find(chain(folder.opened(run_folder), run_folder), name)
     made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
     if event == "started":
         raise typer.Exit(0 if made.begin() else FAILED)

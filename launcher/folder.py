@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,19 @@ def newest(runs: Path = Path("runs")) -> Path:
     if not (found := sorted(runs.glob(f"*/{CURRICULUM}"), key=touched)):
         raise ValueError(f"no run folder was named, and {runs}/ holds none; name one")
     return found[-1].parent
+
+
+def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
+    """The curriculum of a run folder."""
+    return load_curriculum(curriculum_file(run), overrides)
+
+
+def curriculum_file(run: Path) -> Path:
+    """Raises RefusedError if `run` is no run folder, naming those beside it."""
+    if not (run / CURRICULUM).exists():
+        there = ", ".join(sorted(str(file.parent) for file in run.parent.glob(f"*/{CURRICULUM}"))) or "none"
+        raise RefusedError(f"{run} is no run folder: it holds no {CURRICULUM}; run folders in {run.parent}: {there}")
+    return run / CURRICULUM
 
 
 def check(curriculum: Curriculum, run: Path) -> None:

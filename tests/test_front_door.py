@@ -1,5 +1,6 @@
 """The command `wemmu`: nothing loads before it is needed, and every program is the one of the old ways."""
 
+import json
 import os
 import subprocess
 import sys
@@ -116,3 +117,23 @@ def test_both_ways_say_the_same_and_end_a_mistake_by_the_same_code_in_every_prog
         assert (code, "nowhere" in sentence) == (78, True), (name, sentence)
         assert not words or said(*words, "nowhere") == (code, sentence), name
         assert said(*new, "nowhere", "--no-such-option")[0] == 2, name
+
+
+def test_config_shows_where_each_value_comes_from_and_checks_without_running(tmp_path: Path):
+    config = ["config", "show", str(ROOT / "configs/shapes/demo.yaml"), "--set", "stages.stage2.steps=900"]
+    rows = {row["field"]: row for row in json.loads(CliRunner().invoke(app, [*config, "--json"]).stdout)}
+    assert rows["stages.stage2.steps"] == {"field": "stages.stage2.steps", "value": 900, "from": "--set"}
+    assert rows["stages.stage1.steps"]["from"].endswith("configs/shapes/demo.yaml (overrides)")
+    assert rows["backbones.vlm"]["from"].endswith("configs/shapes/curriculum.yaml")
+    assert rows["parallel.ranks"]["from"] == "default"
+    # Every line can be given to --set again.
+    lines = [line.rpartition("  # ")[0].rstrip() for line in CliRunner().invoke(app, config).stdout.splitlines()]
+    again = [word for line in lines for word in ("--set", line)]
+    assert json.loads(CliRunner().invoke(app, [*config[:3], *again, "--json"]).stdout) == [
+        row | {"from": "--set"} for row in rows.values()
+    ]
+    (tmp_path / "bad.yaml").write_text("name: x")
+    result = CliRunner().invoke(app, ["config", "check", config[2], str(tmp_path / "bad.yaml")])
+    assert result.exit_code == 78
+    assert "demo.yaml: valid, stages stage1, stage2, stage3, stage4" in result.stdout
+    assert "backbones: Field required" in result.stderr

@@ -28,8 +28,7 @@ from tools.export import replacing
 from tools.export.memory import return_what_is_freed
 from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage
-from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed
-from wemmu.sample import newest_finished
+from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed, stage_folder
 
 
 class Dtype(StrEnum):
@@ -140,7 +139,7 @@ def find(source: Path) -> Source:
     if (source / "manifest.json").is_file():
         folder, checkpoint = source.resolve().parent.parent, source
     else:
-        folder = source if (source / "config.yaml").is_file() else newest_finished(source)
+        folder = stage_folder(source)
         refuse_renamed(folder / CHECKPOINTS)
         found = own_checkpoints(folder / CHECKPOINTS)
         if not found:

@@ -16,7 +16,6 @@ CurriculumFile = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 NewestRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder; else the newest under runs/.")]
-StageFolder = Annotated[Path, typer.Argument(metavar="RUN/STAGE", help="Folder of a stage that has a checkpoint.")]
 # --out is the old name.
 Into = Annotated[
     Path | None, typer.Option("--run", "--out", metavar="RUN", help="Run folder to write; else runs/NAME.")

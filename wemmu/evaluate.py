@@ -1,23 +1,24 @@
-"""Score a stage's newest checkpoint: `wemmu evaluate RUN/stage3`. Writes RUN/stage3/evaluation.json."""
+"""Score a stage's newest checkpoint: `wemmu evaluate RUN`. Writes RUN/STAGE/evaluation.json."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wemmu.command_line import Ema, StageFolder, UsageError, plainly, program, start
+from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import load_stage
-from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint
+from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 
 
 @plainly()
 def main(
-    folder: StageFolder,
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="RUN (its newest finished stage) or RUN/STAGE.")],
     prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; else the newest.")] = None,
     ema: Ema = None,
 ) -> None:
     """Draw held-out requests with a trained stage and score them exactly."""
+    folder = stage_folder(source)
     run = load_stage(folder / "config.yaml")
     number = prompts or run.evaluation.prompts
     if number == 0:

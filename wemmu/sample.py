@@ -14,15 +14,11 @@ import typer
 from PIL import Image
 
 from wemmu.command_line import Ema, UsageError, plainly, program, start
-from wemmu.config import StageRun, Task, load_stage, load_stages
-from wemmu.config.checkpoints import CHECKPOINTS, directory_name, no_checkpoint, own_checkpoints, says_its_step
+from wemmu.config import ConfigError, StageRun, Task, load_stage, load_stages
+from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 
 if TYPE_CHECKING:
     import torch
-
-
-class SampleError(ValueError):
-    """An input that cannot be used; the message names it, the reason and what would do."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +121,14 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Raises SampleError if `path` is no picture."""
+    """Raises UsageError if `path` is no picture."""
     from wemmu.images import decode
 
     try:
         return decode(path.read_bytes())
     # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
-        raise SampleError(f"--image {path} cannot be read as an image: {error}") from error
+        raise UsageError(f"--image {path} cannot be read as an image: {error}") from error
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -148,46 +144,25 @@ def open_source(source: Path, ema: bool | None = None, device: str | None = None
     device: where to draw; None: on a GPU if there is one.
 
     Raises:
-        SampleError: if it is none of the things that can be drawn from, saying what it lacks.
-        ConfigError: if the stage's config is not valid.
+        ConfigError: if it is none of the things that can be drawn from, or its config is not valid.
     """
     if (source / "model_index.json").is_file():
         if ema is not None:
-            raise SampleError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
+            raise UsageError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
         return _exported(source, device)
-    stage = source if (source / "config.yaml").is_file() else newest_finished(source)
+    stage = stage_folder(source)
     return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
 
 
-def newest_finished(run: Path) -> Path:
-    """Folder of the last finished stage of a run.
-
-    Raises:
-        SampleError: if `run` is no run folder or none of its stages is finished.
-    """
-    stages = load_stages(run)
-    if not stages:
-        raise SampleError(
-            f"{run} cannot be drawn from; valid choices: a run folder (it holds STAGE/config.yaml), a stage's folder "
-            "(config.yaml) or an exported model (model_index.json)"
-        )
-    for folder, config in reversed(stages):
-        if says_its_step(folder / CHECKPOINTS / directory_name(config.stage.steps)):
-            return folder
-    begun = [str(folder) for folder, _ in stages if own_checkpoints(folder / CHECKPOINTS)]
-    choices = f"; to draw from one that is not, name it: {', '.join(begun)}" if begun else ""
-    raise SampleError(f"no stage of {run} is finished{choices}")
-
-
 def _device(name: str | None) -> "torch.device":
-    """Raises SampleError if there is no such device here."""
+    """Raises UsageError if there is no such device here."""
     import torch
 
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SampleError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -202,7 +177,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     from wemmu.training.build import load_trained
 
     if not run.recipe.draws:
-        raise SampleError(
+        raise ConfigError(
             f"{folder} is of a VLM that answers and draws nothing; `wemmu export {folder} --out DIR` "
             "makes a directory of it that transformers loads"
         )

@@ -1,10 +1,12 @@
 """`wemmu config`: is a curriculum valid, and where does each of its values come from?"""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from wemmu.command_line import AsJson, Overrides, plainly, program, start
 from wemmu.config.load import leaves, load_traced
@@ -26,7 +28,8 @@ def show(source: Source, overrides: Overrides = None, as_json: AsJson = False) -
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        print(f"{row['field']}={_as_typed(row['value'])}".ljust(60), f"# {row['from']}")
+        typed = f"{row['field']}={_as_typed(row['value'])}"
+        print(f"{typed:<60}  # {row['from']}")
 
 
 @plainly()
@@ -51,7 +54,9 @@ def _in_stage(field: str, names: list[str]) -> str:
 
 
 def _as_typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+    # YAML ends a scalar with a line of dots.
+    return text.removesuffix("...\n").strip()
 
 
 app = program(show, check, help="Check a curriculum, and show where each value comes from.")

@@ -103,6 +103,12 @@ def test_a_misspelt_field_is_answered_with_the_one_that_is_meant(tmp_path: Path)
     assert f"did you mean weight_decay? (stage {stage})" in said
     assert f"did you mean time? (stage {stage})" in said
     assert "webdataset.captoin: unknown field; did you mean caption" in said
+    # That a field is missing follows from its misspelling and is not said, too.
+    del content["data"]["prepare"]
+    content["stages"] = [{("stepz" if k == "steps" else k): v for k, v in tree()["stages"][0].items()}]
+    with pytest.raises(ConfigError) as caught:
+        load_curriculum(write(tmp_path, content))
+    assert len(str(caught.value).splitlines()) == 2, str(caught.value)
 
 
 def test_an_override_without_a_value_is_refused(tmp_path: Path):
@@ -166,7 +172,7 @@ def test_config_does_not_import_torch():
         ("stages.first.optimizer.lr=1e999", "stages.0.optimizer.lr: Input should be a finite number"),
         ("stages.first.mixture={t2i: .inf}", "stages.0.mixture.t2i: Input should be a finite number"),
         ("sampling.image=.nan", "sampling.image: Input should be a finite number"),
-        ("stages.first.steps=yes", "stages.0: Value error, steps is True: a switch"),
+        ("stages.first.steps=yes", "stages.0: steps is True: a switch"),
         ("stages.first.optimizer.betas=[on, 0.9]", "betas is"),
         ("data.shards=???", "'data.shards=???'"),
         ("stages.first.mixture={t2i: 1", "'stages.first.mixture={t2i: 1'"),

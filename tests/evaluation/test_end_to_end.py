@@ -76,7 +76,7 @@ def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path, capsys: p
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
     # No further attempt would help.
     assert refusal.value.code == EXIT_FINAL
-    assert "cannot read the config" in capsys.readouterr().err
+    assert "is no run; valid choices" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text((stage / "config.yaml").read_text())
     with pytest.raises(SystemExit, match="has no checkpoint; train it first"):
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
@@ -94,8 +94,10 @@ def test_a_run_finds_its_backbones_from_another_folder(
     near = load_stage(stage / "config.yaml").model_copy(update={"backbones": Backbones(vlm="vlm", sana="sana")})
     dump(near, run / "only/config.yaml")
     monkeypatch.chdir(tmp_path)
-    evaluate.main(Path("run/only"), prompts=1, checkpoint=None)
-    sample.main(Path("run"), tmp_path / "out.png", prompt="a red circle", size=None, steps=1)
+    evaluate.main(Path("run"), prompts=1, checkpoint=None)
+    for name in ("sample.png", "sample-2.png"):
+        sample.main(Path("run"), prompt="a red circle", size=None, steps=1)
+        assert (tmp_path / name).is_file()
     exported = convert_ckpt.find(Path("run")).run.backbones
     assert (exported.vlm.resolve(), exported.dit.resolve()) == (backbones.vlm.resolve(), backbones.dit.resolve())
 

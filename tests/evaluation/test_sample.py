@@ -7,13 +7,12 @@ from PIL import Image
 
 from tests.evaluation.fakes import write_run
 from wemmu.command_line import UsageError
-from wemmu.config import Task
+from wemmu.config import ConfigError, Task
+from wemmu.config.checkpoints import stage_folder
 from wemmu.sample import (
-    SampleError,
     Wish,
     _device,
     main,
-    newest_finished,
     open_picture,
     open_source,
     parse_size,
@@ -34,16 +33,16 @@ def test_bad_size_is_refused(text: str):
 
 def test_newest_finished_stage_is_taken(tmp_path: Path):
     run = write_run(tmp_path / "run")
-    assert newest_finished(run) == run / "stage4"
+    assert stage_folder(run) == run / "stage4"
     earlier = (run / "stage4" / "checkpoints" / "step_00000100").rename(
         run / "stage4" / "checkpoints" / "step_00000060"
     )
     manifest = (earlier / "manifest.json").read_text()
     (earlier / "manifest.json").write_text(manifest.replace('"step": 100', '"step": 60'))
-    assert newest_finished(run) == run / "stage1"
+    assert stage_folder(run) == run / "stage1"
     (run / "stage1" / "checkpoints" / "step_00000100" / "manifest.json").unlink()
-    with pytest.raises(SampleError, match=r"no stage of .* is finished; to draw from one .*stage4"):
-        newest_finished(run)
+    with pytest.raises(ConfigError, match=r"no stage of .* is finished; name one .*stage4"):
+        stage_folder(run)
 
 
 def test_an_invalid_config_of_one_stage_is_named_and_keeps_no_other_from_use(
@@ -51,19 +50,19 @@ def test_an_invalid_config_of_one_stage_is_named_and_keeps_no_other_from_use(
 ):
     run = write_run(tmp_path / "run")
     (run / "stage1" / "config.yaml").write_text("steps: many")
-    assert newest_finished(run) == run / "stage4"
+    assert stage_folder(run) == run / "stage4"
     assert f"passing over {run / 'stage1'}: the config" in capsys.readouterr().err
 
 
 def test_other_folders_are_refused(tmp_path: Path):
-    with pytest.raises(SampleError, match="valid choices: a run folder"):
+    with pytest.raises(ConfigError, match="valid choices: a run folder"):
         open_source(tmp_path)
 
 
 def test_unreadable_picture_is_named(tmp_path: Path):
     (tmp_path / "words.png").write_text("no picture")
     for name in ("words.png", "absent.png"):
-        with pytest.raises(SampleError, match=name):
+        with pytest.raises(UsageError, match=name):
             open_picture(tmp_path / name)
 
 
@@ -82,7 +81,7 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="is no folder that can be written to"):
         main(tmp_path, tmp_path / "file" / "a.png", image=[], prompt="a red circle", size=None)
-    with pytest.raises(SampleError, match="--device nonsense cannot be used"):
+    with pytest.raises(UsageError, match="--device nonsense cannot be used"):
         _device("nonsense")
 
 

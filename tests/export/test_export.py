@@ -34,6 +34,7 @@ from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.store import load_weights
+from wemmu.command_line import UsageError
 from wemmu.config import load_stage
 from wemmu.images import fit
 from wemmu.pipeline import _DEFAULTS, WeMMUPipeline, beyond
@@ -42,7 +43,7 @@ from wemmu.published.identity import identity
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.build import build_model
 from wemmu.recipes.wemmu.component import WeMMUBridge
-from wemmu.sample import SampleError, open_source
+from wemmu.sample import open_source
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
 from wemmu.training.build import load_trained
@@ -484,7 +485,7 @@ def test_averages_of_the_weights_are_taken_if_asked_for_and_there(trained: Train
         with pytest.raises((SystemExit, RuntimeError), match=r"holds no moving average .* --no-ema"):
             act()
     assert not (tmp_path / "none").exists()
-    with pytest.raises(SampleError, match="is an export, which has one set of weights"):
+    with pytest.raises(UsageError, match="is an export, which has one set of weights"):
         open_source(exported, ema=True)
 
 

@@ -292,3 +292,12 @@ def test_a_folder_from_a_cluster_goes_on_without_slurm(
     assert len(begun) == 1, result.output
     assert "no Slurm here to ask whether jobs of runs/x are still queued (a)" in result.stderr
     assert call("cancel", "runs/x").exit_code == 1
+    # Without a cluster.yaml it has run here; with one `resume` goes to Slurm, unless it is told not to.
+    call("resume", "runs/x")
+    dump(Cluster(name="site", ranks_per_node=1), run / folder.CLUSTER)
+    refused = call("resume", "runs/x")
+    assert (refused.exit_code, "runs/x was sent to Slurm; --here goes on" in refused.stderr) == (2, True)
+    assert len(begun) == 2
+    call("resume", "runs/x", "--here")
+    assert len(begun) == 3
+    assert "run folders in runs: runs/x" in call("resume", "runs/y").stderr

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from wemmu.config.load import ConfigError
+from wemmu.config.load import ConfigError, load_stages
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 _NAME = re.compile(r"step_(\d{8})")
@@ -22,6 +22,28 @@ class RenamedError(ConfigError):
 def no_checkpoint(folder: Path) -> ConfigError:
     """What to say of a stage's folder without a checkpoint."""
     return ConfigError(f"{folder} has no checkpoint; train it first: wemmu train {folder / 'config.yaml'}")
+
+
+def stage_folder(source: Path) -> Path:
+    """The folder of a stage: `source`, or the last finished stage of the run folder that it is.
+
+    Raises:
+        ConfigError: if `source` is neither, or none of its stages is finished.
+    """
+    if (source / "config.yaml").is_file():
+        return source
+    stages = load_stages(source)
+    if not stages:
+        raise ConfigError(
+            f"{source} is no run; valid choices: a run folder (it holds STAGE/config.yaml), a stage's folder "
+            "(config.yaml) or, to sample from it, an exported model (model_index.json)"
+        )
+    for folder, config in reversed(stages):
+        if says_its_step(folder / CHECKPOINTS / directory_name(config.stage.steps)):
+            return folder
+    begun = [str(folder) for folder, _ in stages if own_checkpoints(folder / CHECKPOINTS)]
+    choices = f"; name one that is not finished: {', '.join(begun)}" if begun else ""
+    raise ConfigError(f"no stage of {source} is finished{choices}")
 
 
 def directory_name(step: int) -> str:

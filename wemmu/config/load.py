@@ -76,9 +76,9 @@ def dump(config: BaseModel, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
-def _elsewhere() -> str:
+def _elsewhere(path: Path) -> str:
     """Where the examples are, for whoever has installed the packages without them."""
-    if (Path(__file__).parents[2] / "configs").is_dir():
+    if "configs" not in path.parts or (Path(__file__).parents[2] / "configs").is_dir():
         return ""
     return "; the examples of configs/ and the backbones of assets/ are in a checkout and not in the installed packages"
 
@@ -106,7 +106,7 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
     except ConfigError:
         raise
     except FileNotFoundError as error:
-        raise ConfigError(f"cannot read the config {path}: {error}{_elsewhere()}") from error
+        raise ConfigError(f"cannot read the config {path}: {error}{_elsewhere(path)}") from error
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
@@ -116,31 +116,40 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {_words(e, schema, data)} (got {_short(e['input'])})"
-            for e in _causes(error)
+            for e in _causes(error, schema)
         ]
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
 
 
-def _causes(error: ValidationError) -> list[ErrorDetails]:
-    """The errors without those that only follow from others: a list is empty because its elements are not valid."""
+def _causes(error: ValidationError, schema: type[BaseModel]) -> list[ErrorDetails]:
+    """The errors without those that only follow from others.
+
+    A list is empty because its elements are not valid; a field is missing because its name is misspelt.
+    """
     found = error.errors()
     deeper = [e["loc"] for e in found]
-    return [
-        e
-        for e in found
-        if e["type"] != "too_short"
-        or not any(len(d) > len(e["loc"]) and d[: len(e["loc"])] == e["loc"] for d in deeper)
-    ]
+    misspelt = {(*e["loc"][:-1], *_meant(e, schema)) for e in found if e["type"] == "extra_forbidden"}
+
+    def follows(e: ErrorDetails) -> bool:
+        loc = e["loc"]
+        below = any(len(d) > len(loc) and d[: len(loc)] == loc for d in deeper)
+        return (e["type"] == "too_short" and below) or (e["type"] == "missing" and loc in misspelt)
+
+    return [e for e in found if not follows(e)]
+
+
+def _meant(error: ErrorDetails, schema: type[BaseModel]) -> list[str]:
+    return difflib.get_close_matches(str(error["loc"][-1]), _fields(schema, error["loc"][:-1]), n=1)
 
 
 def _words(error: ErrorDetails, schema: type[BaseModel], data: Any) -> str:
     """The message of an error; of a field that is unknown with the field that is probably meant, and the stage."""
     loc = error["loc"]
     if error["type"] != "extra_forbidden":
-        return error["msg"]
-    known = list(_fields(schema, loc[:-1]))
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    words = f"unknown field; did you mean {close[0]}?" if close else f"unknown field; valid: {', '.join(known)}"
+        return error["msg"].removeprefix("Value error, ")
+    close = _meant(error, schema)
+    valid = ", ".join(_fields(schema, loc[:-1]))
+    words = f"unknown field; did you mean {close[0]}?" if close else f"unknown field; valid: {valid}"
     if loc[0] == "stages" and len(loc) > 1 and isinstance(name := data["stages"][loc[1]].get("name"), str):
         words += f" (stage {name})"
     return words
@@ -193,7 +202,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
     tree = _parse(path)
     base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
     folders = _folders(written, path)
-    origins = dict.fromkeys(_names(tree), Origin(str(path), folders))
+    origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError(f"cannot read the config {path}: base must be the path of one file, got {base}")
@@ -208,22 +217,18 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
 
 
 def _origin(origins: Mapping[str, Origin], name: str) -> Origin:
-    # An interpolation brings leaves that the file does not name.
-    while name not in origins:
+    # What is in a list comes with it; an interpolation brings leaves that the file does not name.
+    while name and name not in origins:
         name = name.rpartition(".")[0]
-    return origins[name]
-
-
-def _names(tree: DictConfig) -> list[str]:
-    return [name for name, _ in leaves(OmegaConf.to_container(tree))]
+    return origins.get(name, Origin("an older form"))
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Like `wemmu.config.base.leaves`, but of lists, too."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if inside is None or not value:
+    """Like `wemmu.config.base.leaves`, but also of the mappings in lists."""
+    listed = isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if listed else ()
+    if not inside:
         yield name, value
-        return
     for key, one in inside:
         yield from leaves(one, f"{name}.{key}" if name else str(key))
 
@@ -234,7 +239,7 @@ def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> 
         return {k: _with_folders(v, origins, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [_with_folders(v, origins, f"{name}.{i}" if name else str(i)) for i, v in enumerate(value)]
-    return Named.of(value, origins[name].folders) if isinstance(value, str) else value
+    return Named.of(value, _origin(origins, name).folders) if isinstance(value, str) else value
 
 
 def _parse(path: Path) -> DictConfig:
@@ -301,12 +306,13 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
     else:
         keys = [key]
     try:
-        parsed = OmegaConf.from_dotlist([f"value={value}"]).value
+        parsed: Any = OmegaConf.from_dotlist([f"value={value}"]).value
         for dotted in keys:
             OmegaConf.update(tree, dotted, parsed, merge=False)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the override {override!r} cannot be applied: {error}") from error
-    return [name for name in _names(tree) if any(f"{name}.".startswith(f"{dotted}.") for dotted in keys)]
+    value = OmegaConf.to_container(parsed) if isinstance(parsed, DictConfig | ListConfig) else parsed
+    return [name for dotted in keys for name, _ in leaves(value, dotted)]
 
 
 def _short(value: object) -> str:
