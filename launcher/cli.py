@@ -20,7 +20,7 @@ from launcher.attempt import BY_WARNING, Attempt
 from launcher.cluster import Cluster
 from launcher.job import Job
 from launcher.ledger import Event, Ledger
-from launcher.lock import SUBMISSION, LockedError, locked
+from launcher.lock import SUBMISSION, locked
 from launcher.plan import chain, find
 from launcher.preflight import problems, warnings
 from launcher.status import Status, statuses
@@ -42,6 +42,7 @@ from wemmu.command_line import (
 )
 from wemmu.config import Curriculum, dump, load, load_curriculum
 from wemmu.config.files import replace_text
+from wemmu.locks import LockedError
 
 DEFAULT = Path("configs/curriculum/paper.yaml")
 ClusterFile = Annotated[

@@ -23,6 +23,7 @@ from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, photog
 from wemmu.config import ConfigError, Curriculum, dump, load_curriculum
 from wemmu.config.shards import DATASET_FILE, LEDGER, REJECTED_FILE, DataSet, ShardError
 from wemmu.config.task import Task
+from wemmu.locks import LockedError
 
 QUIET = Console(file=StringIO())
 
@@ -188,7 +189,7 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path) -> Non
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
-    with _only_writer(tmp_path), pytest.raises(ShardError, match="another process is writing"):
+    with _only_writer(tmp_path), pytest.raises(LockedError, match="another process is writing"):
         write(curriculum_of(tmp_path), QUIET, workers=0)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.lock import LockedError, locked
+from launcher.lock import locked
 from tests.planning.worlds import MINIATURE
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.diagnosis import devices, host, processes, services, software
 from wemmu.diagnosis.findings import Finding, examine
+from wemmu.locks import LockedError
 from wemmu.training.hold import held
 
 KEY = "f00dfeed" * 5

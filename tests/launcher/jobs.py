@@ -37,7 +37,8 @@ from pathlib import Path
 from launcher import local
 from launcher.job import Job
 from launcher.ledger import Ledger
-from launcher.lock import LockedError, locked
+from launcher.lock import locked
+from wemmu.locks import LockedError
 run, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
 jobs = [
     Job(j["name"], tuple(j["command"]), Path(j["log"]), tuple(map(Path, j["products"])), (), j["steps"]) for j in jobs

@@ -10,9 +10,10 @@ import pytest
 from launcher import local
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
-from launcher.lock import LockedError, at_work, is_alive, locked
+from launcher.lock import at_work, locked
 from tests.launcher.jobs import script, trainer
 from tests.patience import eventually
+from wemmu.locks import LockedError, is_alive
 
 WRITES_PRODUCT = "import sys; open(sys.argv[1] + '/made.json', 'a').write('[]')"
 

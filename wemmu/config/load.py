@@ -311,8 +311,8 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
             OmegaConf.update(tree, dotted, parsed, merge=False)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the override {override!r} cannot be applied: {error}") from error
-    value = OmegaConf.to_container(parsed) if isinstance(parsed, DictConfig | ListConfig) else parsed
-    return [name for dotted in keys for name, _ in leaves(value, dotted)]
+    plain: Any = OmegaConf.to_container(parsed) if isinstance(parsed, DictConfig | ListConfig) else parsed
+    return [name for dotted in keys for name, _ in leaves(plain, dotted)]
 
 
 def _short(value: object) -> str:

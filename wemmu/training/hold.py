@@ -1,10 +1,11 @@
 """One training at a time in a stage folder, whoever started it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from wemmu.checkpoint.collective import all_ranks
+from wemmu.locks import Holder, hold, is_dead
 
 FILE = "trainer.lock"
 # Seconds for which the lock may outlive a rank that was killed: processes of its loader share it and notice late.
