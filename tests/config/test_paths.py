@@ -79,7 +79,7 @@ def test_a_path_is_looked_for_beside_the_file_that_names_it_then_from_where_the_
     assert (config.data.shards, config.stages[0].start) == (Path("shards"), Path("vlm"))
     # Two directories of that name: it says which is meant, once.
     load_curriculum(file)
-    said = f"vlm is the one beside the config, {tmp_path / 'base/vlm'}, and not {tmp_path / 'here/vlm'}"
+    said = f"vlm means the one beside the config, {tmp_path / 'base/vlm'}, not {tmp_path / 'here/vlm'}"
     assert capsys.readouterr().err.count(said) == 1
     (tmp_path / "base/raw").mkdir()
     sources = [source.path for source in load_curriculum(file).data.prepare.sources]
@@ -99,7 +99,7 @@ def test_where_a_field_comes_from(tmp_path: Path):
 
 
 def test_a_home_that_nobody_knows_is_an_error_not_a_traceback(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="home directory of ~nobody-by-this-name/x"):
+    with pytest.raises(ValueError, match="nobody-by-this-name/x: there is no home directory"):
         Backbones(vlm="~nobody-by-this-name/x", sana="sana")
 
 

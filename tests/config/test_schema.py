@@ -59,7 +59,7 @@ REFUSED = {
     "a rule without a ladder": ([put("stages", 0, "next_rung", {"samples": 16})], "this stage has one"),
     "a rule for another number of rungs": (
         [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [16, 16, 16]})],
-        "has 3 numbers for a ladder of 3 resolutions; valid: one number, or 2",
+        "has 3 numbers for 3 resolutions; valid: one number, or 2",
     ),
     "a ladder that leaves its last rung nothing": (
         [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [800, 793]})],

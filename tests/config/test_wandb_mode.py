@@ -55,7 +55,7 @@ def test_a_home_that_is_not_there_or_cannot_be_read_is_no_error(tmp_path: Path, 
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     found = wandb_mode(Logging())
-    assert found == ("offline", "this user has no home directory, where the netrc file would be")
+    assert found == ("offline", "this user has no home directory for a netrc file")
 
 
 def test_what_is_wrong_leaves_a_run_offline_and_says_why(netrc: Path, monkeypatch: pytest.MonkeyPatch):

@@ -39,7 +39,7 @@ def test_the_name_says_height_before_width_and_the_inputs_where_they_vary() -> N
 
 
 def test_a_directory_without_a_record_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"no complete data set.*data_pipeline write"):
+    with pytest.raises(ShardError, match=r"no complete data set.*data write"):
         DataSet.at(tmp_path)
 
 

@@ -83,9 +83,11 @@ def test_damage_of_a_shard_is_found_and_the_way_out_mends_it(copied: Curriculum,
     lines = [line for line in text.splitlines() if str(shard) in line]
     for word in words:
         assert any(word in line for line in lines), text
-    way_out = lines[0].partition("to have it written anew, delete ")[2].partition(" and run ")[0]
-    for name in way_out.split(", "):
+    remedy = lines[0].partition("to write it again, delete ")[2].partition(" and run ")[0]
+    for name in remedy.split(", "):
         path = Path(name)
+        # An empty remedy is the working directory.
+        assert path.is_relative_to(root), lines[0]
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_in_process(copied)
     assert shard.read_bytes() == before
@@ -166,7 +168,7 @@ def spoilt(shards: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tup
         ("target", lambda c: c["target"][:40], "an image cannot be decoded"),
         ("images", lambda c: pack([image(32, 64)]), "an image is 32 x 64 px"),
         ("images", lambda c: pack([]), "0 input images in a stream of 1"),
-        ("task", lambda c: "t2i", "of the task t2i in a stream of edit"),
+        ("task", lambda c: "t2i", "it has the task t2i in a stream of edit"),
         ("task", lambda c: "none", "columns are not of this layout"),
         ("latents", lambda c: pack([b"12"]), "latents have [2] bytes, not []"),
         ("id", lambda c: "shapes/edit/2", "its id shapes/edit/2 is also that of"),

@@ -1,4 +1,4 @@
-"""What a run is: typed, checked, and free of torch, so that a login node can refuse a bad run."""
+"""The config of a run: typed, validated, and free of torch, so a login node can reject a bad run."""
 
 from wemmu.config.load import ConfigError, dump, load, load_curriculum, load_stage, load_stages
 from wemmu.config.schema import Curriculum, StageRun

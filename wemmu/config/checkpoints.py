@@ -1,7 +1,7 @@
-"""Which directories of a stage are its checkpoints: one rule for resuming, pruning, scoring, sampling and export.
+"""Finds a stage's checkpoints by one rule for resuming, pruning, scoring, sampling and export.
 
-A checkpoint is a real directory named `step_` and eight digits whose manifest says that step. What a user puts beside
-it (copies under other names, links, archives) is never used and never touched. Free of torch.
+A checkpoint is a real directory `step_` plus eight digits whose manifest names the same step. A user's other files
+(copies under other names, links, archives) are never used and never changed. Free of torch.
 """
 
 import json
@@ -16,7 +16,7 @@ _NAME = re.compile(r"step_(\d{8})")
 
 
 class RenamedError(ConfigError):
-    """A directory has a checkpoint's name and holds the checkpoint of another step."""
+    """A directory named like a checkpoint holds the checkpoint of another step."""
 
 
 def no_checkpoint(folder: Path) -> ConfigError:
@@ -51,17 +51,17 @@ def directory_name(step: int) -> str:
 
 
 def own_checkpoints(root: Path) -> list[Path]:
-    """The checkpoints under `root`, oldest first; damaged ones too, whose manifest cannot be read."""
+    """Return the checkpoints under `root`, oldest first, including those with an unreadable manifest."""
     return [d for d in _named(root) if manifest_step(d) in (_step(d), None)]
 
 
 def stand_ins(root: Path) -> list[Path]:
-    """Links and files under `root` that have the name of a checkpoint and are passed over."""
+    """Return links and files under `root` that are named like a checkpoint; they are not used."""
     return sorted(d for d in _entries(root) if _NAME.fullmatch(d.name) and (d.is_symlink() or not d.is_dir()))
 
 
 def refuse_renamed(root: Path) -> None:
-    """Raises RenamedError naming a directory under `root` whose manifest says another step than its name."""
+    """Raises RenamedError if a directory under `root` holds another step than its name says."""
     for directory in _named(root):
         if (step := manifest_step(directory)) not in (_step(directory), None):
             raise RenamedError(
@@ -71,7 +71,7 @@ def refuse_renamed(root: Path) -> None:
 
 
 def manifest_step(directory: Path) -> int | None:
-    """The step that the manifest in `directory` says; None where it cannot be read."""
+    """Return the step in the manifest of `directory`; None if it is unreadable."""
     try:
         step = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -80,7 +80,7 @@ def manifest_step(directory: Path) -> int | None:
 
 
 def says_its_step(directory: Path) -> bool:
-    """Whether the manifest in `directory` says the step that its name says."""
+    """Whether the manifest of `directory` has the step in its name."""
     return directory_name(manifest_step(directory) or 0) == directory.name
 
 

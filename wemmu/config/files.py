@@ -4,14 +4,14 @@ import errno
 import os
 from pathlib import Path
 
-# What ails a file system until somebody does something about it.
+# File system errors that persist until a person fixes them.
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # A path leads nowhere.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Give `path` this content in one step: whatever crashes, the whole old content is there or the whole new."""
+    """Replace the content of `path` atomically: after a crash it is either the old or the new one."""
     aside = path.with_name(path.name + ".tmp")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,16 +1,16 @@
-"""How many tokens of the VLM a picture has: a rule that planning, training and sampling share."""
+"""The number of VLM tokens of an image; planning, training and sampling share this rule."""
 
 
 def token_grid(height_px: int, width_px: int, token_px: int) -> tuple[int, int]:
-    """VLM tokens of a picture, (rows, columns): each side rounded to whole tokens, as Qwen's processor rounds it.
+    """Return the VLM tokens of an image, (rows, columns): each side rounded to whole tokens, as by Qwen's processor.
 
-    Of 28 px: 512 px -> 18, 768 px -> 27, 1024 px -> 37; halves go to the even number. The processor also keeps the
-    number of pixels between two bounds (56 x 56 and 3584 x 3584 px for the published Qwen2.5-VL); these are not
-    followed, for the resolution of a stage is its own choice.
+    With 28 px per token: 512 px -> 18, 768 px -> 27, 1024 px -> 37; halves round to even. The processor also limits the
+    number of pixels (56 x 56 to 3584 x 3584 px for the published Qwen2.5-VL). This function does not, because a stage
+    chooses its resolution.
 
     Raises:
-        ValueError: if the picture is smaller than one token.
+        ValueError: if the image is smaller than one token.
     """
     if min(height_px, width_px) < token_px:
-        raise ValueError(f"a picture of {height_px} x {width_px} px is smaller than one VLM token of {token_px} px")
+        raise ValueError(f"an image of {height_px} x {width_px} px is smaller than one VLM token of {token_px} px")
     return round(height_px / token_px), round(width_px / token_px)

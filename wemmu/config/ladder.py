@@ -1,4 +1,4 @@
-"""A stage's ladder of resolutions: what ends a rung."""
+"""Stages with several resolutions ("rungs"): the rules that end a resolution."""
 
 from typing import Annotated
 
@@ -8,11 +8,11 @@ from wemmu.config.base import Config, Positive
 
 
 class Plateau(Config):
-    """The validation loss falls no further.
+    """The validation loss stops falling.
 
-    Every `every` steps of a rung the loss of the held-out records (`data.validation`) is computed. Its mean over the
-    last `window` of these validations is compared with the lowest such mean before: the rung ends when `patience`
-    validations in a row have not brought it lower by the share `min_gain`.
+    Every `every` steps training computes the loss of the held-out records (`data.validation`) and its mean over the
+    last `window` validations. The rung ends when `patience` validations in a row do not lower the best mean by the
+    share `min_gain`.
     """
 
     every: Positive
@@ -22,30 +22,30 @@ class Plateau(Config):
 
     @property
     def fewest(self) -> int:
-        """Steps of a rung before which it cannot end by this rule."""
+        """The smallest number of steps after which this rule can end a rung."""
         return (self.window + self.patience) * self.every
 
 
 class NextRung(Config):
-    """When a rung ends, other than the last, which ends with its stage.
+    """When a rung ends; the last one ends with its stage.
 
-    samples: as soon as a rung has seen so many, hence at the end of the step that reaches them; one number for all
-    rungs or one for each. plateau: or before, when the validation loss falls no further.
+    samples: the rung ends with the step that reaches this number; one number for all rungs or one for each. plateau:
+    it ends earlier if the validation loss stops falling.
     """
 
     samples: Positive | tuple[Positive, ...]
     plateau: Plateau | None = None
 
     def limits(self, rungs: int, global_batch: int) -> tuple[int, ...]:
-        """Steps that each of `rungs` rungs but the last takes at most.
+        """Return the maximal number of steps of each of `rungs` rungs but the last.
 
         Raises:
-            ValueError: if `samples` are of another number of rungs.
+            ValueError: if `samples` has the wrong length.
         """
         numbers = self.samples if isinstance(self.samples, tuple) else (self.samples,) * (rungs - 1)
         if len(numbers) != rungs - 1:
             raise ValueError(
-                f"next_rung.samples has {len(numbers)} numbers for a ladder of {rungs} resolutions; valid: one number, "
-                f"or {rungs - 1}, one for each rung but the last"
+                f"next_rung.samples has {len(numbers)} numbers for {rungs} resolutions; valid: one number, "
+                f"or {rungs - 1}, one for each resolution but the last"
             )
         return tuple(-(-number // global_batch) for number in numbers)

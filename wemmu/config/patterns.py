@@ -1,4 +1,4 @@
-"""What the wildcards and braces of a path stand for: one answer for those who read the files and those who look."""
+"""Expands the wildcards and braces of a path; readers and checks share this rule."""
 
 import glob
 import itertools
@@ -10,7 +10,7 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def expanded(path: str) -> list[str]:
-    """The paths that braces stand for, as a shell and WebDataset read them."""
+    """Return the paths of a brace expression, as in a shell and in WebDataset."""
     braces = _BRACES.search(path)
     if braces is None:
         return [path]
@@ -24,7 +24,7 @@ def expanded(path: str) -> list[str]:
 
 
 def escaped(path: str, exists: Callable[[str], bool]) -> str:
-    """`path` with the brackets of folders that have them in their names meant as they stand."""
+    """Return `path` with the brackets of existing folders escaped."""
     escaped, literal = [], []
     for name in path.split("/"):
         literal.append(name)

@@ -1,6 +1,6 @@
-"""What `data_pipeline` is asked to write: from which sources, at which sizes, and what is left out.
+"""What `data_pipeline` writes: from which sources, at which sizes, and which records it rejects.
 
-Paths are local or anything fsspec opens (`s3://...`, `hf://...`); those that name many files may hold wildcards.
+Paths are local or anything fsspec opens (`s3://...`, `hf://...`) and may hold wildcards.
 """
 
 from typing import Annotated, Literal
@@ -10,28 +10,28 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 from wemmu.config.base import Config, LocalPath, Location, Positive, Seed, Share
 from wemmu.config.task import Task
 
-# At least 1: a ratio of the longer to the shorter side, or of the new to the old.
+# A ratio of the longer to the shorter side, at least 1.
 Ratio = Annotated[float, Field(ge=1)]
-# What `wemmu.shapes` can make of a scene: ways in which a caption tells where things are, and edits of one picture.
+# `wemmu.shapes`: how a caption describes places, and kinds of single-image edits.
 Wording = Literal["placed", "unplaced", "related"]
 EditKind = Literal["recolor", "reshape", "resize", "move", "add", "remove", "background"]
 
 
 class _Source(Config):
-    # Stands in the ids of the records and in reports; two sources of one data set need different ones.
+    # Part of record ids and reports; unique in a data set.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")]
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks of which the source can have records."""
+        """The tasks that the source can have records of."""
         return (Task.T2I,)
 
 
 class ShapesSource(_Source):
-    """The built-in miniature world, endless: `samples` records of each task.
+    """The built-in miniature: `samples` records of each task.
 
-    `edits` gives the share of each kind of single-image edit, in any unit; empty: all alike. `captions` does so for the
-    ways in which a text-to-image caption tells where things are; empty: as in evaluation.
+    `edits` weights the kinds of single-image edits, in any unit; empty: all equal. `captions` weights the ways in which
+    a text-to-image caption describes places; empty: as in evaluation.
     """
 
     kind: Literal["shapes"]
@@ -47,10 +47,10 @@ class ShapesSource(_Source):
 
 
 class WebDatasetSource(_Source):
-    """Tar files of img2dataset or WebDataset: members of one stem are one record, a picture and its caption.
+    """Tar files of img2dataset or WebDataset: members of one stem are one record, an image and its caption.
 
-    `caption` lists where the caption may stand, the first that is there and not empty counts: `txt` is that member's
-    whole text, `json:caption` is the field `caption` of the member `json`. Empty: there are none.
+    `caption` lists places of the caption; the first non-empty one counts. `txt` is the text of that member,
+    `json:caption` the field `caption` of the member `json`. Empty: there are no captions.
     """
 
     kind: Literal["webdataset"]
@@ -59,11 +59,11 @@ class WebDatasetSource(_Source):
 
 
 class _Table(_Source):
-    """Files of rows. A picture is its bytes, Hugging Face's {bytes, path}, or a path.
+    """Files of rows. An image is bytes, Hugging Face's {bytes, path}, or a path.
 
-    Paths are relative to `root`, or absolute and below it (default: the folder of the file that names them). They may
-    lead, by links too, only below the root, or below one of `also_below`: links of a Hugging Face snapshot, which lead
-    to the `blobs` beside it, need no mention.
+    Paths are relative to `root`, or absolute and below it (default: the folder of the file that names them). After
+    resolving links they must lie below the root or one of `also_below`. Links of a Hugging Face snapshot to the `blobs`
+    beside it are allowed.
     """
 
     path: Location
@@ -72,7 +72,7 @@ class _Table(_Source):
 
 
 class ParquetSource(_Table):
-    """Parquet files of pictures and captions; `caption` null: they have none. Paths need a `root`."""
+    """Parquet files of images and captions; `caption` null: no captions. Paths need a `root`."""
 
     kind: Literal["parquet"]
     image: str = "image"
@@ -80,10 +80,10 @@ class ParquetSource(_Table):
 
 
 class FolderSource(_Table):
-    """Pictures that JSONL, a JSON array or Parquet lists; `caption` null: they have none.
+    """Images listed in JSONL, a JSON array or Parquet; `caption` null: no captions.
 
-    With `answer` the records are of the understanding task: `caption` is then the field of the question. A field of
-    conversations (`[{from: human, value: ...}, {from: gpt, value: ...}]`) can be named for both.
+    With `answer` these are understanding records, and `caption` is the field of the question. Both may name a field of
+    conversations (`[{from: human, value: ...}, {from: gpt, value: ...}]`).
     """
 
     kind: Literal["folder"]
@@ -97,10 +97,10 @@ class FolderSource(_Table):
 
 
 class EditsSource(_Table):
-    """Edit records in JSONL, a JSON array or Parquet: an instruction, one or several input pictures, a target.
+    """Edit records in JSONL, a JSON array or Parquet: an instruction, one or several input images, a target.
 
-    Of several instructions one is taken; of a conversation what the human says. Where `input` and `target` are one
-    field, its last picture is the target.
+    One of several instructions is used; of a conversation, the human's turn. If `input` and `target` are the same
+    field, its last image is the target.
     """
 
     kind: Literal["edits"]
@@ -120,7 +120,7 @@ class HuggingFaceSource(_Source):
     path: Location
     split: str | None = None
     image: str = "image"
-    # null: there are none.
+    # null: no captions.
     caption: str | None = "text"
 
 
@@ -131,16 +131,16 @@ Source = Annotated[
 
 
 class Pictures(Config):
-    """Aspect-ratio buckets, and how the pictures in them are stored.
+    """Aspect-ratio buckets, and the format of stored images.
 
-    At resolution R a bucket is a size of about R^2 pixels whose sides are multiples of `unit`. A picture goes to the
-    bucket nearest to its own aspect ratio: scaled until it covers the bucket, then cut evenly on both sides. One that
-    would have to be enlarged by more than `max_upscale` is not used at that resolution.
+    At resolution R a bucket is a size of about R^2 pixels whose sides are multiples of `unit`. An image goes to the
+    bucket with the nearest aspect ratio: it is scaled until it covers the bucket, then cropped evenly on both sides. An
+    image that needs more enlargement than `max_upscale` is not used at that resolution.
     """
 
     # px; Sana's autoencoder makes one latent of 32 x 32.
     unit: Positive = 32
-    # Longer to shorter side of the most oblong bucket; 1 leaves only the square.
+    # Largest ratio of longer to shorter side of a bucket; 1 allows only the square.
     max_aspect: Ratio = 2.0
     max_upscale: Annotated[float, Field(gt=0)] = 1.0
     # JPEG at 95 without chroma subsampling is visually lossless at a tenth of PNG's bytes on photographs.
@@ -149,31 +149,31 @@ class Pictures(Config):
 
 
 class Keep(Config):
-    """What is kept; everything else is listed in rejected.jsonl with its reason."""
+    """Which records are kept; rejected.jsonl lists the others with the reason."""
 
-    # px of the shorter side, of every picture of a record.
+    # px of the shorter side, for every image of a record.
     min_side: Positive = 1
     max_aspect: Ratio = 4.0
-    # Characters of the prompt, for tasks that have one.
+    # Characters of the prompt, for tasks with one.
     caption_length: tuple[Annotated[int, Field(ge=0)], Positive] = (1, 4000)
-    # Records whose pictures (and, for edits, instruction) are byte by byte those of an earlier record. Dropping them
-    # reads every source once more before anything is written.
+    # Records whose images (and, for edits, instruction) equal those of an earlier record byte by byte. Dropping them
+    # reads every source once more before writing.
     duplicates: Literal["drop", "keep"] = "drop"
-    # A picture with more pixels is not decoded at all: its file may be a decompression bomb.
+    # An image with more pixels is not decoded: it may be a decompression bomb.
     max_pixels: Positive = 100_000_000
 
     @field_validator("caption_length")
     @classmethod
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
         if value[0] > value[1]:
-            raise ValueError(f"the shortest length, {value[0]}, is above the longest, {value[1]}")
+            raise ValueError(f"the minimum {value[0]} is above the maximum {value[1]}")
         return value
 
 
 class Captioner(Config):
-    """Have a VLM (a directory in the published layout) write captions of text-to-image records.
+    """A VLM (a directory in the published layout) writes captions of text-to-image records.
 
-    `which`: of those that have none, or of all.
+    `which`: only missing captions, or all.
     """
 
     vlm: LocalPath
@@ -184,7 +184,7 @@ class Captioner(Config):
 
 
 class Latents(Config):
-    """Store the autoencoder's latents beside the pictures, so that training need not encode them."""
+    """Store the autoencoder's latents beside the images, so that training does not encode them."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch: Positive = 16
@@ -196,15 +196,15 @@ class Prepare(Config):
     keep: Keep = Keep()
     caption: Captioner | None = None
     latents: Latents | None = None
-    # Tasks that no stage mixes and that are written all the same, at every resolution of the stages.
+    # More tasks to write, which no stage uses, at every resolution of the stages.
     also: tuple[Task, ...] = ()
-    # Share of damaged records above which writing stops: by then the source is probably not what it should be.
+    # Share of damaged records above which writing stops: then the source itself is probably wrong.
     max_damaged: Share = 0.05
-    # Containers (tar, Parquet and list files, Hugging Face folders) of which all or the rest cannot be read. Each may
-    # hold any number of records, so no share of records tells what was lost.
+    # Number of containers (tar, Parquet and list files, Hugging Face folders) that may be unreadable, whole or in part.
+    # A container may hold any number of records, so a share of records cannot measure the loss.
     max_lost_containers: Annotated[int, Field(ge=0)] = 0
-    # Records of one partition, the unit of parallel work and of what a killed run does again; a tar file or a Parquet
-    # row group is never split.
+    # Records of one partition, the unit of parallel work, which a killed run repeats. A tar file or a Parquet row group
+    # is never split.
     partition: Positive = 2000
 
     @model_validator(mode="after")

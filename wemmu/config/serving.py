@@ -1,6 +1,6 @@
-"""Whether a data set can be read by the stages: the one answer of all who ask, from the record of its streams alone.
+"""Checks whether the stages can read a data set, from the record of its streams alone.
 
-The data job, the launcher, the doctor and the loader ask here, so what one of them lets pass the others read.
+The data job, the launcher, the doctor and the loader share this check, so they agree.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from wemmu.config.shards import (
 from wemmu.config.stage import Rung, Stage
 from wemmu.config.task import FROM_T2I, Task
 
-# Records of the smallest stream that holds one out.
+# The smallest stream with a held-out record has this many records.
 SMALLEST = 4
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage mixes at one of its resolutions; held_out: whether it is also validated with records of it."""
+    """A task of a stage at one of its resolutions; held_out: whether validation needs records of it."""
 
     task: Task
     resolution: int
@@ -42,7 +42,7 @@ class Need:
 
 
 def needs(stages: Iterable[Stage | Rung]) -> list[Need]:
-    """What stages read, in their order."""
+    """Return what the stages read, in order."""
     return [
         Need(task, resolution, stage.name, stage.next_rung is not None and stage.next_rung.plateau is not None)
         for stage in stages
@@ -52,12 +52,12 @@ def needs(stages: Iterable[Stage | Rung]) -> list[Need]:
 
 
 def sources_of(task: Task) -> tuple[Task, ...]:
-    """The tasks whose records serve `task`, the best first."""
+    """Return the tasks whose records can serve `task`, best first."""
     return (task, Task.T2I) if task in FROM_T2I else (task,)
 
 
 def serving(streams: Sequence[Stream], task: Task, resolution: int) -> list[Stream]:
-    """The streams that give `task` at `resolution`: those of the first task in `sources_of` that has any there."""
+    """Return the streams for `task` at `resolution`: those of the first task in `sources_of` that has any."""
     found = (
         [s for s in streams if (s.settings.task, s.settings.resolution) == (source, resolution)]
         for source in sources_of(task)
@@ -66,7 +66,7 @@ def serving(streams: Sequence[Stream], task: Task, resolution: int) -> list[Stre
 
 
 def lacking(streams: Sequence[Stream], wanted: Iterable[Need]) -> list[Need]:
-    """Those for which a data set of these streams has no record."""
+    """Return the needs for which these streams have no record."""
     return [
         need
         for need in wanted
@@ -75,26 +75,26 @@ def lacking(streams: Sequence[Stream], wanted: Iterable[Need]) -> list[Need]:
 
 
 def check_readable(where: Path | str, streams: Sequence[Stream], wanted: Iterable[Need]) -> None:
-    """Refuse a data set that lacks what stages read.
+    """Check that a data set holds everything that the stages read.
 
     Raises:
-        ShardError: naming every stage, task and resolution, and what there is instead.
+        ShardError: names every missing stage, task and resolution, and the streams of the data set.
     """
     if not (lacks := lacking(streams, wanted)):
         return
     there = ", ".join(f"{s.settings.name} ({s.samples})" for s in streams)
     raise ShardError(
         f"the data set {where} has no record for {'; '.join(map(str, lacks))}. It has {there or 'no stream'}. Write "
-        f"one that has them (its {REJECTED_FILE} tells what was left out, and why), or change the stage's mixture or "
+        f"one that has them (its {REJECTED_FILE} lists rejected records and reasons), or change the stage's mixture or "
         "resolution"
     )
 
 
 def read_index(root: Path, stream: Stream) -> bytes:
-    """The index of a stream in the data set at `root`.
+    """Read the index of a stream in the data set at `root`.
 
     Raises:
-        ShardError: unless it is the recorded one.
+        ShardError: if it is not the recorded one.
     """
     path, state = root / stream.settings.name / INDEX_FILE, "missing"
     if path.exists():
@@ -103,12 +103,12 @@ def read_index(root: Path, stream: Stream) -> bytes:
             return content
         state = "damaged (its sha256 differs)"
     raise ShardError(
-        f"the shard index {path} is {state}; to have it made anew, delete {root / DATASET_FILE} and {REWRITE}"
+        f"the shard index {path} is {state}; to write it again, delete {root / DATASET_FILE} and {REWRITE}"
     )
 
 
 def fault_of(shard: Path, size: int) -> str | None:
-    """What is wrong with a shard file that must have `size` bytes, without reading it; None if nothing is."""
+    """Return the fault of a shard file that must have `size` bytes, without reading it; None if there is none."""
     found = shard.stat().st_size if shard.exists() else None
     if found == size:
         return None
@@ -116,10 +116,10 @@ def fault_of(shard: Path, size: int) -> str | None:
 
 
 def check_files(root: Path, streams: Iterable[Stream], shards_too: bool) -> None:
-    """Look at the files of the data set at `root` as the loader does before it reads: indices, and sizes of shards.
+    """Check the files of the data set at `root` like the loader: indices and sizes of shards.
 
     Raises:
-        ShardError: naming the first that is missing or damaged, and how many more are.
+        ShardError: names the first missing or damaged file and the number of others.
     """
     lost = []
     for stream in streams:
@@ -135,10 +135,10 @@ def check_files(root: Path, streams: Iterable[Stream], shards_too: bool) -> None
 
 
 def check_preparable(curriculum: Curriculum, prepare: Prepare) -> None:
-    """Refuse sources of which none can have a record for some stage, before anything is read or written.
+    """Check, before reading or writing, that some source can have records for every stage.
 
     Raises:
-        ShardError: naming every stage, task and resolution, and what the sources can have.
+        ShardError: names every missing stage, task and resolution, and the tasks of the sources.
     """
     given = {task for source in prepare.sources for task in source.tasks}
     if not (lacks := [need for need in needs(curriculum.stages) if not given & set(sources_of(need.task))]):

@@ -1,13 +1,13 @@
 """The layout of a prepared data set: what `data_pipeline` writes and `wemmu.data` reads (docs/data.md).
 
-settings.json                   what was asked for, written first
-ledger/00000.json ...           one finished partition each: what it holds in which stream, what it rejected
-scan/00000.npy ...              hashes of the records of each partition, where duplicates were looked for
-rejected.jsonl                  every record that was left out, with its source, key and reason
+settings.json                   the settings, written first
+ledger/00000.json ...           one finished partition each: its part of each stream, and what it rejected
+scan/00000.npy ...              hashes of the records of each partition, if duplicates are dropped
+rejected.jsonl                  every rejected record, with source, key and reason
 <task>/<resolution>/<H>x<W>/    one stream, a local MDS data set
     index.json                  the MDS index of all its partitions
     00000/ 00001/ ...           the shards of its partitions
-dataset.json                    written last: where it stands, the data set is complete
+dataset.json                    written last: if it exists, the data set is complete
 """
 
 import struct
@@ -31,13 +31,13 @@ REJECTED_FILE = "rejected.jsonl"
 LEDGER = "ledger"
 SCAN = "scan"
 REWRITE = "run `wemmu data write CURRICULUM` again"
-# MDS types that decode without executing anything.
-#   prompt    what the VLM is asked; empty where the task has no words
-#   answer    what it should say; understanding only
-#   images    the input pictures as files (JPEG or PNG), see `pack`
-#   target    the picture to make as a file; empty where the first input is itself the target, or none is made
+# MDS types that decode without executing code.
+#   prompt    the VLM's text; empty for tasks without text
+#   answer    the VLM's answer; understanding only
+#   images    the input images as files (JPEG or PNG), see `pack`
+#   target    the target image as a file; empty if the first input is the target, or for understanding
 #   latents   empty, or see `pack`: the latents of the target, then of each input, each [channels, rows, columns]
-#   checksum  of all other columns, see `checksum`; readers compare it, so that damage never becomes wrong pixels
+#   checksum  of all other columns, see `checksum`; readers compare it, so damage never becomes wrong pixels
 COLUMNS = {
     "id": "str",
     "task": "str",
@@ -51,7 +51,7 @@ COLUMNS = {
 
 
 class ShardError(ValueError):
-    """A data set that cannot be used as it is; the message names the file or field and the way out."""
+    """An unusable data set; the message names the file or field and the remedy."""
 
 
 class Schema(Config):
@@ -59,22 +59,22 @@ class Schema(Config):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises FileNotFoundError without the file, ShardError for one that this version cannot read."""
+        """Raises FileNotFoundError if the file is missing, ShardError if this version cannot read it."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
             raise ShardError(
-                f"{path} is not of this version of the shard layout; write the data set anew into an empty directory "
+                f"{path} is not of this version of the shard layout; write the data set again into an empty directory "
                 f"({error.errors()[0]['loc']}: {error.errors()[0]['msg']})"
             ) from error
 
     def save(self, path: Path) -> None:
-        """Write as JSON; the file appears whole or not at all."""
+        """Write as JSON, atomically."""
         replace_text(path, self.model_dump_json(indent=1))
 
 
 class LatentSettings(Schema):
-    """Everything that decides what a stored latent is; training refuses latents of another autoencoder.
+    """Everything that defines a stored latent; training refuses latents of another autoencoder.
 
     `vae` names its weights (`wemmu.published.identity`). Values are already multiplied by `scaling_factor`.
     """
@@ -88,14 +88,14 @@ class LatentSettings(Schema):
 
     @property
     def bytes(self) -> int:
-        """Of one image's latents."""
+        """The size of one image's latents, in bytes."""
         return self.channels * self.rows * self.columns * {"float32": 4, "bfloat16": 2}[self.dtype]
 
 
 class StreamSettings(Schema):
-    """What the records of one stream have in common, so that any of them can share a batch.
+    """The common properties of a stream's records, so that any of them can share a batch.
 
-    `height` and `width` are the pixels of every picture, `inputs` is the number of input pictures of a record.
+    `height` and `width` are the size of every image in px, `inputs` is the number of input images of a record.
     """
 
     task: Task
@@ -107,7 +107,7 @@ class StreamSettings(Schema):
 
     @property
     def name(self) -> str:
-        """The stream's directory below the data set's."""
+        """The stream's directory, relative to the data set's."""
         several = f"x{self.inputs}" if self.task is Task.MULTI_EDIT else ""
         return f"{self.task}/{self.resolution}/{self.height}x{self.width}{several}"
 
@@ -144,14 +144,14 @@ class DataSet(Schema):
 
 
 def written_anew(root: Path | str, stream: str, name: str) -> str:
-    """How to have the partition of shard file `name` of a stream written anew in the data set at `root`, or a URL."""
+    """Return how to write the partition of shard file `name` again, in the data set at `root` or a URL."""
     partition = name.split("/")[0]
     parts = f"{stream}/{partition}", f"{LEDGER}/{partition}.json", DATASET_FILE
-    return f"to have it written anew, delete {', '.join(f'{root}/{part}' for part in parts)} and {REWRITE}"
+    return f"to write it again, delete {', '.join(f'{root}/{part}' for part in parts)} and {REWRITE}"
 
 
 def checksum(columns: Mapping[str, Any]) -> bytes:
-    """8 bytes that change when any other column does."""
+    """Return 8 bytes that change with any other column."""
     digest = xxhash.xxh3_64()
     for name in COLUMNS:
         if name != "checksum":
@@ -163,7 +163,7 @@ def checksum(columns: Mapping[str, Any]) -> bytes:
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
-    """Any number of byte strings as one: their number, their lengths (uint32, little-endian), then their content."""
+    """Join byte strings: their number, their lengths (uint32, little-endian), then their content."""
     return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
 
 
@@ -179,9 +179,9 @@ def unpack(data: bytes) -> list[bytes]:
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record as it is stored, with its lists unpacked: images are files, and latents numbers of one image each.
+    """A stored record with unpacked lists: images are files, latents are bytes of one image each.
 
-    Binary fields are of the type that the columns have, which may be views of the shard.
+    Binary fields have the type of the columns, which may be views of the shard.
     """
 
     id: str
@@ -194,10 +194,10 @@ class StoredRecord:
 
     @classmethod
     def of(cls, columns: Mapping[str, bytes]) -> Self:
-        """The record of these columns.
+        """Return the record of these columns.
 
         Raises:
-            ValueError: if they are damaged, or not of this layout.
+            ValueError: if they are damaged, or of another layout.
         """
         if checksum(columns) != columns["checksum"]:
             raise ValueError("its checksum differs: it is damaged")
@@ -209,15 +209,15 @@ class StoredRecord:
             raise ValueError(f"its columns are not of this layout ({error})") from error
 
     def misfits(self, stream: StreamSettings) -> list[str]:
-        """What of the record is not as all records of the stream are, except for the content of the images."""
+        """Yield how the record differs from its stream, not counting the content of images."""
         found = []
         if self.task != stream.task:
-            found.append(f"it is of the task {self.task} in a stream of {stream.task}")
+            found.append(f"it has the task {self.task} in a stream of {stream.task}")
         if len(self.images) != stream.inputs:
             found.append(f"it has {len(self.images)} input images in a stream of {stream.inputs}")
         if not self.images and not self.target:
             found.append("it has no image")
-        # Latents are of the target, then of each input; where the first input is the target, they are stored once.
+        # Latents of the target, then of each input; stored once if the first input is the target.
         each = stream.latents.bytes if stream.latents else 0
         expected = [each if file else 0 for file in (self.target, *self.images)] if stream.latents else []
         lengths = [len(latents) for latents in self.latents]

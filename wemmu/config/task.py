@@ -1,4 +1,4 @@
-"""The task families: what a sample gives the model and what it must make of it."""
+"""The tasks: what a sample gives the model and what the model returns."""
 
 from enum import StrEnum
 
@@ -6,9 +6,9 @@ from enum import StrEnum
 class Task(StrEnum):
     """Values name shard streams, metrics and mixture weights.
 
-    T2I: prompt -> picture. RECONSTRUCTION: picture without words -> the same picture. UNCONDITIONAL: nothing -> a
-    picture. EDIT: one picture and an instruction -> picture. MULTI_EDIT: several pictures and an instruction ->
-    picture. UNDERSTANDING: picture and question -> words; what a VLM is tuned on.
+    T2I: prompt -> image. RECONSTRUCTION: image without text -> the same image. UNCONDITIONAL: nothing -> image. EDIT:
+    one image and an instruction -> image. MULTI_EDIT: several images and an instruction -> image. UNDERSTANDING: image
+    and question -> text; tunes a VLM.
     """
 
     T2I = "t2i"
@@ -19,11 +19,11 @@ class Task(StrEnum):
     UNDERSTANDING = "understanding"
 
 
-# Tasks that can do with the pictures of text-to-image records, and do where a data set has no records of their own.
+# Tasks that use the images of text-to-image records if a data set has no records of their own.
 FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
 GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)
 UNDERSTANDING_TASKS = (Task.UNDERSTANDING,)
-# What reports call them.
+# Names in reports.
 TASK_NAMES = {
     Task.T2I: "Text to image",
     Task.RECONSTRUCTION: "Reconstruction",

@@ -1,4 +1,4 @@
-"""Whether a run shows itself in Weights & Biases as it goes. A key is looked for, never read out."""
+"""Decides whether a run uploads to Weights & Biases. Looks for a key, never reads its value."""
 
 import netrc
 import os
@@ -13,16 +13,16 @@ _VARIABLE = "WANDB_MODE"
 
 
 class Mode(NamedTuple):
-    """online: uploaded while training goes on. offline: not before `tools/wandb_sync.py` does it. reason: in words."""
+    """online: upload during training. offline: `tools/wandb_sync.py` uploads later. reason: in words."""
 
     name: Literal["online", "offline", "disabled"]
     reason: str
 
 
 def wandb_mode(logging: Logging) -> Mode:
-    """What `logging.wandb` means here: `auto` is WANDB_MODE, else online where there is a key, else offline.
+    """Return the mode for `logging.wandb`; `auto` is WANDB_MODE, else online if there is a key, else offline.
 
-    It has no errors: nothing about W&B stops a run. What is wrong is the reason for being offline.
+    Never raises: nothing about W&B stops a run. A problem is the reason for being offline.
     """
     if logging.wandb != "auto":
         return Mode(logging.wandb, "logging.wandb says so")
@@ -32,7 +32,7 @@ def wandb_mode(logging: Logging) -> Mode:
         case None | "":
             pass
         case other:
-            return Mode("offline", f"{_VARIABLE} is {other!r}, which is none of online, offline, disabled")
+            return Mode("offline", f"{_VARIABLE} is {other!r}, not one of online, offline, disabled")
     key, reason = find_key()
     return Mode("online" if key else "offline", reason)
 
@@ -46,11 +46,11 @@ def find_key() -> tuple[str | None, str]:
         for file in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
             if key is None and file.is_file() and host in netrc.netrc(file).hosts:
                 key = file.name
-    # Its message may quote the line, and with it the key.
+    # The error's message may quote the line with the key.
     except (netrc.NetrcParseError, UnicodeDecodeError):
         reason = "the netrc file cannot be parsed"
     except OSError as error:
         reason = f"the netrc file cannot be read ({error.strerror}: {error.filename})"
     except RuntimeError:
-        reason = "this user has no home directory, where the netrc file would be"
+        reason = "this user has no home directory for a netrc file"
     return key, f"key in {key}" if key else reason
