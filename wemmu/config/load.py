@@ -1,4 +1,4 @@
-"""YAML and dotted overrides -> checked config, with errors a person can act on."""
+"""YAML and dotted overrides -> validated config, with errors that say what to change."""
 
 import difflib
 import io
@@ -21,29 +21,29 @@ from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
 
 Schema = TypeVar("Schema", bound=BaseModel)
-# What OmegaConf reads with: the two differ in what they take for YAML.
+# OmegaConf's loader, which differs from PyYAML's.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; the message names the file, the field, the value and the reason."""
+    """An invalid config; the message names the file, the field, the value and the reason."""
 
 
 def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     """Read a curriculum.
 
-    `base: other.yaml` at its top, relative to the file, is read first, and the file's own `overrides: [...]` are
-    applied to it before `overrides`. An override is a dotted assignment as `logging.every=5`;
-    `stages.NAME.field=value` reaches into the stage called NAME, `stages.*.field=value` into all.
+    `base: other.yaml`, relative to the file, is read first; then the file's `overrides: [...]` apply, then `overrides`.
+    An override is a dotted assignment as `logging.every=5`; `stages.NAME.field=value` changes the stage NAME,
+    `stages.*.field=value` all stages.
 
     Raises:
-        ConfigError: if the file cannot be read or what comes out is not a valid curriculum.
+        ConfigError: if the file cannot be read or the result is not a valid curriculum.
     """
     return load(path, Curriculum, overrides)
 
 
 def load_stage(path: Path) -> StageRun:
-    """Read the config of one stage's job, as `dump` wrote it.
+    """Read the config of one stage's job that `dump` wrote.
 
     Raises:
         ConfigError: if the file cannot be read or is not a valid stage.
@@ -52,24 +52,24 @@ def load_stage(path: Path) -> StageRun:
 
 
 def load_stages(run: Path) -> list[tuple[Path, StageRun]]:
-    """The stages of a run folder, in their order, each with its folder; one whose config is not valid is named.
+    """Return the stages of a run folder in order, each with its folder; print and skip those with an invalid config.
 
-    A file that was edited for one stage must not keep the others from being used.
+    One stage's edited config must not make the others unusable.
     """
     found = []
     for file in sorted(run.glob("*/config.yaml")):
         try:
             found.append((file.parent, load_stage(file)))
         except ConfigError as error:
-            print(f"passing over {file.parent}: {error}", file=sys.stderr)
+            print(f"skipping {file.parent}: {error}", file=sys.stderr)
     return sorted(found, key=lambda pair: pair[1].stage_index)
 
 
 def dump(config: BaseModel, path: Path) -> None:
-    """Write a config as YAML that `load_curriculum` or `load_stage` reads back equal; it appears whole.
+    """Write a config atomically as YAML that `load_curriculum` or `load_stage` reads back equal.
 
-    The working directory, from which its relative paths are meant, is written down in `relative_to`: as it is now, and
-    as it is seen from the file's folder, so that both a run folder and a whole checkout can be moved.
+    `relative_to` records the working directory, from which relative paths start: absolute, and relative to the file's
+    folder, so that a run folder or a whole checkout can be moved.
     """
     here, folder = os.path.abspath(Path.cwd()), os.path.abspath(path.parent)
     tree = {**config.model_dump(mode="json"), "relative_to": [here, os.path.relpath(here, folder)]}
@@ -77,17 +77,17 @@ def dump(config: BaseModel, path: Path) -> None:
 
 
 def _elsewhere(path: Path) -> str:
-    """Where the examples are, for whoever has installed the packages without them."""
+    """Return a hint where the examples are, if the installed packages lack them."""
     if "configs" not in path.parts or (Path(__file__).parents[2] / "configs").is_dir():
         return ""
-    return "; the examples of configs/ and the backbones of assets/ are in a checkout and not in the installed packages"
+    return "; configs/ and assets/ exist in a checkout, not in the installed packages"
 
 
 def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
-    """Read a config of any schema, as `load_curriculum` does.
+    """Read a config of any schema, like `load_curriculum`.
 
-    Relative paths are looked for beside the file that names them, then meant from the working directory; in a file that
-    `dump` wrote from where it was written.
+    Relative paths are searched beside the file that names them, then in the working directory; in a file of `dump`, in
+    the recorded folder.
 
     Raises:
         ConfigError: if the file cannot be read or is not valid.
@@ -96,7 +96,7 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
 
 
 def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> tuple[Schema, dict[str, str]]:
-    """`load`, and where each field comes from that is not left to its default: dotted name -> file or override."""
+    """Like `load`; also return the origin of each field that is set: dotted name -> file or override."""
     path = Path(path)
     try:
         tree, origins = _read(path)
@@ -143,7 +143,7 @@ def _meant(error: ErrorDetails, schema: type[BaseModel]) -> list[str]:
 
 
 def _words(error: ErrorDetails, schema: type[BaseModel], data: Any) -> str:
-    """The message of an error; of a field that is unknown with the field that is probably meant, and the stage."""
+    """Return the message of an error; for an unknown field, with the most similar field and the stage."""
     loc = error["loc"]
     if error["type"] != "extra_forbidden":
         return error["msg"].removeprefix("Value error, ")
@@ -156,9 +156,9 @@ def _words(error: ErrorDetails, schema: type[BaseModel], data: Any) -> str:
 
 
 def _fields(annotation: Any, loc: Sequence[str | int]) -> dict[str, None]:
-    """Names of the fields at `loc` inside a type, in their order; where several kinds are possible, of the kind named.
+    """Return the names of the fields at `loc` inside a type, in order; of a union, those of the chosen kind.
 
-    In `loc` the kind of a discriminated union is an element of its own.
+    `loc` contains the kind of a discriminated union as an element.
     """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = annotation.model_fields
@@ -175,10 +175,10 @@ def _fields(annotation: Any, loc: Sequence[str | int]) -> dict[str, None]:
 
 
 def _folders(written: Sequence[str] | None, path: Path) -> tuple[Path, ...]:
-    """Where the relative paths of a config may be: the first folder that has one is meant, the last has what is new.
+    """Return the folders in which relative paths of a config are searched; new files go to the last one.
 
-    Of a file that `dump` wrote, that is the folder that was written down. Where the file was moved since, what went
-    along with it comes first, and where neither folder is there any more, the working directory must do.
+    For a file of `dump`, this is the recorded folder; if the file was moved, first the folder that moved along; if both
+    are gone, the working directory.
     """
     if written is None:
         return (path.parent, Path.cwd())
@@ -189,16 +189,16 @@ def _folders(written: Sequence[str] | None, path: Path) -> tuple[Path, ...]:
 
 
 class Origin(NamedTuple):
-    """Where a field comes from, and from which folders it is meant if it is a path."""
+    """The origin of a field, and the folders in which it is searched if it is a path."""
 
     source: str
     folders: tuple[Path, ...] = ()
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[str, Origin]]:
-    """The tree of a file on its `base`, and the origin of each leaf; `above` are the files that stand on this one."""
+    """Return the tree of a file with its `base`, and the origin of each leaf; `above`: the files based on it."""
     if path.resolve() in above:
-        raise ConfigError(f"cannot read the config {path}: by `base` it stands on itself")
+        raise ConfigError(f"cannot read the config {path}: its chain of `base` contains itself")
     tree = _parse(path)
     base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
     folders = _folders(written, path)
@@ -234,7 +234,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> Any:
-    """The same tree, whose texts know the folders from which they may be meant."""
+    """Return the tree with strings that know the folders of relative paths."""
     if isinstance(value, dict):
         return {k: _with_folders(v, origins, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
     if isinstance(value, list):
@@ -243,10 +243,10 @@ def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> 
 
 
 def _parse(path: Path) -> DictConfig:
-    """The YAML of a file.
+    """Return the YAML text of a file.
 
     Raises:
-        ConfigError: naming the line that is not UTF-8, or holds a number that YAML reads as another one.
+        ConfigError: names the line that is not UTF-8, or holds a number that YAML reads as another one.
     """
     data = path.read_bytes()
     try:
@@ -258,7 +258,7 @@ def _parse(path: Path) -> DictConfig:
             f"0x{data[error.start]:02x}); save the file as UTF-8"
         ) from error
     stream = io.StringIO(text)
-    # Errors of YAML tell it with the line.
+    # YAML's own errors name the line.
     stream.name = str(path)
     tree = OmegaConf.load(stream)
     if not isinstance(tree, DictConfig):
@@ -273,7 +273,7 @@ def _refuse_other_bases(path: Path, node: Node | None) -> None:
         if child.tag == "tag:yaml.org,2002:int" and re.match(r"[-+]?0[0-7_]+$|.*:", child.value):
             raise ConfigError(
                 f"cannot read the config {path}: line {child.start_mark.line + 1}: YAML reads {child.value} as a "
-                "number to the base 8 or 60; write it in digits without a leading 0, or in quotes if it is a text"
+                "number in base 8 or 60; write it without a leading 0, or in quotes if it is a text"
             )
 
 
@@ -289,7 +289,7 @@ def _scalars(node: Node | None) -> Iterator[ScalarNode]:
 
 
 def _apply(tree: DictConfig, override: str) -> list[str]:
-    """Apply an override; returns the leaves that it sets."""
+    """Apply an override; return the leaves that it sets."""
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"the override {override!r} is not of the form field=value")
@@ -300,7 +300,7 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
         wanted = range(len(stages)) if parts[1] == "*" else [i for i, name in enumerate(stages) if name == parts[1]]
         if not wanted:
             raise ConfigError(
-                f"the override {override!r} names no stage; valid choices: {', '.join(map(str, stages))} or *"
+                f"the override {override!r} names an unknown stage; valid choices: {', '.join(map(str, stages))} or *"
             )
         keys = [".".join(["stages", str(i), *parts[2:]]) for i in wanted]
     else:
