@@ -61,7 +61,7 @@ def verify(root: Path, console: Console, workers: int | None = None) -> bool:
             ids = []
             for check, checked in shards:
                 tell(checked.problems)
-                records, size = records + checked.records, size + checked.bytes
+                records, size = records + len(checked.ids), size + checked.bytes
                 ids.append((check, checked.ids))
                 progress.advance(bar)
             tell(_repeated_ids(ids))
@@ -122,14 +122,14 @@ def _ledger(contents: Contents) -> tuple[Samples, list[Problem]]:
         samples[stream.settings.name] |= {shard["raw_data"]["basename"]: shard["samples"] for shard in shards}
     if not contents.complete:
         return samples, []
-    way_out = _indexed_anew(root)
+    remedy = _indexed_anew(root)
     for number in sorted(set(range(contents.parts)) - {entry.number for entry in entries}):
         file = str(Ledger(root).entry_file(number))
-        problems.append(Problem(file, None, "it is missing or cannot be read", way_out))
+        problems.append(Problem(file, None, "it is missing or cannot be read", remedy))
     lines, rejected = _lines(root / REJECTED_FILE), sum(len(entry.rejected) for entry in entries)
     if lines != rejected and not problems:
         what = f"it lists {lines} records, the ledger {rejected}"
-        problems.append(Problem(str(root / REJECTED_FILE), None, what, way_out))
+        problems.append(Problem(str(root / REJECTED_FILE), None, what, remedy))
     return samples, problems
 
 

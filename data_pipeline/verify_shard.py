@@ -25,19 +25,17 @@ class Problem:
     file: str
     record: int | None
     what: str
-    way_out: str
+    remedy: str
 
     def __str__(self) -> str:
         where = self.file if self.record is None else f"{self.file}, record {self.record}"
-        return f"{where}: {plain(self.what)}; {self.way_out}"
+        return f"{where}: {plain(self.what)}; {self.remedy}"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one shard. `ids` are hashes of the records' ids, uint64, in their order."""
+    """What was found in one shard of `bytes`. `ids` are hashes of the records' ids, uint64, in their order."""
 
-    file: str
-    records: int
     bytes: int
     ids: np.ndarray
     problems: list[Problem]
@@ -60,7 +58,7 @@ class Check:
 
 def check_shard(check: Check) -> Checked:
     """Hash a shard and check each of its records."""
-    path, file, way_out = check.path, str(check.path), written_anew(check.root, check.settings.name, check.name)
+    path, file, remedy = check.path, str(check.path), written_anew(check.root, check.settings.name, check.name)
     ids: list[int] = []
     problems: list[Problem] = []
     try:
@@ -68,22 +66,22 @@ def check_shard(check: Check) -> Checked:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             size = opened.tell()
     except OSError as error:
-        return Checked(file, 0, 0, np.empty(0, np.uint64), [Problem(file, None, str(error.strerror), way_out)])
+        return Checked(0, np.empty(0, np.uint64), [Problem(file, None, str(error.strerror), remedy)])
     if digest != check.sha256:
-        problems.append(Problem(file, None, f"its sha256 is {digest}, not {check.sha256}", way_out))
+        problems.append(Problem(file, None, f"its sha256 is {digest}, not {check.sha256}", remedy))
     try:
         for number, columns in enumerate(Shard.of_ours(path).records()):
             ids.append(xxhash.xxh3_64_intdigest(columns["id"]))
-            problems += [Problem(file, number, what, way_out) for what in record_problems(columns, check.settings)]
+            problems += [Problem(file, number, what, remedy) for what in record_problems(columns, check.settings)]
     except BrokenShardError as error:
-        problems.append(Problem(file, None, f"it {error.reason}", way_out))
+        problems.append(Problem(file, None, f"it {error.reason}", remedy))
     else:
         if check.samples is not None and len(ids) != check.samples:
-            problems.append(Problem(file, None, f"it has {len(ids)} records, the ledger says {check.samples}", way_out))
+            problems.append(Problem(file, None, f"it has {len(ids)} records, the ledger says {check.samples}", remedy))
     if len(problems) > NAMED:
         more = f"{len(problems) - NAMED} more problems"
-        problems = [*problems[:NAMED], Problem(file, None, more, way_out)]
-    return Checked(file, len(ids), size, np.array(ids, np.uint64), problems)
+        problems = [*problems[:NAMED], Problem(file, None, more, remedy)]
+    return Checked(size, np.array(ids, np.uint64), problems)
 
 
 def record_problems(columns: Mapping[str, bytes], settings: StreamSettings) -> list[str]:

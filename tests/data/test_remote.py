@@ -294,8 +294,8 @@ def test_damage_that_stays_is_refused_with_the_way_out(
     (found,) = opened(server.url, tmp_path, Task.T2I)
     found[0]
     held = size_of(tmp_path)
-    way_out = f"delete {server.url}/t2i/32/32x32/00003, {server.url}/ledger/00003.json, {server.url}/dataset.json"
-    with pytest.raises(ShardError, match=rf"{server.url}/{SHARD} is {words} .*{way_out}"):
+    remedy = f"delete {server.url}/t2i/32/32x32/00003, {server.url}/ledger/00003.json, {server.url}/dataset.json"
+    with pytest.raises(ShardError, match=rf"{server.url}/{SHARD} is {words} .*{remedy}"):
         found[13]
     assert size_of(tmp_path) == held
     server.answer = lambda path, time, content: damage(content)

@@ -138,8 +138,8 @@ def test_a_shard_that_is_missing_or_short_is_found_when_the_stream_is_opened(
     damage(copy / SHARD)
     with pytest.raises(ShardError, match=f"{SHARD} is {words}") as caught:
         opened(copy, Task.T2I, Task.EDIT)
-    way_out = [f"{copy}/{name}" for name in ("edit/32/32x32/00001", "ledger/00001.json", DATASET_FILE)]
-    assert f"delete {', '.join(way_out)} and run `wemmu data write" in str(caught.value)
+    remedy = [f"{copy}/{name}" for name in ("edit/32/32x32/00001", "ledger/00001.json", DATASET_FILE)]
+    assert f"delete {', '.join(remedy)} and run `wemmu data write" in str(caught.value)
     opened(copy, Task.T2I)
 
 

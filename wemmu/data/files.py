@@ -38,7 +38,7 @@ class Files:
         """A cheap look before anything is read; raises LostShardError if the file cannot be the one of `size` bytes."""
         path = self.path(stream, name)
         if fault := fault_of(path, size):
-            raise LostShardError(f"the shard file {path} is {fault}; {self.way_out(stream, name)}")
+            raise LostShardError(f"the shard file {path} is {fault}; {self.remedy(stream, name)}")
 
     @contextmanager
     def held(self, stream: Stream, name: str, size: int) -> Iterator[None]:
@@ -49,6 +49,6 @@ class Files:
             self.check(stream, name, size)
             raise
 
-    def way_out(self, stream: Stream, name: str) -> str:
+    def remedy(self, stream: Stream, name: str) -> str:
         """What a person can do about a shard file that is missing or damaged."""
         return written_anew(self._root, stream.settings.name, name)

@@ -110,7 +110,7 @@ class ShardCache(Files):
         finally:
             os.close(file)
 
-    def way_out(self, stream: Stream, name: str) -> str:
+    def remedy(self, stream: Stream, name: str) -> str:
         cached = f"to have it fetched anew, delete {self.path(stream, name)}"
         return f"{cached}; if the file at {self._url} is itself damaged, {self._anew(stream, name)}"
 
@@ -139,18 +139,18 @@ class ShardCache(Files):
 
     # Damage and loss may be the connection's.
     @retry(retry=retry_if_exception_type(ShardError), stop=stop_after_attempt(2), reraise=True)
-    def _recorded(self, stream: Stream, name: str, kind: str, way_out: str) -> bytes:
+    def _recorded(self, stream: Stream, name: str, kind: str, remedy: str) -> bytes:
         """The content of a file of the stream, which has the recorded sha256."""
         path = f"{stream.settings.name}/{name}"
         try:
             # Not `open`, which for HTTP raises FileNotFoundError whatever is wrong with the connection.
             content = self._remote.cat_file(f"{self._base}/{path}")
         except FileNotFoundError as error:
-            raise LostShardError(f"the shard {kind} {self._url}/{path} is missing; {way_out}") from error
+            raise LostShardError(f"the shard {kind} {self._url}/{path} is missing; {remedy}") from error
         except Exception as error:
             raise self._unreachable(f"{self._url}/{path}", error) from error
         if hashlib.sha256(content).hexdigest() != stream.files[name]:
-            raise LostShardError(f"the shard {kind} {self._url}/{path} is damaged (its sha256 differs); {way_out}")
+            raise LostShardError(f"the shard {kind} {self._url}/{path} is damaged (its sha256 differs); {remedy}")
         return content
 
     def _make_room(self, part: int, size: int) -> None:

@@ -183,7 +183,7 @@ class ShardStream:
             reason = error.reason if isinstance(error, BrokenShardError) else error
             raise DamageError(
                 f"the shard file {shard.path} is damaged in record {number}{id} ({reason}); "
-                f"{self._files.way_out(self._stream, name)}"
+                f"{self._files.remedy(self._stream, name)}"
             ) from error
 
     def _decoded(self, record: StoredRecord) -> DecodedRecord:
