@@ -7,23 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.plan import Settings
-from data_pipeline.records import Reason
+from data_pipeline.records import Rejection
 from wemmu.config.serving import fault_of
 from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, Stream, StreamSettings
 from wemmu.config.task import Task
 
 # A partition, or one that is being written aside (`data_pipeline.partitions`).
 _PARTITION = re.compile(r"(?P<number>\d{5,})(?P<aside>\.[0-9a-f]{32}\.tmp)?")
-
-
-class Rejected(Schema):
-    """A line of rejected.jsonl."""
-
-    source: str
-    part: str
-    key: str
-    reason: Reason
-    detail: str = ""
 
 
 class Shards(Schema):
@@ -50,7 +40,7 @@ class Entry(Schema):
     tasks: dict[Task, int]
     unused: dict[Task, int]
     streams: tuple[Shards, ...]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[Rejection, ...]
     sides: dict[int, int]
     captions: dict[int, int]
 

@@ -13,13 +13,12 @@ from data_pipeline.ledger import (
     SIDE_EDGES,
     Entry,
     Ledger,
-    Rejected,
     Shards,
     lower_edge,
     partition_name,
 )
 from data_pipeline.plan import Job
-from data_pipeline.records import Reason, RejectedError, SourcePartition
+from data_pipeline.records import Reason, RejectedError, Rejection, SourcePartition
 from wemmu.config.shards import COLUMNS, StreamSettings
 from wemmu.config.task import Task
 
@@ -43,7 +42,7 @@ def write_partition(
     killed in between leaves a partition that the ledger does not know, and that the next run writes again.
     """
     out = _Writers(job.root, number)
-    rejected: list[Rejected] = []
+    rejected: list[Rejection] = []
     # A record may come at several resolutions; it is counted once.
     written: set[str] = set()
     tasks: Counter[Task] = Counter()
@@ -55,7 +54,7 @@ def write_partition(
         if error.reason is Reason.UNUSED:
             unused[Task(error.detail)] += 1
             return
-        rejected.append(Rejected(source=part.source, part=part.name, key=key, reason=error.reason, detail=error.detail))
+        rejected.append(part.rejection(key, error.reason, error.detail))
 
     try:
         for sample in chain(part, job, dropped, services or Services(), reject):

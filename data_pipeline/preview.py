@@ -104,7 +104,7 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
         if error.reason is Reason.UNUSED:
             return
         found.reasons[error.reason] += 1
-        found.examples.setdefault(error.reason, Rejection(part.source, part.name, key, error.reason, error.detail))
+        found.examples.setdefault(error.reason, part.rejection(key, error.reason, error.detail))
 
     keep, pictures = job.prepare.keep, job.prepare.pictures
     if job.prepare.caption is not None:

@@ -2,13 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 
 from rich.console import Console
 from rich.text import Text
 
 from data_pipeline.buckets import buckets
-from data_pipeline.ledger import Rejected
 from data_pipeline.plan import Job, plan
 from data_pipeline.preview import Survey, survey
 from data_pipeline.report import number, reasons_table, steps_table
@@ -60,7 +58,7 @@ def _tables(curriculum: Curriculum, job: Job, surveys: list[Survey], about: Coun
             reason=reason,
             damaged=reason.damaged,
             count=found.scaled(count),
-            examples=(Rejected(**asdict(found.examples[reason])),),
+            examples=(found.examples[reason],),
         )
         for found in surveys
         for reason, count in found.reasons.most_common()

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from PIL import Image
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from wemmu.config.task import Task
 
@@ -64,9 +65,9 @@ _UNWANTED = {
 LONGEST_DETAIL = 400
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Rejection:
-    """A record that was left out; `part` is the unit of the source that it stood in."""
+    """A record that was left out: a line of rejected.jsonl. `part` is the unit of the source that it stood in."""
 
     source: str
     part: str
@@ -134,6 +135,10 @@ class SourcePartition:
     source: str
     name: str
     place: dict[str, Any]
+
+    def rejection(self, key: str, reason: Reason, detail: str = "") -> Rejection:
+        """That one of its records is left out."""
+        return Rejection(self.source, self.name, key, reason, detail)
 
 
 class Source(Protocol):

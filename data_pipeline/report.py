@@ -7,8 +7,9 @@ from operator import attrgetter
 from markupsafe import Markup
 
 from data_pipeline.contents import records
-from data_pipeline.ledger import CAPTION_EDGES, SIDE_EDGES, Ledger, Rejected
+from data_pipeline.ledger import CAPTION_EDGES, SIDE_EDGES, Ledger
 from data_pipeline.plan import Settings
+from data_pipeline.records import Rejection
 from data_pipeline.report_record import (
     HTML_FILE,
     JSON_FILE,
@@ -185,7 +186,7 @@ def reasons_table(
     return kit.Table(title, ("Reason", ">Records", "For example"), rows, note)
 
 
-def _example(rejected: Rejected) -> str:
+def _example(rejected: Rejection) -> str:
     where = " ".join(filter(None, (rejected.source, rejected.part, rejected.key)))
     return text.plain(f"{where}: {rejected.detail}" if rejected.detail else where, 200)
 

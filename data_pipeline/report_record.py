@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from data_pipeline.ledger import Entry, Rejected
-from data_pipeline.records import Reason
+from data_pipeline.ledger import Entry
+from data_pipeline.records import Reason, Rejection
 from wemmu.config import Curriculum
 from wemmu.config.shards import INDEX_FILE, DataSet, Schema, Stream
 from wemmu.config.stage import Rung
@@ -33,7 +33,7 @@ class ReasonCount(Schema):
     reason: Reason
     damaged: bool
     count: int
-    examples: tuple[Rejected, ...]
+    examples: tuple[Rejection, ...]
 
 
 class TaskCount(Schema):
@@ -114,7 +114,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
     """The report of a data set that was written for `curriculum`; `ledger` is gone through once, entry by entry."""
     by_source: dict[str, Counter[str]] = {}
     reasons: Counter[Reason] = Counter()
-    examples: dict[Reason, list[Rejected]] = {}
+    examples: dict[Reason, list[Rejection]] = {}
     tasks, sides, captions = Counter[Task](), Counter[int](), Counter[int]()
     unused = Counter[Task]()
     for entry in ledger:

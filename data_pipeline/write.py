@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -239,7 +240,7 @@ def finish(job: Job, parts: int) -> DataSet:
     damage.check()
     replace_text(
         job.root / REJECTED_FILE,
-        "".join(r.model_dump_json() + "\n" for entry in entries for r in entry.rejected),
+        "".join(to_json(r).decode() + "\n" for entry in entries for r in entry.rejected),
     )
     if not (held := streams_of(entries)):
         raise ShardError(f"no record was left for {job.root}: {damage.said()}. {REJECTED_FILE} in it has all of them")

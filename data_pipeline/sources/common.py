@@ -200,4 +200,4 @@ def record_or_rejection(part: SourcePartition, key: str, make: Callable[[], RawR
     try:
         return make()
     except RejectedError as error:
-        return Rejection(part.source, part.name, key, error.reason, error.detail)
+        return part.rejection(key, error.reason, error.detail)

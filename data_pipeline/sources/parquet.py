@@ -86,7 +86,7 @@ def _read_group(
         except (pa.ArrowException, OSError) as error:
             _raise_unless_damaged(error)
             lost = f"row group {group} from row {row} on: {error}"
-            yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, lost)
+            yield part.rejection("", Reason.BAD_CONTAINER, lost)
             return
         if batch is None:
             return

@@ -63,7 +63,7 @@ class TableSource(ABC, Generic[Config]):
 
     def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
         if "broken" in part.place:
-            yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, part.place["broken"])
+            yield part.rejection("", Reason.BAD_CONTAINER, part.place["broken"])
             return
         root = self._root(part)
         for row in self._rows(part):

@@ -123,7 +123,7 @@ class WebDatasetSource:
 
     def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
         if "broken" in part.place:
-            yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, part.place["broken"])
+            yield part.rejection("", Reason.BAD_CONTAINER, part.place["broken"])
             return
         seen: set[str] = set()
         for group in self._all_groups(part):
@@ -141,7 +141,7 @@ class WebDatasetSource:
             return
         detail = f"the first dot of a name ends the key, {group.key}; rename the members so that keys have none"
         for kind in group.dotted:
-            yield Rejection(part.source, part.name, f"{key}.{kind}", Reason.MERGED, detail)
+            yield part.rejection(f"{key}.{kind}", Reason.MERGED, detail)
 
     def _all_groups(self, part: SourcePartition) -> Iterator[_Group | Rejection]:
         """The groups of a tar, and where it breaks that it does."""
@@ -153,10 +153,10 @@ class WebDatasetSource:
                 for group in self._together(self._groups(file)):
                     yield group
             except _UnsortedError as error:
-                yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, str(error))
+                yield part.rejection("", Reason.BAD_CONTAINER, str(error))
             except _BREAKS as error:
                 after = f"after {group.key}" if group else "at its beginning"
-                yield Rejection(part.source, part.name, "", Reason.BAD_CONTAINER, f"{after}: {error}")
+                yield part.rejection("", Reason.BAD_CONTAINER, f"{after}: {error}")
 
     def _together(self, groups: Iterator[_Group]) -> Iterator[_Group]:
         """Groups with what stands of them further on, as in a tar of all images and then all captions.

@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_every_record_that_was_read_was_kept_or_left_out_for_a_reason(written: C
     assert report.unused == SHAPES["samples"]["multi_edit"]
     lines = [json.loads(line) for line in (written.data.shards / "rejected.jsonl").read_text().splitlines()]
     assert {r.reason: r.count for r in report.reasons} == Counter(line["reason"] for line in lines)
-    assert [e.model_dump() for r in report.reasons for e in r.examples] == lines
+    assert [asdict(e) for r in report.reasons for e in r.examples] == lines
     assert {r.reason.name: r.damaged for r in report.reasons} == {
         "TRUNCATED": True,
         "NO_IMAGE": True,
