@@ -95,7 +95,7 @@ def test_a_stage_before_its_first_step_has_a_page(whole: Path, tmp_path: Path):
     text = page_of(folder).text
     assert "Step 0 of 100" in text
     assert "no metrics yet" in text
-    assert "No samples have been drawn yet" in text
+    assert "No sample images yet" in text
     assert "not started by the launcher" in text
 
 

@@ -49,7 +49,7 @@ def test_page_needs_nothing_else(whole: Path):
 def test_page_tells_everything_in_order(whole: Path):
     text = Page((whole / "report.html").read_text()).text
     assert "trained from zero, through 2 stages of 100 and 100 steps" in text
-    order = ["What was asked", "Exact scores", "Losses", "What was frozen", "Wall time", "Data", "Configuration"]
+    order = ["Requests and outputs", "Exact scores", "Losses", "Frozen and trained", "Wall time", "Data", "Configuration"]
     places = [text.index(heading) for heading in order]
     assert places == sorted(places)
     # 6 of 8 right, and the interval that belongs to them.
@@ -102,7 +102,7 @@ def test_missing_parts_are_named(run: Path):
     assert "stage4 has not been trained" in text
     assert "answered by the model after stage1" in text
     assert "ledger is missing" in text
-    assert "The data set no-such-shards is not there" in text
+    assert "The data set no-such-shards does not exist" in text
 
 
 def test_run_on_own_data_shows_its_sample_sheets_and_misses_nothing(run: Path):
@@ -116,7 +116,7 @@ def test_run_on_own_data_shows_its_sample_sheets_and_misses_nothing(run: Path):
         config.write_text(config.read_text().replace("prompts: 8", "prompts: 0"))
     page = page_of(run)
     assert not [note for note in missing(read_run(run)) if "evaluated" in note]
-    assert "drawn by the newest model of each stage" in page.text
+    assert "by the newest model of each stage" in page.text
     assert "nothing to show" not in page.text
     assert "Exact scores" not in page.text
     assert len([link for link in page.links if link.startswith("data:image/png")]) == 2
@@ -161,7 +161,7 @@ def test_run_before_any_step_has_a_report(run: Path):
         (run / stage).mkdir()
         (run / stage / "config.yaml").write_text(config)
     text = page_of(run).text
-    assert "No stage has drawn samples or been evaluated yet" in text
+    assert "No stage has sample images or scores yet" in text
     assert "No stage has written metrics yet" in text
     assert (run / "samples.png").is_file()
 

@@ -51,7 +51,7 @@ def test_an_invalid_config_of_one_stage_is_named_and_keeps_no_other_from_use(
     run = write_run(tmp_path / "run")
     (run / "stage1" / "config.yaml").write_text("steps: many")
     assert stage_folder(run) == run / "stage4"
-    assert f"passing over {run / 'stage1'}: the config" in capsys.readouterr().err
+    assert f"skipping {run / 'stage1'}: the config" in capsys.readouterr().err
 
 
 def test_other_folders_are_refused(tmp_path: Path):

@@ -71,29 +71,29 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights that git-lfs left": (
         lambda r: (r / "vlm/model.safetensors").write_text(POINTER),
-        "is a pointer of git-lfs",
+        "is a Git LFS pointer",
     ),
     "a tokenizer that git-lfs left": (
         lambda r: (r / "vlm/tokenizer.json").write_text(POINTER),
-        "tokenizer.json is a poi",
+        "tokenizer.json is a Git LFS poi",
     ),
     "a config that git-lfs left": (
         lambda r: (r / "sana/vae/config.json").write_text(POINTER),
-        "config.json is a pointer",
+        "config.json is a Git LFS pointer",
     ),
-    "a file cut short": (lambda r: cut(r / f"sana/transformer/{TENSORS}"), "a download that broke off"),
-    "an empty file": (lambda r: (r / f"sana/vae/{TENSORS}").write_bytes(b""), "is no safetensors file"),
+    "a file cut short": (lambda r: cut(r / f"sana/transformer/{TENSORS}"), "an incomplete download"),
+    "an empty file": (lambda r: (r / f"sana/vae/{TENSORS}").write_bytes(b""), "is not a safetensors file"),
     "a file of something else": (
         lambda r: (r / f"sana/vae/{TENSORS}").write_bytes(struct.pack("<Q", 4) + b"[1] "),
-        "its header cannot be read",
+        "its header is unreadable",
     ),
     "a shard that is not there": (
         lambda r: shard(r / "sana/transformer").unlink(),
-        "safetensors.index.json lists: a downl",
+        "safetensors.index.json lists: an incomplete downl",
     ),
     "a shard that git-lfs left": (
         lambda r: shard(r / "sana/transformer").write_text(POINTER),
-        "is a pointer of git-lfs",
+        "is a Git LFS pointer",
     ),
     "an index of other files": (lambda r: mislabel(r / "sana/transformer"), "does not hold"),
     "a Sana-Sprint": (

@@ -1,4 +1,4 @@
-"""Other programs, with an end to their patience."""
+"""Runs other programs with a time limit."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""GPUs and the kernels on them that training will use."""
+"""Checks the GPUs and the kernels that training uses."""
 
 import importlib
 import importlib.metadata as metadata
@@ -8,7 +8,7 @@ from wemmu.diagnosis.commands import answer
 from wemmu.diagnosis.findings import Call, Finding, short
 from wemmu.readable import human
 
-# Seconds; nvidia-smi takes long on a node whose driver sleeps.
+# Seconds; nvidia-smi is slow while the driver sleeps.
 _SMI_TIMEOUT = 20.0
 
 
@@ -38,7 +38,7 @@ def gpus() -> Finding:
 
 
 def _driver() -> str | None:
-    """Version of the driver of the first GPU that nvidia-smi lists; None without one."""
+    """Return the driver version of the first GPU that nvidia-smi lists; None without one."""
     if shutil.which("nvidia-smi") is None:
         return None
     try:
@@ -77,7 +77,7 @@ def apex() -> Finding:
 
 
 def fused_adamw() -> Finding:
-    """A step on the device that training would take."""
+    """Run one step of AdamW on the device that training would use."""
     import torch
 
     name = "torch's fused AdamW"
@@ -96,7 +96,7 @@ def fused_adamw() -> Finding:
 
 
 def attention() -> Finding:
-    """Which kernels of scaled_dot_product_attention run; the pathway's has a mask where prompts are padded."""
+    """Check which kernels of scaled_dot_product_attention run; padded prompts need one with a mask."""
     import torch
 
     from wemmu.kernels import attention_kernels

@@ -1,4 +1,4 @@
-"""What a check says, and how checks are run: one that fails itself is a finding, and no secret leaves."""
+"""Findings, and the runner of checks: a check that fails is a finding, and secrets are removed."""
 
 import os
 import re
@@ -11,7 +11,7 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """warning: training runs, but not as well as it could. problem: something that is asked for will fail."""
+    """warning: training runs, but not as well as it could. problem: something that the user asked for will fail."""
 
     name: str
     status: Status
@@ -23,9 +23,9 @@ class Finding:
 Call = tuple[Any, ...]
 
 _SECRET_NAMES = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-# Shorter values are switches ("true", "1"), and to strike them out would garble every text.
+# Shorter values are switches ("true", "1"); removing them would garble every text.
 _SHORTEST_SECRET = 8
-# What stands before the @ of a URL, and signatures in its query.
+# Credentials before the @ of a URL, and signatures in its query.
 _IN_URLS = (
     (re.compile(r"(://)[^/\s@]+@"), r"\1***@"),
     (re.compile(r"([?&][^=\s&]*(?:sig|token|key|secret|credential)[^=\s&]*=)[^&\s]+", re.IGNORECASE), r"\1***"),
@@ -33,7 +33,7 @@ _IN_URLS = (
 
 
 def examine(check: Callable[..., Finding], *arguments: object) -> Finding:
-    """What the check finds; if it fails itself, a problem that names it and the error."""
+    """Return what the check finds; if it raises, a problem that names it and the error."""
     try:
         finding = check(*arguments)
     # Libraries that are broken also exit.
@@ -42,13 +42,13 @@ def examine(check: Callable[..., Finding], *arguments: object) -> Finding:
             check.__name__.replace("_", " "),
             "problem",
             f"the check {check.__name__}{_told(arguments)} failed itself: {type(error).__name__}: {error}",
-            "read the error: a library is broken, or the check is, and then it is worth a report",
+            "read the error: a library or the check is broken; if it is the check, report it",
         )
     return replace(finding, found=redact(finding.found), remedy=finding.remedy and redact(finding.remedy))
 
 
 def redact(text: str) -> str:
-    """`text` without the values of environment variables that bear the name of a secret, and without those in URLs."""
+    """Return `text` without the values of environment variables named like secrets, and without secrets in URLs."""
     secrets = {v for name, v in os.environ.items() if _SECRET_NAMES.search(name) and len(v) >= _SHORTEST_SECRET}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -58,13 +58,13 @@ def redact(text: str) -> str:
 
 
 def short(error: BaseException | str, characters: int = 300) -> str:
-    """An error on one line, its end kept: there libraries say what is wrong."""
+    """Return an error on one line; keeps its end, where libraries say what is wrong."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     line = " ".join(text.split())
     return line if len(line) <= characters else "..." + line[-characters:]
 
 
 def _told(arguments: tuple[object, ...]) -> str:
-    # What is longer (a whole curriculum) would hide the error.
+    # Longer arguments (a whole curriculum) would hide the error.
     words = ", ".join(str(one) for one in arguments if len(str(one)) <= 80)
     return f" of {words}" if words else ""

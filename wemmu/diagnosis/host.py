@@ -1,4 +1,4 @@
-"""Memory, disks, limits and the clock of this machine."""
+"""Checks memory, disks, limits and the clock of this machine."""
 
 import os
 import resource
@@ -12,13 +12,13 @@ from wemmu.diagnosis.findings import Call, Finding
 from wemmu.locks import EXCLUSIVE, LockedError, take
 from wemmu.readable import human
 
-# Bytes; loader processes, NCCL and Ray hand tensors over there. Docker's own default is 64 MB.
+# Bytes; loader processes, NCCL and Ray exchange tensors there. Docker's default is 64 MB.
 SHARED_MEMORY = 1e9
-# A reader of many streams, Ray and DeepSpeed each keep hundreds open.
+# Open files: a reader of many streams, Ray and DeepSpeed each keep hundreds.
 OPEN_FILES = 4096
-# Seconds: a file that a shared file system dates by another clock makes "newer than" wrong.
+# Seconds: a shared file system with another clock makes "newer than" wrong.
 SKEW_S = 2.0
-# Bytes of a run of the miniature, and room to work.
+# Bytes of a run of the miniature, with room to work.
 DISK = 10e9
 
 
@@ -27,12 +27,12 @@ def calls(run: Path) -> list[Call]:
 
 
 def existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists: the file system on which it would be made."""
+    """Return `path`, or its nearest existing parent: the file system on which it would be created."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
 def host_bytes() -> float:
-    """Memory of this machine, or of the container if that has less."""
+    """Return the memory of this machine, or of the container if that has less."""
     limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = Path(file).read_text(encoding="utf-8").strip() if Path(file).is_file() else ""
@@ -41,7 +41,7 @@ def host_bytes() -> float:
 
 
 def core_count() -> int:
-    """Cores that this process may use, or that the container's quota amounts to."""
+    """Return the number of cores of this process, or of the container's quota."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
@@ -54,7 +54,7 @@ def core_count() -> int:
 def memory() -> Finding:
     total = host_bytes()
     if total < 8e9:
-        remedy = "the miniature needs about 4 GB; wemmu plan tells what another curriculum needs"
+        remedy = "the miniature needs about 4 GB; `wemmu plan` computes it for other curricula"
         return Finding("host memory", "warning", human(total, "B"), remedy)
     return Finding("host memory", "ok", human(total, "B"))
 
@@ -94,7 +94,7 @@ def open_files(least: int = OPEN_FILES) -> Finding:
 
 
 def clock(run: Path, tolerance_s: float = SKEW_S) -> Finding:
-    """The date that the run folder's file system gives to a file, against this machine's clock."""
+    """Compare the file date of the run folder's file system with this machine's clock."""
     folder = existing(run)
     before = time.time()
     try:
@@ -108,13 +108,13 @@ def clock(run: Path, tolerance_s: float = SKEW_S) -> Finding:
         return Finding("run folder", "problem", f"nothing can be written in {folder}: {error}", remedy)
     skew = max(before - dated, dated - after, 0.0)
     if skew > tolerance_s:
-        remedy = "have both machines take their time from the same server (chrony, NTP)"
+        remedy = "synchronise both machines with the same server (chrony, NTP)"
         return Finding("clock", "warning", f"{skew:.1f} s apart from the file system of {folder}", remedy)
     return Finding("clock", "ok", f"agrees with the file system of {folder}")
 
 
 def file_locks(run: Path) -> Finding:
-    """Whether the run folder's file system has the locks by which launchers and trainers keep off each other's work."""
+    """Whether the run folder's file system has the locks that launchers and trainers need."""
     folder = existing(run)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:

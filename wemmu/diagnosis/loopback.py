@@ -1,6 +1,6 @@
-"""Two processes of this machine sum a number: `python -m wemmu.diagnosis.loopback gloo|nccl`.
+"""Two local processes sum a number: `python -m wemmu.diagnosis.loopback gloo|nccl`.
 
-Run as a program of its own, so that whoever asks can end it and its children whatever they wait for.
+A program of its own, so that the caller can kill it and its children whatever they wait for.
 """
 
 import sys

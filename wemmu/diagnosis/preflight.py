@@ -1,4 +1,4 @@
-"""Whether a curriculum can run, as far as files and arithmetic tell. Nothing here needs torch: a login node can ask."""
+"""Checks by files and arithmetic whether a curriculum can run. Needs no torch, so it runs on a login node."""
 
 import glob
 import shutil
@@ -41,13 +41,13 @@ def loads(path: Path) -> Finding:
     try:
         curriculum = load_curriculum(path)
     except ConfigError as error:
-        return Finding("curriculum", "problem", str(error), "correct what is named; configs/ holds examples")
+        return Finding("curriculum", "problem", str(error), "correct it; configs/ holds examples")
     stages = ", ".join(f"{s.name} at {', '.join(map(str, s.resolutions))} px" for s in curriculum.stages)
     return Finding("curriculum", "ok", f"{curriculum.name}: {stages}")
 
 
 def backbones(curriculum: Curriculum) -> Finding:
-    """The directories and what they hold: what loading would refuse, in its words, though no weight is read."""
+    """Check the directories without reading weights; reports the errors of the loaders."""
     wanted, prepare = curriculum.backbones, curriculum.data.prepare
     wrong = problems(wanted, curriculum.recipe.backbones)
     if not wrong and curriculum.recipe.draws:
@@ -72,7 +72,7 @@ def backbones(curriculum: Curriculum) -> Finding:
 def starts(curriculum: Curriculum) -> Finding:
     wanted = {stage.name: stage.start for stage in curriculum.stages if stage.start}
     if absent := [f"stages.{name}.start: {path}" for name, path in wanted.items() if not (path / _MANIFEST).is_file()]:
-        remedy = "name the directory of a checkpoint, or of weights that were shipped, or leave `start` out"
+        remedy = "name the directory of a checkpoint or of shipped weights, or remove `start`"
         found = f"no checkpoint, since it holds no {_MANIFEST}: {'; '.join(absent)}"
         return Finding("weights to start from", "problem", found, remedy)
     found = f"{len(wanted)} of {len(curriculum.stages)} stages start from weights of their own"
@@ -80,10 +80,10 @@ def starts(curriculum: Curriculum) -> Finding:
 
 
 def sample_images(curriculum: Curriculum) -> Finding:
-    """The images of the fixed prompts, which a stage opens for the first time after hundreds of steps."""
+    """Check the images of the fixed prompts; a stage opens them only after hundreds of steps."""
     images = [path for prompt in curriculum.sampling.prompts for path in prompt.images]
     if absent := [str(path) for path in images if not path.is_file()]:
-        remedy = "name files that are there, or leave these prompts out"
+        remedy = "name existing files, or remove these prompts"
         return Finding("sampling.prompts", "problem", f"no such image: {', '.join(absent)}", remedy)
     return Finding("sampling.prompts", "ok", f"{len(curriculum.sampling.prompts)} prompts with {len(images)} images")
 
@@ -103,7 +103,7 @@ def degrees(curriculum: Curriculum) -> Finding:
 
 
 def data(curriculum: Curriculum) -> Finding:
-    """The shards, or what they would be made of; a remote data set is not asked for, that would take the network."""
+    """Check the shards, or their sources. A remote data set is not checked, because that needs the network."""
     wanted = curriculum.data
     if wanted.remote is not None:
         return Finding("data", "ok", f"read from {wanted.remote} when a run starts; not tried here")
@@ -142,7 +142,7 @@ def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
 
 
 def _missing(path: str) -> list[str]:
-    """What of a local path, perhaps of wildcards and braces, matches no file. A name may be meant as it stands."""
+    """Return the parts of a local path, with wildcards and braces, that match no file."""
     if Path(path).exists():
         return []
     return [p for p in expanded(path) if not glob.glob(escaped(p, lambda name: Path(name).exists()), recursive=True)]
@@ -186,7 +186,7 @@ def data_disk(curriculum: Curriculum) -> Finding:
 
 
 def planned_memory(curriculum: Curriculum, gpu: str) -> Finding:
-    """Whether the stages fit into GPUs of this kind, by arithmetic."""
+    """Check by arithmetic whether the stages fit GPUs of this kind."""
     name, planned = "GPU memory of the plan", plan_of(curriculum, gpu)
     if planned is None:
         return not_told(name)
@@ -208,4 +208,4 @@ def degrees_of(curriculum: Curriculum) -> Degrees:
 
 
 def not_told(name: str) -> Finding:
-    return Finding(name, "warning", "cannot be told", "first put right what is wrong with backbones: or parallel:")
+    return Finding(name, "warning", "cannot be told", "first fix backbones: or parallel:")

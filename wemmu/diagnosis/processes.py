@@ -1,4 +1,4 @@
-"""Whether the ranks of a run would find each other on this machine."""
+"""Checks whether the ranks of a run can connect on this machine."""
 
 import re
 import sys
@@ -7,7 +7,7 @@ import time
 from wemmu.diagnosis.commands import answer
 from wemmu.diagnosis.findings import Call, Finding, short
 
-# The ranks give each other up after 60 s; the rest is for the imports of torch, slow on a loaded machine.
+# The ranks time out after 60 s; the rest is for importing torch on a loaded machine.
 TIMEOUT_S = 180.0
 _REMEDIES = {
     "gloo": "does the host's name resolve to an address of this machine? else name an interface that is up in "
@@ -25,7 +25,7 @@ def calls() -> list[Call]:
 
 
 def process_group(backend: str, timeout_s: float = TIMEOUT_S) -> Finding:
-    """Two spawned processes meet on 127.0.0.1 and all-reduce; the time includes two imports of torch."""
+    """Spawn two processes that connect on 127.0.0.1 and all-reduce; the time includes two imports of torch."""
     name = f"two ranks by {backend}"
     started = time.monotonic()
     try:

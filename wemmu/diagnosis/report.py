@@ -1,4 +1,4 @@
-"""All checks, and what they found, for people and for programs."""
+"""Runs all checks and prints the findings for people and for programs."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,14 +21,14 @@ _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "problem": "bo
 
 
 def diagnose(path: Path | None) -> Report:
-    """Area -> findings, in the order of the checks; with the path of a curriculum, whether that can run, too."""
+    """Return area -> findings, in the order of the checks; with a curriculum, also whether it can run."""
     report: Report = {}
     asked: Curriculum | None = None
     if path is not None:
         report["curriculum"] = [examine(preflight.loads, path)]
         if report["curriculum"][0].status == "ok":
             asked = load_curriculum(path)
-    # Where the launcher puts a run unless told otherwise.
+    # The launcher's default folder for runs.
     run = Path("runs") / (asked.name if asked else "")
     areas: dict[str, list[Call]] = {
         "software": software.calls(),
@@ -54,7 +54,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def render(report: Report, every: bool = False) -> Group:
-    """Problems, then warnings, with their remedies, and the verdict; what is fine only as a number unless `every`."""
+    """Print problems, then warnings, with remedies, and the verdict; of `ok` only the number, unless `every`."""
     shown = [*_list(report, "problem"), *_list(report, "warning")]
     return Group(*shown, *([_table(report)] if every else []), _verdict(report, every))
 

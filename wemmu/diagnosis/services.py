@@ -1,4 +1,4 @@
-"""Slurm and Weights & Biases, as far as they can be judged without the network."""
+"""Checks Slurm and Weights & Biases without the network."""
 
 import shutil
 
@@ -40,7 +40,7 @@ def _slurm_remedy() -> str:
 
 
 def wandb(curriculum: Curriculum | None) -> Finding:
-    """Whether what the curriculum asks for could be sent. A key is looked for, never read out."""
+    """Check whether the upload that the curriculum asks for is possible. Looks for a key, never reads its value."""
     asked = curriculum.logging if curriculum else Logging()
     mode, (key, reason) = wandb_mode(asked).name, find_key()
     if mode == "online" and key is None:

@@ -1,4 +1,4 @@
-"""Python and the libraries, against what the installed distribution says it needs."""
+"""Compares Python and the libraries with the requirements of the installed distribution."""
 
 import codecs
 import importlib.metadata as metadata
@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 
 from wemmu.diagnosis.findings import Call, Finding, short
 
-# Each gets a line of its own; of the others only those are told that are wrong.
+# Each of these gets a line; of the others only wrong ones.
 CHIEF = (
     "torch",
     "torchvision",
@@ -28,13 +28,13 @@ INSTALL = "run `make install`, which takes the versions of requirements.lock"
 
 
 def calls() -> list[Call]:
-    # What is needed stands in the installed distribution; without one `python` says so, once.
+    # The installed distribution lists the requirements; without it `python` reports that once.
     libraries = [*((library, name) for name in CHIEF), (other_libraries,)] if installed() else []
     return [(python,), *libraries, (torchvision_operators,), (toolchain,), (text_encoding,)]
 
 
 def installed() -> bool:
-    """Whether this Python has wemmu as a distribution; a checkout alone is none."""
+    """Whether wemmu is installed as a distribution; a checkout alone is not."""
     try:
         metadata.distribution("wemmu")
     except metadata.PackageNotFoundError:
@@ -54,7 +54,7 @@ def python() -> Finding:
 
 
 def requirements() -> dict[str, Requirement]:
-    """What the installed wemmu depends on here, by name, extras aside."""
+    """Return the requirements of the installed wemmu by name, without extras."""
     every = map(Requirement, metadata.requires("wemmu") or ())
     return {one.name: one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})}
 
@@ -78,12 +78,12 @@ def other_libraries() -> Finding:
 
 
 def unfit(wanted: Requirement) -> str | None:
-    """Why the installed version is not `wanted`, or None."""
+    """Return why the installed version is not `wanted`, or None."""
     try:
         version = metadata.version(wanted.name)
     except metadata.PackageNotFoundError:
         return f"not installed, {wanted.specifier or 'any version'} is needed"
-    # Builds of one's own and release candidates count as what they are called.
+    # Local builds and release candidates count as their version.
     if wanted.specifier.contains(version, prereleases=True):
         return None
     return f"{version}, {wanted.specifier} is needed"
@@ -105,7 +105,7 @@ def torchvision_operators() -> Finding:
 
 
 def toolchain() -> Finding:
-    """What torch.compile and libraries that build their kernels at first use would need; nothing is compiled here."""
+    """Check what torch.compile and libraries with kernels built at first use need; compiles nothing."""
     import torch
 
     name = "torch.compile"

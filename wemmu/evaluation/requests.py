@@ -1,7 +1,7 @@
-"""What a model is asked in an evaluation: held-out requests, the same for every stage and every run.
+"""Held-out requests for evaluation, the same for every stage and every run.
 
-A request is a function of (seed, task, split, number) alone, and splits are a property of a scene's content
-(`Scene.split`). So no request was ever trained on, and two stages are compared request by request.
+A request is a function of (seed, task, split, number) alone, and a split is a property of a scene's content
+(`Scene.split`). So training never uses a request, and two stages can be compared request by request.
 """
 
 import random
@@ -19,7 +19,7 @@ from wemmu.shapes.language import DESCRIBE, caption, full_caption, question
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import MAX_OBJECTS, Scene, Split, random_scene
 
-# Edits that can make a pair of colour and shape that no training scene has.
+# Edits that can create a colour-shape pair that no training scene has.
 COMPOSING_EDITS = ("recolor", "reshape", "add")
 
 
@@ -27,9 +27,9 @@ COMPOSING_EDITS = ("recolor", "reshape", "add")
 class Ask:
     """One held-out request.
 
-    sample_id: key of its noise. sources: the input pictures as scenes. target: a right answer (the only one, but for a
-    caption that says less than all), None where nothing in particular is asked. group: what scores are broken down by,
-    the number of objects, the kind of edit or of question. answer: the right words, where words are wanted.
+    sample_id: key of its noise. sources: the input images as scenes. target: a correct answer (the only one, unless a
+    caption leaves something open), None if anything is correct. group: key for breakdowns: number of objects, kind of
+    edit or question. answer: the correct text, for understanding.
     """
 
     task: Task
@@ -45,12 +45,12 @@ class Ask:
 
 
 def splits(task: Task) -> tuple[Split, ...]:
-    """The splits on which a task is scored; nothing can be held out of a picture of anything."""
+    """Return the splits on which a task is scored; unconditional generation has no held-out pairs."""
     return ("test",) if task is Task.UNCONDITIONAL else ("test", "composition")
 
 
 def held_out(task: Task, split: Split, seed: int) -> Iterator[Ask]:
-    """The endless sequence of requests of a task and split; n requests are the first n of any longer list."""
+    """Yield the requests of a task and split without end; n requests are the first n of any longer list."""
     number = 0
     while True:
         rng = random.Random(f"evaluation/{seed}/{task}/{split}/{number}")
@@ -62,7 +62,7 @@ def _ask(task: Task, split: Split, number: int, rng: random.Random) -> Ask:
     sample_id = rng.getrandbits(62)
     match task:
         case Task.T2I | Task.RECONSTRUCTION:
-            # Groups in turn and not at random: equally many of each, and the first few show them all.
+            # Groups in turn, not at random: equal numbers of each, and the first few show all of them.
             scene = random_scene(rng, split, objects=1 + number % MAX_OBJECTS)
             text, sources = (caption(scene, rng), ()) if task is Task.T2I else ("", (scene,))
             return Ask(task, split, number, sample_id, text, sources, scene, _objects(scene))
@@ -87,7 +87,7 @@ def _objects(scene: Scene) -> str:
 
 
 def batch(asks: Sequence[Ask], resolution: int) -> GenerationRequest:
-    """Requests of one task as the sampler takes them, at `resolution` px square."""
+    """Return requests of one task for the sampler, at `resolution` px square."""
     size = (resolution, resolution)
     images = torch.zeros(len(asks), len(asks[0].sources), 3, *size, dtype=torch.uint8)
     for b, ask in enumerate(asks):

@@ -11,7 +11,7 @@ from wemmu.report.charts import INK, PALETTE, Line, shades, share_chart, stacked
 
 SPLITS = {"test": "scenes never trained on", "composition": "pairs of colour and shape never trained on"}
 TASK_COLORS = {str(task): color for task, color in zip(HEADLINE, PALETTE, strict=True)}
-# (title, key -> label, what a unit of the chart is in that of the record); the first of a place that was recorded.
+# (title, key -> label, factor from the chart's unit to the record's); of several keys, the first recorded one.
 MACHINE = (
     (("samples per second", {"samples_per_s": ""}, 1.0),),
     (("thousand tokens per second", {"tokens_per_s": ""}, 1e3),),
@@ -29,7 +29,7 @@ MACHINE = (
 
 
 def score_charts(stages: Sequence[StageRecord]) -> list[Markup]:
-    """Share of right answers after each evaluated stage, with 95 % intervals: one chart for each split."""
+    """Chart the share of correct answers after each evaluated stage, with 95 % intervals: one chart per split."""
     scored = [(stage.name, stage.results["tasks"]) for stage in stages if stage.results]
     charts = []
     for split, title in SPLITS.items() if scored else ():
@@ -46,7 +46,7 @@ def score_charts(stages: Sequence[StageRecord]) -> list[Markup]:
 
 
 def loss_charts(stage: StageRecord) -> list[Markup]:
-    """Loss by task, loss by noise level and gradient norm over the steps of one stage."""
+    """Chart loss by task, loss by noise level and gradient norm over the steps of one stage."""
     keys = list(dict.fromkeys(key for line in stage.metrics for key in line if key.startswith("loss/")))
     levels = sorted(key for key in keys if key.startswith("loss/t_"))
     tasks = [key.removeprefix("loss/") for key in keys if key not in levels]
@@ -65,7 +65,7 @@ def loss_charts(stage: StageRecord) -> list[Markup]:
 
 
 def share_charts(stage: StageRecord) -> list[Markup]:
-    """The share of each task in the samples between two lines of the record, if it was recorded."""
+    """Chart the share of each task in the samples between two lines of the record, if recorded."""
     lines = [line for line in stage.metrics if any(key.startswith("share/") for key in line)]
     steps = [line["step"] for line in lines]
     shares = [
@@ -76,9 +76,9 @@ def share_charts(stage: StageRecord) -> list[Markup]:
 
 
 def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[Markup]:
-    """Speed, memory, waiting for data and learning rate over the steps, as far as they were recorded.
+    """Chart the recorded speed, memory, waiting for data and learning rate over the steps.
 
-    starts: steps from which attempts went on, marked by dotted lines.
+    starts: steps from which attempts resumed, marked by dotted lines.
     """
     recorded = {key for line in stage.metrics for key in line}
     chosen = [choice for choices in MACHINE if (choice := next((c for c in choices if recorded & set(c[1])), None))]
@@ -97,6 +97,6 @@ def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[Markup]:
 
 
 def _curve(stage: StageRecord, key: str, label: str = "", color: str = PALETTE[0], unit: float = 1.0) -> Line:
-    """What the lines of a record say of `key` over their steps."""
+    """Return steps and values of `key` in the lines of a record."""
     points = [(line["step"], line[key] / unit) for line in stage.metrics if key in line]
     return Line([x for x, _ in points], [y for _, y in points], label, color)

@@ -1,4 +1,4 @@
-"""What a run folder holds, read as it is: what is missing or torn is None or empty, never an error."""
+"""Reads a run folder; missing or truncated files become None or empty, never an error."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from wemmu.jsonlines import read_lines
 
 
 class ReportError(ValueError):
-    """A folder that is not what a report is made of; the message names it and says what a run folder is."""
+    """The folder is not a run folder or a stage's folder; the message says what is expected."""
 
 
 class Sample(NamedTuple):
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 @dataclass(frozen=True)
 class StageRecord:
     """One stage. manifest: of its newest checkpoint. metrics: lines of metrics.jsonl. given_start: weights that were
-    named in the curriculum, with `start_manifest` if they are still there; None for what the stage before left."""
+    named in the curriculum, with `start_manifest` if they still exist; None if it starts from the previous stage."""
 
     run: StageRun
     folder: Path
@@ -52,17 +52,17 @@ class StageRecord:
         return int(self.manifest["step"]) if self.manifest else 0
 
     def sheets(self) -> list[Path]:
-        """The sheets of the fixed prompts, oldest first."""
+        """Return the sheets of the fixed prompts, oldest first."""
         return sorted((self.folder / "samples").glob("step_" + "[0-9]" * 8 + ".png"))
 
     def chosen(self, task: str, split: str, count: int) -> list[Sample]:
-        """The first `count` kept requests of a task and split."""
+        """Return the first `count` kept requests of a task and split."""
         found = (s for s in self.samples if (s.entry["task"], s.entry["split"]) == (task, split))
         return sorted(found, key=lambda s: s.entry["number"])[:count]
 
 
 class JobTiming(NamedTuple):
-    """One job of the launcher. seconds: of all its finished attempts together; outcome: how the last one ended."""
+    """One job of the launcher. seconds: the sum over its finished attempts; outcome: the end of the last one."""
 
     job: str
     attempts: int
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> RunRecord:
     if not stages:
         raise ReportError(
             f"{folder} is not a run folder: it holds no STAGE/config.yaml. Valid choices: a folder that "
-            "`python -m launcher run CURRICULUM.yaml` made"
+            "`wemmu run CURRICULUM.yaml` wrote"
         )
     try:
         data = DataSet.at(stages[0].run.data.shards)
@@ -105,7 +105,7 @@ def read_stage(folder: Path) -> StageRecord:
     """Read the folder of one stage.
 
     Raises:
-        ReportError: if it is none.
+        ReportError: if it is not the folder of a stage.
     """
     try:
         return _stage(load_stage(folder / "config.yaml"), folder, None)
@@ -114,7 +114,7 @@ def read_stage(folder: Path) -> StageRecord:
 
 
 def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRecord:
-    # The launcher points a stage without `start` at the stage before; the curriculum alone tells the two apart.
+    # The launcher sets `start` to the previous stage if it is absent; only the curriculum shows which it was.
     start = run.stage.start
     if curriculum is not None:
         start = next((stage.start for stage in curriculum.stages if stage.name == run.stage.name), start)
@@ -135,7 +135,7 @@ def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRec
 
 
 def _timings(ledger: Path) -> list[JobTiming]:
-    """Time by job, in the order in which jobs first started; attempts without an end count as broken off."""
+    """Return times by job, in order of the first start; an attempt without an end counts as interrupted."""
     events = [e for e in read_lines(ledger) if {"job", "event", "time"} <= e.keys() and e["job"] != "report"]
     timings = []
     for job in dict.fromkeys(event["job"] for event in events):

@@ -33,15 +33,15 @@ MODULES = {
     "head": "Reconstruction head",
 }
 MEASURES = {
-    "satisfied": "the image shows what the caption says, and nothing else",
+    "satisfied": "the image shows exactly what the caption says",
     "same": "the scene came out again",
     "readable": "the image is a scene of the world",
-    "correct": "the instruction was followed and the rest left alone",
+    "correct": "the instruction was followed and the rest preserved",
     "followed": "the named part is as asked",
-    "preserved": "everything else is as it was",
-    "right": "the answer is right, word by word",
-    "restored": "the scene can be read from what the head restored",
-    "copied": "the input came out unchanged: the instruction was ignored",
+    "preserved": "everything else is unchanged",
+    "right": "the answer is correct, word by word",
+    "restored": "the scorer reads the scene from the reconstruction",
+    "copied": "the output equals the input: the instruction was ignored",
 }
 NONE = kit.Cell("–", kind="pale")
 
@@ -77,7 +77,7 @@ def _page(record: RunRecord) -> kit.Page:
 
 
 def opening(record: RunRecord) -> str:
-    """One sentence: what was trained, and where it began."""
+    """Return one sentence: what was trained, and from which weights."""
     stages = record.stages
     count = f"{len(stages)} stage{'s' if len(stages) > 1 else ''}"
     steps = listed([str(stage.run.stage.steps) for stage in stages])
@@ -89,16 +89,16 @@ def opening(record: RunRecord) -> str:
         of = f" of {listed(longer)} steps" if len(longer) == len(given) else ""
         return (
             f"This run continued shipped weights of a longer run{of} for {steps} steps in its {count}. Most of what "
-            "the images show was learnt in that longer run."
+            "the images show was learned in that longer run."
         )
     return (
         f"Of {count} ({steps} steps), {listed([s.name for s in given])} started from weights named in the curriculum "
-        "and not from the stage before."
+        "and not from the previous stage."
     )
 
 
 def missing(record: RunRecord) -> list[str]:
-    """What a whole run would have and this folder has not, in sentences."""
+    """Return what is missing for a whole run, in sentences."""
     notes = []
     for stage in record.stages:
         steps = stage.run.stage.steps
@@ -115,7 +115,7 @@ def missing(record: RunRecord) -> list[str]:
     if not record.timings:
         notes.append("The launcher's ledger is missing or empty, so times are not known.")
     if record.data is None:
-        notes.append(f"The data set {record.stages[0].run.data.shards} is not there, so it is not described.")
+        notes.append(f"The data set {record.stages[0].run.data.shards} does not exist, so it is not described.")
     if record.curriculum is None:
         notes.append("curriculum.yaml is missing or cannot be read.")
     return notes
@@ -133,7 +133,7 @@ def _scores(record: RunRecord) -> kit.Section | str:
     if not rows:
         return ""
     words = (
-        "Share of held-out requests that were answered right, with the 95 % Wilson interval and the number of "
+        "Share of held-out requests that were answered correctly, with the 95 % Wilson interval and the number of "
         "requests. Every stage was asked the same requests. A dash means that the stage does not know the task or was "
         "not evaluated."
     )
@@ -151,7 +151,7 @@ def _share(share: dict[str, Any] | None) -> kit.Cell:
 
 
 def _details(stage: StageRecord) -> kit.Details:
-    """All measures of an evaluated stage, whole and by group."""
+    """Return all measures of an evaluated stage, in total and by group."""
     results = stage.results or {}
     meanings = " ".join(f"{measure}: {meaning}." for measure, meaning in MEASURES.items())
     tables = [
@@ -202,13 +202,13 @@ def _modules(record: RunRecord) -> kit.Section:
     read = "Read from the manifests of the newest checkpoints; a frozen part shows the beginning of its hash."
     modules = kit.Table("", ("Module", *(stage.name for stage in stages)), rows)
     return kit.Section(
-        "What was frozen, and what was trained",
+        "Frozen and trained weights",
         [f"{_frozen(stages)} {read}", modules, kit.Table("", ("Stage", "Began from", "Reached"), starts)],
     )
 
 
 def _module(stage: StageRecord, prefix: str) -> kit.Cell:
-    """Whether a stage trained a module, and how many parameters it has."""
+    """Return whether a stage trained a module, and its number of parameters."""
     if stage.manifest is None:
         return NONE
     if prefix in stage.manifest["frozen"]:
@@ -266,5 +266,5 @@ def _configuration(record: RunRecord) -> kit.Section:
     file, blocks = record.folder / "curriculum.yaml", [kit.pairs(environment)]
     if file.is_file():
         config = kit.Text(file.read_text(encoding="utf-8"), "file")
-        blocks.append(kit.Details("curriculum.yaml, with every value that was in force", [config]))
+        blocks.append(kit.Details("curriculum.yaml with all values", [config]))
     return kit.Section("Configuration and environment", blocks)

@@ -1,4 +1,4 @@
-"""The images of a run: the first held-out requests of the newest evaluated stage, right or wrong."""
+"""The images of a run: the first held-out requests of the newest evaluated stage, correct or not."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from wemmu.evaluation.run_record import RunRecord, Sample, StageRecord
 from wemmu.report import page as kit
 from wemmu.report.sheet import Row, note, sectioned_sheet
 
-# (task, split, number of requests) in the report; and by task on the sheet, which fills its lines with them.
+# (task, split, number of requests) in the report; and per task on the sheet.
 SHOWN = (
     (Task.T2I, "test", 8),
     (Task.T2I, "composition", 4),
@@ -28,24 +28,24 @@ SHEET_COLUMNS, COMPARED = 6, 4
 
 
 def _newest_evaluated(record: RunRecord) -> StageRecord | None:
-    """The last stage that kept images of an evaluation."""
+    """Return the last stage that kept images of an evaluation."""
     return next((stage for stage in reversed(record.stages) if stage.samples), None)
 
 
 def samples_section(record: RunRecord) -> kit.Section:
-    title, newest = "What was asked, and what came out", _newest_evaluated(record)
+    title, newest = "Requests and outputs", _newest_evaluated(record)
     if newest is None:
         newest_sheets = {stage.name: sheets[-1] for stage in record.stages if (sheets := stage.sheets())}
         figures = [kit.Figure([kit.image(file, f"samples of {name}")], name) for name, file in newest_sheets.items()]
         words = (
-            "The fixed prompts of the curriculum, drawn by the newest model of each stage. No evaluation was asked "
-            "for, so nobody marked them."
+            "Images for the fixed prompts of the curriculum, by the newest model of each stage. There was no "
+            "evaluation, so they are not marked."
         )
         drawn = [words, kit.Gallery("sheets", figures)]
-        return kit.Section(title, drawn if figures else ["No stage has drawn samples or been evaluated yet."])
+        return kit.Section(title, drawn if figures else ["No stage has sample images or scores yet."])
     words = Markup(
-        "Held-out requests, answered by the model after {}. These are the first of each kind and were not chosen: "
-        "failures are among them. The exact scorer reads every image back into a scene and marks it {} right or {} "
+        "Held-out requests, answered by the model after {}. These are the first of each kind, unselected, with "
+        "failures. The exact scorer reads every image back into a scene and marks it {} correct or {} "
         "wrong."
     ).format(newest.name, kit.mark(True), kit.mark(False))
     groups = [
@@ -76,13 +76,13 @@ def _output(sample: Sample) -> Markup:
 
 
 def _words(sample: Sample) -> str:
-    """What was asked, and what was answered where words were wanted; evaluations of earlier versions do not say."""
+    """Return the request, and the text answer if there is one; earlier versions did not record it."""
     answer = sample.entry.get("words", "")
     return f"{sample.entry['text']}: {answer}" if answer else sample.entry["text"]
 
 
 def _comparison(stages: Sequence[StageRecord]) -> list[kit.Table]:
-    """The same captions after every stage; nothing unless two stages were evaluated."""
+    """Show the same captions after every stage; empty unless two stages were evaluated."""
     shown = {stage.name: {s.entry["number"]: s for s in stage.chosen(Task.T2I, "test", COMPARED)} for stage in stages}
     shown = {name: samples for name, samples in shown.items() if samples}
     if len(shown) < 2:
@@ -95,17 +95,17 @@ def _comparison(stages: Sequence[StageRecord]) -> list[kit.Table]:
 
 
 def sheet(record: RunRecord) -> Image.Image:
-    """The run on one page. Without an evaluation: the newest samples of the training, or a page that says so."""
+    """Return one sheet for the run. Without an evaluation: the newest training samples, or a sheet that says so."""
     stage = _newest_evaluated(record)
     if stage is None:
         drawn = [file for one in record.stages for file in one.sheets()]
-        return Image.open(drawn[-1]) if drawn else note("No stage has drawn any samples yet")
+        return Image.open(drawn[-1]) if drawn else note("No stage has sample images yet")
     sections = [
         (f"{TASK_NAMES[task]}, after {stage.name}", [_row(s) for s in stage.chosen(task, "test", count)])
         for task, count in ON_SHEET.items()
     ]
     if not any(rows for _, rows in sections):
-        return note(f"{stage.name} was asked for none of the tasks that this sheet shows")
+        return note(f"{stage.name} has none of the tasks that this sheet shows")
     return sectioned_sheet(sections, SHEET_COLUMNS)
 
 

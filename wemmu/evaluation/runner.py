@@ -1,4 +1,4 @@
-"""One evaluation: ask, draw, score, and keep the first few of each for people to look at."""
+"""Runs one evaluation: generates answers, scores them, and keeps the first images of each part."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from wemmu.evaluation.scores import HEADLINE, judge, seen, summarize
 from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.shapes.render import render
 
-# Answers the requests of a batch, in their order.
+# Answers the requests of a batch, in order.
 Respond = Callable[[GenerationRequest], list[Response]]
 FORMAT = 1
 RESULTS_FILE = "evaluation.json"
 PICTURES = "evaluation"
 SAMPLES_FILE = "samples.json"
-# Requests whose pictures are kept, of each task and split: always the first, never chosen.
+# Number of requests per task and split whose images are kept: always the first ones.
 KEPT = 8
 
 
@@ -40,7 +40,7 @@ class Part:
 
 
 class _Progress:
-    """One line after each batch: what was scored, how well, and how long the rest will take."""
+    """Prints a line after each batch: what was scored, the result, and the remaining time."""
 
     def __init__(self, stage: str, total: int):
         self.stage, self.total, self.done, self._started = stage, total, 0, time.monotonic()
@@ -62,7 +62,7 @@ class _Progress:
 
 
 def plan(run: StageRun, prompts: int) -> list[Part]:
-    """The requests for a stage: every task of its mixture, `prompts` test scenes and half as many compositions.
+    """Return the requests for a stage: every task of its mixture, `prompts` test scenes and half as many compositions.
 
     Raises:
         ValueError: if `prompts` is not positive.
@@ -79,10 +79,10 @@ def plan(run: StageRun, prompts: int) -> list[Part]:
 
 
 def evaluate(respond: Respond, sampling: dict[str, Any], run: StageRun, prompts: int, folder: Path) -> dict[str, Any]:
-    """Score a model on held-out requests and keep the first pictures of each part in `folder`/evaluation.
+    """Score a model on held-out requests and keep the first images of each part in `folder`/evaluation.
 
-    Returns what `write_results` puts on disk: settings, seconds, and under `tasks` for each task and split the shares
-    of `scores.summarize`.
+    Returns the content for `write_results`: settings, seconds, and under `tasks` for each task and split the shares of
+    `scores.summarize`.
     """
     parts = plan(run, prompts)
     progress = _Progress(run.stage.name, sum(len(part.asks) for part in parts))
@@ -111,7 +111,7 @@ def evaluate(respond: Respond, sampling: dict[str, Any], run: StageRun, prompts:
 
 
 def write_results(results: dict[str, Any], folder: Path) -> Path:
-    """Write `folder`/evaluation.json, which appears whole or not at all; returns its path."""
+    """Write `folder`/evaluation.json atomically; return its path."""
     replace_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
     return folder / RESULTS_FILE
 
@@ -128,7 +128,7 @@ def _settings(run: StageRun, prompts: int) -> dict[str, Any]:
 
 
 def _keep(ask: Ask, response: Response, marks: dict[str, bool], resolution: int, folder: Path) -> dict[str, Any]:
-    """Save the pictures of one request; returns its entry in samples.json."""
+    """Save the images of one request; return its entry in samples.json."""
     stem = f"{ask.task}_{ask.split}_{ask.number:02d}"
     pictures = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
     if ask.target is not None and ask.task not in (Task.RECONSTRUCTION, Task.UNDERSTANDING):

@@ -1,4 +1,4 @@
-"""What a generated picture got right, and how sure the share of right ones is."""
+"""Scores a generated image, and computes intervals for the share of correct ones."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from wemmu.shapes.language import full_caption
 from wemmu.shapes.scene import MAX_OBJECTS, Scene
 from wemmu.shapes.scorer import caption_satisfied, read, same_scene, score_edit
 
-# The one measure that says whether a request was answered; the others say how.
+# The measure that decides whether a request was answered; the others are details.
 HEADLINE = {
     Task.T2I: "satisfied",
     Task.RECONSTRUCTION: "same",
@@ -27,21 +27,21 @@ Z_95 = 1.959963984540054
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
-    """The Wilson score interval of 95 % for a share, within [0, 1].
+    """Return the 95 % Wilson score interval of a share, within [0, 1].
 
     With p = successes / n:  (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)   (Wilson 1927).
-    Unlike the normal interval it stays honest at 0 and n successes.
+    Unlike the normal interval it is valid at 0 and n successes.
 
     Raises:
         ValueError: if `count` is not positive or `successes` not within 0..count.
     """
     if count <= 0 or not 0 <= successes <= count:
-        raise ValueError(f"{successes} of {count} is no share; valid choices: count > 0 and 0 <= successes <= count")
+        raise ValueError(f"{successes} of {count} is not a share; valid choices: count > 0 and 0 <= successes <= count")
     p, z2 = successes / count, Z_95**2
     centre = p + z2 / (2 * count)
     spread = Z_95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
     low, high = (centre - spread) / (1 + z2 / count), (centre + spread) / (1 + z2 / count)
-    # At the ends the formula gives 0 and 1 but for rounding.
+    # At the ends the formula gives 0 and 1 up to rounding.
     return (0.0 if successes == 0 else low), (1.0 if successes == count else high)
 
 
@@ -61,7 +61,7 @@ class Share:
 
 
 def judge(ask: Ask, picture: Image.Image, words: str = "") -> dict[str, bool]:
-    """Every measure of the request's task for the picture that came out, and for what was said."""
+    """Return every measure of the request's task for the generated image, or for the answer."""
     match ask.task:
         case Task.T2I:
             return {"satisfied": caption_satisfied(picture, ask.text), "readable": readable(picture)}
@@ -78,13 +78,13 @@ def judge(ask: Ask, picture: Image.Image, words: str = "") -> dict[str, bool]:
 
 
 def readable(picture: Image.Image) -> bool:
-    """Whether the picture is a scene of the world: an empty background, or four shapes, is none."""
+    """Whether the image is a scene of the world; an empty background or four shapes are not."""
     scene = read(picture).scene
     return scene is not None and 1 <= len(scene.objects) <= MAX_OBJECTS
 
 
 def seen(picture: Image.Image) -> str:
-    """What the scorer read from the picture, in words."""
+    """Describe what the scorer reads from the image."""
     scene: Scene | None = read(picture).scene
     if scene is None:
         return "nothing that the world could draw"
@@ -92,11 +92,11 @@ def seen(picture: Image.Image) -> str:
 
 
 def summarize(asks: Sequence[Ask], marks: Sequence[dict[str, bool]]) -> dict[str, Any]:
-    """Shares of every measure over all requests, and within each group of them."""
+    """Return the shares of every measure over all requests and within each group."""
     groups: dict[str, list[dict[str, bool]]] = {}
     for ask, mark in zip(asks, marks, strict=True):
         groups.setdefault(ask.group, []).append(mark)
-    # A breakdown into one group says nothing new.
+    # A breakdown into one group adds nothing.
     by = {group: _shares(groups[group]) for group in sorted(groups)} if len(groups) > 1 else {}
     return {"measures": _shares(marks), "by": by}
 

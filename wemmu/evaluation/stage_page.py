@@ -12,12 +12,12 @@ from wemmu.jsonlines import read_lines, stage_events
 from wemmu.report import page as kit
 
 PAGE_FILE = "index.html"
-# Sample sheets on the page; of more, the first, the last and as many between.
+# Maximal number of sample sheets on the page: the first, the last and evenly spaced ones.
 SHEETS = 12
 
 
 def write_page(folder: Path) -> Path:
-    """Write the page of the stage in `folder` and return its path. What the folder does not hold is left out.
+    """Write the page of the stage in `folder` and return its path. Missing parts are left out.
 
     Raises:
         ReportError: if it is not the folder of a stage.
@@ -46,15 +46,15 @@ def objective(record: StageRecord) -> str:
 
 
 def _metrics(record: StageRecord, events: list[dict[str, Any]], newest: dict[str, Any]) -> kit.Section:
-    # Steps from which attempts after the first went on.
+    # Steps from which later attempts resumed.
     begun = [event for event in events if event.get("event") == "started" and event["job"] == record.name]
     starts = [int(event.get("from_step", 0)) for event in begun[1:]]
     charts = [*loss_charts(record), *share_charts(record), *machine_charts(record, starts)]
     if not charts:
         return kit.Section("Metrics", ["The stage has written no metrics yet."])
     legend = (
-        "The dotted line across the gradient norm is the norm to which gradients are clipped; dotted lines up and down "
-        "are steps from which another attempt went on."
+        "The horizontal dotted line shows the norm to which gradients are clipped; vertical dotted lines show steps "
+        "from which an attempt resumed."
     )
     values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in newest.items()}
     table = kit.Details("The newest line of metrics.jsonl", [kit.pairs(values)])
@@ -67,9 +67,9 @@ def _samples(record: StageRecord) -> kit.Section:
         files = [files[round(i * (len(files) - 1) / (SHEETS - 1))] for i in range(SHEETS)]
     sheets = {f"step {int(file.stem.removeprefix('step_'))}": file for file in files}
     figures = [kit.Figure([kit.image(file, f"samples after {at}")], at) for at, file in sheets.items()]
-    legend = "The same prompts with the same noise, drawn by the model as it was after so many steps."
+    legend = "The same prompts with the same noise, by the model after so many steps."
     shown = [kit.Text(legend, "pale"), kit.Gallery("sheets", figures)]
-    return kit.Section("Samples through time", shown if files else ["No samples have been drawn yet."])
+    return kit.Section("Samples through time", shown if files else ["No sample images yet."])
 
 
 def _events(events: list[dict[str, Any]]) -> kit.Section:
@@ -102,5 +102,5 @@ def _configuration(record: StageRecord) -> kit.Section:
         for n, one in enumerate(environments, start=1)
     ]
     config = kit.Text((record.folder / "config.yaml").read_text(encoding="utf-8"), "file")
-    folded = kit.Details("config.yaml, with every value that was in force", [config])
+    folded = kit.Details("config.yaml with all values", [config])
     return kit.Section("Configuration and environment", [*attempts, folded])

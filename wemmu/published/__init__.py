@@ -1,4 +1,4 @@
-"""Backbones in the published layout, by their small files and headers alone: no library that loads models, no torch.
+"""Reads backbones in the published layout by their small files and headers: without model libraries or torch.
 
-`layout` reads files, `check` says what a directory lacks, `identity` which weights it holds.
+`layout` reads files, `check` names missing files, `identity` computes which weights a directory holds.
 """

@@ -1,4 +1,4 @@
-"""What a directory lacks to be a backbone: the one answer of the doctor, the launcher, the plan and all that load."""
+"""Checks that a directory is a whole backbone; the doctor, the launcher, the plan and all loaders share this."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,17 +7,17 @@ from wemmu.config.schema import Backbones
 from wemmu.published.known import AUTOENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_json, refuse_pointer, tensors
 
-# Where the processor looks for the chat format; one in tokenizer_config.json alone it does not see.
+# Files in which the processor looks for the chat format; it ignores one in tokenizer_config.json alone.
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/default.jinja")
 
 
 def check(directory: Path, kind: str, with_processor: bool = False) -> None:
-    """Refuse a directory that is no whole model of a `kind` ("vlm", "vae", "dit").
+    """Check that a directory is a whole model of a `kind` ("vlm", "vae", "dit").
 
-    with_processor: nor without the files that make a VLM's prompts.
+    with_processor: also check the files that encode a VLM's prompts.
 
     Raises:
-        BackboneError: naming every file that is missing or wrong.
+        BackboneError: names every missing or wrong file.
     """
     if found := [*_model(directory, kind), *(_processor(directory) if with_processor else ())]:
         raise BackboneError("; ".join(found))
@@ -30,12 +30,12 @@ def check_backbones(backbones: Backbones, kinds: Sequence[str]) -> None:
 
 
 def problems(backbones: Backbones, kinds: Sequence[str]) -> list[str]:
-    """All that is wrong with the backbones of these kinds that a recipe loads; a sentence each."""
+    """Return all problems of these kinds of backbones; a sentence each."""
     found = []
     for kind in kinds:
         directory: Path = getattr(backbones, kind)
         found += _model(directory, kind)
-        # Of a directory that is not there nothing more need be said.
+        # A missing directory is one problem.
         found += _processor(directory) if kind == VLM and directory.is_dir() else []
     if found or not {TRANSFORMER, AUTOENCODER} <= set(kinds):
         return found
@@ -43,10 +43,10 @@ def problems(backbones: Backbones, kinds: Sequence[str]) -> list[str]:
 
 
 def check_class(file: Path, kind: str) -> str:
-    """The class of `kind` that a config.json describes.
+    """Return the class of `kind` that a config.json describes.
 
     Raises:
-        BackboneError: if it describes another model, or none at all, naming those that are known.
+        BackboneError: if it describes another model or none; lists the known ones.
     """
     config = read_json(file)
     named = config.get("_class_name") or MODEL_TYPES.get(config.get("model_type", "")) or config.get("model_type")
@@ -72,11 +72,11 @@ def _check_config(file: Path, kind: str) -> None:
     config = read_json(file)
     if config.get("guidance_embeds"):
         raise BackboneError(
-            f"{file} has guidance_embeds: a Sana-Sprint, distilled to few steps, wants the guidance as an input that "
-            "this training does not give; take a Sana without, as Sana_1600M_1024px_diffusers"
+            f"{file} has guidance_embeds: a Sana-Sprint, distilled to few steps, needs the guidance as an input, which "
+            "this training does not give; use a Sana without it, as Sana_1600M_1024px_diffusers"
         )
     if "quantization_config" in config:
-        raise BackboneError(f"{file} has a quantization_config; take the weights as they were before, in bf16 or fp32")
+        raise BackboneError(f"{file} has a quantization_config; use the unquantized weights, in bf16 or fp32")
 
 
 def _processor(directory: Path) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""Which weights a directory holds: by its tensors, however they lie in files and whatever lies beside them.
+"""The identity of a directory's weights: a hash of its tensors, however they are split into files.
 
-Checkpoints, stored latents and exports write it down, and whatever is read beside them must be the same.
+Checkpoints, stored latents and exports record it, and refuse other weights.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from wemmu.published.layout import BackboneError, StoredTensor, single_file, tensors, weight_files
 
-# What a name of this kind begins with. Earlier versions wrote the bare SHA-256 of files instead.
+# Prefix of an identity. Earlier versions recorded the bare SHA-256 of files.
 PREFIX = "tensors:"
 _CHUNK = 2**22
 
 
 class Identity(str):
-    """Names the tensors of a directory: `tensors:` and a SHA-256 over names, types, shapes and bytes."""
+    """Computes the identity: `tensors:` and a SHA-256 over names, types, shapes and bytes."""
 
     directory: Path
 
@@ -32,13 +32,13 @@ class Identity(str):
 
 
 def identity(directory: Path) -> Identity:
-    """Of the weights that are loaded from a directory in the published layout.
+    """Return the identity of the weights that are loaded from a directory in the published layout.
 
-    All of them are read, at about the speed of the disk or of SHA-256 on all cores; nothing is kept on a disk, where it
-    could be wrong some day. Within a process it is computed once.
+    Reads all of them, at the speed of the disk or of SHA-256 on all cores. Cached within the process only: a cache on
+    disk could become outdated.
 
     Raises:
-        BackboneError: if they are not whole.
+        BackboneError: if the weights are not whole.
     """
     files = weight_files(directory, single_file(directory))
     return _identity(directory, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
@@ -67,10 +67,10 @@ def _digest(tensor: StoredTensor) -> str:
 
 
 def is_same(recorded: str, here: str) -> bool:
-    """Whether what was recorded are the weights that are named `here`, also as earlier versions recorded them.
+    """Whether the recorded identity is that of `here`, also in the form of earlier versions.
 
-    Those hashed every safetensors file of the directory, whether it was loaded or not: it is the same if that is so of
-    all that are there now, or of those that are loaded.
+    Those hashed every safetensors file of the directory, loaded or not. So the weights are the same if the hash of all
+    files, or of the loaded ones, is equal.
     """
     if recorded == here or recorded.startswith(PREFIX) or not isinstance(here, Identity):
         return recorded == here
@@ -84,7 +84,7 @@ def short(name: str) -> str:
 
 
 def hash_files(directory: Path) -> str:
-    """What earlier versions recorded: SHA-256 over the safetensors files of a directory, names and content."""
+    """Return the identity of earlier versions: SHA-256 over names and content of a directory's safetensors files."""
     return _hash(sorted(directory.glob("*.safetensors")))
 
 

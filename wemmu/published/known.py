@@ -1,4 +1,4 @@
-"""The models that can be backbones: the one list that a further one is added to. Free of torch."""
+"""The list of models that can be backbones; add new ones here. Free of torch."""
 
 VLM, AUTOENCODER, TRANSFORMER = "vlm", "vae", "dit"
 # Field of `backbones` -> class that a config.json names -> the folder of its adapter in wemmu/backbones.

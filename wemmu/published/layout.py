@@ -1,4 +1,4 @@
-"""The files of a directory in the published layout: which hold its weights, and which tensors are in them."""
+"""The weight files of a directory in the published layout, and the tensors in them."""
 
 import json
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import Any
 
 from wemmu.config import ConfigError
 
-# The weights of a model of transformers and of one of diffusers where they are one file; else with an index beside it.
+# Names of a single weight file in transformers and diffusers; several files have an index.
 TRANSFORMERS, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
-# What git leaves in the place of a large file that it did not download.
+# Begin of a Git LFS pointer, which git leaves in place of a large file.
 _POINTER = b"version https://git-lfs"
-# Bytes of a header above which safetensors itself takes a file for broken.
+# safetensors rejects larger headers, in bytes.
 _LONGEST_HEADER = 100_000_000
 
 
 class BackboneError(ConfigError):
-    """A backbone that cannot be loaded as it is; the message names the file, what is wrong and what would do."""
+    """A backbone that cannot be loaded; the message names the file, the problem and the remedy."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its bytes are those of `file` from `begin` to `end`. dtype: as safetensors calls it."""
+    """A tensor's bytes: `file` from `begin` to `end`. dtype: safetensors' name."""
 
     file: Path
     dtype: str
@@ -31,40 +31,40 @@ class StoredTensor:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises BackboneError if there is no such file or it holds no JSON object."""
+    """Raises BackboneError if the file is missing or holds no JSON object."""
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise BackboneError(f"{file} is needed and cannot be read: {error.strerror or error}") from error
+        raise BackboneError(f"{file} is needed but unreadable: {error.strerror or error}") from error
     refuse_pointer(file, data)
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise BackboneError(f"{file} is no JSON: {error}; download it again") from error
+        raise BackboneError(f"{file} is not JSON: {error}; download it again") from error
     if not isinstance(found, dict):
         raise BackboneError(f"{file} holds no JSON object; download it again")
     return found
 
 
 def refuse_pointer(file: Path, begin: bytes) -> None:
-    """Raises BackboneError if a file that begins so is what git-lfs left in the place of one."""
+    """Raises BackboneError if the file is a Git LFS pointer."""
     if begin.startswith(_POINTER):
-        raise BackboneError(f"{file} is a pointer of git-lfs, not the file itself; `git lfs pull` downloads it")
+        raise BackboneError(f"{file} is a Git LFS pointer, not the file; `git lfs pull` downloads it")
 
 
 def single_file(directory: Path) -> str:
-    """The name that a directory's weights have where they are one file: diffusers writes its class into the config."""
+    """Return the name of a single weight file in a directory: diffusers writes its class into the config."""
     return DIFFUSERS if "_class_name" in read_json(directory / "config.json") else TRANSFORMERS
 
 
 def weight_files(directory: Path, single: str) -> list[Path]:
-    """The files that hold the weights, as the library that loads them chooses; `single` is the name of one alone.
+    """Return the weight files that the loading library chooses; `single` is the name of a single file.
 
     Raises:
-        BackboneError: naming what is missing.
+        BackboneError: names what is missing.
     """
     index, one = directory / f"{single}.index.json", directory / single
-    # Of a directory with both, diffusers takes the index and transformers the one file.
+    # If both exist, diffusers uses the index and transformers the single file.
     if one.is_file() and not (single == DIFFUSERS and index.is_file()):
         return [one]
     if not index.is_file():
@@ -74,14 +74,12 @@ def weight_files(directory: Path, single: str) -> list[Path]:
         raise BackboneError(f"{index} has no weight_map; download it again")
     files = [directory / name for name in sorted(set(mapped.values()))]
     if absent := [file.name for file in files if not file.is_file()]:
-        raise BackboneError(
-            f"{directory} lacks {', '.join(absent)}, which {index.name} lists: a download that broke off"
-        )
+        raise BackboneError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists: an incomplete download")
     return files
 
 
 def _instead(directory: Path, single: str) -> str:
-    """What there is of weights that would not be loaded."""
+    """Describe the directory's other weights, which would not be loaded."""
     stem = single.removesuffix(".safetensors")
     there = sorted(file.name for file in directory.iterdir() if file.is_file()) if directory.is_dir() else []
     if variants := [name for name in there if name.startswith(f"{stem}.") and "safetensors" in name]:
@@ -95,10 +93,10 @@ def _instead(directory: Path, single: str) -> str:
 
 
 def tensors(directory: Path, single: str) -> dict[str, StoredTensor]:
-    """Name -> where it is, of all tensors in the weight files, file by file.
+    """Return name -> location of all tensors in the weight files.
 
     Raises:
-        BackboneError: naming a file that is missing, broken or not the one that the index tells of.
+        BackboneError: names a file that is missing, broken or not the one in the index.
     """
     found: dict[str, StoredTensor] = {}
     files = weight_files(directory, single)
@@ -115,10 +113,10 @@ def tensors(directory: Path, single: str) -> dict[str, StoredTensor]:
 
 
 def header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file in safetensors, by where they begin.
+    """Return the tensors of a safetensors file, by offset.
 
     Raises:
-        BackboneError: if it is none, or does not end where its header says.
+        BackboneError: if it is not a safetensors file, or its size differs from its header.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -126,7 +124,7 @@ def header(file: Path) -> dict[str, StoredTensor]:
         refuse_pointer(file, begin)
         length = int.from_bytes(begin[:8], "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise BackboneError(f"{file} is no safetensors file, or one cut short ({size} bytes); download it again")
+            raise BackboneError(f"{file} is not a safetensors file, or is truncated ({size} bytes); download it again")
         stream.seek(8)
         text = stream.read(length)
     try:
@@ -136,7 +134,7 @@ def header(file: Path) -> dict[str, StoredTensor]:
             for name, e in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackboneError(f"{file} is no safetensors file: its header cannot be read; download it again") from error
+        raise BackboneError(f"{file} is not a safetensors file: its header is unreadable; download it again") from error
     if (end := max((t.end for t in found.values()), default=8 + length)) != size:
-        raise BackboneError(f"{file} has {size} bytes, its header tells of {end}: a download that broke off")
+        raise BackboneError(f"{file} has {size} bytes, but its header says {end}: an incomplete download")
     return found

@@ -1,7 +1,7 @@
 """Write the report of a run, `wemmu report RUN`, or the page of a stage, `wemmu report RUN/STAGE`.
 
-RUN/report.html and RUN/samples.png tell of the whole run, RUN/STAGE/index.html of one stage; the first makes the pages
-of all stages anew.
+RUN/report.html and RUN/samples.png show the whole run, RUN/STAGE/index.html one stage; the first also rewrites the
+pages of all stages.
 """
 
 from pathlib import Path
@@ -14,11 +14,9 @@ from wemmu.command_line import plainly, program, start
 
 @plainly()
 def main(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder, as the launcher makes it, or that of a stage.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a stage.")],
 ) -> None:
-    """Tell what a run did, from what its folder holds; one that is not finished gets a report of what there is."""
+    """Write the report of a run, finished or not, from its folder."""
     from wemmu.evaluation.run_report import write_report
     from wemmu.evaluation.stage_page import write_page
 
