@@ -49,7 +49,15 @@ def test_page_needs_nothing_else(whole: Path):
 def test_page_tells_everything_in_order(whole: Path):
     text = Page((whole / "report.html").read_text()).text
     assert "trained from zero, through 2 stages of 100 and 100 steps" in text
-    order = ["Requests and outputs", "Exact scores", "Losses", "Frozen and trained", "Wall time", "Data", "Configuration"]
+    order = [
+        "Requests and outputs",
+        "Exact scores",
+        "Losses",
+        "Frozen and trained",
+        "Wall time",
+        "Data",
+        "Configuration",
+    ]
     places = [text.index(heading) for heading in order]
     assert places == sorted(places)
     # 6 of 8 right, and the interval that belongs to them.
