@@ -21,6 +21,10 @@ class VLMAdapter(Protocol):
 
     model_class: type[nn.Module]
 
+    def projector(self, vlm: nn.Module) -> nn.Module:
+        """What maps the tower's features to the language model's width."""
+        ...
+
     def vision(self, vlm: nn.Module, patches: Tensor, grid: Tensor) -> Tensor:
         """Patches as `wemmu.backbones.patches` makes them, grid [n, 3] -> [all tokens, F], what `inputs` needs."""
         ...

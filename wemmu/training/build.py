@@ -71,7 +71,8 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
 def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
     """Choose the kernels and give them to the layers that a stage runs with gradients, and to the VLM's norms."""
     language = made.language
-    head_dim = language.config.hidden_size // language.config.num_attention_heads
+    config = language.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     chosen = kernels.choose(run.kernels, run.parallel.engine, device, getattr(torch, run.backbones.dtype), head_dim)
     kernels.apply(chosen, type(language.norm), made.normed, made.layers)
     return chosen

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 
@@ -10,6 +10,9 @@ class Qwen2_5_VL:
     """See `wemmu.backbones.adapters.VLMAdapter`."""
 
     model_class = Qwen2_5_VLForConditionalGeneration
+
+    def projector(self, vlm: Qwen2_5_VLForConditionalGeneration) -> nn.Module:
+        return vlm.model.visual.merger
 
     def vision(self, vlm: Qwen2_5_VLForConditionalGeneration, patches: Tensor, grid: Tensor) -> Tensor:
         return vlm.model.visual(patches, grid)

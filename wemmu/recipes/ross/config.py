@@ -62,7 +62,7 @@ class Ross(RecipeConfig):
     head: Annotated[Denoiser | Regressor, Field(discriminator="kind")] = Denoiser()
 
     modules: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "projector": ("vlm.model.visual.merger.",),
+        "projector": ("vlm.model.visual.merger.", "vlm.model.visual.deepstack_merger_list."),
         "llm": ("vlm.model.language_model.", "vlm.lm_head."),
         "head": ("head.",),
     }

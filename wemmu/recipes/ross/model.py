@@ -109,7 +109,7 @@ class Ross(Staged, VLM):
     def modules_by_name(self) -> dict[str, nn.Module]:
         """The parts that a stage can name in `trains`."""
         return {
-            "projector": self.vlm.model.visual.merger,
+            "projector": self.adapter.projector(self.vlm),
             "llm": nn.ModuleList([self.language_model, self.vlm.lm_head]),
             "head": self.head,
         }

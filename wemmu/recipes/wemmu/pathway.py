@@ -69,7 +69,9 @@ class Pathway(nn.Module):
             cache = PrefixView(keys, values)
             call = partial(recomputed, layer) if recompute else layer
             # Without a mask Hugging Face's attention would take itself for causal.
-            states = call(
+            out = call(
                 states, attention_mask=added, is_causal=False, past_key_values=cache, position_embeddings=rotation
-            )[0]
+            )
+            # Of some VLMs a layer returns a tuple that begins with its states.
+            states = out[0] if isinstance(out, tuple) else out
         return self.norm(states)
