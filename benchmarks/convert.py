@@ -25,8 +25,7 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.measure import RESULTS, ROOT, Out, Quick, memory_mb, save
-from tools.convert_ckpt import Source, export
-from tools.export.memory import return_what_is_freed
+from tools.convert_ckpt import Source, export, return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
 from tools.export.start import ship_export
 from tools.zero.folder import read_folder

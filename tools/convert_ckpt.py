@@ -14,6 +14,8 @@ the checkpoint tensor by tensor, then loaded and compared picture by picture; pa
 that is written appears by rename, whole.
 """
 
+import ctypes
+import platform
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer
 
 from tools.export import replacing
-from tools.export.memory import return_what_is_freed
 from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed, stage_folder
@@ -95,6 +96,17 @@ def main(
     print("\n".join(lines))
 
 
+def return_what_is_freed() -> None:
+    """Keep glibc's threshold, from which on memory is mapped and given back, where it is at first: at 128 KiB.
+
+    It rises with each larger tensor that is freed. From then on tensors of that size lie in the heap, aligned: a freed
+    one may be a few bytes too small for the next of its size, and by chance everything converted piles up.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        m_mmap_threshold = -3  # <malloc.h>
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 128 * 1024)
+
+
 def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool | None) -> list[str]:
     """Ship the weights of a checkpoint, or of a pipeline if there is no `found`."""
     import torch
@@ -118,8 +130,7 @@ def _named(checkpoint: Path, averaged: bool) -> str:
 
 def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[str]:
     from tools.zero.folder import is_folder, read_folder
-    from tools.zero.names import parse_table
-    from tools.zero.write import write_checkpoint
+    from tools.zero.write import parse_table, write_checkpoint
 
     if not is_folder(source):
         inside = sorted(str(path) for path in source.glob("*") if path.is_dir() and is_folder(path))

@@ -21,9 +21,9 @@ from tests.parallel.ranks import on_ranks
 from tools.convert_ckpt import main
 from tools.export.skeleton import identities
 from tools.zero.folder import Folder, read_folder
-from tools.zero.names import rename
 from tools.zero.partitions import MOMENTS
 from tools.zero.pickles import FolderError, load
+from tools.zero.write import rename
 from wemmu.checkpoint.manifest import verify
 from wemmu.checkpoint.store import load_state
 from wemmu.checkpoint.stored import StoredTensors

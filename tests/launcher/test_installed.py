@@ -38,7 +38,7 @@ except SystemExit as end:
     assert end.code == 0
 import wemmu.__main__
 assert wemmu.__main__.load("export").name == "main"
-import tools.export.memory
+import tools.export.replacing
 assert Path(tools.__file__).is_relative_to(elsewhere)
 """
 

@@ -64,12 +64,26 @@ class Report:
 def compare_component(
     report: Report, directory: Path, name: str, single: str, stored: Mapping[str, Stored], dtype: torch.dtype
 ) -> None:
-    """Read every tensor of the component `name`, which lies in `directory`, and its source; compare and note them.
+    """Compare the component `name`, which lies in `directory`, with its source, and note its files and tensors."""
+    report.tensors[name], rounded_by = compare_tensors(name, published(directory, single), stored, dtype)
+    report.components[name] = {
+        "tensors": len(stored),
+        "parameters": sum(torch.Size(each.shape).numel() for each in stored.values()),
+        "rounded_by": rounded_by,
+        "files": {file.name: sha256_of(file) for file in sorted(directory.glob("*.safetensors"))},
+    }
+
+
+def compare_tensors(
+    name: str, found: Mapping[str, Stored], stored: Mapping[str, Stored], dtype: torch.dtype
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """Read every tensor that was `found` and its source, one at a time, and compare them.
+
+    name: what they are part of. Returns shape, type and SHA-256 of each, and how far `dtype` moved a value at most.
 
     Raises:
         ParityError: naming the first tensor that is missing, left over or differs.
     """
-    found = published(directory, single)
     if odd := sorted(found.keys() ^ stored.keys()):
         raise ParityError(f"{name} has other tensors than its source, first {odd[0]}")
     notes, rounded_by = {}, 0.0
@@ -87,10 +101,4 @@ def compare_component(
             raise ParityError(f"{name} has other values than its source, first in {key} (SHA-256 {digest[:12]})")
         notes[key] = {"shape": list(source.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "sha256": digest}
         del tensor
-    report.tensors[name] = notes
-    report.components[name] = {
-        "tensors": len(notes),
-        "parameters": sum(torch.Size(each.shape).numel() for each in stored.values()),
-        "rounded_by": rounded_by,
-        "files": {file.name: sha256_of(file) for file in sorted(directory.glob("*.safetensors"))},
-    }
+    return notes, rounded_by

@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ VLM_FILE, DIFFUSERS_FILE = "model.safetensors", "diffusion_pytorch_model.safeten
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that lies on a disk.."""
+    """A tensor that lies on a disk."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -70,40 +70,21 @@ def check_names(component: nn.Module, stored: Mapping[str, Stored], what: str) -
 def write_component(directory: Path, single: str, stored: Mapping[str, Stored], dtype: torch.dtype) -> None:
     """Write tensors into `directory` as `single`, or as several files with an index if that would exceed `LIMIT`."""
     directory.mkdir(parents=True, exist_ok=True)
-    parts = _parts(stored, dtype)
-    stem, ending = single.split(".")
-    names = [f"{stem}-{i + 1:05}-of-{len(parts):05}.{ending}" for i in range(len(parts))] if parts[1:] else [single]
     types = {name: each.in_export(dtype) for name, each in stored.items()}
-    for file, part in zip(names, parts, strict=True):
-        announced = {name: (types[name], stored[name].shape) for name in part}
+    empty = {name: torch.empty(each.shape, dtype=types[name], device="meta") for name, each in stored.items()}
+    pattern = "{suffix}.".join(single.split("."))
+    split = split_torch_state_dict_into_shards(empty, filename_pattern=pattern, max_shard_size=LIMIT)
+    for file, names in split.filename_to_tensors.items():
+        announced = {name: (types[name], stored[name].shape) for name in names}
         write_safetensors(directory / file, announced, lambda name: narrowed(name, stored[name].read(), types[name]))
-    if parts[1:]:
-        total = sum(_size(each, dtype) for each in stored.values())
-        where = {name: file for file, part in zip(names, parts, strict=True) for name in part}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
         (directory / f"{single}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def sha256_of_tensor(tensor: Tensor) -> str:
     """Of the values as they lie in memory; shape and type are told beside it."""
     return hashlib.sha256(as_bytes(tensor.contiguous())).hexdigest()
-
-
-def _parts(stored: Mapping[str, Stored], dtype: torch.dtype) -> list[list[str]]:
-    """Names, in their order, in files of at most `LIMIT` bytes, or of one tensor that is larger."""
-    parts: list[list[str]] = [[]]
-    filled = 0
-    for name, each in stored.items():
-        if parts[-1] and filled + _size(each, dtype) > LIMIT:
-            parts.append([])
-            filled = 0
-        parts[-1].append(name)
-        filled += _size(each, dtype)
-    return parts
-
-
-def _size(each: Stored, dtype: torch.dtype) -> int:
-    return prod(each.shape) * each.in_export(dtype).itemsize
 
 
 def _read(file: Path, name: str) -> Tensor:

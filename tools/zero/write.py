@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-from tools.export.report import ParityError
+from tools.export.report import compare_tensors
 from tools.export.skeleton import identities, shapes, skeleton
-from tools.export.stored import sha256_of_tensor
+from tools.export.stored import Stored
 from tools.zero.folder import Folder
-from tools.zero.names import rename
 from tools.zero.partitions import MOMENTS, WEIGHT, Parameter
 from tools.zero.pickles import FolderError
 from wemmu.checkpoint.collective import ALONE
@@ -28,6 +27,8 @@ from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 
 REPORT = "parity.json"
+# In the place of a new prefix: all that begins with the old one is left out.
+LEFT_OUT = "-"
 
 
 class Unread(Placed):
@@ -65,7 +66,7 @@ class OneAtATime:
 def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[str, str]) -> list[str]:
     """Write what `folder` holds as a checkpoint of the stage `run` under `root`; returns the summary of its parity.
 
-    table: see `tools.zero.names.rename`. Memory holds one tensor at a time.
+    table: see `rename`. Memory holds one tensor at a time.
 
     Raises:
         FolderError: naming parameters that the stage lacks, does not know, or has in other shapes.
@@ -82,22 +83,19 @@ def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[s
     final, aside = root / directory_name(folder.step), root / f"{directory_name(folder.step)}.import.tmp"
     if final.exists():
         raise FolderError(f"{final} is there already, so it is left alone; give another --checkpoint")
-    tensors = _tensors(found, folder.has_moments)
+    sources = _sources(found, folder.has_moments)
     one_at_a_time = OneAtATime()
     shutil.rmtree(aside, ignore_errors=True)
     try:
         origin = Origin(run.stage.name, run.seed, run.stage.resolution, frozen, {"engine": folder.made_by})
         written = write(
             aside,
-            {
-                f"{part}.{name}": Unread(each.shape, partial(one_at_a_time, partial(each.read, part)))
-                for part, name, each in tensors
-            },
+            {key: Unread(each.shape, partial(one_at_a_time, each.read)) for key, each in sources.items()},
             folder.step,
             origin,
             ALONE,
         )
-        report = _compare(written, tensors) | {
+        report = _compare(written, sources, found) | {
             "folder": folder.made_by,
             "step": folder.step,
             "names": {new: old for old, new in canonical.items() if new is not None},
@@ -131,34 +129,26 @@ def _check(found: Mapping[str, Parameter], needed: Mapping[str, list[int]], trai
         )
 
 
-def _tensors(found: Mapping[str, Parameter], moments: bool) -> list[tuple[str, str, Parameter]]:
-    """All that is written: (part, name, parameter), parts by the first word of their names in a checkpoint."""
-    return [
-        (part, name, each)
+def _sources(found: Mapping[str, Parameter], moments: bool) -> dict[str, Stored]:
+    """All that is written, by its name in a checkpoint: part.name, where the part is that of `Parameter.parts`."""
+    return {
+        f"{part}.{name}": Stored(each.shape, torch.float32, partial(each.read, part))
         for name, each in found.items()
         for part in (WEIGHT, *(MOMENTS if moments and each.trained else ()))
-    ]
+    }
 
 
-def _compare(written: Path, tensors: list[tuple[str, str, Parameter]]) -> dict[str, Any]:
-    """Read every tensor again, from the checkpoint and from the folder; returns their hashes.
-
-    Raises:
-        ParityError: naming the first that differs.
-    """
+def _compare(written: Path, sources: Mapping[str, Stored], found: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Read every tensor again, from the checkpoint and from the folder; returns what there is to say of each."""
     stored = StoredTensors(written)
-    notes: dict[str, dict[str, Any]] = {}
-    for part, name, each in tensors:
-        digest = sha256_of_tensor(each.read(part))
-        if sha256_of_tensor(stored.read(name, part)) != digest:
-            raise ParityError(f"{part} of {name} was written with other values than the folder's")
-        types = {str(values.dtype).removeprefix("torch.") for values in each.parts[part]}
-        notes[f"{part}.{name}"] = {
-            "shape": list(each.shape),
-            "dtype": "float32",
-            "from": sorted(types),
-            "sha256": digest,
-        }
+    read = {}
+    for key, source in sources.items():
+        part, _, name = key.partition(".")
+        read[key] = replace(source, read=partial(stored.read, name, part))
+    notes, _ = compare_tensors("the checkpoint", read, sources, torch.float32)
+    for key, note in notes.items():
+        part, _, name = key.partition(".")
+        note["from"] = sorted({str(each.dtype).removeprefix("torch.") for each in found[name].parts[part]})
     return {"tensors": notes, "libraries": stored.manifest.libraries}
 
 
@@ -173,3 +163,44 @@ def _lines(folder: Folder, final: Path, found: Mapping[str, Parameter], left_out
         f"0 missing, 0 unexpected, {len(left_out)} left out by --rename; {goes_on}",
         "every tensor was read again from disk and equals the folder's, bit for bit",
     ]
+
+
+def parse_table(entries: Iterable[str]) -> dict[str, str]:
+    """`OLD=NEW` -> {OLD: NEW}; see `rename`.
+
+    Raises:
+        ValueError: if an entry is none, or names a prefix twice.
+    """
+    table: dict[str, str] = {}
+    for entry in entries:
+        old, equals, new = entry.partition("=")
+        if not equals or old in table:
+            raise ValueError(f"--rename {entry!r} is no OLD=NEW with a new OLD; an example: model.bridge.=bridge.")
+        table[old] = new
+    return table
+
+
+def rename(names: Iterable[str], table: Mapping[str, str]) -> dict[str, str | None]:
+    """Name -> canonical name, None where the table leaves it out. The longest prefix counts; none leaves the name.
+
+    A rule leaves out what begins with OLD if NEW is `-`; any other NEW takes the place of OLD.
+
+    Raises:
+        ValueError: if two names become one, or a rule fits no name.
+    """
+    found: dict[str, str | None] = {}
+    taken: dict[str, str] = {}
+    used = set()
+    for name in names:
+        fitting = max((old for old in table if name.startswith(old)), key=len, default=None)
+        if fitting is None:
+            new: str | None = name
+        else:
+            used.add(fitting)
+            new = None if table[fitting] == LEFT_OUT else table[fitting] + name.removeprefix(fitting)
+        if new is not None and taken.setdefault(new, name) != name:
+            raise ValueError(f"--rename makes {new} of both {taken[new]} and {name}")
+        found[name] = new
+    if idle := sorted(table.keys() - used):
+        raise ValueError(f"--rename {idle[0]}=... fits no name; the first are {', '.join(list(found)[:3])}")
+    return found
