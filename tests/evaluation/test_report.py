@@ -12,7 +12,6 @@ from tests.report.pages import Page
 from wemmu.evaluation.run_record import ReportError, read_run
 from wemmu.evaluation.run_report import missing, opening, write_report
 from wemmu.readable import percent, spelled
-from wemmu.report.charts import panel
 
 
 @pytest.fixture(scope="module")
@@ -136,17 +135,6 @@ def test_the_page_links_to_that_of_its_data(run: Path, tmp_path: Path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "report.html").write_text("data")
     assert "../shards/report.html" in page_of(run).links
-
-
-def test_legends_stand_beside_the_curves():
-    charts: list[str] = []
-    with panel(charts, "title") as axes:
-        for k in range(5):
-            axes.plot([0, 1], [k, 1 - k], label=f"task {k}")
-    (legend,) = axes.figure.legends
-    assert axes.get_legend() is None
-    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
-    assert charts[0].startswith("<svg")
 
 
 def test_unfinished_stage_and_old_scores_are_named(run: Path):

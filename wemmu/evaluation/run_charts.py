@@ -1,17 +1,18 @@
 """The charts of a run and of its stages."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
 from wemmu.config.task import TASK_NAMES
 from wemmu.evaluation.run_record import StageRecord
 from wemmu.evaluation.scores import HEADLINE
-from wemmu.report.charts import INK, PALETTE, Line, shades, share_chart, stacked_chart, step_chart
+from wemmu.report.charts import PALETTE, Line, chart, shades
 
 SPLITS = {"test": "scenes never trained on", "composition": "pairs of colour and shape never trained on"}
 TASK_COLORS = {str(task): color for task, color in zip(HEADLINE, PALETTE, strict=True)}
-# (title, key -> label, factor from the chart's unit to the record's); of several keys, the first recorded one.
+# (title, key -> label, what a unit of the chart is in that of the record); the first of a place that was recorded.
 MACHINE = (
     (("samples per second", {"samples_per_s": ""}, 1.0),),
     (("thousand tokens per second", {"tokens_per_s": ""}, 1e3),),
@@ -30,73 +31,71 @@ MACHINE = (
 
 def score_charts(stages: Sequence[StageRecord]) -> list[Markup]:
     """Chart the share of correct answers after each evaluated stage, with 95 % intervals: one chart per split."""
-    scored = [(stage.name, stage.results["tasks"]) for stage in stages if stage.results]
-    charts = []
-    for split, title in SPLITS.items() if scored else ():
-        lines = []
-        for task, measure in HEADLINE.items():
-            found = [(i, tasks[task][split]) for i, (_, tasks) in enumerate(scored) if split in tasks.get(task, {})]
-            shares = [part["measures"][measure] for _, part in found]
-            if shares:
-                intervals = [(share["low"], share["high"]) for share in shares]
-                values = [share["share"] for share in shares]
-                lines.append(Line([i for i, _ in found], values, TASK_NAMES[task], TASK_COLORS[task], intervals))
-        charts.append(share_chart(title, [name for name, _ in scored], lines))
-    return charts
+    scored = {stage.name: stage.results["tasks"] for stage in stages if stage.results}
+    return [
+        chart(title, _scores(list(scored.values()), split), names=list(scored), top=1, form=".0%")
+        for split, title in SPLITS.items()
+        if scored
+    ]
+
+
+def _scores(stages: list[dict[str, Any]], split: str) -> list[Line]:
+    lines = []
+    for task, measure in HEADLINE.items():
+        shares = {
+            i: tasks[task][split]["measures"][measure] for i, tasks in enumerate(stages) if split in tasks.get(task, ())
+        }
+        values, intervals = [s["share"] for s in shares.values()], [(s["low"], s["high"]) for s in shares.values()]
+        lines += [Line(list(shares), values, TASK_NAMES[task], TASK_COLORS[task], intervals)] if shares else []
+    return lines
 
 
 def loss_charts(stage: StageRecord) -> list[Markup]:
     """Chart loss by task, loss by noise level and gradient norm over the steps of one stage."""
-    keys = list(dict.fromkeys(key for line in stage.metrics for key in line if key.startswith("loss/")))
-    levels = sorted(key for key in keys if key.startswith("loss/t_"))
-    tasks = [key.removeprefix("loss/") for key in keys if key not in levels]
     if not stage.metrics:
         return []
-    by_task = [_curve(stage, f"loss/{t}", TASK_NAMES.get(t, t), TASK_COLORS.get(t, INK)) for t in tasks]
+    keys = dict.fromkeys(key for line in stage.metrics for key in line if key.startswith("loss/"))
+    levels = sorted(key for key in keys if key.startswith("loss/t_"))
+    tasks = [key.removeprefix("loss/") for key in keys if key not in levels]
+    by_task = [_curve(stage, f"loss/{task}", TASK_NAMES.get(task, task), TASK_COLORS.get(task)) for task in tasks]
     # `loss/t_0.25_0.50` is 0.25-0.50.
-    names = ["\u2013".join(key.removeprefix("loss/t_").split("_")) for key in levels]
+    names = ["–".join(key.removeprefix("loss/t_").split("_")) for key in levels]
     by_level = [_curve(stage, *each) for each in zip(levels, names, shades(len(levels)), strict=True)]
-    norm, clip = [_curve(stage, "grad_norm")], stage.run.stage.optimizer.clip
+    clip = stage.run.stage.optimizer.clip
     return [
-        step_chart("loss by task", by_task, log=True),
-        step_chart("loss by noise level t (1 is noise)", by_level, log=True),
-        step_chart("gradient norm before clipping", norm, log=True, level=clip),
+        chart("loss by task", by_task, log=True),
+        chart("loss by noise level t (1 is noise)", by_level, log=True),
+        chart("gradient norm before clipping", [_curve(stage, "grad_norm")], log=True, level=clip),
     ]
 
 
 def share_charts(stage: StageRecord) -> list[Markup]:
-    """Chart the share of each task in the samples between two lines of the record, if recorded."""
-    lines = [line for line in stage.metrics if any(key.startswith("share/") for key in line)]
-    steps = [line["step"] for line in lines]
-    shares = [
-        Line(steps, [100 * line.get(f"share/{t}", 0.0) for line in lines], TASK_NAMES[t], TASK_COLORS.get(t, INK))
-        for t in stage.run.stage.mixture
+    """The share of each task in the samples between two lines of the record, if it was recorded."""
+    recorded = [line for line in stage.metrics if any(key.startswith("share/") for key in line)]
+    steps = [line["step"] for line in recorded]
+    lines = [
+        Line(steps, [100 * line.get(f"share/{task}", 0.0) for line in recorded], TASK_NAMES[task], TASK_COLORS[task])
+        for task in stage.run.stage.mixture
     ]
-    return [stacked_chart("share of each task in the samples, %", shares)] if lines else []
+    return [chart("share of each task in the samples, %", lines, top=100, stacked=True)] if recorded else []
 
 
 def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[Markup]:
-    """Chart the recorded speed, memory, waiting for data and learning rate over the steps.
+    """Speed, memory, waiting for data and learning rate over the steps, as far as they were recorded.
 
-    starts: steps from which attempts resumed, marked by dotted lines.
+    starts: steps from which attempts went on, marked by dotted lines.
     """
     recorded = {key for line in stage.metrics for key in line}
-    chosen = [choice for choices in MACHINE if (choice := next((c for c in choices if recorded & set(c[1])), None))]
-    return [
-        step_chart(
-            title,
-            [
-                _curve(stage, key, label, color, unit)
-                for color, (key, label) in zip(PALETTE, keys.items(), strict=False)
-                if key in recorded
-            ],
-            marks=starts,
-        )
-        for title, keys, unit in chosen
-    ]
+    charts = []
+    for choices in MACHINE:
+        title, keys, unit = next((choice for choice in choices if recorded & set(choice[1])), ("", {}, 1.0))
+        colors = [(key, label, color) for (key, label), color in zip(keys.items(), PALETTE, strict=False)]
+        lines = [_curve(stage, *each, unit) for each in colors if each[0] in recorded]
+        charts += [chart(title, lines, marks=starts)] if lines else []
+    return charts
 
 
-def _curve(stage: StageRecord, key: str, label: str = "", color: str = PALETTE[0], unit: float = 1.0) -> Line:
-    """Return steps and values of `key` in the lines of a record."""
+def _curve(stage: StageRecord, key: str, label: str = "", color: str | None = None, unit: float = 1.0) -> Line:
+    """What the lines of a record say of `key` over their steps."""
     points = [(line["step"], line[key] / unit) for line in stage.metrics if key in line]
-    return Line([x for x, _ in points], [y for _, y in points], label, color)
+    return Line([x for x, _ in points], [y for _, y in points], label, color or PALETTE[0])
