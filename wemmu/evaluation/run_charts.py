@@ -12,7 +12,7 @@ from wemmu.report.charts import PALETTE, Line, chart, shades
 
 SPLITS = {"test": "scenes never trained on", "composition": "pairs of colour and shape never trained on"}
 TASK_COLORS = {str(task): color for task, color in zip(HEADLINE, PALETTE, strict=True)}
-# (title, key -> label, what a unit of the chart is in that of the record); the first of a place that was recorded.
+# (title, key -> label, factor from the chart's unit to the record's); of several keys, the first recorded one.
 MACHINE = (
     (("samples per second", {"samples_per_s": ""}, 1.0),),
     (("thousand tokens per second", {"tokens_per_s": ""}, 1e3),),
@@ -70,7 +70,7 @@ def loss_charts(stage: StageRecord) -> list[Markup]:
 
 
 def share_charts(stage: StageRecord) -> list[Markup]:
-    """The share of each task in the samples between two lines of the record, if it was recorded."""
+    """Chart the share of each task in the samples between two lines of the record, if recorded."""
     recorded = [line for line in stage.metrics if any(key.startswith("share/") for key in line)]
     steps = [line["step"] for line in recorded]
     lines = [
@@ -81,7 +81,7 @@ def share_charts(stage: StageRecord) -> list[Markup]:
 
 
 def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[Markup]:
-    """Speed, memory, waiting for data and learning rate over the steps, as far as they were recorded.
+    """Chart the recorded speed, memory, waiting for data and learning rate over the steps.
 
     starts: steps from which attempts went on, marked by dotted lines.
     """
@@ -96,6 +96,6 @@ def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[Markup]:
 
 
 def _curve(stage: StageRecord, key: str, label: str = "", color: str | None = None, unit: float = 1.0) -> Line:
-    """What the lines of a record say of `key` over their steps."""
+    """Return steps and values of `key` in the lines of a record."""
     points = [(line["step"], line[key] / unit) for line in stage.metrics if key in line]
     return Line([x for x, _ in points], [y for _, y in points], label, color or PALETTE[0])
