@@ -1,7 +1,9 @@
 """Checks that a directory is a whole backbone; the doctor, the launcher, the plan and all loaders share this."""
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from wemmu.config.schema import Backbones
 from wemmu.published.known import AUTOENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
@@ -42,6 +44,23 @@ def problems(backbones: Backbones, kinds: Sequence[str]) -> list[str]:
     return list(_fit(backbones))
 
 
+def check_engine(backbones: Backbones, kinds: Sequence[str], engine: str) -> None:
+    """Check that an engine can train the DiT, if the kinds include one.
+
+    Raises:
+        BackboneError: lists the engines that can.
+    """
+    if TRANSFORMER not in kinds or backbones.dit is None:
+        return
+    file = backbones.dit / "config.json"
+    valid = _facts(file, TRANSFORMER).ENGINES
+    if engine not in valid:
+        raise BackboneError(
+            f"engine {engine} cannot divide the {check_class(file, TRANSFORMER)} {backbones.dit}; valid: "
+            f"parallel.engine {', '.join(valid)}"
+        )
+
+
 def check_class(file: Path, kind: str) -> str:
     """Return the class of `kind` that a config.json describes.
 
@@ -69,13 +88,9 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
 
 def _check_config(file: Path, kind: str) -> None:
     check_class(file, kind)
-    config = read_json(file)
-    if config.get("guidance_embeds"):
-        raise BackboneError(
-            f"{file} has guidance_embeds: a Sana-Sprint, distilled to few steps, needs the guidance as an input, which "
-            "this training does not give; use a Sana without it, as Sana_1600M_1024px_diffusers"
-        )
-    if "quantization_config" in config:
+    if kind != VLM:
+        _latent_channels(file, kind)
+    if "quantization_config" in read_json(file):
         raise BackboneError(f"{file} has a quantization_config; use the unquantized weights, in bf16 or fp32")
 
 
@@ -102,14 +117,25 @@ def _check_text(file: Path) -> None:
 
 
 def _fit(backbones: Backbones) -> Iterator[str]:
-    dit, vae = (read_json(folder / "config.json") for folder in (backbones.dit, backbones.vae) if folder is not None)
-    # The libraries' own defaults.
-    inputs, latents = dit.get("in_channels", 32), vae.get("latent_channels", 32)
-    if inputs != latents:
-        yield (
-            f"{backbones.dit} takes {inputs} channels, the autoencoder {backbones.vae} makes {latents}; they belong "
-            "together"
-        )
+    dit, vae = backbones.dit, backbones.vae
+    assert dit is not None, "a recipe with a DiT has its directory"
+    takes = _latent_channels(dit / "config.json", TRANSFORMER)
+    makes = _latent_channels(vae / "config.json", AUTOENCODER)
+    if takes != makes:
+        yield f"{dit} takes {takes} channels, the autoencoder {vae} makes {makes}; they belong together"
+
+
+def _latent_channels(file: Path, kind: str) -> int:
+    facts, config = _facts(file, kind), read_json(file)
+    try:
+        return int(facts.latent_channels(config))
+    except ValueError as error:
+        raise BackboneError(f"{file} {error}") from error
+
+
+def _facts(file: Path, kind: str) -> Any:
+    """Return the module `published`, free of torch, of the backbone folder for the class in a config.json."""
+    return import_module(f"wemmu.backbones.{KNOWN[kind][check_class(file, kind)]}.published")
 
 
 def _told(read: Callable[[], object]) -> Iterator[str]:

@@ -5,7 +5,7 @@ VLM, AUTOENCODER, TRANSFORMER = "vlm", "vae", "dit"
 KNOWN = {
     VLM: {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen3VLForConditionalGeneration": "qwen3_vl"},
     AUTOENCODER: {"AutoencoderDC": "dc_ae"},
-    TRANSFORMER: {"SanaTransformer2DModel": "sana"},
+    TRANSFORMER: {"SanaTransformer2DModel": "sana", "QwenImageTransformer2DModel": "qwen_image"},
 }
 # What transformers writes into every config.json -> the class; older ones name it under `architectures`, too.
 MODEL_TYPES = {"qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration"}

@@ -17,6 +17,7 @@ from wemmu.kernels import Kernels
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
+from wemmu.published.check import check_engine
 from wemmu.published.identity import is_same
 from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe
 from wemmu.recipes.staged import startable
@@ -43,10 +44,12 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     """Load, freeze, start from the weights of the stage before, and connect.
 
     Raises:
+        BackboneError: if a backbone cannot be loaded whole, or the engine cannot divide the DiT.
         CheckpointError: if `stage.start` lacks a module that this stage needs or holds something unknown.
         ShardError: if the data set cannot be read or stores latents of another autoencoder.
         ValueError: if layers are to be compiled and there is no compiler.
     """
+    check_engine(run.backbones, run.recipe.backbones, run.parallel.engine)
     device = torch.device(device)
     made = recipe(run, _place(run, device), device)
     ready_to_train(made, run)

@@ -1,0 +1,1 @@
+"""The MM-DiT of Qwen-Image, diffusers' QwenImageTransformer2DModel."""

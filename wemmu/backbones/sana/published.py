@@ -1,0 +1,17 @@
+"""What the config.json of a Sana says, for checks without torch; see `wemmu.published.check`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ENGINES = ("single", "zero3", "hybrid")
+
+
+def latent_channels(config: Mapping[str, Any]) -> int:
+    """Raises ValueError for a variant that needs inputs that this training does not give."""
+    if config.get("guidance_embeds"):
+        raise ValueError(
+            "has guidance_embeds: a Sana-Sprint, distilled to few steps, needs the guidance as an input, which "
+            "this training does not give; use a Sana without it, as Sana_1600M_1024px_diffusers"
+        )
+    # The default of diffusers.
+    return int(config.get("in_channels", 32))
