@@ -109,8 +109,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "describes AutoencoderKL; known here: AutoencoderDC",
     ),
     "another VLM": (
-        lambda r: change_json(r / "vlm/config.json", model_type="qwen3_vl", architectures=["Qwen3VL"]),
-        "describes qwen3_vl; known here: Qwen2_5_VLForConditionalGeneration",
+        lambda r: change_json(r / "vlm/config.json", model_type="llava", architectures=["Llava"]),
+        "describes llava; known here: Qwen2_5_VLForConditionalGeneration",
     ),
     "a quantized VLM": (
         lambda r: change_json(r / "vlm/config.json", quantization_config={"bits": 4}),

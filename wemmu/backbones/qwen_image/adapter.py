@@ -28,8 +28,8 @@ class QwenImage:
         p, (height, width), queries = dit.config.patch_size, x_t.shape[-2:], states.shape[1]
         if height % p or width % p:
             raise ValueError(
-                f"Qwen-Image packs {p} x {p} latents into a token and cannot take {height} x {width} latents; each side "
-                f"of an image must be a multiple of {p} latents"
+                f"Qwen-Image packs {p} x {p} latents into a token and cannot take {height} x {width} latents; each "
+                f"side of an image must be a multiple of {p} latents"
             )
         rows, columns, positions = height // p, width // p, len(dit.pos_embed.pos_freqs)
         # The condition's positions begin where those of the image, which are around 0, end.
