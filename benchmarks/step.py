@@ -12,12 +12,12 @@ resident on the CPU, allocated by torch on a GPU. FLOPs are those of the product
 them (`benchmarks/fake_world.py`); MFU takes ours for all variants: what is recomputed and logits are work of no use.
 """
 
-import json
+import multiprocessing
 import os
 import shlex
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +25,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.measure import in_turns, watch
+from benchmarks.measure import RESULTS, Out, in_turns, watch
 from benchmarks.step_profile import shares
 from benchmarks.step_report import record
 from benchmarks.step_sizes import SIZES, Cell, Size, shallower
 from benchmarks.step_variants import ENDS, OURS, VARIANTS, Off, counted_flops, prepare
 
-ROOT = Path(__file__).resolve().parents[1]
 # Dense bf16 of an H100 or H200 (SXM), FLOP/s; other devices are measured by a large product.
 PUBLISHED_PEAK = 989e12
 OFF = tuple(field.name for field in fields(Off))
@@ -39,7 +38,7 @@ OFF = tuple(field.name for field in fields(Off))
 
 @dataclass(frozen=True)
 class Settings:
-    """What a process is told: the same for one that measures time and one that measures memory."""
+    """What all measurements have in common."""
 
     size: str
     device: str
@@ -66,18 +65,13 @@ def main(
     layers: Annotated[int | None, typer.Option(help="at most so many layers, at full width")] = None,
     samples: Annotated[int | None, typer.Option(help="samples of a micro-batch, instead of the size's own")] = None,
     trace: Annotated[Path | None, typer.Option(help="folder for the profiler's timelines of ours")] = None,
-    out: Annotated[Path, typer.Option(help="where step.{json,md} go")] = ROOT / "benchmarks" / "results",
-    alone: Annotated[str | None, typer.Option(hidden=True, help="CELL:VARIANT, in this process")] = None,
+    out: Out = RESULTS,
 ) -> None:
     settings = _settings(size, device, dtype, engine, layers, samples)
-    if alone is not None:
-        cell, variant = alone.split(":", 1)
-        print(json.dumps(_alone(settings, settings.cells()[int(cell)], variant, rounds, trace)))
-        return
     begun = time.monotonic()
     cells = []
-    for number, cell in enumerate(settings.cells()):
-        cells.append(_compare(settings, cell, number, rounds, trace))
+    for cell in settings.cells():
+        cells.append(_compare(settings, cell, rounds, trace))
         print(record(_head(settings, rounds, begun), cells, size, out), flush=True)
 
 
@@ -107,7 +101,7 @@ def _head(settings: Settings, rounds: int, begun: float) -> dict[str, Any]:
     }
 
 
-def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Path | None) -> dict[str, Any]:
+def _compare(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -> dict[str, Any]:
     """Everything about one cell: a row for each variant, what they are measured with, and our profile."""
     size = settings.load()
     names = VARIANTS if size.together else OURS if settings.engine == "zero3" else ENDS
@@ -120,7 +114,11 @@ def _compare(settings: Settings, cell: Cell, number: int, rounds: int, trace: Pa
     if size.together:
         told |= _in_turns(settings, cell, rounds, trace)
     else:
-        found = {name: _in_a_process(settings, number, name, rounds, trace) for name in names}
+        found = {}
+        for name in names:
+            # A process of its own for each: two of them do not fit into memory.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                found[name] = process.submit(_alone, settings, cell, name, rounds, trace).result()
         # Variants that do not fit have no times and no memory.
         told |= {key: {name: each.get(key) for name, each in found.items()} for key in ("seconds", "memory")}
         told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", *OFF)}
@@ -169,15 +167,6 @@ def _alone(settings: Settings, cell: Cell, variant: str, rounds: int, trace: Pat
     except torch.OutOfMemoryError:
         return {}
     return told | asdict(off) | {"seconds": seconds, "memory": asdict(memory)}
-
-
-def _in_a_process(settings: Settings, cell: int, variant: str, rounds: int, trace: Path | None) -> dict[str, Any]:
-    options = {f"--{name}": value for name, value in asdict(settings).items() if name != "size" and value is not None}
-    options |= {"--rounds": rounds, "--alone": f"{cell}:{variant}"} | ({"--trace": trace} if trace else {})
-    words = [str(word) for option in options.items() for word in option]
-    command = [sys.executable, "-m", "benchmarks.step", settings.size, *words]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _timeline(trace: Path | None, settings: Settings, cell: Cell) -> Path | None:
