@@ -8,6 +8,8 @@ from data_pipeline.sources.files import File
 from data_pipeline.sources.table import TableSource
 from wemmu.config import Task, prepare
 
+Captioned = prepare.FolderSource | prepare.ParquetSource | prepare.HuggingFaceSource
+
 
 class FolderSource(TableSource[prepare.FolderSource]):
     """Text-to-image records, or records of the understanding task where the config names a field for the answer."""
@@ -22,15 +24,14 @@ class FolderSource(TableSource[prepare.FolderSource]):
 
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
         config = self._config
-        prompt = None if config.caption is None else prompt_of(fields.get(config.caption), config.caption, key)
-        image = one_of(fields.get(config.image), config.image)
-        if not image:
+        if not one_of(fields.get(config.image), config.image):
             raise RejectedError(Reason.BAD_RECORD, f"{config.image} is missing")
+        record = captioned(config, key, fields, root)
         if config.answer is None:
-            return RawRecord(key, Task.T2I, prompt, target=image_of(image, key, root))
+            return record
+        prompt = without_marks(record.prompt, 1, config.caption or "")
         answer = _answer(fields.get(config.answer), config.answer)
-        prompt = without_marks(prompt, 1, config.caption or "")
-        return RawRecord(key, Task.UNDERSTANDING, prompt, images=(image_of(image, key, root),), answer=answer)
+        return RawRecord(key, Task.UNDERSTANDING, prompt, images=(record.target,), answer=answer)
 
 
 class ParquetSource(TableSource[prepare.ParquetSource]):
@@ -50,10 +51,14 @@ class ParquetSource(TableSource[prepare.ParquetSource]):
         return True
 
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
-        config = self._config
-        prompt = None if config.caption is None else prompt_of(fields[config.caption], config.caption, key)
-        image = image_of(one_of(fields[config.image], config.image), key, root if config.root else None)
-        return RawRecord(key, Task.T2I, prompt, target=image)
+        return captioned(self._config, key, fields, root if self._config.root else None)
+
+
+def captioned(config: Captioned, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
+    """The text-to-image record of a row; raises RejectedError if it is none."""
+    prompt = None if config.caption is None else prompt_of(fields.get(config.caption), config.caption, key)
+    image = one_of(fields.get(config.image), config.image)
+    return RawRecord(key, Task.T2I, prompt, target=image_of(image, key, root))
 
 
 def _named(fields: dict[str, str | None]) -> dict[str, str]:

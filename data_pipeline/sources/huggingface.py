@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.records import RawRecord, Reason, RejectedError, Rejection, SourcePartition
-from data_pipeline.sources.common import image_of, one_of, prompt_of, record_or_rejection
+from data_pipeline.sources.captioned import captioned
+from data_pipeline.sources.common import record_or_rejection
 from data_pipeline.sources.rows import check_fields
-from wemmu.config import ConfigError, Task, prepare
+from wemmu.config import ConfigError, prepare
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,10 +46,7 @@ class HuggingFaceSource:
             fields = dataset[row]
         except UnicodeDecodeError as error:
             raise RejectedError(Reason.BAD_TEXT, str(error)) from error
-        caption, image = self._config.caption, self._config.image
-        prompt = None if caption is None else prompt_of(fields[caption], caption, str(row))
-        target = image_of(one_of(fields[image], image), str(row), None)
-        return RawRecord(str(row), Task.T2I, prompt, target=target)
+        return captioned(self._config, str(row), fields, None)
 
     def _open(self) -> "Dataset":
         """The columns that are needed, with images as they are stored: `datasets` would decode and encode them."""

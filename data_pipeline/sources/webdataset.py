@@ -122,9 +122,6 @@ class WebDatasetSource:
                 )
 
     def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
-        if "broken" in part.place:
-            yield part.rejection("", Reason.BAD_CONTAINER, part.place["broken"])
-            return
         seen: set[str] = set()
         for group in self._all_groups(part):
             if isinstance(group, Rejection):
@@ -146,6 +143,7 @@ class WebDatasetSource:
     def _all_groups(self, part: SourcePartition) -> Iterator[_Group | Rejection]:
         """The groups of a tar, and where it breaks that it does."""
         if "broken" in part.place:
+            yield part.rejection("", Reason.BAD_CONTAINER, part.place["broken"])
             return
         group = None
         with self._files.open(part) as file:
