@@ -12,12 +12,12 @@ from wemmu.config import load_curriculum
 
 
 def tables() -> Console:
-    """Of 120 columns where there is no terminal."""
+    """Return a console; 120 columns wide without a terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def lines() -> Console:
-    """One line of output for each message, however long, and nothing in it taken as markup."""
+    """Print a message as one line, without markup."""
     return Console(soft_wrap=True, markup=False, highlight=False)
 
 
@@ -27,7 +27,7 @@ def buckets(
     overrides: Overrides = None,
     sample: Annotated[int, typer.Option(min=1, help="Records to look at of each source.")] = 1000,
 ) -> None:
-    """Show the buckets of CURRICULUM and what would go to each, before anything is written."""
+    """Show the buckets of CURRICULUM and the share of records in each, without writing."""
     from data_pipeline.preview_text import show_buckets
 
     show_buckets(load_curriculum(curriculum, overrides or ()), tables(), sample)
@@ -38,13 +38,13 @@ def write(
     curriculum: CurriculumFile,
     overrides: Overrides = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Writing processes; by default one a core, 0: this one.")
+        int | None, typer.Option(min=0, help="Writing processes; default: one per core, 0: this process.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster (HOST:PORT or auto) to use instead of an own.")
+        str | None, typer.Option(help="Address of a running Ray cluster to use (HOST:PORT or auto).")
     ] = None,
 ) -> None:
-    """Write what is missing of the data set of CURRICULUM into its data.shards."""
+    """Write the data set of CURRICULUM into its data.shards, or finish it."""
     from data_pipeline.write import write
 
     write(load_curriculum(curriculum, overrides or ()), lines(), workers, ray)
@@ -52,11 +52,11 @@ def write(
 
 @plainly()
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="A data set that `write` made, or any MDS shards.")],
+    directory: Annotated[Path, typer.Argument(help="A data set that `write` wrote, or any MDS shards.")],
     images: Annotated[
         Path | None,
         typer.Option(
-            "--images", "--pictures", metavar="FILE.png", help="Draw the first records of every stream into this file."
+            "--images", "--pictures", metavar="FILE.png", help="PNG file for the first records of each stream."
         ),
     ] = None,
 ) -> None:
@@ -68,10 +68,10 @@ def inspect(
 
 @plainly()
 def verify(
-    directory: Annotated[Path, typer.Argument(help="A data set that `write` made, or began.")],
+    directory: Annotated[Path, typer.Argument(help="A data set that `write` wrote or began.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.")] = None,
 ) -> None:
-    """Read and hash all of a data set again; the exit code is 1 unless it is complete and whole."""
+    """Read and hash a data set again; exit with 1 unless it is complete and undamaged."""
     from data_pipeline.verify import verify
 
     if not verify(directory, lines(), workers):

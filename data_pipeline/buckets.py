@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the sizes that exist at a resolution, and the one that an image goes to."""
+"""Aspect-ratio buckets: the sizes of a resolution, and the bucket of an image."""
 
 import math
 
@@ -10,13 +10,13 @@ Size = tuple[int, int]
 
 
 def buckets(resolution: int, sizing: Pictures) -> tuple[Size, ...]:
-    """The sizes of about `resolution`^2 pixels with sides in multiples of `sizing.unit`, tallest first.
+    """Return the sizes of about `resolution`^2 pixels with sides in multiples of `sizing.unit`, tallest first.
 
-    Each height at or below the resolution has one width, that which comes nearest to the area, and each such size has
-    its transpose; so the square is among them, and the set is its own mirror image.
+    Each height up to the resolution gets the width whose area is nearest. The set also has the transpose of each size,
+    so it contains the square and is symmetric.
 
     Raises:
-        ConfigError: if the resolution is no multiple of the unit.
+        ConfigError: if the resolution is not a multiple of the unit.
     """
     unit = sizing.unit
     if resolution % unit:
@@ -34,17 +34,17 @@ def buckets(resolution: int, sizing: Pictures) -> tuple[Size, ...]:
 
 
 def nearest(size: Size, choices: tuple[Size, ...]) -> Size:
-    """The bucket whose aspect ratio is nearest to that of `size`, on a logarithmic scale."""
+    """Return the bucket with the nearest aspect ratio, on a logarithmic scale."""
     wanted = math.log(size[1] / size[0])
     return min(choices, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - wanted))
 
 
 def enlargement(size: Size, bucket: Size) -> float:
-    """The factor by which an image of `size` is scaled to cover `bucket`; above 1 it is enlarged."""
+    """Return the factor that scales an image of `size` to cover `bucket`; above 1 it enlarges."""
     return max(bucket[0] / size[0], bucket[1] / size[1])
 
 
 def cut(size: Size, bucket: Size) -> float:
-    """The share of an image's area that is cut off when it fills `bucket`."""
+    """Return the share of an image's area that is cropped when it fills `bucket`."""
     kept = bucket[0] * bucket[1] / enlargement(size, bucket) ** 2
     return 1 - kept / (size[0] * size[1])

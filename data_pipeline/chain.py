@@ -1,7 +1,7 @@
-"""The stages that a record passes, in their order: `chain` is the whole of it.
+"""The steps that turn raw records into samples; `chain` runs all of them.
 
-Each stage is a generator over the one before it. What a stage cannot use it hands to `reject` with the reason, and the
-next record comes.
+Each step is a generator over the previous one. A step passes a record that it cannot use to `reject`, with the reason,
+and continues with the next.
 """
 
 import io
@@ -26,23 +26,23 @@ Reject = Callable[[str, RejectedError], None]
 Caption = Callable[[list[Image.Image]], list[str]]
 Encode = Callable[[list[bytes]], list[bytes]]
 
-# Tasks whose prompt has to say something.
+# Tasks that need a prompt.
 WORDED = (Task.T2I, Task.EDIT, Task.MULTI_EDIT, Task.UNDERSTANDING)
 
 
 @dataclass(frozen=True)
 class Services:
-    """Models that live outside the worker, and the batches in which they are asked; None where none is wanted."""
+    """Models outside of the worker; None if the job uses none."""
 
     caption: Caption | None = None
     encode: Encode | None = None
-    # What `encode` makes of a bucket of (height, width).
+    # The settings of `encode`'s latents for a bucket (height, width).
     latents: Callable[[Size], LatentSettings] | None = None
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A record whose images are RGB and upright; a Drawing stays one, since it has every size."""
+    """A record with upright RGB images; a Drawing stays a Drawing, because it has every size."""
 
     raw: RawRecord
     images: tuple[Image.Image | Drawing, ...]
@@ -54,7 +54,7 @@ class Decoded:
 
     @property
     def shape(self) -> Size | None:
-        """(height, width) of the image that decides the bucket: the one to make. None: any size."""
+        """(height, width) of the image that decides the bucket: the target. None: any size."""
         deciding = self.images[0] if self.target is None else self.target
         return (deciding.height, deciding.width) if isinstance(deciding, Image.Image) else None
 
@@ -63,8 +63,8 @@ class Decoded:
 class SizedRecord:
     """A record at one resolution.
 
-    `columns` as in `wemmu.config.shards.COLUMNS`, but for the checksum, with lists where those are packed, and with the
-    record's key for an id. `side` is the shorter side in px, in its source, of the image that decides the bucket.
+    `columns` are those of `wemmu.config.shards.COLUMNS` without the checksum, with lists instead of packed values and
+    the record's key as id. `side` is the shorter side, in px, of the source image that decides the bucket.
     """
 
     stream: StreamSettings
@@ -75,7 +75,7 @@ class SizedRecord:
 def chain(
     part: SourcePartition, job: Job, dropped: frozenset[int], services: Services, reject: Reject
 ) -> Iterator[SizedRecord]:
-    """Every sample that the records of `part` give. `dropped` are the places of duplicates in the part."""
+    """Yield every sample of the records of `part`. `dropped` are the indices of duplicates in the part."""
     records = wanted(job.source(part.source).read(part), job, reject, dropped)
     records = opened(records, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
     records = kept(records, job.prepare.keep, reject)
@@ -92,7 +92,7 @@ def chain(
 def wanted(
     items: Iterable[RawRecord | Rejection], job: Job, reject: Reject, dropped: frozenset[int] = frozenset()
 ) -> Iterator[RawRecord]:
-    """Of what a source reads, the records of the tasks that are wanted."""
+    """Yield the records of the tasks in use."""
     for place, item in enumerate(items):
         if isinstance(item, Rejection):
             reject(item.key, RejectedError(item.reason, item.detail))
@@ -107,7 +107,7 @@ def wanted(
 def opened(
     records: Iterable[RawRecord], open_file: Callable[[EncodedImage], Image.Image], reject: Reject
 ) -> Iterator[Decoded]:
-    """Open every image file with `open_file`, which raises RejectedError for what is not a whole image."""
+    """Open every image file with `open_file`, which raises RejectedError for damaged images."""
 
     def of(image: EncodedImage | Drawing) -> Image.Image | Drawing:
         return open_file(image) if isinstance(image, EncodedImage) else image
@@ -121,7 +121,7 @@ def opened(
 
 
 def kept(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
-    """Leave out records with an image that is too small or too oblong."""
+    """Drop records with an image that is too small or too elongated."""
     for record in records:
         sizes = [sorted(i.size) for i in record.every_image if isinstance(i, Image.Image)]
         if small := [s for s in sizes if s[0] < keep.min_side]:
@@ -133,7 +133,7 @@ def kept(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Dec
 
 
 def captioned(records: Iterable[Decoded], caption: Caption, again: bool, batch: int) -> Iterator[Decoded]:
-    """Have the captions written that are missing, or all of them."""
+    """Write the missing captions, or all of them."""
     for group in _batches(records, batch):
         asked = [
             i for i, r in enumerate(group) if r.raw.task is Task.T2I and (again or not (r.raw.prompt or "").strip())
@@ -146,7 +146,7 @@ def captioned(records: Iterable[Decoded], caption: Caption, again: bool, batch: 
 
 
 def worded(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
-    """Leave out records whose task needs words and which have none, too few or too many."""
+    """Drop records whose task needs a prompt and whose prompt is missing, too short or too long."""
     shortest, longest = keep.caption_length
     for record in records:
         prompt = (record.raw.prompt or "").strip()
@@ -163,7 +163,7 @@ def worded(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[D
 
 
 def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[SizedRecord]:
-    """A record at every resolution of its task that it can serve without being enlarged too far."""
+    """Yield a record at every resolution of its task, unless that enlarges it too much."""
     sizing, choices = job.prepare.pictures, job.buckets()
     for record in records:
         places = list(served(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
@@ -177,7 +177,7 @@ def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[S
 def served(
     record: Decoded, resolutions: Iterable[int], choices: dict[int, tuple[Size, ...]], max_upscale: float
 ) -> Iterator[tuple[int, Size]]:
-    """The resolutions that a record can serve, with its bucket at each, out of `choices`."""
+    """Return the resolutions in `choices` that a record can serve, with its bucket at each."""
     sizes = [(i.height, i.width) for i in record.every_image if isinstance(i, Image.Image)]
     for resolution in resolutions:
         bucket = nearest(record.shape or (1, 1), choices[resolution])
@@ -212,7 +212,7 @@ def _with_latents(
 
 
 def stream_of(record: Decoded, resolution: int, bucket: Size) -> StreamSettings:
-    """The stream that the record goes to; its latents are not made yet."""
+    """Return the record's stream, without latents."""
     height, width = bucket
     return StreamSettings(
         task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(record.images)
@@ -237,20 +237,20 @@ def _sample(record: Decoded, stream: StreamSettings, sizing: Pictures) -> SizedR
 
 
 def image_file(image: Image.Image | Drawing, bucket: Size, sizing: Pictures) -> bytes:
-    """The image at the size of `bucket`, as the file that is stored."""
+    """Return the image at the size of `bucket`, as a file to store."""
     image = fit(image, *bucket) if isinstance(image, Image.Image) else image.draw(*bucket)
     buffer = io.BytesIO()
     if sizing.format == "jpeg":
         image.save(buffer, "JPEG", quality=sizing.quality, subsampling=0)
     else:
-        # Lossless at any level. Level 1 brings a rendered scene to a twentieth; 6 saves a tenth more in half again
-        # the time.
+        # Lossless at any level. Level 1 shrinks a rendered scene to a twentieth; level 6 saves a tenth more and takes
+        # half as long again.
         image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def columns_of(sample: SizedRecord, source: str) -> dict[str, Any]:
-    """The sample as it is stored."""
+    """Return the columns to store."""
     columns = {
         **sample.columns,
         "id": f"{source}/{sample.columns['id']}",

@@ -1,4 +1,4 @@
-"""Where the work is done: in this process, on a Ray cluster made for it on this machine, or on one that is there."""
+"""Runs the work in this process, on a new local Ray cluster, or on a running Ray cluster."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ from wemmu.config import ConfigError
 from wemmu.config.shards import ShardError
 
 Result = TypeVar("Result")
-# Name of a method of a model that was started -> the method, as a function that can be handed to workers.
+# Name of a method of a started model -> the method, as a function that workers can call.
 Methods = Callable[[str], Callable[[Any], Any]]
-# Tasks handed to Ray at a time, for each CPU: enough to keep it busy, few enough that their arguments stay small.
+# Ray tasks in flight per CPU: enough to keep it busy, few enough to bound the memory of their arguments.
 AHEAD = 4
 
 
@@ -29,11 +29,11 @@ class Workers:
     """This process, for small data and for finding out what goes wrong in a source."""
 
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """`function` of every tuple of arguments; the results come as they are ready, in any order."""
+        """Call `function` with every tuple of arguments; yield results as they finish, in any order."""
         return (function(*args) for args in arguments)
 
     def services(self, job: Job) -> Services:
-        """The models that the job asks for, as functions that can be handed to `run`."""
+        """Start the job's models; return them as functions for `run`."""
         prepare, services = job.prepare, Services()
         if prepare.caption is None and prepare.latents is None:
             return services
@@ -53,7 +53,7 @@ class Workers:
 
 @contextmanager
 def workers(number: int | None, address: str | None) -> Iterator[Workers]:
-    """`number` processes on this machine (None: one a core; 0: this process), or those of the cluster at `address`."""
+    """Use `number` local processes (None: one per core; 0: this process), or the cluster at `address`."""
     if number == 0:
         yield Workers()
     else:
@@ -69,7 +69,7 @@ class OnRay(Workers):
         self._gpus = int(resources.get("GPU", 0))
 
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        # A worker that dies (out of memory, a lost node) is replaced, and its part done again.
+        # Ray replaces a worker that dies (out of memory, a lost node) and repeats its part.
         remote = self._ray.remote(function).options(max_retries=3)
         running: list[Any] = []
         for args in arguments:
@@ -82,7 +82,7 @@ class OnRay(Workers):
             yield from self._results(done)
 
     def _results(self, done: list[Any]) -> list[Any]:
-        """Errors that say by themselves what is wrong come as they were raised, without the worker's traceback."""
+        """Raise self-explanatory errors without the worker's traceback."""
         try:
             return self._ray.get(done)
         except self._ray.exceptions.RayTaskError as error:
@@ -91,21 +91,21 @@ class OnRay(Workers):
             raise
 
     def _start(self, service: type, *arguments: object) -> Methods:
-        """One for each GPU of the cluster, or one."""
+        """Return the number of actors: one per GPU of the cluster, or one."""
         remote = self._ray.remote(service).options(num_cpus=0, num_gpus=1 if self._gpus else 0)
         return partial(_Remote, [remote.remote(*arguments) for _ in range(max(1, self._gpus))])
 
 
 @contextmanager
 def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType]:
-    """`ray`, connected. Without `address` a cluster of `workers` CPUs (default: all) on this machine is made for it.
+    """Connect to Ray. Without `address`, start a local cluster of `workers` CPUs (default: all).
 
-    No dashboard and no usage statistics; it listens on loopback only.
+    It has no dashboard and no usage statistics and listens on loopback only.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
-        # Read when Ray is imported. A token of our own keeps other users of the node out of the ports that Ray opens,
-        # without leaving one in the home directory.
+        # Ray reads this at import. Our own token keeps other users of the node out of Ray's ports, and none lands in
+        # the home directory.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
@@ -119,7 +119,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
                 "num_cpus": workers or len(os.sched_getaffinity(0)),
                 "_node_ip_address": "127.0.0.1",
                 "include_dashboard": False,
-                # Images travel through the store only on their way to a model; the least Ray accepts is 75 MB.
+                # Only images for a model pass through the store; 75 MB is Ray's minimum.
                 "object_store_memory": 200 * 2**20,
                 "_temp_dir": stack.enter_context(scratch),
             }
@@ -129,7 +129,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
 
 
 def _sweep() -> None:
-    """Remove the folders that killed runs of this user left."""
+    """Remove folders of this user's killed runs."""
     for folder in Path("/tmp").glob("ray*-*"):
         pid = folder.name.removeprefix("ray").partition("-")[0]
         if pid.isdecimal() and not Path("/proc", pid).exists() and folder.stat().st_uid == os.getuid():
@@ -137,7 +137,7 @@ def _sweep() -> None:
 
 
 class _Remote:
-    """A method of some actors as a plain function; each call goes to the next of them."""
+    """Return a method of several actors as a plain function; calls go to the actors in turn."""
 
     def __init__(self, actors: list[Any], method: str):
         self._actors, self._method, self._calls = actors, method, 0

@@ -1,4 +1,4 @@
-"""What a directory holds of a data set, complete or not, and the records in it."""
+"""Reads the state and the records of a data set, complete or not."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from wemmu.mds import Shard
 
 @dataclass(frozen=True)
 class Contents:
-    """A data set of layout 2. `finished` of its `parts` partitions are written; the streams hold those."""
+    """A data set of layout 2 with `finished` of its `parts` partitions; `streams` are those of the finished ones."""
 
     root: Path
     streams: tuple[Stream, ...]
@@ -22,10 +22,10 @@ class Contents:
 
 
 def look(root: Path) -> Contents:
-    """What is in `root`. Without its record, the streams are those of the ledger, whose index is not written yet.
+    """Read the state of `root`. An unfinished data set has its streams from the ledger, without an index.
 
     Raises:
-        ShardError: if it was never begun, or is of another version.
+        ShardError: if `root` holds no data set, or one of another version.
     """
     try:
         parts = Settings.load(root / SETTINGS_FILE).parts
@@ -41,12 +41,12 @@ def look(root: Path) -> Contents:
 
 
 def shard_files(stream: Stream) -> list[str]:
-    """The stream's shards, relative to its directory, in the order of the index."""
+    """Return the stream's shards, relative to its directory, in index order."""
     return [name for name in stream.files if name != INDEX_FILE]
 
 
 def records(root: Path, stream: Stream) -> Iterator[StoredRecord]:
-    """The records of a stream, in order."""
+    """Yield the records of a stream, in order."""
     for name in shard_files(stream):
         for columns in Shard.of_ours(root / stream.settings.name / name).records():
             yield StoredRecord.of(columns)

@@ -1,8 +1,8 @@
-"""Records whose images are byte by byte those of an earlier one: found before anything is written.
+"""Finds records whose images equal those of an earlier record byte by byte, before anything is written.
 
-One pass over the sources leaves an array of 64-bit hashes for each part. Of several records with one hash the first,
-in the order of the parts, is kept, whatever worker reads it when. At a hundred million records two different ones
-share a hash with probability 3e-4, and one of them would be dropped.
+One pass over the sources writes an array of 64-bit hashes per part. The first record with a hash, in the order of the
+parts, is kept, whichever worker reads it first. Among a hundred million records two different ones share a hash with
+probability 3e-4; one of them would be dropped.
 """
 
 import os
@@ -19,9 +19,9 @@ from data_pipeline.records import EncodedImage, RawRecord, Rejection, SourcePart
 from wemmu.config.shards import SCAN
 from wemmu.config.task import Task
 
-# For what has no images to compare: drawings, empty files, and records that are rejected anyway.
+# For records without comparable images: drawings, empty files, and rejected records.
 NONE = np.uint64(0)
-# An instruction makes another record of the same images; another caption does not.
+# Another instruction makes another record of the same images; another caption does not.
 WITH_WORDS = (Task.EDIT, Task.MULTI_EDIT, Task.UNDERSTANDING)
 
 
@@ -30,14 +30,14 @@ def scan_file(root: Path, number: int) -> Path:
 
 
 class Scan(NamedTuple):
-    """A part that was looked through: its number of records, and where its container breaks."""
+    """A scanned part: its number of records, and where its container breaks."""
 
     records: int
     lost: tuple[Rejection, ...]
 
 
 def scan_part(job: Job, number: int, part: SourcePartition) -> Scan:
-    """Write the hashes of a part's records, uint64, in the order in which they are read."""
+    """Write the hashes of a part's records, uint64, in reading order."""
     lost: list[Rejection] = []
 
     def hashed(item: RawRecord | Rejection) -> np.uint64:
@@ -55,9 +55,9 @@ def scan_part(job: Job, number: int, part: SourcePartition) -> Scan:
 
 
 def duplicates(root: Path, parts: int) -> list[frozenset[int]]:
-    """For each part the places of records that an earlier part, or the same part earlier, has already.
+    """Return for each part the indices of records that occurred before, in an earlier part or in this one.
 
-    Takes about 40 bytes of memory a record.
+    Takes about 40 bytes of memory per record.
     """
     hashes = [np.load(scan_file(root, number), allow_pickle=False) for number in range(parts)]
     everything = np.concatenate([*hashes, np.empty(0, np.uint64)])

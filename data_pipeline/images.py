@@ -1,4 +1,4 @@
-"""Image files of a source -> RGB images, or a named reason why not."""
+"""Image files of a source -> RGB images, or the reason for a rejection."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +31,6 @@ def decode(image: EncodedImage, max_pixels: int, read: Read = decode_rgb) -> Any
         raise RejectedError(Reason.TOO_MANY_PIXELS, f"{image.name}: {error}") from error
     except MemoryError:
         raise
-    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
+    # Any exception: on damaged files Pillow raises OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         raise RejectedError(Reason.TRUNCATED, f"{image.name}: {error}") from error

@@ -1,4 +1,4 @@
-"""A look into a directory of shards: a data set of ours, or of anyone who writes MDS."""
+"""Shows what a directory of shards holds: our data sets and other MDS data sets."""
 
 import io
 from itertools import chain, islice
@@ -25,17 +25,17 @@ NUMBERS = {"int": "<i8"} | {
     f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("uint", "int", "float") for size in (1, 2, 4, 8)
 }
 PICTURES = ("jpeg", "png", "bytes")
-# Bytes of a column that are printed as text.
+# Bytes of a column to print as text.
 PRINTED = 2000
 
 
 def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
     """Print the streams of the data set in `root` and an example of each, or the columns of a foreign MDS data set.
 
-    With `pictures` the first records of every stream are drawn into that PNG file.
+    With `pictures`, write the first records of every stream into that PNG file.
 
     Raises:
-        ShardError: if `root` is neither, or `pictures` is wanted of a foreign data set.
+        ShardError: if `root` is neither, or if `pictures` is given for a foreign data set.
     """
     if (root / SETTINGS_FILE).exists() or (root / DATASET_FILE).exists():
         contents = look(root)
@@ -109,7 +109,7 @@ def _show_foreign(root: Path, console: Console) -> None:
         for name, kind in first.columns.items()
     ]
     console.print(table(Table("Columns", ("Column", "Encoding", ">Bytes", "In the first record"), rows)))
-    notes = [f"Of the shards {len(missing)} are not here, {missing[0].path} for one"] if missing else []
+    notes = [f"shards missing: {len(missing)}, for example {missing[0].path}"] if missing else []
     notes += ["The shards do not all have the same columns"] if any(s.columns != first.columns for s in shards) else []
     notes += chain.from_iterable(_header_notes(shard) for shard in shards)
     for note in notes:
@@ -117,7 +117,7 @@ def _show_foreign(root: Path, console: Console) -> None:
 
 
 def _header_notes(shard: Shard) -> list[str]:
-    """What the shard itself says, where that is not what the index says; nothing of shards that are not here."""
+    """Yield differences between shards and index; skip missing shards."""
     if shard.compression or not shard.path.exists():
         return []
     try:
@@ -128,7 +128,7 @@ def _header_notes(shard: Shard) -> list[str]:
 
 
 def _example(shard: Shard) -> dict[str, str]:
-    """What the columns of the first record hold, in words. Pickles are never opened: they can run any code."""
+    """Describe the columns of the first record. Never opens pickles: they can run any code."""
     if shard.compression or not shard.path.exists():
         return {}
     try:

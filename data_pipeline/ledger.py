@@ -1,4 +1,4 @@
-"""The ledger of a data set: which partitions are finished, and what each holds and left out."""
+"""The ledger of a data set: the finished partitions, what each holds and what it rejected."""
 
 import re
 import shutil
@@ -12,25 +12,23 @@ from wemmu.config.serving import fault_of
 from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, Stream, StreamSettings
 from wemmu.config.task import Task
 
-# A partition, or one that is being written aside (`data_pipeline.partitions`).
+# Name of a partition, finished or in progress (`data_pipeline.partitions`).
 _PARTITION = re.compile(r"(?P<number>\d{5,})(?P<aside>\.[0-9a-f]{32}\.tmp)?")
 
 
 class Shards(Schema):
-    """What one partition has in one stream: `shards` are the entries of its MDS index, with sizes and sha256."""
+    """One partition's part of a stream; `shards` are the entries of its MDS index, with sizes and sha256."""
 
     settings: StreamSettings
     shards: tuple[dict[str, Any], ...]
 
 
 class Entry(Schema):
-    """One finished partition, `ledger/NNNNN.json`. It appears when everything that it speaks of is on disk.
+    """One finished partition, `ledger/NNNNN.json`. It is written after everything that it names is on disk.
 
-    `read` counts the records that the part gave; `tasks` those that were kept, by task; `unused` those of tasks that
-    no stage uses.
-    `sides` and `captions` are histograms of kept records: of the shorter side in px of the image that decides the
-    bucket (Drawings have none), and of the prompt's length in characters; keys are the lower edges of `SIDE_EDGES` and
-    `CAPTION_EDGES`.
+    `read` counts all records of the part, `tasks` the kept ones by task, `unused` those of unused tasks. `sides` and
+    `captions` are histograms of kept records: the shorter side, in px, of the image that decides the bucket (Drawings
+    have none), and the prompt's length in characters. Keys are the lower edges of `SIDE_EDGES` and `CAPTION_EDGES`.
     """
 
     number: int
@@ -54,7 +52,7 @@ CAPTION_EDGES = (0, 1, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def lower_edge(value: int, edges: tuple[int, ...]) -> int:
-    """The lower edge of the histogram's bin that `value` falls into."""
+    """Return the lower edge of the histogram bin of `value`."""
     return max(edge for edge in edges if edge <= value)
 
 
@@ -66,7 +64,7 @@ class Ledger:
         return self.directory / f"{partition_name(number)}.json"
 
     def entries(self, parts: int) -> Iterator[Entry]:
-        """The entries that can be read, in order, whatever has become of their shards."""
+        """Yield the readable entries in order, whether or not their shards exist."""
         for number in range(parts):
             try:
                 yield Entry.load(self.entry_file(number))
@@ -74,9 +72,9 @@ class Ledger:
                 continue
 
     def finished(self, parts: int) -> Iterator[Entry]:
-        """The entries of finished partitions, whose shards are all there, in order.
+        """Yield the entries of finished partitions, in order.
 
-        An entry without its shards, or that cannot be read, is of a partition that is not finished.
+        A partition is not finished if its entry is unreadable or a shard is missing.
         """
         return filter(self._whole, self.entries(parts))
 
@@ -89,9 +87,9 @@ class Ledger:
         return not any(fault_of(path, size) for path, size in sizes.items())
 
     def clear_unfinished(self, finished: set[int]) -> None:
-        """Remove what killed runs left: partitions that the ledger does not hold, and everything begun aside.
+        """Remove the remains of killed runs: partitions that are not in the ledger, and partial ones.
 
-        Only names that writing gives; what a user puts beside them stays.
+        Only removes names that the writer uses; a user's files stay.
         """
         for folder in (self.root, self.root / LEDGER, self.root / SCAN):
             for left in folder.glob("*.json*.tmp" if folder == self.root else "*.tmp"):
@@ -131,10 +129,10 @@ def streams_of(entries: Iterable[Entry]) -> list[tuple[Stream, list[dict[str, An
 
 
 def begin(root: Path, settings: Settings) -> None:
-    """Write down what the data set is made of, or check that it is what was written down before.
+    """Record the settings and sources of the data set, or compare them with the recorded ones.
 
     Raises:
-        ShardError: if the directory was begun with other settings, or the sources have changed since.
+        ShardError: if the settings differ, or the sources have changed.
     """
     refuse_other_settings(root, settings)
     path = root / SETTINGS_FILE
@@ -142,11 +140,11 @@ def begin(root: Path, settings: Settings) -> None:
     if before is None or before.listing != settings.listing:
         if before is not None and any((root / LEDGER).glob("*.json")):
             raise ShardError(
-                f"the sources of {root} are not what they were when writing began: {before.parts} parts then, "
+                f"the sources of {root} have changed since writing began: {before.parts} parts then, "
                 f"{settings.parts} now, or parts of other sizes{_changed(before, settings)}. Bring them back, or write "
                 "into another directory"
             )
-        # Nothing is finished yet, so nothing of the old sources is in the way.
+        # Nothing is finished yet, so there are no records of the old sources.
         shutil.rmtree(root / SCAN, ignore_errors=True)
         settings.save(path)
     (root / LEDGER).mkdir(exist_ok=True)
@@ -161,15 +159,15 @@ def _changed(before: Settings, now: Settings) -> str:
 
 
 def refuse_other_settings(root: Path, settings: Settings, finished: bool = False) -> None:
-    """Raise ShardError if the data set in `root` was begun with other settings than these, the files of sources apart.
+    """Raise ShardError if the settings of the data set in `root` differ, not counting the sources' files.
 
-    finished: versions of sources may differ, too: what is complete is not mixed with records of another version.
+    finished: also ignore versions of sources: a complete data set is not mixed with records of another version.
     """
     path = root / SETTINGS_FILE
     if not path.exists():
         if root.is_dir() and any(p.name not in (".lock", SETTINGS_FILE + ".tmp") for p in root.iterdir()):
             raise ShardError(
-                f"{root} is not empty and not a data set of this version; give data.shards a directory of its own"
+                f"{root} is not empty and not a data set of this version; set data.shards to another directory"
             )
         return
     before = Settings.load(path)
@@ -177,6 +175,6 @@ def refuse_other_settings(root: Path, settings: Settings, finished: bool = False
         settings = settings.model_copy(update={"sources": before.sources})
     if differences := settings.differences(before):
         raise ShardError(
-            f"the data set {root} was written with other settings: now {'; '.join(differences)}. Point data.shards to "
-            f"another directory, or delete {root} to have it written anew"
+            f"the data set {root} was written with other settings: now {'; '.join(differences)}. Set data.shards to "
+            f"another directory, or delete {root} to write it again"
         )

@@ -1,4 +1,4 @@
-"""One partition: written by one worker, finished or not there, and never taken for finished when it is not."""
+"""Writes one partition in one worker; it is either finished or not in the ledger."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from wemmu.config.task import Task
 if TYPE_CHECKING:
     from streaming import MDSWriter
 
-# A stream's shard is held in memory until it is full, so this times the number of streams is what a worker needs.
+# Each stream's shard stays in memory until it is full, so a worker needs this times the number of streams.
 SHARD_BYTES = 2**25
 
 
@@ -36,14 +36,14 @@ def write_partition(
     dropped: frozenset[int] = frozenset(),
     services: Services | None = None,
 ) -> Entry:
-    """Write partition `number`, which holds what `part` gives; returns its ledger entry.
+    """Write partition `number` with the records of `part`; return its ledger entry.
 
-    Shards are written aside, brought to disk and renamed; then the ledger's entry appears in the same way. Whoever is
-    killed in between leaves a partition that the ledger does not know, and that the next run writes again.
+    Shards are written beside their place, synced and renamed, then the ledger entry likewise. A kill in between leaves
+    a partition without an entry, which the next run writes again.
     """
     out = _Writers(job.root, number)
     rejected: list[Rejection] = []
-    # A record may come at several resolutions; it is counted once.
+    # Count a record once, also at several resolutions.
     written: set[str] = set()
     tasks: Counter[Task] = Counter()
     unused: Counter[Task] = Counter()
@@ -91,7 +91,7 @@ class _Writers:
     def __init__(self, root: Path, number: int):
         self._root, self._number = root, number
         self._writers: dict[StreamSettings, MDSWriter] = {}
-        # This attempt's own: a worker that outlives its killed run cannot write into the next run's files.
+        # A unique name: a worker that outlives its killed run cannot write into the next run's files.
         self._aside = f"{partition_name(number)}.{uuid.uuid4().hex}.tmp"
 
     def _path(self, stream: StreamSettings, name: str) -> Path:
@@ -100,7 +100,7 @@ class _Writers:
     def write(self, sample: SizedRecord, source: str) -> None:
         writer = self._writers.get(sample.stream)
         if writer is None:
-            # Imports torch and transformers, seconds of work: only a process that really writes pays for it.
+            # Imports torch and transformers, which takes seconds: only a writing process does it.
             from streaming import MDSWriter
 
             out = str(self._path(sample.stream, self._aside))
@@ -109,7 +109,7 @@ class _Writers:
         writer.write(columns_of(sample, source))
 
     def finish(self) -> tuple[Shards, ...]:
-        """Bring everything to disk and to its place."""
+        """Sync everything to disk and rename it into place."""
         held = []
         for stream in sorted(self._writers, key=lambda s: s.name):
             writer = self._writers[stream]
@@ -120,8 +120,7 @@ class _Writers:
             try:
                 os.replace(aside, place)
             except OSError:
-                # A directory with content is never replaced: a worker of a killed run was there first, with the same
-                # records.
+                # A non-empty directory is never replaced: a worker of a killed run has written the same records.
                 if not place.is_dir():
                     raise
                 shutil.rmtree(aside)
@@ -133,7 +132,7 @@ class _Writers:
 
 
 def _to_disk(directory: Path) -> None:
-    """A rename that survives a power failure must not name content that did not."""
+    """Sync before a rename: a rename that survives a power failure must not point to lost content."""
     for path in (*directory.iterdir(), directory):
         file = os.open(path, os.O_RDONLY)
         try:

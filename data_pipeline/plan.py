@@ -1,4 +1,4 @@
-"""Curriculum -> what has to be written, and how it is recorded so that another run can tell whether it is the same."""
+"""Curriculum -> the job of the writer, and its settings as recorded for the next run."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from wemmu.config.task import FROM_T2I, Task
 
 @dataclass(frozen=True)
 class Job:
-    """What a data set is made of. `resolutions` says for each task at which of them some stage uses it."""
+    """The definition of a data set; `resolutions` maps each task to the resolutions at which a stage uses it."""
 
     root: Path
     prepare: Prepare
     resolutions: dict[Task, tuple[int, ...]]
-    # Autoencoder for stored latents; None if none are wanted.
+    # Autoencoder for stored latents, or None.
     vae: Path | None
 
     def source(self, name: str) -> Source:
@@ -38,15 +38,15 @@ class Job:
         return {resolution: buckets(resolution, self.prepare.pictures) for resolution in sorted(wanted)}
 
     def parts(self) -> list[SourcePartition]:
-        """Every part of every source, in always the same order; a part's number is its place here."""
+        """Return every part of every source in a fixed order; a part's number is its index here."""
         return [part for config in self.prepare.sources for part in open_source(config).parts(self.prepare.partition)]
 
 
 class Settings(Schema):
     """`settings.json`: equal settings and equal sources give equal records.
 
-    `parts` is the number of parts that the sources had when writing began, `listing` the hash of their names and sizes,
-    `folder` the working directory then, from which relative paths are meant.
+    `parts` is the number of parts when writing began, `listing` the hash of their names and sizes, `folder` the working
+    directory then, from which relative paths start.
     """
 
     version: int
@@ -55,18 +55,18 @@ class Settings(Schema):
     resolutions: dict[Task, tuple[int, ...]]
     parts: int = 0
     listing: str = ""
-    # Earlier data sets do not say.
+    # Absent in earlier data sets.
     folder: str = ""
-    # Of each source, the number of its files and the hash of their names and sizes.
+    # Source -> number of files, hash of their names and sizes.
     files: dict[str, tuple[int, str]] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, parts: list[SourcePartition] | None = None) -> "Settings":
-        """With `parts` what goes into the file; without, all that can be told before the sources are listed."""
+        """Return the settings; without `parts`, only what is known before the sources are listed."""
         prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged", "max_lost_containers"})
         for service in ("caption", "latents"):
             if prepare[service] is not None:
-                # Larger batches do the same work.
+                # The batch size does not change the result.
                 del prepare[service]["batch"]
         settings = cls(
             version=VERSION,
@@ -82,7 +82,7 @@ class Settings(Schema):
         return settings.model_copy(update={"parts": len(parts), "listing": listing, "files": files})
 
     def differences(self, other: "Settings") -> list[str]:
-        """One `field: own value, not other value` for each leaf in which the two differ."""
+        """Return `field: own value, not other value` for each leaf that differs."""
         mine, theirs = (
             dict(leaves(_numbered(s.model_dump(mode="json", exclude={"parts", "listing", "folder", "files"}))))
             for s in (self, other)
@@ -95,12 +95,12 @@ class Settings(Schema):
         ]
 
     def _whole(self, leaf: Any) -> Any:
-        """One spelling of a path, from whatever folder it was given."""
+        """Return one spelling of a path, whatever folder it is relative to."""
         return os.path.normpath(os.path.join(self.folder, leaf)) if isinstance(leaf, str) else leaf
 
 
 def files_of(job: Job, source: str) -> tuple[int, str]:
-    """How many files a source has now, and the hash of their names and sizes; raises as `Source.parts`."""
+    """Return the number of a source's files and the hash of their names and sizes; raises as `Source.parts`."""
     found = job.source(source).files()
     return len(found), _digest(found)
 
@@ -116,12 +116,12 @@ def _numbered(tree: Any) -> Any:
 
 
 def plan(curriculum: Curriculum) -> Job:
-    """What the stages of `curriculum` need: every task that one mixes, at every resolution at which one does.
+    """Return the job for `curriculum`: every task of its stages at every resolution of that task.
 
     `data.prepare.also` adds tasks.
 
     Raises:
-        ConfigError: if the curriculum prepares no data, or its resolutions do not fit the images' unit.
+        ConfigError: if the curriculum prepares no data, or a resolution is not a multiple of the unit.
     """
     prepare = curriculum.data.prepare
     if prepare is None:

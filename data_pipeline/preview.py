@@ -1,4 +1,4 @@
-"""What the buckets would do: the sizes of each resolution, and where a sample of every source would go.
+"""Previews the buckets: the sizes of each resolution, and the buckets of a sample of every source.
 
 Of pictures only the headers are read, so this takes seconds where writing takes hours.
 """
@@ -19,9 +19,9 @@ from wemmu.config import prepare
 from wemmu.config.shards import StreamSettings
 from wemmu.images import upright_size
 
-# Parts of a source that a sample comes from, evenly spread.
+# Parts of a source to sample from, evenly spaced.
 SPREAD = 32
-# The miniature world has no files to open, so more of it can be looked at.
+# The miniature has no files to open, so the sample can be larger.
 DRAWN = 100_000
 
 
@@ -49,9 +49,9 @@ class Fit:
 
 @dataclass
 class Survey:
-    """What a sample of a source says about all of it.
+    """Statistics of a source from a sample.
 
-    `looked` records of it were looked at; `records` is the number of all, `exact` if that is known and not estimated.
+    `looked` is the size of the sample; `records` the number of all records, `exact` if it is not an estimate.
     """
 
     name: str
@@ -67,15 +67,15 @@ class Survey:
     examples: dict[Reason, Rejection] = field(default_factory=dict)
 
     def scaled(self, count: int) -> int:
-        """A count of the sample, as one of the whole source."""
+        """Scale a count of the sample to the whole source."""
         return round(count * self.records / self.looked) if self.looked else 0
 
 
 def survey(job: Job, config: prepare.Source, sample: int) -> Survey:
-    """Look at `sample` records of a source, or at all if it has no more.
+    """Read `sample` records of a source, or all if it has fewer.
 
-    How many there are is known where all parts were read to their end. Otherwise the first one is, and stands for those
-    that were not.
+    The number of records is exact if all parts were read to their end. Otherwise the first part is, and the estimate
+    extrapolates from it.
     """
     source = job.source(config.name)
     parts = source.parts(job.prepare.partition)
@@ -108,7 +108,7 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
 
     keep, pictures = job.prepare.keep, job.prepare.pictures
     if job.prepare.caption is not None:
-        # Those that are missing will be written.
+        # Missing captions will be written.
         keep = keep.model_copy(update={"caption_length": (0, keep.caption_length[1])})
     choices = job.buckets()
     records = opened(wanted(items, job, reject), lambda file: header(file, keep.max_pixels), reject)
@@ -123,5 +123,5 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
 
 
 def header(image: EncodedImage, max_pixels: int) -> Header:
-    """Raises RejectedError like `data_pipeline.images.decode`, as far as the header tells."""
+    """Read the size from the header; raises RejectedError like `data_pipeline.images.decode`."""
     return Header(decode(image, max_pixels, upright_size))

@@ -20,10 +20,10 @@ Count = Callable[[int], str]
 
 
 def show_buckets(curriculum: Curriculum, console: Console, sample: int) -> None:
-    """Print what the curriculum's buckets would do with `sample` records of each source.
+    """Print the preview of the curriculum's buckets, from `sample` records of each source.
 
     Raises:
-        ConfigError: if the curriculum prepares no data, or a source has nothing at its path.
+        ConfigError: if the curriculum prepares no data, or there is nothing at a source's path.
     """
     job = plan(curriculum)
     surveys = [survey(job, config, sample) for config in job.prepare.sources]

@@ -1,4 +1,4 @@
-"""What travels along the chain: a raw record as its source has it, and the reasons why one can be left out."""
+"""Raw records of the sources, and the reasons to reject a record."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Reason(StrEnum):
     """Why a record is not in the data set."""
 
     # The record is damaged or hostile.
-    BAD_CONTAINER = "container broken"  # the tar or Parquet file ends or breaks here; key "" if no record is known
-    MERGED = "names merge into one record"  # of many members of a tar, which the first dot of their names makes one
+    BAD_CONTAINER = "container broken"  # the tar or Parquet file ends or breaks here; key "" if the record is unknown
+    MERGED = "names merge into one record"  # the first dot of their names gives many members of a tar one key
     BAD_RECORD = "record unreadable"  # not JSON, or a field is missing or of another type
     BAD_TEXT = "text is not UTF-8"
     NO_IMAGE = "image missing"
@@ -26,13 +26,13 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not an image"
     TRUNCATED = "image truncated"
     TOO_MANY_PIXELS = "image has too many pixels"
-    # The record is whole, and not wanted.
+    # The record is undamaged but unwanted.
     TOO_SMALL = "image too small"
     TOO_OBLONG = "image too oblong"
     CAPTION_TOO_SHORT = "caption too short"
     CAPTION_TOO_LONG = "caption too long"
     DUPLICATE = "duplicate"
-    # The record is of a task that no stage uses; such are counted and not listed.
+    # No stage uses the record's task; counted, not listed.
     UNUSED = "task not used"
 
     @classmethod
@@ -47,7 +47,7 @@ class Reason(StrEnum):
 
     @property
     def lost(self) -> bool:
-        """A container is lost, and with it records that nobody has counted."""
+        """Whether a container is lost, with an unknown number of records."""
         return self is Reason.BAD_CONTAINER
 
 
@@ -77,12 +77,12 @@ class Rejection:
 
 
 def short(text: str) -> str:
-    """What a message or a line of a log shows of a text: a field may hold a whole file where a path belongs."""
+    """Shorten a text for a message: a field may hold a whole file instead of a path."""
     return text if len(text) <= LONGEST_DETAIL else f"{text[: LONGEST_DETAIL // 2]}... ({len(text)} characters)"
 
 
 class RejectedError(Exception):
-    """Raised by a stage to leave out the record at hand; of a long `detail` the beginning is kept."""
+    """A step of the chain raises this to reject the current record; a long `detail` is truncated."""
 
     def __init__(self, reason: Reason, detail: str = ""):
         detail = short(detail)
@@ -92,14 +92,14 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as a file's content, not decoded yet; `name` is for messages."""
+    """An encoded image; `name` is for messages."""
 
     name: str
     data: bytes
 
 
 class Drawing(Protocol):
-    """An image without a size of its own: it is drawn anew for every bucket."""
+    """An image without a size: it is rendered for every bucket."""
 
     def draw(self, height: int, width: int) -> Image.Image: ...
 
@@ -109,11 +109,11 @@ RawImage = EncodedImage | Drawing
 
 @dataclass(frozen=True)
 class RawRecord:
-    """A record as its source has it.
+    """A record as its source holds it.
 
-    `key` is unique in its source and the same in every run; "NAME/KEY" with the source's name becomes the record's id.
-    `images` are the input images. `target` None means that the first of them is the target (or, for understanding,
-    that no image is made). `prompt` None means that the source has no caption for it.
+    `key` is unique in its source and the same in every run; the record's id is "NAME/KEY". `images` are the inputs.
+    `target` None: the first input is the target (for understanding: there is none). `prompt` None: the source has no
+    caption.
     """
 
     key: str
@@ -126,10 +126,10 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class SourcePartition:
-    """A unit of a source that one worker reads from beginning to end, in always the same order.
+    """A unit of a source that one worker reads from beginning to end, in a fixed order.
 
-    `name` is unique in its source and for people; `place` holds JSON values that tell the source where it is. Together
-    they must change when the unit's content may have (a file's size, the number of rows).
+    `name` is unique in its source and readable; `place` holds JSON values by which the source finds it. Together they
+    must change when the content may have changed (a file's size, the number of rows).
     """
 
     source: str
@@ -142,16 +142,16 @@ class SourcePartition:
 
 
 class Source(Protocol):
-    """What a kind of source must offer; `data_pipeline.sources` maps kinds of config to classes.
+    """The interface of a kind of source; `data_pipeline.sources` maps kinds of config to classes.
 
-    `version` is raised whenever the records of an unchanged source change. A part that is known not to open before it
-    is read has the reason as `broken` in its place.
+    `version` rises whenever the records of an unchanged source change. If a part is known not to open, its `place` has
+    the reason as `broken`.
     """
 
     version: int
 
     def files(self) -> list[tuple[str, int]]:
-        """Name and size of every file there is now, without opening any; none where there is no cheap way to tell.
+        """Return name and size of every file now, without opening any; nothing if that is expensive.
 
         Raises:
             ConfigError: as `parts`.
@@ -159,13 +159,13 @@ class Source(Protocol):
         ...
 
     def parts(self, size: int) -> list[SourcePartition]:
-        """The parts, always in the same order; `size` is the wanted number of records in each where it can be chosen.
+        """Return the parts in a fixed order; `size` is the number of records in each, if the source can choose it.
 
         Raises:
-            ConfigError: if there is nothing at the path, or not of the right kind.
+            ConfigError: if there is nothing at the path, or something of another kind.
         """
         ...
 
     def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
-        """The records of a part. What is broken becomes a Rejection and reading goes on where that is possible."""
+        """Yield the records of a part. A broken record becomes a Rejection, and reading continues if possible."""
         ...

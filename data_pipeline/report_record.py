@@ -1,4 +1,4 @@
-"""What was written, in numbers, computed from the ledger."""
+"""The numbers of the report, computed from the ledger."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ from wemmu.config.stage import Rung
 from wemmu.config.task import FROM_T2I, Task
 
 JSON_FILE, TEXT_FILE, HTML_FILE = "report.json", "report.txt", "report.html"
-# Of each reason to leave a record out.
+# Examples of each reason for a rejection.
 EXAMPLES = 3
 
 
 class SourceCount(Schema):
-    """A source: the records that it gave to the tasks of the stages, and what became of them."""
+    """The records of a source for the tasks of the stages, and their fate."""
 
     name: str
     kind: str
@@ -61,10 +61,10 @@ class StreamCount(Schema):
 
 
 class TaskSteps(Schema):
-    """A task in a stage. Readers make it out of the records of `records_of`, which is the task itself where it has any.
+    """A task in a stage. The loader uses the records of the task `records_of`, the task itself if it has records.
 
-    `epoch` is the exact number of optimizer steps in which every record is drawn once. `steps` of the stage's draw the
-    task (rounded: the reader takes the mixture's share to within a step or two), which are `epochs`.
+    `epoch` is the exact number of optimizer steps in which every record is drawn once. `steps` is the number of the
+    stage's steps with this task (rounded: the loader follows the mixture to within a step or two), in epochs `epochs`.
     """
 
     task: Task
@@ -87,7 +87,7 @@ class StageSteps(Schema):
 
 
 class Report(Schema):
-    """`sides` and `captions` as in `ledger.Entry`, summed. `notes` are sentences about what needs someone's eye."""
+    """`sides` and `captions`: the sums of `ledger.Entry`. `notes` are warnings in sentences."""
 
     curriculum: str
     root: Path
@@ -97,7 +97,7 @@ class Report(Schema):
     bytes: int
     sources: tuple[SourceCount, ...]
     reasons: tuple[ReasonCount, ...]
-    # Records of tasks that no stage uses.
+    # Records of unused tasks.
     unused: int
     tasks: tuple[TaskCount, ...]
     streams: tuple[StreamCount, ...]
@@ -111,7 +111,7 @@ class Report(Schema):
 
 
 def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry]) -> Report:
-    """The report of a data set that was written for `curriculum`; `ledger` is gone through once, entry by entry."""
+    """Compute the report of a data set written for `curriculum`; reads `ledger` once, entry by entry."""
     by_source: dict[str, Counter[str]] = {}
     reasons: Counter[Reason] = Counter()
     examples: dict[Reason, list[Rejection]] = {}
@@ -164,7 +164,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
 
 
 def stage_steps(stage: Rung, streams: Iterable[Stream]) -> StageSteps:
-    """How long an epoch of each task of the stage is at this resolution."""
+    """Return the length of an epoch of each task of the stage at this resolution."""
     begin, end = stage.span
     at_resolution = [stream for stream in streams if stream.settings.resolution == stage.resolution]
     rows = []
@@ -237,8 +237,8 @@ def stream_counts(streams: Iterable[Stream]) -> tuple[StreamCount, ...]:
 
 def _notes(sources: list[SourceCount], stages: list[StageSteps], unused: Counter[Task]) -> list[str]:
     notes = [
-        f"{count:,} records are of the task {task}, which no stage uses; they are not written "
-        "(data.prepare.also can ask for them)."
+        f"{count:,} records have the task {task}, which no stage uses; they are not written "
+        "(data.prepare.also adds the task)."
         for task, count in unused.items()
     ]
     notes += [f"The source {s.name} gave no record." for s in sources if not s.read]
@@ -248,13 +248,13 @@ def _notes(sources: list[SourceCount], stages: list[StageSteps], unused: Counter
             small = [name for name, epoch in row.streams.items() if epoch < 1]
             if not row.samples:
                 notes.append(
-                    f"{stage.name} mixes {row.task}, of which there is no record at {stage.resolution} px: it cannot "
-                    "be trained on this data set."
+                    f"{stage.name} mixes {row.task}, but there is no record of it at {stage.resolution} px: it cannot "
+                    "train on this data set."
                 )
             elif small:
                 notes.append(
                     f"{stage.name} has a global batch of {stage.global_batch}, but {_some(small)} "
-                    f"{'has' if len(small) == 1 else 'have'} fewer records: some come more than once in a step."
+                    f"{'has' if len(small) == 1 else 'have'} fewer records: some occur more than once in a step."
                 )
     return list(dict.fromkeys(notes))
 

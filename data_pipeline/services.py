@@ -1,6 +1,6 @@
-"""The models that the chain asks: a VLM that writes captions, an autoencoder that makes latents.
+"""The models of the chain: a VLM that writes captions, an autoencoder that computes latents.
 
-Each lives in a process of its own, a Ray actor with a GPU where there is one, and serves all workers.
+Each runs in its own process, a Ray actor, with a GPU if there is one, and serves all workers.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def _device() -> str:
 
 
 class CaptionService:
-    """Greedy captions, so that the same image has the same caption in every run."""
+    """Writes greedy captions, so an image has the same caption in every run."""
 
     def __init__(self, config: Captioner):
         self._config, self._device = config, _device()
@@ -34,7 +34,7 @@ class CaptionService:
         self._vlm.to(self._device).eval()
         self._processor = AutoProcessor.from_pretrained(config.vlm, use_fast=True)
         self._encoder = PromptEncoder(self._processor)
-        # Prompts of one batch end together, where the answers begin.
+        # Left padding: all prompts of a batch end at the same place, where the answers begin.
         self._processor.tokenizer.padding_side = "left"
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class CaptionService:
 
 
 class LatentService:
-    """Latents of stored images, exactly as training would make them of the same files."""
+    """Computes the latents that training would compute from the same files."""
 
     def __init__(self, directory: Path, dtype: str):
         self._device = _device()
@@ -61,7 +61,7 @@ class LatentService:
         self._dtype, self._name, self._sha256 = getattr(torch, dtype), dtype, report.sha256
 
     def settings(self, size: tuple[int, int]) -> LatentSettings:
-        """What the latents of images of `size` = (height, width) are."""
+        """Return the settings of the latents of images of `size` = (height, width)."""
         return LatentSettings(
             vae=self._sha256,
             scaling_factor=self._vae.scaling_factor,

@@ -1,4 +1,4 @@
-"""Re-reads and re-hashes all of a data set, and names everything that is not as it was written."""
+"""Reads and hashes a whole data set again, and names every difference from what was written."""
 
 import hashlib
 import os
@@ -26,10 +26,10 @@ Samples = dict[str, dict[str, int]]
 
 
 def verify(root: Path, console: Console, workers: int | None = None) -> bool:
-    """Print a line for each thing that is wrong, and what was read; returns whether the data set is complete and whole.
+    """Print each problem and a summary; return whether the data set is complete and undamaged.
 
-    Shards are read in `workers` processes (default: as many as the machine has cores and the shards are worth). Takes
-    the memory of a record in each, and here 8 bytes a record of one stream, to find ids that are there twice.
+    Reads shards in `workers` processes (default: by the number of cores and the size of the data). Each needs the
+    memory of a record; this process needs 8 bytes per record of one stream, to find duplicate ids.
 
     Raises:
         ShardError: if `root` holds no data set of this version.
@@ -52,7 +52,7 @@ def verify(root: Path, console: Console, workers: int | None = None) -> bool:
     tell(ledger_problems)
     for stream in contents.streams if contents.complete else ():
         tell(_index_problems(root, stream, samples[stream.settings.name]))
-    # A process takes seconds to start, in which another reads this much.
+    # Another process reads this much in the seconds that a new one takes to start.
     worth = 1 + sum(stream.bytes for stream in contents.streams) // 2**27
     workers = workers or min(len(os.sched_getaffinity(0)), worth)
     with Progress(console=console, transient=True) as progress, closing(_in_order(checks, workers)) as results:
@@ -77,7 +77,7 @@ def _conclude(contents: Contents, console: Console, problems: int, read: str) ->
     if not contents.complete:
         console.print(
             f"{contents.root} is incomplete: it has no {DATASET_FILE}, and {contents.finished} of its {contents.parts} "
-            f"partitions are finished; {REWRITE} to have the rest written",
+            f"partitions are finished; {REWRITE} to write the rest",
             style="red",
         )
     if problems:
@@ -90,7 +90,7 @@ def _in_order(checks: list[Check], workers: int) -> Iterator[Checked]:
     if workers < 2:
         yield from map(check_shard, checks)
         return
-    # Not forked: this process has the thread of the progress bar.
+    # Spawn, not fork: this process has the progress bar's thread.
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
             yield from pool.map(check_shard, checks)
@@ -99,7 +99,7 @@ def _in_order(checks: list[Check], workers: int) -> Iterator[Checked]:
 
 
 def _repeated_ids(shards: list[tuple[Check, np.ndarray]]) -> Iterator[Problem]:
-    """Ids that several records of a stream have; told of all but the first."""
+    """Yield a problem for every record whose id an earlier record of the stream has."""
     hashes = np.concatenate([ids for _, ids in shards])
     values, counts = np.unique(hashes, return_counts=True)
     again = np.isin(hashes, values[counts > 1])
@@ -110,12 +110,12 @@ def _repeated_ids(shards: list[tuple[Check, np.ndarray]]) -> Iterator[Problem]:
             name = str(Shard.of_ours(check.path).record(number)["id"], "utf-8", "replace")
             if name in first:
                 what = f"its id {name} is also that of {first[name]}"
-                yield Problem(str(check.path), number, what, "give every record of the source a key of its own")
+                yield Problem(str(check.path), number, what, "give every record of the source a unique key")
             first.setdefault(name, f"{check.path}, record {number}")
 
 
 def _ledger(contents: Contents) -> tuple[Samples, list[Problem]]:
-    """The shards as the ledger has them; and what is wrong with a ledger that ought to be complete."""
+    """Return the shards in the ledger, and the problems of a ledger that should be complete."""
     root, problems, entries = contents.root, [], list(Ledger(contents.root).entries(contents.parts))
     samples = defaultdict[str, dict[str, int]](dict)
     for stream, shards in streams_of(entries):
@@ -142,7 +142,7 @@ def _lines(path: Path) -> int:
 
 
 def _index_problems(root: Path, stream: Stream, in_ledger: dict[str, int]) -> list[Problem]:
-    """Where the record of a stream, its index and the ledger do not say the same."""
+    """Yield differences between the record of a stream, its index and the ledger."""
     directory = root / stream.settings.name
     path = directory / INDEX_FILE
     try:

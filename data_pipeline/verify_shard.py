@@ -1,4 +1,4 @@
-"""One shard of a data set: hashed, and every record in it checked."""
+"""Hashes one shard of a data set and checks every record in it."""
 
 import hashlib
 import io
@@ -14,13 +14,13 @@ from wemmu.config.shards import StoredRecord, StreamSettings, written_anew
 from wemmu.mds import BrokenShardError, Shard
 from wemmu.report.text import plain
 
-# Of one file; a shard that is wrong in every record would hide the others.
+# Problems to name per file, so that one bad shard does not hide the others.
 NAMED = 10
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`record` is its place in the file, None if it is about the file."""
+    """`record` is the index in the file, None for a problem of the file."""
 
     file: str
     record: int | None
@@ -43,7 +43,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Check:
-    """A shard to check. `samples` as the ledger has it, None if it has nothing of this shard."""
+    """A shard to check. `samples`: its number in the ledger, None if the shard is not in the ledger."""
 
     root: Path
     settings: StreamSettings
@@ -85,7 +85,7 @@ def check_shard(check: Check) -> Checked:
 
 
 def record_problems(columns: Mapping[str, bytes], settings: StreamSettings) -> list[str]:
-    """What is wrong with a record of the stream."""
+    """Yield the problems of a record of the stream."""
     try:
         record = StoredRecord.of(columns)
     except ValueError as error:
@@ -95,11 +95,11 @@ def record_problems(columns: Mapping[str, bytes], settings: StreamSettings) -> l
 
 
 def _image_problems(file: bytes, settings: StreamSettings) -> list[str]:
-    # Pillow, not the decoder of training: two must agree that the file is whole.
+    # Pillow, not the decoder of training, so that two decoders accept the file.
     try:
         with Image.open(io.BytesIO(file), formats=("JPEG", "PNG")) as image:
             image.load()
-    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error, ...
+    # Any exception: on damaged files Pillow raises OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         return [f"an image cannot be decoded ({error})"]
     if image.size != (settings.width, settings.height):

@@ -1,4 +1,4 @@
-"""Writes the data set of a curriculum: what is finished stays, what is missing is written, the record comes last."""
+"""Writes the data set of a curriculum: keeps finished partitions, writes the others, then writes the record."""
 
 import hashlib
 import json
@@ -34,21 +34,21 @@ from wemmu.config.shards import (
 )
 from wemmu.locks import LEASE_S, hold
 
-# Records after which the share of damaged ones is taken seriously.
+# Number of records from which the share of damaged ones can stop the job.
 ENOUGH = 1000
 
 
 def write(curriculum: Curriculum, console: Console, workers: int | None = None, ray: str | None = None) -> DataSet:
     """Make the directory `curriculum.data.shards` hold the data set that the stages read.
 
-    A data set that is complete is recognized in milliseconds, without importing ray or streaming. One that a killed
-    run left is finished. Workers are processes of a Ray cluster on this machine, or of the one at the address `ray`.
+    A complete data set is recognized in milliseconds, without importing ray or streaming. An incomplete one is
+    finished. Workers are processes of a local Ray cluster, or of the cluster at the address `ray`.
 
     Raises:
-        ConfigError: if the curriculum prepares no data, or a source has nothing at its path.
-        ShardError: if the directory holds something else, another process is writing into it, the sources have changed
-            since writing began, too many records are damaged, or a stage would find no record of one of its tasks:
-            before anything is written if no source can have any, else when all is written and stays.
+        ConfigError: if the curriculum prepares no data, or there is nothing at a source's path.
+        ShardError: if the directory holds something else, another process writes into it, the sources have changed
+            since writing began, too many records are damaged, or a stage has no record of one of its tasks: before
+            writing if no source can have any, otherwise at the end; what is written stays.
     """
     dataset = _written(curriculum, console, workers, ray)
     check_readable(curriculum.data.shards, dataset.streams, needs(curriculum.stages))
@@ -77,38 +77,38 @@ def _written(curriculum: Curriculum, console: Console, workers: int | None, ray:
 
 
 def _tell_of_changes(job: Job, console: Console) -> None:
-    """Say where the sources of a finished data set would give other records now: of new files, or of a new version."""
+    """Print which sources of a finished data set would now give other records: new files or a new version."""
     if not (job.root / SETTINGS_FILE).exists():
         return
     before = Settings.load(job.root / SETTINGS_FILE)
     if older := [name for name, version in Settings.of(job).sources.items() if before.sources.get(name) != version]:
         console.print(
-            f"! An earlier version of this program read the source {', '.join(older)}; to have the records as it reads "
-            "them now, point data.shards to another directory"
+            f"! An earlier version of this program read the source {', '.join(older)}; to get the records as it reads "
+            "them now, set data.shards to another directory"
         )
     for source, files in before.files.items():
         try:
             now = files_of(job, source)
         except (ConfigError, OSError):
-            # A finished data set does not need its sources any more.
+            # A finished data set no longer needs its sources.
             continue
         if now != files:
             console.print(
                 f"! The source {source} has changed since: {files[0]} files then, {now[0]} now, or of other sizes. "
-                f"What is new is not in the data set; to have it, point data.shards to another directory"
+                f"The data set does not hold the changes; to get them, set data.shards to another directory"
             )
 
 
 def _report(curriculum: Curriculum, dataset: DataSet, console: Console) -> None:
-    """Write and print the report. The data set is complete without it, so what goes wrong here is told and no more."""
-    # Images and templates are of no use to a run that finds everything there.
+    """Write and print the report. The data set is complete without it, so an error here is only printed."""
+    # Imported late: a run on a complete data set needs neither images nor templates.
     from data_pipeline.report import write_report
 
     try:
         with _only_writer(curriculum.data.shards):
             console.print("\n" + write_report(curriculum, dataset))
     except Exception as error:
-        console.print(f"The report could not be written ({error!r}). Run the same command again for another try")
+        console.print(f"The report could not be written ({error!r}). Run the same command to try again")
 
 
 def _summary(dataset: DataSet) -> str:
@@ -119,7 +119,7 @@ def _summary(dataset: DataSet) -> str:
 def _write(job: Job, console: Console, workers: int | None, address: str | None) -> DataSet:
     parts = job.parts()
     damage, finished = Damage(job), set()
-    # What is known to be lost before anything is read: the sources can still be mended and written to this place.
+    # Containers that are known to be lost before reading: the user can still fix the sources and write here.
     damage.lose((p.source, p.name, p.place["broken"]) for p in parts if "broken" in p.place)
     begin(job.root, Settings.of(job, parts))
     ledger = Ledger(job.root)
@@ -179,9 +179,9 @@ class Damage:
             some = "; ".join(f"{source}/{part}: {reason}" for (source, part), reason in list(lost.items())[:3])
             more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise ShardError(
-                f"containers of which all or the rest is lost: {len(lost)}, where data.prepare.max_lost_containers "
-                f"allows {allowed}. {some}{more}. How many records they held, nobody knows. Bring them back whole and "
-                "run the same command again (into another directory once a partition is finished), or allow that many"
+                f"containers that are lost, whole or in part: {len(lost)}, but data.prepare.max_lost_containers "
+                f"allows {allowed}. {some}{more}. Nobody knows how many records they held. Restore them and run "
+                "the same command again (into another directory once a partition is finished), or allow that many"
             )
 
     def count(self, entry: Entry) -> None:
@@ -208,7 +208,7 @@ class Damage:
         return entry.read
 
     def said(self) -> str:
-        """The commonest reasons, and an example."""
+        """Return the most frequent reasons and an example."""
         reasons = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(4))
         return f"{reasons}. One of them: {self._example}" if reasons else "none was damaged"
 
@@ -218,22 +218,22 @@ class Damage:
         if damaged > allowed * self._read:
             raise ShardError(
                 f"{damaged} of {self._read} records are damaged, more than data.prepare.max_damaged allows "
-                f"({allowed:.0%}): {self.said()}. What is written so far stays; mend the "
+                f"({allowed:.0%}): {self.said()}. What is written so far stays; fix the "
                 "source and write into another directory, or allow more and run the same command again"
             )
 
 
 def finish(job: Job, parts: int) -> DataSet:
-    """Index every stream, list what was rejected, write the record of the data set.
+    """Index every stream, list the rejected records, write the record of the data set.
 
     Raises:
-        ShardError: if a partition is missing, too many records are damaged, or there is no stream at all.
+        ShardError: if a partition is missing, too many records are damaged, or there is no stream.
     """
     entries = list(Ledger(job.root).finished(parts))
     if len(entries) < parts:
         there = {entry.number for entry in entries}
         missing = next(n for n in range(parts) if n not in there)
-        raise ShardError(f"partition {missing} of {job.root} is gone or damaged; run the same command again")
+        raise ShardError(f"partition {missing} of {job.root} is missing or damaged; run the same command again")
     damage = Damage(job)
     for entry in entries:
         damage.count(entry)
@@ -243,7 +243,7 @@ def finish(job: Job, parts: int) -> DataSet:
         "".join(to_json(r).decode() + "\n" for entry in entries for r in entry.rejected),
     )
     if not (held := streams_of(entries)):
-        raise ShardError(f"no record was left for {job.root}: {damage.said()}. {REJECTED_FILE} in it has all of them")
+        raise ShardError(f"no record is left for {job.root}: {damage.said()}. {REJECTED_FILE} in it lists all of them")
     dataset = DataSet(streams=tuple(_indexed(job.root, stream, shards) for stream, shards in held))
     dataset.save(job.root / DATASET_FILE)
     return dataset
@@ -266,7 +266,7 @@ def _only_writer(root: Path) -> AbstractContextManager[int]:
 
 
 def _show(console: Console, what: str, total: int, records: Iterator[int]) -> None:
-    """Progress over partitions, with the rate in records, while `records` gives the count of each."""
+    """Show progress by partition and the rate in records; `records` yields the count of each partition."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

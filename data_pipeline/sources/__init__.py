@@ -1,4 +1,4 @@
-"""Where records come from. A new source is a class with `Source`'s members, a config and a line in `SOURCES`."""
+"""The sources of records. A new source is a class with `Source`'s members, a config and a line in `SOURCES`."""
 
 from data_pipeline.records import Source
 from data_pipeline.sources.captioned import FolderSource, ParquetSource
@@ -8,7 +8,7 @@ from data_pipeline.sources.shapes import ShapesSource
 from data_pipeline.sources.webdataset import WebDatasetSource
 from wemmu.config import prepare
 
-# Kind in the config -> class, made from the config of that kind.
+# Kind in the config -> class, built from the config.
 SOURCES: dict[str, type] = {
     "shapes": ShapesSource,
     "webdataset": WebDatasetSource,

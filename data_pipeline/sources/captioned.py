@@ -12,7 +12,7 @@ Captioned = prepare.FolderSource | prepare.ParquetSource | prepare.HuggingFaceSo
 
 
 class FolderSource(TableSource[prepare.FolderSource]):
-    """Text-to-image records, or records of the understanding task where the config names a field for the answer."""
+    """Reads text-to-image records, or understanding records if the config names a field for the answer."""
 
     @property
     def _images(self) -> dict[str, str]:

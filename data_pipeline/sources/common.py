@@ -1,4 +1,4 @@
-"""What the sources make of the values of their fields: images, texts, conversations; and never leaving a root."""
+"""Converts the fields of sources to images, texts and conversations, and keeps paths below their root."""
 
 import os
 import posixpath
@@ -14,10 +14,10 @@ from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError
 from data_pipeline.sources.files import filesystem
 from wemmu.config import ConfigError
 
-# How a text marks the places of its images; the chat format has them before the text.
+# Marks of images in a text; the chat format puts images before the text.
 _MARK = re.compile(r"\s*<image>\s*")
 _HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
-# What a server answers for an image that it does not give, now and later.
+# HTTP status of an image that the server refuses permanently.
 _GONE = (401, 403, 404, 410)
 
 
@@ -42,7 +42,7 @@ class Root:
         except PermissionError as error:
             raise RejectedError(Reason.NO_IMAGE, f"{name}: {error}") from error
         except Exception as error:
-            # The error of the library that speaks HTTP, which is loaded only where one reads from there.
+            # aiohttp's error; the library is loaded only for reading over HTTP.
             if getattr(error, "status", None) not in _GONE:
                 raise
             raise RejectedError(Reason.NO_IMAGE, f"{name}: {error}") from error
@@ -53,7 +53,7 @@ class Root:
             raise RejectedError(
                 Reason.UNSAFE_PATH, f"{name} leads to {path}, outside of {self._allowed[0]}; also_below can allow it"
             )
-        # Also false for a pipe, at which reading would wait for ever.
+        # Also false for a pipe, from which reading would block.
         if not os.path.isfile(path):
             raise RejectedError(Reason.NO_IMAGE, name)
         return path
@@ -67,7 +67,7 @@ class Root:
 
 
 def _blobs(path: str) -> list[str]:
-    """Where the links of a snapshot of the Hugging Face hub lead: REPO/snapshots/REVISION/... to REPO/blobs."""
+    """Return the target folder of the links in a Hugging Face snapshot: REPO/snapshots/REVISION/... -> REPO/blobs."""
     before, snapshots, _ = os.path.abspath(path or "/").partition("/snapshots/")
     return [f"{before}/blobs"] if snapshots and os.path.isdir(f"{before}/blobs") else []
 
@@ -76,12 +76,12 @@ def root_of(source: str, url: str, also: Iterable[str] = ()) -> Root:
     """Raises ConfigError: if there is no directory at the URL."""
     fs, path = filesystem(source, "root", url)
     if not fs.isdir(path):
-        raise ConfigError(f"source {source}: root: no directory at {url}; expected the one that image paths start at")
+        raise ConfigError(f"source {source}: root: no directory at {url}; expected the root of the image paths")
     return Root(fs, path, [filesystem(source, "also_below", other)[1] for other in also])
 
 
 def inside(name: str) -> str:
-    """`name` in its shortest form, relative to a root that it does not leave; else RejectedError of UNSAFE_PATH."""
+    """Return `name` normalised and relative to its root; RejectedError with UNSAFE_PATH if it leaves the root."""
     shortest = posixpath.normpath(name)
     if "\0" in name or shortest in (".", "..") or shortest.startswith(("/", "../")):
         raise RejectedError(Reason.UNSAFE_PATH, repr(name))
@@ -89,7 +89,7 @@ def inside(name: str) -> str:
 
 
 def text(value: object, field: str) -> str | None:
-    """A text that is or is not there; without the byte-order mark that programs on Windows begin one with.
+    """Return a text or None, without the byte-order mark that Windows programs write.
 
     Raises:
         RejectedError: BAD_TEXT if it is not UTF-8, BAD_RECORD if it is not text at all.
@@ -98,19 +98,19 @@ def text(value: object, field: str) -> str | None:
         if isinstance(value, bytes):
             value = value.decode("utf-8")
         elif isinstance(value, str):
-            # JSON can write half of a surrogate pair, which no file can hold.
+            # JSON allows half of a surrogate pair, which no file can hold.
             value.encode("utf-8")
     except UnicodeError as error:
         raise RejectedError(Reason.BAD_TEXT, f"{field}: {error}") from error
     if value is not None and not isinstance(value, str):
-        raise RejectedError(Reason.BAD_RECORD, f"{field} is not text but {type(value).__name__}")
+        raise RejectedError(Reason.BAD_RECORD, f"{field} is {type(value).__name__}, not text")
     return value.removeprefix("\ufeff") if value is not None else None
 
 
 def prompt_of(value: object, field: str, key: str) -> str | None:
-    """A caption or instruction: a text, one of several, or what the human says in a conversation.
+    """Return a caption or instruction: a text, one of several, or the human's turn of a conversation.
 
-    Of several texts that say the same in other words the record's key decides which is taken, the same in every run.
+    From several texts the record's key picks one, the same in every run.
 
     Raises:
         RejectedError: as `text` and `conversation`.
@@ -129,20 +129,20 @@ class Conversation(NamedTuple):
 
 
 def conversation(value: object, field: str) -> Conversation:
-    """One turn of each side, as LLaVA (`from`, `value`) or OpenAI (`role`, `content`) write it; a system's is ignored.
+    """Return one turn of each side, in LLaVA's (`from`, `value`) or OpenAI's (`role`, `content`) form, without system.
 
     Raises:
-        RejectedError: BAD_RECORD if there are more turns or fewer, or it is none at all.
+        RejectedError: BAD_RECORD if the number of turns is another, or the value is not a conversation.
     """
     if not _is_conversation(value):
-        raise RejectedError(Reason.BAD_RECORD, f"{field} is no conversation but {type(value).__name__}")
+        raise RejectedError(Reason.BAD_RECORD, f"{field} is {type(value).__name__}, not a conversation")
     assert isinstance(value, list)
     turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in value]
     turns = [turn for turn in turns if turn[0] != "system"]
     if len(turns) != 2 or turns[0][0] not in _HUMAN or turns[1][0] not in _MODEL:
         roles = ", ".join(str(role) for role, _ in turns)
         raise RejectedError(
-            Reason.BAD_RECORD, f"{field} has the turns {roles}; one of a human and one of a model make a record"
+            Reason.BAD_RECORD, f"{field} has the turns {roles}; a record needs one of a human and one of a model"
         )
     return Conversation(*(text(said, field) or "" for _, said in turns))
 
@@ -152,10 +152,10 @@ def _is_conversation(value: object) -> bool:
 
 
 def without_marks(prompt: str | None, images: int, field: str) -> str | None:
-    """A prompt without the marks of its images.
+    """Return a prompt without the marks of its images.
 
     Raises:
-        RejectedError: BAD_RECORD if it marks some, and not as many as the record has.
+        RejectedError: BAD_RECORD if it has marks and their number differs from the record's images.
     """
     if prompt is None or not (marks := len(_MARK.findall(prompt))):
         return prompt
@@ -165,23 +165,23 @@ def without_marks(prompt: str | None, images: int, field: str) -> str | None:
 
 
 def listed(value: object) -> list[Any]:
-    """The one or the several values of a field; none if it is not there."""
+    """Return the values of a field as a list; empty if the field is missing."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def one_of(value: object, field: str) -> object:
-    """The only element of a list of one, or what is no list; BAD_RECORD if there are several."""
+    """Return the value, or the only element of a list; BAD_RECORD if there are several."""
     values = listed(value)
     if len(values) > 1:
-        raise RejectedError(Reason.BAD_RECORD, f"{field} has {len(values)} images where one belongs")
+        raise RejectedError(Reason.BAD_RECORD, f"{field} has {len(values)} images; expected one")
     return values[0] if values else None
 
 
 def image_of(value: object, name: str, root: Root | None) -> EncodedImage:
-    """An image from what a column may hold: its bytes, a path below `root`, or both as Hugging Face stores them.
+    """Return an image from a column's value: bytes, a path below `root`, or both as Hugging Face stores them.
 
     Raises:
-        RejectedError: NO_IMAGE, UNSAFE_PATH, or BAD_RECORD if it is something else.
+        RejectedError: NO_IMAGE, UNSAFE_PATH, or BAD_RECORD for any other value.
     """
     if isinstance(value, dict) and "bytes" in value:
         value = value.get("path") if value["bytes"] is None else value["bytes"]
@@ -192,11 +192,11 @@ def image_of(value: object, name: str, root: Root | None) -> EncodedImage:
     if isinstance(value, str):
         assert root is not None
         return root.image(text(value, name) or "")
-    raise RejectedError(Reason.BAD_RECORD, f"neither bytes nor a path but {type(value).__name__}")
+    raise RejectedError(Reason.BAD_RECORD, f"{type(value).__name__}, neither bytes nor a path")
 
 
 def record_or_rejection(part: SourcePartition, key: str, make: Callable[[], RawRecord]) -> RawRecord | Rejection:
-    """What `make` returns, or the reason why it could not."""
+    """Return the result of `make`, or the rejection."""
     try:
         return make()
     except RejectedError as error:

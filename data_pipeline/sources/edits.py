@@ -16,12 +16,12 @@ from data_pipeline.sources.common import (
 from data_pipeline.sources.table import TableSource
 from wemmu.config import Task, prepare
 
-# How the model's turn of a conversation says that an image follows.
+# The mark of an image in the model's turn of a conversation.
 _IMAGE = re.compile(r"<\w*image\w*>")
 
 
 class EditsSource(TableSource[prepare.EditsSource]):
-    """One input image is of the edit task, several are of the multi-edit task."""
+    """Reads edit records: task edit for one input image, multi_edit for several."""
 
     @property
     def _images(self) -> dict[str, str]:
@@ -39,7 +39,7 @@ class EditsSource(TableSource[prepare.EditsSource]):
         if isinstance(asked, list) and asked and isinstance(asked[0], dict):
             answer = conversation(asked, config.instruction).model
             if answer and not _IMAGE.search(answer):
-                raise RejectedError(Reason.BAD_RECORD, f"{config.instruction} is answered by words and not an image")
+                raise RejectedError(Reason.BAD_RECORD, f"the answer to {config.instruction} is text, not an image")
         images = tuple(image_of(image, f"{key}:{config.input}", root) for image in inputs)
         task = Task.EDIT if len(images) == 1 else Task.MULTI_EDIT
         return RawRecord(key, task, prompt, images, target=image_of(target, f"{key}:{config.target}", root))

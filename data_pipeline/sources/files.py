@@ -1,4 +1,4 @@
-"""The files that a source names, on any filesystem that fsspec opens, and what can be told of them at a glance."""
+"""Finds the files of a source on any filesystem that fsspec opens."""
 
 import posixpath
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from data_pipeline.records import SourcePartition
 from wemmu.config import ConfigError
 from wemmu.config.patterns import escaped, expanded
 
-# What `git clone` leaves in the place of a large file that it did not fetch.
+# Begin of a Git LFS pointer, which `git clone` leaves in place of a large file.
 _LFS = b"version https://git-lfs.github.com/spec/"
-# Bytes of the longest file that is opened to see whether it is one.
+# Larger files, in bytes, are not checked for being a pointer.
 _LFS_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class File:
-    """`path` as its filesystem knows it, `name` short and unique among the files found with it, `size` in bytes.
+    """`path` on its filesystem, `name` short and unique among its siblings, `size` in bytes.
 
-    `broken` says why it cannot be what it is called, where that is known already; else it is empty.
+    `broken` is the reason if the file is known to be broken, else empty.
     """
 
     name: str
@@ -31,50 +31,50 @@ class File:
 
     @property
     def place(self) -> dict[str, str | int]:
-        """What a part says of its file."""
+        """Return the fields of a part's place that describe the file."""
         place: dict[str, str | int] = {"path": self.path, "file": self.name, "size": self.size}
         return place | {"broken": self.broken} if self.broken else place
 
 
 class Files:
-    """The files that a URL names, perhaps with wildcards and braces; `expected` files are named like `pattern`."""
+    """The files of a URL, which may hold wildcards and braces; `expected` files match `pattern`."""
 
     def __init__(self, source: str, url: str, expected: str, pattern: str):
         self.source, self.url, self.expected, self._pattern = source, url, expected, pattern
         self.fs, self._path = filesystem(source, "path", url)
 
     def find(self) -> list[File]:
-        """All of them, by path.
+        """Return all of them, sorted by path.
 
         Raises:
-            ConfigError: if there are none, or the filesystem does not let us see.
+            ConfigError: if there are none, or the filesystem cannot list them.
         """
         found = self._found()
         names = dict(zip(found, _short_names(list(found)), strict=True))
         return [File(names[path], path, size, self._broken(path, size)) for path, size in found.items()]
 
     def sizes(self) -> list[tuple[str, int]]:
-        """Path and size of all of them, without opening any; raises as `find`."""
+        """Return path and size of all of them, without opening any; raises as `find`."""
         return list(self._found().items())
 
     def open(self, part: SourcePartition) -> IO[bytes]:
-        """The file that a part's place names as `path`."""
+        """Return the file of a part's place."""
         return self.fs.open(part.place["path"], "rb")
 
     def _found(self) -> dict[str, int]:
-        # A listing that fsspec remembers may be older than the files.
+        # fsspec's cached listing may be outdated.
         self.fs.invalidate_cache()
         try:
             found = self._matching()
         except ConfigError:
             raise
-        # Filesystems raise what their libraries do.
+        # Filesystems raise their libraries' exceptions.
         except Exception as error:
-            raise ConfigError(f"source {self.source}: path: cannot look at {self.url}: {error}") from error
+            raise ConfigError(f"source {self.source}: path: cannot list {self.url}: {error}") from error
         return dict(sorted(found.items()))
 
     def _matching(self) -> dict[str, int]:
-        # A name with brackets or braces may be meant as it stands.
+        # A name may contain brackets or braces literally.
         paths = [self._path] if self._info(self._path) else expanded(self._path)
         found: dict[str, int] = {}
         for path in paths:
@@ -87,7 +87,7 @@ class Files:
         return found
 
     def _info(self, path: str) -> dict | None:
-        """None if nothing is there. For HTTP, `info` alone says so whatever the server answers."""
+        """Return the entry at the path, or None. For HTTP, only `info` is reliable."""
         try:
             return self.fs.info(path)
         except FileNotFoundError:
@@ -108,11 +108,11 @@ class Files:
     def _broken(self, path: str, size: int) -> str:
         if size == 0 or size >= _LFS_BYTES or not self.fs.cat_file(path).startswith(_LFS):
             return ""
-        return "it is a pointer of Git LFS and not the file itself, which `git lfs pull` fetches"
+        return "it is a Git LFS pointer, not the file; fetch it with `git lfs pull`"
 
 
 def filesystem(source: str, field: str, url: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URL and the path in it.
+    """Return the filesystem of a URL and the path in it.
 
     Raises:
         ConfigError: if fsspec does not know the protocol or lacks a package for it.

@@ -24,7 +24,7 @@ class HuggingFaceSource:
         self._config = config
 
     def files(self) -> list[tuple[str, int]]:
-        """None: to look means to import `datasets`, which takes seconds."""
+        """Return nothing: listing needs `datasets`, whose import takes seconds."""
         return []
 
     def parts(self, size: int) -> list[SourcePartition]:
@@ -49,8 +49,8 @@ class HuggingFaceSource:
         return captioned(self._config, str(row), fields, None)
 
     def _open(self) -> "Dataset":
-        """The columns that are needed, with images as they are stored: `datasets` would decode and encode them."""
-        # Takes seconds to import: only a process that reads such a source pays for it.
+        """Return the needed columns with encoded images; by default `datasets` would decode and encode them again."""
+        # The import takes seconds, so only a process that reads such a source does it.
         from datasets import Image
 
         config, dataset = self._config, self._split()
@@ -67,7 +67,7 @@ class HuggingFaceSource:
         config = self._config
         try:
             dataset = load_from_disk(config.path)
-        # Anything at all: a file that is cut off, or a pointer of Git LFS, is KeyError, TypeError, ArrowInvalid, ...
+        # Any exception: a truncated file or a Git LFS pointer raises KeyError, TypeError, ArrowInvalid, ...
         except Exception as error:
             expected = "expected what datasets' save_to_disk wrote"
             raise ConfigError(f"source {config.name}: path: cannot load {config.path} ({error}); {expected}") from error
@@ -75,7 +75,7 @@ class HuggingFaceSource:
         if config.split is None and not splits:
             return dataset
         if config.split not in splits:
-            choices = f"one of {', '.join(splits)}" if splits else "none: it is a data set without splits"
+            choices = f"one of {', '.join(splits)}" if splits else "none: the data set has no splits"
             raise ConfigError(
                 f"source {config.name}: split: {config.split} is not in {config.path}; expected {choices}"
             )

@@ -12,12 +12,12 @@ from data_pipeline.sources.files import File, Files
 from data_pipeline.sources.rows import check_fields
 from wemmu.config import ConfigError
 
-# Rows held in memory at a time.
+# Rows in memory at a time.
 _BATCH = 32
 
 
 def begins(files: Files, file: File) -> bool:
-    """Whether the file begins as Parquet does, whatever it is called."""
+    """Whether the file begins like Parquet, whatever its name."""
     with files.fs.open(file.path, "rb") as opened:
         return opened.read(4) == b"PAR1"
 
@@ -25,14 +25,14 @@ def begins(files: Files, file: File) -> bool:
 def parts_of_groups(
     files: Files, file: File, size: int, images: dict[str, str], texts: dict[str, str], paths: bool
 ) -> Iterator[SourcePartition]:
-    """Parts of at most `size` rows, unless a row group alone has more.
+    """Return parts of at most `size` rows, or of one row group if that has more.
 
     Args:
         images, texts: {config field: column}.
         paths: whether an image may be a path.
 
     Raises:
-        ConfigError: if a column is not there, or images are no images.
+        ConfigError: if a column is missing, or an image column has the wrong type.
     """
     try:
         with files.fs.open(file.path, "rb") as opened:
@@ -65,10 +65,10 @@ def _check_images(source: str, field: str, column: str, file: File, kind: pa.Dat
 def read_groups(
     files: Files, part: SourcePartition, columns: list[str]
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
-    """Key ("FILE/ROW") of each row, and what gives its fields or raises RejectedError."""
+    """Yield the key ("FILE/ROW") of each row, and a function that returns its fields or raises RejectedError."""
     row = part.place["first"]
     with files.open(part) as opened:
-        # Piece by piece through a small buffer; by default Arrow takes a row group into memory as a whole.
+        # Read through a small buffer; by default Arrow loads a whole row group into memory.
         parquet = pq.ParquetFile(opened, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
         for group in part.place["groups"]:
             yield from _read_group(part, parquet, group, row, columns)
@@ -78,7 +78,7 @@ def read_groups(
 def _read_group(
     part: SourcePartition, parquet: pq.ParquetFile, group: int, row: int, columns: list[str]
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
-    """The rows of a group, whose first is `row` of the file. Behind a damaged page the rest of it is lost."""
+    """Yield the rows of a group, which starts at `row` of the file. A damaged page loses the rest of the group."""
     batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False)
     while True:
         try:
@@ -96,7 +96,7 @@ def _read_group(
 
 
 def _runs(rows: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
-    """First row and numbers of consecutive row groups, of the numbers of rows that the groups have."""
+    """Yield first row and indices of consecutive row groups, from the groups' numbers of rows."""
     first, count = 0, 0
     groups: list[int] = []
     for group, rows_there in enumerate(rows):
@@ -120,7 +120,7 @@ def _value(batch: pa.RecordBatch, column: str, index: int) -> Any:
 
 
 def _raise_unless_damaged(error: Exception) -> None:
-    """Arrow reports damage by its own errors or a bare OSError; a disk or a network that fails, by others."""
+    """Arrow raises its own errors or a bare OSError for damage, and others for a failing disk or network."""
     if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error
 
@@ -132,5 +132,5 @@ def _is_text(kind: pa.DataType) -> bool:
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
-    # A file in which no row has an image has lost the type.
+    # A file without any image has no type for the column.
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)

@@ -12,24 +12,24 @@ from data_pipeline.records import Reason, RejectedError, SourcePartition
 from data_pipeline.sources.files import File, Files
 from wemmu.config import ConfigError
 
-# An array of objects; a line of JSONL can be a list only by mistake.
+# A JSON array of objects; a line of JSONL is never a list.
 _ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*([{\]]|$)")
 _BOM = b"\xef\xbb\xbf"
-# Bytes of a file that tell what it is.
+# Bytes that identify the format of a file.
 HEAD = 4096
-# Rows at the beginning of a file in which every field that the config names has to be once.
+# Each field of the config must occur in this many first rows of a file.
 _LOOKED_AT = 100
 _DECODER = json.JSONDecoder()
 
 
 def parts_of_rows(files: Files, file: File, size: int, fields: dict[str, str]) -> Iterator[SourcePartition]:
-    """Parts of `size` rows each, found by reading the file once.
+    """Return parts of `size` rows each; reads the file once.
 
-    A part's place has the digest of its bytes, so that a changed line changes its part alone and new lines at the end
-    of a file leave the parts before as they are. The images that the rows name are not looked at.
+    A part's place has the digest of its bytes, so a changed line changes only its part, and appended lines change no
+    earlier part. The images of the rows are not read.
 
     Raises:
-        ConfigError: if one of `fields`, {config field: name}, is nowhere in the first rows, or the file is compressed.
+        ConfigError: if one of `fields`, {config field: name}, is missing in all first rows, or the file is compressed.
     """
     with files.fs.open(file.path, "rb") as opened:
         head = opened.read(HEAD)
@@ -71,7 +71,7 @@ def _parts(
 
 
 def read_rows(files: Files, part: SourcePartition) -> Iterator[tuple[str, bytes]]:
-    """Key ("FILE/NUMBER", for lines as editors number them) and content of every row of a part that is not empty."""
+    """Yield key ("FILE/NUMBER", lines counted from 1) and content of every non-empty row of a part."""
     place = part.place
     with files.open(part) as opened:
         opened.seek(place["start"])
@@ -87,23 +87,23 @@ def read_rows(files: Files, part: SourcePartition) -> Iterator[tuple[str, bytes]
 def parse(row: bytes) -> dict[str, Any]:
     """Raises RejectedError: BAD_TEXT, or BAD_RECORD if it is not a JSON object."""
     try:
-        # Programs on Windows begin a file with a byte-order mark.
+        # Windows programs begin a file with a byte-order mark.
         value = json.loads(row.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RejectedError(Reason.BAD_TEXT, str(error)) from error
     except (ValueError, RecursionError) as error:
         raise RejectedError(Reason.BAD_RECORD, str(error)) from error
     if not isinstance(value, dict):
-        raise RejectedError(Reason.BAD_RECORD, f"not a JSON object but {type(value).__name__}")
+        raise RejectedError(Reason.BAD_RECORD, f"{type(value).__name__}, not a JSON object")
     return value
 
 
 def _lines(lines: IO[bytes], start: int = 0, end: int | None = None, path: str = "") -> Iterator[tuple[int, bytes]]:
-    """Where each line begins, and the line; from `start` to `end`, by default to the end of the file."""
+    """Yield offset and content of each line, from `start` to `end` (default: the end of the file)."""
     while end is None or start < end:
         line = lines.readline()
         if not line and end is not None:
-            raise OSError(f"{path} has become shorter since it was looked through")
+            raise OSError(f"{path} has become shorter since it was scanned")
         if not line:
             return
         yield start, line
@@ -111,8 +111,8 @@ def _lines(lines: IO[bytes], start: int = 0, end: int | None = None, path: str =
 
 
 def _elements(array: bytes) -> Iterator[tuple[int, bytes]]:
-    """Where each element of a JSON array begins, and the element. Raises ValueError where it is not a whole array."""
-    # One character a byte, so that places in it are places in the file; what JSON is made of is ASCII.
+    """Yield offset and content of each element of a JSON array. Raises ValueError if the array is not whole."""
+    # Decode one byte per character, so offsets are those of the file; JSON's syntax is ASCII.
     text = array.decode("latin-1")
     at = _skipped(text, 3 if array.startswith(_BOM) else 0) + 1
     at = _skipped(text, at)
@@ -128,7 +128,7 @@ def _elements(array: bytes) -> Iterator[tuple[int, bytes]]:
         elif text[at : at + 1] != "]":
             raise ValueError(f"no comma or end of the array at byte {at}")
     if text[at + 1 :].strip():
-        raise ValueError(f"there is more behind its end at byte {at}")
+        raise ValueError(f"there is data after its end at byte {at}")
 
 
 def _skipped(text: str, at: int) -> int:
@@ -140,7 +140,7 @@ def _skipped(text: str, at: int) -> int:
 def _checked(
     spans: Iterable[tuple[int, bytes]], file: File, source: str, fields: dict[str, str]
 ) -> Iterator[tuple[int, bytes]]:
-    """`spans`, of which the first have every field once; where none of them can be read, the records will say why."""
+    """Yield `spans` after checking that the first have every field; unreadable ones are rejected later."""
     there: dict[str, None] = {}
     looked = 0
     for span in spans:
@@ -155,12 +155,12 @@ def _checked(
 
 
 def check_fields(source: str, where: str, there: Iterable[str], fields: dict[str, str]) -> None:
-    """Raises ConfigError: if one of `fields`, {config field: name}, is not among those that are there."""
+    """Raises ConfigError: if one of `fields`, {config field: name}, is missing."""
     there = list(there)
     for field, name in fields.items():
         if there and name not in there:
             none = f", or {field}: null if there are none" if field == "caption" else ""
             raise ConfigError(
                 f"source {source}: {field}: {where} has no column {name}; it has {', '.join(there)}. Set {field} "
-                f"to the one that is meant{none}"
+                f"to the right one{none}"
             )

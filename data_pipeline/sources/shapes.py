@@ -14,12 +14,12 @@ from wemmu.shapes.language import DESCRIBE, caption, full_caption, question, wor
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
 
-# Share of descriptions among what is asked of an image; the rest are questions.
+# Share of descriptions among understanding records; the rest are questions.
 DESCRIPTIONS = 0.5
 
 
 class SceneRecord(NamedTuple):
-    """Prompt, input scenes and target scene, where None is the first input; what to say, where words are wanted."""
+    """Prompt, input scenes, target scene (None: the first input) and, for understanding, the answer."""
 
     prompt: str
     inputs: tuple[Scene, ...] = ()
@@ -66,7 +66,7 @@ def _drawn(shares: Mapping[str, float], rng: random.Random) -> str:
 
 @dataclass(frozen=True)
 class SceneDrawing:
-    """A scene as an image without a size."""
+    """A scene as a Drawing."""
 
     scene: Scene
 
@@ -75,7 +75,7 @@ class SceneDrawing:
 
 
 class ShapesSource:
-    """Scenes are drawn from (seed, task, number) alone, whatever the name of the source and the parts."""
+    """Scenes depend on (seed, task, number) only, not on the names of source and parts."""
 
     # tests/data/test_shapes_source.py fails when the records change under an old version.
     version = 1

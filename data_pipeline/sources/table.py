@@ -1,4 +1,4 @@
-"""What the sources share whose files hold rows: JSONL, a JSON array or Parquet, by what the file is."""
+"""Base of the sources whose files hold rows: JSONL, a JSON array or Parquet, detected from the content."""
 
 import posixpath
 from abc import ABC, abstractmethod
@@ -38,13 +38,13 @@ class TableSource(ABC, Generic[Config]):
 
     @abstractmethod
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
-        """Raises RejectedError: if the row is no record."""
+        """Raises RejectedError: if the row is not a record."""
 
     def files(self) -> list[tuple[str, int]]:
         return self._files.sizes()
 
     def parts(self, size: int) -> list[SourcePartition]:
-        """At most `size` rows in each, unless a row group of Parquet alone has more."""
+        """Return parts of at most `size` rows, or of one Parquet row group if that has more."""
         self._root(None)
         return [part for file in self._files.find() for part in self._parts(file, size)]
 
@@ -83,7 +83,7 @@ class TableSource(ABC, Generic[Config]):
         return ((key, partial(parse, row)) for key, row in read_rows(self._files, part))
 
     def _root(self, part: SourcePartition | None) -> Root | None:
-        """The config's, or the folder of the part's file."""
+        """Return the config's root, or the folder of the part's file."""
         config = self._config
         if config.root is not None:
             return root_of(config.name, config.root, config.also_below)

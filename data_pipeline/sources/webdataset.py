@@ -1,7 +1,7 @@
 """Tar files of img2dataset or WebDataset, plain or gzip'ed, read as a stream; nothing is extracted to a disk.
 
-Names are split as WebDataset does: up to the first dot of the base name is the key, the rest is the kind of member.
-Names without either (directories, hidden files) are no records.
+Names are split as in WebDataset: the key is the base name up to the first dot, the rest is the kind of member. Names
+without a key or a kind (directories, hidden files) are skipped.
 """
 
 import gzip
@@ -23,12 +23,12 @@ from wemmu.config import ConfigError, Task, prepare
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 
-# A sparse or gzip'ed member can claim any size in a few bytes; no image file is as large as this.
+# Upper bound of a member: a sparse or gzip'ed one can claim any size in a few bytes.
 _LARGEST = 2**30
 
-# Bytes of records in hand that wait for a caption, or an image, which may stand further on.
+# Bytes of incomplete records that may wait for their other members.
 _WAITING = 2**28
-# Records at the beginning of a source, one of which has to have a caption where the config says.
+# One of this many first records must have the caption that the config names.
 _LOOKED_AT = 100
 
 _BREAKS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
@@ -37,7 +37,7 @@ _BREAKS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 class _Member(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
-        """As the base's, but only zeros end a tar: TarFile takes a broken header, or none, for its end as well."""
+        """As in the base class, but only zeros end a tar: TarFile also takes a broken or missing header for the end."""
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:
@@ -48,19 +48,19 @@ class _Member(tarfile.TarInfo):
 
 @dataclass
 class _Group:
-    """The members of one key, by kind; `fault` is the first reason why they are no record."""
+    """The members of one key, by kind; `fault` is the first reason for a rejection."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     fault: RejectedError | None = None
-    # Kinds of the members that hold an image under a name with a further dot.
+    # Kinds of image members whose name has another dot.
     dotted: list[str] = field(default_factory=list)
-    # Kinds of members that are not read.
+    # Kinds of unused members.
     others: dict[str, None] = field(default_factory=dict)
 
     @property
     def merged(self) -> bool:
-        """Whether the names of several records have become the kinds of this one."""
+        """Whether this group merges the members of several records."""
         return len(self.dotted) > 1 and not self.fault and self.members.keys().isdisjoint(IMAGES)
 
     @property
@@ -69,7 +69,7 @@ class _Group:
 
 
 class _UnsortedError(Exception):
-    """The members of a record are too far apart to be brought together."""
+    """The members of a record are too far apart."""
 
 
 class WebDatasetSource:
@@ -87,13 +87,13 @@ class WebDatasetSource:
         return self._files.sizes()
 
     def parts(self, size: int) -> list[SourcePartition]:
-        """One for each tar, whatever `size`."""
+        """Return one part per tar, whatever `size`."""
         parts = [SourcePartition(self._config.name, file.name, file.place) for file in self._files.find()]
         self._check_captions(parts)
         return parts
 
     def _check_captions(self, parts: list[SourcePartition]) -> None:
-        """Raises ConfigError: if the first tar that can be read has no caption where the config says."""
+        """Raises ConfigError: if the first readable tar lacks the caption that the config names."""
         if not self._config.caption:
             return
         for part in parts:
@@ -101,7 +101,7 @@ class WebDatasetSource:
             looked = 0
             for group in islice(self._all_groups(part), _LOOKED_AT):
                 if isinstance(group, Rejection):
-                    # A broken tar says nothing of how captions are named; reading it says what is wrong.
+                    # A broken tar does not show the names of captions; reading it later reports the damage.
                     looked = 0
                     break
                 if group.merged:
@@ -110,7 +110,7 @@ class WebDatasetSource:
                     if self._caption(group.key, group.members) is not None:
                         return
                 except RejectedError:
-                    # Something is there, if nothing good.
+                    # There is a caption, if only a bad one.
                     return
                 looked += 1
                 kinds |= dict.fromkeys([*group.members, *group.others])
@@ -118,7 +118,7 @@ class WebDatasetSource:
                 raise ConfigError(
                     f"source {self._config.name}: caption: none of the first {looked} records of {part.place['path']} "
                     f"has {' or '.join(self._config.caption)}; their members are {short(', '.join(kinds))}. Set "
-                    "caption to where it stands, or caption: [] if there are none"
+                    "caption to the right one, or caption: [] if there are none"
                 )
 
     def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
@@ -131,17 +131,17 @@ class WebDatasetSource:
             seen.add(group.key)
 
     def _of(self, part: SourcePartition, group: _Group, repeated: bool) -> Iterator[RawRecord | Rejection]:
-        """The record of a group; or, of one into which many records' names merge, each of them as damaged."""
+        """Yield the record of a group, or a rejection for each record of a merged group."""
         key = f"{part.place['file']}/{group.key}"
         if not group.merged:
             yield record_or_rejection(part, key, partial(self._record, key, group, repeated))
             return
-        detail = f"the first dot of a name ends the key, {group.key}; rename the members so that keys have none"
+        detail = f"the first dot of a name ends the key, {group.key}; rename the members so that keys have no dot"
         for kind in group.dotted:
             yield part.rejection(f"{key}.{kind}", Reason.MERGED, detail)
 
     def _all_groups(self, part: SourcePartition) -> Iterator[_Group | Rejection]:
-        """The groups of a tar, and where it breaks that it does."""
+        """Yield the groups of a tar, and a rejection where it breaks."""
         if "broken" in part.place:
             yield part.rejection("", Reason.BAD_CONTAINER, part.place["broken"])
             return
@@ -157,12 +157,12 @@ class WebDatasetSource:
                 yield part.rejection("", Reason.BAD_CONTAINER, f"{after}: {error}")
 
     def _together(self, groups: Iterator[_Group]) -> Iterator[_Group]:
-        """Groups with what stands of them further on, as in a tar of all images and then all captions.
+        """Yield complete groups, also from a tar with all images before all captions.
 
-        What lacks its image or caption waits for it; of a tar that is sorted, and has captions, nothing does.
+        A group without image or caption waits for it; in a sorted tar with captions none waits.
 
         Raises:
-            _UnsortedError: if the rest of a group comes after more than fits into memory.
+            _UnsortedError: if the waiting groups exceed the memory limit.
         """
         waiting: dict[str, _Group] = {}
         given_up: set[str] = set()
@@ -199,11 +199,11 @@ class WebDatasetSource:
         return any(kind in group.members for kind in IMAGES) and not self._captions.isdisjoint(group.members)
 
     def _groups(self, file: IO[bytes]) -> Iterator[_Group]:
-        """Members of one key in succession. The last group before a break may lack members and is not given."""
+        """Yield the adjacent members of one key. Drops the last group before a break, which may lack members."""
         group = None
         with _opened(file) as tar:
             for member in tar:
-                # TarFile remembers all members, which a stream has no use for.
+                # TarFile keeps all members, which a stream does not need.
                 tar.members = []
                 key, kind = _split(member.name)
                 fault = self._fault(member, kind)
@@ -242,7 +242,7 @@ class WebDatasetSource:
         if group.fault:
             raise group.fault
         if repeated:
-            raise RejectedError(Reason.BAD_RECORD, "the key has been there before")
+            raise RejectedError(Reason.BAD_RECORD, "the key occurs twice")
         kinds = [kind for kind in IMAGES if kind in group.members]
         if not kinds:
             raise RejectedError(Reason.NO_IMAGE, f"no member {', '.join(IMAGES)}")
@@ -258,7 +258,7 @@ class WebDatasetSource:
             if kind not in members:
                 continue
             caption = prompt_of(parse(members[kind]).get(name), place, key) if name else text(members[kind], place)
-            # A text file ends with a newline that is not the caption's.
+            # The final newline of a text file is not part of the caption.
             caption = caption if name or caption is None else caption.strip()
             if caption:
                 return caption
@@ -280,12 +280,12 @@ def _joined(earlier: _Group, later: _Group) -> _Group:
 
 @contextmanager
 def _opened(file: IO[bytes]) -> Iterator[tarfile.TarFile]:
-    # By its first bytes, since names lie; gzip's own reader checks sums and lengths, tarfile's does not.
+    # By its first bytes, because names can be wrong; gzip's reader checks sums and lengths, tarfile's does not.
     compressed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     with (
         gzip.GzipFile(fileobj=file) if compressed else file as stream,
-        # Names are UTF-8 whatever the locale is; those that are not get escapes, so that keys can be stored.
+        # Names are UTF-8 in any locale; invalid bytes become escapes, so that keys can be stored.
         tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member, encoding="utf-8", errors="backslashreplace") as tar,
     ):
         yield tar
@@ -294,11 +294,11 @@ def _opened(file: IO[bytes]) -> Iterator[tarfile.TarFile]:
 def _check_end(tar: tarfile.TarFile) -> None:
     while block := tar.fileobj.read(2**20):
         if block.strip(b"\0"):
-            raise tarfile.ReadError("there is more behind the end of the archive")
+            raise tarfile.ReadError("there is data after the end of the archive")
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and kind; hidden files and those without a suffix have no kind."""
+    """Return key and kind; hidden files and names without a suffix have no kind."""
     folder, base = posixpath.split(posixpath.normpath(name))
     stem, _, kind = base.partition(".")
     return (posixpath.join(folder, stem), kind.lower()) if stem else (posixpath.join(folder, base), "")

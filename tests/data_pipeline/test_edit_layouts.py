@@ -59,7 +59,7 @@ def test_uniworld_is_a_json_array_of_conversations(root: Path, indent: int | Non
     ("change", "said"),
     [
         ({"conversations": TURNS * 2}, "turns human, gpt, human, gpt"),
-        ({"conversations": [TURNS[0], {"from": "gpt", "value": "A hat."}]}, "answered by words"),
+        ({"conversations": [TURNS[0], {"from": "gpt", "value": "A hat."}]}, "is text, not an image"),
         ({"image": ["a.jpg", "c.jpg", "b.jpg"]}, "marks 1 images, the record has 2"),
         ({"image": ["a.jpg"]}, "image is missing"),
         ({"image": []}, "image is missing"),

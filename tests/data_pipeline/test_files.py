@@ -77,7 +77,7 @@ def server() -> Iterator[str]:
 
 def test_what_a_server_refuses_is_not_called_missing(server: str) -> None:
     for path in ("a.tar", "*.tar"):
-        with pytest.raises(ConfigError, match=r"path: cannot look at http.*403"):
+        with pytest.raises(ConfigError, match=r"path: cannot list http.*403"):
             names(f"{server}/403/{path}")
     with pytest.raises(ConfigError, match="no file at"):
         names(f"{server}/404/a.tar")

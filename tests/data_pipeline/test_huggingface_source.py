@@ -68,7 +68,7 @@ def test_a_split_is_picked(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     dataset(1).save_to_disk(tmp_path / "d")
     for options, message in (
-        ({"split": "train"}, "split: .*without splits"),
+        ({"split": "train"}, "split: .*has no splits"),
         ({"image": "photo"}, "image: .*no column photo; it has image, text, label"),
         ({"caption": "caption"}, "caption: .*no column caption; it has image, text, label.* null if there are none"),
     ):

@@ -155,7 +155,7 @@ def test_it_tells_of_missing_shards_and_of_headers_that_differ_from_the_index(fo
     (foreign / "index.json").write_text(json.dumps(index))
     (foreign / index["shards"][-1]["raw_data"]["basename"]).unlink()
     text = shown(foreign)
-    assert "Of the shards 1 are not here" in text
+    assert "shards missing: 1" in text
     assert f"the index says {index['shards'][0]['samples']}" in text
     shutil.rmtree(foreign)
     foreign.mkdir()

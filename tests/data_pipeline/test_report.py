@@ -85,7 +85,7 @@ def test_it_notes_streams_that_are_smaller_than_a_batch_and_tasks_that_cannot_be
     assert not any("edit" in note for note in notes)
     ledger = Ledger(tmp_path).entries(2)
     without = DataSet(streams=tuple(s for s in dataset.streams if s.settings.task == Task.T2I))
-    assert any("mixes edit, of which there is no record" in n for n in report_of(curriculum, without, ledger).notes)
+    assert any("mixes edit, but there is no record" in n for n in report_of(curriculum, without, ledger).notes)
 
 
 def test_the_page_holds_its_images_and_loads_nothing(written: Curriculum, report: Report) -> None:

@@ -72,7 +72,7 @@ def check_class(file: Path, kind: str) -> str:
     named = named or next(iter(config.get("architectures") or ()), None)
     if named not in KNOWN[kind]:
         raise BackboneError(
-            f"{file} describes {named or 'no model by its class'}; known here: {', '.join(KNOWN[kind])}"
+            f"{file} describes {named or 'no class of a model'}; valid choices: {', '.join(KNOWN[kind])}"
         )
     return str(named)
 
