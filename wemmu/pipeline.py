@@ -10,6 +10,7 @@ translates a call into requests to them.
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from numbers import Integral, Real
@@ -36,6 +37,7 @@ from wemmu.config.schema import Sampling
 from wemmu.pixels import as_image, fitted, to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu import component
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.request import GenerationRequest, task_of
@@ -44,6 +46,8 @@ from wemmu.shapes.vocabulary import unknown
 from wemmu.timesteps import VelocityField
 
 logger = logging.get_logger(__name__)
+# The module that earlier exports name in model_index.json.
+sys.modules["wemmu.models.component"] = component
 SHAPES = "shapes"
 # Sides may differ by so much from one trained at without a word.
 _NEAR = 0.15

@@ -293,6 +293,19 @@ def test_what_was_saved_again_opens_without_wemmu_being_named(pipe: WeMMUPipelin
     assert torch.equal(*draws)
 
 
+def test_an_export_that_names_the_earlier_module_of_the_bridge_opens(exported: Path, tmp_path: Path):
+    shutil.copytree(exported, tmp_path / "earlier")
+    index = tmp_path / "earlier" / "model_index.json"
+    text = index.read_text().replace("wemmu.recipes.wemmu.component", "wemmu.models.component")
+    assert "wemmu.models.component" in text
+    index.write_text(text)
+    for earlier in (
+        WeMMUPipeline.from_pretrained(index.parent),
+        DiffusionPipeline.from_pretrained(index.parent, trust_remote_code=True),
+    ):
+        assert type(earlier.bridge) is WeMMUBridge
+
+
 def test_offloaded_components_draw_the_same(pipe: WeMMUPipeline, exported: Path):
     """Layer by layer, as `enable_sequential_cpu_offload` does it; here from the CPU to the CPU."""
     offloaded = WeMMUPipeline.from_pretrained(exported)
