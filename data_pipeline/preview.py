@@ -1,6 +1,6 @@
 """Previews the buckets: the sizes of each resolution, and the buckets of a sample of every source.
 
-Of pictures only the headers are read, so this takes seconds where writing takes hours.
+Of images only the headers are read, so this takes seconds where writing takes hours.
 """
 
 from collections import Counter
@@ -26,25 +26,11 @@ DRAWN = 100_000
 
 
 class Header(Image.Image):
-    """A picture of which only the size is known, (width, height) as it stands upright."""
+    """An image of which only the size is known, (width, height) as it stands upright."""
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
         self._size = size
-
-
-@dataclass
-class Fit:
-    """The images with a size of their own that go to a bucket: sums of what is cut off and of the enlargement."""
-
-    images: int = 0
-    cut: float = 0.0
-    enlargement: float = 0.0
-
-    def add(self, size: Size, bucket: Size) -> None:
-        self.images += 1
-        self.cut += cut(size, bucket)
-        self.enlargement += enlargement(size, bucket)
 
 
 @dataclass
@@ -61,8 +47,8 @@ class Survey:
     records: int = 0
     exact: bool = True
     streams: Counter[StreamSettings] = field(default_factory=Counter)
-    # (resolution, bucket)
-    fits: dict[tuple[int, Size], Fit] = field(default_factory=dict)
+    # (resolution, bucket) -> (share cut off, enlargement) of each image that has a size of its own.
+    fits: dict[tuple[int, Size], list[tuple[float, float]]] = field(default_factory=dict)
     reasons: Counter[Reason] = field(default_factory=Counter)
     examples: dict[Reason, Rejection] = field(default_factory=dict)
 
@@ -98,7 +84,7 @@ def survey(job: Job, config: prepare.Source, sample: int) -> Survey:
 
 
 def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Job, found: Survey) -> None:
-    """Send the records of a part through the chain, with headers for pictures."""
+    """Send the records of a part through the chain, with headers for images."""
 
     def reject(key: str, error: RejectedError) -> None:
         if error.reason is Reason.UNUSED:
@@ -117,7 +103,8 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
         for resolution, bucket in places:
             found.streams[stream_of(record, resolution, bucket)] += 1
             if record.shape is not None:
-                found.fits.setdefault((resolution, bucket), Fit()).add(record.shape, bucket)
+                fit = cut(record.shape, bucket), enlargement(record.shape, bucket)
+                found.fits.setdefault((resolution, bucket), []).append(fit)
         if not places:
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, "it fills no bucket of any resolution"))
 

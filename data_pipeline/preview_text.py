@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from statistics import fmean
 
 from rich.console import Console
 from rich.text import Text
@@ -84,8 +85,7 @@ def _resolution(
     rows = []
     for height, width in buckets(resolution, job.prepare.pictures):
         count = counts[height, width]
-        fits = [fit for s in surveys if (fit := s.fits.get((resolution, (height, width))))]
-        images = sum(fit.images for fit in fits)
+        fits = [fit for found in surveys for fit in found.fits.get((resolution, (height, width)), ())]
         rows.append(
             (
                 f"{height}x{width}",
@@ -94,8 +94,8 @@ def _resolution(
                 f"{height // unit}x{width // unit}",
                 about(count) if count else "-",
                 f"{count / counts.total():.1%}" if count else "-",
-                f"{sum(fit.cut for fit in fits) / images:.1%}" if images else "-",
-                f"{sum(fit.enlargement for fit in fits) / images:.2f}" if images else "-",
+                f"{fmean(cut for cut, _ in fits):.1%}" if fits else "-",
+                f"{fmean(scale for _, scale in fits):.2f}" if fits else "-",
             )
         )
     several = "s" if len(rows) > 1 else ""
