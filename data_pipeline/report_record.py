@@ -22,11 +22,11 @@ class SourceCount(Schema):
 
     name: str
     kind: str
-    parts: int
-    read: int
-    kept: int
-    damaged: int
-    unwanted: int
+    parts: int = 0
+    read: int = 0
+    kept: int = 0
+    damaged: int = 0
+    unwanted: int = 0
 
 
 class ReasonCount(Schema):
@@ -130,10 +130,8 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
             if len(found := examples.setdefault(rejected.reason, [])) < EXAMPLES:
                 found.append(rejected)
     prepare = curriculum.data.prepare
-    fields = ("parts", "read", "kept", "damaged", "unwanted")
     sources = [
-        SourceCount(name=s.name, kind=s.kind, **{field: by_source.get(s.name, Counter())[field] for field in fields})
-        for s in (prepare.sources if prepare else ())
+        SourceCount(name=s.name, kind=s.kind, **by_source.get(s.name, {})) for s in (prepare.sources if prepare else ())
     ]
     stages = [stage_steps(rung, dataset.streams) for stage in curriculum.stages for rung in stage.rungs]
     samples = _samples(dataset.streams)

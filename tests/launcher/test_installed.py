@@ -39,6 +39,8 @@ except SystemExit as end:
 import wemmu.__main__
 assert wemmu.__main__.load("export").name == "main"
 import tools.export.replacing
+from wemmu.report.page import Page, html
+assert "--page" in html(Page("title", "about", []))
 assert Path(tools.__file__).is_relative_to(elsewhere)
 """
 

@@ -48,11 +48,11 @@ def chart(
     stacked: areas on each other; all lines have the same steps. form: how values are written on the axis.
     """
     lines = _stacked(lines) if stacked else [_thin(line) for line in lines]
-    steps = [0, *range(len(names))] if names else [*chain.from_iterable(line.x for line in lines), *marks]
+    steps = list(range(len(names))) if names else [*chain.from_iterable(line.x for line in lines), *marks]
     values = [*chain.from_iterable((*line.y, *chain(*line.intervals)) for line in lines)]
     values += [] if level is None else [level]
     log = log and min(values, default=0) > 0
-    low, high = (min(values), max(values)) if log else (0, top or max(values, default=0) or 1)
+    low, high = (min(values), max(values)) if log else (min([0, *values]), top or max(values, default=0) or 1)
     margin = 0.4 if names else 0
     left, right = min(steps, default=0) - margin, max(steps, default=1) + margin
     x, y = _scale(left, right, LEFT, RIGHT), _scale(low, high, BOTTOM, TOP, math.log if log else float)
