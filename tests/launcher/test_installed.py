@@ -30,7 +30,7 @@ assert (launcher.plan.HOME / "tools" / "wandb_sync.py").is_file()
 try:
     load_curriculum(Path("configs/shapes/curriculum.yaml"))
 except ConfigError as error:
-    assert "are in a checkout and not in the installed packages" in str(error)
+    assert "exist in a checkout, not in the installed packages" in str(error)
 try:
     sys.argv = ["convert_ckpt.py", "--help"]
     runpy.run_path(str(launcher.plan.HOME / "tools" / "convert_ckpt.py"), run_name="__main__")
