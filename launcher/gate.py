@@ -59,7 +59,7 @@ def _of_record(gate: Gate) -> Iterator[str]:
     drawn = next((line for line in reversed(lines) if "blank_pictures" in line), None)
     if drawn is not None and drawn["blank_pictures"]:
         yield (
-            f"{drawn['blank_pictures']} of the {drawn['pictures']} sample pictures of {gate.stage} at step "
+            f"{drawn['blank_pictures']} of the {drawn['pictures']} sample images of {gate.stage} at step "
             f"{drawn['step']} are blank: every pixel has one colour. Look at {gate.folder / 'samples'}."
         )
 

@@ -10,7 +10,7 @@
 `python tools/convert_ckpt.py` is the same.
 
 Instead of RUN a stage's folder or one checkpoint may be given. A pipeline is written aside, read again, compared with
-the checkpoint tensor by tensor, then loaded and compared picture by picture; parity.json in it tells all of that. All
+the checkpoint tensor by tensor, then loaded and compared image by image; parity.json in it tells all of that. All
 that is written appears by rename, whole.
 """
 

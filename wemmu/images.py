@@ -69,14 +69,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scale_to_cover(image_size: tuple[int, int], height: int, width: int) -> float:
-    """The factor by which a picture of `image_size` (width, height: Pillow's order) just covers height x width px."""
+    """The factor by which an image of `image_size` (width, height: Pillow's order) just covers height x width px."""
     return max(width / image_size[0], height / image_size[1])
 
 
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     """Scale until it covers height x width px, and cut what stands over evenly on both sides."""
     scale = scale_to_cover(image.size, height, width)
-    # Rounding can put a side that fits exactly a hair outside of the picture, which Pillow refuses.
+    # Rounding can put a side that fits exactly a hair outside of the image, which Pillow refuses.
     over_x, over_y = max(0.0, image.width - width / scale), max(0.0, image.height - height / scale)
     box = (over_x / 2, over_y / 2, image.width - over_x / 2, image.height - over_y / 2)
     # From a fourfold reduction on, blocks of pixels are averaged first: half the time, under 1 of 255 levels apart on
@@ -159,11 +159,11 @@ def _srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform] | None:
-    """The mode to bring a picture of `mode` to and the transform from there; None if there is nothing to be done."""
+    """The mode to bring an image of `mode` to and the transform from there; None if there is nothing to be done."""
     try:
         opened = ImageCms.ImageCmsProfile(BytesIO(profile))
         made_for = _PROFILE_MODES.get(opened.profile.xcolor_space)
-        # Grey pictures often carry the profile of the RGB picture that they once were.
+        # Grey images often carry the profile of the RGB image that they once were.
         if made_for != mode and (made_for, mode) != ("RGB", "L"):
             return None
         transform = ImageCms.buildTransform(opened, _SRGB, made_for, "RGB")

@@ -45,7 +45,7 @@ class Noise:
             return draw(shape, generator=torch.Generator().manual_seed(seed))
 
         ids = self.sample_ids.tolist()
-        # The queries of one picture of 1024 px are 2.7 M numbers, some 15 ms, for which a GPU would wait. torch draws
+        # The queries of one image of 1024 px are 2.7 M numbers, some 15 ms, for which a GPU would wait. torch draws
         # on one thread, whatever it may use, and lets go of the interpreter meanwhile.
         threads = min(torch.get_num_threads(), len(ids))
         if threads == 1 or math.prod(shape) < WORTH_A_THREAD:

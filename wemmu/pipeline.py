@@ -1,8 +1,8 @@
-"""WeMMU as a diffusers pipeline: what training left, for anybody to load and ask for pictures.
+"""WeMMU as a diffusers pipeline: what training left, for anybody to load and ask for images.
 
     pipe = WeMMUPipeline.from_pretrained(directory)
     pipe("a red circle at the top left and a blue square at the bottom right").images[0]
-    pipe("make the circle green", image=picture).images[0]
+    pipe("make the circle green", image=image).images[0]
 
 The pipeline stands above the rooms it connects: the model conditions, the sampler solves, and what is here only
 translates a call into requests to them.
@@ -155,9 +155,9 @@ class WeMMUPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Make one picture for each prompt.
+        """Make one image for each prompt.
 
-        A request without pictures is text to image, with one picture an edit (without words: a reconstruction), with
+        A request without images is text to image, with one image an edit (without words: a reconstruction), with
         several an edit that combines them; requests of different kinds may stand in one call.
 
         Args:
@@ -169,10 +169,10 @@ class WeMMUPipeline(DiffusionPipeline):
                 of the bridge's position table bounds them.
             num_inference_steps: steps of the scheduler.
             t2i_guidance_scale: weight of the words, in text to image.
-            image_guidance_scale: weight of the picture, in an edit or a reconstruction.
+            image_guidance_scale: weight of the image, in an edit or a reconstruction.
             instruction_guidance_scale: weight of the instruction, in an edit.
-            multi_guidance_scale: weight of everything given, in an edit of several pictures.
-            seed: picture i is a function of its request and of `seed` + i alone, or of `seed[i]` if it is a list.
+            multi_guidance_scale: weight of everything given, in an edit of several images.
+            seed: image i is a function of its request and of `seed` + i alone, or of `seed[i]` if it is a list.
             generator: draws the seeds instead; one, or one for each prompt. Without either, torch's global one does.
             output_type: "pil"; "pt", [B, 3, H, W] in [0, 1]; or "np", [B, H, W, 3] in [0, 1].
 

@@ -25,7 +25,7 @@ def main(
     mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = 0.35,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt with words, chat format included.")] = 128,
     empty_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt without words.")] = 20,
-    multi_edit_pictures: Annotated[int, typer.Option(min=1, help="Input pictures of a multi-image edit.")] = 2,
+    multi_edit_pictures: Annotated[int, typer.Option(min=1, help="Input images of a multi-image edit.")] = 2,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Words and pictures -> the token ids, mask and positions of a batch of prompts for the VLM."""
+"""Words and images -> the token ids, mask and positions of a batch of prompts for the VLM."""
 
 import copy
 import re
@@ -24,7 +24,7 @@ class _Format:
 
 
 class PromptEncoder:
-    """Writes prompts in the VLM's own chat format, ending where the assistant's picture would begin.
+    """Writes prompts in the VLM's own chat format, ending where the assistant's image would begin.
 
     The assistant's turn is opened and then `<|vision_start|>` follows, because that is what stands before every image
     the VLM has ever seen: the tokens of the generation pathway, image-form themselves, come right after it.
@@ -46,7 +46,7 @@ class PromptEncoder:
         self._format: dict[int, _Format] = {}
 
     def chat(self, text: str, images: int) -> str:
-        """The chat format with `images` pictures before `text`, up to and including the assistant's opening."""
+        """The chat format with `images` images before `text`, up to and including the assistant's opening."""
         before, after = self._around(images)
         return before + text + after
 

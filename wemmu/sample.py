@@ -1,4 +1,4 @@
-"""Draw pictures from a run or an exported model: `wemmu sample RUN --prompt "..." --out image.png`."""
+"""Draw images from a run or an exported model: `wemmu sample RUN --prompt "..." --out image.png`."""
 
 import itertools
 import math
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wish:
-    """What to draw: `count` pictures of `size` = (height, width) px, None for the model's own.
+    """What to draw: `count` images of `size` = (height, width) px, None for the model's own.
 
-    Picture i is drawn from seed + i. steps, guidance, image_guidance: None for the model's own.
+    Image i is drawn from seed + i. steps, guidance, image_guidance: None for the model's own.
     """
 
     prompt: str
@@ -121,7 +121,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Raises UsageError if `path` is no picture."""
+    """Raises UsageError if `path` is no image."""
     from wemmu.images import decode
 
     try:
@@ -196,7 +196,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
         for line in beyond(run.world, resolutions, [wish.prompt], size):
             print(line, file=sys.stderr)
         task = task_of(wish.prompt, len(wish.images))
-        # The pictures' seeds key the noise, as in the exported pipeline.
+        # The images' seeds key the noise, as in the exported pipeline.
         changes = {"seed": 0, **({"steps": wish.steps} if wish.steps else {}), **wish.weights(task)}
         sampling = Sampling(**run.sampling.model_dump() | changes)
         images = fitted(wish.images, size)

@@ -40,9 +40,9 @@ class Prompts(_OnDevice):
 
 @dataclass(frozen=True)
 class Latents(_OnDevice):
-    """Latents that the data set stores of its pictures as they are, scaled, in the type they are stored in.
+    """Latents that the data set stores of its images as they are, scaled, in the type they are stored in.
 
-    target: [B, C, h, w]; images: [B, N, C, h, w], of the input pictures.
+    target: [B, C, h, w]; images: [B, N, C, h, w], of the input images.
     """
 
     target: Tensor
@@ -71,7 +71,7 @@ class Batch(_OnDevice):
     sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
     included, and the answers where these are to be learnt. images: uint8 [B, N, 3, H, W], N = 0 for tasks without
     input. target: uint8 [B, 3, H, W], or None when sampling and where words are wanted. latents: of the very same
-    pictures, where the data set stores them. negatives: for contrastive stages. wanted: int64 [B, L], of understanding:
+    images, where the data set stores them. negatives: for contrastive stages. wanted: int64 [B, L], of understanding:
     the token to predict at each token, or `UNASKED`.
     """
 

@@ -430,7 +430,7 @@ def test_an_export_that_differs_leaves_nothing_behind(
             damaged,
             r"bridge has other values .* position_mlp\.down\.weight",
         ),
-        (write, "FlowMatchEulerDiscreteScheduler", unshifted, "pictures differ by"),
+        (write, "FlowMatchEulerDiscreteScheduler", unshifted, "images differ by"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, attribute, wrong)

@@ -85,7 +85,7 @@ def test_blank_pictures_of_the_last_drawing(gate: Gate):
     record(gate.folder, [blank, *METRICS])
     assert reasons(gate) == []
     record(gate.folder, [*METRICS, blank])
-    assert "2 of the 3 sample pictures of a at step 8 are blank" in reasons(gate)[0]
+    assert "2 of the 3 sample images of a at step 8 are blank" in reasons(gate)[0]
 
 
 def test_a_score_that_is_too_low_or_unknown(gate: Gate):

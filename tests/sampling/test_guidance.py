@@ -51,5 +51,5 @@ def test_defaults_are_the_papers():
 
 
 def test_a_task_without_a_picture_is_refused():
-    with pytest.raises(ValueError, match="understanding makes no picture"):
+    with pytest.raises(ValueError, match="understanding makes no image"):
         guidance_weights(Task.UNDERSTANDING, Sampling())

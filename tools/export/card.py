@@ -17,15 +17,15 @@ tags: [wemmu, image-editing]
 # $name
 
 A WeMMU model: a frozen vision-language model (`vlm`) and a diffusion transformer (`transformer`, `vae`) joined by a
-bridge (`bridge`) of $queries query tokens. It draws from text, edits a picture by an instruction, and
-combines several pictures, at $resolution px.
+bridge (`bridge`) of $queries query tokens. It draws from text, edits an image by an instruction, and
+combines several images, at $resolution px.
 
 ## Use
 With the `wemmu` package installed:
 ```python
 $usage
 ```
-`pipe("make the circle green", image=picture)` edits, `image=[first, second]` combines; `seed=` makes it repeatable.
+`pipe("make the circle green", image=image)` edits, `image=[first, second]` combines; `seed=` makes it repeatable.
 Without importing wemmu, diffusers must be allowed to run the two lines of `pipeline.py`:
 ```python
 DiffusionPipeline.from_pretrained(directory, trust_remote_code=True$given)

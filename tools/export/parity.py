@@ -24,7 +24,7 @@ from wemmu.training.build import load_trained
 BOUND = 1e-5
 STEPS = 2
 SEED = 1
-# (text, number of input pictures): one request of each guidance rule.
+# (text, number of input images): one request of each guidance rule.
 REQUESTS = (("a red circle above a blue square", 0), ("make the circle green", 1), ("put both into one picture", 2))
 
 
@@ -83,7 +83,7 @@ def compare_pictures(exported: Tensor, rounded: Tensor, trained: Tensor) -> dict
     difference = float((exported - rounded).abs().max())
     # Written so that a NaN on either side fails.
     if not difference <= BOUND:
-        raise ParityError(f"the pictures differ by {difference:.1e}, more than {BOUND:.0e}")
+        raise ParityError(f"the images differ by {difference:.1e}, more than {BOUND:.0e}")
     moved = float((rounded - trained).abs().max())
     what = f"pictures of {len(REQUESTS)} requests, {STEPS} steps"
     return {
@@ -114,5 +114,5 @@ def _draw(sampler: Sampler, sampling: Sampling, text: str, number: int, resoluti
 
 
 def _inputs(number: int, resolution: int) -> np.ndarray:
-    """`number` pictures of noise: uint8 [number, H, W, 3]."""
+    """`number` images of noise: uint8 [number, H, W, 3]."""
     return np.random.default_rng(SEED).integers(0, 256, (number, resolution, resolution, 3), np.uint8)

@@ -29,7 +29,7 @@ class Report:
     ema: whether the weights are moving averages. origin: what the manifest of the checkpoint says of itself (stage,
     step, seed, resolution, frozen). components: name -> number of tensors and parameters, SHA-256 of its files, and how
     far its type moved the values. tensors: component -> name -> shape, type and SHA-256 of the stored values. outputs:
-    how far the pictures of both models on the fixed requests are apart, or why they were not drawn.
+    how far the images of both models on the fixed requests are apart, or why they were not drawn.
     """
 
     dtype: str

@@ -66,7 +66,7 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
     if choices.forward:
         report.outputs = compare_outputs(run, checkpoint, directory, dtype, choices.without_vlm, choices.ema)
     else:
-        said = "the pictures of both models were not compared (--no-forward)"
+        said = "the images of both models were not compared (--no-forward)"
         report.outputs = {"compared": False, "lines": [said]}
     report.write(directory)
     (directory / "README.md").write_text(

@@ -112,7 +112,7 @@ class Painter:
 
     @torch.no_grad()
     def exact(self, split: Split, px: int, guidance: float = 2.0, count: int = 128, steps: int = 16) -> float:
-        """Share of pictures that satisfy their caption."""
+        """Share of images that satisfy their caption."""
         rng = random.Random(f"dit-eval-{split}")
         captions = [caption(random_scene(rng, split), rng) for _ in range(count)]
         states, mask = self.text(captions + [""] * count)

@@ -1,6 +1,6 @@
 """AutoencoderDC on the shapes world: reconstruct renders, with the weight on the shapes' pixels.
 
-Without the weight the background, most of every picture, decides the loss and the corners blur until shapes are
+Without the weight the background, most of every image, decides the loss and the corners blur until shapes are
 confused. Noise on the latents during training makes the decoder forgive what a diffusion model gets slightly wrong.
 """
 

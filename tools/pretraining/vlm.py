@@ -1,7 +1,7 @@
-"""Qwen2.5-VL on the shapes world: describe, answer, and say what an edit would make of a picture.
+"""Qwen2.5-VL on the shapes world: describe, answer, and say what an edit would make of an image.
 
 The frozen VLM bounds what the bridge can follow, so it is taught the hard part first: the full description of the scene
-AFTER an instruction (text-only, on one picture, on two). Labels that linear heads predict, thrown away afterwards,
+AFTER an instruction (text-only, on one image, on two). Labels that linear heads predict, thrown away afterwards,
 break the plateaus: what a cell holds, on the vision tower's tokens; and which object is meant, on the last word of each
 mention ("the red circle"). The second phase has two more layers, and its labels of mentions are read half-way up, so
 that the layers above have something to do with them.
@@ -38,7 +38,7 @@ class Example:
     scenes: tuple[Scene, ...]
     prompt: str
     answer: str
-    # The scene that the prompt speaks of: the first picture, or the one that the text describes.
+    # The scene that the prompt speaks of: the first image, or the one that the text describes.
     about: Scene | None = None
 
     def mentions(self) -> list[tuple[Object, int]]:
@@ -150,7 +150,7 @@ class Teacher:
         self.end = encoder.tokenizer.eos_token_id
 
     def vision(self, examples: list[Example], px: int) -> Tensor | None:
-        """Vision tokens [images * tokens, width] of all pictures, in order."""
+        """Vision tokens [images * tokens, width] of all images, in order."""
         pictures = _pictures(examples, px)
         if not pictures:
             return None

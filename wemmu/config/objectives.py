@@ -13,7 +13,7 @@ class TimeSampling(Config):
     """Distribution of t in training (t = 1 is noise). OPEN in the paper; Sana's own: logit-normal, shift 3.
 
     t ~ sigmoid(N(mean, std^2)), then t <- s t / (1 + (s - 1) t) with s = `shift` at `reference_resolution`, scaled by
-    (resolution / reference_resolution) ** `resolution_exponent`: the signal-to-noise ratio of a picture grows with its
+    (resolution / reference_resolution) ** `resolution_exponent`: the signal-to-noise ratio of an image grows with its
     side, so exponent 1 keeps the difficulty of t the same across the resolutions of the curriculum.
     """
 

@@ -43,7 +43,7 @@ class Memory(Config):
     reference_resolution: Positive
     # Recompute each layer of the bridge and the DiT in the backward pass instead of keeping what is inside.
     checkpointing: bool = False
-    # Pictures whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
+    # Images whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
     cached_pictures: Annotated[int, Field(ge=0)] = 0
 
     def micro_batch_at(self, resolution: int, global_batch: int, world: int = 1) -> tuple[int, int]:
@@ -127,14 +127,14 @@ class Data(Config):
 
 
 class SamplePrompt(Config):
-    """A fixed prompt of the sample grids; pictures by path."""
+    """A fixed prompt of the sample grids; images by path."""
 
     text: str = ""
     images: tuple[LocalPath, ...] = ()
 
 
 class Sampling(Config):
-    """How sample pictures are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
+    """How sample images are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
 
     steps: Positive = 20
     t2i: float = 4.0
@@ -150,7 +150,7 @@ class Logging(Config):
     every: Positive = 10
     samples_every: Positive = 500
     checkpoint_every: Positive = 500
-    # Seconds without a step, a picture or a checkpoint after which a rank counts as hung and its job is ended.
+    # Seconds without a step, an image or a checkpoint after which a rank counts as hung and its job is ended.
     hang_after: Annotated[float, Field(gt=0)] = 1800.0
     keep_checkpoints: Positive = 2
     # auto: online where there is a key, else offline (`wemmu.config.wandb_mode`); tools/wandb_sync.py uploads later.

@@ -74,7 +74,7 @@ class Optimizer(Config):
 
 
 class Gate(Config):
-    """What must hold of a stage before the next one begins, besides a finite loss and pictures with something on.
+    """What must hold of a stage before the next one begins, besides a finite loss and images with something on.
 
     max_loss: of the last line of its record. scores: lowest share of right answers of a task in the stage's evaluation.
     """

@@ -1,4 +1,4 @@
-"""ROSS: what a picture's tokens became must be enough to restore the picture. One loss per picture, or per answer."""
+"""ROSS: what an image's tokens became must be enough to restore the image. One loss per image, or per answer."""
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,12 @@ def noised(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
 
 
 def denoising(predicted: Tensor, eps: Tensor) -> Tensor:
-    """|| J(z_t, t, states) - eps ||^2, the mean over a picture's elements. [M, ...] -> [M], float32."""
+    """|| J(z_t, t, states) - eps ||^2, the mean over an image's elements. [M, ...] -> [M], float32."""
     return square_error(predicted, eps)
 
 
 def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:
-    """Distance of two pictures [M, C, h, w], the mean over a picture's elements; [M], float32.
+    """Distance of two images [M, C, h, w], the mean over an image's elements; [M], float32.
 
     `cosine` is 1 - cos of the C channels at each place.
     """

@@ -68,7 +68,7 @@ def dit_block_kept(sample: Sample, c: Sana, number: int, trained: bool, tp: int)
 
 
 def encoding(sample: Sample, vae: DCAE, number: int) -> float:
-    """Bytes of the VAE's feature maps where they are largest, for one picture of each kind."""
+    """Bytes of the VAE's feature maps where they are largest, for one image of each kind."""
     widths, depths = vae.encoder_block_out_channels, vae.encoder_layers_per_block
     numbers_per_pixel = max(width / 4.0**i for i, width in enumerate(widths) if depths[i])
     bytes_per_number = ENCODER_MAPS * number + ENCODER_MAPS_FP32 * FP32

@@ -44,7 +44,7 @@ def encoder_parameters(vae: DCAE) -> int:
 
 
 def encoder_products(vae: DCAE, side: int) -> float:
-    """Multiply-adds to encode one picture of `side` x `side` px."""
+    """Multiply-adds to encode one image of `side` x `side` px."""
     return sum(layer.products * (side / scale) ** 2 for layer, scale in encoder(vae))
 
 

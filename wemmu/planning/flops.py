@@ -30,8 +30,8 @@ from wemmu.planning.parameters import (
 class Assumptions:
     """What a sample looks like where the curriculum does not say.
 
-    prompt_tokens: of a prompt with words, chat format included, pictures not. empty_prompt_tokens: of the chat format
-    alone, for tasks without words. multi_edit_pictures: input pictures of a multi-image edit. Pictures are squares.
+    prompt_tokens: of a prompt with words, chat format included, images not. empty_prompt_tokens: of the chat format
+    alone, for tasks without words. multi_edit_pictures: input images of a multi-image edit. Images are squares.
     """
 
     prompt_tokens: int = 128
@@ -41,14 +41,14 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Sample:
-    """Sizes of one sample. Pictures are squares of `resolution` px; tokens are counted in all of its pictures.
+    """Sizes of one sample. Images are squares of `resolution` px; tokens are counted in all of its images.
 
-    encoded: sides in px of the pictures that the VAE encodes.
+    encoded: sides in px of the images that the VAE encodes.
     """
 
     text_tokens: int
     pictures: int
-    picture_side: int  # VLM tokens along a picture
+    picture_side: int  # VLM tokens along an image
     vae_tokens: int
     queries: int
     latents: int
@@ -101,7 +101,7 @@ def sample_of(task: Task, resolution: int, sizes: Sizes, curriculum: Curriculum,
     """The sizes of a sample of `task` at `resolution` px.
 
     Raises:
-        PlanError: if a picture is smaller than one token, or its grid larger than the position table.
+        PlanError: if an image is smaller than one token, or its grid larger than the position table.
     """
     bridge, latent_px = curriculum.recipe.bridge, sizes.vae.latent_px
     latent_side = resolution // latent_px
@@ -114,7 +114,7 @@ def sample_of(task: Task, resolution: int, sizes: Sizes, curriculum: Curriculum,
     pictures = {Task.RECONSTRUCTION: 1, Task.EDIT: 1, Task.MULTI_EDIT: assumed.multi_edit_pictures}.get(task, 0)
     wordless = task in (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
     stored = curriculum.data.prepare is not None and curriculum.data.prepare.latents is not None
-    # As `WeMMU.input_latents`: stored latents serve an input picture only if its VLM tokens stand on the same grid.
+    # As `WeMMU.input_latents`: stored latents serve an input image only if its VLM tokens stand on the same grid.
     inputs = pictures * bridge.vae_branch * (not (stored and side == latent_side))
     return Sample(
         text_tokens=assumed.empty_prompt_tokens if wordless else assumed.prompt_tokens,
@@ -153,7 +153,7 @@ def sample_flops(sample: Sample, sizes: Sizes, stage: Rung) -> dict[Part, Cost]:
 
 
 def vision(c: Vision, side: int) -> float:
-    """The tower forward, for a picture of `side` x `side` tokens; most blocks attend within windows only."""
+    """The tower forward, for an image of `side` x `side` tokens; most blocks attend within windows only."""
     tokens, merged = side**2, c.spatial_merge_size**2
     patches = tokens * merged
     window = c.window_size // c.token_px

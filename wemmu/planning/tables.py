@@ -128,7 +128,7 @@ def _assumed(plan: Plan) -> str:
     a = plan.assumptions
     return (
         f"\nAssumed: {a.prompt_tokens} tokens to a prompt with words, {a.empty_prompt_tokens} to one without, "
-        f"{a.multi_edit_pictures} input pictures to a multi-image edit, square pictures. Rates are of model FLOPs at "
+        f"{a.multi_edit_pictures} input images to a multi-image edit, square images. Rates are of model FLOPs at "
         "the stated MFU, and of the pipeline's idle time beside it: what checkpointing computes again and slow data "
         "lower the MFU."
     )

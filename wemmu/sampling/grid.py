@@ -18,7 +18,7 @@ BLANK = 2
 
 
 def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:
-    """Draw the fixed prompts of the config at `resolution`; returns one sheet, and how many pictures are blank."""
+    """Draw the fixed prompts of the config at `resolution`; returns one sheet, and how many images are blank."""
     rows: dict[int, Row] = {}
     numbered = sorted(enumerate(sampling.prompts), key=lambda item: len(item[1].images))
     for count, group in groupby(numbered, key=lambda item: len(item[1].images)):
@@ -35,7 +35,7 @@ def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[
 
 
 def is_blank(picture: Image.Image) -> bool:
-    """Whether a picture is one colour all over, as that of a model is whose numbers are no numbers any more."""
+    """Whether an image is one colour all over, as that of a model is whose numbers are no numbers any more."""
     return all(high - low <= BLANK for low, high in picture.convert("RGB").getextrema())
 
 

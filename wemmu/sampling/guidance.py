@@ -1,6 +1,6 @@
 """The paper's three guidance rules, as weights on the velocities of up to three branches.
 
-A branch is the same request with less in it: nothing at all, the pictures without the words, or all of it. Every
+A branch is the same request with less in it: nothing at all, the images without the words, or all of it. Every
 rule is a sum of branches whose weights add up to one (paper, "Inference"):
 
     text to image       v = v_un + w (v_full - v_un)
@@ -24,7 +24,7 @@ def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
     """Weight of each branch; branches of weight zero are left out, so that guidance 1 costs and changes nothing.
 
     Raises:
-        ValueError: for a task that makes no picture.
+        ValueError: for a task that makes no image.
     """
     un, image, full = Branch.UNCONDITIONAL, Branch.IMAGE, Branch.FULL
     match task:
@@ -40,5 +40,5 @@ def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
         case Task.MULTI_EDIT:
             weights = {un: 1 - sampling.multi, full: sampling.multi}
         case _:
-            raise ValueError(f"the task {task} makes no picture")
+            raise ValueError(f"the task {task} makes no image")
     return {branch: weight for branch, weight in weights.items() if weight != 0}

@@ -17,9 +17,9 @@ from wemmu.types import Condition
 
 
 class Sampler:
-    """Draws pictures from a `WeMMU` model (anything with its `condition`, `velocity` and `vae`).
+    """Draws images from a `WeMMU` model (anything with its `condition`, `velocity` and `vae`).
 
-    device: where the model is; None: where a request's pictures are.
+    device: where the model is; None: where a request's images are.
     """
 
     def __init__(

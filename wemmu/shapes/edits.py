@@ -1,4 +1,4 @@
-"""Instruction edits on one picture and on two: what is asked, in words, and the scene that must come out."""
+"""Instruction edits on one image and on two: what is asked, in words, and the scene that must come out."""
 
 import random
 from collections.abc import Callable, Iterator

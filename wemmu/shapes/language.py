@@ -1,4 +1,4 @@
-"""Scene <-> words: captions in several wordings, what a caption demands of a picture, questions with answers."""
+"""Scene <-> words: captions in several wordings, what a caption demands of an image, questions with answers."""
 
 import random
 import re
@@ -127,7 +127,7 @@ _BACKGROUND = re.compile(rf" ?(?:on|against) a ({'|'.join(BACKGROUNDS)}) backgro
 
 
 def parse_caption(text: str) -> Demand:
-    """Read a caption back into what it demands of a picture.
+    """Read a caption back into what it demands of an image.
 
     Raises:
         ValueError: if the text is not in the world's language, naming the words that were not understood.

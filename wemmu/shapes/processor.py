@@ -22,7 +22,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# One turn of the user, its pictures before its words, then the assistant's; no system turn, to keep sequences short.
+# One turn of the user, its images before its words, then the assistant's; no system turn, to keep sequences short.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"

@@ -1,4 +1,4 @@
-"""Scene -> picture, at any resolution."""
+"""Scene -> image, at any resolution."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,7 +11,7 @@ SUPERSAMPLING = 4
 
 
 def render(scene: Scene, px: int | tuple[int, int]) -> Image.Image:
-    """Draw `scene` as an RGB picture of `px` by `px`, or of `px = (height, width)`, anti-aliased."""
+    """Draw `scene` as an RGB image of `px` by `px`, or of `px = (height, width)`, anti-aliased."""
     height, width = (px, px) if isinstance(px, int) else px
     if min(height, width) < 16:
         raise ValueError(f"a scene needs at least 16 px on each side to be readable, got {height} x {width}")
@@ -48,7 +48,7 @@ def _draw_shape(
 
 
 def cell_box(cell: int, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of a picture that belong to `cell`."""
+    """Rows and columns of an image that belong to `cell`."""
     if not 0 <= cell < len(CELLS):
         raise ValueError(f"cell {cell} is not in 0..{len(CELLS) - 1}")
     row, column = divmod(cell, 2)
@@ -59,5 +59,5 @@ def cell_box(cell: int, height: int, width: int) -> tuple[slice, slice]:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """RGB picture -> float32 [H, W, 3] in [0, 1]."""
+    """RGB image -> float32 [H, W, 3] in [0, 1]."""
     return np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0

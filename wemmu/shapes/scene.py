@@ -1,6 +1,6 @@
 """Scenes of the miniature world: one to three coloured shapes in the four cells of a coloured background.
 
-A scene is data. The picture (`render`), the captions and questions (`language`) and the edits (`edits`) are all
+A scene is data. The image (`render`), the captions and questions (`language`) and the edits (`edits`) are all
 derived from it, and the scorer reads it back from pixels, so that every score of the miniature is exact.
 """
 

@@ -1,9 +1,9 @@
-"""The exact scorer: reads a scene back from pixels and says what a generated picture got right.
+"""The exact scorer: reads a scene back from pixels and says what a generated image got right.
 
-A picture is read by comparing each of its four cells with the render of everything that can stand there, on each
+An image is read by comparing each of its four cells with the render of everything that can stand there, on each
 background; the nearest explanation wins. Nearness is over all the pixels of a cell, so blur and noise move every
 candidate alike and do not change the winner until they drown the shape. A cell that no candidate explains to within
-`MAX_RMSE` makes the picture unreadable, so that noise never scores by luck.
+`MAX_RMSE` makes the image unreadable, so that noise never scores by luck.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def read(image: Image.Image) -> Reading:
 
 
 def caption_satisfied(image: Image.Image, caption: str | Demand) -> bool:
-    """Whether the picture shows what the caption demands, and no further object."""
+    """Whether the image shows what the caption demands, and no further object."""
     demand = parse_caption(caption) if isinstance(caption, str) else caption
     scene = read(image).scene
     return scene is not None and demand.satisfied_by(scene)
@@ -83,7 +83,7 @@ class EditScore:
 
     followed: the part that the instruction names is as the target has it.
     preserved: every other cell, and the background unless it was the thing to change, is as in the source.
-    copied: the picture is the source again, that is, the instruction was ignored (task generalization collapse).
+    copied: the image is the source again, that is, the instruction was ignored (task generalization collapse).
     """
 
     followed: bool
@@ -96,7 +96,7 @@ class EditScore:
 
 
 def score_edit(image: Image.Image, edit: Edit) -> EditScore:
-    """Compare the picture with the edit's source and target, cell by cell."""
+    """Compare the image with the edit's source and target, cell by cell."""
     scene = read(image).scene
     if scene is None:
         return EditScore(followed=False, preserved=False, copied=False)
