@@ -59,6 +59,8 @@ class ShardCache(Files):
             self._remote, self._base = url_to_fs(self._url)
         except Exception as error:
             raise self._unreachable(url, error) from error
+        # While it is locked, no other process or thread changes which files are there, and how large they are.
+        self._lock = root / "lock"
         self._shards = root / "shards"
         self._shards.mkdir(parents=True, exist_ok=True)
 
@@ -70,7 +72,7 @@ class ShardCache(Files):
         except Exception as error:
             raise self._unreachable(f"{self._url}/{DATASET_FILE}", error) from error
         file = self._root / DATASET_FILE
-        with self._changing():
+        with _locked(self._lock):
             if not file.exists() or file.read_text(encoding="utf-8") != text:
                 replace_text(file, text)
             dataset = DataSet.at(self._root)
@@ -130,7 +132,7 @@ class ShardCache(Files):
             with os.fdopen(part, "wb", closefd=False) as file:
                 file.write(content)
             os.fsync(part)
-            with self._changing():
+            with _locked(self._lock):
                 os.replace(aside, path)
 
     def _download(self, stream: Stream, name: str) -> bytes:
@@ -156,7 +158,7 @@ class ShardCache(Files):
     def _make_room(self, part: int, size: int) -> None:
         """Delete what was not used for longest until `part` can grow to `size`; waits while all of it is in use."""
         while True:
-            with self._changing():
+            with _locked(self._lock):
                 used = sorted(_entries(self._shards))
                 taken = (self._root / DATASET_FILE).stat().st_size + sum(held for _, held, _ in used)
                 over = taken + size - self._limit
@@ -168,12 +170,6 @@ class ShardCache(Files):
                     os.ftruncate(part, size)
                     return
             time.sleep(PAUSE)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """While this is open, no other process or thread changes which files are there, and how large they are."""
-        with _locked(self._root / "lock"):
-            yield
 
     def _unreachable(self, url: str, error: Exception) -> ShardError:
         return ShardError(
