@@ -18,7 +18,7 @@ from wemmu.planning.flops import Assumptions
 from wemmu.planning.load import Degrees
 from wemmu.planning.parameters import count
 from wemmu.planning.plan import Machine, Plan, above_memory, check_degrees, plan
-from wemmu.published.check import check, problems
+from wemmu.published.check import check, check_engine, problems
 from wemmu.published.known import VLM
 from wemmu.published.layout import BackboneError
 from wemmu.readable import human
@@ -95,8 +95,9 @@ def degrees(curriculum: Curriculum) -> Finding:
     except PlanError:
         return not_told("parallel degrees")
     try:
+        check_engine(curriculum.backbones, curriculum.recipe.backbones, curriculum.parallel.engine)
         check_degrees(curriculum, sizes, said)
-    except PlanError as error:
+    except (BackboneError, PlanError) as error:
         return Finding("parallel degrees", "problem", str(error), "change parallel: as the message says")
     found = f"engine {curriculum.parallel.engine}, ranks {said.world}, tp {said.tp}, pp {said.pp}"
     return Finding("parallel degrees", "ok", found)

@@ -50,7 +50,8 @@ def check_engine(backbones: Backbones, kinds: Sequence[str], engine: str) -> Non
     Raises:
         BackboneError: lists the engines that can.
     """
-    if TRANSFORMER not in kinds or backbones.dit is None:
+    # A missing directory is another problem.
+    if TRANSFORMER not in kinds or backbones.dit is None or not backbones.dit.is_dir():
         return
     file = backbones.dit / "config.json"
     valid = _facts(file, TRANSFORMER).ENGINES

@@ -14,6 +14,7 @@ from tests.conftest import make_backbones
 from tests.data.handmade import all_tasks, write
 from tests.parallel.cases import EDIT, T2I, Case, merged, single
 from tests.parallel.test_zero3 import check, engine_of, nothing_stays, on, recomputing
+from tests.planning.worlds import MINIATURE, curriculum_with
 from tests.training.runs import make_run
 from tools.convert_ckpt import main as convert
 from wemmu.backbones.adapters import adapter_of
@@ -22,6 +23,7 @@ from wemmu.checkpoint.store import load_weights
 from wemmu.config import StageRun, dump
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
+from wemmu.diagnosis import preflight
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.published.check import problems
 from wemmu.published.layout import BackboneError
@@ -151,5 +153,8 @@ def test_the_hybrid_engine_is_refused_before_anything_is_loaded(run: StageRun):
     told = f"engine hybrid cannot divide the QwenImageTransformer2DModel {run.backbones.dit}; valid: .*single, zero3"
     with pytest.raises(BackboneError, match=told):
         build(hybrid)
+    finding = preflight.degrees(curriculum_with(MINIATURE, run.backbones, "parallel.engine=hybrid"))
+    assert finding.status == "problem"
+    assert re.search(told, finding.found)
     with pytest.raises(ValueError, match="valid: tp 1 and pp 1 on engine single or zero3"):
         ADAPTER.stage(QwenImageTransformer2DModel(**CONFIG), 0, 1)
