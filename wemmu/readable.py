@@ -13,13 +13,6 @@ def human(value: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """As a clock says it: 3:07, or 1:00:05 from an hour on."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def spelled(seconds: float) -> str:
     """With units: 48 s, 12 min 05 s or 3 h 07 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"

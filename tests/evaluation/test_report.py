@@ -11,7 +11,7 @@ from tests.evaluation.fakes import noise, write_run
 from tests.report.pages import Page
 from wemmu.evaluation.run_record import ReportError, read_run
 from wemmu.evaluation.run_report import missing, opening, write_report
-from wemmu.readable import percent, spelled
+from wemmu.readable import duration, percent
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_folder_without_a_stage_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.2, "3 s"), (725, "12 min 05 s"), (11220, "3 h 07 min")])
 def test_durations_are_for_people(seconds: float, text: str):
-    assert spelled(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_percent():

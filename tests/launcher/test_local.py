@@ -226,4 +226,4 @@ def test_each_job_says_its_place_and_the_time_left(tmp_path: Path, capsys: pytes
     assert local.seconds_left(jobs, ledger) == 3 * 2 + 10
     capsys.readouterr()
     run(tmp_path, *jobs[:3])
-    assert "--- stage2 (job 3 of 3, about 0:06 left) ---" in capsys.readouterr().out
+    assert "--- stage2 (job 3 of 3, about 6 s left) ---" in capsys.readouterr().out

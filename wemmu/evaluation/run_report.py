@@ -15,7 +15,7 @@ from wemmu.evaluation.run_record import RunRecord, StageRecord, read_run
 from wemmu.evaluation.run_samples import samples_section, sheet, split_words
 from wemmu.evaluation.scores import HEADLINE
 from wemmu.evaluation.stage_page import objective, write_page
-from wemmu.readable import human, listed, percent, spelled
+from wemmu.readable import duration, human, listed, percent
 from wemmu.report import page as kit
 from wemmu.revision import revision
 
@@ -167,7 +167,9 @@ def _details(stage: StageRecord) -> kit.Details:
         for split, part in by_split.items()
     ]
     steps = "in {steps} {name} steps ".format(**results["solver"]) if "solver" in results else ""
-    drawn = f"Drawn {steps}at {results['resolution']} px with seed {results['seed']}, in {spelled(results['seconds'])}."
+    drawn = (
+        f"Drawn {steps}at {results['resolution']} px with seed {results['seed']}, in {duration(results['seconds'])}."
+    )
     guidance = [
         f"{task} ({', '.join(f'{branch} {weight:g}' for branch, weight in weights.items())})"
         for task, weights in results.get("guidance", {}).items()
@@ -239,10 +241,10 @@ def _time(record: RunRecord) -> kit.Section:
         return kit.Section("Wall time", ["Not known."])
     longest = max(one.seconds for one in timings) or 1.0
     rows = [
-        (one.job, spelled(one.seconds), kit.Cell(bar=one.seconds / longest), str(one.attempts), one.outcome)
+        (one.job, duration(one.seconds), kit.Cell(bar=one.seconds / longest), str(one.attempts), one.outcome)
         for one in timings
     ]
-    total = ("all", spelled(sum(one.seconds for one in timings)), "", "", "")
+    total = ("all", duration(sum(one.seconds for one in timings)), "", "", "")
     return kit.Section("Wall time", [kit.Table("", ("Part", ">Time", "", "Attempts", "Last one"), [*rows, total])])
 
 
