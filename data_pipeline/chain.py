@@ -76,20 +76,20 @@ def chain(
     part: SourcePartition, job: Job, dropped: frozenset[int], services: Services, reject: Reject
 ) -> Iterator[SizedRecord]:
     """Yield every sample of the records of `part`. `dropped` are the indices of duplicates in the part."""
-    records = wanted(job.source(part.source).read(part), job, reject, dropped)
-    records = opened(records, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
-    records = kept(records, job.prepare.keep, reject)
+    records = select_tasks(job.source(part.source).read(part), job, reject, dropped)
+    records = decode_images(records, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
+    records = check_sizes(records, job.prepare.keep, reject)
     if services.caption is not None and job.prepare.caption is not None:
         again = job.prepare.caption.which == "all"
-        records = captioned(records, services.caption, again, job.prepare.caption.batch)
-    records = worded(records, job.prepare.keep, reject)
-    samples = bucketed(records, job, reject)
+        records = add_captions(records, services.caption, again, job.prepare.caption.batch)
+    records = check_prompts(records, job.prepare.keep, reject)
+    samples = fit_to_buckets(records, job, reject)
     if services.encode is not None and services.latents is not None and job.prepare.latents is not None:
-        samples = encoded(samples, services.encode, services.latents, job.prepare.latents.batch)
+        samples = add_latents(samples, services.encode, services.latents, job.prepare.latents.batch)
     return samples
 
 
-def wanted(
+def select_tasks(
     items: Iterable[RawRecord | Rejection], job: Job, reject: Reject, dropped: frozenset[int] = frozenset()
 ) -> Iterator[RawRecord]:
     """Yield the records of the tasks in use."""
@@ -104,23 +104,23 @@ def wanted(
             yield item
 
 
-def opened(
+def decode_images(
     records: Iterable[RawRecord], open_file: Callable[[EncodedImage], Image.Image], reject: Reject
 ) -> Iterator[Decoded]:
     """Open every image file with `open_file`, which raises RejectedError for damaged images."""
 
-    def of(image: EncodedImage | Drawing) -> Image.Image | Drawing:
+    def decoded(image: EncodedImage | Drawing) -> Image.Image | Drawing:
         return open_file(image) if isinstance(image, EncodedImage) else image
 
     for raw in records:
         try:
-            images = tuple(of(image) for image in raw.images)
-            yield Decoded(raw, images, None if raw.target is None else of(raw.target))
+            images = tuple(decoded(image) for image in raw.images)
+            yield Decoded(raw, images, None if raw.target is None else decoded(raw.target))
         except RejectedError as error:
             reject(raw.key, error)
 
 
-def kept(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
+def check_sizes(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
     """Drop records with an image that is too small or too elongated."""
     for record in records:
         sizes = [sorted(i.size) for i in record.every_image if isinstance(i, Image.Image)]
@@ -132,7 +132,7 @@ def kept(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Dec
             yield record
 
 
-def captioned(records: Iterable[Decoded], caption: Caption, again: bool, batch: int) -> Iterator[Decoded]:
+def add_captions(records: Iterable[Decoded], caption: Caption, again: bool, batch: int) -> Iterator[Decoded]:
     """Write the missing captions, or all of them."""
     for group in _batches(records, batch):
         asked = [
@@ -145,7 +145,7 @@ def captioned(records: Iterable[Decoded], caption: Caption, again: bool, batch: 
         yield from group
 
 
-def worded(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
+def check_prompts(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
     """Drop records whose task needs a prompt and whose prompt is missing, too short or too long."""
     shortest, longest = keep.caption_length
     for record in records:
@@ -162,11 +162,11 @@ def worded(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[D
             yield replace(record, raw=replace(record.raw, prompt=prompt))
 
 
-def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[SizedRecord]:
+def fit_to_buckets(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[SizedRecord]:
     """Yield a record at every resolution of its task, unless that enlarges it too much."""
     sizing, choices = job.prepare.pictures, job.buckets()
     for record in records:
-        places = list(served(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
+        places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
         for resolution, bucket in places:
             yield _sample(record, stream_of(record, resolution, bucket), sizing)
         if not places:
@@ -174,7 +174,7 @@ def bucketed(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[S
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"{shape} px fill no bucket of any resolution"))
 
 
-def served(
+def usable_buckets(
     record: Decoded, resolutions: Iterable[int], choices: dict[int, tuple[Size, ...]], max_upscale: float
 ) -> Iterator[tuple[int, Size]]:
     """Return the resolutions in `choices` that a record can serve, with its bucket at each."""
@@ -185,7 +185,7 @@ def served(
             yield resolution, bucket
 
 
-def encoded(
+def add_latents(
     samples: Iterable[SizedRecord], encode: Encode, latents: Callable[[Size], LatentSettings], batch: int
 ) -> Iterator[SizedRecord]:
     """Add the latents of every image, encoded in batches of one size."""

@@ -11,7 +11,7 @@ from itertools import islice
 from PIL import Image
 
 from data_pipeline.buckets import Size, cut, enlargement
-from data_pipeline.chain import kept, opened, served, stream_of, wanted, worded
+from data_pipeline.chain import check_prompts, check_sizes, decode_images, select_tasks, stream_of, usable_buckets
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
@@ -97,9 +97,9 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
         # Missing captions will be written.
         keep = keep.model_copy(update={"caption_length": (0, keep.caption_length[1])})
     choices = job.buckets()
-    records = opened(wanted(items, job, reject), lambda file: header(file, keep.max_pixels), reject)
-    for record in worded(kept(records, keep, reject), keep, reject):
-        places = list(served(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
+    records = decode_images(select_tasks(items, job, reject), lambda file: header(file, keep.max_pixels), reject)
+    for record in check_prompts(check_sizes(records, keep, reject), keep, reject):
+        places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
         for resolution, bucket in places:
             found.streams[stream_of(record, resolution, bucket)] += 1
             if record.shape is not None:

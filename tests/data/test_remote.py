@@ -401,7 +401,7 @@ def hang_in_a_fetch(url: str, cache: Path, limit: float, ready: Path) -> None:
 def hang_in_a_read(url: str, cache: Path, limit: float, ready: Path) -> None:
     (found,) = opened(url, cache, Task.T2I, gb=limit)
     name, shard = list(found._shards.items())[3]
-    with found._files.held(found._stream, name, shard.bytes):
+    with found._files.available(found._stream, name, shard.bytes):
         ready.touch()
         time.sleep(1000)
 

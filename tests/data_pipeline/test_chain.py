@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.buckets import buckets, enlargement
-from data_pipeline.chain import Decoded, bucketed, captioned, columns_of, encoded, kept, opened, worded
+from data_pipeline.chain import (
+    Decoded,
+    add_captions,
+    add_latents,
+    check_prompts,
+    check_sizes,
+    columns_of,
+    decode_images,
+    fit_to_buckets,
+)
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError
@@ -54,7 +63,7 @@ def test_every_image_of_a_record_must_be_large_enough_and_not_too_oblong() -> No
         record("oblong", image(193, 48)),
         record("as oblong as allowed", image(192, 48)),
     ]
-    passed = kept(records, Keep(min_side=48, max_aspect=4.0), rejects)
+    passed = check_sizes(records, Keep(min_side=48, max_aspect=4.0), rejects)
     assert [r.raw.key for r in passed] == ["fine", "as oblong as allowed"]
     assert rejects.reasons == {
         "small": Reason.TOO_SMALL,
@@ -75,10 +84,10 @@ def test_every_image_of_a_record_must_be_large_enough_and_not_too_oblong() -> No
 )
 def test_words_are_needed_where_the_task_has_words(prompt: str | None, reason: Reason | None) -> None:
     rejects, keep = Rejects(), Keep(caption_length=(3, 6))
-    passed = [r.raw.prompt for r in worded([record("it", image(8, 8), prompt=prompt)], keep, rejects)]
+    passed = [r.raw.prompt for r in check_prompts([record("it", image(8, 8), prompt=prompt)], keep, rejects)]
     assert (passed, rejects.reasons) == ((["abc"], {}) if reason is None else ([], {"it": reason}))
     wordless = record("it", None, image(8, 8), task=Task.RECONSTRUCTION, prompt=prompt)
-    assert list(worded([wordless], keep, rejects)) == [wordless]
+    assert list(check_prompts([wordless], keep, rejects)) == [wordless]
 
 
 # -------------------------------------------------------------------------------------------------------- bucketed
@@ -86,7 +95,7 @@ def test_words_are_needed_where_the_task_has_words(prompt: str | None, reason: R
 def test_a_record_goes_to_every_resolution_it_fills(width: int, height: int) -> None:
     rejects = Rejects()
     target = Image.new("RGB", (width, height), "teal")
-    samples = list(bucketed([record("it", target)], job(SMALL, t2i=(32, 64, 128)), rejects))
+    samples = list(fit_to_buckets([record("it", target)], job(SMALL, t2i=(32, 64, 128)), rejects))
     for sample in samples:
         bucket = sample.stream.height, sample.stream.width
         assert bucket in buckets(sample.stream.resolution, SMALL)
@@ -108,7 +117,7 @@ def test_inputs_take_the_bucket_of_their_target_and_must_fill_it_too() -> None:
         record("two inputs", image(64, 64), image(64, 64), image(99, 80)),
     ]
     job_ = job(SMALL, edit=(64,), multi_edit=(64,))
-    wide, two = bucketed(edits, job_, rejects)
+    wide, two = fit_to_buckets(edits, job_, rejects)
     assert (wide.stream.height, wide.stream.width) == (48, 80)
     assert all(Image.open(io.BytesIO(f)).size == (80, 48) for f in wide.columns["images"])
     assert two.stream.name == "multi_edit/64/64x64x2"
@@ -119,12 +128,12 @@ def test_a_record_may_be_enlarged_as_far_as_stated() -> None:
     small = record("it", image(40, 40))
     for allowed, served in ((1.0, 0), (1.5, 0), (1.6, 1)):
         sizing = SMALL.model_copy(update={"max_upscale": allowed})
-        assert len(list(bucketed([small], job(sizing, t2i=(64,)), Rejects()))) == served
+        assert len(list(fit_to_buckets([small], job(sizing, t2i=(64,)), Rejects()))) == served
 
 
 def test_what_fits_its_bucket_is_stored_to_the_last_bit() -> None:
     square = image(64, 64)
-    (sample,) = bucketed([record("it", square)], job(SMALL, t2i=(64,)), Rejects())
+    (sample,) = fit_to_buckets([record("it", square)], job(SMALL, t2i=(64,)), Rejects())
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.columns["target"]))), np.asarray(square))
     columns = columns_of(sample, "source")
     assert columns.keys() == COLUMNS.keys()
@@ -141,7 +150,7 @@ def test_jpeg_keeps_the_colours_of_thin_lines() -> None:
     lines[..., 2] = 255
     lines[:, ::4] = (255, 0, 0)
     image = Image.fromarray(lines)
-    (sample,) = bucketed([record("it", image)], job(Pictures(unit=16, max_aspect=1.0), t2i=(64,)), Rejects())
+    (sample,) = fit_to_buckets([record("it", image)], job(Pictures(unit=16, max_aspect=1.0), t2i=(64,)), Rejects())
     stored = np.asarray(Image.open(io.BytesIO(sample.columns["target"]))).astype(int)
     assert np.abs(stored - lines).mean() < 6
 
@@ -161,7 +170,7 @@ def test_one_broken_image_leaves_out_its_record_only() -> None:
         RawRecord("c", Task.T2I, "words", (), EncodedImage("c.png", whole)),
     ]
     rejects = Rejects()
-    assert [r.raw.key for r in opened(raws, lambda file: decode(file, 10_000), rejects)] == ["a", "c"]
+    assert [r.raw.key for r in decode_images(raws, lambda file: decode(file, 10_000), rejects)] == ["a", "c"]
     assert rejects.reasons == {"b": Reason.TRUNCATED}
 
 
@@ -175,7 +184,7 @@ def test_captions_are_written_where_they_are_wanted(again: bool, expected: list[
 
     edit = record("edit", image(7, 7), image(7, 7), prompt=None)
     records = [record("a", image(8, 8), prompt="told"), record("b", image(9, 9), prompt=None), edit]
-    out = list(captioned(records, caption, again, batch=2))
+    out = list(add_captions(records, caption, again, batch=2))
     assert [r.raw.prompt for r in out] == [*expected, None]
     assert asked == [2 if again else 1]
 
@@ -196,8 +205,8 @@ def test_latents_meet_the_images_they_were_made_of(batch: int) -> None:
     records = [record(str(i), image(*s, seed=i), image(*s, seed=10 + i)) for i, s in enumerate(shapes)]
     records.append(record("rec", None, image(64, 64, seed=99), task=Task.RECONSTRUCTION))
     job_ = job(SMALL, edit=(32, 64), reconstruction=(64,))
-    plain = list(bucketed(records, job_, Rejects()))
-    out = list(encoded(iter(plain), encode, settings, batch))
+    plain = list(fit_to_buckets(records, job_, Rejects()))
+    out = list(add_latents(iter(plain), encode, settings, batch))
     assert sizes == {1}
     assert len(out) == len(plain) == 13
     for sample in out:

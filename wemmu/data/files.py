@@ -41,7 +41,7 @@ class Files:
             raise LostShardError(f"the shard file {path} is {fault}; {self.remedy(stream, name)}")
 
     @contextmanager
-    def held(self, stream: Stream, name: str, size: int) -> Iterator[None]:
+    def available(self, stream: Stream, name: str, size: int) -> Iterator[None]:
         """While this is open, the shard file is at its path; raises LostShardError where it cannot be had."""
         try:
             yield

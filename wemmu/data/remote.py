@@ -102,7 +102,7 @@ class ShardCache(Files):
         """Nothing: a shard is looked at when it comes."""
 
     @contextmanager
-    def held(self, stream: Stream, name: str, size: int) -> Iterator[None]:
+    def available(self, stream: Stream, name: str, size: int) -> Iterator[None]:
         path = self.path(stream, name)
         while (file := _shared(path)) is None:
             self._fetch(stream, name, size)

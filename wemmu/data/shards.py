@@ -168,7 +168,7 @@ class ShardStream:
             raise LostShardError(self._lost[name])
         shard, id = self._shards[name], ""
         try:
-            with self._files.held(self._stream, name, shard.bytes):
+            with self._files.available(self._stream, name, shard.bytes):
                 record = StoredRecord.of(shard.record(number))
             id = f", {record.id}"
             if misfits := record.misfits(self._stream.settings):
