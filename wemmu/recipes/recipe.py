@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from wemmu.backbones.cache import FeatureCache
 from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, Place, stay
@@ -23,7 +24,8 @@ class Recipe(Protocol):
     """One stage's model, loaded, with its objective and its ways to be used.
 
     model: its parameters have their canonical names. reports: field of `backbones` -> what was loaded; the names of
-    that backbone's weights begin with the field, and weights of other names are new. token_px: side of a VLM token, px.
+    that backbone's weights begin with the field, and weights of other names are new. caches: of frozen features, which
+    remember nothing until training begins. token_px: side of a VLM token, px.
     language, layers, normed: the language model whose sizes decide which kernels fit; what runs with gradients, layer
     by layer; the modules whose norms get the kernels.
     """
@@ -32,6 +34,7 @@ class Recipe(Protocol):
     encoder: PromptEncoder
     reports: Mapping[str, LoadReport]
     vae: FrozenVAE
+    caches: tuple[FeatureCache, ...]
     token_px: int
     language: nn.Module
     layers: tuple[nn.Module, ...]
@@ -79,6 +82,8 @@ def ready_to_train(made: Recipe, run: StageRun) -> None:
     """Let learn what the stage trains, in the memory that the run has."""
     made.model.freeze_all_but(run.stage.trains)
     made.model.train()
+    for cache in made.caches:
+        cache.capacity = run.memory.cached_pictures
     if run.memory.checkpointing:
         made.model.checkpoint_activations()
 

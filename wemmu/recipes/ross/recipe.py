@@ -27,7 +27,7 @@ class RossRecipe:
         self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.token_px, self.model.language_model
-        self.vae.cache.capacity = run.memory.cached_pictures
+        self.caches = (self.vae.cache,)
         self.layers, self.normed = tuple(self.language.layers), (self.language,)
         self.loss = ReconstructiveLoss(self.model, run)
         self.answerer = Answerer(self.model, self.encoder, device=device)

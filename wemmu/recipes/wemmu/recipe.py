@@ -30,7 +30,7 @@ class WeMMURecipe:
         self.model, self.reports = build_model(run.backbones, run.recipe.bridge, run.seed, place)
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
-        self.vae.cache.capacity = self.model.vlm.cache.capacity = run.memory.cached_pictures
+        self.caches = (self.vae.cache, self.model.vlm.cache)
         self.layers = (*self.model.bridge.pathway.layers, *self.model.dit.transformer_blocks)
         self.normed = (self.language, self.model.bridge.pathway)
         self.loss = FlowMatchingLoss(self.model, run)
