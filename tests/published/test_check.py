@@ -102,15 +102,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a FLUX": (
         lambda r: change_json(r / "sana/transformer/config.json", _class_name="FluxTransformer2DModel"),
-        "describes FluxTransformer2DModel; known here: SanaTransformer2DModel",
+        "describes FluxTransformer2DModel; valid choices: SanaTransformer2DModel",
     ),
     "another autoencoder": (
         lambda r: change_json(r / "sana/vae/config.json", _class_name="AutoencoderKL"),
-        "describes AutoencoderKL; known here: AutoencoderDC",
+        "describes AutoencoderKL; valid choices: AutoencoderDC",
     ),
     "another VLM": (
         lambda r: change_json(r / "vlm/config.json", model_type="llava", architectures=["Llava"]),
-        "describes llava; known here: Qwen2_5_VLForConditionalGeneration",
+        "describes llava; valid choices: Qwen2_5_VLForConditionalGeneration",
     ),
     "a quantized VLM": (
         lambda r: change_json(r / "vlm/config.json", quantization_config={"bits": 4}),
@@ -181,7 +181,7 @@ def test_a_run_that_uses_no_dit_needs_none(copied: Backbones):
 def test_a_config_of_another_model_is_not_planned_with(copied: Backbones):
     change_json(copied.dit / "config.json", _class_name="FluxTransformer2DModel")
     with pytest.raises(
-        PlanError, match=r"transformer/config\.json describes FluxTrans.*known here: SanaTransformer2DModel"
+        PlanError, match=r"transformer/config\.json describes FluxTrans.*valid choices: SanaTransformer2DModel"
     ):
         read_sizes(copied)
     change_json(copied.dit / "config.json", _class_name=None)

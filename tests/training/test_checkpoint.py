@@ -23,7 +23,6 @@ from wemmu.checkpoint.finite import NotFiniteError
 from wemmu.checkpoint.manifest import Origin, read_manifest, sha256_of, verify, write_manifest
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.stored import StoredTensors, newest_finite, ship
-from wemmu.recipes.staged import startable
 from wemmu.training.start import start_from
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
@@ -35,7 +34,7 @@ OLD = Path(__file__).parent / "format1" / "step_00000004"
 
 
 def start(model: nn.Module, source: Path, identities: dict[str, str]) -> frozenset[str]:
-    return start_from(source, startable(model), identities)
+    return start_from(source, held_of(model), identities)
 
 
 def make_state(step: int) -> TrainState:
@@ -75,6 +74,11 @@ def make_model(*extra: str) -> nn.Module:
     bridge = nn.ModuleDict({"linear": nn.Linear(4, 2), **{name: nn.Linear(1, 1) for name in extra}})
     bridge.register_parameter("table", nn.Parameter(torch.zeros(3, 3, 4)))
     return nn.ModuleDict({"vlm": nn.Linear(1, 1), "bridge": bridge, "dit": nn.Linear(2, 2)})
+
+
+def held_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a stage could leave behind."""
+    return {name: p.detach() for name, p in model.named_parameters() if not name.startswith("vlm.")}
 
 
 def dit_weights() -> dict[str, Tensor]:
