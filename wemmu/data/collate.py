@@ -14,7 +14,7 @@ from wemmu.types import Batch, Latents
 
 
 def collate(settings: StreamSettings, samples: Sequence[DecodedRecord], encoder: PromptEncoder, token_px: int) -> Batch:
-    """The samples as a micro-batch. token_px: pixels of one VLM token's side, which sets the placeholders."""
+    """Build a micro-batch. token_px: side of a VLM token in pixels, which sets the number of placeholders."""
     grid = token_grid(settings.height, settings.width, token_px)
     latents = None
     if settings.latents is not None:
@@ -29,5 +29,5 @@ def collate(settings: StreamSettings, samples: Sequence[DecodedRecord], encoder:
 
 
 def sample_id(record: str) -> int:
-    """The number, in [0, 2^63), that stands for the record with this id wherever randomness is keyed by the sample."""
+    """Hash a record's id to [0, 2^63): the key of all randomness of this sample."""
     return int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest()) >> 1

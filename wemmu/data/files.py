@@ -9,7 +9,7 @@ from wemmu.config.shards import DataSet, ShardError, Stream, written_anew
 
 
 class DamageError(ShardError):
-    """A record, or a whole shard file, is not what was written; `data.damaged: skip` does without it."""
+    """A record or a whole shard file is damaged; `data.damaged: skip` continues without it."""
 
 
 class LostShardError(DamageError):
@@ -42,7 +42,7 @@ class Files:
 
     @contextmanager
     def available(self, stream: Stream, name: str, size: int) -> Iterator[None]:
-        """While this is open, the shard file is at its path; raises LostShardError where it cannot be had."""
+        """Keep the shard file at its path while the block runs; raises LostShardError if there is no such file."""
         try:
             yield
         except FileNotFoundError:
@@ -50,5 +50,5 @@ class Files:
             raise
 
     def remedy(self, stream: Stream, name: str) -> str:
-        """What a person can do about a shard file that is missing or damaged."""
+        """What to do about a shard file that is missing or damaged, for messages."""
         return written_anew(self._root, stream.settings.name, name)

@@ -19,10 +19,10 @@ from wemmu.types import Batch, Negatives
 
 
 class Loader:
-    """Reads the stage's mixture; the only state of the data is the step.
+    """Reads the stage's mixture. The only state is the step.
 
-    One step draws its whole global batch from one stream, hence one task and one shape, whatever the number of ranks
-    and of accumulation steps: so a run that goes on in another layout still sees the same samples in the same steps.
+    One step draws its whole global batch from one stream, so it has one task and one shape, for any number of ranks
+    and accumulation steps. A run that resumes in another layout reads the same samples in the same steps.
     The steps follow the weights of the mixture evenly (`mixture.schedule`), and each stream gives every sample once
     before it gives one again (`mixture.Order`). A task with streams of several shapes divides its weight by their
     numbers of samples. Whether the data set is here or behind a cache changes nothing.
@@ -30,8 +30,8 @@ class Loader:
     Args:
         run: the stage's config.
         encoder: writes the prompts.
-        token_px: pixels of one VLM token's side, which sets the placeholders of the input images.
-        rank, world: this rank's place among the ranks that share the global batch.
+        token_px: side of a VLM token in pixels, which sets the number of placeholders of the input images.
+        rank, world: this rank and the number of ranks that share the global batch.
 
     `waited` is how many seconds the last call of `micro_batches` took.
 

@@ -26,8 +26,8 @@ class DecodedRecord:
     """One record, decoded.
 
     `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input images; `target`: uint8 [3, H, W]; in memory the
-    channels are last (see `stacked`). `latents`: those of the target, then of each input, [1 + N, C, h, w] in the type
-    they are stored in; None without. `answer`: what should be said, of understanding.
+    channels are last (see `stacked`). `latents`: of the target, then of each input, [1 + N, C, h, w] in their stored
+    type; None if none are stored. `answer`: the label of an understanding record.
     """
 
     id: str
@@ -38,14 +38,14 @@ class DecodedRecord:
     answer: str = ""
 
     def as_task(self, task: Task) -> "DecodedRecord":
-        """A text-to-image record as one of another task: its image is what is to be made, and nothing is said."""
+        """Return a text-to-image record as a record of `task`: its image is the target, and the prompt is empty."""
         match task:
             case Task.RECONSTRUCTION:
                 latents = None if self.latents is None else self.latents[[0, 0]]
                 return replace(self, prompt="", images=self.target[None], latents=latents)
             case Task.UNCONDITIONAL:
                 return replace(self, prompt="")
-        raise AssertionError(f"no {task} can be made of a text-to-image record")
+        raise AssertionError(f"a text-to-image record cannot serve {task}")
 
 
 class ShardStream:
@@ -57,13 +57,13 @@ class ShardStream:
     Args:
         files: where the data set is.
         stream: which one of it.
-        damaged: what becomes of a record that is not what was written. "stop" raises. "skip" gives the next whole
-            record of the stream in its place, warns once for each shard and counts in `skipped`.
-        task: read text-to-image records as those of this task, see `DecodedRecord.as_task`.
-        leave_out: ids of records that are not given, but the next one of the stream in their place.
+        damaged: how to treat a damaged record. "stop" raises. "skip" returns the next whole record of the stream
+            instead, warns once for each shard and counts in `skipped`.
+        task: read text-to-image records as records of this task, see `DecodedRecord.as_task`.
+        leave_out: ids of records to skip; the next record of the stream is returned instead.
 
     Raises:
-        ShardError: if the index is not the recorded one, or a shard file is missing or of another size.
+        ShardError: if the index differs from the recorded one, or a shard file is missing or has another size.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class ShardStream:
         if task is not None:
             inputs = 1 if task is Task.RECONSTRUCTION else 0
             self.settings = stream.settings.model_copy(update={"task": task, "inputs": inputs})
-        # (shard file, record in it) -> how often another record was given in its place.
+        # (shard file, record in it) -> how often another record replaced it.
         self.skipped: Counter[tuple[str, int]] = Counter()
         self._counting = threading.Lock()
         self._warned: set[str] = set()
-        # Shard files that are known to be lost, and what is wrong with them.
+        # Shard file that cannot be read -> what is wrong with it.
         self._lost: dict[str, str] = {}
         self._shards = self._open()
         self.sizes = np.array([shard.samples for shard in self._shards.values()])
@@ -101,11 +101,11 @@ class ShardStream:
         return record if self._task is None else record.as_task(self._task)
 
     def id_of(self, index: int) -> str:
-        """The id of the record that `self[index]` is, without decoding it."""
+        """Return the id of `self[index]` without decoding its images."""
         return self._get(int(index), lambda record: record.id)
 
     def where(self, index: int) -> str:
-        """The shard file of the record at `index`, and its place there, for messages."""
+        """Name the shard file of record `index` and its place in it, for messages."""
         name, number = self._place(index)
         return f"record {number} of {self._files.path(self._stream, name)}"
 
@@ -135,7 +135,7 @@ class ShardStream:
         for shard in shards_of(self._files.index(self._stream), directory):
             name = str(shard.path.relative_to(directory))
             path = self._files.path(self._stream, name)
-            # Other types could execute what they hold.
+            # Columns of other types could run code when they are decoded.
             if not shard.is_ours:
                 raise ShardError(f"{path} has other columns than this version of the layout, {', '.join(COLUMNS)}")
             shards[name] = replace(shard, path=path)
@@ -160,9 +160,10 @@ class ShardStream:
         return self._names[shard], index - int(self._ends[shard] - self.sizes[shard])
 
     def _read(self, name: str, number: int, decode: Callable[[StoredRecord], T]) -> tuple[T, str]:
-        """A record, decoded, and its id.
+        """Read and decode a record; return it with its id.
 
-        Raises DamageError naming file, record and reason unless all of the record is what was written.
+        Raises:
+            DamageError: if any of the record is damaged, naming file, record and reason.
         """
         if name in self._lost:
             raise LostShardError(self._lost[name])
@@ -214,9 +215,9 @@ class ShardStream:
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
-    """As torch.stack of [..., 3, H, W], but the channels stay last in memory, where the decoder of JPEG puts them.
+    """Stack [..., 3, H, W] as torch.stack, but keep the channels last in memory, where the JPEG decoder puts them.
 
-    That copies whole rows; to move the channels takes ten times as long, a sixth of the time that decoding takes.
+    So whole rows are copied. Moving the channels takes ten times as long, a sixth of the time of decoding.
     """
     return torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
 

@@ -20,7 +20,7 @@ class HeldOut:
         run: the stage's config.
         encoder: writes the prompts.
         token_px: pixels of one VLM token's side.
-        part, parts: which of how many equal parts of each stream is asked for here.
+        part, parts: read this part of `parts` equal parts of each stream.
 
     `weights` are those of the streams, and add up to one: the mixture's, divided within a task by numbers of samples.
 
