@@ -81,7 +81,7 @@ def chart(
 
 def shades(count: int) -> list[str]:
     """Colours from dark to bright, for curves that have an order."""
-    return [f"hsl({240 - 170 * k / max(1, count - 1):.0f} 55% 50%)" for k in range(count)]
+    return [f"hsl({220 - 150 * k / max(1, count - 1):.0f} 60% 52%)" for k in range(count)]
 
 
 def _text(x: float, y: float, words: str, kind: str) -> str:
