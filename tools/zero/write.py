@@ -22,9 +22,10 @@ from tools.zero.pickles import FolderError
 from wemmu.checkpoint.collective import ALONE
 from wemmu.checkpoint.manifest import Origin, some
 from wemmu.checkpoint.placed import Placed
-from wemmu.checkpoint.store import directory_name, write
+from wemmu.checkpoint.store import write
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
+from wemmu.config.checkpoints import directory_name
 
 REPORT = "parity.json"
 # In the place of a new prefix: all that begins with the old one is left out.

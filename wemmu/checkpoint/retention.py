@@ -1,7 +1,6 @@
 """The checkpoints of one folder: which is the newest, which go, and what stands in the way of a new one."""
 
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from itertools import count
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks
 from wemmu.checkpoint.manifest import Manifest, verify
-from wemmu.config.checkpoints import manifest_step, own_checkpoints, refuse_renamed, stand_ins
+from wemmu.config.checkpoints import debris, manifest_step, own_checkpoints, refuse_renamed, stand_ins
 
 
 def latest(root: Path) -> Path | None:
@@ -57,9 +56,8 @@ def prune(root: Path, keep: int, ranks: Ranks = ALONE, step: int | None = None) 
 
 def clear_debris(root: Path) -> None:
     """Remove what a killed save left behind; for the one process that saves under `root`."""
-    for debris in root.glob("step_*.tmp"):
-        if re.fullmatch(r"step_\d{8}(\.old|\.import)?\.tmp", debris.name):
-            discard(debris)
+    for left in debris(root):
+        discard(left)
 
 
 def newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:

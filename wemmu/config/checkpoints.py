@@ -13,6 +13,7 @@ from wemmu.config.load import ConfigError, load_stages
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 _NAME = re.compile(r"step_(\d{8})")
+_DEBRIS = re.compile(_NAME.pattern + r"(\.old|\.import)?\.tmp")
 
 
 class RenamedError(ConfigError):
@@ -50,9 +51,29 @@ def directory_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint or of a sheet of samples."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def sheet(folder: Path, step: int) -> Path:
+    """The image of the fixed prompts that the stage in `folder` draws at `step`."""
+    return folder / "samples" / f"{directory_name(step)}.png"
+
+
+def sheets(folder: Path) -> list[Path]:
+    """The sheets of the stage in `folder`, oldest first."""
+    return sorted(f for f in _entries(folder / "samples") if _NAME.fullmatch(f.stem) and f.suffix == ".png")
+
+
+def debris(root: Path) -> list[Path]:
+    """What a killed save or import left under `root`."""
+    return [path for path in _entries(root) if _DEBRIS.fullmatch(path.name)]
+
+
 def own_checkpoints(root: Path) -> list[Path]:
     """Return the checkpoints under `root`, oldest first, including those with an unreadable manifest."""
-    return [d for d in _named(root) if manifest_step(d) in (_step(d), None)]
+    return [d for d in _named(root) if manifest_step(d) in (step_of(d), None)]
 
 
 def stand_ins(root: Path) -> list[Path]:
@@ -63,7 +84,7 @@ def stand_ins(root: Path) -> list[Path]:
 def refuse_renamed(root: Path) -> None:
     """Raises RenamedError if a directory under `root` holds another step than its name says."""
     for directory in _named(root):
-        if (step := manifest_step(directory)) not in (_step(directory), None):
+        if (step := manifest_step(directory)) not in (step_of(directory), None):
             raise RenamedError(
                 f"{directory} holds the checkpoint of step {step}: it was renamed or copied. Rename it to "
                 f"{directory_name(step)}, or to a name of another form, such as {directory.name}_kept"
@@ -90,7 +111,3 @@ def _named(root: Path) -> list[Path]:
 
 def _entries(root: Path) -> Iterator[Path]:
     return root.iterdir() if root.is_dir() else iter(())
-
-
-def _step(directory: Path) -> int:
-    return int(directory.name.removeprefix("step_"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage, load_stages
-from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints
+from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints, sheets
 from wemmu.config.shards import DataSet, ShardError
 from wemmu.evaluation.runner import PICTURES, RESULTS_FILE, SAMPLES_FILE
 from wemmu.jsonlines import read_lines
@@ -53,7 +53,7 @@ class StageRecord:
 
     def sheets(self) -> list[Path]:
         """Return the sheets of the fixed prompts, oldest first."""
-        return sorted((self.folder / "samples").glob("step_" + "[0-9]" * 8 + ".png"))
+        return sheets(self.folder)
 
     def chosen(self, task: str, split: str, count: int) -> list[Sample]:
         """Return the first `count` kept requests of a task and split."""

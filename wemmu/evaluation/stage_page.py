@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from wemmu.config.checkpoints import step_of
 from wemmu.config.files import replace_text
 from wemmu.evaluation.run_charts import loss_charts, machine_charts, share_charts
 from wemmu.evaluation.run_record import StageRecord, read_stage
@@ -65,7 +66,7 @@ def _samples(record: StageRecord) -> kit.Section:
     files = record.sheets()
     if len(files) > SHEETS:
         files = [files[round(i * (len(files) - 1) / (SHEETS - 1))] for i in range(SHEETS)]
-    sheets = {f"step {int(file.stem.removeprefix('step_'))}": file for file in files}
+    sheets = {f"step {step_of(file)}": file for file in files}
     figures = [kit.Figure([kit.image(file, f"samples after {at}")], at) for at, file in sheets.items()]
     legend = "The same prompts with the same noise, by the model after so many steps."
     shown = [kit.Text(legend, "pale"), kit.Gallery("sheets", figures)]

@@ -13,7 +13,7 @@ import torch
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Manifest, Origin
 from wemmu.checkpoint.saver import Saver
-from wemmu.config.checkpoints import own_checkpoints
+from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, sheet
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.wandb_mode import wandb_mode
@@ -60,7 +60,7 @@ class Trainer:
         run, folder = self.run, self.folder
         self.ladder = Ladder(self.stage, folder, self.topology.leads)
         self.parts: Parts = build(run, self.topology, self.device)
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints = folder / CHECKPOINTS
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.saved: int | None = None
         self.changes: list[str] = []
@@ -174,7 +174,7 @@ class Trainer:
         grid, blank = self.parts.recipe.preview()
         beat()
         if self.record is not None:
-            file = self.folder / "samples" / f"{store.directory_name(self.step)}.png"
+            file = sheet(self.folder, self.step)
             file.parent.mkdir(exist_ok=True)
             grid.save(file)
             self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wemmu.config import load_stage
-from wemmu.config.checkpoints import directory_name
+from wemmu.config.checkpoints import sheet
 from wemmu.config.files import replace_text
 from wemmu.config.wandb_mode import Mode
 from wemmu.jsonlines import new_lines, read_lines, stage_events
@@ -115,7 +115,7 @@ def upload(folder: Path, more: Callable[[], bool] | None = None) -> int:
                 step = line["step"]
                 if step < run.starting_step:
                     continue
-                image = folder / "samples" / f"{directory_name(step)}.png"
+                image = sheet(folder, step)
                 if "pictures" in line and image.is_file():
                     line["pictures"] = wandb.Image(str(image))
                 # One row for all lines of a step, which is whole when one of a later step comes.
