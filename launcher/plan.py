@@ -15,8 +15,6 @@ HOME = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1]
 # Names of other jobs and files, which a stage cannot have.
 RESERVED = ("data", "export", "report", "lock")
 EVALUATION = "/evaluation"
-# Number of stage scripts in slurm/; later stages use the last one.
-SCRIPTS = 4
 
 
 def stage_runs(curriculum: Curriculum, run: Path) -> tuple[StageRun, ...]:
@@ -93,7 +91,7 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
                 after=(jobs[-1].name,) if jobs else tuple(waits),
                 ranks=curriculum.parallel.ranks,
                 hang_after=curriculum.logging.hang_after,
-                script=f"stage{min(index + 1, SCRIPTS)}.sh",
+                script="stage.sh",
                 gate=None if jobs else gate,
                 rung=rung.resolution if rung.ladder else None,
             )

@@ -25,7 +25,7 @@ job1=$(PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/ru
     --signal=B:USR1@600 \
     --exclusive \
     --reservation=mine \
-    /home/wemmu/slurm/stage1.sh | id)
+    /home/wemmu/slurm/stage.sh | id)
 echo "a: $job1"
 
 # b, after a
@@ -49,7 +49,7 @@ job2=$(PYTHON=/home/wemmu/.venv/bin/python WEMMU_HOME=/home/wemmu RUN=/shared/ru
     --exclusive \
     --reservation=mine \
     "--dependency=afterok:$job1" \
-    /home/wemmu/slurm/stage2.sh | id)
+    /home/wemmu/slurm/stage.sh | id)
 echo "b: $job2"
 
 # export, after b

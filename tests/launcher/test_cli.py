@@ -145,7 +145,7 @@ def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
     before = set(tmp_path.rglob("*"))
     result = call("submit", "x.yaml", "--cluster", site, "--dry-run")
     assert result.exit_code == FINAL
-    for shown in ("step_00000030", "# b, after a", "--partition=gpu", "slurm/stage4.sh"):
+    for shown in ("step_00000030", "# b, after a", "--partition=gpu", "slurm/stage.sh"):
         assert shown in result.output
     # The backbones are empty directories, which only a look inside tells.
     for wrong in ("backbones: vlm/config.json is needed", "cannot run here"):

@@ -38,7 +38,7 @@ def by_name(cluster: Cluster = CLUSTER, **changes: object) -> dict[str, Submissi
 def test_a_training_job_is_sent_with_what_the_cluster_and_the_layout_say():
     stages = {"parallel": {"engine": "zero3", "ranks": 8}, "stages": [wide("a"), wide("b")]}
     one = by_name(**stages)["b"]
-    assert one.script.name == "stage2.sh"
+    assert one.script.name == "stage.sh"
     assert one.script.exists()
     assert one.arguments == ()
     assert set(one.options) == {

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError
+from yaml import ScalarEvent, YAMLError
 
 from wemmu.config.base import Named
 from wemmu.config.files import replace_text
@@ -23,6 +23,7 @@ from wemmu.config.schema import Curriculum, StageRun
 Schema = TypeVar("Schema", bound=BaseModel)
 # OmegaConf's loader, which differs from PyYAML's.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
 
 
 class ConfigError(ValueError):
@@ -263,29 +264,18 @@ def _parse(path: Path) -> DictConfig:
     tree = OmegaConf.load(stream)
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"cannot read the config {path}: it must be a mapping of fields, not a list")
-    _refuse_other_bases(path, yaml.compose(text, _LOADER))
+    _refuse_other_bases(path, text)
     return tree
 
 
-def _refuse_other_bases(path: Path, node: Node | None) -> None:
+def _refuse_other_bases(path: Path, text: str) -> None:
     """YAML reads 010 as 8 and 1:30 as 90."""
-    for child in _scalars(node):
-        if child.tag == "tag:yaml.org,2002:int" and re.match(r"[-+]?0[0-7_]+$|.*:", child.value):
+    for event in yaml.parse(text, _LOADER):
+        if isinstance(event, ScalarEvent) and event.implicit[0] and _OTHER_BASE.fullmatch(event.value):
             raise ConfigError(
-                f"cannot read the config {path}: line {child.start_mark.line + 1}: YAML reads {child.value} as a "
-                "number in base 8 or 60; write it without a leading 0, or in quotes if it is a text"
+                f"cannot read the config {path}: line {event.start_mark.line + 1}: YAML reads {event.value} as a "
+                "number to the base 8 or 60; write it in digits without a leading 0, or in quotes if it is a text"
             )
-
-
-def _scalars(node: Node | None) -> Iterator[ScalarNode]:
-    if isinstance(node, ScalarNode):
-        yield node
-    elif isinstance(node, SequenceNode):
-        for child in node.value:
-            yield from _scalars(child)
-    elif isinstance(node, MappingNode):
-        for _, child in node.value:
-            yield from _scalars(child)
 
 
 def _apply(tree: DictConfig, override: str) -> list[str]:

@@ -12,8 +12,8 @@ from packaging.specifiers import SpecifierSet
 
 from wemmu.diagnosis.findings import Call, Finding, short
 
-# Each of these gets a line; of the others only wrong ones.
-CHIEF = (
+# Their versions are shown; of the others only those that are wrong.
+CHIEF = [
     "torch",
     "torchvision",
     "transformers",
@@ -23,14 +23,13 @@ CHIEF = (
     "deepspeed",
     "megatron-core",
     "wandb",
-)
+]
 INSTALL = "run `make install`, which takes the versions of requirements.lock"
 
 
 def calls() -> list[Call]:
-    # The installed distribution lists the requirements; without it `python` reports that once.
-    libraries = [*((library, name) for name in CHIEF), (other_libraries,)] if installed() else []
-    return [(python,), *libraries, (torchvision_operators,), (toolchain,), (text_encoding,)]
+    # The installed distribution says what is needed; without one `python` says so, once.
+    return [(python,), *[(libraries,)] * installed(), (torchvision_operators,), (toolchain,), (text_encoding,)]
 
 
 def installed() -> bool:
@@ -59,22 +58,15 @@ def requirements() -> dict[str, Requirement]:
     return {one.name: one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})}
 
 
-def library(name: str) -> Finding:
-    wanted = requirements().get(name)
-    if wanted is None:
-        found = "not among the requirements of the installed wemmu, which is of an older state than this code"
-        return Finding(name, "problem", found, INSTALL)
-    if wrong := unfit(wanted):
-        return Finding(name, "problem", wrong, INSTALL)
-    return Finding(name, "ok", metadata.version(name))
-
-
-def other_libraries() -> Finding:
-    others = {name: one for name, one in requirements().items() if name not in CHIEF}
-    wrong = [f"{name}: {found}" for name, one in others.items() if (found := unfit(one))]
-    if wrong:
-        return Finding("other libraries", "problem", "; ".join(wrong), INSTALL)
-    return Finding("other libraries", "ok", f"{len(others)}, all in their ranges")
+def libraries() -> Finding:
+    needed = requirements()
+    if absent := [name for name in CHIEF if name not in needed]:
+        found = f"{', '.join(absent)}: not required by the installed wemmu, which is of an older state than this code"
+        return Finding("libraries", "problem", found, INSTALL)
+    if wrong := [f"{name}: {found}" for name, one in needed.items() if (found := unfit(one))]:
+        return Finding("libraries", "problem", "; ".join(wrong), INSTALL)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in CHIEF)
+    return Finding("libraries", "ok", f"{versions}, and {len(needed) - len(CHIEF)} others in their ranges")
 
 
 def unfit(wanted: Requirement) -> str | None:
