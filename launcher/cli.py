@@ -247,7 +247,7 @@ def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[
 def _cluster(run_folder: Path, file: Path | None) -> Cluster:
     own = run_folder / folder.CLUSTER
     if file is None and not own.exists():
-        raise ValueError("say what the cluster is like: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
+        raise UsageError("say what the cluster is like: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
     return load(file or own, Cluster)
 
 
@@ -300,7 +300,7 @@ def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:
 def _run_and_job(words: list[str]) -> tuple[Path, str | None]:
     """One word is a run folder if there is one of that name, else a job."""
     if len(words) > 2:
-        raise ValueError(f"logs takes a run folder and a job, got {len(words)} words: {' '.join(words)}")
+        raise UsageError(f"logs takes a run folder and a job, got {len(words)} words: {' '.join(words)}")
     if len(words) == 2 or (words and (Path(words[0]) / folder.CURRICULUM).exists()):
         return Path(words[0]), words[1] if len(words) == 2 else None
     return folder.newest(), words[0] if words else None

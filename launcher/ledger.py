@@ -4,14 +4,14 @@ The products of a job decide whether it is finished (`launcher.job`). The ledger
 launcher how often.
 """
 
-import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from wemmu.jsonlines import append_line
+from wemmu.jsonlines import append_line, read_lines
 
 Happening = Literal["submitted", "started", "ended", "refused", "warned", "requeued", "cancelled", "changed"]
 
@@ -55,13 +55,10 @@ class Ledger:
 
     def events(self) -> Iterator[Event]:
         """Yield all events, oldest first; skip lines that a kill truncated."""
-        if not self.file.exists():
-            return
-        for line in self.file.read_text(errors="replace", encoding="utf-8").splitlines():
-            try:
-                yield Event(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
+        for line in read_lines(self.file):
+            # Another version may have other fields.
+            with suppress(TypeError):
+                yield Event(**line)
 
     def of(self, job: str) -> list[Event]:
         """The events of one job, oldest first."""

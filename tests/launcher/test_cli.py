@@ -155,7 +155,7 @@ def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
 
 def test_a_submission_needs_to_know_the_cluster(runnable: Curriculum):
     result = call("submit", "x.yaml")
-    assert result.exit_code == FINAL
+    assert result.exit_code == 2
     assert "say what the cluster is like: --cluster" in result.stderr
 
 
