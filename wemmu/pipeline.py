@@ -270,7 +270,8 @@ def check_size(size: tuple[Any, Any], table: int, token_px: int, latent_px: int)
 
     table: side of the position table, tokens. token_px, latent_px: side of a VLM token and of a latent, px.
     """
-    sides = range(latent_px, (table + 1) * token_px, latent_px)
+    # From the smallest that has a VLM token.
+    sides = range(-(-token_px // latent_px) * latent_px, (table + 1) * token_px, latent_px)
     largest = max(px for px in sides if max(token_grid(px, px, token_px)) <= table)
     for name, side in zip(("height", "width"), size, strict=True):
         if not _whole(side) or side <= 0:

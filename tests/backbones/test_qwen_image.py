@@ -1,4 +1,4 @@
-"""A second DiT, an MM-DiT with another call signature, is a backbone like Sana: all it needs is its folder."""
+"""Qwen-Image, an MM-DiT with another call signature, and its autoencoder are backbones: each needs its folder alone."""
 
 import json
 import re
@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
 from torch import Tensor
 
 from tests.conftest import make_backbones
 from tests.data.handmade import all_tasks, write
+from tests.models.world import pictures
 from tests.parallel.cases import EDIT, T2I, Case, merged, single
 from tests.parallel.test_zero3 import check, engine_of, nothing_stays, on, recomputing
 from tests.planning.worlds import MINIATURE, curriculum_with
@@ -19,6 +26,7 @@ from tests.training.runs import make_run
 from tools.convert_ckpt import main as convert
 from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.qwen_image.adapter import ADAPTER
+from wemmu.backbones.vae import FrozenVAE
 from wemmu.checkpoint.store import load_weights
 from wemmu.config import StageRun, dump
 from wemmu.config.schema import Backbones
@@ -32,11 +40,10 @@ from wemmu.sampling.solvers import euler
 from wemmu.training.build import build
 from wemmu.training.trainer import Trainer
 
-# Two blocks; a token is 2 x 2 latents of the miniature's autoencoder.
-CONFIG = {
-    "in_channels": 128, "out_channels": 32, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
-    "joint_attention_dim": 24, "axes_dims_rope": (4, 6, 6),
-}  # fmt: skip
+CONFIG = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 24}
+CONFIG |= {"axes_dims_rope": (4, 6, 6)}
+# 16 channels as published, 8 px to a latent.
+VAE_CONFIG = {"base_dim": 8, "num_res_blocks": 1}
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +51,40 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
     root = tmp_path_factory.mktemp("backbones")
     made = make_backbones(root, layers=2)
     torch.manual_seed(2)
-    QwenImageTransformer2DModel(**CONFIG).save_pretrained(root / "qwen")
-    return made.model_copy(update={"dit": root / "qwen"})
+    QwenImageTransformer2DModel(**CONFIG).save_pretrained(root / "qwen" / "transformer")
+    AutoencoderKLQwenImage(**VAE_CONFIG).save_pretrained(root / "qwen" / "vae")
+    return made.model_copy(update={"dit": root / "qwen" / "transformer", "vae": root / "qwen" / "vae"})
 
 
 @pytest.mark.parametrize("changes", [{}, {"zero_cond_t": True}], ids=["Qwen-Image", "Qwen-Image-Edit-2511"])
 @torch.no_grad()
-def test_our_solver_over_the_velocity_generates_what_the_pipeline_of_diffusers_does(changes: dict):
-    """Packing, time, sign, order of rows and columns: any of them wrong gives another image."""
+def test_our_solver_and_decoder_generate_what_the_pipeline_of_diffusers_does(changes: dict):
+    """Packing, time, sign, order of rows and columns, statistics of latents: any of them wrong gives another image."""
     torch.manual_seed(3)
-    dit = QwenImageTransformer2DModel(**CONFIG, **changes).eval()
-    noise, states, times = torch.randn(2, 32, 4, 6), torch.randn(2, 5, 24), torch.tensor([1.0, 0.7, 0.2, 0.0])
-    pipe = QwenImagePipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, dit)
+    dit, vae = QwenImageTransformer2DModel(**CONFIG, **changes).eval(), AutoencoderKLQwenImage(**VAE_CONFIG).eval()
+    noise, states, times = torch.randn(2, 16, 4, 6), torch.randn(2, 5, 24), torch.tensor([1.0, 0.7, 0.2, 0.0])
+    pipe = QwenImagePipeline(FlowMatchEulerDiscreteScheduler(), vae, None, None, dit)
     pipe.set_progress_bar_config(disable=True)
-    # Without an autoencoder it takes one of 8 px to a latent.
-    packed = pipe(
-        prompt_embeds=states, latents=pipe._pack_latents(noise, 2, 32, 4, 6), height=4 * 8, width=6 * 8,
-        sigmas=times[:-1].tolist(), output_type="latent", true_cfg_scale=1.0,
+    theirs = pipe(
+        prompt_embeds=states, latents=pipe._pack_latents(noise, 2, 16, 4, 6), height=4 * 8, width=6 * 8,
+        sigmas=times[:-1].tolist(), output_type="pt", true_cfg_scale=1.0,
     ).images  # fmt: skip
-    theirs = pipe._unpack_latents(packed, 4 * 8, 6 * 8, 8)[:, :, 0]
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return adapter_of(dit).velocity(dit, x, t, states)
 
-    ours = euler(velocity, noise, times)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert (ours - noise).abs().max() > 0.1
+    latents, decode = euler(velocity, noise, times), FrozenVAE(vae).decode
+    torch.testing.assert_close((decode(latents) / 2 + 0.5).clamp(0, 1), theirs, atol=1e-5, rtol=1e-5)
+    assert (decode(latents) - decode(noise)).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_latents_are_those_of_diffusers():
+    torch.manual_seed(4)
+    vae, pixels = FrozenVAE(AutoencoderKLQwenImage(**VAE_CONFIG)), pictures(5, 2, 3, 16, 24)
+    pipe = QwenImageEditPipeline(FlowMatchEulerDiscreteScheduler(), vae.vae, None, None, None, None)
+    theirs = pipe._encode_vae_image((pixels / 127.5 - 1)[:, :, None], None)
+    torch.testing.assert_close(vae.encode(pixels), theirs[:, :, 0])
 
 
 @torch.no_grad()
@@ -77,9 +92,9 @@ def test_sizes_that_the_model_cannot_take_are_refused():
     dit = QwenImageTransformer2DModel(**CONFIG)
     t = torch.zeros(1)
     with pytest.raises(ValueError, match="packs 2 x 2 latents into a token and cannot take 3 x 4"):
-        ADAPTER.velocity(dit, torch.zeros(1, 32, 3, 4), t, torch.zeros(1, 5, 24))
+        ADAPTER.velocity(dit, torch.zeros(1, 16, 3, 4), t, torch.zeros(1, 5, 24))
     with pytest.raises(ValueError, match="has 4096 positions, too few for 4095 tokens"):
-        ADAPTER.velocity(dit, torch.zeros(1, 32, 8, 4), t, torch.zeros(1, 4095, 24))
+        ADAPTER.velocity(dit, torch.zeros(1, 16, 8, 4), t, torch.zeros(1, 4095, 24))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +149,8 @@ def test_an_export_is_a_pipeline_with_this_transformer(trained: Path, tmp_path: 
     [
         ({"guidance_embeds": True}, "has guidance_embeds"),
         ({"use_layer3d_rope": True}, "has use_layer3d_rope"),
-        ({"in_channels": 256}, "takes 256 channels in a token and returns 128"),
-        ({"in_channels": 64, "out_channels": 16}, "takes 16 channels, the autoencoder .* makes 32"),
+        ({"in_channels": 256}, "takes 256 channels in a token and returns 64"),
+        ({"in_channels": 128, "out_channels": 32}, "takes 32 channels, the autoencoder .* makes 16"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )

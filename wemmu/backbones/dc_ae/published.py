@@ -1,4 +1,4 @@
-"""What the config.json of a DC-AE says, for checks without torch; see `wemmu.published.check`."""
+"""Facts in the config.json of a DC-AE, without torch; see `wemmu.published.check`."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the config.json of a Qwen-Image transformer says, for checks without torch; see `wemmu.published.check`."""
+"""Facts in the config.json of a Qwen-Image transformer, without torch; see `wemmu.published.check`."""
 
 from collections.abc import Mapping
 from typing import Any

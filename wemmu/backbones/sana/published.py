@@ -1,4 +1,4 @@
-"""What the config.json of a Sana says, for checks without torch; see `wemmu.published.check`."""
+"""Facts in the config.json of a Sana, without torch; see `wemmu.published.check`."""
 
 from collections.abc import Mapping
 from typing import Any

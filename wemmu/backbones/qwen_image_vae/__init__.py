@@ -1,0 +1,1 @@
+"""The autoencoder of Qwen-Image, diffusers' AutoencoderKLQwenImage."""
