@@ -124,7 +124,7 @@ def test_a_backbone_that_cannot_be_loaded_ends_every_job_for_good_and_is_named(
     with pytest.raises(SystemExit) as ended:
         commands[command]()
     assert ended.value.code == EXIT_FINAL
-    assert f"{config} describes FluxTransformer2DModel; known here: SanaTransformer2DModel" in capfd.readouterr().err
+    assert f"{config} describes FluxTransformer2DModel; valid choices: SanaTransformer2DModel" in capfd.readouterr().err
 
 
 def test_run_draws_pictures(stage: Path, tmp_path: Path):
