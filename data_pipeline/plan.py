@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from data_pipeline.buckets import Size, buckets
 from data_pipeline.records import Source, SourcePartition
 from data_pipeline.sources import open_source
 from wemmu.config import ConfigError, Curriculum
-from wemmu.config.base import leaves
+from wemmu.config.base import differences
 from wemmu.config.prepare import Prepare
 from wemmu.config.shards import VERSION, Schema
 from wemmu.config.task import FROM_T2I, Task
@@ -84,19 +83,12 @@ class Settings(Schema):
     def differences(self, other: "Settings") -> list[str]:
         """Return `field: own value, not other value` for each leaf that differs."""
         mine, theirs = (
-            dict(leaves(_numbered(s.model_dump(mode="json", exclude={"parts", "listing", "folder", "files"}))))
-            for s in (self, other)
+            s.model_dump(mode="json", exclude={"parts", "listing", "folder", "files"}) for s in (self, other)
         )
         return [
-            f"{field}: {mine.get(field, 'absent')}, not {theirs.get(field, 'absent')}"
-            for field in {**mine, **theirs}
-            if mine.get(field) != theirs.get(field)
-            and self._whole(mine.get(field)) != (other._whole(theirs.get(field)) if other.folder else theirs.get(field))
+            f"{field}: {value}, not {before}"
+            for field, value, before in differences(mine, theirs, (self.folder, other.folder))
         ]
-
-    def _whole(self, leaf: Any) -> Any:
-        """Return one spelling of a path, whatever folder it is relative to."""
-        return os.path.normpath(os.path.join(self.folder, leaf)) if isinstance(leaf, str) else leaf
 
 
 def files_of(job: Job, source: str) -> tuple[int, str]:
@@ -107,12 +99,6 @@ def files_of(job: Job, source: str) -> tuple[int, str]:
 
 def _digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _numbered(tree: Any) -> Any:
-    """With a mapping in the place of every list, so that the elements of lists have names, too."""
-    tree = dict(enumerate(tree)) if isinstance(tree, list) else tree
-    return {key: _numbered(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def plan(curriculum: Curriculum) -> Job:

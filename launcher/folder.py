@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
-from wemmu.config.base import leaves
+from wemmu.config.base import differences
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
@@ -90,7 +90,7 @@ def write(curriculum: Curriculum, run: Path) -> None:
 def _check_folder(curriculum: Curriculum, run: Path) -> None:
     file = run / CURRICULUM
     if file.exists():
-        if changed := list(differences(load_curriculum(file), curriculum)):
+        if changed := list(changes(load_curriculum(file), curriculum)):
             more = [f"  and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
             raise RefusedError(
                 "\n".join([f"{run} holds a run of another config; old -> new:", *changed[:_SHOWN], *more])
@@ -101,25 +101,15 @@ def _check_folder(curriculum: Curriculum, run: Path) -> None:
         raise RefusedError(f"{run} exists and is not a run folder; give another one with --run")
 
 
-def differences(before: Curriculum, now: Curriculum) -> Iterator[str]:
+def changes(before: Curriculum, now: Curriculum) -> Iterator[str]:
     """Return one line per field that changes the result and differs between two curricula."""
-    old, new = (dict(leaves(_by_stage(curriculum, "json"))) for curriculum in (before, now))
-    # Compare paths whatever folder they are relative to.
-    was, is_ = ({f: _whole(v) for f, v in leaves(_by_stage(curriculum, "python"))} for curriculum in (before, now))
-    for field in [*old, *(field for field in new if field not in old)]:
-        if was.get(field) != is_.get(field) and not _FREE.match(field):
-            yield f"  {field}: {old.get(field, 'absent')} -> {new.get(field, 'absent')}"
+    here = os.getcwd()
+    for field, was, is_ in differences(_by_stage(before), _by_stage(now), (here, here)):
+        if not _FREE.match(field):
+            yield f"  {field}: {was} -> {is_}"
 
 
-def _by_stage(curriculum: Curriculum, mode: Literal["json", "python"]) -> dict[str, Any]:
-    tree = curriculum.model_dump(mode=mode)
+def _by_stage(curriculum: Curriculum) -> dict[str, Any]:
+    tree = curriculum.model_dump(mode="json")
     order = [stage["name"] for stage in tree["stages"]]
     return tree | {"stages": {stage["name"]: stage for stage in tree["stages"]}, "order of stages": order}
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, Path):
-        return os.path.abspath(value)
-    if isinstance(value, Mapping):
-        return {key: _whole(one) for key, one in value.items()}
-    return [_whole(one) for one in value] if isinstance(value, list | tuple) else value

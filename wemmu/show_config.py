@@ -9,7 +9,8 @@ import typer
 import yaml
 
 from wemmu.command_line import AsJson, Overrides, plainly, program, start
-from wemmu.config.load import leaves, load_traced
+from wemmu.config.base import leaves
+from wemmu.config.load import load_traced
 from wemmu.config.schema import Curriculum
 
 Source = Annotated[Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML, or a run folder.")]

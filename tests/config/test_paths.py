@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.folder import differences
+from launcher.folder import changes
 from tests.config.curricula import tree, write
 from wemmu.config import Curriculum, dump, load_curriculum, load_stage
 from wemmu.config.load import load_traced
@@ -113,7 +113,7 @@ def test_a_run_folder_is_read_alike_from_everywhere(checkout: Path, tmp_path: Pa
     # The launcher takes them for one curriculum, and what it writes from here is read alike from there.
     dump(there, checkout / "runs/one/curriculum.yaml")
     monkeypatch.chdir(checkout)
-    assert not list(differences(load_curriculum(checkout / "runs/one/curriculum.yaml"), here))
+    assert not list(changes(load_curriculum(checkout / "runs/one/curriculum.yaml"), here))
 
 
 @pytest.mark.parametrize("moved", ["the run folder", "all of it", "the run folder, to where nothing is known"])

@@ -63,9 +63,7 @@ def test_a_run_may_go_on_in_another_layout(runnable: Curriculum, tmp_path: Path)
 
 def test_stages_in_another_order_are_another_curriculum(runnable: Curriculum):
     turned = runnable.model_copy(update={"stages": runnable.stages[::-1]})
-    assert list(folder.differences(runnable, turned)) == [
-        "  order of stages: ['a', 'b', 'c', 'd'] -> ['d', 'c', 'b', 'a']"
-    ]
+    assert list(folder.changes(runnable, turned)) == ["  order of stages: ['a', 'b', 'c', 'd'] -> ['d', 'c', 'b', 'a']"]
 
 
 def test_a_folder_of_something_else_is_refused(runnable: Curriculum, tmp_path: Path):

@@ -15,13 +15,34 @@ Seed = Annotated[int, Field(ge=-(2**62), le=2**62)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted name and value of every field of a nested config."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted name and value of every field of a nested config; of lists of configs, fields by number, too."""
+    nested = isinstance(value, list | tuple) and any(isinstance(one, Mapping | list | tuple) for one in value)
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if nested else ()
+    if not inside:
+        yield name, value
+    for key, one in inside:
+        yield from leaves(one, f"{name}.{key}" if name else str(key))
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], folders: tuple[str, str] = ("", "")
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted name, value before and value now of every field that differs between two nested configs.
+
+    Relative paths are from `folders`. Two spellings of one path are equal.
+    """
+    old, new = dict(leaves(before)), dict(leaves(now))
+    for field in {**old, **new}:
+        values = old.get(field, "absent"), new.get(field, "absent")
+        if values[0] != values[1] and len({repr(_whole(*each)) for each in zip(values, folders, strict=True)}) > 1:
+            yield field, *values
+
+
+def _whole(value: Any, folder: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_whole(one, folder) for one in value]
+    return os.path.normpath(os.path.join(folder, value)) if isinstance(value, str) else value
 
 
 class Config(BaseModel):

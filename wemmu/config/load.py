@@ -5,7 +5,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import ScalarEvent, YAMLError
 
-from wemmu.config.base import Named
+from wemmu.config.base import Named, leaves
 from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
 
@@ -222,16 +222,6 @@ def _origin(origins: Mapping[str, Origin], name: str) -> Origin:
     while name and name not in origins:
         name = name.rpartition(".")[0]
     return origins.get(name, Origin("an older form"))
-
-
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Like `wemmu.config.base.leaves`, but also of the mappings in lists."""
-    listed = isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if listed else ()
-    if not inside:
-        yield name, value
-    for key, one in inside:
-        yield from leaves(one, f"{name}.{key}" if name else str(key))
 
 
 def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> Any:
