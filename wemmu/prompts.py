@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor, ProcessorMixin
 
 from wemmu.positions import prompt_positions
-from wemmu.types import UNASKED, Prompts
+from wemmu.types import IGNORE_INDEX, Prompts
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ class PromptEncoder:
     def answered(
         self, texts: Sequence[str], answers: Sequence[str], grids: Sequence[Sequence[tuple[int, int]]]
     ) -> tuple[Prompts, torch.Tensor]:
-        """Encode questions with their answers, and what is to be predicted of them: see `Batch.wanted`."""
+        """Encode questions with their answers, and what is to be predicted of them: see `Batch.labels`."""
         asked = [self.token_ids(text, sizes) for text, sizes in zip(texts, grids, strict=True)]
         said = [self.answer_ids(answer) for answer in answers]
         prompts = self.pad([a + b for a, b in zip(asked, said, strict=True)], grids)
-        wanted = torch.full_like(prompts.input_ids, UNASKED)
-        for row, a, b in zip(wanted, asked, said, strict=True):
+        labels = torch.full_like(prompts.input_ids, IGNORE_INDEX)
+        for row, a, b in zip(labels, asked, said, strict=True):
             row[len(a) - 1 : len(a) - 1 + len(b)] = torch.tensor(b)
-        return prompts, wanted
+        return prompts, labels
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer, in which special tokens are text as in `token_ids`, and of its end."""

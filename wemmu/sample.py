@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SampleOptions:
     """What to draw: `count` images of `size` = (height, width) px, None for the model's own.
 
     Image i is drawn from seed + i. steps, guidance, image_guidance: None for the model's own.
@@ -45,7 +45,7 @@ class Wish:
 
 
 # Draws a wish from the source it was opened on.
-Draw = Callable[[Wish], list[Image.Image]]
+Draw = Callable[[SampleOptions], list[Image.Image]]
 
 
 @plainly()
@@ -74,7 +74,7 @@ def main(
         raise UsageError(f"{len(pictures)} --image were given without --prompt; say what to do with them")
     out = out or unused("sample.png")
     check_out(out)
-    wish = Wish(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
+    wish = SampleOptions(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
     for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
         if weight is not None and not math.isfinite(weight):
             raise UsageError(f"{name} {weight} is no weight; valid: a finite number")
@@ -190,7 +190,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 
     resolutions = sorted({stage.stage.resolution for _, stage in load_stages(folder.resolve().parent)})
 
-    def draw(wish: Wish) -> list[Image.Image]:
+    def draw(wish: SampleOptions) -> list[Image.Image]:
         size = wish.size or (run.stage.resolution, run.stage.resolution)
         check_size(size, model.bridge.position_mlp.table.shape[0], model.vlm.token_px, model.vae.latent_px)
         for line in beyond(run.world, resolutions, [wish.prompt], size):
@@ -215,7 +215,7 @@ def _exported(directory: Path, device: str | None) -> Draw:
 
     pipe = WeMMUPipeline.from_pretrained(directory).to(_device(device))
 
-    def draw(wish: Wish) -> list[Image.Image]:
+    def draw(wish: SampleOptions) -> list[Image.Image]:
         task = task_of(wish.prompt, len(wish.images))
         height, width = wish.size or (None, None)
         return pipe(

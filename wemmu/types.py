@@ -10,8 +10,8 @@ from torch import Tensor
 
 from wemmu.config.task import Task
 
-# In `Batch.wanted`: nothing is to be predicted here.
-UNASKED = -100
+# In `Batch.labels`: no token is predicted here. The value that cross-entropy ignores by default.
+IGNORE_INDEX = -100
 
 
 class _OnDevice:
@@ -71,8 +71,8 @@ class Batch(_OnDevice):
     sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
     included, and the answers where these are to be learnt. images: uint8 [B, N, 3, H, W], N = 0 for tasks without
     input. target: uint8 [B, 3, H, W], or None when sampling and where words are wanted. latents: of the very same
-    images, where the data set stores them. negatives: for contrastive stages. wanted: int64 [B, L], of understanding:
-    the token to predict at each token, or `UNASKED`.
+    images, where the data set stores them. negatives: for contrastive stages. labels: int64 [B, L], of understanding:
+    the token to predict at each token, or `IGNORE_INDEX`.
     """
 
     task: Task
@@ -82,7 +82,7 @@ class Batch(_OnDevice):
     target: Tensor | None
     latents: Latents | None = None
     negatives: Negatives | None = None
-    wanted: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)

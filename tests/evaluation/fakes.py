@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wemmu.config import Curriculum, StageRun, Task, dump
 from wemmu.config.schema import Sampling
-from wemmu.evaluation.requests import Ask
+from wemmu.evaluation.requests import HeldOutRequest
 from wemmu.evaluation.runner import Respond, evaluate, plan, write_results
 from wemmu.pixels import to_images, to_pixels
 from wemmu.recipes.wemmu.recipe import sampling_of
@@ -63,7 +63,7 @@ def stage_run(name: str) -> StageRun:
 
 
 # What to draw for a request, as a picture of (height, width) px.
-Answer = Callable[[Ask, tuple[int, int]], Image.Image]
+Answer = Callable[[HeldOutRequest, tuple[int, int]], Image.Image]
 
 
 class Painter:
@@ -84,21 +84,21 @@ def drawing(painter: Callable[[GenerationRequest, Sampling], Tensor], run: Stage
     return lambda request: [Response(image) for image in to_images(painter(request, run.sampling))]
 
 
-def perfect(ask: Ask, size: tuple[int, int]) -> Image.Image:
+def perfect(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
     """The target; for a request of nothing in particular, some scene."""
     return render(ask.target or any_scene(), size)
 
 
-def copied(ask: Ask, size: tuple[int, int]) -> Image.Image:
+def copied(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
     """The first input picture again."""
     return render(ask.sources[0] if ask.sources else any_scene(), size)
 
 
-def noise(ask: Ask, size: tuple[int, int]) -> Image.Image:
+def noise(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
     return Image.frombytes("RGB", size[::-1], random.Random(ask.sample_id).randbytes(3 * size[0] * size[1]))
 
 
-def mostly(ask: Ask, size: tuple[int, int]) -> Image.Image:
+def mostly(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
     """Right three times in four, else noise or a copy."""
     return (perfect, perfect, perfect, copied if ask.sources else noise)[ask.number % 4](ask, size)
 

@@ -10,7 +10,7 @@ from wemmu.command_line import UsageError
 from wemmu.config import ConfigError, Task
 from wemmu.config.checkpoints import stage_folder
 from wemmu.sample import (
-    Wish,
+    SampleOptions,
     _device,
     main,
     open_picture,
@@ -95,13 +95,13 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path):
     ],
 )
 def test_guidance_goes_to_the_rule_of_the_task(task: Task, weights: dict[str, float]):
-    wish = Wish("", (), None, 0, 1, None, guidance=5.0, image_guidance=2.0)
+    wish = SampleOptions("", (), None, 0, 1, None, guidance=5.0, image_guidance=2.0)
     assert wish.weights(task) == weights
 
 
 def test_guidance_that_is_not_given_is_the_models_own():
-    assert Wish("", (), None, 0, 1, None, None, None).weights(Task.EDIT) == {}
-    assert Wish("", (), None, 0, 1, None, None, 2.0).weights(Task.RECONSTRUCTION) == {"image": 2.0}
+    assert SampleOptions("", (), None, 0, 1, None, None, None).weights(Task.EDIT) == {}
+    assert SampleOptions("", (), None, 0, 1, None, None, 2.0).weights(Task.RECONSTRUCTION) == {"image": 2.0}
 
 
 def test_pictures_stand_side_by_side():

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from wemmu.config import Task
-from wemmu.evaluation.requests import Ask
+from wemmu.evaluation.requests import HeldOutRequest
 from wemmu.evaluation.scores import Share, judge, readable, seen, summarize, wilson
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, Object, Scene
@@ -50,14 +50,14 @@ def test_no_share_is_refused(successes: int, count: int):
 
 
 def test_summary_counts_within_groups():
-    asks = [Ask(Task.T2I, "test", n, n, "", (), None, group) for n, group in enumerate("aab")]
+    asks = [HeldOutRequest(Task.T2I, "test", n, n, "", (), None, group) for n, group in enumerate("aab")]
     summary = summarize(asks, [{"satisfied": True}, {"satisfied": False}, {"satisfied": True}])
     assert (summary["measures"]["satisfied"]["successes"], summary["measures"]["satisfied"]["count"]) == (2, 3)
     assert {group: part["satisfied"]["share"] for group, part in summary["by"].items()} == {"a": 0.5, "b": 1.0}
 
 
 def test_one_group_needs_no_breakdown():
-    ask = Ask(Task.UNCONDITIONAL, "test", 0, 0, "", (), None, "any")
+    ask = HeldOutRequest(Task.UNCONDITIONAL, "test", 0, 0, "", (), None, "any")
     assert summarize([ask], [{"readable": True}])["by"] == {}
 
 
@@ -77,7 +77,7 @@ def test_seen_has_words_for_every_picture():
 def test_caption_is_judged_by_its_words_and_not_by_the_scene():
     """A caption that says less than all is satisfied by other scenes than the one it was made from."""
     said, drawn = (Scene("white", (Object(cell, "square", "red", "large"),)) for cell in (0, 3))
-    ask = Ask(Task.T2I, "test", 0, 0, "a red square on a white background", (), said, "1 object")
+    ask = HeldOutRequest(Task.T2I, "test", 0, 0, "a red square on a white background", (), said, "1 object")
     assert judge(ask, render(drawn, 64))["satisfied"]
     assert not judge(ask, render(Scene("black", drawn.objects), 64))["satisfied"]
 

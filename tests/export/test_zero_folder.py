@@ -126,7 +126,7 @@ def test_training_goes_on_as_deepspeed_would_have(
     engine = SingleEngine(model, FlowMatchingLoss(model, run), run.stage.optimizer, GLOBAL_BATCH)
     state = engine.state()
     manifest = load_state(tmp_path / "checkpoints" / f"step_{STEPS:08}", state)
-    engine.restored(manifest.step)
+    engine.on_restore(manifest.step)
     for name, weight in engine.state().weights.items():
         assert torch.equal(weight, torch.from_numpy(made.content.weights[f"wemmu.{name}"]))
     ids = [100 * STEPS + i for i in range(GLOBAL_BATCH)]

@@ -136,7 +136,7 @@ def test_both_optimizers_train_and_resume_alike(apex: Path):
     for name in shapes:
         resumed.state().exp_avg[name].copy_(half.exp_avg[name])
         resumed.state().exp_avg_sq[name].copy_(half.exp_avg_sq[name])
-    resumed.restored(2)
+    resumed.on_restore(2)
     go(resumed, gradients[2:])
     for other in (fused, resumed):
         assert other.state().steps == 4

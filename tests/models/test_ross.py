@@ -8,7 +8,7 @@ from tests.models.world import encode, make_questions, make_ross, patches_of, pi
 from wemmu.config.schema import Backbones
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.model import Ross
-from wemmu.types import UNASKED
+from wemmu.types import IGNORE_INDEX
 
 PIXELS = {"target": "pixels", "head": {"kind": "regressor"}}
 
@@ -72,8 +72,8 @@ def test_padding_and_neighbours_change_nothing(ross: Ross, encoder: PromptEncode
 
 def test_the_answer_and_its_end_are_wanted_where_they_are_predicted(encoder: PromptEncoder) -> None:
     batch = make_questions(encoder, [0, 1, 2, 3])
-    for ids, wanted in zip(batch.prompts.input_ids, batch.wanted, strict=True):
-        places = (wanted != UNASKED).nonzero().flatten()
+    for ids, wanted in zip(batch.prompts.input_ids, batch.labels, strict=True):
+        places = (wanted != IGNORE_INDEX).nonzero().flatten()
         assert torch.equal(wanted[places], ids[places + 1])
         assert wanted[places[-1]] == encoder.tokenizer.eos_token_id
         assert places.diff().eq(1).all()

@@ -104,7 +104,7 @@ def make_questions(
     inputs = torch.stack([pictures(i, images, 3, *size) for i in ids])
     grids = [[token_grid(*size, TOKEN_PX)] * images] * len(ids)
     prompts, wanted = encoder.answered(texts, answers, grids)
-    return Batch(Task.UNDERSTANDING, torch.tensor(ids), prompts, inputs, target=None, wanted=wanted)
+    return Batch(Task.UNDERSTANDING, torch.tensor(ids), prompts, inputs, target=None, labels=wanted)
 
 
 def micro_batches(

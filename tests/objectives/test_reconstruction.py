@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wemmu.objectives.reconstruction import alpha_bar, answering, denoising, noised, regression
+from wemmu.objectives.reconstruction import add_noise, alpha_bar, answer_cross_entropy, denoising_loss, regression
 
 
 def test_the_schedule_is_the_cosine_of_a_thousand_steps():
@@ -22,16 +22,16 @@ def test_the_schedule_is_the_cosine_of_a_thousand_steps():
 
 def test_half_way_signal_and_noise_are_mixed_by_their_roots():
     one = torch.ones(2, 3, 1, 1)
-    z_t = noised(one, one, torch.tensor([500, 999]), 1000)
+    z_t = add_noise(one, one, torch.tensor([500, 999]), 1000)
     assert z_t[0].flatten().tolist() == pytest.approx([0.70163037 + 0.71254111] * 3, rel=1e-5)
     assert z_t[1].flatten().tolist() == pytest.approx([1.0] * 3, abs=1e-4)
 
 
 def test_who_predicts_nothing_is_off_by_the_noise_and_who_repeats_z_t_by_the_signal():
     eps = torch.ones(2, 4, 2, 2)
-    assert denoising(torch.zeros_like(eps), eps).tolist() == [1.0, 1.0]
-    z_t = noised(torch.ones_like(eps), eps, torch.tensor([500, 500]), 1000)
-    assert denoising(z_t, eps).tolist() == pytest.approx([0.41417148**2] * 2, rel=1e-4)
+    assert denoising_loss(torch.zeros_like(eps), eps).tolist() == [1.0, 1.0]
+    z_t = add_noise(torch.ones_like(eps), eps, torch.tensor([500, 500]), 1000)
+    assert denoising_loss(z_t, eps).tolist() == pytest.approx([0.41417148**2] * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_every_answer_weighs_the_same_however_long():
     logits, wanted = torch.randn(5, 7), torch.tensor([1, 2, 3, 4, 5])
     sample = torch.tensor([0, 0, 0, 0, 2])
     each = F.cross_entropy(logits, wanted, reduction="none")
-    losses = answering(logits, wanted, sample, 3)
+    losses = answer_cross_entropy(logits, wanted, sample, 3)
     assert torch.allclose(losses, torch.stack([each[:4].mean(), torch.tensor(0.0), each[4]]))

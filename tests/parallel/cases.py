@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.models.world import SMALL_HEAD, awake, make_model, make_ross, micro_batches
 from tests.training.runs import STAGE_RUN
-from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config import StageRun
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import Backbones
@@ -149,7 +149,7 @@ def single(case: Case, backbones: Backbones) -> Outcome:
 def portable(tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], list]]:
     """name -> (whole shape, [(offset, numpy array)])."""
     return {
-        name: (tuple(t.shape), [(offset, part.float().numpy().copy()) for offset, part in Placed.of(t).parts])
+        name: (tuple(t.shape), [(offset, part.float().numpy().copy()) for offset, part in ShardedTensor.of(t).parts])
         for name, t in tensors.items()
     }
 

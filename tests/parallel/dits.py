@@ -11,7 +11,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from wemmu.checkpoint.placed import TensorSlice
+from wemmu.checkpoint.sharded_tensor import TensorSlice
 
 
 def small(heads: int, cross_heads: int, **changes: Any) -> dict[str, Any]:

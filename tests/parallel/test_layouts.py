@@ -85,7 +85,7 @@ def load_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[tu
         for source in NAMES:
             # What was there before, be it of another run, must leave no trace.
             manifest = store.load_newest(root / source, run.engine.state())
-            run.engine.restored(manifest.step)
+            run.engine.on_restore(manifest.step)
             found[source, name] = run.state(), run.steps(SAVED_AT, MORE)
     return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.parallel.ranks import on_ranks
-from wemmu.checkpoint.placed import Part, Placed, WholePlanner, flat_parts, row_parts
+from wemmu.checkpoint.sharded_tensor import ShardedTensor, TensorShard, WholePlanner, flat_parts, row_parts
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 SIZED = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
@@ -27,7 +27,7 @@ def whole(shape: tuple[int, ...]) -> Tensor:
     return torch.arange(1.0, prod(shape) + 1).reshape(shape)
 
 
-def assemble(shape: tuple[int, ...], parts: list[Part]) -> Tensor:
+def assemble(shape: tuple[int, ...], parts: list[TensorShard]) -> Tensor:
     """The tensor of these parts; each element must be given once."""
     made, given_ = torch.zeros(shape), torch.zeros(shape)
     for offset, part in parts:
@@ -73,7 +73,7 @@ def test_rows_of_tensor_slices_of_all_ranks_are_the_tensor(shape: tuple[int, ...
     canonical = whole((*shape, *(1,) * ones))
     half = shape[dim] // (2 if halves else 1)
     bounds, padding = data.draw(cuts(half)), data.draw(st.integers(0, 2))
-    parts: list[Part] = []
+    parts: list[TensorShard] = []
     for begin, end in pairwise(bounds):
         ranges = [(at + begin, at + end, i * (end - begin)) for i, at in enumerate(range(0, shape[dim], half))]
         taken = [whole(shape).narrow(dim, b, e - b) for b, e, _ in ranges]
@@ -101,11 +101,11 @@ def test_parts_are_views_of_live_memory_whatever_its_strides():
 def test_a_part_beyond_the_tensor_is_refused():
     for shape, offset in (((3, 4), (2, 0)), ((3, 4), (-1, 0)), ((4,), (0, 0))):
         with pytest.raises(ValueError):
-            Placed(shape, [(offset, torch.zeros(2, 4))])
+            ShardedTensor(shape, [(offset, torch.zeros(2, 4))])
 
 
 def test_a_placed_tensor_has_a_shape_and_a_type_but_refuses_to_be_computed_with():
-    placed = Placed((3, 4), [((1, 0), torch.zeros(2, 4, dtype=torch.bfloat16))])
+    placed = ShardedTensor((3, 4), [((1, 0), torch.zeros(2, 4, dtype=torch.bfloat16))])
     assert (placed.shape, placed.dtype) == ((3, 4), torch.bfloat16)
     with pytest.raises(TypeError, match="only its parts have data"):
         torch.add(placed, 1)
@@ -115,31 +115,31 @@ def test_a_placed_tensor_has_a_shape_and_a_type_but_refuses_to_be_computed_with(
 X = whole((4, 6))
 
 
-def halves(rank: int) -> list[Part]:
+def halves(rank: int) -> list[TensorShard]:
     return [((2 * rank, 0), X[2 * rank : 2 * rank + 2])]
 
 
-def replicas(rank: int) -> list[Part]:
+def replicas(rank: int) -> list[TensorShard]:
     return [((0, 0), X[:3]), ((3, 0), X[3:])]
 
 
-def one_alone(rank: int) -> list[Part]:
+def one_alone(rank: int) -> list[TensorShard]:
     return [] if rank else replicas(rank)
 
 
-def nobody(rank: int) -> list[Part]:
+def nobody(rank: int) -> list[TensorShard]:
     return []
 
 
-def a_hole(rank: int) -> list[Part]:
+def a_hole(rank: int) -> list[TensorShard]:
     return [((2 * rank, 0), X[2 * rank : 2 * rank + 2, : 6 - rank])]
 
 
-def other_sizes_at_one_offset(rank: int) -> list[Part]:
+def other_sizes_at_one_offset(rank: int) -> list[TensorShard]:
     return [((0, 0), X[: 2 + 2 * rank])]
 
 
-def an_overlap_that_makes_up_for_a_hole(rank: int) -> list[Part]:
+def an_overlap_that_makes_up_for_a_hole(rank: int) -> list[TensorShard]:
     return [((0, 0), X[:, :3])] if rank else [((0, 2), X[:, 2:5])]
 
 
@@ -160,8 +160,8 @@ class Outcome(NamedTuple):
     refused: str
 
 
-def save_and_load(folder: Path, rank: int, held: Callable[[int], list[Part]]) -> Outcome:
-    placed = Placed((4, 6), [(offset, part.clone()) for offset, part in held(rank)])
+def save_and_load(folder: Path, rank: int, held: Callable[[int], list[TensorShard]]) -> Outcome:
+    placed = ShardedTensor((4, 6), [(offset, part.clone()) for offset, part in held(rank)])
     try:
         dcp.save({"x": placed}, checkpoint_id=folder, planner=WholePlanner())
     except CheckpointException as error:

@@ -89,7 +89,7 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
                 # As a resume does it, with what a checkpoint holds.
                 state = engine.state()
                 assert {t.dtype for t in state.weights.values()} == {torch.float32}
-                engine.restored(state.steps)
+                engine.on_restore(state.steps)
     return norms
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.models.world import make_batch
 from tests.parallel.cases import Case
 from tests.parallel.ranks import on_ranks
-from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config.schema import Backbones
 from wemmu.parallel import zero3
 from wemmu.parallel.topology import Topology
@@ -31,7 +31,7 @@ def alive() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, Tensor) and not isinstance(thing, Placed) and not thing.is_meta:
+        if isinstance(thing, Tensor) and not isinstance(thing, ShardedTensor) and not thing.is_meta:
             storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
 

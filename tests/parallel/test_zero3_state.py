@@ -66,7 +66,7 @@ def toy_outcome(rank: int, world: int, forgets: bool) -> dict:
     return {
         "norms": norms,
         "parameters": engine.parameters,
-        "held": portable(engine.held(name for name, _ in Toy().named_parameters())),
+        "held": portable(engine.local_parameters(name for name, _ in Toy().named_parameters())),
         **{part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq", "ema")},
     }
 
@@ -80,7 +80,7 @@ def toy_difference(forgets: bool) -> float:
     assert all(rank["parameters"] == engine.parameters for rank in ranks)
     assert all(rank["norms"] == ranks[0]["norms"] for rank in ranks)
     theirs = {part: getattr(state, part) for part in ("weights", "exp_avg", "exp_avg_sq", "ema")}
-    theirs["held"] = engine.held(name for name, _ in toy.named_parameters())
+    theirs["held"] = engine.local_parameters(name for name, _ in toy.named_parameters())
     shown = [difference(whole([rank[p] for rank in ranks]), theirs[p], floor=1e-3)[0] for p in theirs]
     return max(*shown, float((torch.tensor(ranks[0]["norms"]) / torch.tensor(norms) - 1).abs().max()))
 
@@ -149,10 +149,10 @@ def uses_what_is_put_into_frozen_weights(rank: int, world: int) -> None:
     (before,) = engine.accumulate([1.0], 0)
     engine.step(0.0)
     torch.nn.init.ones_(toy.dit["frozen"].weight)
-    for placed in engine.held(["dit.frozen.weight"]).values():
+    for placed in engine.local_parameters(["dit.frozen.weight"]).values():
         for _, part in placed.parts:
             part.fill_(1.0)
-    engine.restored(0)
+    engine.on_restore(0)
     (after,) = engine.accumulate([1.0], 0)
     torch.testing.assert_close(after.values, toy.loss(1.0, 0).values.detach())
     assert not torch.equal(after.values, before.values)
@@ -204,7 +204,7 @@ def goes_on(rank: int, world: int, backbones: Backbones, dtype: str) -> None:
         for run in (Run(backbones, dtype), elsewhere, straight):
             for part, theirs in zip(chain(*parts(run.engine.state())), saved, strict=True):
                 part.copy_(theirs)
-            run.engine.restored(done)
+            run.engine.on_restore(done)
             assert torch.equal(run.velocity(), drawn)
             assert run.engine.state().steps == done
             assert same(run.engine.state(), saved)

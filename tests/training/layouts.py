@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wemmu.checkpoint.manifest import Origin
-from wemmu.checkpoint.placed import Placed, flat_parts, row_parts
+from wemmu.checkpoint.sharded_tensor import ShardedTensor, flat_parts, row_parts
 from wemmu.checkpoint.state import TrainState
 
 SHAPES = {
@@ -53,7 +53,7 @@ def blank(state: TrainState) -> TrainState:
     """The same memory, overwritten."""
     for part in PARTS:
         for tensor in getattr(state, part).values():
-            for _, view in Placed.of(tensor).parts:
+            for _, view in ShardedTensor.of(tensor).parts:
                 view.fill_(float("nan"))
     return state
 
@@ -64,7 +64,7 @@ def differences(state: TrainState, whole: TrainState) -> list[str]:
     def wrong(tensor: Tensor, right: Tensor) -> bool:
         return any(
             not torch.equal(view, right[tuple(slice(o, o + n) for o, n in zip(offset, view.shape, strict=True))])
-            for offset, view in Placed.of(tensor).parts
+            for offset, view in ShardedTensor.of(tensor).parts
         )
 
     return [
@@ -80,22 +80,22 @@ def single(name: str, whole: Tensor, rank: int, world: int) -> Tensor:
     return whole.clone()
 
 
-def zero3(name: str, whole: Tensor, rank: int, world: int) -> Placed:
+def zero3(name: str, whole: Tensor, rank: int, world: int) -> ShardedTensor:
     """As DeepSpeed: equal shares of the flattened tensor, with padding behind the last."""
     share = ceil(whole.numel() / world)
     flat = torch.cat([whole.flatten(), torch.full((share,), -1.0)])[rank * share : (rank + 1) * share].clone()
-    return Placed(whole.shape, flat_parts(whole.shape, rank * share, flat))
+    return ShardedTensor(whole.shape, flat_parts(whole.shape, rank * share, flat))
 
 
-def fsdp(name: str, whole: Tensor, rank: int, world: int) -> Placed:
+def fsdp(name: str, whole: Tensor, rank: int, world: int) -> ShardedTensor:
     """As FSDP2: rows, fewer or none on the last ranks. What has no rows is on all."""
     if not whole.ndim:
-        return Placed.of(whole.clone())
+        return ShardedTensor.of(whole.clone())
     first, rows = _rows(whole, rank, world)
-    return Placed(whole.shape, row_parts(whole.shape, rows, first))
+    return ShardedTensor(whole.shape, row_parts(whole.shape, rows, first))
 
 
-def tensor(name: str, whole: Tensor, rank: int, world: int) -> Placed:
+def tensor(name: str, whole: Tensor, rank: int, world: int) -> ShardedTensor:
     """As tensor parallelism over two ranks, if there are as many, and FSDP2 over the copies of that."""
     ways = min(world, 2)
     if name not in SLICED:
@@ -110,7 +110,7 @@ def tensor(name: str, whole: Tensor, rank: int, world: int) -> Placed:
     taken = [matrix.narrow(dim, b, e - b) for b, e, _ in ranges]
     local = torch.cat([*taken, torch.full_like(matrix.narrow(dim, 0, PADDING), -1)], dim)
     first, rows = _rows(local, rank // ways, world // ways)
-    return Placed(whole.shape, row_parts(whole.shape, rows, first, dim, ranges))
+    return ShardedTensor(whole.shape, row_parts(whole.shape, rows, first, dim, ranges))
 
 
 def pipeline(name: str, whole: Tensor, rank: int, world: int) -> Tensor | None:

@@ -19,8 +19,8 @@ from wemmu.checkpoint import manifest as manifest_module
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of
-from wemmu.checkpoint.placed import Placed
 from wemmu.checkpoint.saver import Saver
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config import StageRun
 from wemmu.locks import EXCLUSIVE, take
 from wemmu.training import hold, resume
@@ -75,7 +75,7 @@ def refusals(rank: int, world: int, root: Path) -> dict[str, str]:
 
     hole = fresh()
     if rank == 1:
-        hole.exp_avg["dit.qk.weight"] = Placed((6, 5), [])
+        hole.exp_avg["dit.qk.weight"] = ShardedTensor((6, 5), [])
     try_("hole", lambda: store.save(root / "bad", hole, {}, origin()))
     try_("steps", lambda: store.save(root / "bad", replace(fresh(), steps=rank), {}, origin()))
     infinite = fresh()

@@ -81,7 +81,7 @@ def put(engine: SingleEngine, saved: TrainState) -> None:
     ):
         for name, tensor in mine.items():
             tensor.copy_(theirs[name])
-    engine.restored(saved.steps)
+    engine.on_restore(saved.steps)
 
 
 def same(a: TrainState, b: TrainState) -> bool:

@@ -27,7 +27,7 @@ from wemmu.sampling.request import GenerationRequest
 from wemmu.shapes.language import DESCRIBE, question
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import random_scene
-from wemmu.types import UNASKED, Batch
+from wemmu.types import IGNORE_INDEX, Batch
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "assets" / "shapes"
@@ -82,7 +82,7 @@ def test_the_loss_is_that_of_the_words_and_a_weight_times_that_of_the_pictures(b
         assert torch.allclose(losses.values, text + case.run.stage.objective.weight * visual)
         logits = model.logits(model.states(batch.prompts, batch.images).text)
         for row in range(4):
-            mean = F.cross_entropy(logits[row], batch.wanted[row], ignore_index=UNASKED)
+            mean = F.cross_entropy(logits[row], batch.labels[row], ignore_index=IGNORE_INDEX)
             assert torch.allclose(text[row], mean, rtol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_a_sample_is_worth_the_same_in_any_batch(backbones, encoder, case: RossC
 def test_questions_without_a_picture_are_of_words_alone(backbones, encoder) -> None:
     asked = make_questions(encoder, [0, 1])
     prompts, wanted = encoder.answered(["say a", "say b"], ["a red circle", "yes"], [[], []])
-    batch: Batch = replace(asked, prompts=prompts, wanted=wanted, images=asked.images[:, :0])
+    batch: Batch = replace(asked, prompts=prompts, labels=wanted, images=asked.images[:, :0])
     losses = RossCase().loss(RossCase().model(backbones))(batch, step=0)
     assert torch.equal(losses.values, losses.parts["loss/text"])
     assert not losses.parts["loss/visual"].any()

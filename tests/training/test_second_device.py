@@ -73,7 +73,7 @@ def test_a_step_mixes_no_devices_and_computes_what_it_does_on_the_cpu(
         engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
         # As a checkpoint is loaded: before the first step.
         engine.state()
-        engine.restored(0)
+        engine.on_restore(0)
         for step, task in enumerate(case.tasks):
             ids = [100 * step + i for i in range(GLOBAL_BATCH)]
             batches = [batch.to(ELSEWHERE) for batch in micro_batches(encoder, ids, task, 0, 1, 1)]
@@ -111,7 +111,7 @@ def test_weights_of_files_and_averages_that_begin_land_where_the_weights_are(bac
         state = engine.state()
         fill_from(sources, state.weights)
         state.begin_average()
-        engine.restored(0)
+        engine.on_restore(0)
         assert_beside(engine)
     for name, weight in state.weights.items():
         assert torch.equal(twin(weight), sources[name].tensor), name

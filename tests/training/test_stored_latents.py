@@ -15,7 +15,7 @@ from wemmu.config.schema import Backbones, StageRun
 from wemmu.config.shards import LatentSettings, ShardError
 from wemmu.config.task import GENERATION_TASKS, Task
 from wemmu.published.identity import identity
-from wemmu.training.build import Parts, build
+from wemmu.training.build import StageParts, build
 
 # Reconstruction and unconditional generation are made of the text-to-image records.
 STORED = (Task.T2I, Task.EDIT, Task.MULTI_EDIT)
@@ -74,7 +74,7 @@ def stage(backbones: Backbones, shards: Path) -> StageRun:
     )
 
 
-def losses(parts: Parts) -> dict[tuple[Task, int], torch.Tensor]:
+def losses(parts: StageParts) -> dict[tuple[Task, int], torch.Tensor]:
     """Of each micro-batch of ten steps, which hold every task."""
     return {
         (batch.task, step): parts.engine.accumulate([batch], step)[0].values

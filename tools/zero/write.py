@@ -21,7 +21,7 @@ from tools.zero.partitions import MOMENTS, WEIGHT, Parameter
 from tools.zero.pickles import FolderError
 from wemmu.checkpoint.collective import ALONE
 from wemmu.checkpoint.manifest import Origin, some
-from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.checkpoint.store import write
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
@@ -32,7 +32,7 @@ REPORT = "parity.json"
 LEFT_OUT = "-"
 
 
-class Unread(Placed):
+class Unread(ShardedTensor):
     """A whole tensor that is read when it is written, and not kept."""
 
     @staticmethod

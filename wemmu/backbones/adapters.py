@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from wemmu.checkpoint.placed import TensorSlice
+from wemmu.checkpoint.sharded_tensor import TensorSlice
 from wemmu.published.check import check_class
 from wemmu.published.known import KNOWN
 

@@ -1,7 +1,7 @@
 """Backbones from directories in the published layout: strict, with a report of what was loaded.
 
 What can be trained, the DiT and the bridge's copy of the VLM's layers, gets its weights block by block, and each block
-is handed to `place` before the next one is read: a sharded engine never has the whole of it in memory.
+is handed to `on_block_loaded` before the next one is read: a sharded engine never has the whole of it in memory.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from wemmu.published.layout import DIFFUSERS, BackboneError, tensors
 
 # Is called with a module that has just got its weights and the prefix of their names in the whole model. A module that
 # contains others comes after them, and finds done to them what was done.
-Place = Callable[[str, nn.Module], object]
+OnBlockLoaded = Callable[[str, nn.Module], object]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class LoadReport:
         )
 
 
-def stay(prefix: str, module: nn.Module) -> None:
-    """The `Place` of a process that keeps the whole model."""
+def keep_local(prefix: str, module: nn.Module) -> None:
+    """The `OnBlockLoaded` of a process that keeps the whole model."""
 
 
 def load_vlm(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
@@ -70,11 +70,13 @@ def load_autoencoder(directory: Path, dtype: torch.dtype) -> tuple[FrozenVAE, Lo
     return FrozenVAE(vae), report
 
 
-def load_dit(directory: Path, dtype: torch.dtype, place: Place = stay) -> tuple[nn.Module, LoadReport]:
-    """A DiT, block by block; `place` gets names that begin `dit.`. Raises as `load_vlm`."""
+def load_dit(
+    directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded = keep_local
+) -> tuple[nn.Module, LoadReport]:
+    """A DiT, block by block; `on_block_loaded` gets names that begin `dit.`. Raises as `load_vlm`."""
     check(directory, TRANSFORMER)
     cls = class_of(directory, TRANSFORMER)
-    return load_by_blocks(cls, directory, dtype, lambda prefix, block: place(f"dit.{prefix}", block))
+    return load_by_blocks(cls, directory, dtype, lambda prefix, block: on_block_loaded(f"dit.{prefix}", block))
 
 
 def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -104,7 +106,7 @@ def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Modu
 
 
 def load_by_blocks(
-    cls: type[ModelMixin], directory: Path, dtype: torch.dtype, place: Place
+    cls: type[ModelMixin], directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded
 ) -> tuple[nn.Module, LoadReport]:
     """As `load_strict`, of a diffusers model, but block by block; all of it is checked before a weight is read."""
     default = torch.get_default_dtype()
@@ -130,7 +132,7 @@ def load_by_blocks(
     for prefix, block in blocks(model):
         empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
         fill(block, {name: stored[prefix + name].get_tensor(prefix + name).to(dtype) for name in empty})
-        place(prefix, block)
+        on_block_loaded(prefix, block)
     return model.eval(), report
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wemmu.checkpoint.collective import CheckpointError, Ranks
 from wemmu.checkpoint.manifest import some
-from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 
 
 class NotFiniteError(CheckpointError):
@@ -16,8 +16,8 @@ class NotFiniteError(CheckpointError):
 
 @torch.no_grad()
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those, whole or `Placed`, that are not finite in what this rank holds of them."""
-    parts = {name: [part for _, part in Placed.of(tensor).parts] for name, tensor in tensors.items()}
+    """The names of those, whole or `ShardedTensor`, that are not finite in what this rank holds of them."""
+    parts = {name: [part for _, part in ShardedTensor.of(tensor).parts] for name, tensor in tensors.items()}
     # A sum is not finite if a summand is not, and takes no memory as `isfinite` does; a finite one may overflow.
     suspects = [name for name, of in parts.items() if not all(part.sum().isfinite() for part in of)]
     return [name for name in suspects if not all(part.isfinite().all() for part in parts[name])]

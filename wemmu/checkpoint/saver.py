@@ -10,7 +10,7 @@ from torch import Tensor
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import own_group
 from wemmu.checkpoint.manifest import Origin
-from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.checkpoint.state import TrainState
 
 
@@ -57,7 +57,7 @@ class Saver:
         finally:
             self._thread.shutdown()
 
-    def _copied(self, live: dict[str, Placed]) -> dict[str, Placed]:
+    def _copied(self, live: dict[str, ShardedTensor]) -> dict[str, ShardedTensor]:
         """Copies in host memory, the same at every save. No writer reads them now: it was waited for."""
         copied = {}
         for name, tensor in live.items():
@@ -67,11 +67,11 @@ class Saver:
             for copy, part in zip(self._copies[name], parts, strict=True):
                 copy.copy_(part, non_blocking=True)
             offsets = (offset for offset, _ in tensor.parts)
-            copied[name] = Placed(tensor.shape, list(zip(offsets, self._copies[name], strict=True)))
+            copied[name] = ShardedTensor(tensor.shape, list(zip(offsets, self._copies[name], strict=True)))
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         return copied
 
-    def _write(self, tensors: dict[str, Placed], step: int) -> None:
+    def _write(self, tensors: dict[str, ShardedTensor], step: int) -> None:
         store.write(self._root, tensors, step, self._origin, self._ranks)
         retention.prune(self._root, self._keep, self._ranks, step)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class TrainState:
     """Everything an optimizer step changes, under canonical names and whole shapes.
 
     weights, exp_avg, exp_avg_sq: a tensor for each trained parameter of which this rank holds something, whole or, as a
-    `Placed`, in parts; float32 and live, so that what is written into them is what the next step uses once `restored`
-    was called. steps: optimizer steps taken. ema: likewise the moving average of each weight; empty if none is kept.
+    `ShardedTensor`, in parts; float32 and live, so the next step uses what is written into them, once `on_restore` was
+    called. steps: optimizer steps taken. ema: likewise the moving average of each weight; empty if none is kept.
     """
 
     weights: dict[str, Tensor]
@@ -27,6 +27,6 @@ class TrainState:
     def begin_average(self) -> None:
         """Let the average, if one is kept, begin with the weights as they are now."""
         for name, average in self.ema.items():
-            pairs = zip(Placed.of(average).parts, Placed.of(self.weights[name]).parts, strict=True)
+            pairs = zip(ShardedTensor.of(average).parts, ShardedTensor.of(self.weights[name]).parts, strict=True)
             for (_, mine), (_, weight) in pairs:
                 mine.copy_(weight)

@@ -32,8 +32,8 @@ from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks, all_ranks
 from wemmu.checkpoint.finite import check_finite
 from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
 from wemmu.checkpoint.metadata import CheckedReader
-from wemmu.checkpoint.placed import Placed, WholePlanner
 from wemmu.checkpoint.retention import discard, make_room, newest
+from wemmu.checkpoint.sharded_tensor import ShardedTensor, WholePlanner
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.checkpoints import directory_name
 
@@ -45,13 +45,13 @@ LIBRARIES = ("torch", "transformers", "diffusers", "mosaicml-streaming")
 WEIGHTS, MOMENTS, EMA = "model", ("exp_avg", "exp_avg_sq"), "ema"  # the first words of names in the state
 
 
-def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, Placed]:
+def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, ShardedTensor]:
     """All that this rank holds, under its names in a checkpoint."""
     assert state.weights.keys() == state.exp_avg.keys() == state.exp_avg_sq.keys()
     assert state.ema.keys() in (set(), state.weights.keys())
     parts = {WEIGHTS: state.weights | carried, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
     parts |= {EMA: state.ema}
-    return {f"{part}.{name}": Placed.of(tensor) for part, held in parts.items() for name, tensor in held.items()}
+    return {f"{part}.{name}": ShardedTensor.of(tensor) for part, held in parts.items() for name, tensor in held.items()}
 
 
 def save(root: Path, state: TrainState, carried: Mapping[str, Tensor], origin: Origin) -> Path:
@@ -66,7 +66,7 @@ def save(root: Path, state: TrainState, carried: Mapping[str, Tensor], origin: O
     return write(root, flat(state, carried), state.steps, origin, all_ranks())
 
 
-def write(root: Path, tensors: dict[str, Placed], step: int, origin: Origin, ranks: Ranks) -> Path:
+def write(root: Path, tensors: dict[str, ShardedTensor], step: int, origin: Origin, ranks: Ranks) -> Path:
     """`save`, of tensors by their names in the checkpoint."""
     final = root / directory_name(step)
     aside = root / f"{final.name}.tmp"
@@ -208,7 +208,7 @@ def load_weights(
 
 
 def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor], ema: bool = False) -> None:
-    """Read weights into live tensors, whole or `Placed`, of a checkpoint that `manifest` describes and verified.
+    """Read weights into live tensors, whole or `ShardedTensor`, of a checkpoint that `manifest` describes and verified.
 
     All ranks call it, each with what it holds of what is inside. ema: the averages of those that have one.
 
@@ -217,11 +217,15 @@ def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]
     """
     prefixes = weight_prefixes(directory, manifest, ema)
     if not (directory / SHIPPED).is_file():
-        read(directory, {f"{prefixes[name]}.{name}": Placed.of(tensor) for name, tensor in into.items()}, all_ranks())
+        read(
+            directory,
+            {f"{prefixes[name]}.{name}": ShardedTensor.of(tensor) for name, tensor in into.items()},
+            all_ranks(),
+        )
     else:
         with safe_open(directory / SHIPPED, framework="pt") as file:
             for name, tensor in into.items():
-                for offset, part in Placed.of(tensor).parts:
+                for offset, part in ShardedTensor.of(tensor).parts:
                     box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
                     part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
     check_finite(f"{directory} cannot be used", into, all_ranks())
@@ -268,7 +272,7 @@ def _fill(directory: Path, manifest: Manifest, state: TrainState, ranks: Ranks) 
 
 
 def read(directory: Path, into: Mapping[str, Tensor], ranks: Ranks, reader: CheckedReader | None = None) -> None:
-    """Fill tensors, whole or `Placed`, by their names in a checkpoint that was verified.
+    """Fill tensors, whole or `ShardedTensor`, by their names in a checkpoint that was verified.
 
     reader: of the same checkpoint, where it is read from more than once.
 

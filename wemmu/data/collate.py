@@ -23,8 +23,8 @@ def collate(settings: StreamSettings, samples: Sequence[DecodedRecord], encoder:
     ids, images = torch.tensor([sample_id(s.id) for s in samples]), stacked([s.images for s in samples])
     texts, grids = [s.prompt for s in samples], [[grid] * len(s.images) for s in samples]
     if settings.task in UNDERSTANDING_TASKS:
-        prompts, wanted = encoder.answered(texts, [s.answer for s in samples], grids)
-        return Batch(settings.task, ids, prompts, images, target=None, wanted=wanted)
+        prompts, labels = encoder.answered(texts, [s.answer for s in samples], grids)
+        return Batch(settings.task, ids, prompts, images, target=None, labels=labels)
     return Batch(settings.task, ids, encoder(texts, grids), images, stacked([s.target for s in samples]), latents)
 
 

@@ -24,7 +24,7 @@ COMPOSING_EDITS = ("recolor", "reshape", "add")
 
 
 @dataclass(frozen=True)
-class Ask:
+class HeldOutRequest:
     """One held-out request.
 
     sample_id: key of its noise. sources: the input images as scenes. target: a correct answer (the only one, unless a
@@ -49,7 +49,7 @@ def splits(task: Task) -> tuple[Split, ...]:
     return ("test",) if task is Task.UNCONDITIONAL else ("test", "composition")
 
 
-def held_out(task: Task, split: Split, seed: int) -> Iterator[Ask]:
+def held_out(task: Task, split: Split, seed: int) -> Iterator[HeldOutRequest]:
     """Yield the requests of a task and split without end; n requests are the first n of any longer list."""
     number = 0
     while True:
@@ -58,16 +58,16 @@ def held_out(task: Task, split: Split, seed: int) -> Iterator[Ask]:
         number += 1
 
 
-def _ask(task: Task, split: Split, number: int, rng: random.Random) -> Ask:
+def _ask(task: Task, split: Split, number: int, rng: random.Random) -> HeldOutRequest:
     sample_id = rng.getrandbits(62)
     match task:
         case Task.T2I | Task.RECONSTRUCTION:
             # Groups in turn, not at random: equal numbers of each, and the first few show all of them.
             scene = random_scene(rng, split, objects=1 + number % MAX_OBJECTS)
             text, sources = (caption(scene, rng), ()) if task is Task.T2I else ("", (scene,))
-            return Ask(task, split, number, sample_id, text, sources, scene, _objects(scene))
+            return HeldOutRequest(task, split, number, sample_id, text, sources, scene, _objects(scene))
         case Task.UNCONDITIONAL:
-            return Ask(task, split, number, sample_id, "", (), None, "any")
+            return HeldOutRequest(task, split, number, sample_id, "", (), None, "any")
         case Task.EDIT:
             kinds: Sequence[str] = COMPOSING_EDITS if split == "composition" else tuple(EDITS)
             edit = random_edit(rng, split, kinds[number % len(kinds)])
@@ -77,8 +77,8 @@ def _ask(task: Task, split: Split, number: int, rng: random.Random) -> Ask:
             scene = random_scene(rng, split, objects=1 + number // 2 % MAX_OBJECTS)
             group = ("description", "question")[number % 2]
             text, answer = (DESCRIBE, full_caption(scene)) if group == "description" else question(scene, rng)
-            return Ask(task, split, number, sample_id, text, (scene,), scene, group, answer=answer)
-    return Ask(task, split, number, sample_id, edit.instruction, edit.sources, edit.target, edit.kind, edit)
+            return HeldOutRequest(task, split, number, sample_id, text, (scene,), scene, group, answer=answer)
+    return HeldOutRequest(task, split, number, sample_id, edit.instruction, edit.sources, edit.target, edit.kind, edit)
 
 
 def _objects(scene: Scene) -> str:
@@ -86,7 +86,7 @@ def _objects(scene: Scene) -> str:
     return f"{count} object{'s' if count > 1 else ''}"
 
 
-def batch(asks: Sequence[Ask], resolution: int) -> GenerationRequest:
+def batch(asks: Sequence[HeldOutRequest], resolution: int) -> GenerationRequest:
     """Return requests of one task for the sampler, at `resolution` px square."""
     size = (resolution, resolution)
     images = torch.zeros(len(asks), len(asks[0].sources), 3, *size, dtype=torch.uint8)

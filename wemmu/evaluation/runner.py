@@ -15,7 +15,7 @@ import torch
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
-from wemmu.evaluation.requests import Ask, batch, held_out, splits
+from wemmu.evaluation.requests import HeldOutRequest, batch, held_out, splits
 from wemmu.evaluation.scores import HEADLINE, judge, seen, summarize
 from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.shapes.render import render
@@ -31,12 +31,12 @@ KEPT = 8
 
 
 @dataclass(frozen=True)
-class Part:
+class EvalSplit:
     """The requests of one task and split."""
 
     task: Task
     split: str
-    asks: list[Ask]
+    asks: list[HeldOutRequest]
 
 
 class _Progress:
@@ -49,7 +49,7 @@ class _Progress:
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def say(self, part: Part, marks: list[dict[str, bool]], new: int) -> None:
+    def say(self, part: EvalSplit, marks: list[dict[str, bool]], new: int) -> None:
         self.done += new
         measure = HEADLINE[part.task]
         right = sum(m[measure] for m in marks) / len(marks)
@@ -61,7 +61,7 @@ class _Progress:
         )
 
 
-def plan(run: StageRun, prompts: int) -> list[Part]:
+def plan(run: StageRun, prompts: int) -> list[EvalSplit]:
     """Return the requests for a stage: every task of its mixture, `prompts` test scenes and half as many compositions.
 
     Raises:
@@ -71,7 +71,7 @@ def plan(run: StageRun, prompts: int) -> list[Part]:
         raise ValueError(f"the number of prompts is {prompts}; valid choices: any positive number")
     counts = {"test": prompts, "composition": -(-prompts // 2)}
     return [
-        Part(task, split, list(islice(held_out(task, split, run.sampling.seed), counts[split])))
+        EvalSplit(task, split, list(islice(held_out(task, split, run.sampling.seed), counts[split])))
         for task in Task
         if task in run.stage.mixture
         for split in splits(task)
@@ -127,7 +127,9 @@ def _settings(run: StageRun, prompts: int) -> dict[str, Any]:
     }
 
 
-def _keep(ask: Ask, response: Response, marks: dict[str, bool], resolution: int, folder: Path) -> dict[str, Any]:
+def _keep(
+    ask: HeldOutRequest, response: Response, marks: dict[str, bool], resolution: int, folder: Path
+) -> dict[str, Any]:
     """Save the images of one request; return its entry in samples.json."""
     stem = f"{ask.task}_{ask.split}_{ask.number:02d}"
     pictures = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from wemmu.config.task import Task
-from wemmu.evaluation.requests import Ask
+from wemmu.evaluation.requests import HeldOutRequest
 from wemmu.shapes.language import full_caption
 from wemmu.shapes.scene import MAX_OBJECTS, Scene
 from wemmu.shapes.scorer import caption_satisfied, read, same_scene, score_edit
@@ -60,7 +60,7 @@ class Share:
         return cls(len(outcomes), sum(outcomes), sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes)))
 
 
-def judge(ask: Ask, picture: Image.Image, words: str = "") -> dict[str, bool]:
+def judge(ask: HeldOutRequest, picture: Image.Image, words: str = "") -> dict[str, bool]:
     """Return every measure of the request's task for the generated image, or for the answer."""
     match ask.task:
         case Task.T2I:
@@ -91,7 +91,7 @@ def seen(picture: Image.Image) -> str:
     return full_caption(scene) if scene.objects else f"an empty {scene.background} background"
 
 
-def summarize(asks: Sequence[Ask], marks: Sequence[dict[str, bool]]) -> dict[str, Any]:
+def summarize(asks: Sequence[HeldOutRequest], marks: Sequence[dict[str, bool]]) -> dict[str, Any]:
     """Return the shares of every measure over all requests and within each group."""
     groups: dict[str, list[dict[str, bool]]] = {}
     for ask, mark in zip(asks, marks, strict=True):

@@ -9,13 +9,13 @@ from wemmu.objectives.flow import square_error
 from wemmu.timesteps import alpha_bar
 
 
-def noised(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
+def add_noise(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
     """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; z_0, eps: [M, ...], t: int64 [M]."""
     share = alpha_bar(timesteps).to(t.device)[t].reshape(-1, *[1] * (z_0.ndim - 1))
     return share.sqrt().to(z_0.dtype) * z_0 + (1 - share).sqrt().to(z_0.dtype) * eps
 
 
-def denoising(predicted: Tensor, eps: Tensor) -> Tensor:
+def denoising_loss(predicted: Tensor, eps: Tensor) -> Tensor:
     """|| J(z_t, t, states) - eps ||^2, the mean over an image's elements. [M, ...] -> [M], float32."""
     return square_error(predicted, eps)
 
@@ -36,7 +36,7 @@ def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:
     return each.flatten(1).mean(1)
 
 
-def answering(logits: Tensor, wanted: Tensor, sample: Tensor, samples: int) -> Tensor:
+def answer_cross_entropy(logits: Tensor, wanted: Tensor, sample: Tensor, samples: int) -> Tensor:
     """Cross-entropy of each sample's answer, the mean over its tokens: [samples], float32; 0 without a token.
 
     logits: [T, vocabulary] where the tokens wanted, int64 [T], are to be predicted; sample: int64 [T], whose they are.

@@ -90,7 +90,7 @@ class AdamW:
         counters = self._optimizer.param_groups if self._apex else self._optimizer.state.values()
         return (int(each.get("step", 0)) for each in counters)
 
-    def restored(self, steps: int) -> None:
+    def on_restore(self, steps: int) -> None:
         """Go on from `steps` steps, with the weights and moments that were written into the tensors of `state`."""
         self.state()
         if self._apex:

@@ -36,10 +36,10 @@ class Engine(Protocol):
         """A view of the live tensors; copy before the next step if it must last."""
         ...
 
-    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """What this rank holds of parameters, trained or not, by canonical name: whole or `Placed`, in working type."""
+    def local_parameters(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return what this rank holds of parameters, trained or not, by canonical name: whole or sharded."""
         ...
 
-    def restored(self, steps: int) -> None:
+    def on_restore(self, steps: int) -> None:
         """The tensors of `state` were filled with those of a checkpoint after `steps` steps: go on from there."""
         ...

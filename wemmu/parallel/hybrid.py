@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wemmu.checkpoint.placed import Placed, TensorSlice
+from wemmu.checkpoint.sharded_tensor import ShardedTensor, TensorSlice
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.schema import StageRun
 from wemmu.parallel import shards
@@ -131,11 +131,11 @@ class HybridEngine:
         weights, exp_avg, exp_avg_sq, ema = map(self._placed, parts)
         return TrainState(weights, exp_avg, exp_avg_sq, state.steps, ema)
 
-    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+    def local_parameters(self, names: Iterable[str]) -> dict[str, Tensor]:
         return self._placed({name: shards.local(self._sharded[name]) for name in names if name in self._sharded})
 
-    def restored(self, steps: int) -> None:
-        self._adamw.restored(steps)
+    def on_restore(self, steps: int) -> None:
+        self._adamw.on_restore(steps)
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients accumulated so far, for comparison with other engines."""
@@ -144,6 +144,6 @@ class HybridEngine:
     def _placed(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """By name this rank's rows of a parameter, or of what goes with it, as parts of the whole."""
         return {
-            name: Placed(self._places[name].shape, shards.parts(self._sharded[name], tensor, self._places[name]))
+            name: ShardedTensor(self._places[name].shape, shards.parts(self._sharded[name], tensor, self._places[name]))
             for name, tensor in rows.items()
         }

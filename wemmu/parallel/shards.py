@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from wemmu.checkpoint.placed import Part, TensorSlice, row_parts
+from wemmu.checkpoint.sharded_tensor import TensorShard, TensorSlice, row_parts
 
 
 def shard(root: nn.Module, units: Iterable[nn.Module], group: ProcessGroup, device: torch.device) -> None:
@@ -37,7 +37,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local()
 
 
-def parts(parameter: DTensor, rows: Tensor, where: TensorSlice) -> Sequence[Part]:
+def parts(parameter: DTensor, rows: Tensor, where: TensorSlice) -> Sequence[TensorShard]:
     """Where `rows`, this rank's rows of `parameter` or of one of its moments, stand in the whole tensor.
 
     where: how `parameter` stands in the whole one, of which it may be a tensor-parallel slice.

@@ -62,11 +62,11 @@ class SingleEngine:
     def state(self) -> TrainState:
         return self._adamw.state()
 
-    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+    def local_parameters(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {name: self._model.get_parameter(name).detach() for name in names}
 
-    def restored(self, steps: int) -> None:
-        self._adamw.restored(steps)
+    def on_restore(self, steps: int) -> None:
+        self._adamw.on_restore(steps)
         self._to_working()
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wemmu.checkpoint.placed import Placed, flat_parts
+from wemmu.checkpoint.sharded_tensor import ShardedTensor, flat_parts
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.schema import StageRun
 from wemmu.parallel.adamw import average
@@ -204,12 +204,12 @@ class Zero3Engine:
             ema={} if self._decay is None else kept("ema"),
         )
 
-    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+    def local_parameters(self, names: Iterable[str]) -> dict[str, Tensor]:
         parameters = {name: self._model.get_parameter(name) for name in names}
         return {n: _place(p, p.ds_tensor) if hasattr(p, "ds_id") else p.detach() for n, p in parameters.items()}
 
     @torch.no_grad()
-    def restored(self, steps: int) -> None:
+    def on_restore(self, steps: int) -> None:
         self.state()
         for state in self._adamw_state.values():
             state["step"].fill_(steps)
@@ -271,9 +271,9 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return _Linear.apply(x, layer.weight, layer.bias)
 
 
-def _place(parameter: nn.Parameter, part: Tensor) -> Placed:
+def _place(parameter: nn.Parameter, part: Tensor) -> ShardedTensor:
     """`part`: this rank's elements of a sharded parameter, flat; behind the last one's there may be padding."""
-    return Placed(parameter.ds_shape, flat_parts(parameter.ds_shape, dist.get_rank() * part.numel(), part))
+    return ShardedTensor(parameter.ds_shape, flat_parts(parameter.ds_shape, dist.get_rank() * part.numel(), part))
 
 
 def load_deepspeed(device: torch.device) -> ModuleType:

@@ -11,7 +11,7 @@ from torch import nn
 from wemmu.backbones.cache import FeatureCache
 from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.weights import LoadReport, Place, stay
+from wemmu.backbones.weights import LoadReport, OnBlockLoaded, keep_local
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.prompts import PromptEncoder
@@ -40,8 +40,8 @@ class Recipe(Protocol):
     layers: tuple[nn.Module, ...]
     normed: tuple[nn.Module, ...]
 
-    def __init__(self, run: StageRun, place: Place = stay, device: torch.device | str = "cpu"):
-        """Load the model; `place` is called with each block as it gets its weights. device: where it will be.
+    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
+        """Load the model; `on_block_loaded` is called with each block as it gets its weights. device: where it will be.
 
         Raises:
             BackboneError: if a backbone cannot be loaded whole.
@@ -73,9 +73,9 @@ class Recipe(Protocol):
         ...
 
 
-def recipe(run: StageRun, place: Place = stay, device: torch.device | str = "cpu") -> Recipe:
+def recipe(run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu") -> Recipe:
     """The recipe of a stage, loaded. Raises as `Recipe.__init__`."""
-    return import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE(run, place, device)
+    return import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE(run, on_block_loaded, device)
 
 
 def ready_to_train(made: Recipe, run: StageRun) -> None:

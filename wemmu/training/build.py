@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wemmu import kernels
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.weights import Place, stay
+from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
@@ -25,7 +25,7 @@ from wemmu.training.start import begin, start_from
 
 
 @dataclass(frozen=True)
-class Parts:
+class StageParts:
     """What the trainer runs.
 
     carried: weights that this stage does not train but that are no backbone's either, by canonical name: they go into
@@ -40,7 +40,7 @@ class Parts:
     kernels: Kernels
 
 
-def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str = "cpu") -> Parts:
+def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str = "cpu") -> StageParts:
     """Load, freeze, start from the weights of the stage before, and connect.
 
     Raises:
@@ -68,7 +68,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         for backbone, sha256 in identities(made).items()
         if not trained | started >= {name for name in names if name.startswith(f"{backbone}.")}
     }
-    return Parts(recipe=made, engine=engine, loader=loader, carried=carried, frozen=frozen, kernels=chosen)
+    return StageParts(recipe=made, engine=engine, loader=loader, carried=carried, frozen=frozen, kernels=chosen)
 
 
 def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
@@ -97,10 +97,10 @@ def _engine(run: StageRun, made: Recipe, topology: Topology, device: torch.devic
             return HybridEngine(model, loss, run, topology, device, apex)
 
 
-def _place(run: StageRun, device: torch.device) -> Place:
+def _place(run: StageRun, device: torch.device) -> OnBlockLoaded:
     """What becomes of each block of the model as soon as it has its weights."""
     if run.parallel.engine != "zero3":
-        return stay
+        return keep_local
     from wemmu.parallel.zero3 import shard
 
     return lambda _, block: shard(block, device)

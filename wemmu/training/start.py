@@ -10,7 +10,7 @@ from torch import Tensor
 from wemmu.backbones.full_precision import Sources
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.manifest import Manifest, read_manifest, some, verify
-from wemmu.checkpoint.placed import Placed
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.checkpoint.store import fill_weights
 from wemmu.config import StageRun
 from wemmu.parallel.engine import Engine
@@ -32,8 +32,8 @@ def begin(
     start, widens = run.stage.start, run.backbones.dtype != "float32"
     new = {name for name in resting if name.partition(".")[0] not in made.reports}
     if not widens and start is None:
-        return engine.held(new), frozenset()
-    held, masters = engine.held(resting), engine.state().weights
+        return engine.local_parameters(new), frozenset()
+    held, masters = engine.local_parameters(resting), engine.state().weights
     inside = _names(start) if start else frozenset()
     carried = {name: tensor for name, tensor in held.items() if name in new | inside}
     if widens:
@@ -43,7 +43,7 @@ def begin(
     if start:
         start_from(start, held | masters, identities(made), also=carried if widens else {})
     engine.state().begin_average()
-    engine.restored(0)
+    engine.on_restore(0)
     return carried, inside
 
 
@@ -55,17 +55,19 @@ def _names(source: Path) -> frozenset[str]:
 
 @torch.no_grad()
 def fill_from(sources: Sources, into: Mapping[str, Tensor]) -> None:
-    """Copy into live tensors, whole or `Placed`, what there is of them in `sources`, a part at a time."""
+    """Copy into live tensors, whole or `ShardedTensor`, what there is of them in `sources`, a part at a time."""
     for name in into.keys() & sources.keys():
-        for offset, part in Placed.of(into[name]).parts:
+        for offset, part in ShardedTensor.of(into[name]).parts:
             part.copy_(sources[name].read(tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))))
 
 
 @torch.no_grad()
-def _wide(tensor: Tensor) -> Placed:
+def _wide(tensor: Tensor) -> ShardedTensor:
     """A copy in float32 and in host memory."""
-    placed = Placed.of(tensor)
-    return Placed(placed.shape, [(offset, part.to("cpu", torch.float32, copy=True)) for offset, part in placed.parts])
+    placed = ShardedTensor.of(tensor)
+    return ShardedTensor(
+        placed.shape, [(offset, part.to("cpu", torch.float32, copy=True)) for offset, part in placed.parts]
+    )
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from wemmu.jsonlines import append_event
 from wemmu.parallel.rendezvous import connect
 from wemmu.parallel.topology import any_rank
 from wemmu.training import environment, resume
-from wemmu.training.build import Parts, build
+from wemmu.training.build import StageParts, build
 from wemmu.training.hold import held
 from wemmu.training.ladder import Ladder
 from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
@@ -59,7 +59,7 @@ class Trainer:
         """Build the parts, and go to where the newest checkpoint left off."""
         run, folder = self.run, self.folder
         self.ladder = Ladder(self.stage, folder, self.topology.leads)
-        self.parts: Parts = build(run, self.topology, self.device)
+        self.parts: StageParts = build(run, self.topology, self.device)
         self.checkpoints = folder / CHECKPOINTS
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.saved: int | None = None
@@ -208,7 +208,7 @@ class Trainer:
         manifest = store.load_newest(self.checkpoints, self.parts.engine.state(), check)
         if manifest is None:
             return origin
-        self.parts.engine.restored(manifest.step)
+        self.parts.engine.on_restore(manifest.step)
         self._say(f"going on from {store.directory_name(manifest.step)}")
         for change in self.changes:
             self._say(f"changed since that checkpoint: {change}")

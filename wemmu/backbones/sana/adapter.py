@@ -8,7 +8,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from wemmu.checkpoint.placed import TensorSlice
+from wemmu.checkpoint.sharded_tensor import TensorSlice
 
 # Sana counts time from 0 to 1000.
 TIME_SCALE = 1000.0

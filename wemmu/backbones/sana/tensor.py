@@ -22,7 +22,7 @@ from diffusers.models.transformers.sana_transformer import GLUMBConv
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from wemmu.checkpoint.placed import TensorRange, TensorSlice
+from wemmu.checkpoint.sharded_tensor import TensorRange, TensorSlice
 from wemmu.parallel.tensor_layers import AcrossHeadsRMSNorm, Column, PointwiseColumn, PointwiseRow, Row, copied
 
 

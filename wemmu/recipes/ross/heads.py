@@ -36,7 +36,7 @@ def mlp(width: int) -> nn.Sequential:
 
 
 class ModulatedBlock(nn.Module):
-    """x += gate * f(norm(x) * (1 + scale) + shift) for attention and MLP; what a token is told sets all three."""
+    """x += gate * f(norm(x) * (1 + scale) + shift) for attention and MLP; the condition sets all three."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -44,30 +44,30 @@ class ModulatedBlock(nn.Module):
         self.parts = nn.ModuleList([Attention(width, heads), mlp(width)])
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        steps = self.modulation(F.silu(told)).chunk(6, dim=-1)
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        steps = self.modulation(F.silu(cond)).chunk(6, dim=-1)
         for norm, part, (shift, scale, gate) in zip(self.norms, self.parts, (steps[:3], steps[3:]), strict=True):
             x = x + gate * part(norm(x) * (1 + scale) + shift)
         return x
 
 
 class AddedBlock(nn.Module):
-    """A pre-norm transformer layer; what a token is told is added to it first."""
+    """A pre-norm transformer layer; the condition is added first."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.parts = nn.ModuleList([Attention(width, heads), mlp(width)])
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        x = x + told
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        x = x + cond
         for norm, part in zip(self.norms, self.parts, strict=True):
             x = x + part(norm(x))
         return x
 
 
 class Denoiser(nn.Module):
-    """Predicts the noise in z_t, told what the language model made of the picture and how noisy z_t is.
+    """Predicts the noise in z_t from the language model's states at the image tokens and from the time t.
 
     It begins by predicting 0, which is right on average: its last linear layer is zero, and so are all modulations. So
     no gradient reaches the states at the first steps.
@@ -98,11 +98,11 @@ class Denoiser(nn.Module):
     def forward(self, z_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """z_t: [M, C, h, w]; t: int64 [M], steps of the schedule; states: [M, h * w, D]. Returns eps: [M, C, h, w]."""
         h, w = z_t.shape[-2:]
-        told = self.states(F.silu(self.norm_states(states))) + self.time(self.sinusoids(t))[:, None]  # [M, N, width]
+        cond = self.states(F.silu(self.norm_states(states))) + self.time(self.sinusoids(t))[:, None]  # [M, N, width]
         x = self.tokens(z_t.flatten(2).mT) + _places(h, w, self.tokens.out_features, z_t.device)
         for block in self.blocks:
-            x = block(x, told)
-        shift, scale = self.modulation(F.silu(told)).chunk(2, dim=-1)
+            x = block(x, cond)
+        shift, scale = self.modulation(F.silu(cond)).chunk(2, dim=-1)
         return self.out(self.norm(x) * (1 + scale) + shift).mT.unflatten(2, (h, w))
 
 

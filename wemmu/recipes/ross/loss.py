@@ -5,10 +5,10 @@ from torch import Tensor
 
 from wemmu.config.schema import StageRun
 from wemmu.noise import Noise
-from wemmu.objectives.reconstruction import answering, denoising, noised, regression
+from wemmu.objectives.reconstruction import add_noise, answer_cross_entropy, denoising_loss, regression
 from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.ross.model import Ross
-from wemmu.types import UNASKED, Batch, Losses
+from wemmu.types import IGNORE_INDEX, Batch, Losses
 
 
 class ReconstructiveLoss:
@@ -22,12 +22,12 @@ class ReconstructiveLoss:
         self.head = run.recipe.head
 
     def __call__(self, batch: Batch, step: int) -> Losses:
-        assert batch.wanted is not None, "a batch of understanding says what is wanted"
+        assert batch.labels is not None, "a batch of understanding has labels"
         states = self.model.states(batch.prompts, batch.images)
-        rows, tokens = (batch.wanted != UNASKED).nonzero(as_tuple=True)
-        # Logits only where a token is wanted: there are as many as words in the vocabulary.
+        rows, tokens = (batch.labels != IGNORE_INDEX).nonzero(as_tuple=True)
+        # Logits only where there is a label: each has as many values as the vocabulary has tokens.
         logits = self.model.logits(states.text[rows, tokens])
-        text = answering(logits, batch.wanted[rows, tokens], rows, len(batch.wanted))
+        text = answer_cross_entropy(logits, batch.labels[rows, tokens], rows, len(batch.labels))
         visual = self.visual(batch, states.pictures, step) if batch.images.shape[1] else torch.zeros_like(text)
         tags = {f"loss/{batch.task}": torch.ones_like(text, dtype=torch.bool)}
         return Losses(text + self.weight * visual, tags, {"loss/text": text, "loss/visual": visual})
@@ -44,6 +44,6 @@ class ReconstructiveLoss:
         # Draws of each picture next to each other: [B * N * repeats, ...].
         eps = noise.normal("eps", (n, repeats, *target.shape[1:])).flatten(0, 2)
         t = (noise.uniform("time", (n, repeats)) * self.head.timesteps).long().flatten()
-        z_t = noised(target.repeat_interleave(repeats, 0), eps, t, self.head.timesteps)
+        z_t = add_noise(target.repeat_interleave(repeats, 0), eps, t, self.head.timesteps)
         predicted = self.model.head(z_t, t, states.repeat_interleave(repeats, 0))
-        return denoising(predicted, eps).reshape(b, n * repeats).mean(1)
+        return denoising_loss(predicted, eps).reshape(b, n * repeats).mean(1)

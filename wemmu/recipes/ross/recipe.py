@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from wemmu.backbones.full_precision import Sources, stored_vlm
-from wemmu.backbones.weights import Place, stay
+from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
@@ -21,8 +21,8 @@ from wemmu.sampling.request import GenerationRequest, Response
 class RossRecipe:
     """A VLM that learns to answer and, by a head, to restore the image; see `wemmu.recipes.recipe.Recipe`."""
 
-    def __init__(self, run: StageRun, place: Place = stay, device: torch.device | str = "cpu"):
-        """`place` is not called: the VLM is loaded whole."""
+    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
+        """`on_block_loaded` is not called: the VLM is loaded whole."""
         self._run = run
         self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
         self.encoder = PromptEncoder(run.backbones.vlm)

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor
 from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.full_precision import LANGUAGE, Made, Sources, stored_dit, stored_vlm
 from wemmu.backbones.vlm import FrozenVLM
-from wemmu.backbones.weights import LoadReport, Place, fill, load_autoencoder, load_dit, load_vlm, stay
+from wemmu.backbones.weights import LoadReport, OnBlockLoaded, fill, keep_local, load_autoencoder, load_dit, load_vlm
 from wemmu.config.schema import Backbones
 from wemmu.published.check import check_backbones
 from wemmu.recipes.wemmu.bridge import Bridge
@@ -20,7 +20,7 @@ from wemmu.recipes.wemmu.model import WeMMU
 
 
 def build_model(
-    backbones: Backbones, config: BridgeConfig, seed: int, place: Place = stay
+    backbones: Backbones, config: BridgeConfig, seed: int, on_block_loaded: OnBlockLoaded = keep_local
 ) -> tuple[WeMMU, dict[str, LoadReport]]:
     """The whole model: backbones loaded, bridge copied from the VLM and its new parts initialised from `seed`.
 
@@ -32,7 +32,7 @@ def build_model(
     reports = {}
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
     vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
-    dit, reports["dit"] = load_dit(backbones.dit, dtype, place)
+    dit, reports["dit"] = load_dit(backbones.dit, dtype, on_block_loaded)
     pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     bridge = new_bridge(config, frozen.language_model, vae.latent_channels, caption_channels(dit), seed)
@@ -42,8 +42,8 @@ def build_model(
     for name in [*(f"layers.{i}" for i in range(len(frozen.language_model.layers))), "norm"]:
         block, original = bridge.pathway.get_submodule(name), frozen.language_model.get_submodule(name)
         fill(block, {name: tensor.clone() for name, tensor in original.state_dict().items()})
-        place(f"bridge.pathway.{name}.", block)
-    place("bridge.", bridge)
+        on_block_loaded(f"bridge.pathway.{name}.", block)
+    on_block_loaded("bridge.", bridge)
     return WeMMU(frozen, vae, bridge, dit), reports
 
 

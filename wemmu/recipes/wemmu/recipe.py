@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from wemmu.backbones.full_precision import Sources
-from wemmu.backbones.weights import Place, stay
+from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
@@ -25,9 +25,9 @@ from wemmu.sampling.solvers import times
 class WeMMURecipe:
     """A bridge between a frozen VLM and a DiT; see `wemmu.recipes.recipe.Recipe`."""
 
-    def __init__(self, run: StageRun, place: Place = stay, device: torch.device | str = "cpu"):
+    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
         self._run = run
-        self.model, self.reports = build_model(run.backbones, run.recipe.bridge, run.seed, place)
+        self.model, self.reports = build_model(run.backbones, run.recipe.bridge, run.seed, on_block_loaded)
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
         self.caches = (self.vae.cache, self.model.vlm.cache)

@@ -1,6 +1,6 @@
 """Tensors of which a rank holds only parts, in the terms of torch's distributed checkpoint (DCP).
 
-Every layout shows its state under canonical names and whole shapes, as `Placed` tensors: rectangles with their offsets,
+Every layout shows its state under canonical names and whole shapes, as `ShardedTensor`: rectangles with their offsets,
 each a view of the live memory. What one layout saves any other loads, since DCP maps rectangles onto rectangles.
 
     flat_parts   a range of the flattened tensor, which is what DeepSpeed ZeRO-3 gives a rank
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 # Where a part begins in the whole tensor, and the part; the same with its sizes alone.
-Part = tuple[tuple[int, ...], Tensor]
+TensorShard = tuple[tuple[int, ...], Tensor]
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -45,7 +45,7 @@ class TensorSlice:
     ranges: tuple[TensorRange, ...] = ()
 
 
-class Placed(Tensor):
+class ShardedTensor(Tensor):
     """Stands for a whole tensor of `shape` of which this rank holds `parts`, perhaps none.
 
     It has a shape and a type and no data of its own: DCP writes the parts and fills them in place, and no operator
@@ -55,10 +55,10 @@ class Placed(Tensor):
         ValueError: if a part does not lie within the shape.
     """
 
-    parts: list[Part]
+    parts: list[TensorShard]
 
     @staticmethod
-    def __new__(cls, shape: Sequence[int], parts: Sequence[Part]) -> "Placed":
+    def __new__(cls, shape: Sequence[int], parts: Sequence[TensorShard]) -> "ShardedTensor":
         held = [(tuple(offset), part.detach()) for offset, part in parts if part.numel()]
         for offset, part in held:
             ends = [begin + size for begin, size in zip(offset, part.shape, strict=True)]
@@ -70,7 +70,7 @@ class Placed(Tensor):
         return placed
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Placed":
+    def of(cls, tensor: Tensor) -> "ShardedTensor":
         """What is whole on this rank, as one part; what is placed already, as it is."""
         return tensor if isinstance(tensor, cls) else cls(tensor.shape, [((0,) * tensor.ndim, tensor)])
 
@@ -80,7 +80,7 @@ class Placed(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         parts = ", ".join(f"{list(part.shape)} at {list(offset)}" for offset, part in self.parts)
-        return f"Placed({list(self.shape)}: {parts or 'nothing'})"
+        return f"ShardedTensor({list(self.shape)}: {parts or 'nothing'})"
 
     # What DCP calls. The names are its own.
 
@@ -104,7 +104,7 @@ class Placed(Tensor):
         return found
 
 
-def flat_parts(shape: Sequence[int], begin: int, flat: Tensor) -> list[Part]:
+def flat_parts(shape: Sequence[int], begin: int, flat: Tensor) -> list[TensorShard]:
     """The elements from `begin` on of the flattened tensor of `shape`, held as the one-dimensional `flat`.
 
     Returns at most 2 * len(shape) - 1 views of `flat`. What lies behind the end of the tensor is padding, of no part.
@@ -150,7 +150,7 @@ def row_parts(
     first_row: int = 0,
     dim: int | None = None,
     ranges: Sequence[tuple[int, int, int]] = (),
-) -> list[Part]:
+) -> list[TensorShard]:
     """Rows of a local tensor that is the whole tensor of `shape` or a slice of it, as views of `rows`.
 
     rows: rows [first_row, first_row + len(rows)) of the local tensor; trailing dimensions of size 1 may be missing (a
