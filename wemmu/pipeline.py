@@ -11,7 +11,7 @@ translates a call into requests to them.
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from numbers import Integral, Real
 from pathlib import Path
@@ -42,6 +42,7 @@ from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
+from wemmu.sampling.solvers import Solver
 from wemmu.shapes.vocabulary import unknown
 from wemmu.timesteps import VelocityField
 
@@ -252,17 +253,26 @@ class WeMMUPipeline(DiffusionPipeline):
             hook.pre_forward(self.vlm)
         model = WeMMU(vlm, FrozenVAE(self.vae), self.bridge, self.transformer)
         # Evenly spaced times, for the scheduler shifts them itself.
-        return Sampler(model, PromptEncoder(self.processor), shift=1.0, solver=self._solve)
+        solver = scheduler_solver(self.scheduler, self.progress_bar)
+        return Sampler(model, PromptEncoder(self.processor), shift=1.0, solver=solver)
 
-    def _solve(self, velocity: VelocityField, x: Tensor, ts: Tensor) -> Tensor:
-        """The scheduler as a `Solver`: x [B, ...] at ts[0] -> x at ts[-1] = 0, which schedulers add themselves."""
-        # One of its own for each call: a scheduler counts its steps, and calls may run beside each other.
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+
+def scheduler_solver(
+    given: FlowMatchEulerDiscreteScheduler, progress: Callable[[Iterable[Tensor]], Iterable[Tensor]]
+) -> Solver:
+    """A scheduler of diffusers as a `Solver`; `progress` wraps its time steps."""
+
+    def solve(velocity: VelocityField, x: Tensor, ts: Tensor) -> Tensor:
+        # One of its own for each call: a scheduler counts its steps, and calls may run beside each other. It adds the
+        # last time, 0, itself.
+        scheduler = type(given).from_config(given.config)
         scheduler.set_timesteps(sigmas=ts[:-1].tolist(), device=x.device)
-        for t in self.progress_bar(scheduler.timesteps):
+        for t in progress(scheduler.timesteps):
             v = velocity(x, (t / scheduler.config.num_train_timesteps).expand(len(x)))
             x = scheduler.step(v, t, x, return_dict=False)[0]
         return x
+
+    return solve
 
 
 def check_size(size: tuple[Any, Any], table: int, token_px: int, latent_px: int) -> None:

@@ -154,10 +154,11 @@ def test_refused_with_its_reason(tmp_path: Path, bends: list[Bend], reason: str)
         load_curriculum(write(tmp_path, content))
 
 
-def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path):
+def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture):
     """By the objective of its stages; it had the fields of all recipes side by side."""
     old = tree() | {"bridge": {"position_table": 9}, "reconstruction": {"target": "pixels"}}
     assert load_curriculum(write(tmp_path, old)).recipe == WeMMU(bridge=Bridge(position_table=9))
+    assert "`bridge` has moved, write `recipe: {kind: wemmu, bridge: {...}}`" in capsys.readouterr().err
     assert load_curriculum(write(tmp_path, old), ["bridge.queries.std=2"]).recipe.bridge.queries.std == 2
     ross = load_curriculum(write(tmp_path, old | {"stages": [tree()["stages"][0] | ROSS]})).recipe
     assert isinstance(ross, Ross)

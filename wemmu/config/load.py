@@ -19,6 +19,7 @@ from yaml import ScalarEvent, YAMLError
 from wemmu.config.base import Named, leaves
 from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
+from wemmu.config.upgrade import MOVED
 
 Schema = TypeVar("Schema", bound=BaseModel)
 # OmegaConf's loader, which differs from PyYAML's.
@@ -202,6 +203,9 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
         raise ConfigError(f"cannot read the config {path}: its chain of `base` contains itself")
     tree = _parse(path)
     base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
+    for field, now in MOVED.items() if written is None else ():
+        if field in tree:
+            print(f"{path}: the field `{field}` has moved, write {now}; it is read as that", file=sys.stderr)
     folders = _folders(written, path)
     origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:

@@ -1,11 +1,10 @@
 """The schema of a curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, LocalPath, Location, Positive, Seed
+from wemmu.config.base import Config, LocalPath, Location, Named, Positive, Seed
 from wemmu.config.prepare import Prepare
 from wemmu.config.stage import Rung, Stage
 from wemmu.config.upgrade import upgraded
@@ -32,7 +31,10 @@ class Backbones(Config):
     def _of_a_pipeline(cls, values: Any) -> Any:
         if isinstance(values, dict) and (pipeline := values.get("sana")) is not None:
             rest = {name: value for name, value in values.items() if name != "sana"}
-            return {"dit": Path(pipeline) / "transformer", "vae": Path(pipeline) / "vae"} | rest
+            # A name of a config knows the folders that a relative path is searched in.
+            folders = pipeline.folders if isinstance(pipeline, Named) else ()
+            parts = {"dit": "transformer", "vae": "vae"}
+            return {name: Named.of(f"{pipeline}/{part}", folders) for name, part in parts.items()} | rest
         return values
 
 

@@ -3,6 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+# Field of earlier versions -> what says the same now.
+MOVED = {
+    "bridge": "`recipe: {kind: wemmu, bridge: {...}}`",
+    "reconstruction": "its fields into `recipe: {kind: ross, ...}`",
+}
+
 
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     """The config of a curriculum or of one stage with its recipe said in `recipe`.
