@@ -1,1 +1,1 @@
-"""Everything that knows a foreign model: a folder for each family, with its `adapter.py`; `adapters` chooses it."""
+"""Adapters for models of transformers and diffusers: one folder per family; `adapters` chooses one."""

@@ -1,7 +1,7 @@
-"""What differs between the families of a backbone, behind one interface for each kind; chosen by the model's class.
+"""One interface per kind of backbone; the adapter of a family is chosen by the model's class.
 
-An adapter has no weights and no state: it takes the model. Only adapters name classes, fields and call signatures of
-transformers and diffusers.
+An adapter has no weights and no state; its methods take the model. Only adapters name classes, fields and call
+signatures of transformers and diffusers.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""A memory of what a frozen encoder made of a picture, so that small data sets pay for each picture once.
+"""Caches a frozen encoder's features per image, so that small data sets encode each image once.
 
-Keyed by the picture's content, hence shared by all tasks and epochs. Results must not depend on what was remembered
-before, or a resumed run would differ from an undisturbed one in the last bit; so pictures that are missing are encoded
-in a batch of the same size as the one asked for, and the size is part of the key.
+The key is the image's content, so all tasks and epochs share it. Results must not depend on the state of the cache, or
+a resumed run would differ in the last bit. So missing images are encoded in a batch of the requested size, and the size
+is part of the key.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """Wraps `encode`: pixels uint8 [B, ...] -> features [B, ...]. Remembers `capacity` pictures, oldest out first.
+    """Wraps `encode`: pixels uint8 [B, ...] -> features [B, ...]. Remembers `capacity` images, oldest out first.
 
     Capacity 0 remembers nothing and adds no work.
     """
@@ -24,7 +24,7 @@ class FeatureCache:
         self._features: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __call__(self, encode: Callable[[Tensor], Tensor], pixels: Tensor, kind: Hashable = None) -> Tensor:
-        """Features of `pixels`; `kind` tells apart different encodings of the same picture."""
+        """Features of `pixels`; `kind` tells apart different encodings of the same image."""
         # The loader leaves the channels last in memory; that order would show in the last bit.
         pixels = pixels.contiguous()
         if self.capacity == 0:

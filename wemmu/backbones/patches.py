@@ -1,6 +1,6 @@
 """Pictures -> the flattened patches that Qwen2.5-VL's vision tower takes.
 
-The processor of the VLM works on one PIL picture at a time; the trainer has whole batches of one size on the device.
+The processor of the VLM works on one PIL image at a time; the trainer has whole batches of one size on the device.
 `tests/test_vlm.py` holds the two to be equal.
 """
 
@@ -23,7 +23,7 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
 def patchify(pixels: Tensor, patch: int, merge: int, temporal: int) -> Tensor:
     """Normalised pixels [B, 3, H, W] -> patches [B * (H/patch) * (W/patch), 3 * temporal * patch^2].
 
-    Patches are ordered by merge block, as the tower's merger expects; a still picture fills all `temporal` frames.
+    Patches are ordered by merge block, as the tower's merger expects; a still image fills all `temporal` frames.
     """
     b, c, height, width = pixels.shape
     rows, columns = height // (patch * merge), width // (patch * merge)

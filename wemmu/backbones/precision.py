@@ -1,4 +1,4 @@
-"""Buffers that stay in float32 whatever type their model is cast to."""
+"""Keeps buffers in float32 when their model is cast."""
 
 from collections.abc import Callable
 from functools import cache

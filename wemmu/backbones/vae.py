@@ -18,21 +18,21 @@ class FrozenVAE(nn.Module):
         self.cache = FeatureCache()
 
     def train(self, mode: bool = True) -> "FrozenVAE":
-        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
+        """Stay in eval mode: a frozen model has no training behaviour."""
         return super().train(False)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """uint8 [B, 3, H, W] -> latents [B, C, h, w] of about unit variance.
 
-        With `grid` = (rows, columns) the picture is resized first, so that it has exactly that many latents.
+        With `grid` = (rows, columns), resize the image first so that it has this many latents.
         """
 
         def encode(pixels: Tensor) -> Tensor:
             size = pixels.shape[-2:] if grid is None else (grid[0] * self.latent_px, grid[1] * self.latent_px)
             return self.adapter.encode(self.vae, resize(pixels, *size) / 127.5 - 1)
 
-        # A picture whose grid is its own needs no resizing, so it shares its latents with the target of that picture.
+        # Without resizing, an input shares its cached latents with the target of the same image.
         own = tuple(side // self.latent_px for side in pixels.shape[-2:])
         return self.cache(encode, pixels, None if grid == own else grid)
 

@@ -1,6 +1,6 @@
-"""The VLM: how prompts and pictures get into it, and, where it is frozen, the keys and values of every layer out.
+"""Runs a VLM on prompts and images; a frozen one returns the keys and values of every layer.
 
-What differs between families of VLMs is in their adapters (`wemmu.backbones.adapters.VLMAdapter`).
+Adapters hold the differences between families of VLMs (`wemmu.backbones.adapters.VLMAdapter`).
 """
 
 from contextlib import suppress
@@ -19,13 +19,13 @@ from wemmu.types import Prefix, Prompts
 
 
 class _Complete(Exception):
-    """The last layer's keys and values are there."""
+    """Raised when the last layer's keys and values are complete."""
 
 
 class _KeysAndValues(DynamicCache):
-    """Takes what every layer hands over, and ends the forward pass where nothing that follows is wanted.
+    """Collects keys and values of every layer, then ends the forward pass.
 
-    Of the last layer that is its attention and its MLP, which are most of its work.
+    This skips the attention and the MLP of the last layer, most of its work.
     """
 
     def __init__(self, layers: int):
@@ -44,7 +44,7 @@ class _KeysAndValues(DynamicCache):
 
 
 class VLM(KeepsFloat32, nn.Module):
-    """Holds the VLM and what is needed to feed it batches of pictures."""
+    """The VLM with everything needed to feed it batches of images."""
 
     def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
         """mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
@@ -73,10 +73,10 @@ class VLM(KeepsFloat32, nn.Module):
         return self.vlm.model.language_model
 
     def image_tokens(self, prompts: Prompts, images: Tensor) -> Tensor:
-        """Which tokens stand for the pictures uint8 [B, N, 3, H, W]; bool [B, L], N * rows * columns in each row.
+        """Which tokens stand for the images uint8 [B, N, 3, H, W]; bool [B, L], N * rows * columns in each row.
 
         Raises:
-            ValueError: if the prompts' image tokens are not those of the pictures.
+            ValueError: if the prompts' image tokens are not those of the images.
         """
         _, n, _, height, width = images.shape
         rows, columns = token_grid(height, width, self.token_px) if n else (0, 0)
@@ -108,10 +108,9 @@ class VLM(KeepsFloat32, nn.Module):
 
 
 class FrozenVLM(VLM):
-    """The prefix of every prompt.
+    """Computes the prefix of prompts with a frozen VLM.
 
-    Nothing here is trained, so nothing here leaves an autograd node: the model runs under no_grad, in eval mode,
-    without its language-model head, no further than the last layer's keys and values.
+    It runs under no_grad, in eval mode, without the language-model head, up to the last layer's keys and values.
     """
 
     def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
@@ -119,21 +118,21 @@ class FrozenVLM(VLM):
         self.cache = FeatureCache()
 
     def train(self, mode: bool = True) -> "FrozenVLM":
-        """Stays in eval mode whatever is asked: a frozen model has no training behaviour."""
+        """Stay in eval mode: a frozen model has no training behaviour."""
         return super().train(False)
 
     @torch.no_grad()
     def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
         """Run the VLM over a batch of prompts.
 
-        images: uint8 [B, N, 3, H, W], the pictures of each prompt in their order; N may be 0.
+        images: uint8 [B, N, 3, H, W], the images of each prompt in their order; N may be 0.
 
         Raises:
-            ValueError: if the prompts' image tokens are not those of the pictures.
+            ValueError: if the prompts' image tokens are not those of the images.
         """
         b, n = images.shape[:2]
         at_images = self.image_tokens(prompts, images)
-        # Asked before there is work on the device, which the answer would have to wait for.
+        # Before work is queued on the device, for which this answer would wait.
         padded = not bool(prompts.mask.all())
         vision = self.cache(self.vision, images.flatten(0, 1)) if n else None
         inputs = self.inputs(prompts, at_images, vision)

@@ -1,4 +1,4 @@
-"""Work that all ranks of a run do together on a checkpoint: it succeeds on all of them or fails on all of them."""
+"""Collective work on a checkpoint: it succeeds on all ranks or fails on all ranks."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,7 +12,7 @@ from wemmu.locks import LockedError
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A rank that dies is noticed at once, by its connection; one that writes to a slow disk may take its time.
+# A dead rank is noticed at once by its connection; a slow disk may take longer.
 PATIENCE = timedelta(hours=2)
 
 
@@ -23,8 +23,7 @@ class CheckpointError(RuntimeError):
 class Ranks:
     """The ranks that save and load together, or this process alone (`group` None).
 
-    Their group is one of gloo, whatever the training uses, since only files and names are spoken of; and none that
-    another thread speaks in.
+    They use a gloo group of their own, which no other thread uses: they exchange only file names and results.
     """
 
     def __init__(self, group: dist.ProcessGroup | None):
@@ -32,7 +31,7 @@ class Ranks:
         self.rank, self.world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
     def together(self, what: str, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
-        """Do `work` on every rank and let the first one `judge` the results; all ranks get its verdict.
+        """Run `work` on every rank and `judge` on the first one; return its verdict on all ranks.
 
         Raises:
             CheckpointError: on all ranks, if the work of one or the judgement failed: "`what`: rank 1: the reason".

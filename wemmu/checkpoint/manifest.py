@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what is inside, and the SHA-256 of every file. DCP has no checksums of its own."""
+"""The manifest of a checkpoint: its content and the SHA-256 of every file, because DCP has no checksums."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ class Manifest:
     frozen: dict[str, str]
     files: dict[str, str]
     libraries: dict[str, str]
-    # The first checkpoints of this format say nothing of it.
+    # Absent in the first checkpoints of this format.
     layout: dict[str, str | int] = field(default_factory=dict)
     ema: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write it, with its own SHA-256, and wait until it is on the disk."""
+    """Write it with its own SHA-256 and sync it."""
     data = asdict(manifest)
     with (directory / FILE).open("w", encoding="utf-8") as file:
         json.dump(data | {"sha256": _digest(data)}, file, indent=1)
@@ -68,14 +68,14 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and check the manifest alone.
+    """Read and check the manifest only.
 
     Raises:
-        CheckpointError: if there is none, it is damaged or it is of another format.
+        CheckpointError: if it is missing, damaged or of another format.
     """
     try:
         data = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        # The first checkpoints of this format have no such line.
+        # Absent in the first checkpoints of this format.
         sha256 = data.pop("sha256", None)
         manifest = Manifest(**data)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -88,10 +88,10 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def verify(directory: Path, ranks: Ranks = ALONE) -> Manifest:
-    """Compare every file with its hash; `ranks` share the files, and all of them learn the verdict.
+    """Compare every file with its hash; `ranks` share the files and get the same result.
 
     Raises:
-        CheckpointError: naming a file that is missing or differs.
+        CheckpointError: names a file that is missing or differs.
     """
 
     def compare_mine() -> None:
@@ -116,7 +116,7 @@ def sha256_of(file: Path) -> str:
 
 
 def some(names: list[str]) -> str:
-    """Names for an error message, not all of them if they are many."""
+    """Return names for an error message, at most three."""
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else "nothing"
 
 

@@ -1,8 +1,7 @@
-"""Reading a checkpoint's index without running what it says.
+"""Reads a checkpoint's index without running code in it.
 
-DCP keeps its index, `.metadata`, as a pickle, and a pickle can name any function to be called. A checkpoint that came
-from elsewhere may have been made to do so, its hashes with it. The values themselves are read by torch with
-`weights_only`.
+DCP's index, `.metadata`, is a pickle, which can call any function. A checkpoint from elsewhere may do so, with matching
+hashes. torch reads the values themselves with `weights_only`.
 """
 
 import pickle
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader, Metadata
 
-# All that an index of tensors is made of; each only holds values.
+# The classes in an index of tensors; each only holds values.
 _PARTS = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -32,12 +31,12 @@ _PARTS = {
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _PARTS.get(module, ()):
-            raise pickle.UnpicklingError(f"its .metadata names {module}.{name}, which has no place in an index")
+            raise pickle.UnpicklingError(f"its .metadata names {module}.{name}, which does not belong in an index")
         return super().find_class(module, name)
 
 
 class CheckedReader(FileSystemReader):
-    """Refuses an index that names anything but parts of an index; nothing of it is run. Reads it once."""
+    """A metadata reader that refuses other classes in the index and runs none of its code."""
 
     _index: Metadata | None = None
 

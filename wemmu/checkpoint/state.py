@@ -1,4 +1,4 @@
-"""What an optimizer step changes, by name: the slots of a checkpoint."""
+"""The train state by name: the slots of a checkpoint."""
 
 from dataclasses import dataclass, field
 
@@ -25,7 +25,7 @@ class TrainState:
 
     @torch.no_grad()
     def begin_average(self) -> None:
-        """Let the average, if one is kept, begin with the weights as they are now."""
+        """Start the average, if one is kept, with the current weights."""
         for name, average in self.ema.items():
             pairs = zip(ShardedTensor.of(average).parts, ShardedTensor.of(self.weights[name]).parts, strict=True)
             for (_, mine), (_, weight) in pairs:

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint one at a time, for tools: what is read is let go before the next is."""
+"""Reads the weights of a checkpoint one at a time, for tools."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ class StoredTensors:
 
 
 def newest_finite(root: Path) -> Path | None:
-    """The newest checkpoint under `root` that is whole and finite; reads all of it, so it is for messages."""
+    """Return the newest whole and finite checkpoint under `root`; reads all of it, so use it for messages only."""
     for directory in reversed(own_checkpoints(root)):
         try:
             stored = StoredTensors(directory)

@@ -1,7 +1,7 @@
-"""Safetensors written tensor by tensor: in memory there is never more than the one being written.
+"""Writes safetensors one tensor at a time, with one tensor in memory.
 
-The format puts a header with all names, types, shapes and places first (https://github.com/huggingface/safetensors,
-"Format"); all of that is known before a value is, so the values can follow one after the other.
+The format starts with a header of all names, types, shapes and offsets (https://github.com/huggingface/safetensors,
+"Format"). All of it is known before any value, so the values can follow one after the other.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Between the bridge, which every rank runs for its own samples, and a DiT that a group of ranks runs for all of them.
+"""The boundary between the bridge, which every rank runs for its samples, and a DiT that a group of ranks shares.
 
-Out go the conditions with the points at which the velocity is asked for; each rank's become a micro-batch of the DiT.
-Back come the losses and the gradients of the conditions, each to the rank that reads the sample.
+Each rank sends its conditions and points, which become a micro-batch of the DiT. It receives the losses and the
+gradients of its conditions.
 """
 
 from collections.abc import Sequence

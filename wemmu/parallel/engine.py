@@ -1,4 +1,4 @@
-"""What every engine is to the trainer: gradients of a global batch, an optimizer step, and its state by name."""
+"""The interface of engines: gradients of a global batch, an optimizer step, and the state by name."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -33,7 +33,7 @@ class Engine(Protocol):
         ...
 
     def state(self) -> TrainState:
-        """A view of the live tensors; copy before the next step if it must last."""
+        """Return a view of the live tensors; copy it to keep it beyond the next step."""
         ...
 
     def local_parameters(self, names: Iterable[str]) -> dict[str, Tensor]:

@@ -138,7 +138,7 @@ class HybridEngine:
         self._adamw.on_restore(steps)
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients accumulated so far, for comparison with other engines."""
+        """Return the gradients accumulated so far, for comparison with other engines."""
         return self._placed({n: shards.local(p.grad) for n, p in self._trained.items() if p.grad is not None})
 
     def _placed(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ MicroBatch = tuple[Flow, Tensor]  # points, and states of the condition [B, Q, c
 
 
 class StageRunner(nn.Module):
-    """A stage as a schedule calls it: with the number of a micro-batch, if first, else with what the stage before sent.
+    """A stage as the schedule calls it: the first with the index of a micro-batch, others with the previous output.
 
-    Micro-batches stand by, so that a condition is a leaf of the stage's own graph: torch's pipeline cannot take tensors
-    whose gradient is wanted outside.
+    The stage looks up the micro-batch, so its condition is a leaf of the stage's graph: torch's pipeline cannot take
+    tensors that need a gradient outside.
     """
 
     def __init__(self, part: nn.Module):

@@ -1,4 +1,4 @@
-"""How the ranks of a run find each other: from what torchrun, the launcher or srun has put into the environment."""
+"""Connects the ranks of a run by the environment variables of torchrun, the launcher or srun."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class RanksError(ValueError):
-    """The processes that were started are not the ranks that the config asks for."""
+    """The started processes are not the ranks in the config."""
 
 
 class RendezvousError(RuntimeError):
@@ -33,9 +33,9 @@ def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
     """Join the other ranks of the run, if there are any, and take a device.
 
     Raises:
-        RanksError: if the processes are not as many as the config says, this one is none of them, or they cannot know
-            where to meet; with the way to start them.
-        RendezvousError: if the port where they meet is in use, or one does not come.
+        RanksError: if the number of processes is wrong, the rank is out of range, or an address is missing; says how to
+            start them.
+        RendezvousError: if the port is in use, or a rank does not connect.
     """
     found = environment(os.environ)
     world, rank = _number(found, "WORLD_SIZE", 1), _number(found, "RANK", 0)

@@ -1,4 +1,4 @@
-"""Ranks as a value: who this process is, which groups it stands in, and which axes share what."""
+"""Ranks as a value: the rank of this process, its groups, and the axes of the grid."""
 
 from dataclasses import dataclass
 
@@ -76,7 +76,7 @@ ALONE = Topology()
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is set on any rank; all must ask."""
+    """Whether `flag` is set on any rank; all must call it."""
     if not dist.is_initialized():
         return flag
     flags = torch.tensor([flag], dtype=torch.uint8)
@@ -85,7 +85,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def gathered(value: object) -> list:
-    """What every rank says, in the order of the ranks; all must speak."""
+    """Return the values of all ranks in order; all must call it."""
     if not dist.is_initialized():
         return [value]
     values: list = [None] * dist.get_world_size()

@@ -1,9 +1,9 @@
-"""DeepSpeed ZeRO-3: weights, gradients and moments of all that can be trained, in shards over all ranks.
+"""DeepSpeed ZeRO-3: weights, gradients and moments of all trainable parameters, sharded over all ranks.
 
-What any stage can train is sharded, whether this one does or not; the autoencoder and a frozen VLM, which no stage
-trains, stay whole on every rank. DeepSpeed gathers the weights of a module for its turn in forward and backward.
+Everything that any stage can train is sharded; the autoencoder and a frozen VLM stay whole on every rank. DeepSpeed
+gathers the weights of a module for its turn in forward and backward.
 
-What is used of DeepSpeed beyond its documented interface, read in and tested with 0.19.8, is in this file alone.
+Only this file uses DeepSpeed beyond its documented interface; read in and tested with 0.19.8.
 """
 
 import logging
@@ -168,7 +168,7 @@ class Zero3Engine:
         # A parameter that the next step did not use would keep this gradient, and no other.
         self._zero.grad_partitions_flat_buffer.zero_()
         if self._order.is_record_trace():
-            # Pictures that are drawn before the next step are no part of this one, whose order of modules is now known.
+            # Images that are drawn before the next step are no part of this one, whose order of modules is now known.
             self._order.reset_step()
         norm = float(self._engine.get_global_grad_norm())
         if self._decay is not None and math.isfinite(norm):
@@ -254,8 +254,8 @@ def shard(module: nn.Module, device: torch.device) -> None:
 def _keep_for_backward(offload: Any) -> None:
     """Let a layer that is recomputed keep the weights of modules whose backward pass has begun.
 
-    A recomputation releases what it has used. With that would go the weights of the very module whose gradient asked
-    for it, and torch would find no weight to accumulate the gradient of. The end of its backward pass releases them.
+    A recomputation releases the weights it has used, including those of the module whose backward pass requested it.
+    Then torch has no parameter to accumulate the gradient into. So the end of its backward pass releases them.
     """
     release = offload.post_sub_module_forward_function
     begun = offload.get_param_coordinator()._PartitionedParameterCoordinator__active_backward_submodules

@@ -1,4 +1,4 @@
-"""What every model that is trained by stages has in common."""
+"""The base class of models that stages train."""
 
 from abc import abstractmethod
 
@@ -10,7 +10,7 @@ class Staged(nn.Module):
 
     @abstractmethod
     def modules_by_name(self) -> dict[str, nn.Module]:
-        """Those parts; what this configuration lacks is left out."""
+        """Return those parts; without parts that this configuration lacks."""
 
     def freeze_all_but(self, trains: tuple[str, ...]) -> None:
         """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
@@ -20,7 +20,7 @@ class Staged(nn.Module):
 
 
 def startable(model: Staged) -> dict[str, Tensor]:
-    """The live weights of a whole model that a stage can leave behind, by canonical name."""
+    """Return the live weights that a stage can train, by canonical name."""
     modules = model.modules_by_name().values()
     chosen = {id(parameter) for module in modules for parameter in module.parameters()}
     return {name: p.detach() for name, p in model.named_parameters() if id(p) in chosen}

@@ -1,4 +1,4 @@
-"""Where an attempt at a stage runs and with which code: one line of RUN/STAGE/environment.jsonl for each attempt."""
+"""Records the machine and the code of each attempt at a stage: one line of RUN/STAGE/environment.jsonl."""
 
 import json
 import os
@@ -18,7 +18,7 @@ FILE = "environment.jsonl"
 
 
 def record(folder: Path, step: int, device: torch.device) -> None:
-    """Append what is so now; `step`: where this attempt goes on from."""
+    """Append a line for this attempt; `step`: the step it resumes from."""
     code = revision()
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     said: dict[str, Any] = {

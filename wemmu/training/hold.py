@@ -1,4 +1,4 @@
-"""One training at a time in a stage folder, whoever started it."""
+"""Allows one training at a time in a stage folder."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,14 +1,14 @@
-"""Where a rung of a stage's ladder of resolutions ends, and why.
+"""Ends a resolution ("rung") of a stage with several.
 
 `rungs.jsonl` in the stage's folder has a line for each rung that has ended, written after its last checkpoint:
 
-    resolution            of the rung; `next` is that of the rung after it, null after the last
-    from_step, to_step    the rung is the steps between, on the stage's axis; `samples` is what it saw in them
-    rule                  samples, plateau or steps (the stage's, in the last rung)
-    reason, numbers       why it ended there, in words, and the numbers behind that
+    resolution            of the rung; `next`: the next rung's, null after the last
+    from_step, to_step    the rung's steps, counted in the stage; `samples`: the samples of these steps
+    rule                  samples, plateau or steps (the end of the stage)
+    reason, numbers       why it ended, in words, and the inputs of the rule
 
-A rule looks at the step and at the validation losses of the rung, which metrics.jsonl holds up to every checkpoint. So
-a run that was killed and goes on ends its rungs where the run that was never disturbed ends them.
+A rule depends on the step and on the rung's validation losses, which metrics.jsonl holds up to every checkpoint. So a
+killed run that resumes ends its rungs at the same steps as an undisturbed run.
 """
 
 import json
@@ -39,7 +39,7 @@ class Ending:
 
 
 def plateau(losses: Sequence[float], rule: Plateau) -> Ending | None:
-    """The end of a rung with these validation losses, oldest first, by `rule`; None if they still fall."""
+    """Return the end of a rung with these validation losses, oldest first; None if they still fall."""
     best, since, mean = math.inf, 0, math.inf
     for end in range(rule.window, len(losses) + 1):
         mean = sum(losses[end - rule.window : end]) / rule.window
@@ -54,13 +54,13 @@ def plateau(losses: Sequence[float], rule: Plateau) -> Ending | None:
 
 
 class Ladder:
-    """The rung that a job trains. All ranks make one and call it alike; the leading one reads and writes.
+    """The rung that a job trains. All ranks create one and make the same calls; the leading rank reads and writes.
 
-    A stage with one resolution is one rung, which ends with the stage; nothing is written of it.
+    A stage with one resolution is one rung, which ends with the stage and writes no line.
     """
 
     def __init__(self, rung: Rung, folder: Path, leads: bool):
-        """Raises CheckpointError, on all ranks, if the rung before has not ended."""
+        """Raises CheckpointError on all ranks if the previous rung has not ended."""
         self.rung, self._file, self._metrics, self._leads = rung, folder / FILE, folder / METRICS, leads
         self._losses: list[float] = []
         lower = rung.ladder[: rung.ladder.index(rung.resolution)] if rung.ladder else ()
@@ -76,10 +76,10 @@ class Ladder:
         self.begin = int(self._below[-1]["to_step"]) if lower else 0
 
     def go_on(self, step: int) -> None:
-        """Begin at `step`, the one of the newest checkpoint; forget what was written after it.
+        """Start at `step`, the newest checkpoint's; drop lines that were written after it.
 
         Raises:
-            CheckpointError: on all ranks, if the checkpoint is of a rung below or validation losses up to it are gone.
+            CheckpointError: on all ranks, if the checkpoint is of an earlier rung or validation losses are missing.
         """
         if step < self.begin:
             raise CheckpointError(
@@ -110,15 +110,15 @@ class Ladder:
         return self._plateau is not None and step > self.begin and (step - self.begin) % self._plateau.every == 0
 
     def note(self, loss: float) -> None:
-        """Take a validation loss into account that has been written to metrics.jsonl."""
+        """Add a validation loss that is already in metrics.jsonl."""
         self._losses.append(loss)
         if self._leads:
-            # A checkpoint that outlives a crash of the machine must find it there.
+            # Sync: a checkpoint that survives a crash of the machine needs this line.
             with self._metrics.open("rb") as file:
                 os.fsync(file.fileno())
 
     def ending(self, step: int) -> Ending | None:
-        """Why the rung ends at `step`; None if it does not."""
+        """Return why the rung ends at `step`; None if it does not."""
         rung, taken = self.rung, step - self.begin
         if self._own is not None:
             return Ending(self._own["rule"], self._own["reason"], self._own["numbers"])
@@ -133,7 +133,7 @@ class Ladder:
         return None
 
     def close(self, step: int, ending: Ending) -> None:
-        """Write down that the rung ended at `step`, whose checkpoint is on the disk."""
+        """Record that the rung ended at `step`, after its checkpoint is on disk."""
         rung = self.rung
         if not rung.ladder or self._own is not None or not self._leads:
             return
@@ -153,11 +153,11 @@ class Ladder:
 
     @property
     def _plateau(self) -> Plateau | None:
-        """The rule that needs validation losses, if this rung can end by it."""
+        """The plateau rule, if this rung can end by it."""
         return None if self.rung.is_last or self.rung.next_rung is None else self.rung.next_rung.plateau
 
     def _recorded(self, step: int, every: int) -> list[float]:
-        """The validation losses of this rung up to `step`, without a gap from the first on."""
+        """Return the validation losses of this rung up to `step` or the first gap."""
         told = {line["step"]: line["validation_loss"] for line in _lines(self._metrics) if "validation_loss" in line}
         found = []
         for at in range(self.begin + every, step + 1, every):

@@ -1,4 +1,4 @@
-"""May a stage resume from a checkpoint of its folder? What must be equal, what may differ, how many samples it saw."""
+"""Compares a checkpoint with the config before a resume: what must be equal, what may differ, samples seen."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,13 +12,13 @@ from wemmu.config.schema import StageRun
 from wemmu.config.upgrade import upgraded_settings
 from wemmu.published.identity import is_same, short
 
-# Settings of which the samples of a step are a function.
+# Settings that determine the samples of a step.
 _ORDER = re.compile(r"(seed|global_batch|validation):|mixture\.|records\.")
 REORDER = "data.resume_reordered"
 
 
 def settings(run: StageRun, records: Mapping[str, int]) -> dict[str, Any]:
-    """What the config says of the training of a stage: field -> value. records: number in each stream it reads."""
+    """Return the config's settings of a stage's training: field -> value. records: number in each stream."""
     stage = run.stage.model_dump(
         mode="json", include={"global_batch", "steps", "trains", "objective", "optimizer", "mixture"}
     )
@@ -28,9 +28,9 @@ def settings(run: StageRun, records: Mapping[str, int]) -> dict[str, Any]:
 
 
 def check(directory: Path, manifest: Manifest, origin: Origin, run: StageRun) -> list[str]:
-    """What this attempt does otherwise than the one that saved the checkpoint, each "field: was -> is".
+    """Return the settings that differ from the checkpoint's, each as "field: was -> is".
 
-    All ranks call it; all get the same answer.
+    All ranks call it and get the same answer.
 
     Raises:
         CheckpointError: if the checkpoint is of another stage, resolution, backbone or seed, or has more steps than the
@@ -54,7 +54,7 @@ def check(directory: Path, manifest: Manifest, origin: Origin, run: StageRun) ->
 
 
 def samples_seen(manifest: Manifest) -> int | None:
-    """Samples of which the checkpoint has learnt; None where an earlier version did not record it."""
+    """Return the number of samples that the checkpoint has seen; None if an earlier version did not record it."""
     if "global_batch" not in manifest.settings:
         return None
     return manifest.first_samples + (manifest.step - manifest.first_step) * int(manifest.settings["global_batch"])

@@ -1,4 +1,4 @@
-"""Signals become a flag that the loop reads once per step."""
+"""Turns signals into a flag that the loop reads once per step."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from types import FrameType
 
 # EX_TEMPFAIL: stopped on request with everything saved; the same command goes on.
 EXIT_INTERRUPTED = 75
-# EX_CONFIG: something is wrong that another attempt would find as wrong.
+# EX_CONFIG: another attempt would fail as well.
 EXIT_FINAL = 78
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

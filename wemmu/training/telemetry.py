@@ -1,6 +1,6 @@
-"""What a run says of itself: metrics.jsonl is the record; the terminal, the pages and W&B are views of it.
+"""Records metrics of a run in metrics.jsonl, which the terminal, the pages and W&B show.
 
-docs/monitoring.md says what each key means.
+docs/monitoring.md explains each key.
 """
 
 import json
@@ -31,7 +31,7 @@ class Window:
         self.waited = 0.0
         self.asked: Counter[str] = Counter()
         self._tasks, self._device = tuple(tasks), torch.device(device)
-        # Name -> [sum, number of samples], on the device: to look at them there would make every step wait.
+        # Name -> [sum, number of samples], on the device: reading them would make every step wait.
         self._sums: dict[str, Tensor] = {}
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -47,7 +47,7 @@ class Window:
             self._sums[key] = self._sums[key] + found if key in self._sums else found
 
     def close(self) -> dict[str, float]:
-        """What the window saw on all ranks, which must all ask: means of the losses, rates and shares."""
+        """Return the window's mean losses, rates and shares over all ranks, which must all call it."""
         elapsed = time.monotonic() - self.started
         sums = {key: tuple(pair.tolist()) for key, pair in self._sums.items()}
         ranks = gathered((sums, self.asked, self.waited, _memory(self._device)))
@@ -75,7 +75,7 @@ def _means(ranks: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """Bytes at most since the window began, on the GPU, and since the process began, on the host."""
+    """Return peak bytes: on the GPU since the window began, on the host since the process began."""
     # Linux counts in KiB.
     held: dict[str, float] = {"host": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
     if device.type == "cuda":
@@ -88,7 +88,7 @@ class Record:
     """The file metrics.jsonl of a run folder, one JSON object a line, appended."""
 
     def __init__(self, file: Path, resumed_at: int):
-        """Forget what a run that was killed wrote after the checkpoint it is now resumed from."""
+        """Drop lines that a killed run wrote after the checkpoint it resumes from."""
         self._file = file
         if file.exists():
             kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_at]
@@ -107,7 +107,7 @@ def _step(line: str) -> float:
 
 
 def progress_line(stage: str, step: int, steps: int, values: dict[str, float], rate: float) -> str:
-    """One line for a person: where, how well, how fast (`rate`: steps per second), how long."""
+    """Return one line: step, losses, speed (`rate`: steps per second) and remaining time."""
     left = (steps - step) / rate if rate else float("inf")
     tasks = "  ".join(
         f"{key.removeprefix('loss/')} {value:.3f}"

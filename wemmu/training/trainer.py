@@ -1,4 +1,4 @@
-"""The training loop of one stage. It knows a recipe, an engine and a loader; nothing of tasks or tokens."""
+"""The training loop of one stage. It knows a recipe, an engine and a loader, but no tasks or tokens."""
 
 import json
 import math
@@ -33,14 +33,14 @@ from wemmu.types import Batch
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, and running it again would not help."""
+    """Training cannot continue; another attempt would fail as well."""
 
 
 class Trainer:
-    """One rank's part of a stage. All ranks run the same loop; the leading one speaks and writes."""
+    """One rank's part of a stage. All ranks run the same loop; the leading rank prints and writes."""
 
     def __init__(self, run: StageRun, folder: Path, stop: StopFlag | None = None):
-        """Join the other ranks, build the parts and go to where the run folder's newest checkpoint left off.
+        """Connect to the other ranks, build the parts and load the newest checkpoint of the run folder.
 
         stop: set up earlier, so that what comes in between is not missed.
         """
@@ -56,7 +56,7 @@ class Trainer:
             self._held = stack.pop_all()
 
     def _begin(self) -> None:
-        """Build the parts, and go to where the newest checkpoint left off."""
+        """Build the parts and load the newest checkpoint."""
         run, folder = self.run, self.folder
         self.ladder = Ladder(self.stage, folder, self.topology.leads)
         self.parts: StageParts = build(run, self.topology, self.device)
@@ -76,7 +76,7 @@ class Trainer:
             self.validation = self.parts.recipe.validation(self.topology, self.device)
 
     def train(self) -> int:
-        """Run to the end of the stage, or of its rung, or to a signal; returns the exit code of the process."""
+        """Run to the end of the stage or rung, or to a signal; return the exit code of the process."""
         with self._held:
             return self._train()
 
@@ -158,7 +158,7 @@ class Trainer:
         print(progress_line(self.stage.name, self.step, self.stage.steps, values, rate), flush=True)
 
     def _validate(self) -> None:
-        """Where the end of a rung depends on it, compute the validation loss. All ranks do."""
+        """Compute the validation loss if the end of the rung depends on it. All ranks call it."""
         if self.validation is None or not self.ladder.due(self.step):
             return
         loss = self.validation()
@@ -180,7 +180,7 @@ class Trainer:
             self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})
 
     def _show(self) -> WandbUploader:
-        """Begin to show the record elsewhere."""
+        """Start the upload to W&B."""
         environment.record(self.folder, self.step, self.device)
         if self.changes:
             append_event(self.folder, {"event": "changed", "from_step": self.step, "reason": "; ".join(self.changes)})
@@ -196,7 +196,7 @@ class Trainer:
         beat()
 
     def _resume(self) -> Origin:
-        """Fill the state from the newest checkpoint; returns where this attempt begins."""
+        """Fill the state from the newest checkpoint; return the step at which this attempt begins."""
         origin = Origin(
             self.stage.name, self.run.seed, self.stage.resolution, self.parts.frozen, self.run.parallel.model_dump(),
             resume.settings(self.run, self.parts.loader.records),

@@ -1,4 +1,4 @@
-"""What micro-batches ask of a machine: tokens and FLOPs, counted from shapes before they go to the device."""
+"""Counts tokens and FLOPs of micro-batches from their shapes, before they go to the device."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from wemmu.types import Batch
 class Workload:
     """Counts the micro-batches of one rank by the arithmetic of `wemmu.planning`.
 
-    unknown: why tokens and FLOPs are not counted; empty where they are.
+    unknown: why tokens and FLOPs are not counted; empty if they are.
     """
 
     def __init__(self, run: StageRun):
@@ -57,7 +57,7 @@ class Workload:
 
 
 def sample_of(batch: Batch, run: StageRun, sizes: Sizes) -> Sample:
-    """The average sample of a micro-batch; where a formula wants a square picture, the one of the same area."""
+    """The average sample of a micro-batch; where a formula wants a square image, the one of the same area."""
     assert batch.target is not None, "a batch to train on has its target"
     count, pictures = len(batch.sample_ids), batch.images.shape[1]
     height, width = batch.target.shape[-2:]
@@ -66,7 +66,7 @@ def sample_of(batch: Batch, run: StageRun, sizes: Sizes) -> Sample:
     latent_px, bridge = sizes.vae.latent_px, run.recipe.bridge
     latent_grid = height // latent_px, width // latent_px
     stored = batch.latents is not None
-    # As `WeMMU.input_latents`: stored latents serve an input picture only if its VLM tokens stand on the same grid.
+    # As `WeMMU.input_latents`: stored latents serve an input image only if its VLM tokens stand on the same grid.
     inputs = pictures * bridge.vae_branch * (not (stored and (rows, columns) == latent_grid))
     return Sample(
         text_tokens=round(int(batch.prompts.mask.sum()) / count) - pictures * side**2,

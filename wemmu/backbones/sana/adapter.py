@@ -13,7 +13,7 @@ from wemmu.checkpoint.sharded_tensor import TensorSlice
 # Sana counts time from 0 to 1000.
 TIME_SCALE = 1000.0
 
-# What goes from stage to stage: image tokens [B, h * w, D], projected condition [B, Q, D], the modulation of every
+# Activations between stages: image tokens [B, h * w, D], projected condition [B, Q, D], the modulation of every
 # block [B, 6 D] and the embedding of the time [B, D].
 Activations = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -38,10 +38,10 @@ ADAPTER = Sana()
 
 
 class SanaStage(nn.Module):
-    """Successive blocks of a Sana, of a chain of `stages`; the first embeds, the last makes the velocity.
+    """Successive blocks of a Sana, one of `stages`; the first embeds, the last returns the velocity.
 
-    The chain computes what the whole `dit` does. This stage takes its modules out of `dit`, which is left with them
-    alone; `canonical` gives the names that its parameters have in the whole.
+    The chain computes the same as the whole `dit`. This stage keeps its modules of `dit` and drops the others;
+    `canonical` maps its parameters to their names in the whole.
     """
 
     def __init__(self, dit: SanaTransformer2DModel, stage: int, stages: int):

@@ -1,9 +1,9 @@
 """Tensor parallelism of diffusers' Sana: each rank of a group computes some heads and some feed-forward channels.
 
 Only layers inside the blocks are replaced; diffusers' forward and its attention processors stay. Heads go to ranks in
-order, as many to each, and where they do not divide the last ranks get heads of zeros. Such a head stays zero: its
-queries, keys and values are 0, so its output is, and with it the gradient of its columns of `to_out`; those columns are
-0, so the gradient that reaches its queries, keys and values is.
+order, the same number to each; if they do not divide, the last ranks get heads of zeros. Such a head stays zero: its
+queries, keys and values are 0, so its output and the gradient of its columns of `to_out` are 0; those columns are 0, so
+the gradient of its queries, keys and values is 0.
 
 A block has 3 all-reduces forward (the outputs of the two attentions and of the feed-forward) and 4 backward (their
 inputs, the condition among them); with qk_norm 3 more each way, of one number for a token.

@@ -1,4 +1,4 @@
-"""A VLM's answers, and the pictures that its head restores from what it saw."""
+"""Generates a VLM's answers, and the images that its head reconstructs."""
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from wemmu.sampling.request import GenerationRequest
 from wemmu.sampling.solvers import ddim
 from wemmu.types import Prompts
 
-# Tokens of an answer at most.
+# Maximal number of tokens of an answer.
 LIMIT = 128
 
 
@@ -38,7 +38,7 @@ class Answerer:
 
     @in_eval_mode
     def answers(self, request: GenerationRequest, limit: int = LIMIT) -> list[str]:
-        """The most likely word after the other, up to `limit` tokens."""
+        """Decode greedily, up to `limit` tokens."""
         model, prompts, images = self.model, self.prompts(request).to(self.device), request.images.to(self.device)
         at_images = model.image_tokens(prompts, images)
         vision = model.vision(images.flatten(0, 1)) if images.shape[1] else None
@@ -82,9 +82,9 @@ class Answerer:
 
 
 def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:
-    """The fixed prompts that have a picture: what it is, what was restored of it, and what was answered.
+    """Answer the fixed prompts that have an image.
 
-    Returns one sheet, and how many restored pictures are blank.
+    Returns one sheet of inputs, reconstructions and answers, and the number of blank reconstructions.
     """
     rows = []
     for number, prompt in enumerate(p for p in sampling.prompts if p.images):

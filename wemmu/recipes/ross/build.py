@@ -1,4 +1,4 @@
-"""The model of ROSS from its backbones: the VLM and the autoencoder that makes its targets; the head is new."""
+"""Builds the model of ROSS from the VLM and the autoencoder, with a new head."""
 
 import torch
 from transformers import AutoImageProcessor
@@ -11,11 +11,11 @@ from wemmu.recipes.ross.model import Ross
 
 
 def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ross, dict[str, LoadReport]]:
-    """The whole model, its head initialised from `seed` and float32 whatever the VLM is.
+    """Return the whole model; the head is initialised from `seed`, in float32 whatever the VLM's type.
 
     Raises:
         BackboneError: if a backbone cannot be loaded whole.
-        ValueError: if the VLM has no such layer as the config names.
+        ValueError: if the VLM lacks the layer in the config.
     """
     dtype = getattr(torch, backbones.dtype)
     check_backbones(backbones, RossConfig.backbones)

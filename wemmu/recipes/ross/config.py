@@ -1,6 +1,6 @@
-"""What ROSS adds to a VLM: a head that reconstructs the pictures from the states the language model makes of them.
+"""The config of ROSS (arXiv 2410.09575): a VLM with a head that reconstructs images from the language model's states.
 
-arXiv 2410.09575. Where its released code and its paper differ or are silent, the default is argued beside the field.
+Where the released code and the paper differ or are silent, the default is argued beside the field.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Denoiser(Config):
     heads: Positive = 16
     # Steps of the cosine schedule; the head is trained at all of them.
     timesteps: Positive = 1000
-    # Draws of (t, eps) for each picture and step, which share the states and the target.
+    # Draws of (t, eps) for each image and step, which share the states and the target.
     repeats: Positive = 4
 
     @model_validator(mode="after")
@@ -49,11 +49,11 @@ class Regressor(Config):
 
 
 class Ross(RecipeConfig):
-    """A VLM learns to answer and, by a head, to reconstruct the image: what, from which states, by what.
+    """A VLM learns to answer and, with a head, to reconstruct the image.
 
-    target: `latents` of the frozen autoencoder, or `pixels` of each token's patch in [-1, 1]. layer: the states behind
-    so many layers of the language model (0: its input), not normed; `last` are those behind all layers and the final
-    norm, which the language-model head reads.
+    target: `latents` of the frozen autoencoder, or `pixels` of each token's patch in [-1, 1]. layer: the states after
+    this many layers of the language model (0: its input), without the norm; `last`: after all layers and the final
+    norm, as the language-model head reads them.
     """
 
     kind: Literal["ross"] = "ross"
@@ -73,9 +73,9 @@ class Ross(RecipeConfig):
     draws: ClassVar[bool] = False
 
     def check_stage(self, stage: Stage | Rung) -> None:
-        """Refuse a ladder that climbs by the validation loss, which is of generation."""
+        """Refuse resolutions that end by a plateau of the validation loss, which is a loss of generation."""
         if stage.next_rung and stage.next_rung.plateau:
             raise ValueError(
-                f"stage {stage.name}: next_rung.plateau looks at the validation loss, which is of generation; the "
-                "recipe ross climbs by samples"
+                f"stage {stage.name}: next_rung.plateau needs the validation loss, which exists for generation; the "
+                "recipe ross ends a resolution by samples"
             )

@@ -1,4 +1,4 @@
-"""ROSS: a VLM that answers questions, and a head that must restore the picture from what its tokens became."""
+"""ROSS: a VLM that answers questions, and a head that reconstructs the image from the states of its tokens."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from wemmu.types import Prompts
 
 
 class States(NamedTuple):
-    """text: [B, L, D], what the language-model head reads; pictures: [B, N, rows * columns, D], at the image tokens of
-    the layer that the reconstruction is told from."""
+    """text: [B, L, D], as the language-model head reads them; pictures: [B, N, rows * columns, D], the image tokens of
+    the layer in the config."""
 
     text: Tensor
     pictures: Tensor
@@ -26,8 +26,8 @@ class States(NamedTuple):
 class Ross(Staged, VLM):
     """The vision tower and the autoencoder are never trained; the projector, the language model and the head are.
 
-    The projector is the tower's merger, `visual.merger`. Weights bear the names that transformers gives them, behind
-    `vlm.`; those of the head are behind `head.`.
+    The projector is the tower's merger, `visual.merger`. Weights have transformers' names after `vlm.`; those of the
+    head begin `head.`.
     """
 
     # See `WeMMU.sharded`.
@@ -41,7 +41,7 @@ class Ross(Staged, VLM):
         vae: FrozenVAE,
         config: RossConfig,
     ):
-        """Raises ValueError if the VLM has no such layer as `config` wants the states of."""
+        """Raises ValueError if the VLM lacks the layer in `config`."""
         super().__init__(vlm, mean, std)
         layers = len(self.language_model.layers)
         if config.layer != "last" and config.layer > layers:
@@ -54,16 +54,16 @@ class Ross(Staged, VLM):
     def states(self, prompts: Prompts, images: Tensor) -> States:
         """Run the VLM over whole conversations, questions and answers.
 
-        images: uint8 [B, N, 3, H, W], the pictures of each; N may be 0.
+        images: uint8 [B, N, 3, H, W], the images of each; N may be 0.
 
         Raises:
-            ValueError: if the prompts' image tokens are not those of the pictures.
+            ValueError: if the prompts' image tokens are not those of the images.
         """
         b, n = images.shape[:2]
         at_images = self.image_tokens(prompts, images)
         vision = self.vision(images.flatten(0, 1)) if n else None
         layer = self.config.layer
-        # Transformers shows the last layer's states behind the final norm only.
+        # Transformers returns the last layer's states only after the final norm.
         unnormed: list[Tensor] = []
         hook = self.language_model.norm.register_forward_pre_hook(lambda _, inputs: unnormed.append(inputs[0]))
         try:
@@ -85,7 +85,7 @@ class Ross(Staged, VLM):
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
-        """uint8 [M, 3, H, W] -> what is to be restored, on the grid of the VLM's tokens: float32 [M, C, rows, columns].
+        """uint8 [M, 3, H, W] -> the target, on the grid of the VLM's tokens: float32 [M, C, rows, columns].
 
         Latents are of about unit variance; pixels, 3 * token_px^2 channels, in [-1, 1].
         """
@@ -103,11 +103,11 @@ class Ross(Staged, VLM):
         return nn.functional.pixel_shuffle(target, self.token_px)
 
     def checkpoint_activations(self) -> None:
-        """Recompute each layer of the language model in the backward pass instead of keeping what is inside."""
+        """Recompute each layer of the language model in the backward pass."""
         self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def modules_by_name(self) -> dict[str, nn.Module]:
-        """The parts that a stage can name in `trains`."""
+        """Return the parts that a stage can name in `trains`."""
         return {
             "projector": self.adapter.projector(self.vlm),
             "llm": nn.ModuleList([self.language_model, self.vlm.lm_head]),

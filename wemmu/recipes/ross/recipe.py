@@ -1,4 +1,4 @@
-"""ROSS as training, evaluation and the tools see it."""
+"""ROSS for training, evaluation and tools."""
 
 from typing import Any, NoReturn
 
@@ -40,7 +40,7 @@ class RossRecipe:
         return answer_grid(self.answerer, self._run.sampling, self._run.stage.resolution)
 
     def respond(self, request: GenerationRequest) -> list[Response]:
-        """The restored images, of each sample the first, and the answers."""
+        """Return the reconstruction of each sample's first image, and the answers."""
         sampling = self._run.sampling
         restored = to_images(self.answerer.restored(request, sampling.steps, sampling.seed)[:, 0])
         return [Response(*pair) for pair in zip(restored, self.answerer.answers(request), strict=True)]

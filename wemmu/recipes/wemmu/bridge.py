@@ -14,7 +14,7 @@ from wemmu.types import Condition, Prefix
 
 
 class Bridge(nn.Module):
-    """All that is trained besides the DiT: pathway, queries (if learnable), VAE branch (if on) and position MLP."""
+    """Everything trained besides the DiT: pathway, queries (if learnable), VAE branch (if on) and position MLP."""
 
     def __init__(self, config: BridgeConfig, language_model: nn.Module, latent_channels: int, caption_channels: int):
         super().__init__()
@@ -25,17 +25,17 @@ class Bridge(nn.Module):
         self.position_mlp = PositionMLP(width, caption_channels, config.position_table, config.position_std)
 
     def forward(self, prefix: Prefix, latents: Tensor, grid: tuple[int, int], noise: Noise) -> Condition:
-        """Make the condition for pictures of `grid` = (rows, columns) VLM tokens.
+        """Return the condition for images of `grid` = (rows, columns) VLM tokens.
 
-        latents [B, N, C, h, w]: of the input pictures, scaled as the DiT's own; N = 0 without input.
+        latents [B, N, C, h, w]: of the input images, scaled like the DiT's; N = 0 without input.
         """
         rows, columns = self.queries.grid(*grid)
         # Noise is drawn in float32; the pathway computes in the type of the prefix.
         queries = self.queries(*grid, noise).to(prefix.keys[0].dtype)  # [B, Q, D]
         tokens, positions = queries, image_grid_positions(prefix.next_position, rows, columns)
         if self.vae_branch is not None:
-            # Also where there is no picture and hence no token: a branch that some steps leave out would have no
-            # gradient there, which sharded engines take for that of the step before.
+            # Also without an image and hence without tokens: otherwise the branch has no gradient in some steps, and
+            # sharded engines reuse the previous step's.
             tokens = torch.cat([self.vae_branch(latents), queries], dim=1)
             positions = torch.cat([prefix.image_positions, positions], dim=-1)
         states = self.pathway(tokens, positions, prefix)[:, -rows * columns :]

@@ -1,4 +1,4 @@
-"""The model of WeMMU from its backbones: the bridge copies the layers of the VLM, the rest of it is new."""
+"""Builds the model of WeMMU: the bridge copies the VLM's layers; the rest of it is new."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ from wemmu.recipes.wemmu.model import WeMMU
 def build_model(
     backbones: Backbones, config: BridgeConfig, seed: int, on_block_loaded: OnBlockLoaded = keep_local
 ) -> tuple[WeMMU, dict[str, LoadReport]]:
-    """The whole model: backbones loaded, bridge copied from the VLM and its new parts initialised from `seed`.
+    """Return the whole model: load the backbones, copy the bridge from the VLM, initialise its new parts from `seed`.
 
     Raises:
         BackboneError: if a backbone cannot be loaded whole.
@@ -37,7 +37,7 @@ def build_model(
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     bridge = new_bridge(config, frozen.language_model, vae.latent_channels, caption_channels(dit), seed)
     bridge.to(vlm.dtype)
-    # The pathway is a copy of a frozen model, and it learns.
+    # The pathway is a copy of a frozen model, but it learns.
     bridge.requires_grad_(True)
     for name in [*(f"layers.{i}" for i in range(len(frozen.language_model.layers))), "norm"]:
         block, original = bridge.pathway.get_submodule(name), frozen.language_model.get_submodule(name)
@@ -50,7 +50,7 @@ def build_model(
 def new_bridge(
     config: BridgeConfig, language_model: nn.Module, latent_channels: int, caption_channels: int, seed: int
 ) -> Bridge:
-    """A float32 bridge as `seed` initialises it; its copy of the language model's layers is without memory yet."""
+    """Return a float32 bridge initialised from `seed`; its copy of the layers is still on the meta device."""
     with torch.random.fork_rng(devices=[]):
         with init_empty_weights():
             skeleton = type(language_model)(language_model.config)
@@ -59,7 +59,7 @@ def new_bridge(
 
 
 def caption_channels(dit: nn.Module) -> int:
-    """Channels of the condition that a DiT takes."""
+    """Return the condition's channels of a DiT."""
     return adapter_of(dit).caption_channels(dit)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from accelerate import init_empty_weights
 
-# Diffusers looks among the names of this module for `ModelMixin`, which tells it how to load a foreign component.
+# Diffusers searches this module for `ModelMixin`, to know how to load a foreign component.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from transformers import AutoConfig, AutoModel
@@ -16,21 +16,21 @@ from wemmu.recipes.wemmu.model import WeMMU
 
 
 class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
-    """A `Bridge` that brings its own config. Its tensors have their names of training, without `bridge.`."""
+    """A `Bridge` with its own config. Its tensors have their training names without `bridge.`."""
 
     @register_to_config
     def __init__(
         self, bridge: dict[str, Any], text_config: dict[str, Any], latent_channels: int, caption_channels: int
     ):
         """`bridge` is a dumped `wemmu.config.schema.Bridge`, `text_config` that of the VLM whose layers it copied."""
-        # Only the layers are copied, so the language model is made without a vocabulary.
+        # Only the layers are copied, so the language model needs no vocabulary.
         text = {**text_config, "vocab_size": 1, "pad_token_id": None}
         language_model = AutoModel.from_config(AutoConfig.for_model(text.pop("model_type"), **text))
         Bridge.__init__(self, BridgeConfig.model_validate(bridge), language_model, latent_channels, caption_channels)
 
     @classmethod
     def of(cls, model: WeMMU, config: BridgeConfig) -> Self:
-        """The bridge of `model`, which was built with `config`, as a component, frozen; the weights are shared."""
+        """Return the bridge of `model`, built with `config`, as a frozen component that shares the weights."""
         text_config = model.vlm.language_model.config.to_diff_dict()
         # The precision of the weights is the caller's choice, not a property of the architecture.
         text_config.pop("dtype", None)
@@ -46,10 +46,10 @@ class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> Any:
-        """As `ModelMixin.from_pretrained`, but nothing is initialised at random and nothing passed over.
+        """Like `ModelMixin.from_pretrained`, but strict.
 
         Raises:
-            ValueError: naming tensors that are missing or left over.
+            ValueError: names missing and unexpected tensors.
         """
         with_info = kwargs.pop("output_loading_info", False)
         component, info = super().from_pretrained(directory, output_loading_info=True, **kwargs)

@@ -14,7 +14,7 @@ from wemmu.config.task import GENERATION_TASKS, Task
 class Queries(Config):
     """Design of the query tokens.
 
-    noisy: N(0, std^2), drawn anew at every step, as many as the VLM has tokens for the picture (the paper).
+    noisy: N(0, std^2), new at every step, one per VLM token of the target image (the paper).
     learnable_fixed: `number` trained vectors whatever the resolution (MetaQueries).
     learnable_dynamic: a trained table, cropped from the centre to the current grid.
     """
@@ -26,19 +26,19 @@ class Queries(Config):
 
 
 class Bridge(Config):
-    """What stands between the VLM and the DiT."""
+    """The bridge between the VLM and the DiT."""
 
     queries: Queries = Queries()
     vae_branch: bool = True
     # Side of the position table in tokens; it bounds the resolution. 64 tokens are 1792 px of Qwen2.5-VL.
     position_table: Positive = 64
-    # OPEN in the paper. With the usual 0.02 the table is invisible beside the pathway's outputs for thousands of
-    # steps, and noisy queries have no other strong mark of their column; see docs/log.md.
+    # OPEN in the paper. The usual 0.02 is too small beside the pathway's outputs for thousands of steps, and noisy
+    # queries have no other strong mark of their column.
     position_std: Annotated[float, Field(ge=0)] = 1.0
 
 
 class WeMMU(RecipeConfig):
-    """A bridge, trained alone or with the DiT, makes images from what a frozen VLM understood."""
+    """A bridge, trained alone or with the DiT, conditions it on what a frozen VLM reads."""
 
     kind: Literal["wemmu"] = "wemmu"
     bridge: Bridge = Bridge()
@@ -57,7 +57,7 @@ class WeMMU(RecipeConfig):
     draws: ClassVar[bool] = True
 
     def check_stage(self, stage: Stage | Rung) -> None:
-        """Refuse a stage that trains what this bridge lacks, or leaves untrained what only training can make."""
+        """Refuse a stage that trains a part that this bridge lacks, or does not train learnable queries."""
         design = self.bridge.queries.design
         if "queries" in stage.trains and design == "noisy":
             raise ValueError(f"stage {stage.name} trains the queries, but noisy queries have no parameters")

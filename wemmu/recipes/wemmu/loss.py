@@ -1,4 +1,4 @@
-"""What an optimizer step of WeMMU minimises: flow matching, one loss per sample, with tags to report it by."""
+"""The loss of WeMMU: flow matching, one value per sample, with tags for reports."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ TIME_BINS = 4
 class FlowMatchingLoss:
     """The objective of a generation stage over the whole model, in two parts: `begin`, with the bridge, and `values`.
 
-    Between them the DiT computes the velocity. An engine may do so elsewhere and for many micro-batches at a time
-    (`wemmu.parallel.hybrid`); called as a whole, the loss does it itself.
+    Between them the DiT computes the velocity. An engine may do this elsewhere and for many micro-batches at a time
+    (`wemmu.parallel.hybrid`); otherwise the loss does it.
     """
 
     def __init__(self, model: WeMMU, run: StageRun):
@@ -30,13 +30,13 @@ class FlowMatchingLoss:
         return Losses(self.values(predicted, begun.flow), begun.tags)
 
     def begin(self, batch: Batch, step: int) -> Begun:
-        """All that the DiT needs for a micro-batch, and what its answer is compared with."""
+        """Return everything that the DiT needs for a micro-batch, and its target."""
         flow = self.draw(batch, step)
         return Begun(flow, self.condition(batch, step), self.tags(batch, flow))
 
     @torch.no_grad()
     def draw(self, batch: Batch, step: int) -> Flow:
-        """The points of the paths at which the velocity is asked for, and what it should be."""
+        """Draw the points of the paths, and the velocities there."""
         noise = self._noise(batch, step)
         x_0 = self.model.target_latents(batch.target, None if batch.latents is None else batch.latents.target).float()
         eps = noise.normal("eps", tuple(x_0.shape[1:]))
@@ -55,13 +55,13 @@ class FlowMatchingLoss:
         return Flow(path.x_t, t, path.v, v[negatives.index], ids[negatives.index] != batch.sample_ids)
 
     def condition(self, batch: Batch, step: int) -> Condition:
-        """The condition for a micro-batch, with the bridge's gradient."""
+        """Return the condition for a micro-batch, with the bridge's gradient."""
         size = tuple(batch.target.shape[-2:])
         inputs = None if batch.latents is None else batch.latents.images
         return self.model.condition(batch.prompts, batch.images, size, self._noise(batch, step), inputs)
 
     def values(self, predicted: Tensor, flow: Flow) -> Tensor:
-        """One loss per sample, [B], of velocities predicted at the points of `flow`, weighted by their times."""
+        """Return one loss per sample, [B], of velocities predicted at the points of `flow`, weighted by time."""
         match self.config.kind:
             case "flow":
                 values = flow_matching(predicted, flow.v)
@@ -70,7 +70,7 @@ class FlowMatchingLoss:
         return time_weight(self.config.weighting, flow.t) * values
 
     def tags(self, batch: Batch, flow: Flow) -> dict[str, Tensor]:
-        """By task, and by noise level in equal bins of t: where a model that looks fine on average goes wrong."""
+        """Tag losses by task and by equal bins of t, to show where a model fails that is good on average."""
         bins = (flow.t * TIME_BINS).long().clamp(max=TIME_BINS - 1)
         by_time = {f"loss/t_{i / TIME_BINS:.2f}_{(i + 1) / TIME_BINS:.2f}": bins == i for i in range(TIME_BINS)}
         return {f"loss/{batch.task}": torch.ones_like(bins, dtype=torch.bool)} | by_time

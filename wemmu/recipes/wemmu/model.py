@@ -1,4 +1,4 @@
-"""All of WeMMU on one device: what is frozen, what can be trained, and the way from a prompt to a velocity."""
+"""WeMMU on one device: from a prompt to a velocity."""
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from wemmu.types import Condition, Prompts, VelocityOf
 
 
 class WeMMU(Staged):
-    """vlm and vae are never trained; bridge and dit are, by stages (`freeze_all_but`)."""
+    """Stages train bridge and dit (`freeze_all_but`); vlm and vae are always frozen."""
 
     # The parts that hold all that stages can train, which engines may shard.
     sharded = ("bridge", "dit")
@@ -28,17 +28,17 @@ class WeMMU(Staged):
     def condition(
         self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise, stored: Tensor | None = None
     ) -> Condition:
-        """Condition of the DiT for pictures of `size` = (height, width) px.
+        """Condition of the DiT for images of `size` = (height, width) px.
 
-        images: uint8 [B, N, 3, H, W], the input pictures of each prompt; stored: their latents, see `input_latents`.
+        images: uint8 [B, N, 3, H, W], the input images of each prompt; stored: their latents, see `input_latents`.
         """
         prefix = self.vlm.prefix(prompts, images)
         return self.bridge(prefix, self.input_latents(images, stored), token_grid(*size, self.vlm.token_px), noise)
 
     def input_latents(self, images: Tensor, stored: Tensor | None = None) -> Tensor:
-        """Latents [B, N, C, h, w] of the input pictures, on the grid of their VLM tokens.
+        """Latents [B, N, C, h, w] of the input images, on the grid of their VLM tokens.
 
-        `stored` are latents of the pictures as they are, [B, N, C, H / latent px, W / latent px]. They are of use only
+        `stored` are latents of the images as they are, [B, N, C, H / latent px, W / latent px]. They are of use only
         where that is the same grid; at the published sizes (28 px tokens, 32 px latents) it is another.
         """
         b, n, _, height, width = images.shape
@@ -50,7 +50,7 @@ class WeMMU(Staged):
         return self.vae.encode(images.flatten(0, 1), grid).unflatten(0, (b, n))
 
     def target_latents(self, target: Tensor, stored: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w] of the pictures to make, uint8 [B, 3, H, W]; `stored` ones need no encoding."""
+        """Latents [B, C, h, w] of the images to make, uint8 [B, 3, H, W]; `stored` ones need no encoding."""
         return self.vae.encode(target) if stored is None else stored.to(self.vae.vae.dtype)
 
     @property
@@ -88,6 +88,6 @@ class WeMMU(Staged):
         return {name: part for name, part in parts.items() if part is not None}
 
     def checkpoint_activations(self) -> None:
-        """Recompute each layer of the pathway and of the DiT in the backward pass instead of keeping what is inside."""
+        """Recompute each layer of the pathway and of the DiT in the backward pass."""
         self.bridge.pathway.checkpointing = True
         self.dit.enable_gradient_checkpointing(recomputed)

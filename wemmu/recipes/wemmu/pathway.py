@@ -1,8 +1,8 @@
 """The generation pathway: a trainable copy of the VLM's layers whose tokens read the frozen prefix.
 
 The pathway's tokens (VAE tokens and queries) attend to all of the prefix and to each other, both ways; the prefix never
-sees them. The layers are the VLM's own class, deep-copied with their weights, and find the prefix where they would
-find a cache (paper, "Probabilistic Expert Bridge").
+sees them. The layers are deep copies of the VLM's layers with their weights, and read the prefix like a cache (paper,
+"Probabilistic Expert Bridge").
 """
 
 from copy import deepcopy
@@ -17,9 +17,9 @@ from wemmu.types import Prefix
 
 
 class PrefixView:
-    """A read-only cache: hands one layer the prefix's keys and values before its own, and stores nothing.
+    """A read-only cache: prepends the prefix's keys and values of one layer to the layer's own.
 
-    It is of one layer, and does not look which: layers that are compiled would else each be compiled anew.
+    It does not use the layer's index, so that torch.compile compiles once for all layers.
     """
 
     def __init__(self, keys: Tensor, values: Tensor):
@@ -60,7 +60,7 @@ class Pathway(nn.Module):
         rotation = self.rotary(tokens, positions)
         added = None
         if mask is not None:
-            # What attention would make of it in every layer.
+            # The additive form, once instead of in every layer.
             added = torch.zeros(mask.shape, dtype=tokens.dtype, device=mask.device)
             added = added.masked_fill_(~mask, float("-inf"))[:, None]
         states = tokens

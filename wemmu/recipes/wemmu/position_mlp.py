@@ -8,8 +8,7 @@ from torch import Tensor, nn
 def center_crop(table: Tensor, height: int, width: int) -> Tensor:
     """The central [height, width, D] of a table [side, side, D].
 
-    Cropping from the centre lets grids of different sizes share the rows and columns they have in common, so that
-    what was learnt at a low resolution serves at a higher one.
+    Grids of different sizes share the centre of the table, so what a low resolution trains serves a higher one.
 
     Raises:
         ValueError: if the grid is larger than the table.

@@ -1,7 +1,7 @@
-"""Query designs. Each says on which grid its tokens stand and makes them; all have one signature.
+"""Query designs, all with one signature.
 
-A design is called as `queries(height, width, noise)` with the VLM's token grid of the picture to be made, and returns
-tokens [B, h * w, D] for `(h, w) = queries.grid(height, width)`.
+`queries(height, width, noise)` takes the VLM's token grid of the target image and returns tokens [B, h * w, D] for
+`(h, w) = queries.grid(height, width)`.
 """
 
 import math
@@ -15,7 +15,7 @@ from wemmu.recipes.wemmu.position_mlp import center_crop
 
 
 class NoisyQueries(nn.Module):
-    """Q ~ N(0, std^2 I), drawn anew at every step, as many as the picture has VLM tokens. No parameters."""
+    """Q ~ N(0, std^2 I), new at every step, one per VLM token of the image. No parameters."""
 
     def __init__(self, width: int, std: float):
         super().__init__()
@@ -46,7 +46,7 @@ class LearnableFixedQueries(nn.Module):
 
 
 class LearnableDynamicQueries(nn.Module):
-    """A trained table of `side` x `side` vectors, cropped from its centre to the picture's grid."""
+    """A trained table of `side` x `side` vectors, cropped from its centre to the image's grid."""
 
     def __init__(self, width: int, side: int, std: float):
         super().__init__()
@@ -60,7 +60,7 @@ class LearnableDynamicQueries(nn.Module):
 
 
 def build_queries(config: QueryConfig, width: int, table_side: int) -> nn.Module:
-    """The design that `config` names, for pathway tokens of `width` channels."""
+    """Return the design in `config`, for pathway tokens of `width` channels."""
     match config.design:
         case "noisy":
             return NoisyQueries(width, config.std)

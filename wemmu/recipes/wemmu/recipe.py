@@ -1,4 +1,4 @@
-"""WeMMU as training, evaluation and the tools see it."""
+"""WeMMU for training, evaluation and tools."""
 
 from collections.abc import Callable
 from typing import Any

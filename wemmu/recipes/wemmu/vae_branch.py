@@ -1,7 +1,7 @@
-"""The VAE branch: input pictures as latents, one linear layer away from the pathway.
+"""The VAE branch: input images as latents, one linear layer away from the pathway.
 
-It carries the pixel detail that the VLM's aggregation loses. Each latent stands on a VLM token of the same picture:
-the picture is resized so that both grids are equal, and the tokens take that token's position.
+It carries the pixel detail that the VLM's aggregation loses. Each latent belongs to a VLM token of the same image:
+the image is resized so that both grids are equal, and the tokens take that token's position.
 """
 
 from torch import Tensor, nn

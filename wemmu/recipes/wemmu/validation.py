@@ -1,4 +1,4 @@
-"""The validation loss: plain flow matching on records that no stage trains on, always with the same noise and times."""
+"""The validation loss: plain flow matching on held-out records, always with the same noise and times."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.mode import in_eval_mode
 
-# Training has no such step, and so none of this noise.
+# Training has no such step, so it never uses this noise.
 STEP = -1
 
 
