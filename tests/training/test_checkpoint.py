@@ -461,7 +461,7 @@ def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path:
     manifest = read_manifest(directory)
     files = manifest.files | {"state/.metadata": sha256_of(index)}
     write_manifest(directory, replace(manifest, files=files))
-    with pytest.raises(CheckpointError, match=r"names posix\.mkdir, which has no place in an index"):
+    with pytest.raises(CheckpointError, match=r"names posix\.mkdir, which does not belong in an index"):
         store.load_weights(directory)
     assert not (tmp_path / "was here").exists()
     pickle.loads(index.read_bytes())
@@ -493,7 +493,7 @@ def test_nothing_is_made_of_a_checkpoint_that_is_not_finite(tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(store, "check_finite", lambda *_: None)
         bad = store.save(root, state, dit_weights(), origin())
-    with pytest.raises(NotFiniteError, match="step_00000006 cannot be gone on from"):
+    with pytest.raises(NotFiniteError, match="step_00000006 cannot be resumed from"):
         store.load_newest(root, other_state())
     with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
         store.load_weights(bad)

@@ -91,7 +91,7 @@ def test_a_checkpoint_that_cannot_be_removed_stays_and_training_goes_on(
 def test_where_no_checkpoint_is_whole_training_does_not_begin_at_step_0(tmp_path: Path):
     for step in (2, 3):
         truncate(files_of(save(tmp_path, step))[0])
-    with pytest.raises(CheckpointError, match=r"step_00000002, step_00000003.*begin the stage anew on purpose, move"):
+    with pytest.raises(CheckpointError, match=r"step_00000002, step_00000003.*start the stage again, move"):
         store.load_newest(tmp_path, other_state())
 
 
