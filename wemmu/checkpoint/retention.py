@@ -1,4 +1,4 @@
-"""The checkpoints of one folder: which is the newest, which go, and what stands in the way of a new one."""
+"""The checkpoints of one folder: finds the newest, removes old ones, frees the name of a new one."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from wemmu.config.checkpoints import debris, manifest_step, own_checkpoints, ref
 
 
 def latest(root: Path) -> Path | None:
-    """The newest checkpoint under `root`; None if there is none. Changes nothing: a run may be saving there right now.
+    """Return the newest checkpoint under `root`, or None. Changes nothing, because a run may be saving there.
 
     Raises:
         CheckpointError: if it is damaged, naming the newest that is whole: whoever uses weights must know which.
@@ -32,10 +32,10 @@ def latest(root: Path) -> Path | None:
 
 
 def prune(root: Path, keep: int, ranks: Ranks = ALONE, step: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints, and only once the newest verifies.
+    """Remove all but the newest `keep` checkpoints, after verifying the newest.
 
-    step: the step just saved; later checkpoints, which the resume passed over, neither count nor change. One that
-    cannot be removed stays, and is named.
+    step: the step just saved. Later checkpoints, which the resume skipped, do not count and stay. A checkpoint that
+    cannot be removed stays and is printed.
     """
 
     def look(_: list[None]) -> list[Path]:
@@ -55,13 +55,13 @@ def prune(root: Path, keep: int, ranks: Ranks = ALONE, step: int | None = None) 
 
 
 def clear_debris(root: Path) -> None:
-    """Remove what a killed save left behind; for the one process that saves under `root`."""
+    """Remove the remains of killed saves; only for the process that saves under `root`."""
     for left in debris(root):
         discard(left)
 
 
 def newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
-    """The newest whole checkpoint under `root`; None where there is no checkpoint at all. All ranks get the same.
+    """Return the newest whole checkpoint under `root`, the same on all ranks; None if there is no checkpoint.
 
     Raises:
         CheckpointError: if there are checkpoints and none is whole.
@@ -77,13 +77,13 @@ def newest(root: Path, ranks: Ranks) -> tuple[Path, Manifest] | None:
     if found and whole is None:
         raise CheckpointError(
             f"no checkpoint in {root} is whole ({', '.join(d.name for d in found)}; reasons above), so training cannot "
-            f"resume. Restore one of them; to begin the stage anew on purpose, move {root} away"
+            f"resume. Restore one of them; to start the stage again, move {root} away"
         )
     return whole
 
 
 def _tell_stand_ins(root: Path) -> None:
-    """As where a checkpoint was moved to another disk and a link put in its place."""
+    """Print links and files named like a checkpoint, for example a link to another disk."""
     for entry in stand_ins(root):
         kind = f"a link to {os.readlink(entry)}" if entry.is_symlink() else "a file"
         print(
@@ -102,14 +102,14 @@ def newest_whole(directories: Sequence[Path], ranks: Ranks) -> tuple[Path, Manif
 
 
 def make_room(directory: Path, step: int) -> None:
-    """Free the name of the checkpoint of `step`: a link or a damaged checkpoint goes, all else is renamed."""
+    """Free the name of the checkpoint of `step`: remove a link or a damaged checkpoint, rename anything else."""
     if directory.is_symlink():
         # Its target stays.
         directory.unlink()
     if not directory.exists():
         return
     if manifest_step(directory) == step:
-        # Only one that failed verification is ever written again (`newest` passes over it).
+        # Only a checkpoint that failed verification is written again (`newest` skips it).
         _remove(directory)
         return
     kept = next(p for n in count(1) if not (p := directory.with_name(f"{directory.name}.other-{n}")).exists())
@@ -118,7 +118,7 @@ def make_room(directory: Path, step: int) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a checkpoint so that, killed in the midst of it, nothing half removed bears its name."""
+    """Remove a checkpoint; rename it first, so a kill leaves nothing partial under its name."""
     debris = directory.with_name(f"{directory.name}.old.tmp")
     try:
         discard(debris)
@@ -130,7 +130,7 @@ def _remove(directory: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a directory, a file or a link (never its target); what cannot be removed stays, and is named."""
+    """Remove a directory, a file or a link (never its target); print what cannot be removed."""
     try:
         if path.is_symlink() or path.is_file():
             path.unlink()
