@@ -24,14 +24,14 @@ from wemmu.published.identity import identity, short
 from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, BackboneError, tensors
 
-# Is called with a module that has just got its weights and the prefix of their names in the whole model. A module that
-# contains others comes after them, and finds done to them what was done.
+# Called with a module that has just got its weights and the prefix of their names in the whole model. A module comes
+# after its children, which have already been placed.
 OnBlockLoaded = Callable[[str, nn.Module], object]
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What one directory gave: parameters loaded, names missing and names left over, and what its weights are named.
+    """The result of loading one directory: number of parameters, missing and unexpected names, identity of the weights.
 
     sha256: its `wemmu.published.identity`.
     """
@@ -54,17 +54,17 @@ def keep_local(prefix: str, module: nn.Module) -> None:
 
 
 def load_vlm(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
-    """A VLM.
+    """Load a VLM.
 
     Raises:
-        BackboneError: if the directory is not in the published layout, naming what it lacks, or as `load_strict`.
+        BackboneError: if the directory is not in the published layout; names what is missing. Also as `load_strict`.
     """
     check(directory, VLM)
     return load_strict(class_of(directory, VLM), directory, dtype)
 
 
 def load_autoencoder(directory: Path, dtype: torch.dtype) -> tuple[FrozenVAE, LoadReport]:
-    """A frozen autoencoder; raises as `load_vlm`."""
+    """Load a frozen autoencoder; raises as `load_vlm`."""
     check(directory, AUTOENCODER)
     vae, report = load_strict(class_of(directory, AUTOENCODER), directory, dtype)
     return FrozenVAE(vae), report
@@ -80,19 +80,19 @@ def load_dit(
 
 
 def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a block of a model without memory its weights, by name: those that it has not yet."""
+    """Give a block on the meta device its missing weights, by name."""
     block.load_state_dict(tensors, strict=False, assign=True)
     assert not any(tensor.is_meta for tensor in block.state_dict().values())
 
 
 def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
-    """One model of transformers or diffusers from its directory, in safetensors.
+    """Load a model of transformers or diffusers from safetensors.
 
     Raises:
-        BackboneError: if any weight is missing, left over or of another shape: nothing is ever initialised at random.
+        BackboneError: if a weight is missing, unexpected or misshapen; nothing is initialised at random.
     """
     if issubclass(cls, PreTrainedModel):
-        # Told to ignore another shape, transformers reports the name; else it raises without one.
+        # With ignore_mismatched_sizes transformers reports the name of a misshapen weight; otherwise it only raises.
         options = {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options = {"torch_dtype": dtype}
@@ -108,7 +108,7 @@ def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Modu
 def load_by_blocks(
     cls: type[ModelMixin], directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded
 ) -> tuple[nn.Module, LoadReport]:
-    """As `load_strict`, of a diffusers model, but block by block; all of it is checked before a weight is read."""
+    """Like `load_strict` for a diffusers model, but block by block; checks everything before it reads a weight."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -137,9 +137,9 @@ def load_by_blocks(
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Parts of a model, by prefix, that together have all of its weights: its lists' elements, its other children.
+    """Return parts of a model by prefix, which together hold all of its weights: list elements and other children.
 
-    The model itself comes last, with the prefix "", for the weights that are in none of its children.
+    The model itself comes last, with the prefix "", for weights outside of its children.
     """
     for name, child in model.named_children():
         parts = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]

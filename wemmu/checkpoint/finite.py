@@ -1,4 +1,4 @@
-"""Tensors with infinities or NaN are neither saved nor used: nothing can be learnt from them any more."""
+"""Rejects tensors with infinities or NaN when saving and loading: training cannot recover from them."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def check_finite(what: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Refuse tensors that are not finite on any rank; all `ranks` call it.
+    """Check that tensors are finite on all ranks; all `ranks` call it.
 
     Raises:
         NotFiniteError: "`what`: the names".

@@ -1,4 +1,4 @@
-"""Saving while training goes on: the step waits for a copy in host memory, a thread does the rest."""
+"""Saves checkpoints during training: the step waits for a copy in host memory, a thread writes it."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +17,11 @@ from wemmu.checkpoint.state import TrainState
 class Saver:
     """Writes checkpoints under `root` in the background, one at a time, and keeps the newest `keep` of them.
 
-    All ranks make one and call it alike. What went wrong in the background is raised by the next call, on all ranks.
+    All ranks create one and make the same calls. The next call raises an error of the background, on all ranks.
     """
 
     def __init__(self, root: Path, keep: int, origin: Origin):
-        """Clears what a killed save left under `root`, which nobody else may be saving to."""
+        """Remove the remains of killed saves under `root`; no other process may save there."""
         self._root, self._keep, self._origin = root, keep, origin
         # The thread must not share a group with the training.
         self._ranks = own_group()
@@ -31,20 +31,20 @@ class Saver:
         self._copies: dict[str, list[Tensor]] = {}
 
     def save(self, state: TrainState, carried: Mapping[str, Tensor]) -> None:
-        """Begin to save; `state` may change as soon as this returns, `carried` may not.
+        """Start saving; `state` may change as soon as this returns, `carried` may not.
 
         Raises:
-            CheckpointError: if the save before this one failed.
+            CheckpointError: if the previous save failed.
         """
         self.wait()
         tensors = store.flat(state, carried) | self._copied(store.flat(state, {}))
         self._writing = self._thread.submit(self._write, tensors, state.steps)
 
     def wait(self) -> None:
-        """Wait until all is written.
+        """Wait until everything is written.
 
         Raises:
-            CheckpointError: if it could not be.
+            CheckpointError: if writing failed.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -58,7 +58,7 @@ class Saver:
             self._thread.shutdown()
 
     def _copied(self, live: dict[str, ShardedTensor]) -> dict[str, ShardedTensor]:
-        """Copies in host memory, the same at every save. No writer reads them now: it was waited for."""
+        """Return the copies in host memory, reused by every save; the previous writer has finished."""
         copied = {}
         for name, tensor in live.items():
             parts = [part for _, part in tensor.parts]

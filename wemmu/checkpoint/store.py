@@ -1,13 +1,13 @@
-"""Checkpoints: torch's distributed format under canonical names, with a manifest, appearing by rename.
+"""Checkpoints: torch's distributed format under canonical names with a manifest, renamed into place.
 
     checkpoints/step_00001300/
         manifest.json     what is inside: modules, shapes, hashes of every file, step, data position, versions
         state/            DCP: model.<name>, exp_avg.<name>, exp_avg_sq.<name>, and ema.<name> where an average is kept
 
-Inside are the weights the stage trains, with their moments, and those it only carries from an earlier stage; names and
-shapes are of the whole model, so any layout loads what any other saved. Frozen backbones are not inside; the manifest
-names them by hash. A checkpoint is written aside by all ranks, into a file system that they share, and renamed when its
-manifest is on disk, so that whatever carries the name is whole.
+A checkpoint holds the weights that the stage trains, with their moments, and those it only carries from an earlier
+stage. Names and shapes are those of the whole model, so any layout loads what any other saved. Frozen backbones are not
+inside; the manifest records their identity. All ranks write under another name, on a shared file system; the directory
+is renamed after its manifest is on disk, so a directory with the final name is whole.
 """
 
 import os
@@ -46,7 +46,7 @@ WEIGHTS, MOMENTS, EMA = "model", ("exp_avg", "exp_avg_sq"), "ema"  # the first w
 
 
 def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, ShardedTensor]:
-    """All that this rank holds, under its names in a checkpoint."""
+    """Return everything that this rank holds, under its names in a checkpoint."""
     assert state.weights.keys() == state.exp_avg.keys() == state.exp_avg_sq.keys()
     assert state.ema.keys() in (set(), state.weights.keys())
     parts = {WEIGHTS: state.weights | carried, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
@@ -55,9 +55,9 @@ def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, ShardedT
 
 
 def save(root: Path, state: TrainState, carried: Mapping[str, Tensor], origin: Origin) -> Path:
-    """Write the checkpoint of `state` and of the weights it carries under `root`; returns its directory.
+    """Write the checkpoint of `state` and of carried weights under `root`; return its directory.
 
-    All ranks call it, each with the tensors, or parts of them, that it holds.
+    All ranks call it, each with its tensors or parts.
 
     Raises:
         NotFiniteError: on all ranks, if one holds infinities or NaN.
@@ -102,7 +102,7 @@ def write(root: Path, tensors: dict[str, ShardedTensor], step: int, origin: Orig
 
 
 class _Writer(FileSystemWriter):
-    """Tells of a disk that fails as such, where torch tells of the archive that it could not end."""
+    """Reports a failing disk, where torch only reports an unfinished archive."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
@@ -131,7 +131,7 @@ def _manifest(metadata: Metadata, files: list[dict[str, str]], step: int, origin
 
 
 def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
-    """Give what all ranks have written its name."""
+    """Rename what all ranks have written."""
     found = {str(file.relative_to(aside)) for file in aside.rglob("*") if file.is_file()}
     if found != manifest.files.keys():
         raise CheckpointError(
@@ -150,8 +150,8 @@ def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
 def load_state(directory: Path, state: TrainState) -> Manifest:
     """Verify a checkpoint, whatever layout wrote it, and fill the live tensors of `state` in place.
 
-    All ranks call it, each with what it holds; weights that were only carried are left where they are. An average that
-    the checkpoint does not hold begins with its weights; one that `state` does not keep is not read.
+    All ranks call it, each with its part; carried weights are not read. An average that the checkpoint lacks starts
+    with its weights; one that `state` does not keep is not read.
 
     Raises:
         CheckpointError: on all ranks, if it is damaged, or naming the tensors that it lacks, does not know or has in
@@ -166,9 +166,9 @@ def load_state(directory: Path, state: TrainState) -> Manifest:
 def load_newest(
     root: Path, state: TrainState, check: Callable[[Path, Manifest], object] = lambda *_: None
 ) -> Manifest | None:
-    """`load_state` of the newest checkpoint under `root` that is whole; None if there is no checkpoint at all.
+    """Load the newest whole checkpoint under `root`; None if there is no checkpoint.
 
-    check: raises, on all ranks, before anything is read of one that must not be used.
+    check: raises on all ranks, before reading, if the checkpoint must not be used.
 
     Raises:
         CheckpointError: as `load_state`, or if there are checkpoints and none is whole.
@@ -179,7 +179,7 @@ def load_newest(
         return None
     check(*found)
     _fill(*found, state, ranks)
-    check_finite(f"{found[0]} cannot be gone on from", flat(state, {}), ranks)
+    check_finite(f"{found[0]} cannot be resumed from", flat(state, {}), ranks)
     return found[1]
 
 

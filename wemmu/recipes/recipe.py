@@ -1,4 +1,4 @@
-"""What training, evaluation and the tools know of a recipe: its model and what can be asked of it."""
+"""The interface of a recipe for training, evaluation and tools."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -21,7 +21,7 @@ from wemmu.types import Batch, Losses
 
 
 class Recipe(Protocol):
-    """One stage's model, loaded, with its objective and its ways to be used.
+    """One stage's loaded model with its objective and its uses.
 
     model: its parameters have their canonical names. reports: field of `backbones` -> what was loaded; the names of
     that backbone's weights begin with the field, and weights of other names are new. caches: of frozen features, which
@@ -49,37 +49,37 @@ class Recipe(Protocol):
         ...
 
     def sources(self) -> Sources:
-        """Where its weights are in more precision than it computes in; to be called once."""
+        """Return where its weights are in more precision than it computes in; call once."""
         ...
 
     def loss(self, batch: Batch, step: int) -> Losses:
-        """What an optimizer step minimises, one value per sample, with gradient."""
+        """Return what an optimizer step minimises, one value per sample, with gradient."""
         ...
 
     def preview(self) -> tuple[Image.Image, int]:
-        """The fixed prompts of the config as the model answers them now: one sheet, and how many images are blank."""
+        """Answer the fixed prompts of the config: return one sheet and the number of blank images."""
         ...
 
     def respond(self, request: GenerationRequest) -> list[Response]:
-        """Answers to a batch, with the sampling settings of the config."""
+        """Answer a batch with the sampling settings of the config."""
         ...
 
     def sampling(self) -> dict[str, Any]:
-        """The settings with which `respond` answers, for the record of an evaluation."""
+        """Return the settings of `respond`, for the record of an evaluation."""
         ...
 
     def validation(self, topology: Topology, device: torch.device | str) -> Callable[[], float]:
-        """The validation loss on records that no stage trains on; all ranks call what is returned, between steps."""
+        """Return the validation loss on held-out records; all ranks call it, between steps."""
         ...
 
 
 def recipe(run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu") -> Recipe:
-    """The recipe of a stage, loaded. Raises as `Recipe.__init__`."""
+    """Load the recipe of a stage. Raises as `Recipe.__init__`."""
     return import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE(run, on_block_loaded, device)
 
 
 def ready_to_train(made: Recipe, run: StageRun) -> None:
-    """Let learn what the stage trains, in the memory that the run has."""
+    """Unfreeze what the stage trains; turn on checkpointing if the config says so."""
     made.model.freeze_all_but(run.stage.trains)
     made.model.train()
     for cache in made.caches:
@@ -89,5 +89,5 @@ def ready_to_train(made: Recipe, run: StageRun) -> None:
 
 
 def identities(made: Recipe) -> dict[str, str]:
-    """Backbone -> SHA-256 of the weights it was loaded with."""
+    """Return backbone -> identity of its loaded weights."""
     return {name: report.sha256 for name, report in made.reports.items()}

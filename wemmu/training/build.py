@@ -1,4 +1,4 @@
-"""The one place where everything meets: a stage's config becomes a model, an engine, a loader and an objective."""
+"""Builds everything that the trainer runs from a stage's config: recipe, engine and loader."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from wemmu.training.start import begin, start_from
 class StageParts:
     """What the trainer runs.
 
-    carried: weights that this stage does not train but that are no backbone's either, by canonical name: they go into
-    its checkpoints. frozen: backbone -> SHA-256 of the weights it was loaded with.
+    carried: weights that this stage neither trains nor gets from a backbone, by canonical name; its checkpoints hold
+    them. frozen: backbone -> identity of its loaded weights.
     """
 
     recipe: Recipe
@@ -41,7 +41,7 @@ class StageParts:
 
 
 def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str = "cpu") -> StageParts:
-    """Load, freeze, start from the weights of the stage before, and connect.
+    """Load, freeze, start from the previous stage's weights, and connect.
 
     Raises:
         BackboneError: if a backbone cannot be loaded whole, or the engine cannot divide the DiT.
@@ -62,7 +62,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     carried, started = begin(run, made, engine, resting)
     loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
     check_latents(loader.settings, made.vae, identities(made)["vae"])
-    # A backbone that an earlier stage trained, or that this one does, is no longer the one of that name.
+    # A backbone that an earlier stage or this one trains no longer has the identity of its directory.
     frozen = {
         backbone: sha256
         for backbone, sha256 in identities(made).items()
@@ -98,7 +98,7 @@ def _engine(run: StageRun, made: Recipe, topology: Topology, device: torch.devic
 
 
 def _place(run: StageRun, device: torch.device) -> OnBlockLoaded:
-    """What becomes of each block of the model as soon as it has its weights."""
+    """Return what to do with each block of the model when it has its weights."""
     if run.parallel.engine != "zero3":
         return keep_local
     from wemmu.parallel.zero3 import shard
@@ -109,9 +109,9 @@ def _place(run: StageRun, device: torch.device) -> OnBlockLoaded:
 def load_trained(
     run: StageRun, checkpoint: Path, ema: bool | None = None, device: torch.device | str = "cpu"
 ) -> Recipe:
-    """The recipe as a checkpoint of this stage left it, for sampling: no engine, no data, nothing learns.
+    """Return the recipe with a checkpoint of this stage, for sampling: no engine, no data, no training.
 
-    ema: whether with the moving averages of its weights; None: if the stage keeps them.
+    ema: whether to use the moving averages; None: if the stage keeps them.
 
     Raises:
         CheckpointError: as `start_from`.

@@ -1,4 +1,4 @@
-"""How a stage begins: with the weights that another one left, read into whatever this one holds of them."""
+"""Loads the weights that a stage starts with into the tensors, or parts, that this rank holds."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from wemmu.recipes.recipe import Recipe, identities
 def begin(
     run: StageRun, made: Recipe, engine: Engine, resting: Collection[str]
 ) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """Give an engine the weights that a stage begins with, in all the precision that their sources have.
+    """Give an engine the weights that a stage starts with, in the full precision of their sources.
 
     resting: the names of what the stage could train and does not. Returns the weights that it only carries and
     the names of all that `stage.start` holds.
@@ -37,7 +37,7 @@ def begin(
     inside = _names(start) if start else frozenset()
     carried = {name: tensor for name, tensor in held.items() if name in new | inside}
     if widens:
-        # Beside what the model computes with, in host memory; it changes no more, so it is copied once.
+        # A copy in host memory, made once, because carried weights do not change.
         carried = {name: _wide(tensor) for name, tensor in carried.items()}
         fill_from(made.sources(), masters | carried)
     if start:
@@ -48,7 +48,7 @@ def begin(
 
 
 def _names(source: Path) -> frozenset[str]:
-    """Of the weights in a checkpoint; one that a single rank cannot read is an error on all."""
+    """Read the weights in a checkpoint; an error on one rank is an error on all."""
     what = f"{source} cannot be started from"
     return all_ranks().together(what, lambda: frozenset(read_manifest(source).tensors), lambda found: found[0])
 

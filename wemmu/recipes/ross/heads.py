@@ -89,7 +89,7 @@ class Denoiser(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, channels)
         _initialise(self)
-        # As the released code; what the states and the time say begins small beside the tokens.
+        # As in the released code: the condition starts small beside the tokens.
         for small in (self.states, self.time.linear_1, self.time.linear_2):
             nn.init.normal_(small.weight, std=0.02)
         for zero in [self.out, *(m for name, m in self.named_modules() if name.endswith("modulation"))]:
@@ -107,7 +107,7 @@ class Denoiser(nn.Module):
 
 
 class Regressor(nn.Module):
-    """Predicts the target of each token from that token's state alone."""
+    """Predicts the target of each token from its state alone."""
 
     def __init__(self, config: RegressorConfig, states: int, channels: int):
         """As `Denoiser`."""
@@ -130,7 +130,7 @@ def _initialise(head: nn.Module) -> None:
 
 
 def _places(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of column and row, half of the channels each: [rows * columns, width]."""
+    """Return sines and cosines of column and row, half of the channels each: [rows * columns, width]."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack([x, y])[:, None].float()
     return get_2d_sincos_pos_embed_from_grid(width, grid, output_type="pt").to(device, torch.float32)
