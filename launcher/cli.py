@@ -46,7 +46,8 @@ from wemmu.locks import LockedError
 
 DEFAULT = Path("configs/curriculum/paper.yaml")
 ClusterFile = Annotated[
-    Path | None, typer.Option(help="What the cluster is like; configs/cluster/ holds examples. Needed once.")
+    Path | None,
+    typer.Option(metavar="FILE", help="What the cluster is like; configs/cluster/ has examples."),
 ]
 
 

@@ -57,10 +57,12 @@ def main(
     out: Annotated[
         Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces an earlier export alone.")
     ] = None,
-    ship: Annotated[Path | None, typer.Option(help="Directory for the weights alone.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Directory in which a DeepSpeed folder's step goes.")] = None,
-    stage: Annotated[Path | None, typer.Option(help="RUN/STAGE whose model the DeepSpeed folder holds.")] = None,
-    rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW prefix of its names, OLD=- to leave out.")] = None,
+    ship: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory for the weights alone.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where a DeepSpeed folder's step goes.")
+    ] = None,
+    stage: Annotated[Path | None, typer.Option(metavar="RUN/STAGE", help="Whose model that folder holds.")] = None,
+    rename: Annotated[list[str] | None, typer.Option(metavar="OLD=NEW", help="Prefix of names; OLD=- drops.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Type stored: float32, of --ship float16 if not given.")] = None,
     without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as it was.")] = False,
     ema: Ema = None,

@@ -14,7 +14,7 @@ from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 def main(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="RUN (its newest finished stage) or RUN/STAGE.")],
     prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; else the newest.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint; else the newest.")] = None,
     ema: Ema = None,
 ) -> None:
     """Draw held-out requests with a trained stage and score them exactly."""

@@ -21,8 +21,14 @@ def show(source: Source, overrides: Overrides = None, as_json: AsJson = False) -
     """Print every field of a curriculum as `--set` takes it, and what it comes from: a file, an override, a default."""
     config, origins = load_traced(_file(source), Curriculum, overrides or ())
     names = [stage.name for stage in config.stages]
+    # An older form of a config has other fields for the same.
+    given = dict(leaves(config.model_dump(mode="json", exclude_defaults=True)))
     rows = [
-        {"field": _in_stage(field, names), "value": value, "from": origins.get(field, "default")}
+        {
+            "field": _in_stage(field, names),
+            "value": value,
+            "from": origins.get(field, "another field" if field in given else "default"),
+        }
         for field, value in leaves(config.model_dump(mode="json"))
     ]
     if as_json:

@@ -65,7 +65,7 @@ def test_a_path_is_looked_for_beside_the_file_that_names_it_then_from_where_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Also where a base names it; what is typed is meant from where it is typed, and so is what is yet to be."""
-    for folder in ("own/raw", "base/vlm", "here/vlm", "here/sana/vae", "here/begin"):
+    for folder in ("own/raw", "base/vlm", "base/sana/vae", "here/vlm", "here/begin"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "own/raw/1.png").touch()
     write(tmp_path / "base", located(), "base.yaml")
@@ -74,7 +74,7 @@ def test_a_path_is_looked_for_beside_the_file_that_names_it_then_from_where_the_
     monkeypatch.chdir(tmp_path / "here")
     config = load_curriculum(file, ["stages.first.start=vlm"])
     assert config.backbones.vlm == tmp_path / "base/vlm"
-    assert config.backbones.vae.parent == Path("sana")
+    assert config.backbones.vae == tmp_path / "base/sana/vae"
     assert config.sampling.prompts[0].images[0] == tmp_path / "own/raw/1.png"
     assert (config.data.shards, config.stages[0].start) == (Path("shards"), Path("vlm"))
     # Two directories of that name: it says which is meant, once.

@@ -266,6 +266,7 @@ def _refuse_other_bases(path: Path, text: str) -> None:
     """YAML reads 010 as 8 and 1:30 as 90."""
     for event in yaml.parse(text, _LOADER):
         if isinstance(event, ScalarEvent) and event.implicit[0] and _OTHER_BASE.fullmatch(event.value):
+            assert event.start_mark is not None, "a scalar that was read has a place"
             raise ConfigError(
                 f"cannot read the config {path}: line {event.start_mark.line + 1}: YAML reads {event.value} as a "
                 "number to the base 8 or 60; write it in digits without a leading 0, or in quotes if it is a text"
@@ -296,7 +297,7 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the override {override!r} cannot be applied: {error}") from error
     plain: Any = OmegaConf.to_container(parsed) if isinstance(parsed, DictConfig | ListConfig) else parsed
-    return [name for dotted in keys for name, _ in leaves(plain, dotted)]
+    return [name for name, _ in leaves(dict.fromkeys(keys, plain))]
 
 
 def _short(value: object) -> str:
