@@ -2,7 +2,7 @@
 
 `python -m benchmarks.at_scale configs/curriculum/paper.yaml --ranks 8 --ranks 64 --tp 2 --pp 2` takes, for each world
 and each stage of the DiT's pipeline, the place of the first rank that holds it, and steps through the project's own
-code at the published sizes (`benchmarks.fake_world`): fullest rank's memory, bytes by collective, the pipeline's
+code at the published sizes (`wemmu.measuring.fake_world`): fullest rank's memory, bytes by collective, the pipeline's
 idle share, beside those of `wemmu.plan`. The backbones are the published ones, whatever the curriculum names, and
 each global batch is the nearest multiple of the ranks. A rank takes minutes, in a process of its own; `--measured FILE`
 holds the plan against an earlier measurement at once.
@@ -18,14 +18,11 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.pipeline_bubble import Slot, idle_share
-from tests.models import published
 from tests.planning.worlds import curriculum_with, write_published
 from wemmu.config.schema import Backbones, Curriculum, Parallel
-from wemmu.config.task import Task
-from wemmu.planning.backbones import read_sizes
-from wemmu.planning.flops import Assumptions, Sample, sample_of
-from wemmu.planning.load import Degrees
-from wemmu.planning.plan import Machine, StagePlan, plan
+from wemmu.planning.ask import Shape
+from wemmu.planning.layout import Degrees
+from wemmu.planning.plan import Assumptions, Machine, StagePlan, plan, shape_of
 from wemmu.readable import human
 
 PAPER = Path("configs/curriculum/paper.yaml")
@@ -64,11 +61,11 @@ def adapted(file: Path, world: int, backbones: Backbones) -> Curriculum:
     return curriculum_with(file, backbones, *(f"stages.{name}.global_batch={n}" for name, n in batches.items()))
 
 
-def fullest_sample(curriculum: Curriculum, stage: str) -> tuple[Task, Sample]:
-    """The task of a stage whose samples have most tokens."""
-    run, sizes = curriculum.stage_run(stage).stage, read_sizes(curriculum.backbones)
-    samples = {task: sample_of(task, run.resolution, sizes, curriculum, Assumptions()) for task in run.mixture}
-    return max(samples.items(), key=lambda item: item[1].prefix + item[1].pathway)
+def fullest_sample(curriculum: Curriculum, stage: str) -> Shape:
+    """The samples of a stage that take most memory."""
+    run = curriculum.stage_run(stage)
+    shapes = [shape_of(task, run, Assumptions()) for task in run.stage.mixture]
+    return max(shapes, key=lambda shape: (shape.images, shape.text))
 
 
 def play(case: Case, backbones: Backbones) -> dict[str, Any]:
@@ -76,24 +73,27 @@ def play(case: Case, backbones: Backbones) -> dict[str, Any]:
     from benchmarks.stepping import measure
 
     curriculum = adapted(case.curriculum, case.world, backbones)
-    task, sample = fullest_sample(curriculum, case.stage)
+    shape = fullest_sample(curriculum, case.stage)
     parallel = Parallel(engine="hybrid" if case.tp * case.pp > 1 else "zero3", ranks=case.world, tp=case.tp, pp=case.pp)
     run = curriculum.stage_run(case.stage).model_copy(update={"parallel": parallel})
-    found = measure(run, task, sample, case.place * case.tp, published.QWEN["image_token_id"])
+    found = measure(run, shape, case.place * case.tp)
     traffic = {
         f"{c.kind} over {c.size}": {"calls": found.traffic.calls[c], "bytes": number}
         for c, number in found.traffic.bytes.items()
     }
     return {
-        **asdict(case), "curriculum": str(case.curriculum), "global_batch": run.stage.global_batch, "task": task,
+        **asdict(case), "curriculum": str(case.curriculum), "global_batch": run.stage.global_batch, "task": shape.task,
         "peak": found.peak, "memory": found.memory, "traffic": traffic, "slots": [asdict(s) for s in found.slots],
     }  # fmt: skip
 
 
 def planned(case: Case, backbones: Backbones) -> StagePlan:
-    machine = Machine("h100", Degrees(case.world, case.tp, case.pp), 0.35)
-    stages = plan(adapted(case.curriculum, case.world, backbones), machine, Assumptions()).stages
-    return next(stage for stage in stages if stage.name == case.stage)
+    machine, curriculum = (
+        Machine("h100", Degrees(case.world, case.tp, case.pp), 0.35),
+        adapted(case.curriculum, case.world, backbones),
+    )
+    alone = tuple(stage for stage in curriculum.stages if stage.name == case.stage)
+    return plan(curriculum.model_copy(update={"stages": alone}), machine, Assumptions()).stages[0]
 
 
 def run_all(cases: list[Case], backbones: Backbones, jobs: int, out: Path | None) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ What the naive step is, and what is done so that both compute the same: `benchma
 Where several variants fit into one process they take turns, and only ratios within a round mean something; else each
 has a process of its own. Memory is the most that a step adds to what rests between steps (weights, masters, moments),
 resident on the CPU, allocated by torch on a GPU. FLOPs are those of the products of a step, counted without computing
-them (`benchmarks/fake_world.py`); MFU takes ours for all variants: what is recomputed and logits are work of no use.
+them (`wemmu.measuring`); MFU takes ours for all variants: what is recomputed and logits are work of no use.
 """
 
 import multiprocessing

@@ -9,10 +9,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.fake_world import fake_world
 from benchmarks.naive import Mask, NaiveModel, Way
 from benchmarks.step_sizes import Cell, Size, make_batch, make_model, make_run
 from wemmu.config import StageRun
+from wemmu.measuring.fake_world import fake_world
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -10,13 +10,13 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.pipelining import PipelineStage
 
-from benchmarks.fake_world import FakeWorld, Traffic, fake_world
 from benchmarks.pipeline_bubble import Slot
-from benchmarks.rank import join, make_batch, make_engine, make_model
+from benchmarks.rank import join, make_engine
 from wemmu.config.schema import StageRun
-from wemmu.config.task import Task
+from wemmu.measuring.fake_world import FakeWorld, Traffic, fake_world
+from wemmu.measuring.model import make_batch, make_model
 from wemmu.parallel.topology import Topology
-from wemmu.planning.flops import Sample
+from wemmu.planning.ask import Shape
 from wemmu.recipes.wemmu.model import WeMMU
 
 WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS = "weights", "moments", "gradients", "gathered", "activations"
@@ -32,8 +32,8 @@ class Measured:
     slots: list[Slot] = field(default_factory=list)
 
 
-def measure(run: StageRun, task: Task, sample: Sample, rank: int, image_token: int) -> Measured:
-    """Take the place of `rank` for an optimizer step of `run`, with samples of `task` as large as `sample`.
+def measure(run: StageRun, shape: Shape, rank: int) -> Measured:
+    """Take the place of `rank` for an optimizer step of `run`, with samples of this shape.
 
     All micro-batches after the first are alike, so two are run, and the second counts for all of them. A step before
     makes the moments, and lets the engine learn the order of its modules.
@@ -43,9 +43,9 @@ def measure(run: StageRun, task: Task, sample: Sample, rank: int, image_token: i
     join(rank, world)
     found = Measured()
     with fake_world() as mode, _buffers(mode), _slots(mode) as slots:
-        model = make_model(run)
-        engine = make_engine(model, run, Topology(rank, world, run.parallel.tp, run.parallel.pp))
-        batch = make_batch(run, task, sample, micro, (0, image_token))
+        model, loss = make_model(run)
+        batch = make_batch(model, run, asdict(replace(shape, samples=micro, padded=micro > 1)))
+        engine = make_engine(model, loss, run, Topology(rank, world, run.parallel.tp, run.parallel.pp))
         engine.accumulate([batch], 0)
         engine.step(1.0)
         slots.clear()

@@ -14,8 +14,8 @@ def problems(curriculum: Curriculum, run: Path) -> list[str]:
 
 
 def warnings(curriculum: Curriculum, gpu: str | None) -> list[str]:
-    """Return warnings for GPUs of this kind, by arithmetic."""
-    finding = examine(planned_memory, curriculum, gpu) if gpu and curriculum.recipe.draws else None
+    """Return warnings for GPUs of this kind, by the plan."""
+    finding = examine(planned_memory, curriculum, gpu) if gpu else None
     if finding is None or finding.status == "ok":
         return []
     return [f"warning: {finding.name}: {finding.found}\n    -> {finding.remedy}"]

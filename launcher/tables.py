@@ -11,10 +11,9 @@ from launcher.plan import stage_runs
 from launcher.status import Status
 from wemmu.config import Curriculum, Rung
 from wemmu.config.checkpoints import CHECKPOINTS
-from wemmu.planning.backbones import PlanError
-from wemmu.planning.flops import Assumptions
-from wemmu.planning.load import Degrees
-from wemmu.planning.plan import GPUS, Machine, Plan, plan
+from wemmu.planning.ask import PlanError
+from wemmu.planning.layout import Degrees
+from wemmu.planning.plan import GPUS, Assumptions, Machine, Plan, plan
 from wemmu.readable import duration, human
 
 # Of the peak, as in `wemmu plan`.

@@ -17,6 +17,8 @@ from wemmu.shapes.processor import save_processor, special_ids
 torch.set_num_threads(1)
 # A developer's own key must not send the runs of tests anywhere.
 os.environ["WANDB_MODE"] = "offline"
+# What one test has measured of a model no other need measure again; the names are hashes of all that it depends on.
+os.environ["WEMMU_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "wemmu")
 
 
 class ByFile(LoadScopeScheduling):

@@ -9,9 +9,8 @@ from rich.console import Console
 
 from wemmu.command_line import AsJson, CurriculumFile, Overrides, plainly, program, start
 from wemmu.config import load_curriculum
-from wemmu.planning.flops import Assumptions
-from wemmu.planning.load import Degrees
-from wemmu.planning.plan import GPUS, Machine, plan
+from wemmu.planning.layout import Degrees
+from wemmu.planning.plan import GPUS, Assumptions, Machine, plan
 from wemmu.planning.tables import render
 
 
@@ -25,19 +24,25 @@ def main(
     mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = 0.35,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt with words, chat format included.")] = 128,
     empty_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt without words.")] = 20,
-    multi_edit_pictures: Annotated[int, typer.Option(min=1, help="Input images of a multi-image edit.")] = 2,
+    multi_edit_images: Annotated[
+        int,
+        typer.Option("--multi-edit-images", "--multi-edit-pictures", min=1, help="Input images of a multi-image edit."),
+    ] = 2,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Of a question with its answer, the answer's.")] = 64,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Parameters, memory, FLOPs and hours of every stage, by arithmetic; only config.json files are read."""
+    """Parameters, memory, FLOPs and hours of every stage, measured on the real model without its weights.
+
+    The first time takes a minute or so; afterwards the answer comes from the cache ($WEMMU_CACHE).
+    """
     config = load_curriculum(curriculum, overrides or ())
     said = config.parallel
     degrees = Degrees(
         *(own if given is None else given for given, own in ((world, said.ranks), (tp, said.tp), (pp, said.pp)))
     )
-    result = plan(
-        config, Machine(gpu, degrees, mfu), Assumptions(prompt_tokens, empty_prompt_tokens, multi_edit_pictures)
-    )
+    assumptions = Assumptions(prompt_tokens, empty_prompt_tokens, multi_edit_images, answer_tokens)
+    result = plan(config, Machine(gpu, degrees, mfu), assumptions)
     if as_json:
         print(json.dumps(asdict(result), indent=1))
     else:

@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 
 from tests.diagnosis.test_checks import is_problem, put
-from tests.planning.conftest import published
-from tests.planning.worlds import MINIATURE, PAPER, ROOT, curriculum_with
+from tests.planning.worlds import MINIATURE, PAPER, ROOT, curriculum_with, write_published
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.diagnosis import curriculum as curricula
 from wemmu.diagnosis import preflight
 
-__all__ = ["published"]
-
 Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
+    return write_published(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
@@ -100,9 +102,7 @@ def test_a_disk_must_hold_one_checkpoint_more_than_is_kept(
     assert [free(1e6), free(0.6e9), free(1e12)] == ["problem", "warning", "ok"]
 
 
-def test_a_plan_that_no_memory_holds_is_told(
-    published: Backbones, miniature: Curriculum, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_plan_that_no_memory_holds_is_told(miniature: Curriculum, monkeypatch: pytest.MonkeyPatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(curricula, "host_bytes", lambda: 1e9)
     assert curricula.host_memory(miniature).status == "warning"

@@ -4,23 +4,18 @@ Qwen2.5-VL-3B-Instruct and the transformer and vae of Sana_1600M_1024px_diffuser
 published one; for Sana and DC-AE no exact count was found in print, so theirs guard the configurations.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
-from wemmu.published import configs
+from wemmu.published.configs import CONFIGS
 
 QWEN_PARAMETERS, QWEN_TENSORS = 3_754_622_976, 824
 SANA_PARAMETERS = 1_604_462_752
 DCAE_PARAMETERS = 312_250_275
 
 
-def _fields(folder: str) -> dict[str, Any]:
+def _fields(name: str) -> dict[str, Any]:
     """The fields of a config.json but for those that name its class."""
-    content = json.loads((Path(configs.__file__).parent / folder / "config.json").read_text(encoding="utf-8"))
-    return {
-        name: value for name, value in content.items() if name not in ("_class_name", "architectures", "model_type")
-    }
+    return {k: v for k, v in CONFIGS[name].items() if k not in ("_class_name", "architectures", "model_type")}
 
 
 # As in its config.json: the language model's fields stand at the top, where later versions nest them.

@@ -1,14 +1,17 @@
-"""The fixtures `model` and `encoder` of the miniature, and `published`."""
+"""The fixtures `model` and `encoder` of the miniature, and `here`."""
+
+from functools import partial
 
 import pytest
 
 from tests.models.world import encoder, model
-from tests.planning.worlds import write_published
-from wemmu.config.schema import Backbones
+from wemmu.measuring.__main__ import measure
+from wemmu.planning import ask, plan
 
-__all__ = ["encoder", "model", "published"]
+__all__ = ["encoder", "here", "model"]
 
 
-@pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
-    return write_published(tmp_path_factory.mktemp("published"))
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans measure in this process, which has torch anyway, and not in a child."""
+    monkeypatch.setattr(plan, "ask", partial(ask.ask, measure=measure))

@@ -1,148 +1,201 @@
-"""The plan as a whole, and the command."""
+"""The plan as a whole, its cache, and the command."""
 
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.planning.worlds import PAPER, ROOT, curriculum_with, on
-from wemmu.config import load_curriculum
+from tests.models import published
+from tests.planning.worlds import MINIATURE, PAPER, ROOT, curriculum_with, on
+from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
-from wemmu.planning.backbones import PlanError, read_sizes
-from wemmu.planning.flops import Assumptions
-from wemmu.planning.plan import GPUS, Machine, above_memory, plan
+from wemmu.measuring.__main__ import measure
+from wemmu.planning import ask as asking
+from wemmu.planning.ask import Item, PlanError, ask, configs_of
+from wemmu.planning.plan import GPUS, Assumptions, Machine, above_memory, check_degrees, parameters_of, plan
 from wemmu.readable import human
 
 
-def test_the_papers_curriculum_can_be_planned_on_64_gpus(published: Backbones):
-    stages = plan(curriculum_with(PAPER, published), on(64), Assumptions()).stages
-    assert [s.samples / 1e6 for s in stages] == pytest.approx([79.4, 25.7, 20.0, 4.3], rel=0.003)
-    assert [s.micro_batch * s.accumulation * 64 for s in stages] == [2304, 576, 576, 576]
+def short(backbones: Backbones, *overrides: str) -> Curriculum:
+    """The miniature's first stage, with one task."""
+    curriculum = curriculum_with(MINIATURE, backbones, "stages.stage1.mixture={t2i: 1.0}", *overrides)
+    return curriculum.model_copy(update={"stages": curriculum.stages[:1]})
 
 
-def test_time_is_work_over_rate(published: Backbones):
-    curriculum = curriculum_with(PAPER, published)
-    stage = plan(curriculum, on(64, mfu=0.4), Assumptions()).stages[0]
-    assert stage.samples_per_s == pytest.approx(64 * 0.4 * 989e12 / stage.flops)
+@pytest.mark.usefixtures("here")
+@pytest.mark.slow
+def test_time_is_work_over_rate_and_splitting_the_dit_changes_memory_alone(backbones: Backbones):
+    curriculum = short(backbones)
+    (stage,) = plan(curriculum, on(2, mfu=0.4), Assumptions(20)).stages
+    assert stage.samples_per_s == pytest.approx(2 * 0.4 * 989e12 / stage.flops)
     assert stage.gpu_hours == pytest.approx(stage.samples * stage.flops / (0.4 * 989e12) / 3600)
-    assert stage.gpu_hours == pytest.approx(64 * stage.hours)
-    # Sharding the DiT changes memory, not work.
-    split = plan(curriculum, on(64, tp=4, pp=2, mfu=0.4), Assumptions()).stages[0]
-    assert split.flops == stage.flops
+    assert stage.gpu_hours == pytest.approx(2 * stage.hours)
+    assert set(stage.traffic) == {"all_gather over 2", "reduce_scatter over 2"}
+    (split,) = plan(curriculum, on(2, tp=2, mfu=0.4), Assumptions(20)).stages
+    assert (split.flops, split.idle) == (stage.flops, 0)
+    assert split.gpu_memory["activations"] < stage.gpu_memory["activations"]
+    assert "all_reduce over 2" in split.traffic
+    # All that can be trained is shared by the ranks, and nothing else.
+    (alone,) = plan(curriculum, on(1), Assumptions(20)).stages
+    assert stage.gpu_memory["moments"] == alone.gpu_memory["moments"] / 2
+    assert stage.gpu_memory["frozen weights"] > alone.gpu_memory["frozen weights"] / 2
+    assert stage.gpu_total_checkpointed < stage.gpu_total
+
+
+@pytest.mark.usefixtures("here")
+def test_a_stage_is_flagged_exactly_where_it_exceeds_the_gpu(backbones: Backbones, monkeypatch: pytest.MonkeyPatch):
+    planned = plan(short(backbones), on(1), Assumptions(20))
+    kept, again = planned.stages[0].gpu_total, planned.stages[0].gpu_total_checkpointed
+
+    def flagged(room: float, checkpointing: bool = False) -> list[str]:
+        monkeypatch.setitem(GPUS, "h100", replace(GPUS["h100"], memory=room))
+        return above_memory(replace(planned, checkpointing=checkpointing))
+
+    assert flagged(kept) == flagged(again, checkpointing=True) == []
+    assert re.match(r"stage1 needs .*; with memory.checkpointing: true it is", *flagged(kept - 1))
+    assert re.match(r"stage1 needs .*, with memory.checkpointing: true still", *flagged(again - 1))
+    assert "checkpointing" not in flagged(again - 1, checkpointing=True)[0]
 
 
 @pytest.mark.parametrize(
     ("degrees", "message"),
     [
-        ({"world": 63, "tp": 3}, "the 5600 channels of the DiT's feed-forward"),
-        ({"world": 64, "tp": 32}, "not outnumber its heads; valid: 1, 2, 4, 5, 7, 8, 10, 14, 16, 20"),
-        ({"world": 64, "pp": 21}, "20 blocks, so pp can be 1 to 20, got 21"),
         ({"world": 65, "tp": 5, "pp": 2}, "not a multiple of tp x pp = 10; valid nearby: 60 or 70"),
         ({"world": 0}, "not a multiple of tp x pp = 1; valid nearby: 1"),
         # What divides the batches of all four stages.
         ({"world": 20, "tp": 2}, "2304 is not a multiple of the 20 ranks; valid worlds for all"),
     ],
 )
-def test_degrees_that_cannot_be_are_refused_with_those_that_can(
-    published: Backbones, degrees: dict[str, int], message: str
-):
+def test_worlds_that_cannot_be_are_refused_with_those_that_can(degrees: dict[str, int], message: str):
     with pytest.raises(PlanError) as refusal:
-        plan(curriculum_with(PAPER, published), on(**degrees), Assumptions())
+        check_degrees(load_curriculum(PAPER), on(**degrees).degrees)
     assert message in str(refusal.value)
 
 
-def test_the_papers_own_batches_do_not_fit_64_gpus_but_8(published: Backbones):
+def test_the_papers_own_batches_do_not_fit_64_gpus_but_8():
     own = ["parallel.ranks=8", "stages.stage1.global_batch=2336", "stages.stage2.global_batch=584"]
-    curriculum = curriculum_with(PAPER, published, *own)
+    curriculum = load_curriculum(PAPER, own)
     with pytest.raises(PlanError, match=r"worlds for all stages with tp x pp = 1: 1, 2, 4, 8$"):
-        plan(curriculum, on(64), Assumptions())
-    assert plan(curriculum, on(8), Assumptions()).stages[0].global_batch == 2336
+        check_degrees(curriculum, on(64).degrees)
+    check_degrees(curriculum, on(8).degrees)
 
 
-def test_a_machine_that_is_none_is_refused(published: Backbones):
-    curriculum = curriculum_with(PAPER, published)
-    degrees = on(64).degrees
+def test_a_machine_that_is_none_is_refused(backbones: Backbones):
     with pytest.raises(PlanError, match=f"valid choices: {', '.join(GPUS)}"):
-        plan(curriculum, Machine("h1000", degrees, 0.3), Assumptions())
+        plan(short(backbones), Machine("h1000", on(1).degrees, 0.3), Assumptions())
     with pytest.raises(PlanError, match="above 0 and at most 1, got 35"):
-        plan(curriculum, Machine("h100", degrees, 35), Assumptions())
+        plan(short(backbones), on(1, mfu=35), Assumptions())
 
 
-def test_a_config_that_is_missing_or_wrong_is_named(published: Backbones, tmp_path: Path):
-    with pytest.raises(PlanError, match=r"nowhere/config\.json.*not the weights"):
-        read_sizes(published.model_copy(update={"vlm": tmp_path / "nowhere"}))
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "vision_config": {"depth": 3}}')
-    with pytest.raises(PlanError, match=r"vision_config\.hidden_size"):
-        read_sizes(published.model_copy(update={"vlm": tmp_path}))
+@pytest.mark.usefixtures("here")
+def test_an_absent_backbone_is_planned_by_its_published_name_or_the_known_names_are_listed(tmp_path: Path):
+    paper = load_curriculum(PAPER)
+    _, absent = configs_of(paper.stage_run("stage1"))
+    assert [path.name for path in absent] == ["Qwen2.5-VL-3B-Instruct", "vae", "transformer"]
+    parts = parameters_of(paper)["parts"]
+    assert parts["vision"] + parts["language"] == published.QWEN_PARAMETERS
+    assert (parts["dit"], parts["vae"]) == (published.SANA_PARAMETERS, published.DCAE_PARAMETERS)
+    unknown = paper.backbones.model_copy(update={"vlm": tmp_path / "Qwen2-VL"})
+    with pytest.raises(PlanError, match=r"Qwen2-VL is none of .*Qwen2\.5-VL-7B-Instruct, .*dc-ae-f32c32"):
+        parameters_of(paper.model_copy(update={"backbones": unknown}))
+    # A directory that is there is read, whatever its name.
+    (here := tmp_path / "Qwen2.5-VL-3B-Instruct").mkdir()
+    with pytest.raises(PlanError, match=r"Qwen2\.5-VL-3B-Instruct/config\.json is needed"):
+        parameters_of(paper.model_copy(update={"backbones": paper.backbones.model_copy(update={"vlm": here})}))
+
+
+def test_answers_are_kept_by_all_that_they_depend_on(
+    backbones: Backbones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WEMMU_CACHE", str(tmp_path))
+    measured: list[str] = []
+
+    def watched(folder: Path, item: dict) -> dict:
+        measured.append(item["kind"])
+        return measure(folder, item)
+
+    def asked(*overrides: str) -> int:
+        run = short(backbones, *overrides).stage_run("stage1")
+        before = len(measured)
+        assert ask([Item("parameters", run)], watched)[0]["parts"]["pathway"]
+        return len(measured) - before
+
+    assert asked() == 1
+    # Where there is an answer no child is started.
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert ask([Item("parameters", short(backbones).stage_run("stage1"))])
+    assert asked("stages.stage1.steps=5000", "seed=3", "stages.stage1.optimizer.lr=1.0") == 0
+    assert asked("bridge.position_table=8") == 1
+    # What was cut short is measured again.
+    next((tmp_path / "measured").glob("*.json")).write_text('{"parts')
+    assert asked() + asked("bridge.position_table=8") == 1
+    monkeypatch.setattr(asking, "_versions", lambda: ["torch 99"])
+    assert asked() == 1
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "wemmu.plan", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
-def test_the_command_plans_the_miniature_without_torch():
     script = (
-        "import runpy, sys; sys.argv = ['plan', 'configs/shapes/curriculum.yaml', '--world', '1'];"
+        "import sys, runpy; sys.argv = ['plan', *sys.argv[1:]];"
         "\ntry: runpy.run_module('wemmu.plan', run_name='__main__')"
-        "\nfinally: print('heavy:', sorted({'torch', 'numpy', 'transformers', 'diffusers'} & set(sys.modules)))"
+        "\nfinally: print('heavy:', sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert "heavy: []" in done.stdout
-    for told in ("stage4", "GPU-hours", "checkpoint on disk", "Assumed: 128 tokens"):
-        assert told in done.stdout
+    return subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_json_has_every_number(published: Backbones):
-    where = [f"--set=backbones.vlm={published.vlm}", f"--set=backbones.sana={published.sana}"]
-    done = command(str(PAPER), "--world", "64", "--json", *where)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["machine"] == {"gpu": "h100", "degrees": {"world": 64, "tp": 1, "pp": 1}, "mfu": 0.35}
-    assert told["assumptions"]["prompt_tokens"] == 128
-    assert told["stages"][0]["by_task"]["t2i"]["pathway"]["forward"] == pytest.approx(1.841e12, rel=0.001)
+@pytest.mark.slow
+def test_the_command_plans_ross_without_torch_by_a_child_and_then_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WEMMU_CACHE", str(tmp_path))
+    first, second = (command("configs/shapes/ross.yaml", "--json") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert "measuring the model once" in first.stderr
+    assert second.stderr == "heavy: []\n"
+    told = json.loads(first.stdout)
+    assert told == json.loads(second.stdout)
+    assert set(told["stages"][0]["by_task"]["understanding"]) == {"vision", "projector", "llm", "vae", "head"}
+    # Where the language model learns, every product with a weight costs twice as much back as forward.
+    forward, backward = told["stages"][1]["by_task"]["understanding"]["llm"]
+    assert backward == pytest.approx(2 * forward, rel=0.01)
+    shown = command("configs/shapes/ross.yaml")
+    for part in ("tune", "GPU-hours", "checkpoint on disk", "Assumed: 128 tokens", "projector"):
+        assert part in shown.stdout
 
 
-def test_a_missing_backbone_is_an_answer_not_a_traceback():
-    done = command(str(PAPER), "--world", "64", "--set=backbones.vlm=backbones/Qwen2.5-VL-7B-Instruct")
+@pytest.mark.slow
+def test_what_cannot_be_measured_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEMMU_CACHE", str(tmp_path))
+    done = command("configs/shapes/curriculum.yaml", "--set", "bridge.position_table=1")
     assert done.returncode == 78
-    assert "backbones/Qwen2.5-VL-7B-Instruct/config.json" in done.stderr
+    assert "bridge.position_table = 1" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_published_backbones_that_are_not_here_are_planned_by_their_names_and_said_to_be(published: Backbones):
-    here = plan(curriculum_with(PAPER, published), on(64), Assumptions())
-    there = plan(load_curriculum(PAPER), on(64), Assumptions())
-    assert (there.parameters, there.stages) == (here.parameters, here.stages)
-    assert there.packaged == ("backbones/Qwen2.5-VL-3B-Instruct", "backbones/Sana_1600M_1024px_diffusers")
-    done = command(str(PAPER), "--world", "64")
+@pytest.mark.slow
+def test_the_papers_last_stage_is_what_was_worked_out_by_hand():
+    done = command(str(PAPER), "--set", "stages.stage4.mixture={multi_edit: 1.0}", "--json")
     assert done.returncode == 0, done.stderr
-    told = " ".join(done.stdout.split())
-    assert "Not here, so by the published sizes of their names: backbones/Qwen2.5-VL-3B-Instruct" in told
-    assert re.search(r"\(!\) stage4 needs [89]\d\.\d GB of the 80 GB", told)
-
-
-def test_a_directory_that_is_there_is_read_whatever_its_name(tmp_path: Path):
-    (tmp_path / "Qwen2.5-VL-3B-Instruct").mkdir()
-    with pytest.raises(PlanError, match=r"Qwen2\.5-VL-3B-Instruct/config\.json"):
-        read_sizes(Backbones(vlm=tmp_path / "Qwen2.5-VL-3B-Instruct", sana=tmp_path / "Sana_1600M_1024px_diffusers"))
-
-
-def test_a_stage_is_flagged_exactly_where_it_exceeds_the_gpu(published: Backbones):
-    def flagged(*overrides: str, gpu: str = "h100") -> list[str]:
-        curriculum = curriculum_with(PAPER, published, *overrides)
-        return above_memory(plan(curriculum, Machine(gpu, on(64).degrees, 0.35), Assumptions()))
-
-    (stage4,) = flagged()
-    assert re.match(
-        r"stage4 needs [89]\d\.\d GB of the 80 GB that GPUs of the kind h100 have; with memory.check", stage4
-    )
-    assert flagged("memory.checkpointing=true") == flagged("memory.micro_batch=1") == flagged(gpu="h200") == []
-    crowded = flagged("memory.checkpointing=true", "memory.micro_batch=64", "stages.stage4.global_batch=64000")
-    assert crowded
-    assert "checkpointing" not in crowded[-1]
+    told = json.loads(done.stdout)
+    assert [path.rpartition("/")[2] for path in told["known"]] == ["Qwen2.5-VL-3B-Instruct", "vae", "transformer"]
+    stage4 = told["stages"][3]
+    flops = {part: sum(both) / 1e12 for part, both in stage4["by_task"]["multi_edit"].items()}
+    # Qwen2.5-VL-3B on 128 + 2 x 37^2 tokens with all pairs of attention; the pathway on 3 x 37^2 that see 128 + 2 x
+    # 37^2 more; Sana on 32^2 latents and 37^2 tokens of the condition; encodings of 1024 and of two times 1184 px.
+    layer = 2048 * (2 * 2048 + 2 * 256 + 3 * 11008)
+    prompt, way = 128 + 2 * 37**2, 3 * 37**2
+    language = 2 * prompt * (35 * layer + 2048 * 2560) + 35 * 4 * prompt**2 * 2048
+    pathway = 3 * (2 * way * 36 * layer + 36 * 4 * way * (prompt + way) * 2048)
+    assert flops["language"] == pytest.approx(language / 1e12, rel=0.01)
+    assert flops["pathway"] == pytest.approx(pathway / 1e12, rel=0.01)
+    assert flops["dit"] == pytest.approx(10.84, rel=0.01)
+    assert flops["vae"] == pytest.approx(5.18 * (1 + 2 * (1184 / 1024) ** 2), rel=0.01)
+    # 4.38 B trained parameters: float32 weights and moments.
+    assert stage4["checkpoint"] == pytest.approx(12 * 4.4e9, rel=0.01)
+    assert stage4["gpu_total"] > 80e9 > stage4["gpu_total_checkpointed"]
 
 
 def test_numbers_are_written_with_three_digits():

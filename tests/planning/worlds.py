@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.models import published
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
-from wemmu.planning.load import Degrees
+from wemmu.planning.layout import Degrees
 from wemmu.planning.plan import Machine
 
 ROOT = Path(__file__).parents[2]

@@ -6,15 +6,19 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
+import transformers
 from diffusers import SanaTransformer2DModel
 from transformers import AutoProcessor
 
 from tests.planning.worlds import MINIATURE, curriculum_with
 from wemmu.config.schema import Backbones
 from wemmu.diagnosis import preflight
-from wemmu.planning.backbones import PlanError, read_sizes
+from wemmu.planning.ask import PlanError, configs_of
 from wemmu.published.check import problems
+from wemmu.published.configs import CONFIGS
 from wemmu.published.layout import BackboneError
 from wemmu.recipes.wemmu.build import build_model
 from wemmu.recipes.wemmu.config import Bridge, WeMMU
@@ -180,10 +184,35 @@ def test_a_run_that_uses_no_dit_needs_none(copied: Backbones):
 
 def test_a_config_of_another_model_is_not_planned_with(copied: Backbones):
     change_json(copied.dit / "config.json", _class_name="FluxTransformer2DModel")
+    run = curriculum_with(MINIATURE, copied).stage_run("stage1")
     with pytest.raises(
         PlanError, match=r"transformer/config\.json describes FluxTrans.*valid choices: SanaTransformer2DModel"
     ):
-        read_sizes(copied)
+        configs_of(run)
     change_json(copied.dit / "config.json", _class_name=None)
-    with pytest.raises(PlanError, match="describes no model by its class"):
-        read_sizes(copied)
+    with pytest.raises(PlanError, match="describes no class of a model"):
+        configs_of(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+        ("Qwen3-VL-2B-Instruct", 2_127_532_032),
+        ("Qwen3-VL-4B-Instruct", 4_437_815_808),
+        ("Sana_600M_1024px_diffusers/transformer", 591_747_872),
+        ("SANA1.5_1.6B_1024px_diffusers/transformer", 1_604_641_952),
+        ("SANA1.5_4.8B_1024px_diffusers/transformer", 4_721_825_952),
+        ("dc-ae-f32c32-sana-1.1-diffusers", 312_250_275),
+    ],
+)
+def test_configs_known_by_name_are_of_models_of_the_published_size(name: str, parameters: int):
+    """The VLMs' counts are the published ones; of the others none was found in print, so these guard the configs."""
+    config = CONFIGS[name]
+    cls = getattr(transformers, config["architectures"][0]) if "architectures" in config else None
+    with torch.device("meta"):
+        if cls is not None:
+            model = cls(cls.config_class(**config))
+        else:
+            model = getattr(diffusers, config["_class_name"]).from_config(config)
+    assert sum(p.numel() for p in model.parameters()) == parameters

@@ -2,6 +2,7 @@
 
 import glob
 import shutil
+from itertools import chain
 from pathlib import Path
 
 from wemmu.config import Curriculum, load_curriculum
@@ -12,12 +13,19 @@ from wemmu.config.serving import check_files, check_preparable, check_readable, 
 from wemmu.config.shards import DATASET_FILE, DataSet, ShardError
 from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
-from wemmu.planning import memory
-from wemmu.planning.backbones import PlanError, read_sizes
-from wemmu.planning.flops import Assumptions
-from wemmu.planning.load import Degrees
-from wemmu.planning.parameters import count
-from wemmu.planning.plan import Machine, Plan, above_memory, check_degrees, plan
+from wemmu.planning import layout
+from wemmu.planning.ask import PlanError, configs_of
+from wemmu.planning.layout import Degrees
+from wemmu.planning.plan import (
+    Assumptions,
+    Machine,
+    Plan,
+    above_memory,
+    check_degrees,
+    check_split,
+    parameters_of,
+    plan,
+)
 from wemmu.published.check import check, check_engine, problems
 from wemmu.published.known import VLM
 from wemmu.published.layout import BackboneError
@@ -50,11 +58,6 @@ def backbones(curriculum: Curriculum) -> Finding:
     """Check the directories without reading weights; reports the errors of the loaders."""
     wanted, prepare = curriculum.backbones, curriculum.data.prepare
     wrong = problems(wanted, curriculum.recipe.backbones)
-    if not wrong and curriculum.recipe.draws:
-        try:
-            read_sizes(wanted)
-        except PlanError as error:
-            wrong = [str(error)]
     if prepare is not None and prepare.caption is not None and prepare.caption.vlm != wanted.vlm:
         try:
             check(prepare.caption.vlm, VLM, with_processor=True)
@@ -91,12 +94,13 @@ def sample_images(curriculum: Curriculum) -> Finding:
 def degrees(curriculum: Curriculum) -> Finding:
     said = degrees_of(curriculum)
     try:
-        sizes = read_sizes(curriculum.backbones)
+        configs_of(curriculum.stage_run(curriculum.stages[0].name))
     except PlanError:
         return not_told("parallel degrees")
     try:
         check_engine(curriculum.backbones, curriculum.recipe.backbones, curriculum.parallel.engine)
-        check_degrees(curriculum, sizes, said)
+        check_degrees(curriculum, said)
+        check_split(curriculum, said)
     except (BackboneError, PlanError) as error:
         return Finding("parallel degrees", "problem", str(error), "change parallel: as the message says")
     found = f"engine {curriculum.parallel.engine}, ranks {said.world}, tp {said.tp}, pp {said.pp}"
@@ -152,11 +156,12 @@ def _missing(path: str) -> list[str]:
 def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
     name, keep = "disk for checkpoints", curriculum.logging.keep_checkpoints
     try:
-        parameters = count(read_sizes(curriculum.backbones), curriculum.recipe.bridge)
+        model = parameters_of(curriculum)
     except PlanError:
         return not_told(name)
-    stages = curriculum.stages
-    sizes = [memory.checkpoint(parameters, stage, stages[:i]) for i, stage in enumerate(stages)]
+    runs = [curriculum.stage_run(stage.name) for stage in curriculum.stages]
+    trained = [run.stage.trains for run in runs]
+    sizes = [layout.checkpoint(model, one, chain.from_iterable(trained[:i])) for i, one in enumerate(runs)]
     folder, largest = existing(run), max(sizes)
     free = shutil.disk_usage(folder).free
     # The next one is written before the oldest is removed, and a finished stage keeps its own.
@@ -187,7 +192,7 @@ def data_disk(curriculum: Curriculum) -> Finding:
 
 
 def planned_memory(curriculum: Curriculum, gpu: str) -> Finding:
-    """Check by arithmetic whether the stages fit GPUs of this kind."""
+    """Check whether the stages fit GPUs of this kind, as the model was measured."""
     name, planned = "GPU memory of the plan", plan_of(curriculum, gpu)
     if planned is None:
         return not_told(name)

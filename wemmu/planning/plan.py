@@ -1,18 +1,19 @@
 """A curriculum and a machine -> what each stage will take."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from wemmu.config.schema import Curriculum
-from wemmu.config.stage import Rung
+from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.task import Task
-from wemmu.planning import memory, schedule, traffic
-from wemmu.planning.backbones import PlanError, Sizes, read_sizes
-from wemmu.planning.flops import Assumptions, Cost, mean_flops, sample_flops, sample_of
-from wemmu.planning.load import Degrees, Load
-from wemmu.planning.moments import Moment, fullest, moments
-from wemmu.planning.parameters import Part, count, divisors, valid_tensor_degrees
+from wemmu.planning import layout, schedule
+from wemmu.planning.ask import Answer, Item, PlanError, Shape, ask, configs_of
+from wemmu.planning.layout import Degrees, Moment, RankWorkload
 from wemmu.readable import human
+
+# Samples of the micro-batches that are measured where one of more is asked for: all grows linearly with them.
+MEASURED = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,28 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """One stage, or one rung of its ladder, if every rung takes as many steps as it may.
+class Assumptions:
+    """What a sample looks like where the curriculum does not say; images are squares.
 
-    Memory in bytes, FLOPs by task and part for one sample, `flops` of the average sample. traffic: bytes of a step by
-    collective, see `wemmu.planning.traffic`. idle: the share of its time in the DiT that a rank waits for other stages
-    of the pipeline. gpu_peak: what a GPU holds beside its states where, without checkpointing, that is most.
+    prompt_tokens: of a prompt with words, chat format included, images not. empty_prompt_tokens: of the chat format
+    alone, for tasks without words. multi_edit_images: input images of a multi-image edit. answer_tokens: of a question
+    with its answer, those of the answer.
+    """
+
+    prompt_tokens: int = 128
+    empty_prompt_tokens: int = 20
+    multi_edit_images: int = 2
+    answer_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage, or one resolution of it, if each takes as many steps as it may.
+
+    Memory in bytes. by_task: FLOPs of one sample by task and part, forward and backward; `flops` of the average sample.
+    traffic: bytes of a step by collective, see `layout.traffic`. idle: the share of its time in the DiT that a rank
+    waits for other stages of the pipeline. gpu_peak: what a GPU holds beside its states where, without checkpointing,
+    that is most.
     """
 
     name: str
@@ -74,7 +91,7 @@ class StagePlan:
     checkpoint: float
     traffic: dict[str, float]
     idle: float
-    by_task: dict[Task, dict[Part, Cost]]
+    by_task: dict[Task, dict[str, tuple[float, float]]]
     flops: float
     samples_per_s: float
     hours: float
@@ -83,15 +100,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
+    """checkpointing: whether the curriculum asks for it. known: absent backbones, planned by their published names."""
+
     name: str
     machine: Machine
     assumptions: Assumptions
-    parameters: dict[Part, int]
+    parameters: dict[str, int]
     stages: tuple[StagePlan, ...]
-    # Whether the curriculum asks for activation checkpointing.
-    checkpointing: bool = False
-    # Backbones that are not on this machine; their sizes are those of the package.
-    packaged: tuple[str, ...] = ()
+    checkpointing: bool
+    known: tuple[str, ...]
 
 
 def above_memory(plan: Plan) -> list[str]:
@@ -111,75 +128,158 @@ def above_memory(plan: Plan) -> list[str]:
     return found
 
 
+def shape_of(task: Task, run: StageRun, assumed: Assumptions) -> Shape:
+    """A sample of `task` in the stage of `run`."""
+    wordless = task in (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
+    images = {Task.T2I: 0, Task.UNCONDITIONAL: 0, Task.MULTI_EDIT: assumed.multi_edit_images}.get(task, 1)
+    return Shape(
+        task,
+        run.stage.resolution,
+        run.stage.resolution,
+        text=assumed.empty_prompt_tokens if wordless else assumed.prompt_tokens,
+        images=images,
+        answer=min(assumed.answer_tokens, assumed.prompt_tokens - 1) * (task is Task.UNDERSTANDING),
+        stored=run.data.prepare is not None and run.data.prepare.latents is not None,
+    )
+
+
+def check_split(curriculum: Curriculum, degrees: Degrees) -> None:
+    """Raises PlanError if the DiT cannot be split so, naming the degrees that can be."""
+    run = curriculum.stage_run(curriculum.stages[0].name)
+    if degrees.split:
+        shape = shape_of(next(iter(run.stage.mixture)), run, Assumptions())
+        ask([Item("slices", run, shape, degrees.tp, degrees.pp)])
+
+
+def parameters_of(curriculum: Curriculum) -> Answer:
+    """The parameters of the curriculum's model, and the sizes that follow from its backbones."""
+    return ask([Item("parameters", curriculum.stage_run(curriculum.stages[0].name))])[0]
+
+
 def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> Plan:
     """Plan every stage, at each of its resolutions.
 
     Raises:
-        PlanError: if a config.json is missing, the stages are not of generation, or a degree cannot be, with the valid
-            ones.
+        PlanError: if a config.json is missing, the model cannot be built or stepped, or a degree cannot be, with the
+            valid ones.
     """
     if machine.gpu not in GPUS:
         raise PlanError(f"there is no GPU {machine.gpu!r}; valid choices: {', '.join(GPUS)}")
     if not 0 < machine.mfu <= 1:
         raise PlanError(f"the MFU is a share above 0 and at most 1, got {machine.mfu}")
-    if not curriculum.recipe.draws:
-        raise PlanError("the arithmetic is of a bridge and a DiT; a plan of reconstructive stages cannot be made yet")
-    sizes = read_sizes(curriculum.backbones)
-    check_degrees(curriculum, sizes, machine.degrees)
-    parameters = count(sizes, curriculum.recipe.bridge)
-    stages = tuple(
-        plan_stage(curriculum, index, rung, sizes, parameters, machine, assumptions)
-        for index, stage in enumerate(curriculum.stages)
-        for rung in stage.rungs
-    )
-    checkpointing, packaged = curriculum.memory.checkpointing, tuple(map(str, sizes.packaged))
-    return Plan(curriculum.name, machine, assumptions, parameters, stages, checkpointing, packaged)
+    runs = [run for stage in curriculum.stages for run in curriculum.rung_runs(stage.name)]
+    _, absent = configs_of(runs[0])
+    check_degrees(curriculum, machine.degrees)
+    model = parameters_of(curriculum)
+    measures = [_Measures(run, machine.degrees, assumptions) for run in runs]
+    # All of them at once, so that one process measures what is not known yet.
+    ask([item for one in measures for item in one.items])
+    stages = tuple(_plan_stage(curriculum, one, model, machine) for one in measures)
+    known = tuple(map(str, absent))
+    return Plan(curriculum.name, machine, assumptions, model["parts"], stages, curriculum.memory.checkpointing, known)
 
 
-def plan_stage(
-    curriculum: Curriculum,
-    index: int,
-    stage: Rung,
-    sizes: Sizes,
-    parameters: dict[Part, int],
-    machine: Machine,
-    assumptions: Assumptions,
-) -> StagePlan:
-    degrees, (begin, end) = machine.degrees, stage.span
-    shapes = {task: sample_of(task, stage.resolution, sizes, curriculum, assumptions) for task in stage.mixture}
-    by_task = {task: sample_flops(sample, sizes, stage) for task, sample in shapes.items()}
-    micro, accumulation = curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
-    load = Load(curriculum, stage, sizes, parameters, degrees, micro, accumulation, tuple(shapes.values()))
-    held, host = memory.states(load), memory.host(load)
-    kept, checkpointed = (moments(load, checkpointing) for checkpointing in (False, True))
-    peak, checkpointed_peak, always = fullest(kept.values()), fullest(checkpointed.values()), sum(held.values())
-    flops = mean_flops(by_task, stage.mixture)
-    # The DiT's share of a sample is the same whatever the task.
-    sample, costs = shapes[next(iter(shapes))], by_task[next(iter(by_task))]
-    slots = schedule.stage_flops(sizes.dit, sample, stage, degrees.pp)
-    idle = schedule.idle_share(slots, degrees.tp * degrees.pp)
-    waited = costs["dit"].both * idle / (1 - idle)
+class _Measures:
+    """What is asked of one stage, and its answers."""
+
+    def __init__(self, run: StageRun, degrees: Degrees, assumed: Assumptions):
+        self.run, self.degrees = run, degrees
+        stage, memory = run.stage, run.memory
+        self.micro, self.accumulation = memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
+        self.shapes = {task: shape_of(task, run, assumed) for task in stage.mixture}
+        # The samples that take most memory.
+        self.largest = max(self.shapes.values(), key=lambda shape: (shape.images, shape.text))
+        self.sizes = MEASURED if self.micro > max(MEASURED) else (self.micro,)
+        # Prompts of several samples differ in length.
+        self.padded = self.micro > 1
+
+    def _with(self, checkpointing: bool) -> StageRun:
+        return self.run.model_copy(
+            update={"memory": self.run.memory.model_copy(update={"checkpointing": checkpointing})}
+        )
+
+    def _step(self, shape: Shape, checkpointing: bool) -> list[Item]:
+        run = self._with(checkpointing)
+        return [Item("step", run, replace(shape, samples=n, padded=self.padded)) for n in self.sizes]
+
+    def _slices(self, checkpointing: bool) -> list[Item]:
+        shape = replace(self.largest, samples=self.micro)
+        return [Item("slices", self._with(checkpointing), shape, self.degrees.tp, self.degrees.pp)]
+
+    @property
+    def items(self) -> list[Item]:
+        # The first says whether the degrees can be.
+        found = [*self._slices(False), *self._slices(True)] if self.degrees.split else []
+        found += [item for shape in self.shapes.values() for item in self._step(shape, False)]
+        return found + self._step(self.largest, True)
+
+    def step(self, shape: Shape, checkpointing: bool = False) -> Answer:
+        """Of the whole micro-batch."""
+        answers = ask(self._step(shape, checkpointing))
+        return answers[0] if len(answers) == 1 else dict(extrapolated(answers[0], answers[1], at=self.micro))
+
+    def slices(self, checkpointing: bool = False) -> Answer | None:
+        return ask(self._slices(checkpointing))[0] if self.degrees.split else None
+
+
+def extrapolated(one: Any, two: Any, at: int) -> Any:
+    """What a micro-batch of `at` samples takes, by what those of 1 and 2 do."""
+    if isinstance(two, Mapping):
+        return {key: extrapolated(one.get(key, 0), value, at) for key, value in two.items()}
+    if isinstance(two, list):
+        return [extrapolated(a, b, at) for a, b in zip(one, two, strict=True)]
+    return one + (two - one) * (at - 1)
+
+
+def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine: Machine) -> StagePlan:
+    run, degrees, stage = asked.run, machine.degrees, asked.run.stage
+    rank = RankWorkload(run, model, degrees, asked.micro, asked.accumulation, asked.slices())
+    held = layout.states(rank)
+    kept, again = (layout.moments(rank, asked.step(asked.largest, c), asked.slices(c)) for c in (False, True))
+    peak, always = layout.fullest(kept.values()), sum(held.values())
+    by_task = {
+        task: {part: (forward / asked.micro, backward / asked.micro) for part, (forward, backward) in flops.items()}
+        for task, flops in ((task, asked.step(shape)["flops"]) for task, shape in asked.shapes.items())
+    }
+    # A step draws its whole batch from one task, by the weights of the mixture.
+    weight = sum(stage.mixture.values())
+    flops = sum(stage.mixture[task] / weight * sum(map(sum, parts.values())) for task, parts in by_task.items())
+    idle = waited = 0.0
+    if rank.slices is not None:
+        slots = [place["flops"] for place in rank.slices["places"]]
+        idle = schedule.idle_share(slots, degrees.tp * degrees.pp)
+        # The DiT's share of a sample is the same whatever the task.
+        waited = sum(next(iter(by_task.values()))["dit"]) * idle / (1 - idle)
+    begin, end = stage.span
     samples, rate = (end - begin) * stage.global_batch, machine.flops / (flops + waited)
-    trained = sum(parameters[part] for part in stage.trains)
+    trained = sum(model["parts"][part] for part in stage.trains)
+    host = layout.host(rank, 1 + asked.largest.images)
+    earlier = {part for one in curriculum.stages[: run.stage_index] for part in one.trains}
     return StagePlan(
         name=stage.label,
         resolution=stage.resolution,
         steps=end - begin,
         samples=samples,
         global_batch=stage.global_batch,
-        micro_batch=micro,
-        accumulation=accumulation,
+        micro_batch=asked.micro,
+        accumulation=asked.accumulation,
         trains=stage.trains,
         trained=trained,
-        frozen=sum(parameters.values()) - trained,
-        gpu_memory=memory.gpu(held, kept, checkpointed),
+        frozen=sum(model["parts"].values()) - trained,
+        gpu_memory={
+            **held,
+            "gathered": kept["end of forward"].gathered,
+            "activations": kept["end of forward"].activations,
+            "checkpointed activations": again["end of forward"].activations,
+            **{name: moment.total for name, moment in kept.items() if name != "end of forward"},
+        },
         gpu_peak=peak,
         gpu_total=always + peak.total,
-        gpu_total_checkpointed=always + checkpointed_peak.total,
+        gpu_total_checkpointed=always + layout.fullest(again.values()).total,
         host_memory=host,
-        host_total=memory.host_total(host),
-        checkpoint=memory.checkpoint(parameters, stage, curriculum.stages[:index]),
-        traffic=traffic.busiest(load),
+        host_total=layout.host_total(host),
+        checkpoint=layout.checkpoint(model, run, earlier),
+        traffic=layout.traffic(rank),
         idle=idle,
         by_task=by_task,
         flops=flops,
@@ -189,18 +289,9 @@ def plan_stage(
     )
 
 
-def check_degrees(curriculum: Curriculum, sizes: Sizes, degrees: Degrees) -> None:
-    """Raises PlanError for degrees that cannot be, naming those that can."""
+def check_degrees(curriculum: Curriculum, degrees: Degrees) -> None:
+    """Raises PlanError for a world that cannot be, naming some that can. Whether the DiT can be split, `plan` says."""
     world, tp, pp = degrees.world, degrees.tp, degrees.pp
-    dit = sizes.dit
-    valid = valid_tensor_degrees(dit)
-    if tp not in valid:
-        raise PlanError(
-            f"tensor parallelism over {tp} ranks cannot be: they must divide the {dit.hidden} channels of the DiT's "
-            f"feed-forward and not outnumber its heads; valid: {', '.join(map(str, valid))}"
-        )
-    if not 1 <= pp <= dit.num_layers:
-        raise PlanError(f"the DiT has {dit.num_layers} blocks, so pp can be 1 to {dit.num_layers}, got {pp}")
     if world < 1 or world % (tp * pp):
         below = world - world % (tp * pp)
         near = [n for n in (below, below + tp * pp) if n > 0]
@@ -209,18 +300,10 @@ def check_degrees(curriculum: Curriculum, sizes: Sizes, degrees: Degrees) -> Non
             f"{' or '.join(map(str, near))}"
         )
     for stage in curriculum.stages:
-        for rung in stage.rungs:
-            _check_batch(curriculum, rung, degrees)
-
-
-def _check_batch(curriculum: Curriculum, stage: Rung, degrees: Degrees) -> None:
-    try:
-        curriculum.memory.micro_batch_at(stage.resolution, stage.global_batch, degrees.world)
-    except ValueError as error:
-        model = degrees.tp * degrees.pp
-        common = math.gcd(*(one.global_batch for one in curriculum.stages))
-        worlds = [str(n) for n in divisors(common) if n % model == 0 and n <= 2 * degrees.world]
-        raise PlanError(
-            f"stage {stage.name}: {error}; valid worlds for all stages with tp x pp = {model}: "
-            f"{', '.join(worlds) or 'none'}"
-        ) from error
+        if stage.global_batch % world:
+            common = math.gcd(*(one.global_batch for one in curriculum.stages))
+            worlds = [str(n) for n in range(tp * pp, min(common, 2 * world) + 1, tp * pp) if common % n == 0]
+            raise PlanError(
+                f"stage {stage.name}: the global batch {stage.global_batch} is not a multiple of the {world} ranks; "
+                f"valid worlds for all stages with tp x pp = {tp * pp}: {', '.join(worlds) or 'none'}"
+            )

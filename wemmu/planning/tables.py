@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from wemmu.config.task import Task
 from wemmu.planning.plan import GPUS, Plan, above_memory
 from wemmu.readable import human
 
@@ -16,8 +17,8 @@ def render(plan: Plan) -> Group:
 
 
 def _to_know(plan: Plan) -> Iterator[Text]:
-    if plan.packaged:
-        yield Text(f"Not here, so by the published sizes of their names: {', '.join(plan.packaged)}")
+    if plan.known:
+        yield Text(f"Not here, so by the published sizes of their names: {', '.join(plan.known)}")
     for sentence in above_memory(plan):
         yield Text(f"(!) {sentence}", "bold red")
 
@@ -108,27 +109,38 @@ def _hours(hours: float) -> str:
 
 
 def _flops(plan: Plan) -> Table:
-    """One line for each task of each stage; tasks that cost what they did in the stage before are not told again."""
-    columns = ("vision", "language", "pathway", "dit", "vae", "other", "sum")
-    table = _table("FLOP for one sample, forward and backward, by part", "stage", "task", *columns, names=2)
+    """One line for each task of each stage; tasks that cost what they did in the stage before are not repeated.
+
+    Parts that never make a hundredth of the sum share the column `other`.
+    """
+    sums = [(parts, _sum(parts)) for stage in plan.stages for parts in stage.by_task.values()]
+    columns = [part for part in plan.parameters if any(sum(p.get(part, (0,))) > s / 100 for p, s in sums)]
+    table = _table(
+        "FLOP for one sample, forward and backward, by part", "stage", "task", *columns, "other", "sum", names=2
+    )
     told: list[list[str]] = []
     for stage in plan.stages:
-        for task, costs in stage.by_task.items():
-            values: dict[str, float] = {part: cost.both for part, cost in costs.items()}
-            values["other"] = values.pop("vae_branch") + values.pop("position_mlp")
-            values["sum"] = sum(values.values())
-            row = [str(task), *(human(values[column]) for column in columns)]
+        for task, parts in stage.by_task.items():
+            values = [sum(parts.get(part, (0.0,))) for part in columns]
+            row = [str(task), *map(human, (*values, _sum(parts) - sum(values), _sum(parts)))]
             if row not in told:
                 table.add_row(stage.name, *row)
                 told.append(row)
     return table
 
 
+def _sum(parts: dict[str, tuple[float, float]]) -> float:
+    return sum(map(sum, parts.values()))
+
+
 def _assumed(plan: Plan) -> str:
     a = plan.assumptions
+    understanding = f", {a.answer_tokens} of them an answer's where words are learnt" * (
+        Task.UNDERSTANDING in plan.stages[0].by_task
+    )
     return (
-        f"\nAssumed: {a.prompt_tokens} tokens to a prompt with words, {a.empty_prompt_tokens} to one without, "
-        f"{a.multi_edit_pictures} input images to a multi-image edit, square images. Rates are of model FLOPs at "
-        "the stated MFU, and of the pipeline's idle time beside it: what checkpointing computes again and slow data "
+        f"\nAssumed: {a.prompt_tokens} tokens to a prompt with words{understanding}, {a.empty_prompt_tokens} to one "
+        f"without, {a.multi_edit_images} input images to a multi-image edit, square images. Rates are of model FLOPs "
+        "at the stated MFU, and of the pipeline's idle time beside it: what checkpointing computes again and slow data "
         "lower the MFU."
     )

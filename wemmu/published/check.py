@@ -1,6 +1,6 @@
 """Checks that a directory is a whole backbone; the doctor, the launcher, the plan and all loaders share this."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def check_backbones(backbones: Backbones, kinds: Sequence[str]) -> None:
 
 def problems(backbones: Backbones, kinds: Sequence[str]) -> list[str]:
     """Return all problems of these kinds of backbones; a sentence each."""
-    found = []
+    found: list[str] = []
     for kind in kinds:
         directory: Path = getattr(backbones, kind)
         found += _model(directory, kind)
@@ -62,13 +62,13 @@ def check_engine(backbones: Backbones, kinds: Sequence[str], engine: str) -> Non
         )
 
 
-def check_class(file: Path, kind: str) -> str:
-    """Return the class of `kind` that a config.json describes.
+def check_class(file: Path, kind: str, config: Mapping[str, Any] | None = None) -> str:
+    """Return the class of `kind` that a config.json describes; config: its content, if not that of `file`.
 
     Raises:
         BackboneError: if it describes another model or none; lists the known ones.
     """
-    config = read_json(file)
+    config = read_json(file) if config is None else config
     named = config.get("_class_name") or MODEL_TYPES.get(config.get("model_type", "")) or config.get("model_type")
     named = named or next(iter(config.get("architectures") or ()), None)
     if named not in KNOWN[kind]:

@@ -117,7 +117,7 @@ class Trainer:
 
     def _optimize(self, micro_batches: list[Batch], window: Window) -> float:
         """One optimizer step over its micro-batches; returns the gradient norm before clipping."""
-        window.asked.update(self.workload.of(micro_batches))
+        window.asked.update(self.workload.count(micro_batches))
         batches = [batch.to(self.device) for batch in micro_batches]
         for losses in self.parts.engine.accumulate(batches, self.step):
             window.add(losses)

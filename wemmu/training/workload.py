@@ -1,82 +1,98 @@
 """Counts tokens and FLOPs of micro-batches from their shapes, before they go to the device."""
 
-import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
 
 import torch
 
 from wemmu.config.schema import StageRun
-from wemmu.planning.backbones import PlanError, Sizes, read_sizes
-from wemmu.planning.flops import Sample, sample_flops
-from wemmu.planning.plan import GPUS
+from wemmu.config.task import Task
+from wemmu.planning.ask import Item, Shape, ask
+from wemmu.planning.plan import GPUS, Assumptions, shape_of
 from wemmu.positions import token_grid
 from wemmu.types import Batch
 
+# Text tokens of two prompts, from which the FLOPs of others follow: nearly linearly, for attention among so few tokens
+# is little.
+PROMPTS = (16, 48)
+
 
 class Workload:
-    """Counts the micro-batches of one rank by the arithmetic of `wemmu.planning`.
+    """Counts the micro-batches of one rank by what `wemmu.measuring` says of the model.
 
     unknown: why tokens and FLOPs are not counted; empty if they are.
     """
 
     def __init__(self, run: StageRun):
         self._run = run
-        self._sizes: Sizes | None = None
+        self._costs: dict[tuple[Task, int, bool], tuple[float, float]] = {}
         self.unknown = ""
-        # The same few shapes come again and again, and the arithmetic takes a millisecond.
-        self._flops = lru_cache(1024)(self._flops_of)
-        if not run.recipe.draws:
-            self.unknown = "the arithmetic is of generation stages"
-            return
-        try:
-            self._sizes = read_sizes(run.backbones)
-        except PlanError as error:
-            self.unknown = str(error)
+        with self._surviving():
+            # Many modules, which only training needs.
+            from wemmu.measuring.__main__ import measure
 
-    def of(self, batches: Sequence[Batch]) -> Counter[str]:
+            self._measure = measure
+            for shape in (shape_of(task, run, Assumptions()) for task in run.stage.mixture):
+                self._cost(shape.task, shape.images, shape.stored)
+
+    def count(self, batches: Sequence[Batch]) -> Counter[str]:
         """Samples under the name of their task; `tokens` and, forward and backward together, `flops`, where known.
 
-        tokens: those of the prefix, the pathway and the DiT's latents; padding does not count.
+        tokens: those of the prompts and, of generation, of the pathway and the DiT's latents; padding does not count.
         """
-        asked: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for batch in batches:
-            count = len(batch.sample_ids)
-            asked[batch.task] += count
-            if self._sizes is not None:
-                sample = sample_of(batch, self._run, self._sizes)
-                asked["tokens"] += count * (sample.prefix + sample.pathway + sample.latents)
-                asked["flops"] += round(count * self._flops(sample))
-        return asked
+            counts[batch.task] += len(batch.sample_ids)
+            if not self.unknown:
+                with self._surviving():
+                    counts["tokens"] += self._tokens(batch)
+                    counts["flops"] += round(self._flops(batch))
+        return counts
 
-    def _flops_of(self, sample: Sample) -> float:
-        assert self._sizes is not None
-        return sum(cost.both for cost in sample_flops(sample, self._sizes, self._run.stage).values())
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Training does not end because it cannot be measured."""
+        try:
+            yield
+        except Exception as error:
+            self.unknown = str(error) or repr(error)
 
+    def _tokens(self, batch: Batch) -> int:
+        prompts = int(batch.prompts.mask.sum())
+        if batch.target is None:
+            return prompts
+        height, width = batch.target.shape[-2:]
+        rows, columns = token_grid(height, width, self._model["token_px"])
+        latents = height * width // self._model["latent_px"] ** 2
+        bridge = self._run.recipe.bridge
+        queries = bridge.queries.number if bridge.queries.design == "learnable_fixed" else rows * columns
+        inputs = batch.images.shape[1] * rows * columns * bridge.vae_branch
+        return prompts + len(batch.sample_ids) * (inputs + queries + latents)
 
-def sample_of(batch: Batch, run: StageRun, sizes: Sizes) -> Sample:
-    """The average sample of a micro-batch; where a formula wants a square image, the one of the same area."""
-    assert batch.target is not None, "a batch to train on has its target"
-    count, pictures = len(batch.sample_ids), batch.images.shape[1]
-    height, width = batch.target.shape[-2:]
-    rows, columns = token_grid(height, width, sizes.vision.token_px)
-    side = round(math.sqrt(rows * columns))
-    latent_px, bridge = sizes.vae.latent_px, run.recipe.bridge
-    latent_grid = height // latent_px, width // latent_px
-    stored = batch.latents is not None
-    # As `WeMMU.input_latents`: stored latents serve an input image only if its VLM tokens stand on the same grid.
-    inputs = pictures * bridge.vae_branch * (not (stored and (rows, columns) == latent_grid))
-    return Sample(
-        text_tokens=round(int(batch.prompts.mask.sum()) / count) - pictures * side**2,
-        pictures=pictures,
-        picture_side=side,
-        vae_tokens=pictures * rows * columns * bridge.vae_branch,
-        queries=bridge.queries.number if bridge.queries.design == "learnable_fixed" else rows * columns,
-        latents=math.prod(latent_grid) // sizes.dit.patch_size**2,
-        encoded=(round(math.sqrt(height * width)),) * (not stored) + (side * latent_px,) * inputs,
-    )
+    def _flops(self, batch: Batch) -> float:
+        """Measured at the stage's resolution; what is not the text's is scaled by the area of the images."""
+        count, images = len(batch.sample_ids), batch.images.shape[1]
+        pixels = batch.images if batch.target is None else batch.target
+        height, width = pixels.shape[-2:]
+        area = height * width / self._run.stage.resolution**2
+        text = int(batch.prompts.mask.sum()) - count * images * prod(token_grid(height, width, self._model["token_px"]))
+        of_token, of_images = self._cost(batch.task, images, batch.latents is not None)
+        return of_token * text + of_images * count * area
+
+    def _cost(self, task: Task, images: int, stored: bool) -> tuple[float, float]:
+        """FLOPs of a text token, and of a sample without text."""
+        key = (task, images, stored)
+        if key not in self._costs:
+            side, answer = self._run.stage.resolution, PROMPTS[0] // 2 * (task is Task.UNDERSTANDING)
+            shapes = [Shape(task, side, side, text, images, answer=answer, stored=stored) for text in PROMPTS]
+            answers = ask([Item("step", self._run, shape) for shape in shapes], self._measure)
+            few, many = (sum(map(sum, one["flops"].values())) for one in answers)
+            of_token = (many - few) / (PROMPTS[1] - PROMPTS[0])
+            self._costs[key], self._model = (of_token, few - of_token * PROMPTS[0]), answers[0]
+        return self._costs[key]
 
 
 def peak_flops(run: StageRun, device: torch.device) -> float | None:

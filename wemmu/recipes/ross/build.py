@@ -1,12 +1,15 @@
 """Builds the model of ROSS from the VLM and the autoencoder, with a new head."""
 
 import torch
+from torch import nn
 from transformers import AutoImageProcessor
 
+from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, load_autoencoder, load_vlm
-from wemmu.config.schema import Backbones
+from wemmu.config.schema import Backbones, StageRun
 from wemmu.published.check import check_backbones
 from wemmu.recipes.ross.config import Ross as RossConfig
+from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
 
 
@@ -27,3 +30,9 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
         torch.manual_seed(seed)
         model = Ross(vlm, pixels.image_mean, pixels.image_std, vae, config)
     return model, reports
+
+
+def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE) -> tuple[Ross, ReconstructiveLoss]:
+    """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`."""
+    model = Ross(vlm, [0.5] * 3, [0.5] * 3, vae, run.recipe)
+    return model, ReconstructiveLoss(model, run)

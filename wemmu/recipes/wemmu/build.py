@@ -9,13 +9,15 @@ from transformers import AutoImageProcessor
 
 from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.full_precision import LANGUAGE, Made, Sources, stored_dit, stored_vlm
+from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.backbones.weights import LoadReport, OnBlockLoaded, fill, keep_local, load_autoencoder, load_dit, load_vlm
-from wemmu.config.schema import Backbones
+from wemmu.config.schema import Backbones, StageRun
 from wemmu.published.check import check_backbones
 from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
 from wemmu.recipes.wemmu.config import WeMMU as WeMMUConfig
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 
 
@@ -45,6 +47,14 @@ def build_model(
         on_block_loaded(f"bridge.pathway.{name}.", block)
     on_block_loaded("bridge.", bridge)
     return WeMMU(frozen, vae, bridge, dit), reports
+
+
+def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE, dit: nn.Module) -> tuple[WeMMU, FlowMatchingLoss]:
+    """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`."""
+    frozen = FrozenVLM(vlm, [0.5] * 3, [0.5] * 3)
+    bridge = Bridge(run.recipe.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
+    model = WeMMU(frozen, vae, bridge.to(vlm.dtype), dit)
+    return model, FlowMatchingLoss(model, run)
 
 
 def new_bridge(

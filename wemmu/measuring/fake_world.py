@@ -43,6 +43,8 @@ COLLECTIVES = {
     c10d.send.default: ("send", 1, 0),
     c10d.recv_.default: ("receive", 1, 0),
 }
+# What takes a list of indices; how many places a mask chooses is known, because it is real.
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 UNCOUNTED = {c10d.barrier.default}
 
 
@@ -116,6 +118,8 @@ class FakeWorld(TorchDispatchMode):
             for tensor in inputs:
                 # What the stages of a pipeline ask each other before their first step: are the shapes known? They are.
                 tensor.fill_(1)
+        if fakes and func._overloadpacket in INDEXED:
+            args = (args[0], _places(args[1]), *args[2:])
         if fakes or not inputs:
             with self._shapes():
                 out = func(*args, **kwargs)
@@ -182,6 +186,15 @@ class FakeWorld(TorchDispatchMode):
         self.peak, self._called_at = self.alive, 0.0
 
 
+def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Masks as the numbers of the places that they choose."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        mask = index is not None and index.dtype == torch.bool
+        found += index.nonzero().unbind(1) if mask else [index]
+    return found
+
+
 def flops(func: Any, args: Any, out: Any) -> int:
     """Of a product of matrices or a convolution, two for each multiply-add; of all else 0."""
     if func is aten.convolution_backward.default:
@@ -199,9 +212,9 @@ def flops(func: Any, args: Any, out: Any) -> int:
 
 
 @contextmanager
-def fake_world() -> Iterator[FakeWorld]:
+def fake_world(mode: FakeWorld | None = None) -> Iterator[FakeWorld]:
     """All of this thread's torch without numbers, until the end of the block."""
-    resize, mode = torch.UntypedStorage.resize_, FakeWorld()
+    resize, mode = torch.UntypedStorage.resize_, mode or FakeWorld()
 
     def resize_(storage: torch.UntypedStorage, size: int) -> Any:
         out = resize(storage, size)

@@ -1,0 +1,1 @@
+"""What a model does, measured on its real classes without their weights."""

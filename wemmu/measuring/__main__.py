@@ -1,0 +1,178 @@
+"""Measure a model on its real classes: parameters, FLOPs and memory of a micro-batch, and the slices of a split DiT.
+
+`python -m wemmu.measuring` is the process that `wemmu.planning.ask` starts: it reads a request from standard input and
+writes a line of JSON for each item as soon as it is measured. Floating-point tensors are shapes without numbers
+(`fake_world`), so a model of any size fits, and no weights are needed.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from wemmu.config.schema import StageRun
+from wemmu.measuring.fake_world import fake_world
+from wemmu.measuring.model import make_batch, make_model, vlm_of
+from wemmu.measuring.observe import Observed, Parts
+from wemmu.planning.ask import written
+from wemmu.positions import token_grid
+
+# Processes at a time; each takes about 1 GB.
+WORKERS = 4
+
+
+def parameters(model: nn.Module, run: StageRun) -> dict[str, Any]:
+    """Numbers of every part, what engines shard, and the sizes that a sample's tokens follow from."""
+    parts, numbers, homes = Parts(run.recipe.modules), Counter(), {}
+    for path, parameter in model.named_parameters():
+        numbers[parts[path]] += parameter.numel()
+        homes[parts[path]] = path.split(".")[0]
+    vlm = vlm_of(model)
+    found = {
+        "parts": {**dict.fromkeys(run.recipe.modules, 0), **numbers},
+        "homes": homes,
+        "sharded": list(model.sharded),
+        **pixels(model),
+        "latent_channels": model.vae.latent_channels,
+        "width": vlm.language_model.config.hidden_size,
+    }
+    if "hybrid" in run.recipe.engines:
+        found["bridge"] = units(model.bridge, model.bridge.pathway.layers)
+    return found
+
+
+def pixels(model: nn.Module) -> dict[str, int]:
+    """Sides of a VLM token and of a latent."""
+    return {"token_px": vlm_of(model).token_px, "latent_px": model.vae.latent_px}
+
+
+def units(root: nn.Module, blocks: nn.ModuleList) -> dict[str, Any]:
+    """What FSDP2 gathers together: `layers` times `layer`, and the rest; as [rows, numbers in a row, how often]."""
+    inside = {id(p) for p in blocks.parameters()}
+
+    def shapes(tensors: Iterable[Tensor]) -> list[list[int]]:
+        rows = Counter((len(t), t.numel() // len(t)) for t in tensors)
+        return [[*shape, count] for shape, count in rows.items()]
+
+    rest = shapes(p for p in root.parameters() if id(p) not in inside)
+    return {"layers": len(blocks), "layer": shapes(blocks[0].parameters()), "rest": rest}
+
+
+def with_gradients(model: nn.Module) -> None:
+    """As after the first micro-batch of a step: gradients are there, and further ones are added to them."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def step(world: Observed, run: StageRun, shape: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch forward and back: FLOPs by part, and bytes beside parameters and gradients."""
+    model, loss = make_model(run)
+    batch = make_batch(model, run, shape)
+    with_gradients(model)
+    world.start()
+    with world.watching(model, Parts(run.recipe.modules)):
+        values = loss(batch, 0).values.sum()
+        kept = world.kept()
+        values.backward()
+    flops: dict[str, list[int]] = {}
+    for (part, phase), number in world.flops_of.items():
+        if phase != "again":
+            flops.setdefault(part, [0, 0])[phase == "backward"] += number
+    peaks = {f"{phase} {part}": size for (part, phase), size in world.peaks.items()}
+    return {"flops": flops, "kept": kept, "peaks": peaks, **pixels(model)}
+
+
+def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: int) -> dict[str, Any]:
+    """A micro-batch of the DiT through every stage of its pipeline, as the first tensor rank of each computes it.
+
+    Raises:
+        ValueError: for degrees that cannot be, naming those that can.
+    """
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=tp)
+    try:
+        model, _ = make_model(run)
+        points, _, states = passed = _points(model, shape)
+        places = []
+        for place in range(pp):
+            stage = (model if place == 0 else make_model(run)[0]).cut_dit(place, pp)
+            stage.split(dist.group.WORLD)
+            with_gradients(stage)
+            world.start()
+            out = stage(passed, points.shape)
+            kept, peak = sum(world.kept().values()), max(world.peaks.values(), default=0)
+            after = () if stage.is_last else out
+            wanted = [x for x in after or (out,) if x.requires_grad]
+            torch.autograd.backward(wanted, [torch.zeros_like(x) for x in wanted])
+            places.append(
+                units(stage, stage.blocks)
+                | {"kept": kept, "peak": peak, "reduced": sum(world.traffic.bytes.values())}
+                | {"flops": [world.flops_of["rest", phase] for phase in ("forward", "backward")]}
+                | {"exchanged": sum(x.nbytes for x in (*(passed if place else ()), *after))}
+            )
+            passed = tuple(x.detach().requires_grad_() for x in after)
+        return {"places": places, "points": points.nbytes, "states": states.nbytes}
+    finally:
+        dist.destroy_process_group()
+
+
+def _points(model: nn.Module, shape: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the first stage takes: x_t [B, C, h, w], t [B] and the states of the condition [B, Q, caption channels]."""
+    samples, px, vlm = shape["samples"], model.vae.latent_px, vlm_of(model)
+    rows, columns = model.bridge.queries.grid(*token_grid(shape["height"], shape["width"], vlm.token_px))
+    x_t = torch.zeros(samples, model.vae.latent_channels, shape["height"] // px, shape["width"] // px)
+    states = torch.zeros(samples, rows * columns, model.caption_channels, dtype=vlm.vlm.dtype)
+    return x_t, torch.zeros(samples), states.requires_grad_()
+
+
+def measure(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
+    """Measure one item of a request, of backbones whose config.json files are in `folder`; see `wemmu.planning.ask`."""
+    run = StageRun.model_validate(item["run"])
+    here = {kind: folder / kind for kind in run.recipe.backbones}
+    run = run.model_copy(update={"backbones": run.backbones.model_copy(update=here)})
+    with fake_world(Observed()) as world:
+        match item["kind"]:
+            case "slices":
+                return slices(world, run, item["shape"], item["tp"], item["pp"])
+            case "parameters":
+                return parameters(make_model(run)[0], run)
+            case "step":
+                return step(world, run, item["shape"])
+        raise AssertionError(item["kind"])
+
+
+def main() -> None:
+    """Answer the request on standard input, on several cores; the answers come in the order of its items."""
+    request, lines = json.load(sys.stdin), sys.stdout
+    # What libraries print is no answer.
+    sys.stdout = sys.stderr
+    torch.set_num_threads(1)
+    workers = min(len(request["items"]), os.cpu_count() or 1, WORKERS)
+    with written(request["configs"]) as folder, get_context("fork").Pool(workers) as pool:
+        for answer in pool.imap(partial(_answer, folder), request["items"]):
+            print(json.dumps(answer), file=lines, flush=True)
+
+
+def _answer(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return measure(folder, item)
+    except ValueError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"the model cannot be measured: {type(error).__name__}: {error}"}
+
+
+if __name__ == "__main__":
+    main()

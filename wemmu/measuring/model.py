@@ -1,0 +1,87 @@
+"""A stage's model and batches without weights: the real classes, from the config.json files of the backbones."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wemmu.backbones.adapters import class_of
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import VLM
+from wemmu.config.schema import StageRun
+from wemmu.config.task import Task
+from wemmu.positions import prompt_positions, token_grid
+from wemmu.published import known
+from wemmu.types import IGNORE_INDEX, Batch, Latents, LossFn, Negatives, Prompts
+
+
+def make_model(run: StageRun) -> tuple[nn.Module, LossFn]:
+    """The model of a stage, frozen as the stage says, and its loss; within a fake world it has no weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, run.backbones.dtype))
+    try:
+        parts = {kind: make_backbone(getattr(run.backbones, kind), kind) for kind in run.recipe.backbones}
+    finally:
+        torch.set_default_dtype(before)
+    model, loss = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **parts)
+    model.freeze_all_but(run.stage.trains)
+    model.train()
+    if run.memory.checkpointing:
+        model.checkpoint_activations()
+    return model, loss
+
+
+def make_backbone(directory: Path, kind: str) -> nn.Module:
+    """A backbone of the default type, as new."""
+    cls = class_of(directory, kind)
+    if kind == known.VLM:
+        return cls(cls.config_class.from_pretrained(directory))
+    model = cls.from_config(cls.load_config(directory))
+    return FrozenVAE(model) if kind == known.AUTOENCODER else model
+
+
+def vlm_of(model: nn.Module) -> VLM:
+    return model if isinstance(model, VLM) else model.vlm
+
+
+def make_batch(model: nn.Module, run: StageRun, shape: dict[str, Any]) -> Batch:
+    """A micro-batch as `wemmu.planning.ask.Shape` describes it; of padded prompts the first one is shorter.
+
+    The contrastive partner of the last sample is in another micro-batch, as in the loader's.
+    """
+    vlm = vlm_of(model)
+    samples, height, width = shape["samples"], shape["height"], shape["width"]
+    grid, pictures = token_grid(height, width, vlm.token_px), shape["images"]
+    ids = [0] * shape["text"]
+    middle = len(ids) // 2
+    for _ in range(pictures):
+        # A word between images, or they would be one.
+        ids[middle:middle] = [vlm.image_token_id] * (grid[0] * grid[1])
+        middle += grid[0] * grid[1] + 1
+    positions, following = prompt_positions(ids, vlm.image_token_id, [grid] * pictures)
+    mask = torch.ones(samples, len(ids), dtype=torch.bool)
+    mask[0, -1] = not shape["padded"]
+    prompts = Prompts(
+        torch.tensor(ids).repeat(samples, 1), mask, positions[:, None].repeat(1, samples, 1),
+        torch.full((samples,), following),
+    )  # fmt: skip
+    # Empty, and so without numbers in a fake world: what is made of them takes no time.
+    images = torch.empty(samples, pictures, 3, height, width).to(torch.uint8)
+    sample_ids, task = torch.arange(samples), Task(shape["task"])
+    if task is Task.UNDERSTANDING:
+        labels = torch.full_like(prompts.input_ids, IGNORE_INDEX)
+        labels[:, -1 - shape["answer"] : -1] = 0
+        return Batch(task, sample_ids, prompts, images, None, labels=labels)
+    target = torch.empty(samples, 3, height, width).to(torch.uint8)
+    latents = None
+    if shape["stored"]:
+        channels, px = model.vae.latent_channels, model.vae.latent_px
+        of_target = torch.zeros(samples, channels, height // px, width // px, dtype=torch.bfloat16)
+        latents = Latents(of_target, of_target[:, None].repeat(1, pictures, 1, 1, 1))
+    negatives = None
+    if run.stage.objective.kind == "contrastive":
+        partner = None if latents is None else latents.target[:1]
+        negatives = Negatives(torch.arange(samples) + 1, torch.tensor([samples]), target[:1], partner)
+    return Batch(task, sample_ids, prompts, images, target, latents, negatives)
