@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.convert      # a few minutes, 5 GB of scratch
 
 The model has the miniature's classes with a wide pathway and a DiT of many blocks, so that all of it is much larger
-than its largest tensor; weights are random. Each conversion is a process of its own, forked from one that has imported
-everything: it notes what it holds, converts, and notes the most it ever held (VmHWM, which counts pages of mapped
+than its largest tensor; weights are random. Each conversion is a process of its own, which has imported everything
+before: it notes what it holds, converts, and notes the most it held from then on (VmHWM, which counts pages of mapped
 files, too).
 """
 
@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.measure import RESULTS, ROOT, Out, Quick, memory_mb, save
+from benchmarks.measure import RESULTS, ROOT, Memory, Out, Quick, save, watch
 from tools.convert_ckpt import Source, export, return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
 from tools.export.start import ship_export
@@ -140,28 +141,23 @@ CONVERSIONS: dict[str, Callable[[Path, StageRun], None]] = {
 
 def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str, Any]:
     """One conversion in a process of its own; sizes in MB."""
-    context = multiprocessing.get_context("forkserver")
-    # Imported once; what a forked process holds of it is in what it holds when it begins.
-    context.set_forkserver_preload(["tools.export.write", "tools.zero.write"])
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_convert, args=(work, folder, run, send))
-    process.start()
-    send.close()
-    base, peak, seconds = receive.recv()
-    process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        memory, seconds = process.submit(_convert, work, folder, run).result()
     with safe_open(folder / "pipeline/bridge/diffusion_pytorch_model.safetensors", "pt") as file:
         largest = max(file.get_tensor(name).nbytes for name in file.keys()) / 1e6  # noqa: SIM118
     source = folder / "zero3" if what.startswith("DeepSpeed") else folder / "pipeline"
     size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file()) / 1e6
-    return {"conversion": what, "size": size, "largest": largest, "over": peak - base, "base": base, "seconds": seconds}
+    found = {"size": size, "largest": largest, "over": (memory.peak - memory.before) * MIB, "base": memory.before * MIB}
+    return {"conversion": what, **found, "seconds": seconds}
 
 
-def _convert(work: Callable, folder: Path, run: StageRun, pipe: Any) -> None:
+def _convert(work: Callable, folder: Path, run: StageRun) -> tuple[Memory, float]:
     torch.set_num_threads(1)
     return_what_is_freed()
-    base, begun = memory_mb("VmRSS") * MIB, time.perf_counter()
-    work(folder, run)
-    pipe.send((base, memory_mb() * MIB, time.perf_counter() - begun))
+    begun = time.perf_counter()
+    with watch(torch.device("cpu")) as memory:
+        work(folder, run)
+    return memory, time.perf_counter() - begun
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:

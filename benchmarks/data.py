@@ -28,7 +28,7 @@ from streaming import MDSWriter
 
 from benchmarks import readers
 from benchmarks.datasets import curriculum, distinct, photograph, stored, write_dataset, write_tars
-from benchmarks.measure import RESULTS, Out, Quick, Row, as_dicts, as_markdown, cost, in_turns, memory_mb, rows, save
+from benchmarks.measure import RESULTS, Out, Quick, Row, as_dicts, as_markdown, cost, in_turns, peak_mb, rows, save
 from data_pipeline.buckets import buckets, nearest
 from data_pipeline.duplicates import scan_file, scan_part
 from data_pipeline.partitions import write_partition
@@ -188,7 +188,7 @@ def one_size(what: str, tars: Path, shards: Path, records: int) -> dict[str, flo
     else:
         batches = readers.ours(job, readers.captions_alone)
         taken = cost(lambda: readers.read_all(batches, records // BATCH * BATCH, px))
-    return {f"{clock}_us": value / records * 1e6 for clock, value in asdict(taken).items()} | {"peak_mb": memory_mb()}
+    return {f"{clock}_us": value / records * 1e6 for clock, value in asdict(taken).items()} | {"peak_mb": peak_mb()}
 
 
 if __name__ == "__main__":

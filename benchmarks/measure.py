@@ -87,13 +87,10 @@ def rows(part: str, costs: Mapping[str, list[Cost]], samples: int, against: str)
     ]
 
 
-def memory_mb(line: str = "VmHWM") -> float:
-    """Memory of this process: VmRSS, what is resident; VmHWM, the most that ever was.
-
-    getrusage would count the parent's, too, from before exec.
-    """
+def peak_mb() -> float:
+    """The most memory this process ever had resident; getrusage would count the parent's, too, from before exec."""
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(found.split()[1]) for found in status if found.startswith(line)) / 1024
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 @dataclass
@@ -120,9 +117,9 @@ def watch(device: torch.device) -> Iterator[Memory]:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     # Sets the peak of this process to what is resident now (man 5 proc).
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    memory.before = memory_mb()
+    memory.before = peak_mb()
     yield memory
-    memory.peak = memory_mb()
+    memory.peak = peak_mb()
 
 
 def save(out: Path, name: str, lines: list[str], rows: list[dict[str, Any]], **about: Any) -> None:
