@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -92,8 +91,8 @@ def example(kind: str, rng: random.Random, split: Split = "train") -> Example:
             raise AssertionError(kind)
 
 
-def _pictures(examples: list[Example], px: int) -> list[Image.Image]:
-    return [render(scene, px) for e in examples for scene in e.scenes]
+def _grids(e: Example, px: int) -> list[tuple[int, int]]:
+    return [(px // TOKEN_PX, px // TOKEN_PX)] * len(e.scenes)
 
 
 def _cell_labels(scenes: list[Scene], tokens_per_side: int) -> dict[str, Tensor]:
@@ -147,36 +146,25 @@ class Teacher:
 
     def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, encoder: PromptEncoder):
         self.vlm, self.encoder = vlm, encoder
-        self.end = encoder.tokenizer.eos_token_id
 
-    def vision(self, examples: list[Example], px: int) -> Tensor | None:
-        """Vision tokens [images * tokens, width] of all images, in order."""
-        pictures = _pictures(examples, px)
-        if not pictures:
-            return None
-        patches = patchify(to_pixels(pictures), PATCH_PX, MERGE, 2)
-        grid = torch.tensor([[1, px // PATCH_PX, px // PATCH_PX]]).expand(len(pictures), -1)
-        return self.vlm.model.visual(patches, grid)
-
-    def embed(self, rows: list[list[int]], examples: list[Example], px: int, vision: Tensor | None):
-        """Embeddings, mask and positions of token rows whose image tokens carry `vision`."""
-        side = px // TOKEN_PX
-        prompts = self.encoder.pad(rows, [[(side, side)] * len(e.scenes) for e in examples])
-        embeds = self.vlm.get_input_embeddings()(prompts.input_ids)
-        if vision is not None:
-            at = (prompts.input_ids == self.encoder.image_token_id)[..., None].expand_as(embeds)
-            embeds = embeds.masked_scatter(at, vision)
-        return prompts, embeds
+    def images(self, examples: list[Example], px: int) -> dict[str, Tensor]:
+        """All images, in order, as the VLM takes them."""
+        images = [render(scene, px) for e in examples for scene in e.scenes]
+        if not images:
+            return {}
+        grid = torch.tensor([[1, px // PATCH_PX, px // PATCH_PX]]).expand(len(images), -1)
+        return {"pixel_values": patchify(to_pixels(images), PATCH_PX, MERGE, 2), "image_grid_thw": grid}
 
     def loss(self, examples: list[Example], px: int) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-        """Mean cross-entropy over the answers' tokens; the vision tokens; each layer's input and the output, which are
-        [rows, tokens, width]."""
-        side = px // TOKEN_PX
-        tokenize = self.encoder.tokenizer
-        asks = [self.encoder.token_ids(e.prompt, [(side, side)] * len(e.scenes)) for e in examples]
-        answers = [[*tokenize(e.answer, add_special_tokens=False)["input_ids"], self.end] for e in examples]
-        vision = self.vision(examples, px)
-        prompts, embeds = self.embed([a + b for a, b in zip(asks, answers, strict=True)], examples, px, vision)
+        """Mean cross-entropy over the answers' tokens; the vision tokens [images * tokens, width] of all images; each
+        layer's input and the output, which are [rows, tokens, width]."""
+        grids = [_grids(e, px) for e in examples]
+        prompts, labels = self.encoder.answered([e.prompt for e in examples], [e.answer for e in examples], grids)
+        embeds, vision = self.vlm.get_input_embeddings()(prompts.input_ids), None
+        if images := self.images(examples, px):
+            vision = self.vlm.model.visual(images["pixel_values"], images["image_grid_thw"])
+            at = (prompts.input_ids == self.encoder.image_token_id)[..., None].expand_as(embeds)
+            embeds = embeds.masked_scatter(at, vision)
         out = self.vlm.model.language_model(
             inputs_embeds=embeds,
             attention_mask=prompts.mask.long(),
@@ -184,21 +172,16 @@ class Teacher:
             use_cache=False,
             output_hidden_states=True,
         )
-        hidden = out.last_hidden_state
-        # The state at a token predicts the next one; only answers are taught.
-        index = torch.arange(prompts.input_ids.shape[1])
-        start = torch.tensor([len(a) for a in asks])[:, None]
-        stop = start + torch.tensor([len(b) for b in answers])[:, None]
-        taught = (index >= start - 1) & (index < stop - 1)
-        labels = prompts.input_ids.roll(-1, dims=1)[taught]
-        return F.cross_entropy(self.vlm.lm_head(hidden[taught]), labels), vision, out.hidden_states
+        # Only answers are taught.
+        taught = labels >= 0
+        loss = F.cross_entropy(self.vlm.lm_head(out.last_hidden_state[taught]), labels[taught])
+        return loss, vision, out.hidden_states
 
     def mentions(self, examples: list[Example], px: int) -> tuple[list[int], list[int], list[Object]]:
         """Rows whose prompt names an object, the index of the token that ends its name, and the object."""
-        side = px // TOKEN_PX
         rows, tokens, objects = [], [], []
         for row, e in enumerate(examples):
-            grids = [(side, side)] * len(e.scenes)
+            grids = _grids(e, px)
             whole = self.encoder.token_ids(e.prompt, grids)
             for obj, end in e.mentions():
                 # No prompt of the world holds "#", so the two rows part right behind the name.
@@ -207,29 +190,14 @@ class Teacher:
                 rows, tokens, objects = [*rows, row], [*tokens, after - 1], [*objects, obj]
         return rows, tokens, objects
 
-    @torch.no_grad()
     def answer(self, examples: list[Example], px: int, limit: int = 40) -> list[str]:
-        """Greedy answers, by recomputing the whole batch for each token (short answers; no cache to trust)."""
-        side = px // TOKEN_PX
-        rows = [self.encoder.token_ids(e.prompt, [(side, side)] * len(e.scenes)) for e in examples]
-        asked = [len(r) for r in rows]
-        vision = self.vision(examples, px)
-        for _ in range(limit):
-            prompts, embeds = self.embed(rows, examples, px, vision)
-            hidden = self.vlm.model.language_model(
-                inputs_embeds=embeds,
-                attention_mask=prompts.mask.long(),
-                position_ids=prompts.positions,
-                use_cache=False,
-            ).last_hidden_state
-            last = torch.tensor([len(r) - 1 for r in rows])
-            token = self.vlm.lm_head(hidden[torch.arange(len(rows)), last]).argmax(-1).tolist()
-            rows = [r if r[-1] == self.end else [*r, t] for r, t in zip(rows, token, strict=True)]
-            if all(r[-1] == self.end for r in rows):
-                break
-        return [
-            self.encoder.tokenizer.decode(r[n:]).removesuffix("<|im_end|>") for r, n in zip(rows, asked, strict=True)
-        ]
+        """Greedy answers."""
+        tokenizer = self.encoder.tokenizer
+        rows = [self.encoder.token_ids(e.prompt, _grids(e, px)) for e in examples]
+        asked = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+        stop = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": self.encoder.pad_token_id}
+        said = self.vlm.generate(**asked, **self.images(examples, px), **stop, max_new_tokens=limit, do_sample=False)
+        return tokenizer.batch_decode(said[:, asked.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 def right(kind: str, e: Example, answer: str) -> bool:
