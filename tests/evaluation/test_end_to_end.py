@@ -11,12 +11,12 @@ from tools import convert_ckpt
 from wemmu import evaluate, sample, train
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
+from wemmu.command_line import FINAL
 from wemmu.config import Curriculum, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.parallel.single import SingleEngine
 from wemmu.recipes.wemmu.build import build_model
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
-from wemmu.training.signals import EXIT_FINAL
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path, capsys: p
     with pytest.raises(SystemExit) as refusal:
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
     # No further attempt would help.
-    assert refusal.value.code == EXIT_FINAL
+    assert refusal.value.code == FINAL
     assert "is no run; valid choices" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text((stage / "config.yaml").read_text())
     with pytest.raises(SystemExit, match="has no checkpoint; train it first"):
@@ -123,7 +123,7 @@ def test_a_backbone_that_cannot_be_loaded_ends_every_job_for_good_and_is_named(
     }
     with pytest.raises(SystemExit) as ended:
         commands[command]()
-    assert ended.value.code == EXIT_FINAL
+    assert ended.value.code == FINAL
     assert f"{config} describes FluxTransformer2DModel; valid choices: SanaTransformer2DModel" in capfd.readouterr().err
 
 

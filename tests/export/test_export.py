@@ -34,7 +34,7 @@ from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.store import load_weights
-from wemmu.command_line import UsageError
+from wemmu.command_line import FINAL, UsageError
 from wemmu.config import load_stage
 from wemmu.images import fit
 from wemmu.pipeline import _DEFAULTS, WeMMUPipeline, beyond
@@ -47,7 +47,6 @@ from wemmu.sample import open_source
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
 from wemmu.training.build import load_trained
-from wemmu.training.signals import EXIT_FINAL
 from wemmu.training.start import start_from
 
 TRUNCATED = encode(Image.effect_noise((40, 40), 50), "PNG")[:500]
@@ -699,7 +698,7 @@ def test_no_infinity_is_exported_or_shipped(
     for options in ({"out": tmp_path / "out", "forward": False}, {"ship": tmp_path / "shipped"}):
         with pytest.raises(SystemExit) as caught:
             main(saved, dtype=dtype, **options)
-        assert caught.value.code == EXIT_FINAL
+        assert caught.value.code == FINAL
         assert told in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "shipped" / "manifest.json").exists()

@@ -12,10 +12,10 @@ import pytest
 import torch.distributed as dist
 
 from tests.patience import eventually
+from wemmu.command_line import SAVED
 from wemmu.config.schema import Parallel
 from wemmu.parallel.rendezvous import RanksError, RendezvousError, connect, environment
 from wemmu.parallel.topology import Topology
-from wemmu.training.signals import EXIT_INTERRUPTED
 
 TWO = Parallel(engine="zero3", ranks=2)
 # As srun sets them for the third task of eight, on the first of two nodes.
@@ -27,7 +27,7 @@ WAITS = """
 import sys
 from wemmu.config.schema import Parallel
 from wemmu.parallel.rendezvous import connect
-from wemmu.training.signals import StopFlag
+from wemmu.command_line import StopFlag
 stop = StopFlag()
 with stop.ends_process("it waited"):
     open(sys.argv[1], "w").close()
@@ -136,7 +136,7 @@ def test_a_signal_ends_a_rank_that_waits_for_others(port: int, tmp_path: Path):
             eventually(ready.exists, seconds=120)
             process.send_signal(how)
             _, told = process.communicate(timeout=60)
-            assert process.returncode == EXIT_INTERRUPTED, told
+            assert process.returncode == SAVED, told
             assert f"stopped by {how.name} while it waited" in told
     finally:
         for process, *_ in waiting:

@@ -23,6 +23,7 @@ from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.saver import Saver
 from wemmu.checkpoint.state import TrainState
+from wemmu.command_line import FINAL, SAVED
 from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
@@ -30,7 +31,6 @@ from wemmu.parallel.adamw import AdamW
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss, Losses
 from wemmu.training import resume
 from wemmu.training.hold import held
-from wemmu.training.signals import EXIT_FINAL, EXIT_INTERRUPTED
 from wemmu.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -182,7 +182,7 @@ def test_killing_leaves_only_what_was_saved_before(disturbed: tuple[Path, list[E
 @pytest.mark.parametrize(("ending", "step"), [(1, 3), (2, 6)], ids=["SIGTERM", "SIGINT"])
 def test_a_stop_saves_the_step_it_is_in_and_exits_with_75(disturbed: tuple[Path, list[Ending]], ending: int, step: int):
     stopped = disturbed[1][ending]
-    assert stopped.exit_code == EXIT_INTERRUPTED == 75, stopped.output
+    assert stopped.exit_code == SAVED == 75, stopped.output
     assert stopped.checkpoints[-1] == store.directory_name(step)
     assert f"at step {step}, all of it saved" in stopped.output
 
@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
     monkeypatch.setattr(FlowMatchingLoss, "__call__", diverging)
     with pytest.raises(SystemExit) as caught:
         train.main(folder / CONFIG)
-    assert caught.value.code == EXIT_FINAL
+    assert caught.value.code == FINAL
     told = capfd.readouterr().err
     assert "the gradient is not finite at step 3" in told
     assert "step_00000002" in told
@@ -265,7 +265,7 @@ def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(
         real(self, state, *rest)
 
     monkeypatch.setattr(Saver, "save", save_and_stop)
-    assert Trainer(run, folder).train() == EXIT_INTERRUPTED
+    assert Trainer(run, folder).train() == SAVED
     assert saved == [2]
 
 
@@ -274,7 +274,7 @@ def failed(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
     capfd.readouterr()
     with pytest.raises(SystemExit) as caught:
         train.main(folder / CONFIG)
-    assert caught.value.code == EXIT_FINAL
+    assert caught.value.code == FINAL
     return capfd.readouterr().err
 
 
@@ -354,7 +354,7 @@ def test_stopped_before_its_first_step_a_run_does_not_claim_to_have_saved(
     folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
     trainer = Trainer(load_stage(folder / CONFIG), folder)
     trainer.stop.reason = "SIGTERM"
-    assert trainer.train() == EXIT_INTERRUPTED
+    assert trainer.train() == SAVED
     assert "stopped by SIGTERM before the first step: nothing to save" in capfd.readouterr().out
     assert list((folder / "checkpoints").iterdir()) == []
 
@@ -372,7 +372,7 @@ def test_a_config_that_was_edited_between_attempts_is_told_recorded_and_counted(
     dump(run.model_copy(update={"stage": stage}), folder / CONFIG)
     with pytest.raises(SystemExit) as caught:
         train.main(folder / CONFIG)
-    assert caught.value.code == EXIT_FINAL
+    assert caught.value.code == FINAL
     assert "other samples would follow: global_batch: 4 -> 2" in capfd.readouterr().err
     dump(
         run.model_copy(update={"stage": stage, "data": run.data.model_copy(update={"resume_reordered": True})}),

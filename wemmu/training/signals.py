@@ -8,10 +8,7 @@ from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
-# EX_TEMPFAIL: stopped on request with everything saved; the same command goes on.
-EXIT_INTERRUPTED = 75
-# EX_CONFIG: another attempt would fail as well.
-EXIT_FINAL = 78
+from wemmu.command_line import SAVED
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -31,7 +28,7 @@ class StopFlag:
 
     @contextmanager
     def ends_process(self, doing: str) -> Iterator[None]:
-        """While this is open, a signal ends the process with EXIT_INTERRUPTED; so does one that came before.
+        """While this is open, a signal ends the process with SAVED; so does one that came before.
 
         For waits inside libraries, during which Python calls no handlers. There must be nothing to save.
         """
@@ -60,4 +57,4 @@ class StopFlag:
 def _end_process(reason: str, doing: str) -> None:
     print(f"stopped by {reason} while {doing}; there was nothing to save", file=sys.stderr, flush=True)
     # Not `sys.exit`, which would wait for the library.
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(SAVED)

@@ -13,6 +13,7 @@ import torch
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Manifest, Origin
 from wemmu.checkpoint.saver import Saver
+from wemmu.command_line import SAVED
 from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, sheet
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
@@ -25,7 +26,7 @@ from wemmu.training import environment, resume
 from wemmu.training.build import StageParts, build
 from wemmu.training.hold import held
 from wemmu.training.ladder import Ladder
-from wemmu.training.signals import EXIT_INTERRUPTED, StopFlag
+from wemmu.training.signals import StopFlag
 from wemmu.training.telemetry import Record, Window, progress_line
 from wemmu.training.upload import WandbUploader
 from wemmu.training.workload import Workload, peak_flops
@@ -113,7 +114,7 @@ class Trainer:
             self._say(f"stopped by {self.stop.reason or 'another rank'} {saved}")
         if uploader is not None and (lacking := uploader.finish()):
             self._say(lacking)
-        return EXIT_INTERRUPTED if ending is None else 0
+        return SAVED if ending is None else 0
 
     def _optimize(self, micro_batches: list[Batch], window: Window) -> float:
         """One optimizer step over its micro-batches; returns the gradient norm before clipping."""

@@ -17,13 +17,13 @@ from html import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wemmu.command_line import SAVED
 from wemmu.config import load_stage
 from wemmu.config.checkpoints import sheet
 from wemmu.config.files import replace_text
 from wemmu.config.wandb_mode import Mode
 from wemmu.jsonlines import new_lines, read_lines, stage_events
 from wemmu.locks import EXCLUSIVE, LockedError, take
-from wemmu.training.signals import EXIT_INTERRUPTED
 
 ID_FILE, LOCK_FILE = "wandb_id", "wandb.lock"
 # Seconds between looks at the record, before a failed upload is tried again, and at most after the end of a training.
@@ -122,7 +122,7 @@ def upload(folder: Path, more: Callable[[], bool] | None = None) -> int:
                 run.log(line | first, step=step)
                 first = {}
                 sent += 1
-        run.finish(exit_code=0 if step >= stage.stage.steps else EXIT_INTERRUPTED)
+        run.finish(exit_code=0 if step >= stage.stage.steps else SAVED)
         return sent
 
 
