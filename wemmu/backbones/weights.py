@@ -4,8 +4,6 @@ What can be trained, the DiT and the bridge's copy of the VLM's layers, gets its
 is handed to `on_block_loaded` before the next one is read: a sharded engine never has the whole of it in memory.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,12 +164,3 @@ def _report(
     if problems := sorted([*report.missing, *report.unexpected, *mismatched]):
         raise BackboneError(f"{report}; first of them: {', '.join(problems[:5])}")
     return report
-
-
-def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over named tensors: name, type, shape and bytes, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

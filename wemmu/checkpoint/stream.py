@@ -1,7 +1,8 @@
 """Writes safetensors one tensor at a time, with one tensor in memory.
 
 The format starts with a header of all names, types, shapes and offsets (https://github.com/huggingface/safetensors,
-"Format"). All of it is known before any value, so the values can follow one after the other.
+"Format"). All of it is known before any value, so the values can follow one after the other. The format's own writer
+takes all tensors of a file at once.
 """
 
 import json
