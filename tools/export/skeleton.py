@@ -4,7 +4,6 @@ from pathlib import Path
 
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
-from torch import nn
 from transformers import AutoImageProcessor
 
 from wemmu.backbones.adapters import class_of
@@ -14,6 +13,7 @@ from wemmu.config import StageRun
 from wemmu.published.check import check_backbones
 from wemmu.published.identity import identity
 from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
+from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.build import caption_channels
 from wemmu.recipes.wemmu.model import WeMMU
@@ -45,10 +45,9 @@ def identities(run: StageRun) -> dict[str, str]:
     return {name: identity(getattr(run.backbones, name)) for name in run.recipe.backbones}
 
 
-def shapes(model: nn.Module) -> dict[str, list[int]]:
+def shapes(model: WeMMU) -> dict[str, list[int]]:
     """Canonical name -> shape of all that a stage can train or carry."""
-    named = model.named_parameters()
-    return {name: list(p.shape) for name, p in named if name.startswith(("bridge.", "dit."))}
+    return {name: list(tensor.shape) for name, tensor in startable(model).items()}
 
 
 def _of_config(directory: Path, kind: str) -> ModelMixin:

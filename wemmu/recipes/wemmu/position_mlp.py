@@ -15,7 +15,7 @@ def center_crop(table: Tensor, height: int, width: int) -> Tensor:
     """
     side = table.shape[0]
     if max(height, width) > side:
-        raise ValueError(f"a grid of {height} x {width} tokens does not fit bridge.position_table = {side}")
+        raise ValueError(f"a grid of {height} x {width} tokens does not fit recipe.bridge.position_table = {side}")
     top, left = (side - height) // 2, (side - width) // 2
     return table[top : top + height, left : left + width]
 
