@@ -1,7 +1,7 @@
 """One launcher at a time on a run folder."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from launcher.job import Job
@@ -13,20 +13,18 @@ PATIENCE_S = 60.0
 LOCK, SUBMISSION = "lock", "submit.lock"
 
 
-@contextmanager
-def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Iterator[int]:
-    """Lock the run folder; yields the descriptor of the lock. `name` selects the lock, as `SUBMISSION`.
+def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> AbstractContextManager[int]:
+    """Lock the run folder; the descriptor of the lock is what opens. `name` selects the lock, as `SUBMISSION`.
 
     Jobs inherit the descriptor, so the kernel frees the lock when the launcher AND its job have ended. If a launcher
-    was killed, this waits for its job, at most `patience` seconds.
+    was killed, this waits for its job to save and stop, at most `patience` seconds.
 
     Raises:
         LockedError: names the process that holds the lock.
     """
-    told: list[Holder] = []
 
     def busy(holder: Holder) -> str:
-        if holder and is_dead(holder):
+        if is_dead(holder):
             return (
                 f"a job of {run} still runs, in Slurm or left by a launcher (pid {holder['pid']}) that was killed: "
                 f"`wemmu status {run}` shows which"
@@ -34,18 +32,8 @@ def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Iterato
         who = f"another launcher (pid {holder['pid']})" if holder else "a Slurm job, or a launcher that has just begun,"
         return f"{who} is at work on {run}; wait for it, stop it, or give another folder with --run"
 
-    def waits_for(holder: Holder) -> bool:
-        if is_dead(holder) and not told:
-            print(
-                f"the launcher before (pid {holder['pid']}) was killed; waiting for its job to save and stop",
-                flush=True,
-            )
-            told.append(holder)
-        return is_dead(holder)
-
     run.mkdir(parents=True, exist_ok=True)
-    with hold(run / name, busy, patience_s=patience, waits_for=waits_for) as descriptor:
-        yield descriptor
+    return hold(run / name, busy, patience_s=patience, waits_for=is_dead)
 
 
 @contextmanager
