@@ -17,7 +17,8 @@ from tests.training.runs import STAGE_RUN
 from tests.training.wandb_server import KEY, Run, Server
 from wemmu.config import dump
 from wemmu.config.wandb_mode import Mode
-from wemmu.training.upload import ID_FILE, WandbUploader, run_id
+from wemmu.locks import LockedError, hold
+from wemmu.training.upload import ID_FILE, LOCK_FILE, WandbUploader, run_id, upload
 
 REPOSITORY = Path(__file__).parents[2]
 ONLINE = Mode("online", "the test says so")
@@ -197,6 +198,11 @@ def test_the_upload_ends_with_the_training_however_that_ends(stage: Path, tmp_pa
     assert done.returncode == -signal.SIGKILL
     uploader = Path(f"/proc/{int(done.stdout)}")
     eventually(lambda: not uploader.exists() or "\nState:\tZ" in (uploader / "status").read_text(), seconds=PATIENCE_S)
+
+
+def test_two_uploads_of_a_stage_at_once_are_refused(stage: Path):
+    with hold(stage / LOCK_FILE, str), pytest.raises(LockedError, match="is being uploaded by another process"):
+        upload(stage)
 
 
 def test_offline_starts_nothing_and_still_fixes_the_id(stage: Path):

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ from wemmu.config.checkpoints import sheet
 from wemmu.config.files import replace_text
 from wemmu.config.wandb_mode import Mode
 from wemmu.jsonlines import new_lines, read_lines, stage_events
-from wemmu.locks import EXCLUSIVE, LockedError, take
+from wemmu.locks import hold
 
 ID_FILE, LOCK_FILE = "wandb_id", "wandb.lock"
 # Seconds between looks at the record, before a failed upload is tried again, and at most after the end of a training.
@@ -77,9 +78,8 @@ def upload(folder: Path, more: Callable[[], bool] | None = None) -> int:
     Raises:
         LockedError: if another process uploads this stage. Both would send every line.
     """
-    with (folder / LOCK_FILE).open("w", encoding="utf-8") as lock:
-        if not take(lock.fileno(), EXCLUSIVE, folder / LOCK_FILE, wait=more is not None):
-            raise LockedError(f"{folder} is being uploaded by another process, which holds {LOCK_FILE}")
+    busy = f"{folder} is being uploaded by another process, which holds {LOCK_FILE}"
+    with hold(folder / LOCK_FILE, lambda _: busy, patience_s=inf if more else 0):
         os.environ["WANDB_SILENT"] = "true"
         import wandb
 
