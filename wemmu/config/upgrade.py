@@ -17,7 +17,7 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     `bridge` of WeMMU, `reconstruction` of ROSS. An override may still name these.
     """
     rest = {name: value for name, value in tree.items() if name not in ("bridge", "reconstruction")}
-    recipe = tree.get("recipe") or {}
+    recipe: Any = tree.get("recipe") or {}
     if not isinstance(recipe, dict):
         return rest
     recipe = {"kind": "ross" if _reconstructs(tree) else "wemmu"} | recipe
