@@ -85,7 +85,7 @@ class Attempt:
         return True
 
     def end(self, number: int, before: int | None, code: int, told: Sequence[int] = ()) -> int:
-        """Write down how the attempt ended, of which `told` were the warnings, and do what follows from that."""
+        """Record how the attempt ended, after the warnings in `told`, and act on it."""
         job = self.job
         self._told += told
         ended, why = outcome(job, code), reason(job, code)

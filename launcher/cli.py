@@ -53,7 +53,7 @@ ClusterFile = Annotated[
 
 @plainly()
 def run(curriculum: CurriculumFile, into: Into = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Run a curriculum on this machine. The same command again goes on where it stopped."""
+    """Run a curriculum on this machine. The same command resumes it."""
     _run_here(load_curriculum(curriculum, overrides or ()), into, dry_run)
 
 
@@ -66,7 +66,7 @@ def submit(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a curriculum to Slurm, as jobs that wait for each other. What is finished in the run folder stays so."""
+    """Submit a curriculum to Slurm, as jobs that wait for each other. Finished jobs of the run folder are skipped."""
     config = load_curriculum(curriculum, overrides or ())
     run_folder = folder.normalise(into or Path("runs") / config.name)
     site = _cluster(run_folder, cluster)
@@ -85,7 +85,7 @@ def resume(
     here: Annotated[bool, typer.Option("--here", help="On this machine, though the run was sent to Slurm.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with what is not finished of a run, from its last checkpoint: where it ran, on this machine or on Slurm."""
+    """Resume the unfinished jobs of a run, where it ran before: on this machine or on Slurm."""
     run_folder = folder.normalise(run_folder)
     config = folder.opened(run_folder, overrides or ())
     if here or not (run_folder / folder.CLUSTER).exists():
@@ -102,10 +102,10 @@ def resume(
 @plainly()
 def status(
     run_folder: NewestRun = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every few seconds until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far each job of a run is."""
+    """Show the progress of each job of a run."""
     run_folder = run_folder or folder.newest()
     config = folder.opened(run_folder)
     if as_json:
@@ -122,14 +122,14 @@ def status(
 
 @plainly()
 def cancel(run_folder: RunFolder) -> None:
-    """Cancel the Slurm jobs of a run; those that train save first. `resume` goes on with it later."""
+    """Cancel the Slurm jobs of a run; training jobs save first. `resume` continues it later."""
     folder.curriculum_file(run_folder)
     ledger = Ledger(run_folder / "ledger.jsonl")
     jobs = live(ledger)
-    # Noted first: who dies of it shall find it there.
+    # Record it first: the cancelled job reads it.
     for name, queued in jobs.items():
         ledger.append(Event(name, 0, "cancelled", slurm=queued.id, reason="by `wemmu cancel`"))
-    # From the end, so that none begins because the one before it is gone.
+    # From the end, so that no job starts because its predecessor is gone.
     slurm.cancel([queued.id for queued in reversed(list(jobs.values()))])
     print("\n".join(f"cancelled {name} (job {queued.id})" for name, queued in jobs.items()) or "nothing was queued")
 
@@ -143,7 +143,7 @@ def logs(
             help="Run folder, else the newest under runs/; job as `status` names it, else the one that wrote last.",
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until Ctrl-C.")] = False,
 ) -> None:
     """Show the log of a job."""
     run_folder, name = _run_and_job(words or [])
@@ -164,7 +164,7 @@ def attempt(
     name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it.")],
     overrides: Overrides = None,
 ) -> None:
-    """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh tells the settings."""
+    """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh lists the settings."""
     given = {key: Path(value) for key in ("RUN", "CURRICULUM", "CLUSTER") if (value := os.environ.get(key))}
     if "SLURM_JOB_ID" not in os.environ:
         raise ValueError("an attempt is part of a Slurm job; here: wemmu run CURRICULUM")
@@ -224,12 +224,12 @@ def _run_here(config: Curriculum, into: Path | None, dry_run: bool = False) -> N
         folder.write(config, run_folder)
         code = local.run(jobs, ledger, lock)
     if code:
-        fail(f"{run_folder} is not finished. To go on: wemmu resume {shlex.quote(str(run_folder))}", code)
+        fail(f"{run_folder} is not finished. To resume: wemmu resume {shlex.quote(str(run_folder))}", code)
     print("\nfinished:", *(f"  {product}" for job in jobs[-2:] for product in job.products), sep="\n")
 
 
 def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:
-    """The curriculum and its run folder, which is made if it is not there."""
+    """Return the curriculum and its run folder, which is created if necessary."""
     there = given["RUN"] / folder.CURRICULUM if "RUN" in given else None
     new = there is None or not there.exists()
     source = given.get("CURRICULUM", DEFAULT) if new else there
@@ -248,12 +248,12 @@ def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[
 def _cluster(run_folder: Path, file: Path | None) -> Cluster:
     own = run_folder / folder.CLUSTER
     if file is None and not own.exists():
-        raise UsageError("say what the cluster is like: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
+        raise UsageError("describe the cluster: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
     return load(file or own, Cluster)
 
 
 def _check(config: Curriculum, run_folder: Path, site: Cluster | None = None) -> None:
-    """Refuse what would fail later, all of it at once, and warn of what probably will."""
+    """Check everything that would fail later, report all of it at once, and warn of probable failures."""
     for warning in warnings(config, site.gpu if site and site.gpus else None):
         typer.echo(warning, err=True)
     if wrong := problems(config, run_folder):
@@ -273,13 +273,13 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster, as_json: boo
             folder.write(config, run_folder)
             dump(cluster, run_folder / folder.CLUSTER)
             replace_text(run_folder / "submitted.sh", as_typed(todo, run_folder))
-        # The first job may begin before the last is submitted, and it needs the lock of those who run jobs.
+        # The first job may start before the last is submitted, and needs the lock of launchers that run jobs.
         ids = submit_all(todo, ledger)
     if as_json:
         print(json.dumps(ids))
         return
     print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
-    print(f"how far it is: wemmu status {run_folder}")
+    print(f"progress: wemmu status {run_folder}")
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:

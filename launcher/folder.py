@@ -53,10 +53,10 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
 
 
 def curriculum_file(run: Path) -> Path:
-    """Raises RefusedError if `run` is no run folder, naming those beside it."""
+    """Raises RefusedError if `run` is not a run folder; names those beside it."""
     if not (run / CURRICULUM).exists():
         there = ", ".join(sorted(str(file.parent) for file in run.parent.glob(f"*/{CURRICULUM}"))) or "none"
-        raise RefusedError(f"{run} is no run folder: it holds no {CURRICULUM}; run folders in {run.parent}: {there}")
+        raise RefusedError(f"{run} is not a run folder: it holds no {CURRICULUM}; run folders in {run.parent}: {there}")
     return run / CURRICULUM
 
 

@@ -1,4 +1,4 @@
-"""Weights from one form into another. Nothing is unpickled that could run.
+"""Converts weights. Never unpickles anything that could run code.
 
     wemmu export RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers, or, of
                                       reconstructive tuning, a VLM for transformers
@@ -9,9 +9,9 @@
 
 `python tools/convert_ckpt.py` is the same.
 
-Instead of RUN a stage's folder or one checkpoint may be given. A pipeline is written aside, read again, compared with
-the checkpoint tensor by tensor, then loaded and compared image by image; parity.json in it tells all of that. All
-that is written appears by rename, whole.
+Instead of RUN you may give a stage's folder or one checkpoint. A pipeline is written under another name, read again,
+compared with the checkpoint tensor by tensor, then loaded and compared image by image, and renamed into place.
+parity.json in it records the comparison.
 """
 
 import ctypes
@@ -55,7 +55,7 @@ def main(
         Path, typer.Argument(metavar="SOURCE", help="RUN, RUN/STAGE, a checkpoint, a pipeline, or a DeepSpeed folder.")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces an earlier export alone.")
+        Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces only an earlier export.")
     ] = None,
     ship: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory for the weights alone.")] = None,
     checkpoint: Annotated[
@@ -64,9 +64,11 @@ def main(
     stage: Annotated[Path | None, typer.Option(metavar="RUN/STAGE", help="Whose model that folder holds.")] = None,
     rename: Annotated[list[str] | None, typer.Option(metavar="OLD=NEW", help="Prefix of names; OLD=- drops.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Type stored: float32, of --ship float16 if not given.")] = None,
-    without_vlm: Annotated[bool, typer.Option("--without-vlm", help="Leave out the VLM, which is as it was.")] = False,
+    without_vlm: Annotated[
+        bool, typer.Option("--without-vlm", help="Leave out the VLM, which training never changes.")
+    ] = False,
     ema: Ema = None,
-    forward: Annotated[bool, typer.Option(help="Load both models and compare images, once all is written.")] = True,
+    forward: Annotated[bool, typer.Option(help="Load both models and compare images after writing.")] = True,
 ) -> None:
     """Convert weights."""
     return_what_is_freed()
@@ -137,7 +139,7 @@ def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[
     if not is_folder(source):
         inside = sorted(str(path) for path in source.glob("*") if path.is_dir() and is_folder(path))
         raise ValueError(
-            f"{source} is no DeepSpeed folder: it holds neither *_model_states.pt nor a file named latest"
+            f"{source} is not a DeepSpeed folder: it holds neither *_model_states.pt nor a file named latest"
             + (f"; meant may be one of those inside: {', '.join(inside)}" if inside else "")
         )
     return write_checkpoint(read_folder(source), run, root, parse_table(rename))

@@ -23,8 +23,8 @@ from wemmu.training.upload import run_id, upload
 
 @plainly()
 def main(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or that of one stage.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what there is to upload.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a stage.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be uploaded.")] = False,
 ) -> None:
     """Upload every stage of a run that has a record."""
     stages = [run] if (run / "config.yaml").is_file() else [folder for folder, _ in load_stages(run)]

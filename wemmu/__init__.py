@@ -1,4 +1,4 @@
-"""Whoever imports this may run in any locale, and under a user id that has no name."""
+"""Makes the process work in any locale and under a user id without a name."""
 
 import codecs
 import getpass
@@ -16,7 +16,7 @@ if (
 ):
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
-# A terminal or a log that cannot show a letter of a caption is no reason to stop.
+# A terminal or a log that cannot show a character must not stop the program.
 for _stream in (sys.stdout, sys.stderr):
     if isinstance(_stream, io.TextIOWrapper) and codecs.lookup(_stream.encoding).name != "utf-8":
         _stream.reconfigure(errors="backslashreplace")

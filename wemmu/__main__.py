@@ -1,7 +1,7 @@
-"""The console command `wemmu`: one name for every program of this repository; `python -m wemmu` is the same.
+"""The console command `wemmu`, also `python -m wemmu`: one name for every program of this repository.
 
-A program is known here by name alone and is imported when it is called, so that help and completion come at once and
-this module depends on no other room.
+It knows programs by name and imports one when it is called, so help and completion are fast and this module depends on
+no other folder.
 """
 
 import sys

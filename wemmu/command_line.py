@@ -1,4 +1,4 @@
-"""What all commands share: options, exit codes, and how an error ends a process. docs/cli.md has the table."""
+"""Options, exit codes and error handling of all commands. docs/cli.md has the tables."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ Ema = Annotated[
 
 
 class UsageError(ValueError):
-    """A command line that cannot be meant; the message says what would do."""
+    """An invalid command line; the message says what is valid."""
 
     exit_code = USAGE
 

@@ -1,4 +1,4 @@
-"""Tell what this machine has, what training will use and what is wrong: `wemmu doctor [CURRICULUM]`."""
+"""Check this machine and, if given, a curriculum: `wemmu doctor [CURRICULUM]`."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ def main(
     every: Annotated[bool, typer.Option("--all", help="Also list what is fine.")] = False,
     json_wanted: AsJson = False,
 ) -> None:
-    """Check this machine and a curriculum; exits with 1 if anything is wrong. Nothing is changed, nobody is called."""
-    # What libraries print when they are imported is no part of the answer.
+    """Check this machine and a curriculum; exit with 1 if there is a problem. Changes nothing and uses no network."""
+    # Libraries print messages when they are imported; drop them.
     with Console(stderr=True).status("Looking at this machine ..."), contextlib.redirect_stdout(sys.stderr):
         report = diagnose(curriculum)
     if json_wanted:

@@ -17,7 +17,7 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint; else the newest.")] = None,
     ema: Ema = None,
 ) -> None:
-    """Draw held-out requests with a trained stage and score them exactly."""
+    """Answer held-out requests with a trained stage and score them exactly."""
     folder = stage_folder(source)
     run = load_stage(folder / "config.yaml")
     number = prompts or run.evaluation.prompts
@@ -25,7 +25,7 @@ def main(
         raise UsageError(
             f"{run.stage.name}: evaluation.prompts is 0, so there is nothing to draw; give --prompts N with N > 0"
         )
-    # A bad request is refused above before torch and the models are imported.
+    # Bad input is refused above, before torch and the models are imported.
     import torch
 
     from wemmu.checkpoint.manifest import read_manifest

@@ -1,11 +1,11 @@
-"""A sign of life for whoever watches this rank, and the stacks of all its threads for whoever asks."""
+"""Signs of life of this rank for its watcher, and the stacks of all its threads on request."""
 
 import faulthandler
 import os
 import signal
 from pathlib import Path
 
-# Set by the launcher: a file whose time of modification is that of the last sign of life.
+# Set by the launcher: a file whose modification time is the last sign of life.
 VARIABLE = "WEMMU_HEARTBEAT"
 
 

@@ -14,8 +14,8 @@ from PIL import ExifTags, Image, ImageCms
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-# What undoes each EXIF orientation. ImageOps.exif_transpose would also rewrite the metadata, which fails where they are
-# damaged, and nothing reads them afterwards.
+# The inverse of each EXIF orientation. ImageOps.exif_transpose also rewrites the metadata, which fails if they are
+# damaged and which nobody reads afterwards.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,7 +25,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Those that exchange width and height.
+# Orientations that swap width and height.
 SIDEWAYS = (5, 6, 7, 8)
 
 # The mode that a profile of each colour space (as its header names it) is made for.
@@ -69,12 +69,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scale_to_cover(image_size: tuple[int, int], height: int, width: int) -> float:
-    """The factor by which an image of `image_size` (width, height: Pillow's order) just covers height x width px."""
+    """Return the factor that scales an image of `image_size` (width, height) to cover height x width px."""
     return max(width / image_size[0], height / image_size[1])
 
 
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale until it covers height x width px, and cut what stands over evenly on both sides."""
+    """Scale the image until it covers height x width px, and crop both sides evenly."""
     scale = scale_to_cover(image.size, height, width)
     # Rounding can put a side that fits exactly a hair outside of the image, which Pillow refuses.
     over_x, over_y = max(0.0, image.width - width / scale), max(0.0, image.height - height / scale)

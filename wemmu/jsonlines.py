@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, as they are after kills and while somebody writes to them."""
+"""Reads and appends files of one JSON object per line, also after kills and while another process writes."""
 
 import json
 import os

@@ -1,8 +1,7 @@
-"""Which kernels training runs: probed once on the device, held against the plain ones there, told and recorded.
+"""Chooses the kernels of training: probes them on the device, compares them with the plain ones, reports the choice.
 
-A fused kernel is never required, and one that is there is taken only if it agrees with the plain one on this very
-device within the bounds below; one that does not is refused, with a sentence. `pip install apex` is not NVIDIA's Apex:
-that is known by its parts.
+A fused kernel is never required. It is used only if it agrees with the plain one on this device within the bounds
+below; otherwise it is rejected with a reason. `pip install apex` is not NVIDIA's Apex, which is known by its parts.
 """
 
 import importlib
@@ -22,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wemmu.config.schema import Kernels as KernelsConfig
 
-# The largest difference from the plain kernel, relative to the norm of what it computes. Of an optimizer that is how
-# far weights move, a hundredth of their size in three steps, so that their rounding alone is 1e-5. Plain norms round
-# to bfloat16 before they multiply with the weight, fused ones after it: two roundings of 2^-9 each.
+# The largest difference from the plain kernel, relative to the norm of its result. For an optimizer the result is the
+# movement of weights, a hundredth of their size in three steps, so rounding alone is 1e-5. Plain norms round to
+# bfloat16 before they multiply with the weight, fused ones after it: two roundings of 2^-9 each.
 ADAMW_BOUND = 1e-4
 NORM_BOUND = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
@@ -42,7 +41,7 @@ Norm = Callable[[Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Kernels:
-    """What was chosen. attention, masked_attention: without and with a mask; refused: what was not taken, and why."""
+    """The choice. attention, masked_attention: without and with a mask; refused: rejected kernels with reasons."""
 
     adamw: str
     norms: str
@@ -61,13 +60,13 @@ class Kernels:
 
 
 def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernels:
-    """Probe what the config asks for.
+    """Probe the kernels and choose.
 
     Raises:
         ValueError: if layers are to be compiled and there is no compiler.
     """
     if config.compile and compiler() is None:
-        raise ValueError("kernels.compile needs a C++ compiler, and none is found; install one, name it in CXX, or "
+        raise ValueError("kernels.compile needs a C++ compiler, but there is none; install one, name it in CXX, or "
                          "leave it off (the default)")  # fmt: skip
     refused: list[str] = []
     apex, problem = find_apex()
@@ -79,7 +78,7 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
             refused.append(f"{what} is not taken: {why}")
         return not why
 
-    # The sharded engine of DeepSpeed looks for the step's number where torch's AdamW has it.
+    # DeepSpeed's sharded engine reads the step's number where torch's AdamW keeps it.
     may_adam = apex and engine != "zero3"
     fused = may_adam and agrees("Apex's FusedAdam", lambda: adamw_difference(fused_adam(), device), ADAMW_BOUND)
     norms = "plain"
@@ -93,7 +92,7 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
 
 
 def objection(difference: Callable[[], float], bound: float) -> str | None:
-    """Why a kernel whose difference from the plain one is measured by `difference` is not taken; None if it is."""
+    """Return why a kernel is rejected, None if it is used; `difference` measures its distance from the plain one."""
     try:
         off = difference()
     except Exception as error:
@@ -127,13 +126,13 @@ def torch_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As the layers of Hugging Face compute it: in float32, rounded before the product with the weight."""
+    """The norm of Hugging Face's layers: in float32, rounded before the product with the weight."""
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def norm_kernels(apex: bool) -> dict[str, Norm]:
-    """By name, the better first."""
+    """Return the norms by name, best first."""
     found: dict[str, Norm] = {"torch": torch_norm}
     if apex:
         fused = importlib.import_module("apex.normalization.fused_layer_norm").fused_rms_norm_affine

@@ -42,7 +42,7 @@ class Shard:
 
     @classmethod
     def of_ours(cls, path: Path) -> "Shard":
-        """A shard with the columns of our layout, of which nothing but the file is known."""
+        """Return a shard with the columns of our layout, given only its file."""
         # MDSWriter sorts them.
         columns = dict(sorted(COLUMNS.items()))
         return cls(path, 0, 0, columns, dict.fromkeys(columns))
@@ -62,7 +62,7 @@ class Shard:
                 yield self._columns(file.fileno(), begin, end)
 
     def record(self, number: int) -> dict[str, memoryview]:
-        """The columns of one record, of which no other is read; raises BrokenShardError, FileNotFoundError."""
+        """Return the columns of one record, reading no other; raises BrokenShardError, FileNotFoundError."""
         with self.path.open("rb", buffering=0) as file:
             offsets = os.pread(file.fileno(), 8, 4 * (1 + number))
             if len(offsets) < 8:

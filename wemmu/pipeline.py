@@ -1,11 +1,10 @@
-"""WeMMU as a diffusers pipeline: what training left, for anybody to load and ask for images.
+"""WeMMU as a diffusers pipeline, loaded from an export.
 
     pipe = WeMMUPipeline.from_pretrained(directory)
     pipe("a red circle at the top left and a blue square at the bottom right").images[0]
     pipe("make the circle green", image=image).images[0]
 
-The pipeline stands above the rooms it connects: the model conditions, the sampler solves, and what is here only
-translates a call into requests to them.
+The model computes the condition and the sampler solves; this module translates a call into requests to them.
 """
 
 import json
@@ -50,7 +49,7 @@ logger = logging.get_logger(__name__)
 # The module that earlier exports name in model_index.json.
 sys.modules["wemmu.models.component"] = component
 SHAPES = "shapes"
-# Sides may differ by so much from one trained at without a word.
+# No warning if a side differs from a trained one by at most this share.
 _NEAR = 0.15
 OUTPUT_TYPES = ("pil", "pt", "np")
 # Field of `Sampling` -> argument of a call.
@@ -61,10 +60,10 @@ _ARGUMENTS = {
     "instruction": "instruction_guidance_scale",
     "multi": "multi_guidance_scale",
 }
-# What `__init__` takes besides the components.
+# Arguments of `__init__` besides the components.
 _DEFAULTS = ("resolution", *_ARGUMENTS.values(), "resolutions", "world")
 PIPELINE_FILE = '''\
-"""Where diffusers finds the pipeline when it is told custom_pipeline; the wemmu package must be installed."""
+"""The pipeline for diffusers' custom_pipeline; the wemmu package must be installed."""
 
 from wemmu.pipeline import WeMMUPipeline
 
@@ -78,8 +77,8 @@ Pictures = ImageLike | Sequence[ImageLike] | None
 class WeMMUPipeline(DiffusionPipeline):
     """Text, images or both -> images.
 
-    resolution: side in px of the images it was trained to make last; resolutions: of all its stages. world: see
-    `beyond`. The other numbers are the defaults of a call; `Sampling` in `wemmu.config.schema` says what they mean.
+    resolution: side in px of the last stage's images; resolutions: of all its stages. world: see `beyond`. The other
+    numbers are the defaults of a call; `Sampling` in `wemmu.config.schema` explains them.
     """
 
     # An export may leave out the VLM, which training never changes; it must then be given when loading.
@@ -158,18 +157,18 @@ class WeMMUPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput:
         """Make one image for each prompt.
 
-        A request without images is text to image, with one image an edit (without words: a reconstruction), with
-        several an edit that combines them; requests of different kinds may stand in one call.
+        A request without images is text to image, with one image an edit (without text: a reconstruction), with
+        several an edit that combines them; one call may mix requests of different kinds.
 
         Args:
-            prompt: one text, or a list with one for each image to make; None is no words.
+            prompt: one text, or a list with one for each image to make; None: no text.
             image: for one text, its input image or the list of its input images; for a list of texts, a list with such
                 an entry, or None, for each. PIL images, paths, bytes, files in memory, arrays [H, W, C] and tensors
                 [C, H, W] will do. They are scaled until they cover `height` x `width`, and cut, as in training.
             height, width: px, multiples of the autoencoder's factor; the resolution trained at unless given. The side
                 of the bridge's position table bounds them.
             num_inference_steps: steps of the scheduler.
-            t2i_guidance_scale: weight of the words, in text to image.
+            t2i_guidance_scale: weight of the text, in text to image.
             image_guidance_scale: weight of the image, in an edit or a reconstruction.
             instruction_guidance_scale: weight of the instruction, in an edit.
             multi_guidance_scale: weight of everything given, in an edit of several images.
@@ -178,7 +177,7 @@ class WeMMUPipeline(DiffusionPipeline):
             output_type: "pil"; "pt", [B, 3, H, W] in [0, 1]; or "np", [B, H, W, 3] in [0, 1].
 
         Raises:
-            ValueError: if the arguments do not fit each other or the model, naming what would.
+            ValueError: if the arguments do not fit each other or the model; names the valid ones.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
@@ -206,7 +205,7 @@ class WeMMUPipeline(DiffusionPipeline):
                 made |= zip(members, sampler(request, sampling), strict=True)
         if not all(image.isfinite().all() for image in made.values()):
             raise ValueError(
-                "images came out that are not finite: weights of this export are infinite or NaN, or a guidance scale "
+                "the generated images are not finite: weights of this export are infinite or NaN, or a guidance scale "
                 f"is too large ({sampling.model_dump(include=set(_ARGUMENTS) - {'steps'})})"
             )
         self.maybe_free_model_hooks()
@@ -230,7 +229,7 @@ class WeMMUPipeline(DiffusionPipeline):
         return Sampling(**defaults | {name: value for name, value in given.items() if value is not None})
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """(height, width) px of the images to make."""
+        """Return (height, width) px of the images to generate."""
         size = tuple(self.config.resolution if side is None else side for side in (height, width))
         pixels = self.processor.image_processor
         token_px = pixels.patch_size * pixels.merge_size
@@ -238,7 +237,7 @@ class WeMMUPipeline(DiffusionPipeline):
         return size
 
     def _sampler(self) -> Sampler:
-        """A sampler over the components as they are now; they may have been exchanged or moved since the last call."""
+        """Return a sampler over the current components, which may have been replaced or moved since the last call."""
         if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             raise ValueError(
                 f"the scheduler is a {type(self.scheduler).__name__}; the model was trained for flow matching, so it "
@@ -291,13 +290,13 @@ def check_size(size: tuple[Any, Any], table: int, token_px: int, latent_px: int)
 
 
 def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], size: tuple[int, int]) -> Iterator[str]:
-    """What a request asks of a model that its training did not show, a sentence each.
+    """Return a warning for each property of a request that training did not cover.
 
-    world: "shapes" where all of the training was in the miniature world. resolutions: px, those of its stages. size:
-    (height, width) px; sizes with the area of one of these squares are taken as known, as buckets of aspect ratios are.
+    world: "shapes" if all training used the miniature. resolutions: px of the stages. size: (height, width) px; sizes
+    with the area of one of these squares are known, like aspect-ratio buckets.
     """
     if world == SHAPES and (words := list(dict.fromkeys(word for text in texts for word in unknown(text)))):
-        yield f"the model knows the shapes world alone and has never read: {', '.join(words)}"
+        yield f"the model knows only the shapes world and has never read: {', '.join(words)}"
     side = math.sqrt(size[0] * size[1])
     if resolutions and not any(abs(side / known - 1) < _NEAR for known in resolutions):
         known = ", ".join(f"{px} px" for px in resolutions)
@@ -317,7 +316,7 @@ def write_entry(directory: Path) -> None:
 
 
 def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
-    """Refuse a VLM other than the one the bridge's layers were copied from, as far as its shape tells."""
+    """Refuse a VLM with another shape than the one that the bridge's layers were copied from."""
     if vlm is None:
         raise ValueError(
             "this export does not hold the VLM; load the one it was trained beside (its README.md says which) and give "

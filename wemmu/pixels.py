@@ -1,7 +1,7 @@
 """Images in any form -> pixel tensors, and back.
 
-What people give is decoded by `wemmu.images`, whatever it is; what a data set stores, which `wemmu.images` has made, by
-torchvision, which takes a third less time.
+`wemmu.images` decodes users' images. torchvision decodes the images of data sets, which `wemmu.images` has written, in
+a third less time.
 """
 
 from collections.abc import Sequence

@@ -17,12 +17,14 @@ from wemmu.planning.tables import render
 @plainly()
 def main(
     curriculum: CurriculumFile,
-    world: Annotated[int | None, typer.Option(help="GPUs in all; without, what the curriculum says.")] = None,
+    world: Annotated[int | None, typer.Option(help="Number of GPUs; default: the curriculum's.")] = None,
     tp: Annotated[int | None, typer.Option(help="Tensor parallel degree of the DiT.")] = None,
     pp: Annotated[int | None, typer.Option(help="Pipeline parallel degree of the DiT.")] = None,
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = 0.35,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt with words, chat format included.")] = 128,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a prompt with text, chat format included.")
+    ] = 128,
     empty_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt without words.")] = 20,
     multi_edit_images: Annotated[
         int,

@@ -26,8 +26,8 @@ class _Format:
 class PromptEncoder:
     """Writes prompts in the VLM's own chat format, ending where the assistant's image would begin.
 
-    The assistant's turn is opened and then `<|vision_start|>` follows, because that is what stands before every image
-    the VLM has ever seen: the tokens of the generation pathway, image-form themselves, come right after it.
+    The prompt opens the assistant's turn and ends with `<|vision_start|>`, the token before every image in the VLM's
+    training: the tokens of the generation pathway, in image form, follow it.
     """
 
     def __init__(self, vlm: str | Path | ProcessorMixin):
@@ -35,8 +35,8 @@ class PromptEncoder:
         loaded = isinstance(vlm, ProcessorMixin)
         self._processor = vlm if loaded else AutoProcessor.from_pretrained(vlm, use_fast=True)
         self.tokenizer = self._processor.tokenizer
-        # A tokenizer of its own for what people write: to it, what spells a special token is text like any other. A
-        # copy, since the switch is part of a fast tokenizer's state, which threads share.
+        # A second tokenizer for users' text, which reads special tokens as text. A copy, because the switch is part of
+        # a fast tokenizer's state, which threads share.
         self._writing = copy.deepcopy(self.tokenizer)
         ids = self.tokenizer.convert_tokens_to_ids
         self.image_token_id: int = ids("<|image_pad|>")

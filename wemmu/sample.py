@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What to draw: `count` images of `size` = (height, width) px, None for the model's own.
+    """What to generate: `count` images of `size` = (height, width) px, None for the model's default.
 
-    Image i is drawn from seed + i. steps, guidance, image_guidance: None for the model's own.
+    Image i uses seed + i. steps, guidance, image_guidance: None for the model's default.
     """
 
     prompt: str
@@ -38,7 +38,7 @@ class SampleOptions:
     image_guidance: float | None
 
     def weights(self, task: Task) -> dict[str, float]:
-        """Guidance weights under the names of `Sampling`; `guidance` is that of the words where the task has words."""
+        """Return guidance weights under the names of `Sampling`; `guidance` weights the text, if the task has text."""
         name = {Task.EDIT: "instruction", Task.RECONSTRUCTION: "image", Task.MULTI_EDIT: "multi"}.get(task, "t2i")
         given = [("image", self.image_guidance), (name, self.guidance)]
         return {key: value for key, value in given if value is not None}
@@ -57,14 +57,14 @@ def main(
         Path | None,
         typer.Option(metavar="IMAGE", help="Image to write, several side by side; else a new sample.png here."),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What to draw, or what to do with the images.")] = "",
+    prompt: Annotated[str, typer.Option(help="What to generate, or what to do with the images.")] = "",
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An input image; repeat for more.")] = None,
     size: Annotated[str | None, typer.Option(metavar="PX", help="Side, or HEIGHTxWIDTH; else as trained.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Image i uses seed + i.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; else as in the config.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Weight of what is asked; else as in the config.")] = None,
-    image_guidance: Annotated[float | None, typer.Option(help="Weight of the image, in an edit.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; default: the config's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the text; default: the config's.")] = None,
+    image_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the image, in an edit.")] = None,
     ema: Ema = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
 ) -> None:
@@ -77,7 +77,7 @@ def main(
     wish = SampleOptions(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
     for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
         if weight is not None and not math.isfinite(weight):
-            raise UsageError(f"{name} {weight} is no weight; valid: a finite number")
+            raise UsageError(f"{name} {weight} is not a weight; valid: a finite number")
     drawn = open_source(source, ema, device)(wish)
     out.parent.mkdir(parents=True, exist_ok=True)
     side_by_side(drawn).save(out)
@@ -103,7 +103,7 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} is a folder; give the name of an image in it")
     there = next(parent for parent in out.absolute().parents if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UsageError(f"--out {out} cannot be written: {there} is no folder that can be written to")
+        raise UsageError(f"--out {out} cannot be written: {there} is not a writable folder")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -116,12 +116,12 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if found is None:
-        raise UsageError(f"--size {text} is no size; valid choices: a side as 64, or height x width as 64x96")
+        raise UsageError(f"--size {text} is not a size; valid choices: a side as 64, or height x width as 64x96")
     return int(found[1]), int(found[2] or found[1])
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Raises UsageError if `path` is no image."""
+    """Raises UsageError if `path` is not an image."""
     from wemmu.images import decode
 
     try:
@@ -139,12 +139,12 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def open_source(source: Path, ema: bool | None = None, device: str | None = None) -> Draw:
-    """Load what `source` is. ema: whether with the moving average of its weights; None: if its stage keeps one.
+    """Load `source`. ema: whether to use the moving average of the weights; None: if the stage keeps one.
 
-    device: where to draw; None: on a GPU if there is one.
+    device: None uses a GPU if there is one.
 
     Raises:
-        ConfigError: if it is none of the things that can be drawn from, or its config is not valid.
+        ConfigError: if `source` is not a run, a stage or an export, or its config is invalid.
     """
     if (source / "model_index.json").is_file():
         if ema is not None:
@@ -178,8 +178,8 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 
     if not run.recipe.draws:
         raise ConfigError(
-            f"{folder} is of a VLM that answers and draws nothing; `wemmu export {folder} --out DIR` "
-            "makes a directory of it that transformers loads"
+            f"{folder} is of a VLM that answers and generates no images; `wemmu export {folder} --out DIR` "
+            "writes a directory that transformers loads"
         )
     if (checkpoint := latest(folder / CHECKPOINTS)) is None:
         raise no_checkpoint(folder)

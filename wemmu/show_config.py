@@ -1,4 +1,4 @@
-"""`wemmu config`: is a curriculum valid, and where does each of its values come from?"""
+"""`wemmu config`: check a curriculum, and show the source of each value."""
 
 import json
 import math

@@ -18,12 +18,12 @@ from wemmu.training.signals import StopFlag
 def main(
     config: Annotated[Path, typer.Argument(metavar="RUN/STAGE/config.yaml", help="As the launcher writes it.")],
 ) -> None:
-    """Train a stage to its end; run again after any interruption, it goes on from its last checkpoint."""
-    # First of all: a signal that comes while the libraries load or the model is built must not kill the rank.
+    """Train a stage to its end; the same command resumes it from its last checkpoint."""
+    # First: a signal during the import of libraries or the build of the model must not kill the rank.
     stop = StopFlag()
     answer_with_stacks()
     run = load_stage(config)
-    # A bad config is refused above before torch and the models are imported.
+    # A bad config is refused above, before torch and the models are imported.
     from wemmu.checkpoint.finite import NotFiniteError
     from wemmu.parallel.rendezvous import RendezvousError
     from wemmu.training.trainer import Trainer
@@ -46,7 +46,7 @@ def main(
 
 
 def _write_page(folder: Path) -> None:
-    """The stage has ended and is saved: whatever goes wrong here is told and changes nothing of that."""
+    """Write the stage's page. The stage has ended and is saved, so an error here is only printed."""
     try:
         from wemmu.evaluation.stage_page import write_page
 
@@ -61,8 +61,10 @@ def _newest_finite(checkpoints: Path) -> str:
     if os.environ.get("RANK", "0") not in ("", "0"):
         return "The first rank says where to go on from"
     if (last := newest_finite(checkpoints)) is None:
-        return "No checkpoint is finite: begin anew, with a lower learning rate"
-    return f"The newest finite checkpoint is {last}: move newer ones away and go on from it, with a lower learning rate"
+        return "No checkpoint is finite: start again, with a lower learning rate"
+    return (
+        f"The newest finite checkpoint is {last}: move newer ones away and resume from it, with a lower learning rate"
+    )
 
 
 if __name__ == "__main__":

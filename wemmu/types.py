@@ -1,4 +1,4 @@
-"""What crosses a border between rooms. B samples, L prompt tokens, N input images, G pathway tokens, Q queries."""
+"""Values that cross folders. B samples, L prompt tokens, N input images, G pathway tokens, Q queries."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -87,7 +87,7 @@ class Batch(_OnDevice):
 
 @dataclass(frozen=True)
 class Prefix(_OnDevice):
-    """The frozen side's whole contribution: what the VLM made of the prompt.
+    """The result of the frozen VLM for a batch of prompts.
 
     keys, values: per layer [B, kv heads, L, head dim], positions already applied. mask: bool [B, L]. image_positions:
     [3, B, G_vae], those of the image tokens in the prompt (G_vae = 0 without images). next_position: [B], where the
@@ -110,7 +110,7 @@ class Prefix(_OnDevice):
 
 @dataclass(frozen=True)
 class Condition(_OnDevice):
-    """What the DiT is told: states [B, Q, caption channels]; every state is real, so there is no mask."""
+    """The condition of the DiT: states [B, Q, caption channels]; without padding, hence without a mask."""
 
     states: Tensor
 

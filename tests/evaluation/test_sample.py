@@ -79,7 +79,7 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path):
     with pytest.raises(SystemExit, match="--guidance nan is no weight"):
         main(tmp_path, tmp_path / "a.png", image=[], prompt="a red circle", size=None, guidance=float("nan"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="is no folder that can be written to"):
+    with pytest.raises(SystemExit, match="is not a writable folder"):
         main(tmp_path, tmp_path / "file" / "a.png", image=[], prompt="a red circle", size=None)
     with pytest.raises(UsageError, match="--device nonsense cannot be used"):
         _device("nonsense")

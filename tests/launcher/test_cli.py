@@ -156,7 +156,7 @@ def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
 def test_a_submission_needs_to_know_the_cluster(runnable: Curriculum):
     result = call("submit", "x.yaml")
     assert result.exit_code == 2
-    assert "say what the cluster is like: --cluster" in result.stderr
+    assert "describe the cluster: --cluster" in result.stderr
 
 
 def test_an_attempt_outside_of_a_slurm_job_is_refused(runnable: Curriculum, monkeypatch: pytest.MonkeyPatch):
@@ -275,7 +275,7 @@ def test_the_log_of_a_rung_is_found_by_its_name(runnable: Curriculum, tmp_path: 
 def test_a_folder_that_holds_no_run_is_not_cancelled(tmp_path: Path):
     result = call("cancel", str(tmp_path / "mistyped"))
     assert result.exit_code == FINAL
-    assert "mistyped is no run folder" in result.stderr
+    assert "mistyped is not a run folder" in result.stderr
 
 
 def test_a_folder_from_a_cluster_goes_on_without_slurm(

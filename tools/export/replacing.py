@@ -1,6 +1,6 @@
-"""What an export may replace: an earlier one, as long as nothing else lies in its folder; and how, in one step.
+"""Decides what an export may replace (an earlier one, if its folder holds nothing else) and replaces it atomically.
 
-Free of torch, so that a bad call is refused at once.
+Free of torch, so bad input is refused at once.
 """
 
 import json
@@ -46,7 +46,7 @@ def check_export(out: Path) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if not ((out / PARITY).is_file() or is_pipeline(out)):
-        raise ValueError(f"{out} is there and is no earlier export, so it is left alone; give a name that is free")
+        raise ValueError(f"{out} exists and is not an earlier export; give another name")
     written = _written(out)
     _refuse(out, [path for path in _files(out) if str(path) not in written])
 

@@ -119,7 +119,7 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
 
 
 def _write_configs(pipe: WeMMUPipeline, directory: Path, dtype: torch.dtype) -> None:
-    """All that is no weight."""
+    """Write everything but weights."""
     pipe.save_config(directory)
     for name in ("transformer", "vae", "bridge"):
         pipe.components[name].save_config(directory / name)

@@ -95,7 +95,7 @@ def _tagged(path: Path) -> Path:
         return path
     tag = (path / "latest").read_text(encoding="utf-8").strip()
     if tag in ("", ".", "..") or "/" in tag or not (path / tag).is_dir():
-        raise FolderError(f"{path / 'latest'} names {tag!r}, which is no folder beside it")
+        raise FolderError(f"{path / 'latest'} names {tag!r}, which is not a folder beside it")
     return path / tag
 
 

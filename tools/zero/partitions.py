@@ -93,7 +93,7 @@ def of_files(shapes: Shapes, directory: Path) -> dict[str, Parameter]:
     found = {}
     for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
         if "/" in name:
-            raise FolderError(f"{directory}: {name!r} is no name of a parameter")
+            raise FolderError(f"{directory}: {name!r} is not the name of a parameter")
         files = {WEIGHT: directory / name / "fp32.pt", **{m: directory / name / f"{m}.pt" for m in MOMENTS}}
         present = {which: file for which, file in files.items() if which == WEIGHT or file.is_file()}
         parts = {}

@@ -36,7 +36,7 @@ def stage_folder(source: Path) -> Path:
     stages = load_stages(source)
     if not stages:
         raise ConfigError(
-            f"{source} is no run; valid choices: a run folder (it holds STAGE/config.yaml), a stage's folder "
+            f"{source} is not a run; valid choices: a run folder (it holds STAGE/config.yaml), a stage's folder "
             "(config.yaml) or, to sample from it, an exported model (model_index.json)"
         )
     for folder, config in reversed(stages):

@@ -45,7 +45,7 @@ class RecipeConfig(Config):
                 raise ValueError(f"stage {stage.name}: the mixture is empty; valid tasks: {', '.join(self.tasks)}")
             if wrong := [task for task in stage.mixture if task not in self.tasks]:
                 raise ValueError(
-                    f"stage {stage.name}: {', '.join(wrong)} is no task of the recipe {name}; valid: "
+                    f"stage {stage.name}: {', '.join(wrong)} is not a task of the recipe {name}; valid: "
                     f"{', '.join(self.tasks)}"
                 )
             if absent := [module for module in stage.trains if module not in self.modules]:

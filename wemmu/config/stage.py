@@ -37,9 +37,9 @@ class Optimizer(Config):
     # Decay of an exponential moving average (EMA) of the weights; none is kept if not given. OPEN in the paper. Off: it
     # takes 4 bytes more for each trained parameter, on the device and in checkpoints, and a stage that ends with the
     # cosine `decay` has most of what averaging gives (arXiv 2405.18392). Evaluation, `wemmu.sample` and export use it
-    # where one is kept, unless told otherwise; the next stage goes on from the weights themselves.
+    # if one is kept, unless --no-ema is given; the next stage starts from the weights themselves.
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    # Global norm; there is no way to switch clipping off (a run without it diverged for users of a peer).
+    # Global norm. Clipping cannot be switched off: runs without it are known to diverge.
     clip: Annotated[float, Field(gt=0)] = 1.0
     warmup: StepsOrShare = 0
     decay: StepsOrShare = 0
@@ -127,7 +127,7 @@ class _Training(Config):
 class Stage(_Training):
     """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows.
 
-    Several, ascending, are a ladder: stretches of the stage's one axis of steps, each of which ends by `next_rung`.
+    Several, ascending, follow each other within the stage's steps; each but the last ends by `next_rung`.
     """
 
     resolution: Positive | tuple[Positive, ...]

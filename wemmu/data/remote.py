@@ -43,7 +43,7 @@ PAUSE = 0.02
 
 
 class ShardCache(Files):
-    """The data set at `url`, of which `root` holds `gigabytes` at most; least recently used shards give way.
+    """The data set at `url`; `root` caches at most `gigabytes` of it and evicts the least recently used shards.
 
     Raises:
         ShardError: if `url` cannot be opened or `root` is a data set that was written here.
@@ -107,7 +107,7 @@ class ShardCache(Files):
         while (file := _shared(path)) is None:
             self._fetch(stream, name, size)
         try:
-            os.utime(file)  # what is the least recently used is told by this
+            os.utime(file)  # marks the last use
             yield
         finally:
             os.close(file)

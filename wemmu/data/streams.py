@@ -72,7 +72,7 @@ def spread(size: int, number: int) -> np.ndarray:
 
 
 def shares(streams: Sequence[ShardStream], mixture: Mapping[Task, float]) -> list[float]:
-    """The weight of each stream: that of its task, divided by numbers of samples where that has streams of several."""
+    """Return each stream's share of its task's weight, in proportion to its number of samples."""
     totals = Counter[Task]()
     for stream in streams:
         totals[stream.settings.task] += len(stream)

@@ -214,4 +214,4 @@ def degrees_of(curriculum: Curriculum) -> Degrees:
 
 
 def not_told(name: str) -> Finding:
-    return Finding(name, "warning", "cannot be told", "first fix backbones: or parallel:")
+    return Finding(name, "warning", "unknown", "first fix backbones: or parallel:")

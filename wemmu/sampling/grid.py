@@ -35,7 +35,7 @@ def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[
 
 
 def is_blank(picture: Image.Image) -> bool:
-    """Whether an image is one colour all over, as that of a model is whose numbers are no numbers any more."""
+    """Whether an image has one colour only, as from a model with NaN weights."""
     return all(high - low <= BLANK for low, high in picture.convert("RGB").getextrema())
 
 

@@ -1,4 +1,4 @@
-"""What a model draws does not depend on the mode in which somebody left it."""
+"""Runs a model in eval mode and restores its mode, so that sampling does not depend on it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

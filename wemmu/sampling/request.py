@@ -1,4 +1,4 @@
-"""What a model is asked for, whoever asks, and what comes back."""
+"""Requests to a model and its responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
