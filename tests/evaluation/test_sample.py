@@ -76,7 +76,7 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path):
     # Pillow reads these, and fails when it is to write one: before anything is drawn.
     with pytest.raises(SystemExit, match=r"--out .*a.psd names no kind of image that can be written"):
         main(tmp_path, tmp_path / "a.psd", image=[], prompt="a red circle", size=None)
-    with pytest.raises(SystemExit, match="--guidance nan is no weight"):
+    with pytest.raises(SystemExit, match="--guidance nan is not a weight"):
         main(tmp_path, tmp_path / "a.png", image=[], prompt="a red circle", size=None, guidance=float("nan"))
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="is not a writable folder"):

@@ -525,7 +525,7 @@ def test_what_is_no_export_is_not_replaced(trained: Trained, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model_index.json").write_text('{"_class_name": "SanaPipeline"}')
     for out in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(SystemExit, match="no earlier export"):
+        with pytest.raises(SystemExit, match="not an earlier export"):
             main(trained.folder, out=out)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model_index.json", "notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
