@@ -168,6 +168,7 @@ def test_the_hybrid_engine_is_refused_before_anything_is_loaded(run: StageRun):
     told = f"engine hybrid cannot divide the QwenImageTransformer2DModel {run.backbones.dit}; valid: .*single, zero3"
     with pytest.raises(BackboneError, match=told):
         build(hybrid)
+    assert preflight.backbones(curriculum_with(MINIATURE, run.backbones)).status == "ok"
     finding = preflight.degrees(curriculum_with(MINIATURE, run.backbones, "parallel.engine=hybrid"))
     assert finding.status == "problem"
     assert re.search(told, finding.found)
