@@ -13,18 +13,26 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from launcher import gate, slurm, step
+import typer
+
+from launcher import folder, gate, slurm, step
 from launcher.cluster import Cluster
 from launcher.ending import CRASHES, crashes, outcome, reason
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Happening, Ledger
 from launcher.lock import at_work
-from wemmu.command_line import FINAL, SAVED
+from launcher.plan import chain, find
+from wemmu.command_line import FAILED, FINAL, SAVED, Overrides, plainly
+from wemmu.config import Curriculum, dump, load, load_curriculum
 
 # Exit codes of ranks that a warning killed before their handlers were set, and of scripts that end on a warning.
 BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+
+
+# The curriculum of a script that is submitted by hand without another one.
+DEFAULT = Path("configs/curriculum/paper.yaml")
 
 
 class Attempt:
@@ -179,3 +187,55 @@ class Attempt:
             "pid": os.getpid(),
         }
         self.ledger.append(Event(self.job.name, number, event, **where | more))
+
+
+@plainly()
+def attempt(
+    name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh lists the settings."""
+    given = {key: Path(value) for key in ("RUN", "CURRICULUM", "CLUSTER") if (value := os.environ.get(key))}
+    if "SLURM_JOB_ID" not in os.environ:
+        raise ValueError("an attempt is part of a Slurm job; here: wemmu run CURRICULUM")
+    config, run_folder = _resolve(given, overrides or ())
+    job = find(chain(config, run_folder), name)
+    site = run_folder / folder.CLUSTER
+    cluster = load(site, Cluster) if site.exists() else None
+    raise typer.Exit(Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make())
+
+
+@plainly()
+def note(
+    name: Annotated[str, typer.Argument(metavar="JOB")],
+    event: Annotated[str, typer.Argument(help="started or ended")],
+    code: Annotated[int, typer.Argument(help="Exit code of a job that ended.")] = 0,
+) -> None:
+    """Begin or end the attempt of a script that is its own; RUN in the environment is the run folder.
+
+    To end it may put the job back into the queue.
+    """
+    run_folder = folder.normalise(Path(os.environ["RUN"]))
+    job = find(chain(folder.opened(run_folder), run_folder), name)
+    made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
+    if event == "started":
+        raise typer.Exit(0 if made.begin() else FAILED)
+    told = [code - 128] if code in BY_WARNING else []
+    raise typer.Exit(made.end(made.ledger.attempts(name), None, code, told))
+
+
+def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:
+    """Return the curriculum and its run folder, which is created if necessary."""
+    there = given["RUN"] / folder.CURRICULUM if "RUN" in given else None
+    new = there is None or not there.exists()
+    source = given.get("CURRICULUM", DEFAULT) if new else there
+    assert source is not None
+    config = load_curriculum(source, overrides)
+    run_folder = folder.normalise(given.get("RUN", Path("runs") / config.name))
+    if not (run_folder / folder.CURRICULUM).exists() or overrides:
+        folder.check(config, run_folder)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        folder.write(config, run_folder)
+    if "CLUSTER" in given:
+        dump(load(given["CLUSTER"], Cluster), run_folder / folder.CLUSTER)
+    return config, run_folder

@@ -1,7 +1,6 @@
 """The command line of the launcher."""
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from launcher import folder, local, slurm
-from launcher.attempt import BY_WARNING, Attempt
+from launcher.attempt import attempt, note
 from launcher.cluster import Cluster
 from launcher.job import Job
 from launcher.ledger import Event, Ledger
@@ -44,7 +43,6 @@ from wemmu.config import Curriculum, dump, load, load_curriculum
 from wemmu.config.files import replace_text
 from wemmu.locks import LockedError
 
-DEFAULT = Path("configs/curriculum/paper.yaml")
 ClusterFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="What the cluster is like; configs/cluster/ has examples."),
@@ -159,41 +157,6 @@ def logs(
             time.sleep(0.5)
 
 
-@plainly()
-def attempt(
-    name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it.")],
-    overrides: Overrides = None,
-) -> None:
-    """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh lists the settings."""
-    given = {key: Path(value) for key in ("RUN", "CURRICULUM", "CLUSTER") if (value := os.environ.get(key))}
-    if "SLURM_JOB_ID" not in os.environ:
-        raise ValueError("an attempt is part of a Slurm job; here: wemmu run CURRICULUM")
-    config, run_folder = _resolve(given, overrides or ())
-    job = find(chain(config, run_folder), name)
-    site = run_folder / folder.CLUSTER
-    cluster = load(site, Cluster) if site.exists() else None
-    raise typer.Exit(Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make())
-
-
-@plainly()
-def note(
-    name: Annotated[str, typer.Argument(metavar="JOB")],
-    event: Annotated[str, typer.Argument(help="started or ended")],
-    code: Annotated[int, typer.Argument(help="Exit code of a job that ended.")] = 0,
-) -> None:
-    """Begin or end the attempt of a script that is its own; RUN in the environment is the run folder.
-
-    To end it may put the job back into the queue.
-    """
-    run_folder = folder.normalise(Path(os.environ["RUN"]))
-    job = find(chain(folder.opened(run_folder), run_folder), name)
-    made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
-    if event == "started":
-        raise typer.Exit(0 if made.begin() else FAILED)
-    told = [code - 128] if code in BY_WARNING else []
-    raise typer.Exit(made.end(made.ledger.attempts(name), None, code, told))
-
-
 app = program(
     run,
     submit,
@@ -226,23 +189,6 @@ def _run_here(config: Curriculum, into: Path | None, dry_run: bool = False) -> N
     if code:
         fail(f"{run_folder} is not finished. To resume: wemmu resume {shlex.quote(str(run_folder))}", code)
     print("\nfinished:", *(f"  {product}" for job in jobs[-2:] for product in job.products), sep="\n")
-
-
-def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:
-    """Return the curriculum and its run folder, which is created if necessary."""
-    there = given["RUN"] / folder.CURRICULUM if "RUN" in given else None
-    new = there is None or not there.exists()
-    source = given.get("CURRICULUM", DEFAULT) if new else there
-    assert source is not None
-    config = load_curriculum(source, overrides)
-    run_folder = folder.normalise(given.get("RUN", Path("runs") / config.name))
-    if not (run_folder / folder.CURRICULUM).exists() or overrides:
-        folder.check(config, run_folder)
-        run_folder.mkdir(parents=True, exist_ok=True)
-        folder.write(config, run_folder)
-    if "CLUSTER" in given:
-        dump(load(given["CLUSTER"], Cluster), run_folder / folder.CLUSTER)
-    return config, run_folder
 
 
 def _cluster(run_folder: Path, file: Path | None) -> Cluster:
