@@ -18,6 +18,7 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.training.build import make_engine
 from wemmu.types import Batch, Prefix
 
 # Whether layers are recomputed; the first is what the others are compared with.
@@ -176,7 +177,8 @@ def _our_steps(
     model: WeMMU, run: StageRun, batch: Batch, recompute: dict[str, bool], device: torch.device
 ) -> dict[str, Step]:
     model.freeze_all_but(run.stage.trains)
-    engine, dit = _engine(model, run, device), model.dit
+    loss, dit = FlowMatchingLoss(model, run), model.dit
+    engine = make_engine(run, model, loss, ALONE, device)
     # Makes the moments, so that no step has to.
     engine.state()
 
@@ -216,15 +218,6 @@ def _naive_steps(
             # Makes the moments, so that no step has to.
             engines[way.trained].state()
     return {name: step_of(way) for name, way in ways.items()}
-
-
-def _engine(model: WeMMU, run: StageRun, device: torch.device) -> Engine:
-    loss = FlowMatchingLoss(model, run)
-    if run.parallel.engine == "single":
-        return SingleEngine(model, loss, run.stage.optimizer, run.stage.global_batch)
-    from wemmu.parallel.zero3 import Zero3Engine
-
-    return Zero3Engine(model, loss, run, ALONE, device)
 
 
 def counted_flops(size: Size, cell: Cell, names: Iterable[str]) -> dict[str, float]:

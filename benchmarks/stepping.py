@@ -4,20 +4,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.pipelining import PipelineStage
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.pipeline_bubble import Slot
-from benchmarks.rank import join, make_engine
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import FakeWorld, Traffic, fake_world
 from wemmu.measuring.model import make_batch, make_model
 from wemmu.parallel.topology import Topology
 from wemmu.planning.ask import Shape
 from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.training.build import make_engine
 
 WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS = "weights", "moments", "gradients", "gathered", "activations"
 
@@ -40,12 +43,14 @@ def measure(run: StageRun, shape: Shape, rank: int) -> Measured:
     """
     world = run.parallel.ranks
     micro, accumulation = run.memory.micro_batch_at(run.stage.resolution, run.stage.global_batch, world)
-    join(rank, world)
+    # Be `rank` of `world` ranks, of which the others are not there: collectives return at once.
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     found = Measured()
     with fake_world() as mode, _buffers(mode), _slots(mode) as slots:
         model, loss = make_model(run)
         batch = make_batch(model, run, asdict(replace(shape, samples=micro, padded=micro > 1)))
-        engine = make_engine(model, loss, run, Topology(rank, world, run.parallel.tp, run.parallel.pp))
+        topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
+        engine = make_engine(run, model, loss, topology, torch.device("cpu"))
         engine.accumulate([batch], 0)
         engine.step(1.0)
         slots.clear()

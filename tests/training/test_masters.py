@@ -21,7 +21,7 @@ from wemmu.published.identity import identity
 from wemmu.recipes.recipe import Recipe, ready_to_train, recipe
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.build import new_bridge
-from wemmu.training.build import _engine, _place
+from wemmu.training.build import _place, make_engine
 from wemmu.training.start import begin
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def begun(run: StageRun, topology: Topology = ALONE) -> tuple[Recipe, Engine, di
     ready_to_train(made, run)
     trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
     resting = startable(made.model).keys() - trained
-    engine = _engine(run, made, topology, CPU, apex=False)
+    engine = make_engine(run, made.model, made.loss, topology, CPU)
     carried, _ = begin(run, made, engine, resting)
     return made, engine, carried
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wemmu import kernels
 from wemmu.backbones.vae import FrozenVAE
@@ -22,6 +22,7 @@ from wemmu.published.identity import is_same
 from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe
 from wemmu.recipes.staged import startable
 from wemmu.training.start import begin, start_from
+from wemmu.types import LossFn
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     names = [name for name, _ in made.model.named_parameters()]
     trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
     resting = startable(made.model).keys() - trained
-    engine = _engine(run, made, topology, device, chosen.adamw == "Apex")
+    engine = make_engine(run, made.model, made.loss, topology, device, chosen.adamw == "Apex")
     carried, started = begin(run, made, engine, resting)
     loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
     check_latents(loader.settings, made.vae, identities(made)["vae"])
@@ -81,8 +82,9 @@ def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
     return chosen
 
 
-def _engine(run: StageRun, made: Recipe, topology: Topology, device: torch.device, apex: bool) -> Engine:
-    model, loss = made.model, made.loss
+def make_engine(
+    run: StageRun, model: nn.Module, loss: LossFn, topology: Topology, device: torch.device, apex: bool = False
+) -> Engine:
     match run.parallel.engine:
         case "single":
             return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch, apex)
