@@ -121,7 +121,7 @@ def test_what_is_placed_is_whole_and_what_comes_later_has_no_memory_yet(backbone
         for parameter in held.values():
             parameter.data = torch.empty(0)
 
-    model, _ = build_model(backbones, Bridge(position_table=8), seed=0, place=place)
+    model, _ = build_model(backbones, Bridge(position_table=8), seed=0, on_block_loaded=place)
     whole, _ = build_model(backbones, Bridge(position_table=8), seed=0)
     trainable = {n: p for n, p in whole.named_parameters() if n.startswith(("bridge.", "dit."))}
     count = sum(p.numel() for p in trainable.values())
