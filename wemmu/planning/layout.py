@@ -169,13 +169,14 @@ def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str
     # Torch's pipeline sums a DiT's gradients whole for a round.
     found["end of forward"] = Moment(width * (rest + dit), FP32 * summed, kept + under_way)
     if "pathway" in rank.run.stage.trains:
-        # FSDP2 has the weights of a layer and of the next one, and gradients of two in fp32 beside a layer's own: it
-        # fills the second buffer while a loop variable still holds the first (torch 2.12).
-        layer = numbers({**bridge, "layers": 1}, rank.degrees.world, ["layer"])
-        most = max(size for part, size in others if rank.home(part) == "bridge" and part != "bridge")
-        backward = [size for name, size in step["peaks"].items() if name == "backward pathway"]
-        most = max(backward, default=most)
-        found["backward of the bridge"] = Moment(width * (rest + 2 * layer), (2 * FP32 + width) * layer, most)
+        # FSDP2 goes back through the layers: halfway through one it has its weights and those of the next, and the
+        # gradients of the one behind it in float32; as one is reduced there are two such buffers beside its own
+        # gradients (torch 2.12 fills the second while a loop variable still holds the first).
+        layer, layers = numbers({**bridge, "layers": 1}, rank.degrees.world, ["layer"]), bridge["layers"]
+        halfway = Moment(width * (rest + 2 * layer), FP32 * layer, step["peaks"].get("backward pathway", 0))
+        left = kept * max(0, layers - 2) / layers
+        reduced = Moment(width * (rest + layer), (2 * FP32 + width) * layer, left)
+        found["backward of the bridge"] = fullest([halfway, reduced])
     return found
 
 
