@@ -164,7 +164,7 @@ def _to_srgb(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform
         opened = ImageCms.ImageCmsProfile(BytesIO(profile))
         made_for = _PROFILE_MODES.get(opened.profile.xcolor_space)
         # Grey images often carry the profile of the RGB image that they once were.
-        if made_for != mode and (made_for, mode) != ("RGB", "L"):
+        if made_for is None or (made_for != mode and (made_for, mode) != ("RGB", "L")):
             return None
         transform = ImageCms.buildTransform(opened, _SRGB, made_for, "RGB")
     except (OSError, ImageCms.PyCMSError):

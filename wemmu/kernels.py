@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,7 @@ def apply(
             layer.compile()
 
 
-def _fused(module: nn.Module, norm: Norm, x: Tensor) -> Tensor:
+def _fused(module: Any, norm: Norm, x: Tensor) -> Tensor:
     return norm(x, module.weight, module.variance_epsilon)
 
 
@@ -154,12 +155,12 @@ def norm_difference(norm: Norm, device: torch.device, dtype: torch.dtype) -> flo
     return max(_off(one, plain) for one, plain in zip(*found, strict=True))
 
 
-def fused_adam() -> type[torch.optim.Optimizer]:
+def fused_adam() -> Callable[..., torch.optim.Optimizer]:
     """NVIDIA Apex's; its options and where it keeps the step's number are its own, see `wemmu.parallel.adamw`."""
     return importlib.import_module("apex.optimizers").FusedAdam
 
 
-def adamw_difference(fused: type[torch.optim.Optimizer], device: torch.device) -> float:
+def adamw_difference(fused: Callable[..., torch.optim.Optimizer], device: torch.device) -> float:
     """How far weights are off those of torch's AdamW after three steps with decay and a rate that changes."""
     generator = torch.Generator().manual_seed(0)
     first, *gradients = (torch.randn(1000, generator=generator).to(device) for _ in range(4))

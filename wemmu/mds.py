@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from wemmu.config.shards import COLUMNS, INDEX_FILE, ShardError
 
@@ -134,7 +135,7 @@ def shards_of(index: bytes, directory: Path) -> list[Shard]:
         raise ShardError(f"{path} cannot be read as an index of MDS shards: {error!r}") from error
 
 
-def _shard(directory: Path, entry: dict) -> Shard:
+def _shard(directory: Path, entry: dict[str, Any]) -> Shard:
     names, raw = entry["column_names"], entry["raw_data"]
     path = directory / raw["basename"]
     if not path.resolve().is_relative_to(directory.resolve()):

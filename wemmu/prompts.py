@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoProcessor, ProcessorMixin
@@ -32,9 +33,11 @@ class PromptEncoder:
 
     def __init__(self, vlm: str | Path | ProcessorMixin):
         """`vlm` is the VLM's directory, or its processor where that is loaded already."""
-        loaded = isinstance(vlm, ProcessorMixin)
-        self._processor = vlm if loaded else AutoProcessor.from_pretrained(vlm, use_fast=True)
-        self.tokenizer = self._processor.tokenizer
+        # Of a class of the checkpoint.
+        processor: Any = vlm
+        if not isinstance(vlm, ProcessorMixin):
+            processor = AutoProcessor.from_pretrained(vlm, use_fast=True)
+        self._processor, self.tokenizer = processor, processor.tokenizer
         # A second tokenizer for users' text, which reads special tokens as text. A copy, because the switch is part of
         # a fast tokenizer's state, which threads share.
         self._writing = copy.deepcopy(self.tokenizer)

@@ -14,6 +14,7 @@ from wemmu.config.task import Task
 IGNORE_INDEX = -100
 
 
+@dataclass(frozen=True)
 class _OnDevice:
     """A dataclass of tensors (and other things, which stay) that moves as one."""
 
@@ -21,7 +22,7 @@ class _OnDevice:
         def move(value: Any) -> Any:
             return value.to(device) if isinstance(value, Tensor | _OnDevice) else value
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass(frozen=True)

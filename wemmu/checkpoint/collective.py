@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -44,9 +44,9 @@ class Ranks:
             result = work()
         except Exception as error:
             failure, cause = _reason(error), error
-        results: list | None = [None] * self.world if self.rank == 0 else None
+        results: list[Any] | None = [None] * self.world if self.rank == 0 else None
         dist.gather_object((result, failure), results, dst=0, group=self.group)
-        verdict: list = [None]
+        verdict: list[Any] = [None]
         if results is not None:
             failures = [f"rank {rank}: {said}" for rank, (_, said) in enumerate(results) if said is not None]
             try:
@@ -54,10 +54,11 @@ class Ranks:
             except Exception as error:
                 verdict, cause = [(None, _reason(error))], error
         dist.broadcast_object_list(verdict, src=0, group=self.group)
-        result, failure = verdict[0]
+        judged: R
+        judged, failure = verdict[0]
         if failure is not None:
             raise CheckpointError(f"{what}: {failure}") from cause
-        return result
+        return judged
 
 
 ALONE = Ranks(None)

@@ -29,7 +29,9 @@ def check_finite(what: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> None
     Raises:
         NotFiniteError: "`what`: the names".
     """
-    found = ranks.together(what, lambda: not_finite(tensors), lambda names: sorted(set().union(*names)))
+    found = ranks.together(
+        what, lambda: not_finite(tensors), lambda names: sorted({name for of in names for name in of})
+    )
     if found:
         raise NotFiniteError(f"{what}: not finite are {some(found)}")
 

@@ -75,7 +75,7 @@ class ShardedTensor(Tensor):
         return tensor if isinstance(tensor, cls) else cls(tensor.shape, [((0,) * tensor.ndim, tensor)])
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise TypeError(f"{func} of a placed tensor; only its parts have data")
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -100,6 +100,7 @@ class ShardedTensor(Tensor):
         return [ChunkStorageMetadata(torch.Size(offset), part.size()) for offset, part in self.parts]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
         (found,) = (part for offset, part in self.parts if offset == tuple(index.offset))
         return found
 
@@ -184,6 +185,7 @@ class WholePlanner(DefaultSavePlanner):
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
         for item in plan.items:
+            assert item.tensor_data is not None, "a checkpoint has tensors only"
             item.tensor_data.properties.dtype = torch.float32
         return plan
 
@@ -197,6 +199,7 @@ class WholePlanner(DefaultSavePlanner):
                 boxes.setdefault(name, set())
             for item in plan.items:
                 data = item.tensor_data
+                assert data is not None, "a checkpoint has tensors only"
                 boxes[item.index.fqn].add((tuple(data.chunk.offsets), tuple(data.chunk.sizes)))
                 shapes.setdefault(item.index.fqn, set()).add(data.size)
         if flaws := [f"{name}: {flaw}" for name, held in boxes.items() if (flaw := _flaw(shapes.get(name), held))]:
@@ -205,7 +208,9 @@ class WholePlanner(DefaultSavePlanner):
         return super().create_global_plan(all_plans)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return super().resolve_data(write_item).float()
+        data = super().resolve_data(write_item)
+        assert isinstance(data, Tensor), "a checkpoint has tensors only"
+        return data.float()
 
 
 def _flaw(shapes: set[torch.Size] | None, boxes: set[Box]) -> str | None:

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter, Metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
@@ -49,7 +50,7 @@ def flat(state: TrainState, carried: Mapping[str, Tensor]) -> dict[str, ShardedT
     """Return everything that this rank holds, under its names in a checkpoint."""
     assert state.weights.keys() == state.exp_avg.keys() == state.exp_avg_sq.keys()
     assert state.ema.keys() in (set(), state.weights.keys())
-    parts = {WEIGHTS: state.weights | carried, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+    parts = {WEIGHTS: state.weights | dict(carried), "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
     parts |= {EMA: state.ema}
     return {f"{part}.{name}": ShardedTensor.of(tensor) for part, held in parts.items() for name, tensor in held.items()}
 
@@ -117,6 +118,7 @@ def _manifest(metadata: Metadata, files: list[dict[str, str]], step: int, origin
     shapes: dict[str, dict[str, list[int]]] = {part: {} for part in (WEIGHTS, *MOMENTS, EMA)}
     for key, stored in metadata.state_dict_metadata.items():
         part, _, name = key.partition(".")
+        assert isinstance(stored, TensorStorageMetadata), "a checkpoint has tensors only"
         shapes[part][name] = list(stored.size)
     return Manifest(
         format=FORMAT,

@@ -44,7 +44,8 @@ def write_safetensors(
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The values of a tensor that is contiguous and on the CPU, as they lie in memory; no copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    # Not memoryview(...): to a type checker an array is a buffer only from Python 3.12 on.
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(order: Iterable[str], tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> bytes:

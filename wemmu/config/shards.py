@@ -30,6 +30,8 @@ INDEX_FILE = "index.json"
 REJECTED_FILE = "rejected.jsonl"
 LEDGER = "ledger"
 SCAN = "scan"
+# Of a column; a shard gives views.
+Bytes = bytes | memoryview
 REWRITE = "run `wemmu data write CURRICULUM` again"
 # MDS types that decode without executing code.
 #   prompt    the VLM's text; empty for tasks without text
@@ -167,10 +169,11 @@ def pack(parts: Sequence[bytes]) -> bytes:
     return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
 
 
-def unpack(data: bytes) -> list[bytes]:
+def unpack(data: Bytes) -> list[Bytes]:
     """The inverse of `pack`."""
     (number,) = struct.unpack_from("<I", data)
-    parts, offset = [], 4 * (1 + number)
+    parts: list[Bytes] = []
+    offset = 4 * (1 + number)
     for length in struct.unpack_from(f"<{number}I", data, 4):
         parts.append(data[offset : offset + length])
         offset += length
@@ -188,12 +191,12 @@ class StoredRecord:
     task: Task
     prompt: str
     answer: str
-    images: list[bytes]
-    target: bytes
-    latents: list[bytes]
+    images: list[Bytes]
+    target: Bytes
+    latents: list[Bytes]
 
     @classmethod
-    def of(cls, columns: Mapping[str, bytes]) -> Self:
+    def of(cls, columns: Mapping[str, Bytes]) -> Self:
         """Return the record of these columns.
 
         Raises:

@@ -24,7 +24,7 @@ FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
 GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)
 UNDERSTANDING_TASKS = (Task.UNDERSTANDING,)
 # Names in reports.
-TASK_NAMES = {
+TASK_NAMES: dict[str, str] = {
     Task.T2I: "Text to image",
     Task.RECONSTRUCTION: "Reconstruction",
     Task.UNCONDITIONAL: "Unconditional",

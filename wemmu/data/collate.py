@@ -18,7 +18,7 @@ def collate(settings: StreamSettings, samples: Sequence[DecodedRecord], encoder:
     grid = token_grid(settings.height, settings.width, token_px)
     latents = None
     if settings.latents is not None:
-        stored = torch.stack([s.latents for s in samples])  # [B, 1 + N, C, h, w]
+        stored = torch.stack([s.stored for s in samples])  # [B, 1 + N, C, h, w]
         latents = Latents(target=stored[:, 0], images=stored[:, 1:])
     ids, images = torch.tensor([sample_id(s.id) for s in samples]), stacked([s.images for s in samples])
     texts, grids = [s.prompt for s in samples], [[grid] * len(s.images) for s in samples]

@@ -11,7 +11,7 @@ import torch
 from wemmu.config import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.collate import collate, sample_id
-from wemmu.data.mixture import Order, schedule
+from wemmu.data.mixture import Integers, Order, schedule
 from wemmu.data.shards import DecodedRecord, ShardStream, stacked
 from wemmu.data.streams import open_streams, shares
 from wemmu.prompts import PromptEncoder
@@ -111,12 +111,15 @@ class Loader:
         indices = self._orders[number]((begin + places).flatten()).reshape(places.shape)
         return [self._batch(self._streams[number], row[: self._micro], row[self._micro :]) for row in indices]
 
-    def _batch(self, stream: ShardStream, indices: np.ndarray, outside: np.ndarray) -> Batch:
+    def _batch(self, stream: ShardStream, indices: Integers, outside: Integers) -> Batch:
         batch = self._collate(stream, indices)
+        if not self._paired:
+            return batch
+        assert batch.target is not None, "a contrastive stage draws images"
         further = [stream[index] for index in outside]
-        return replace(batch, negatives=self._negatives(len(indices), further, batch.target)) if self._paired else batch
+        return replace(batch, negatives=self._negatives(len(indices), further, batch.target))
 
-    def _collate(self, stream: ShardStream, indices: np.ndarray) -> Batch:
+    def _collate(self, stream: ShardStream, indices: Integers) -> Batch:
         """Raises ShardError: naming the record at fault, where a batch cannot be made of one that is as written."""
         samples = [stream[index] for index in indices]
         try:
@@ -136,7 +139,7 @@ class Loader:
     def _negatives(self, own: int, further: list[DecodedRecord], target: torch.Tensor) -> Negatives:
         latents = None
         if further and further[0].latents is not None:
-            latents = torch.stack([s.latents[0] for s in further])
+            latents = torch.stack([s.stored[0] for s in further])
         return Negatives(
             index=(torch.arange(own) + 1) % (own + len(further)),
             sample_ids=torch.tensor([sample_id(s.id) for s in further], dtype=torch.int64),

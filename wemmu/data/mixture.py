@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
 
 # Samples that are shuffled together: many steps' worth, and few enough for a cache (1.5 GB at 512 px, JPEG).
 WINDOW = 2**14
 
 
-def schedule(weights: Sequence[float], draws: int, seed: str) -> tuple[np.ndarray, np.ndarray]:
+def schedule(weights: Sequence[float], draws: int, seed: str) -> tuple[Integers, Integers]:
     """Which of K streams each draw takes, and how often that stream was taken before: two int64 [draws].
 
     Draw j of a stream with share w of the weights comes due at time (j + phase) / w, and draws are taken in the order
@@ -44,14 +47,14 @@ class Order:
         seed: of the shuffling.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: str):
+    def __init__(self, sizes: Sequence[int] | Integers, seed: str):
         self._sizes, self._seed = np.asarray(sizes, dtype=np.int64), seed
         self._begins = np.cumsum(self._sizes) - self._sizes
         self._size = int(self._sizes.sum())
         # Steps in order stay in one epoch and in one window: what was shuffled last is kept.
         self._whole = lru_cache(maxsize=4)(_whole)
 
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
+    def __call__(self, positions: Integers) -> Integers:
         """Indices, int64 [P], of the samples that stand at `positions`, int64 [P], of the sequence."""
         epochs = positions // self._size
         indices = np.empty_like(positions)
@@ -60,7 +63,7 @@ class Order:
             indices[here] = self._in_epoch(positions[here] % self._size, f"{self._seed}/epoch {epoch}")
         return indices
 
-    def _in_epoch(self, positions: np.ndarray, seed: str) -> np.ndarray:
+    def _in_epoch(self, positions: Integers, seed: str) -> Integers:
         # Shards in the order of this epoch, the positions that they take up, and the window in which each begins.
         shards = self._whole(len(self._sizes), f"{seed}/shards")
         ends = np.cumsum(self._sizes[shards])
@@ -77,23 +80,23 @@ class Order:
             indices[here] = self._begins[shards[place]] + moved - begins[place]
         return indices
 
-    def _permute(self, index: np.ndarray, size: int, seed: str) -> np.ndarray:
+    def _permute(self, index: Integers, size: int, seed: str) -> Integers:
         # A window is larger than this only where a single shard is huge.
         return self._whole(size, seed)[index] if size <= 2 * WINDOW else permute(index, size, seed)
 
 
-def window_bytes(sizes: np.ndarray, shard_bytes: np.ndarray) -> int:
+def window_bytes(sizes: Integers, shard_bytes: Integers) -> int:
     """The shards of any window of `Order` together have at most this many bytes; for shards of such sizes, [K] each."""
     # All but the last begin and end within WINDOW samples.
     most = WINDOW * (shard_bytes / sizes).max() + shard_bytes.max()
     return int(min(most, shard_bytes.sum()))
 
 
-def _whole(size: int, seed: str) -> np.ndarray:
+def _whole(size: int, seed: str) -> Integers:
     return permute(np.arange(size), size, seed)
 
 
-def permute(index: np.ndarray, size: int, seed: str) -> np.ndarray:
+def permute(index: Integers, size: int, seed: str) -> Integers:
     """Where a pseudo-random permutation of range(size) sends each index; int64, in time and memory of `index` alone.
 
     A Feistel network permutes the smallest even number of bits that holds `size`; what falls outside the range is
@@ -103,7 +106,7 @@ def permute(index: np.ndarray, size: int, seed: str) -> np.ndarray:
     mask = np.uint64(2**half - 1)
     keys = np.frombuffer(hashlib.blake2b(seed.encode(), digest_size=48).digest(), dtype="<u8")
 
-    def network(x: np.ndarray) -> np.ndarray:
+    def network(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = x >> np.uint64(half), x & mask
         for key in keys:
             left, right = right, left ^ (_scramble(right ^ key) & mask)
@@ -115,7 +118,7 @@ def permute(index: np.ndarray, size: int, seed: str) -> np.ndarray:
     return out.astype(np.int64)
 
 
-def _scramble(x: np.ndarray) -> np.ndarray:
+def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A bijection of 64 bits in which every input bit moves every output bit (the last step of SplitMix64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wemmu.config.shards import COLUMNS, INDEX_FILE, LatentSettings, ShardError, StoredRecord, Stream
+from wemmu.config.shards import COLUMNS, INDEX_FILE, Bytes, LatentSettings, ShardError, StoredRecord, Stream
 from wemmu.config.task import Task
 from wemmu.data.files import DamageError, Files, LostShardError
 from wemmu.mds import BrokenShardError, Shard, shards_of
@@ -36,6 +36,12 @@ class DecodedRecord:
     target: Tensor
     latents: Tensor | None
     answer: str = ""
+
+    @property
+    def stored(self) -> Tensor:
+        """The latents of a record of a stream that stores them."""
+        assert self.latents is not None
+        return self.latents
 
     def as_task(self, task: Task) -> "DecodedRecord":
         """Return a text-to-image record as a record of `task`: its image is the target, and the prompt is empty."""
@@ -195,7 +201,7 @@ class ShardStream:
         latents = None if stored.latents is None else _latents(record.latents, stored.latents)
         return DecodedRecord(record.id, record.prompt, images, target, latents, record.answer)
 
-    def _pixels(self, file: bytes) -> Tensor:
+    def _pixels(self, file: Bytes) -> Tensor:
         pixels, size = stored_pixels(file), (self.settings.height, self.settings.width)
         if pixels.shape[1:] != size:
             raise ValueError(f"it has an image of {tuple(pixels.shape[1:])} px in a stream of {size} px")
@@ -222,7 +228,7 @@ def stacked(images: Sequence[Tensor]) -> Tensor:
     return torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
 
 
-def _latents(parts: list[bytes], settings: LatentSettings) -> Tensor:
+def _latents(parts: list[Bytes], settings: LatentSettings) -> Tensor:
     """[1 + inputs, C, h, w]; where the first input is the target, it is stored once."""
     parts = [parts[0] or parts[1], *parts[1:]]
     shape = settings.channels, settings.rows, settings.columns

@@ -10,7 +10,7 @@ from wemmu.config.serving import SMALLEST, Need, check_readable, serving
 from wemmu.config.shards import ShardError, Stream
 from wemmu.config.task import Task
 from wemmu.data.files import Files
-from wemmu.data.mixture import window_bytes
+from wemmu.data.mixture import Integers, window_bytes
 from wemmu.data.remote import ShardCache
 from wemmu.data.shards import ShardStream
 
@@ -34,7 +34,7 @@ def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[Sha
     return opened
 
 
-def open_held_out(data: Data, tasks: Iterable[Task], resolution: int) -> list[tuple[ShardStream, np.ndarray]]:
+def open_held_out(data: Data, tasks: Iterable[Task], resolution: int) -> list[tuple[ShardStream, Integers]]:
     """The streams of `tasks` at `resolution` with the places, int64 [N], of their held-out records.
 
     Streams that are too small to hold one out are not among them.
@@ -65,7 +65,7 @@ def held_out_ids(data: Data, files: Files, streams: Iterable[Stream]) -> frozens
     return frozenset(stream.id_of(place) for stream in opened for place in spread(len(stream), data.validation))
 
 
-def spread(size: int, number: int) -> np.ndarray:
+def spread(size: int, number: int) -> Integers:
     """Places, int64 [N], of held-out records of a stream of `size`: evenly spaced, a quarter of it at most."""
     number = min(number, size // SMALLEST)
     return (2 * np.arange(number) + 1) * size // (2 * max(number, 1))

@@ -61,8 +61,8 @@ def requirements() -> dict[str, Requirement]:
 def libraries() -> Finding:
     needed = requirements()
     if absent := [name for name in CHIEF if name not in needed]:
-        found = f"{', '.join(absent)}: not required by the installed wemmu, which is of an older state than this code"
-        return Finding("libraries", "problem", found, INSTALL)
+        older = f"{', '.join(absent)}: not required by the installed wemmu, which is of an older state than this code"
+        return Finding("libraries", "problem", older, INSTALL)
     if wrong := [f"{name}: {found}" for name, one in needed.items() if (found := unfit(one))]:
         return Finding("libraries", "problem", "; ".join(wrong), INSTALL)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in CHIEF)

@@ -70,7 +70,11 @@ def _page(record: RunRecord) -> kit.Page:
     if (shards / REPORT_FILE).is_file():
         address = os.path.relpath((shards / REPORT_FILE).resolve(), record.folder.resolve())
         pages += Markup(" {} has one, too.").format(kit.link(address, "The data set"))
-    blocks = [kit.Text(opening(record), "lead"), pages, kit.Notes("Not everything is here.", missing(record))]
+    blocks: list[kit.Block] = [
+        kit.Text(opening(record), "lead"),
+        pages,
+        kit.Notes("Not everything is here.", missing(record)),
+    ]
     sections = (samples_section, _scores, _losses, _modules, _time, _data, _configuration)
     about = f"Report of a run, written {kit.now()}"
     return kit.Page(record.stages[0].run.name, about, [*blocks, *(describe(record) for describe in sections)])
@@ -137,7 +141,10 @@ def _scores(record: RunRecord) -> kit.Section | str:
         "requests. Every stage was asked the same requests. A dash means that the stage does not know the task or was "
         "not evaluated."
     )
-    columns = ("Task", *(kit.Cell(stage.name, f"{stage.run.stage.resolution} px") for stage in stages))
+    columns: tuple[str | kit.Cell, ...] = (
+        "Task",
+        *(kit.Cell(stage.name, f"{stage.run.stage.resolution} px") for stage in stages),
+    )
     charts = kit.Gallery("charts", score_charts(stages))
     details = _details(next(stage for stage in reversed(stages) if stage.results))
     return kit.Section("Exact scores", [words, charts, kit.Table("", columns, rows), details])
@@ -191,9 +198,11 @@ def _losses(record: RunRecord) -> kit.Section:
 
 def _modules(record: RunRecord) -> kit.Section:
     stages = record.stages
-    rows = [[name, *(_module(stage, prefix) for stage in stages)] for prefix, name in MODULES.items()]
+    rows: list[list[str | kit.Cell]] = [
+        [name, *(_module(stage, prefix) for stage in stages)] for prefix, name in MODULES.items()
+    ]
     rows = [row for row in rows if any(cell is not NONE for cell in row[1:])]
-    starts = []
+    starts: list[list[str | kit.Cell]] = []
     for before, stage in zip((None, *stages), stages, strict=False):
         start = kit.Cell(before.name if before else "the backbones")
         if stage.given_start:
@@ -265,7 +274,8 @@ def _configuration(record: RunRecord) -> kit.Section:
     code = revision()
     commit = code.commit + " with uncommitted changes" * code.dirty if code else "unknown: not a git checkout"
     environment = {"git commit, when this was written": commit, **(manifest["libraries"] if manifest else {})}
-    file, blocks = record.folder / "curriculum.yaml", [kit.pairs(environment)]
+    file = record.folder / "curriculum.yaml"
+    blocks: list[kit.Block] = [kit.pairs(environment)]
     if file.is_file():
         config = kit.Text(file.read_text(encoding="utf-8"), "file")
         blocks.append(kit.Details("curriculum.yaml with all values", [config]))

@@ -41,7 +41,7 @@ def samples_section(record: RunRecord) -> kit.Section:
             "Images for the fixed prompts of the curriculum, by the newest model of each stage. There was no "
             "evaluation, so they are not marked."
         )
-        drawn = [words, kit.Gallery("sheets", figures)]
+        drawn: list[kit.Block] = [words, kit.Gallery("sheets", figures)]
         return kit.Section(title, drawn if figures else ["No stage has sample images or scores yet."])
     words = Markup(
         "Held-out requests, answered by the model after {}. These are the first of each kind, unselected, with "

@@ -32,7 +32,7 @@ def _page(record: StageRecord) -> kit.Page:
     about = f"Page of a stage, written {kit.now()}"
     if (record.folder.parent / "report.html").is_file():
         about = Markup("{}, {}").format(about, kit.link("../report.html", "report of the run"))
-    newest = next((line for line in reversed(record.metrics) if "loss" in line), {})
+    newest: dict[str, Any] = next((line for line in reversed(record.metrics) if "loss" in line), {})
     step = max(record.step, int(newest.get("step", 0)))
     lead = (
         f"Step {step} of {stage.steps}, of {stage.global_batch} samples each, at {stage.resolution} px: "
@@ -69,7 +69,7 @@ def _samples(record: StageRecord) -> kit.Section:
     sheets = {f"step {step_of(file)}": file for file in files}
     figures = [kit.Figure([kit.image(file, f"samples after {at}")], at) for at, file in sheets.items()]
     legend = "The same prompts with the same noise, by the model after so many steps."
-    shown = [kit.Text(legend, "pale"), kit.Gallery("sheets", figures)]
+    shown: list[kit.Block] = [kit.Text(legend, "pale"), kit.Gallery("sheets", figures)]
     return kit.Section("Samples through time", shown if files else ["No sample images yet."])
 
 

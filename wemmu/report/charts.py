@@ -114,7 +114,9 @@ def _thin(line: Line) -> Line:
     return line._replace(x=[x for x, _ in points], y=[y for _, y in points])
 
 
-def _scale(low: float, high: float, start: float, end: float, f: Callable[[float], float] = float):
+def _scale(
+    low: float, high: float, start: float, end: float, f: Callable[[float], float] = float
+) -> Callable[[float], float]:
     a, b = f(low), f(high)
     return lambda value: start + (f(value) - a) / ((b - a) or 1) * (end - start)
 

@@ -17,10 +17,10 @@ BAR = 24
 
 def as_text(page: Page) -> str:
     """The page in lines of at most 120 characters, without images, charts and what the page folds away."""
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=(drawn := io.StringIO()), width=120)
     for part in (_said(f"{page.title}\n{_words(page.about)}\n"), *_blocks(page.blocks)):
         console.print(part)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines()) + "\n"
 
 
 def _blocks(blocks: Sequence[Block]) -> Iterator[RenderableType]:
@@ -46,8 +46,9 @@ def table(made: Table) -> RenderableType:
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=bool(made.columns))
     for column in made.columns:
         heading = _words(column)
-        justify = "right" if heading.startswith(">") else "left"
-        drawn.add_column(_said(heading.removeprefix(">")), justify=justify, overflow="fold")
+        drawn.add_column(
+            _said(heading.removeprefix(">")), justify="right" if heading.startswith(">") else "left", overflow="fold"
+        )
     for row in made.rows:
         drawn.add_row(*(_said(_words(cell)) for cell in row))
     return Group(*title, drawn, RichText())

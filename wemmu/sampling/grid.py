@@ -3,6 +3,7 @@
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -36,7 +37,7 @@ def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[
 
 def is_blank(picture: Image.Image) -> bool:
     """Whether an image has one colour only, as from a model with NaN weights."""
-    return all(high - low <= BLANK for low, high in picture.convert("RGB").getextrema())
+    return int(np.ptp(np.asarray(picture.convert("RGB")), axis=(0, 1)).max()) <= BLANK
 
 
 def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int) -> GenerationRequest:

@@ -8,7 +8,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-Given, Result = ParamSpec("Given"), TypeVar("Result")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def in_eval_mode(method: Callable[Concatenate[Any, Given], Result]) -> Callable[
     """A method that runs with its object's `model` as in `evaluating`."""
 
     @wraps(method)
-    def run(self: Any, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def run(self: Any, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
         with evaluating(self.model):
             return method(self, *args, **kwargs)
 

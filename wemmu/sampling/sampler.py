@@ -1,6 +1,7 @@
 """From a request to pictures: prefixes and conditions once, then the solver over guided velocities."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Sampler:
 
     def __init__(
         self,
-        model,
+        model: Any,
         encoder: PromptEncoder,
         shift: float,
         solver: Solver = euler,
@@ -65,6 +66,7 @@ class Sampler:
             texts = [""] * len(texts)
         if branch is Branch.UNCONDITIONAL:
             images = images[:, :0]
-        grid = token_grid(*images.shape[-2:], self.model.vlm.token_px) if images.shape[1] else (0, 0)
+        height, width = images.shape[-2:]
+        grid = token_grid(height, width, self.model.vlm.token_px) if images.shape[1] else (0, 0)
         prompts = self.encoder(texts, [[grid] * images.shape[1]] * len(texts)).to(images.device)
         return self.model.condition(prompts, images, request.size, noise)

@@ -2,10 +2,13 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import Qwen2_5_VLProcessor, Qwen2TokenizerFast, Qwen2VLImageProcessorFast, Qwen2VLVideoProcessor
+from transformers import Qwen2_5_VLProcessor, Qwen2TokenizerFast, Qwen2VLImageProcessorFast
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from wemmu.shapes.backbones import MERGE, PATCH_PX
 from wemmu.shapes.edits import random_edit, random_two_image_edit
@@ -86,9 +89,9 @@ def save_processor(out: Path) -> Qwen2_5_VLProcessor:
     return Qwen2_5_VLProcessor.from_pretrained(out)
 
 
-def special_ids(processor: Qwen2_5_VLProcessor) -> dict[str, int]:
+def special_ids(processor: Any) -> dict[str, int]:
     """The special tokens under the names that `Qwen2_5_VLConfig` gives them."""
-    ids = processor.tokenizer.convert_tokens_to_ids
+    ids: Callable[[str], int] = processor.tokenizer.convert_tokens_to_ids
     return {
         "bos_token_id": ids("<|endoftext|>"),
         "eos_token_id": ids("<|im_end|>"),

@@ -1,6 +1,7 @@
 """Scene -> image, at any resolution."""
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, Scene
@@ -58,6 +59,6 @@ def cell_box(cell: int, height: int, width: int) -> tuple[slice, slice]:
     )
 
 
-def to_array(image: Image.Image) -> np.ndarray:
+def to_array(image: Image.Image) -> NDArray[np.float32]:
     """RGB image -> float32 [H, W, 3] in [0, 1]."""
     return np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from wemmu.shapes.edits import Edit
@@ -31,7 +32,7 @@ class Reading:
 
 
 @lru_cache(maxsize=8)
-def _templates(height: int, width: int) -> tuple[np.ndarray, list[tuple[str, str, str] | None]]:
+def _templates(height: int, width: int) -> tuple[NDArray[np.float32], list[tuple[str, str, str] | None]]:
     """Renders of one cell: [background, candidate, pixels * 3] and the candidates (None is the empty cell)."""
     candidates = [None, *((shape, color, size) for shape in SHAPES for color in COLORS for size in SIZES)]
     rows, columns = cell_box(0, height, width)
@@ -101,7 +102,7 @@ def score_edit(image: Image.Image, edit: Edit) -> EditScore:
     if scene is None:
         return EditScore(followed=False, preserved=False, copied=False)
     source, target = edit.sources[0], edit.target
-    parts = [(scene.background, source.background, target.background)]
+    parts: list[tuple[object, object, object]] = [(scene.background, source.background, target.background)]
     parts += [(scene.at(cell), source.at(cell), target.at(cell)) for cell in range(len(CELLS))]
     followed = all(got == wanted for got, was, wanted in parts if was != wanted)
     preserved = all(got == was for got, was, wanted in parts if was == wanted)

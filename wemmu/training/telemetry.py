@@ -51,7 +51,7 @@ class Window:
         elapsed = time.monotonic() - self.started
         sums = {key: tuple(pair.tolist()) for key, pair in self._sums.items()}
         ranks = gathered((sums, self.asked, self.waited, _memory(self._device)))
-        asked = sum((rank[1] for rank in ranks), Counter())
+        asked = sum((rank[1] for rank in ranks), Counter[str]())
         samples = sum(rank[0]["loss"][1] for rank in ranks)
         rates = {f"{key}_per_s": asked[key] / elapsed for key in ("tokens", "flops") if key in asked}
         return {
