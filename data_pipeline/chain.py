@@ -76,8 +76,8 @@ def chain(
     part: SourcePartition, job: Job, dropped: frozenset[int], services: Services, reject: Reject
 ) -> Iterator[SizedRecord]:
     """Yield every sample of the records of `part`. `dropped` are the indices of duplicates in the part."""
-    records = select_tasks(job.source(part.source).read(part), job, reject, dropped)
-    records = decode_images(records, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
+    chosen = select_tasks(job.source(part.source).read(part), job, reject, dropped)
+    records = decode_images(chosen, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
     records = check_sizes(records, job.prepare.keep, reject)
     if services.caption is not None and job.prepare.caption is not None:
         again = job.prepare.caption.which == "all"
@@ -135,12 +135,16 @@ def check_sizes(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Itera
 def add_captions(records: Iterable[Decoded], caption: Caption, again: bool, batch: int) -> Iterator[Decoded]:
     """Write the missing captions, or all of them."""
     for group in _batches(records, batch):
-        asked = [
-            i for i, r in enumerate(group) if r.raw.task is Task.T2I and (again or not (r.raw.prompt or "").strip())
-        ]
+        # A drawing has its own caption, which is exact, and no pixels yet.
+        asked = {
+            i: r.target
+            for i, r in enumerate(group)
+            if r.raw.task is Task.T2I
+            and isinstance(r.target, Image.Image)
+            and (again or not (r.raw.prompt or "").strip())
+        }
         if asked:
-            texts = caption([group[i].target for i in asked])
-            for i, text in zip(asked, texts, strict=True):
+            for i, text in zip(asked, caption(list(asked.values())), strict=True):
                 group[i] = replace(group[i], raw=replace(group[i].raw, prompt=text))
         yield from group
 

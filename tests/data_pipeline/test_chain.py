@@ -23,9 +23,11 @@ from data_pipeline.chain import (
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError
+from data_pipeline.sources.shapes import SceneDrawing
 from wemmu.config.prepare import Keep, Pictures, Prepare
 from wemmu.config.shards import COLUMNS, LatentSettings, checksum, unpack
 from wemmu.config.task import Task
+from wemmu.shapes.scene import Scene
 
 
 class Rejects:
@@ -40,7 +42,7 @@ def image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def record(key: str, target: Image.Image | None, *images: Image.Image, **changes: object) -> Decoded:
+def record(key: str, target: Image.Image | SceneDrawing | None, *images: Image.Image, **changes: object) -> Decoded:
     task = [Task.T2I, Task.EDIT, Task.MULTI_EDIT][min(len(images), 2)]
     return Decoded(RawRecord(**{"key": key, "task": task, "prompt": "words", **changes}), images, target)
 
@@ -183,9 +185,10 @@ def test_captions_are_written_where_they_are_wanted(again: bool, expected: list[
         return [f"seen {p.width}" for p in images]
 
     edit = record("edit", image(7, 7), image(7, 7), prompt=None)
-    records = [record("a", image(8, 8), prompt="told"), record("b", image(9, 9), prompt=None), edit]
+    drawn = record("drawn", SceneDrawing(Scene("white", ())), prompt="exact")
+    records = [record("a", image(8, 8), prompt="told"), record("b", image(9, 9), prompt=None), edit, drawn]
     out = list(add_captions(records, caption, again, batch=2))
-    assert [r.raw.prompt for r in out] == [*expected, None]
+    assert [r.raw.prompt for r in out] == [*expected, None, "exact"]
     assert asked == [2 if again else 1]
 
 

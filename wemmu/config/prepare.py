@@ -173,7 +173,7 @@ class Keep(Config):
 class Captioner(Config):
     """A VLM (a directory in the published layout) writes captions of text-to-image records.
 
-    `which`: only missing captions, or all.
+    `which`: only missing captions, or all. Those of the shapes are exact and stay.
     """
 
     vlm: LocalPath
