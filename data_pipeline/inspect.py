@@ -12,7 +12,7 @@ from rich.text import Text
 from data_pipeline.contents import Contents, look, records
 from data_pipeline.report import number, streams_table
 from data_pipeline.report_record import in_order, stream_counts
-from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, ShardError, StoredRecord
+from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, Bytes, ShardError, StoredRecord
 from wemmu.mds import Shard, read_index
 from wemmu.report.page import Table
 from wemmu.report.sheet import Row, sectioned_sheet
@@ -73,7 +73,7 @@ def _row(record: StoredRecord) -> Row:
     return Row(words, images, made=bool(record.target))
 
 
-def size_of(file: bytes) -> str:
+def size_of(file: Bytes) -> str:
     """`HEIGHTxWIDTH` of an image file, read from its header; "" if it is none."""
     try:
         with Image.open(io.BytesIO(file)) as image:
@@ -138,7 +138,7 @@ def _example(shard: Shard) -> dict[str, str]:
     return {name: _value(shard.columns[name], data) for name, data in record.items()}
 
 
-def _value(encoding: str, data: bytes) -> str:
+def _value(encoding: str, data: Bytes) -> str:
     if encoding == "pkl":
         return f"a pickle of {number(len(data))} bytes: not opened, since it can run any code"
     if encoding in WRITTEN:

@@ -66,7 +66,7 @@ def _page(report: Report, more: list[kit.Section]) -> kit.Page:
     ]
     streams = streams_table("Streams", report.streams, "one for each task, resolution and bucket")
     about = f"Report of the data set {report.root}, written {report.written}"
-    blocks = [
+    blocks: list[kit.Block] = [
         kit.Facts(facts, ["damaged"] if report.left_out(damaged=True) else []),
         kit.Notes("Worth a look.", report.notes),
         kit.Section("Where the records came from", [_sources(report), _reasons(report)]),

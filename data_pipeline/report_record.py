@@ -131,7 +131,8 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
                 found.append(rejected)
     prepare = curriculum.data.prepare
     sources = [
-        SourceCount(name=s.name, kind=s.kind, **by_source.get(s.name, {})) for s in (prepare.sources if prepare else ())
+        SourceCount(name=s.name, kind=s.kind, **by_source.get(s.name, Counter()))
+        for s in (prepare.sources if prepare else ())
     ]
     stages = [stage_steps(rung, dataset.streams) for stage in curriculum.stages for rung in stage.rungs]
     samples = _samples(dataset.streams)

@@ -5,6 +5,7 @@ Each runs in its own process, a Ray actor, with a GPU if there is one, and serve
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,6 +31,8 @@ class CaptionService:
         self._config, self._device = config, _device()
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         check(config.vlm, VLM, with_processor=True)
+        # `generate` is a mixin of its class, which only the checkpoint names.
+        self._vlm: Any
         self._vlm, _ = load_vlm(config.vlm, dtype)
         self._vlm.to(self._device).eval()
         self._processor = AutoProcessor.from_pretrained(config.vlm, use_fast=True)

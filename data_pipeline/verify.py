@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from itertools import groupby
@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -86,7 +87,7 @@ def _conclude(contents: Contents, console: Console, problems: int, read: str) ->
         console.print(f"Every record and every file {'is' if contents.complete else 'that is there is'} whole: {read}")
 
 
-def _in_order(checks: list[Check], workers: int) -> Iterator[Checked]:
+def _in_order(checks: list[Check], workers: int) -> Generator[Checked, None, None]:
     if workers < 2:
         yield from map(check_shard, checks)
         return
@@ -98,7 +99,7 @@ def _in_order(checks: list[Check], workers: int) -> Iterator[Checked]:
             pool.shutdown(cancel_futures=True)
 
 
-def _repeated_ids(shards: list[tuple[Check, np.ndarray]]) -> Iterator[Problem]:
+def _repeated_ids(shards: list[tuple[Check, NDArray[np.uint64]]]) -> Iterator[Problem]:
     """Yield a problem for every record whose id an earlier record of the stream has."""
     hashes = np.concatenate([ids for _, ids in shards])
     values, counts = np.unique(hashes, return_counts=True)

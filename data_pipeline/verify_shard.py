@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 from PIL import Image
 
-from wemmu.config.shards import StoredRecord, StreamSettings, written_anew
+from wemmu.config.shards import Bytes, StoredRecord, StreamSettings, written_anew
 from wemmu.mds import BrokenShardError, Shard
 from wemmu.report.text import plain
 
@@ -37,7 +38,7 @@ class Checked:
     """What was found in one shard of `bytes`. `ids` are hashes of the records' ids, uint64, in their order."""
 
     bytes: int
-    ids: np.ndarray
+    ids: NDArray[np.uint64]
     problems: list[Problem]
 
 
@@ -84,7 +85,7 @@ def check_shard(check: Check) -> Checked:
     return Checked(size, np.array(ids, np.uint64), problems)
 
 
-def record_problems(columns: Mapping[str, bytes], settings: StreamSettings) -> list[str]:
+def record_problems(columns: Mapping[str, Bytes], settings: StreamSettings) -> list[str]:
     """Yield the problems of a record of the stream."""
     try:
         record = StoredRecord.of(columns)
@@ -94,7 +95,7 @@ def record_problems(columns: Mapping[str, bytes], settings: StreamSettings) -> l
     return record.misfits(settings) + [what for file in images for what in _image_problems(file, settings)]
 
 
-def _image_problems(file: bytes, settings: StreamSettings) -> list[str]:
+def _image_problems(file: Bytes, settings: StreamSettings) -> list[str]:
     # Pillow, not the decoder of training, so that two decoders accept the file.
     try:
         with Image.open(io.BytesIO(file), formats=("JPEG", "PNG")) as image:

@@ -161,7 +161,8 @@ class Damage:
     """Counts records and lost containers, and stops the job when there are too many damaged or lost ones."""
 
     def __init__(self, job: Job):
-        self._job, self._read, self._reasons = job, 0, Counter()
+        self._job, self._read = job, 0
+        self._reasons = Counter[str]()
         self._example = ""
         # (source, part) -> what is wrong with it.
         self._lost: dict[tuple[str, str], str] = {}

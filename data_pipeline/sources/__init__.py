@@ -1,5 +1,8 @@
 """The sources of records. A new source is a class with `Source`'s members, a config and a line in `SOURCES`."""
 
+from collections.abc import Callable
+from typing import Any
+
 from data_pipeline.records import Source
 from data_pipeline.sources.captioned import FolderSource, ParquetSource
 from data_pipeline.sources.edits import EditsSource
@@ -9,7 +12,7 @@ from data_pipeline.sources.webdataset import WebDatasetSource
 from wemmu.config import prepare
 
 # Kind in the config -> class, built from the config.
-SOURCES: dict[str, type] = {
+SOURCES: dict[str, Callable[[Any], Source]] = {
     "shapes": ShapesSource,
     "webdataset": WebDatasetSource,
     "parquet": ParquetSource,

@@ -31,6 +31,7 @@ class FolderSource(TableSource[prepare.FolderSource]):
             return record
         prompt = without_marks(record.prompt, 1, config.caption or "")
         answer = _answer(fields.get(config.answer), config.answer)
+        assert record.target is not None, "`captioned` puts the image there"
         return RawRecord(key, Task.UNDERSTANDING, prompt, images=(record.target,), answer=answer)
 
 

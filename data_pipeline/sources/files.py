@@ -2,7 +2,7 @@
 
 import posixpath
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -86,7 +86,7 @@ class Files:
             found |= {p: self.fs.size(p) if i["size"] is None else i["size"] for p, i in files.items()}
         return found
 
-    def _info(self, path: str) -> dict | None:
+    def _info(self, path: str) -> dict[str, Any] | None:
         """Return the entry at the path, or None. For HTTP, only `info` is reliable."""
         try:
             return self.fs.info(path)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -60,7 +60,10 @@ RECORDS: dict[Task, Callable[[random.Random], SceneRecord]] = {
 }
 
 
-def _drawn(shares: Mapping[str, float], rng: random.Random) -> str:
+Name = TypeVar("Name", bound=str)
+
+
+def _drawn(shares: Mapping[Name, float], rng: random.Random) -> Name:
     return rng.choices(tuple(shares), tuple(shares.values()))[0]
 
 

@@ -23,7 +23,7 @@ class TableSource(ABC, Generic[Config]):
     expected, pattern = "JSONL files, JSON arrays or Parquet files", "*.jsonl"
 
     def __init__(self, config: Config):
-        self._config = config
+        self._config: Config = config
         self._files = Files(config.name, config.path, self.expected, self.pattern)
 
     @property

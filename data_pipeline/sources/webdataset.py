@@ -40,7 +40,7 @@ class _Member(tarfile.TarInfo):
         """As in the base class, but only zeros end a tar: TarFile also takes a broken or missing header for the end."""
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
@@ -204,7 +204,7 @@ class WebDatasetSource:
         with _opened(file) as tar:
             for member in tar:
                 # TarFile keeps all members, which a stream does not need.
-                tar.members = []
+                tar.members = []  # type: ignore[attr-defined]  # typeshed lacks it
                 key, kind = _split(member.name)
                 fault = self._fault(member, kind)
                 if member.isdir() or not (kind or fault):
@@ -218,7 +218,9 @@ class WebDatasetSource:
                 if fault:
                     group.fault = group.fault or fault
                 elif kind in self._wanted:
-                    group.members[kind] = tar.extractfile(member).read()
+                    content = tar.extractfile(member)
+                    assert content is not None, "what is no file is a fault"
+                    group.members[kind] = content.read()
                 else:
                     group.others[kind] = None
                     if "." in kind and kind.rpartition(".")[2] in IMAGES:

@@ -141,7 +141,7 @@ def mark(right: bool) -> Markup:
     return Markup('<span class="mark {}">{}</span>').format(*(("right", "✓") if right else ("wrong", "✗")))
 
 
-def image(file: Path | bytes, alt: str, kind: str = "") -> Markup:
+def image(file: Path | bytes | memoryview, alt: str, kind: str = "") -> Markup:
     """A PNG file as it is, or the bytes of any image file as a thumbnail; its pixels stand in the page.
 
     kind: "right" or "wrong" (a frame), "small", or "".
@@ -151,7 +151,7 @@ def image(file: Path | bytes, alt: str, kind: str = "") -> Markup:
     return Markup('<img class="{}" src="{}" alt="{}">').format(kind, address, alt)
 
 
-def _thumbnail(file: bytes) -> tuple[str, bytes]:
+def _thumbnail(file: bytes | memoryview) -> tuple[str, bytes]:
     made, buffer = Image.open(io.BytesIO(file)).convert("RGB"), io.BytesIO()
     form = "png" if max(made.size) <= PIXELATED else "jpeg"
     made.thumbnail((THUMBNAIL, THUMBNAIL))
