@@ -173,6 +173,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     from wemmu.config.schema import Sampling
     from wemmu.pipeline import beyond, check_size
     from wemmu.pixels import fitted, to_images
+    from wemmu.recipes.wemmu.recipe import WeMMURecipe
     from wemmu.sampling.request import GenerationRequest, task_of
     from wemmu.training.build import load_trained
 
@@ -186,6 +187,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     made = load_trained(run, checkpoint, ema, _device(device))
+    assert isinstance(made, WeMMURecipe), "the recipe that draws"
     model = made.model
 
     resolutions = sorted({stage.stage.resolution for _, stage in load_stages(folder.resolve().parent)})

@@ -8,7 +8,7 @@ part of the DiT over the ranks that hold the same part (`shards`).
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from wemmu.parallel.topology import Topology
 from wemmu.types import Batch, Begun, Flow, Losses
 
 
+@runtime_checkable
 class LossInParts(Protocol):
     """An objective whose velocity is computed elsewhere: `begin`, with the bridge; then `values`, one per sample."""
 

@@ -36,7 +36,7 @@ class Recipe(Protocol):
     vae: FrozenVAE
     caches: tuple[FeatureCache, ...]
     token_px: int
-    language: nn.Module
+    language: Any  # a class of transformers
     layers: tuple[nn.Module, ...]
     normed: tuple[nn.Module, ...]
 

@@ -94,8 +94,9 @@ def make_engine(
 
             return Zero3Engine(model, loss, run, topology, device)
         case "hybrid":
-            from wemmu.parallel.hybrid import HybridEngine
+            from wemmu.parallel.hybrid import HybridEngine, LossInParts
 
+            assert isinstance(loss, LossInParts), "the config has hybrid for recipes with such a loss only"
             return HybridEngine(model, loss, run, topology, device, apex)
 
 

@@ -14,7 +14,7 @@ from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Manifest, Origin
 from wemmu.checkpoint.saver import Saver
 from wemmu.command_line import SAVED
-from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, sheet
+from wemmu.config.checkpoints import CHECKPOINTS, directory_name, own_checkpoints, sheet
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
 from wemmu.config.wandb_mode import wandb_mode
@@ -210,7 +210,7 @@ class Trainer:
         if manifest is None:
             return origin
         self.parts.engine.on_restore(manifest.step)
-        self._say(f"going on from {store.directory_name(manifest.step)}")
+        self._say(f"going on from {directory_name(manifest.step)}")
         for change in self.changes:
             self._say(f"changed since that checkpoint: {change}")
         if manifest.ema != (self.stage.optimizer.ema_decay is not None):

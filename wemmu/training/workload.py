@@ -13,6 +13,7 @@ from wemmu.config.task import Task
 from wemmu.planning.ask import Item, Shape, ask
 from wemmu.planning.plan import GPUS, Assumptions, shape_of
 from wemmu.positions import token_grid
+from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.types import Batch
 
 # Text tokens of two prompts, from which the FLOPs of others follow: nearly linearly, for attention among so few tokens
@@ -67,6 +68,7 @@ class Workload:
         height, width = batch.target.shape[-2:]
         rows, columns = token_grid(height, width, self._model["token_px"])
         latents = height * width // self._model["latent_px"] ** 2
+        assert isinstance(self._run.recipe, WeMMU), "only the bridge makes images"
         bridge = self._run.recipe.bridge
         queries = bridge.queries.number if bridge.queries.design == "learnable_fixed" else rows * columns
         inputs = batch.images.shape[1] * rows * columns * bridge.vae_branch
