@@ -292,5 +292,5 @@ def test_what_is_no_folder_of_zero_says_so(stage: Path, tmp_path: Path):
     with pytest.raises(SystemExit, match="not saved under ZeRO"):
         main(tmp_path, checkpoint=tmp_path / "out", stage=stage)
     (tmp_path / "latest").write_text("../elsewhere")
-    with pytest.raises(FolderError, match="no folder beside it"):
+    with pytest.raises(FolderError, match="not a folder beside it"):
         read_folder(tmp_path)
