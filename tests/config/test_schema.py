@@ -160,6 +160,10 @@ def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path, capsys:
     assert load_curriculum(write(tmp_path, old)).recipe == WeMMU(bridge=Bridge(position_table=9))
     assert "`bridge` has moved, write `recipe: {kind: wemmu, bridge: {...}}`" in capsys.readouterr().err
     assert load_curriculum(write(tmp_path, old), ["bridge.queries.std=2"]).recipe.bridge.queries.std == 2
+    both = load_curriculum(write(tmp_path, old), ["recipe.bridge.queries.number=4"]).recipe.bridge
+    assert (both.position_table, both.queries.number) == (9, 4)
+    with pytest.raises(ConfigError, match=r"recipe\.bridge\.position_table is 8 and, .* 9; give the first"):
+        load_curriculum(write(tmp_path, old), ["recipe.bridge.position_table=8"])
     ross = load_curriculum(write(tmp_path, old | {"stages": [tree()["stages"][0] | ROSS]})).recipe
     assert isinstance(ross, Ross)
     assert ross.target == "pixels"

@@ -22,7 +22,7 @@ from wemmu.recipes.wemmu.model import WeMMU
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OVERRIDES = (
-    "bridge.position_table=8",
+    "recipe.bridge.position_table=8",
     "sampling.steps=3",
     "stages.*.steps=2",
     "stages.*.optimizer.warmup=0",

@@ -29,7 +29,7 @@ from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 
 # The fixture `model` has a smaller table than the shipped curriculum.
-TABLE = "bridge.position_table=8"
+TABLE = "recipe.bridge.position_table=8"
 
 
 def parts_of(model: nn.Module, names: dict[str, nn.Module | None]) -> dict[str, int]:

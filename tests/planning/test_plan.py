@@ -129,10 +129,10 @@ def test_answers_are_kept_by_all_that_they_depend_on(
     monkeypatch.setattr(subprocess, "Popen", None)
     assert ask([Item("parameters", short(backbones).stage_run("stage1"))])
     assert asked("stages.stage1.steps=5000", "seed=3", "stages.stage1.optimizer.lr=1.0") == 0
-    assert asked("bridge.position_table=8") == 1
+    assert asked("recipe.bridge.position_table=8") == 1
     # What was cut short is measured again.
     next((tmp_path / "measured").glob("*.json")).write_text('{"parts')
-    assert asked() + asked("bridge.position_table=8") == 1
+    assert asked() + asked("recipe.bridge.position_table=8") == 1
     monkeypatch.setattr(asking, "_versions", lambda: ["torch 99"])
     assert asked() == 1
 
@@ -169,7 +169,7 @@ def test_the_command_plans_ross_without_torch_by_a_child_and_then_at_once(
 @pytest.mark.slow
 def test_what_cannot_be_measured_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEMMU_CACHE", str(tmp_path))
-    done = command("configs/shapes/curriculum.yaml", "--set", "bridge.position_table=1")
+    done = command("configs/shapes/curriculum.yaml", "--set", "recipe.bridge.position_table=1")
     assert done.returncode == 78
     assert "bridge.position_table = 1" in done.stderr
     assert "Traceback" not in done.stderr

@@ -21,11 +21,22 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         return rest
     recipe = {"kind": "ross" if _reconstructs(tree) else "wemmu"} | recipe
-    if recipe.get("kind") == "ross":
-        own = tree.get("reconstruction") or {}
-        return rest | {"recipe": recipe | own}
-    bridge = {**(recipe.get("bridge") or {}), **(tree.get("bridge") or {})}
-    return rest | {"recipe": recipe | ({"bridge": bridge} if bridge else {})}
+    old = tree.get("reconstruction") if recipe["kind"] == "ross" else {"bridge": tree.get("bridge") or {}}
+    return rest | {"recipe": _merged(recipe, old or {}, "recipe")}
+
+
+def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Both, of which none may say otherwise than the other: nobody could tell which is meant."""
+    found = dict(now)
+    for field, value in old.items():
+        here = f"{name}.{field}"
+        if isinstance(value, dict) and isinstance(found.setdefault(field, {}), dict):
+            found[field] = _merged(found[field], value, here)
+        elif found.setdefault(field, value) != value:
+            raise ValueError(
+                f"{here} is {found[field]} and, under its name of earlier versions, {value}; give the first"
+            )
+    return found
 
 
 def _reconstructs(tree: dict[str, Any]) -> bool:
