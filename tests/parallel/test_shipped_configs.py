@@ -18,7 +18,7 @@ from wemmu.config.load import load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.parallel.topology import Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
-from wemmu.training.build import _engine, _kernels, _place
+from wemmu.training.build import _kernels, _place, make_engine
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "assets/shapes/examples/first.png"
@@ -77,7 +77,8 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
         made = recipe(run, _place(run, device), device)
         ready_to_train(made, run)
         topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
-        engine = _engine(run, made, topology, device, _kernels(run, made, device).adamw == "Apex")
+        apex = _kernels(run, made, device).adamw == "Apex"
+        engine = make_engine(run, made.model, made.loss, topology, device, apex)
         norms[name] = []
         for step, task in zip(range(STEPS), list(run.stage.mixture) * STEPS, strict=False):
             ids = [10 * step + i for i in range(GLOBAL_BATCH)]
