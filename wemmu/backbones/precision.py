@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class KeepsFloat32:
         super()._apply(fn, recurse)  # type: ignore[misc]
         for name, buffer in kept.items():
             now = self._buffers[name]
-            if not _is_float32(now):
+            if now is not None and now.dtype != torch.float32:
                 self._buffers[name] = buffer.to(now.device)
         return self
 
@@ -32,7 +32,8 @@ def keep_float32_buffers(model: nn.Module) -> None:
     """
     for module in model.modules():
         if not isinstance(module, KeepsFloat32) and any(map(_is_float32, module._buffers.values())):
-            module.__class__ = _keeping(type(module))
+            cls: Any = type(module)
+            module.__class__ = _keeping(cls)
 
 
 @cache
@@ -40,5 +41,5 @@ def _keeping(cls: type) -> type:
     return type(cls.__name__, (KeepsFloat32, cls), {"__module__": cls.__module__})
 
 
-def _is_float32(buffer: Tensor | None) -> bool:
+def _is_float32(buffer: Tensor | None) -> TypeGuard[Tensor]:
     return buffer is not None and buffer.dtype == torch.float32

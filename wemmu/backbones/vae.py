@@ -1,5 +1,7 @@
 """The frozen autoencoder: pixels <-> scaled latents."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from wemmu.backbones.patches import resize
 
 
 class FrozenVAE(nn.Module):
+    vae: Any  # a class of diffusers
+
     def __init__(self, vae: nn.Module):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)

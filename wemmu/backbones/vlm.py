@@ -46,6 +46,14 @@ class _KeysAndValues(DynamicCache):
 class VLM(KeepsFloat32, nn.Module):
     """The VLM with everything needed to feed it batches of images."""
 
+    vlm: Any  # a class of transformers
+    patch: int
+    merge: int
+    temporal: int
+    token_px: int
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
         """mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
 
@@ -61,15 +69,15 @@ class VLM(KeepsFloat32, nn.Module):
         keep_float32_buffers(vlm)
         self.vlm = vlm
         self.adapter: VLMAdapter = adapter_of(vlm)
-        vision = vlm.config.vision_config
+        vision = self.vlm.config.vision_config
         self.patch, self.merge, self.temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         self.token_px = self.patch * self.merge
-        self.image_token_id: int = vlm.config.image_token_id
+        self.image_token_id: int = self.vlm.config.image_token_id
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     @property
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> Any:
         return self.vlm.model.language_model
 
     def image_tokens(self, prompts: Prompts, images: Tensor) -> Tensor:
@@ -94,7 +102,8 @@ class VLM(KeepsFloat32, nn.Module):
 
     def vision(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> vision tokens [B, rows * columns, F]; F is the language model's width or more."""
-        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
+        height, width = pixels.shape[-2:]
+        rows, columns = token_grid(height, width, self.token_px)
         scaled = (self.resized(pixels) / 255 - self.mean) / self.std
         patches = patchify(scaled, self.patch, self.merge, self.temporal)
         grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
@@ -102,7 +111,8 @@ class VLM(KeepsFloat32, nn.Module):
 
     def resized(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 [B, 3, rows * token px, columns * token px], whole numbers from 0 to 255."""
-        rows, columns = token_grid(*pixels.shape[-2:], self.token_px)
+        height, width = pixels.shape[-2:]
+        rows, columns = token_grid(height, width, self.token_px)
         # As the processor resizes bytes.
         return resize(pixels, rows * self.token_px, columns * self.token_px).round()
 

@@ -7,10 +7,10 @@ is handed to `on_block_loaded` before the next one is read: a sharded engine nev
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import ModelMixin
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -83,7 +83,7 @@ def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     assert not any(tensor.is_meta for tensor in block.state_dict().values())
 
 
-def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
+def load_strict(cls: type[Any], directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
     """Load a model of transformers or diffusers from safetensors.
 
     Raises:
@@ -104,7 +104,7 @@ def load_strict(cls: type, directory: Path, dtype: torch.dtype) -> tuple[nn.Modu
 
 
 def load_by_blocks(
-    cls: type[ModelMixin], directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded
+    cls: type[Any], directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded
 ) -> tuple[nn.Module, LoadReport]:
     """Like `load_strict` for a diffusers model, but block by block; checks everything before it reads a weight."""
     default = torch.get_default_dtype()

@@ -6,6 +6,7 @@ gradients of its conditions.
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,7 @@ class Boundary:
 
         All have one shape. The states are leaves, so that their gradients can be collected and given back.
         """
-        parts: dict[str, list[Tensor | None]] = {}
+        parts: dict[str, Sequence[Any]] = {}
         for field in fields(flow):
             value = getattr(flow, field.name)
             parts[field.name] = [None] * self.size if value is None else self._gather(value)

@@ -21,7 +21,7 @@ class StageRunner(nn.Module):
     tensors that need a gradient outside.
     """
 
-    def __init__(self, part: nn.Module):
+    def __init__(self, part: Any):
         super().__init__()
         self.part = part
         self.micro_batches: Sequence[MicroBatch] = ()
@@ -56,7 +56,7 @@ class Pipeline:
     ):
         self.runner, self.stage, self.stages = runner, stage, stages
         self._group, self._device, self._loss, self._scale = group, device, loss, scale
-        self._schedules: dict[tuple, Schedule1F1B] = {}
+        self._schedules: dict[tuple[int, torch.Size, torch.Size], Schedule1F1B] = {}
         self._values: dict[int, Tensor] = {}
 
     def run(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:

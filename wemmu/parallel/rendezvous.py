@@ -75,8 +75,11 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     one_node = variables.get("SLURM_STEP_NUM_NODES", "1") == "1"
     first = re.match(r"([^,\[]+)(?:\[(\w+))?", variables.get("SLURM_STEP_NODELIST", ""))
     where = {"MASTER_PORT": str(_PORTS_FROM + (int(step["JOB_ID"]) + 1009 * int(step["STEP_ID"])) % _PORTS)}
-    if "MASTER_ADDR" not in found and (one_node or first):
-        where["MASTER_ADDR"] = "127.0.0.1" if one_node else _address("".join(filter(None, first.groups())))
+    if "MASTER_ADDR" not in found:
+        if one_node:
+            where["MASTER_ADDR"] = "127.0.0.1"
+        elif first:
+            where["MASTER_ADDR"] = _address("".join(filter(None, first.groups())))
     ranks = {"RANK": step["PROCID"], "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"], "LOCAL_RANK": step["LOCALID"]}
     return where | ranks | found
 

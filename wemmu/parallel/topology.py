@@ -1,6 +1,7 @@
 """Ranks as a value: the rank of this process, its groups, and the axes of the grid."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,10 +85,10 @@ def any_rank(flag: bool) -> bool:
     return bool(flags)
 
 
-def gathered(value: object) -> list:
+def gathered(value: object) -> list[Any]:
     """Return the values of all ranks in order; all must call it."""
     if not dist.is_initialized():
         return [value]
-    values: list = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

@@ -12,6 +12,10 @@ class Staged(nn.Module):
     def modules_by_name(self) -> dict[str, nn.Module]:
         """Return those parts; without parts that this configuration lacks."""
 
+    @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """Recompute activations of the layers that run with gradients in the backward pass."""
+
     def freeze_all_but(self, trains: tuple[str, ...]) -> None:
         """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
         self.requires_grad_(False)

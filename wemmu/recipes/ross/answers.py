@@ -1,5 +1,7 @@
 """Generates a VLM's answers, and the images that its head reconstructs."""
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,7 +28,7 @@ LIMIT = 128
 class Answerer:
     """Asks a `Ross` model (anything with its `embeddings`, `language_model`, `states`, `head` and `picture`)."""
 
-    def __init__(self, model, encoder: PromptEncoder, device: torch.device | str = "cpu"):
+    def __init__(self, model: Any, encoder: PromptEncoder, device: torch.device | str = "cpu"):
         self.model, self.encoder, self.device = model, encoder, torch.device(device)
 
     def prompts(self, request: GenerationRequest) -> Prompts:
@@ -72,7 +74,8 @@ class Answerer:
         model, images = self.model, request.images.to(self.device)
         b, n = images.shape[:2]
         states = model.states(self.prompts(request).to(self.device), images).pictures.flatten(0, 1).float()
-        grid, head = token_grid(*images.shape[-2:], model.token_px), model.config.head
+        height, width = images.shape[-2:]
+        grid, head = token_grid(height, width, model.token_px), model.config.head
         if not isinstance(head, Denoiser):
             return model.picture(model.head(states, grid)).unflatten(0, (b, n))
         channels = model.head.out.out_features

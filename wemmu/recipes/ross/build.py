@@ -34,5 +34,6 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
 
 def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE) -> tuple[Ross, ReconstructiveLoss]:
     """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`."""
+    assert isinstance(run.recipe, RossConfig)
     model = Ross(vlm, [0.5] * 3, [0.5] * 3, vae, run.recipe)
     return model, ReconstructiveLoss(model, run)

@@ -19,7 +19,7 @@ class ReconstructiveLoss:
 
     def __init__(self, model: Ross, run: StageRun):
         self.model, self.weight, self.seed = model, run.stage.objective.weight, run.seed
-        self.head = run.recipe.head
+        self.head = model.config.head
 
     def __call__(self, batch: Batch, step: int) -> Losses:
         assert batch.labels is not None, "a batch of understanding has labels"

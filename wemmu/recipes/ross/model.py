@@ -48,8 +48,12 @@ class Ross(Staged, VLM):
             raise ValueError(f"recipe.layer is {config.layer}; valid choices: 0 to {layers}, last")
         self.vae, self.config = vae, config
         channels = vae.latent_channels if config.target == "latents" else 3 * self.token_px**2
-        build = Denoiser if isinstance(config.head, DenoiserConfig) else Regressor
-        self.head = build(config.head, self.language_model.config.hidden_size, channels)
+        width: int = self.language_model.config.hidden_size
+        self.head: Denoiser | Regressor
+        if isinstance(config.head, DenoiserConfig):
+            self.head = Denoiser(config.head, width, channels)
+        else:
+            self.head = Regressor(config.head, width, channels)
 
     def states(self, prompts: Prompts, images: Tensor) -> States:
         """Run the VLM over whole conversations, questions and answers.
@@ -89,7 +93,8 @@ class Ross(Staged, VLM):
 
         Latents are of about unit variance; pixels, 3 * token_px^2 channels, in [-1, 1].
         """
-        grid = token_grid(*images.shape[-2:], self.token_px)
+        height, width = images.shape[-2:]
+        grid = token_grid(height, width, self.token_px)
         if self.config.target == "latents":
             return self.vae.encode(images, grid).float()
         pixels = self.resized(images) / 127.5 - 1

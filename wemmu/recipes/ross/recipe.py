@@ -14,6 +14,7 @@ from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer, answer_grid
 from wemmu.recipes.ross.build import build_ross
 from wemmu.recipes.ross.config import Denoiser
+from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.sampling.request import GenerationRequest, Response
 
@@ -23,6 +24,7 @@ class RossRecipe:
 
     def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
         """`on_block_loaded` is not called: the VLM is loaded whole."""
+        assert isinstance(run.recipe, RossConfig)
         self._run = run
         self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
         self.encoder = PromptEncoder(run.backbones.vlm)
@@ -46,7 +48,7 @@ class RossRecipe:
         return [Response(*pair) for pair in zip(restored, self.answerer.answers(request), strict=True)]
 
     def sampling(self) -> dict[str, Any]:
-        denoises = isinstance(self._run.recipe.head, Denoiser)
+        denoises = isinstance(self.model.config.head, Denoiser)
         return {"solver": {"name": "ddim", "steps": self._run.sampling.steps}} if denoises else {}
 
     def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:

@@ -1,5 +1,7 @@
 """The bridge: frozen prefix -> condition of the DiT. The figure of the paper, from left to right."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,11 +18,11 @@ from wemmu.types import Condition, Prefix
 class Bridge(nn.Module):
     """Everything trained besides the DiT: pathway, queries (if learnable), VAE branch (if on) and position MLP."""
 
-    def __init__(self, config: BridgeConfig, language_model: nn.Module, latent_channels: int, caption_channels: int):
+    def __init__(self, config: BridgeConfig, language_model: Any, latent_channels: int, caption_channels: int):
         super().__init__()
         width = language_model.config.hidden_size
         self.pathway = Pathway(language_model)
-        self.queries = build_queries(config.queries, width, config.position_table)
+        self.queries: Any = build_queries(config.queries, width, config.position_table)
         self.vae_branch = VAEBranch(latent_channels, width) if config.vae_branch else None
         self.position_mlp = PositionMLP(width, caption_channels, config.position_table, config.position_std)
 

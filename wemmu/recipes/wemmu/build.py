@@ -1,6 +1,7 @@
 """Builds the model of WeMMU: the bridge copies the VLM's layers; the rest of it is new."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -34,11 +35,12 @@ def build_model(
     reports = {}
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
     vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
+    assert backbones.dit is not None, "it was checked"
     dit, reports["dit"] = load_dit(backbones.dit, dtype, on_block_loaded)
     pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     bridge = new_bridge(config, frozen.language_model, vae.latent_channels, caption_channels(dit), seed)
-    bridge.to(vlm.dtype)
+    bridge.to(frozen.vlm.dtype)
     # The pathway is a copy of a frozen model, but it learns.
     bridge.requires_grad_(True)
     for name in [*(f"layers.{i}" for i in range(len(frozen.language_model.layers))), "norm"]:
@@ -49,9 +51,10 @@ def build_model(
     return WeMMU(frozen, vae, bridge, dit), reports
 
 
-def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE, dit: nn.Module) -> tuple[WeMMU, FlowMatchingLoss]:
+def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[WeMMU, FlowMatchingLoss]:
     """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`."""
     frozen = FrozenVLM(vlm, [0.5] * 3, [0.5] * 3)
+    assert isinstance(run.recipe, WeMMUConfig)
     bridge = Bridge(run.recipe.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
     model = WeMMU(frozen, vae, bridge.to(vlm.dtype), dit)
     return model, FlowMatchingLoss(model, run)
@@ -80,8 +83,9 @@ def sources(backbones: Backbones, config: BridgeConfig, seed: int, model: WeMMU)
         for name, source in stored_vlm(backbones.vlm).items()
         if name.startswith(LANGUAGE)
     }
+    assert backbones.dit is not None, "the model has one"
     dit = {f"dit.{name}": source for name, source in stored_dit(backbones.dit).items()}
     # The same draws again.
     new = new_bridge(config, model.vlm.language_model, model.vae.latent_channels, model.caption_channels, seed)
     made: Mapping[str, Made] = {f"bridge.{n}": Made(p.detach()) for n, p in new.named_parameters() if not p.is_meta}
-    return pathway | dit | made
+    return {**pathway, **dit, **made}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
 from wemmu.noise import Noise
 from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
@@ -21,7 +22,9 @@ class FlowMatchingLoss:
     """
 
     def __init__(self, model: WeMMU, run: StageRun):
-        self.model, self.config, self.seed = model, run.stage.objective, run.seed
+        self.model, self.seed = model, run.seed
+        assert isinstance(run.stage.objective, Objective), "the config gives this recipe no other"
+        self.config = run.stage.objective
         self.resolution = run.stage.resolution
 
     def __call__(self, batch: Batch, step: int) -> Losses:
@@ -38,7 +41,7 @@ class FlowMatchingLoss:
     def draw(self, batch: Batch, step: int) -> Flow:
         """Draw the points of the paths, and the velocities there."""
         noise = self._noise(batch, step)
-        x_0 = self.model.target_latents(batch.target, None if batch.latents is None else batch.latents.target).float()
+        x_0 = self.model.target_latents(_target(batch), None if batch.latents is None else batch.latents.target).float()
         eps = noise.normal("eps", tuple(x_0.shape[1:]))
         t = sample_time(self.config.time, self.resolution, noise.normal("time", ()))
         path = sample_path(x_0, eps, t)
@@ -56,9 +59,9 @@ class FlowMatchingLoss:
 
     def condition(self, batch: Batch, step: int) -> Condition:
         """Return the condition for a micro-batch, with the bridge's gradient."""
-        size = tuple(batch.target.shape[-2:])
+        height, width = _target(batch).shape[-2:]
         inputs = None if batch.latents is None else batch.latents.images
-        return self.model.condition(batch.prompts, batch.images, size, self._noise(batch, step), inputs)
+        return self.model.condition(batch.prompts, batch.images, (height, width), self._noise(batch, step), inputs)
 
     def values(self, predicted: Tensor, flow: Flow) -> Tensor:
         """Return one loss per sample, [B], of velocities predicted at the points of `flow`, weighted by time."""
@@ -66,6 +69,8 @@ class FlowMatchingLoss:
             case "flow":
                 values = flow_matching(predicted, flow.v)
             case "contrastive":
+                assert flow.v_negative is not None, "`draw` pairs them"
+                assert flow.paired is not None, "`draw` pairs them"
                 values = contrastive_flow_matching(predicted, flow.v, flow.v_negative, flow.paired, self.config.weight)
         return time_weight(self.config.weighting, flow.t) * values
 
@@ -76,4 +81,9 @@ class FlowMatchingLoss:
         return {f"loss/{batch.task}": torch.ones_like(bins, dtype=torch.bool)} | by_time
 
     def _noise(self, batch: Batch, step: int) -> Noise:
-        return Noise(self.seed, step, batch.sample_ids.cpu(), batch.target.device)
+        return Noise(self.seed, step, batch.sample_ids.cpu(), _target(batch).device)
+
+
+def _target(batch: Batch) -> Tensor:
+    assert batch.target is not None, "the config gives this recipe tasks with a target only"
+    return batch.target

@@ -1,5 +1,7 @@
 """WeMMU on one device: from a prompt to a velocity."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from wemmu.backbones.adapters import DiTAdapter, DiTStage, adapter_of
@@ -18,6 +20,7 @@ class WeMMU(Staged):
 
     # The parts that hold all that stages can train, which engines may shard.
     sharded = ("bridge", "dit")
+    dit: Any  # a class of diffusers
 
     def __init__(self, vlm: FrozenVLM, vae: FrozenVAE, bridge: Bridge, dit: nn.Module):
         super().__init__()

@@ -7,6 +7,7 @@ sees them. The layers are deep copies of the VLM's layers with their weights, an
 
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Pathway(nn.Module):
 
     checkpointing = False
 
-    def __init__(self, language_model: nn.Module):
+    def __init__(self, language_model: Any):
         """Copy the layers, the final norm and the rotary embedding of `language_model`, weights included."""
         super().__init__()
         self.layers = deepcopy(language_model.layers)

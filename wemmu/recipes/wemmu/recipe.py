@@ -8,11 +8,13 @@ from PIL import Image
 
 from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.build import build_model, sources
+from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.validation import Validation
 from wemmu.sampling.grid import sample_grid
@@ -26,19 +28,20 @@ class WeMMURecipe:
     """A bridge between a frozen VLM and a DiT; see `wemmu.recipes.recipe.Recipe`."""
 
     def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
-        self._run = run
-        self.model, self.reports = build_model(run.backbones, run.recipe.bridge, run.seed, on_block_loaded)
+        assert isinstance(run.recipe, WeMMU)
+        self._run, self._bridge = run, run.recipe.bridge
+        self.model, self.reports = build_model(run.backbones, self._bridge, run.seed, on_block_loaded)
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
         self.caches = (self.vae.cache, self.model.vlm.cache)
         self.layers = (*self.model.bridge.pathway.layers, *self.model.dit.transformer_blocks)
         self.normed = (self.language, self.model.bridge.pathway)
         self.loss = FlowMatchingLoss(self.model, run)
-        shift = run.stage.objective.time.shift_at(run.stage.resolution)
+        shift = self.loss.config.time.shift_at(run.stage.resolution)
         self.sampler = Sampler(self.model, self.encoder, shift, device=device)
 
     def sources(self) -> Sources:
-        return sources(self._run.backbones, self._run.recipe.bridge, self._run.seed, self.model)
+        return sources(self._run.backbones, self._bridge, self._run.seed, self.model)
 
     def preview(self) -> tuple[Image.Image, int]:
         return sample_grid(self.sampler, self._run.sampling, self._run.stage.resolution)
@@ -56,6 +59,7 @@ class WeMMURecipe:
 def sampling_of(run: StageRun) -> dict[str, Any]:
     """Solver, times and the guidance weights of each task, as the config sets them."""
     sampling = run.sampling
+    assert isinstance(run.stage.objective, Objective)
     ts = times(sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution)).tolist()
     return {
         "solver": {"name": "euler", "steps": sampling.steps, "times": [round(t, 4) for t in ts]},

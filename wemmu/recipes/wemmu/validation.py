@@ -1,6 +1,6 @@
 """The validation loss: plain flow matching on held-out records, always with the same noise and times."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import torch
 
@@ -39,7 +39,7 @@ class Validation:
     @in_eval_mode
     def __call__(self) -> float:
         """Mean over the tasks and shapes of the mixture, with its weights; the same number on all ranks."""
-        sums, counts = Counter[int](), Counter[int]()
+        sums, counts = defaultdict[int, float](float), Counter[int]()
         for stream, batch, counted in self._held_out.batches():
             batch = batch.to(self._device)
             flow, condition, _ = self._loss.begin(batch, STEP)
