@@ -27,7 +27,7 @@ WAITS = """
 import sys
 from wemmu.config.schema import Parallel
 from wemmu.parallel.rendezvous import connect
-from wemmu.command_line import StopFlag
+from wemmu.training.signals import StopFlag
 stop = StopFlag()
 with stop.ends_process("it waited"):
     open(sys.argv[1], "w").close()

@@ -19,7 +19,7 @@ from yaml import ScalarEvent, YAMLError
 from wemmu.config.base import Named, leaves
 from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
-from wemmu.config.upgrade import MOVED
+from wemmu.config.upgrade import MOVED, moved
 
 Schema = TypeVar("Schema", bound=BaseModel)
 # OmegaConf's loader, which differs from PyYAML's.
@@ -203,9 +203,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
         raise ConfigError(f"cannot read the config {path}: its chain of `base` contains itself")
     tree = _parse(path)
     base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
-    for field, now in MOVED.items() if written is None else ():
+    for field, (place, now) in MOVED.items() if written is None else ():
         if field in tree:
             print(f"{path}: the field `{field}` has moved, write {now}; it is read as that", file=sys.stderr)
+            OmegaConf.update(tree, place, tree.pop(field), merge=True)
     folders = _folders(written, path)
     origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:
@@ -278,6 +279,7 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"the override {override!r} is not of the form field=value")
+    key = moved(key)
     parts = key.split(".")
     listed = tree.get("stages") or []
     stages = [s.get("name") for s in listed if isinstance(s, DictConfig)] if isinstance(listed, ListConfig) else []

@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Field of earlier versions -> what says the same now.
+# Field of earlier versions -> where it stands now, and how that is written.
 MOVED = {
-    "bridge": "`recipe: {kind: wemmu, bridge: {...}}`",
-    "reconstruction": "its fields into `recipe: {kind: ross, ...}`",
+    "bridge": ("recipe.bridge", "`recipe: {kind: wemmu, bridge: {...}}`"),
+    "reconstruction": ("recipe", "its fields into `recipe: {kind: ross, ...}`"),
 }
+
+
+def moved(name: str) -> str:
+    """The name today of a field, dotted."""
+    first, _, rest = name.partition(".")
+    return f"{MOVED[first][0]}.{rest}" if rest and first in MOVED else name
 
 
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
