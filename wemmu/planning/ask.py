@@ -11,10 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,9 @@ _ROOMS = ("backbones", "measuring", "objectives", "parallel", "recipes")
 
 class PlanError(ValueError):
     """A plan that cannot be made; the message says what is missing or which choices are valid."""
+
+
+_OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,8 @@ def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
     return found, tuple(absent)
 
 
-def ask(items: Sequence[Item], measure: Callable[[Path, Any], Answer] | None = None) -> list[Answer]:
-    """The answers to `items`, all of which have the same backbones.
-
-    measure: measures in this process, which has torch anyway; without it a child process does, and shows its progress.
+def ask(items: Sequence[Item]) -> list[Answer]:
+    """The answers to `items`, all of which have the same backbones; a child process measures what is not cached.
 
     Raises:
         PlanError: if the model cannot be built or stepped, with its reason.
@@ -130,8 +131,7 @@ def ask(items: Sequence[Item], measure: Callable[[Path, Any], Answer] | None = N
         with _alone():
             missing = {file: item for file, item in zip(files, items, strict=True) if _read(file) is None}
             request = {"configs": configs, "items": [item.request() for item in missing.values()]}
-            answers = _child(request) if measure is None else _here(request, measure)
-            fresh = dict(zip(missing, map(_keep, missing, answers), strict=True))
+            fresh = dict(zip(missing, map(_keep, missing, _child(request)), strict=True))
     else:
         fresh = {}
     return [fresh.get(file) or _read(file) or {} for file in files]
@@ -171,11 +171,6 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _here(request: dict[str, Any], measure: Callable[[Path, Any], Answer]) -> Iterator[Answer]:
-    with written(request["configs"]) as folder:
-        yield from map(partial(measure, folder), request["items"])
-
-
 @contextmanager
 def written(configs: dict[str, Any]) -> Iterator[Path]:
     """A folder with a directory for each backbone, by its field, that holds its config.json."""
@@ -188,8 +183,10 @@ def written(configs: dict[str, Any]) -> Iterator[Path]:
 
 def _child(request: dict[str, Any]) -> Iterator[Answer]:
     command = [sys.executable, "-m", "wemmu.measuring"]
-    # It finds this package wherever it is started, and leaves GPUs alone.
-    place, environment = Path(__file__).parents[2], os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    # It finds this package wherever it is started, leaves GPUs alone and is no rank of a run that asks.
+    place = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     number, console = len(request["items"]), Console(stderr=True)
     if not console.is_terminal:
         print(f"measuring the model once, {number} parts, kept in {_folder()}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -32,12 +32,8 @@ class Workload:
         self._costs: dict[tuple[Task, int, bool], tuple[float, float]] = {}
         self.unknown = ""
         with self._surviving():
-            # Many modules, which only training needs.
-            from wemmu.measuring.__main__ import measure
-
-            self._measure = measure
-            for shape in (shape_of(task, run, Assumptions()) for task in run.stage.mixture):
-                self._cost(shape.task, shape.images, shape.stored)
+            shapes = [shape_of(task, run, Assumptions()) for task in run.stage.mixture]
+            self._measure({(shape.task, shape.images, shape.stored) for shape in shapes})
 
     def count(self, batches: Sequence[Batch]) -> Counter[str]:
         """Samples under the name of their task; `tokens` and, forward and backward together, `flops`, where known.
@@ -88,13 +84,22 @@ class Workload:
         """FLOPs of a text token, and of a sample without text."""
         key = (task, images, stored)
         if key not in self._costs:
-            side, answer = self._run.stage.resolution, PROMPTS[0] // 2 * (task is Task.UNDERSTANDING)
-            shapes = [Shape(task, side, side, text, images, answer=answer, stored=stored) for text in PROMPTS]
-            answers = ask([Item("step", self._run, shape) for shape in shapes], self._measure)
-            few, many = (sum(map(sum, one["flops"].values())) for one in answers)
-            of_token = (many - few) / (PROMPTS[1] - PROMPTS[0])
-            self._costs[key], self._model = (of_token, few - of_token * PROMPTS[0]), answers[0]
+            self._measure({key})
         return self._costs[key]
+
+    def _measure(self, keys: Collection[tuple[Task, int, bool]]) -> None:
+        """Always in a process of its own: what tensors without numbers leave in a cache would end up in training."""
+        side, items = self._run.stage.resolution, []
+        for task, images, stored in keys:
+            answer = PROMPTS[0] // 2 * (task is Task.UNDERSTANDING)
+            shapes = [Shape(task, side, side, text, images, answer=answer, stored=stored) for text in PROMPTS]
+            items += [Item("step", self._run, shape) for shape in shapes]
+        answers = ask(items)
+        flops = [sum(map(sum, one["flops"].values())) for one in answers]
+        for key, few, many in zip(keys, flops[::2], flops[1::2], strict=True):
+            of_token = (many - few) / (PROMPTS[1] - PROMPTS[0])
+            self._costs[key] = of_token, few - of_token * PROMPTS[0]
+        self._model = answers[0]
 
 
 def peak_flops(run: StageRun, device: torch.device) -> float | None:
