@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.config.curricula import tree, write
-from wemmu.config import ConfigError, load_curriculum
+from wemmu.config import ConfigError, load_curriculum, load_stage
 from wemmu.config.schema import Curriculum, Memory
 from wemmu.config.stage import Optimizer
 from wemmu.recipes.ross.config import Ross
@@ -168,6 +168,23 @@ def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path, capsys:
     ross = load_curriculum(write(tmp_path, old), ["reconstruction.layer=1"]).recipe
     assert isinstance(ross, Ross)
     assert (ross.target, ross.layer) == ("pixels", 1)
+
+
+@pytest.mark.parametrize("kind", ["wemmu", "ross"])
+def test_a_run_folder_of_an_earlier_version_is_read_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture, kind: str
+):
+    """It holds the fields of all recipes, and the first versions did not say where they were written."""
+    old = tree() | {"bridge": {"position_table": 9}, "reconstruction": {"target": "pixels"}}
+    if kind == "ross":
+        old["stages"] = [old["stages"][0] | ROSS]
+    expected = {"wemmu": WeMMU(bridge=Bridge(position_table=9)), "ross": Ross(target="pixels")}[kind]
+    curriculum = load_curriculum(write(tmp_path, old))
+    assert curriculum.recipe == expected
+    run = curriculum.stage_run("first" if kind == "wemmu" else "align").model_dump(mode="json", exclude={"recipe"})
+    write(tmp_path, run | {name: old[name] for name in ("bridge", "reconstruction")})
+    assert load_stage(tmp_path / "curriculum.yaml").recipe == expected
+    assert capsys.readouterr().err == ""
 
 
 def test_warm_up_and_decay_may_fill_the_stage_exactly(tmp_path: Path):

@@ -19,7 +19,7 @@ from yaml import ScalarEvent, YAMLError
 from wemmu.config.base import Named, leaves
 from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
-from wemmu.config.upgrade import MOVED, moved
+from wemmu.config.upgrade import MOVED, moved, upgraded
 
 Schema = TypeVar("Schema", bound=BaseModel)
 # OmegaConf's loader, which differs from PyYAML's.
@@ -203,10 +203,14 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
         raise ConfigError(f"cannot read the config {path}: its chain of `base` contains itself")
     tree = _parse(path)
     base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
-    for field, (place, now) in MOVED.items() if written is None else ():
-        if field in tree:
-            print(f"{path}: the field `{field}` has moved, write {now}; it is read as that", file=sys.stderr)
-            OmegaConf.update(tree, place, tree.pop(field), merge=True)
+    if old := MOVED.keys() & tree.keys():
+        content: Any = OmegaConf.to_container(tree)
+        tree = OmegaConf.create(upgraded(content))
+        # A run folder's file has every field, and nobody wrote it by hand.
+        for field in old if written is None and old != MOVED.keys() else ():
+            print(
+                f"{path}: the field `{field}` has moved, write {MOVED[field][1]}; it is read as that", file=sys.stderr
+            )
     folders = _folders(written, path)
     origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:

@@ -26,7 +26,7 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     recipe: Any = tree.get("recipe") or {}
     if not isinstance(recipe, dict):
         return rest
-    recipe = {"kind": "ross" if _reconstructs(tree) else "wemmu"} | recipe
+    recipe = {"kind": _kind(tree)} | recipe
     old = tree.get("reconstruction") if recipe["kind"] == "ross" else {"bridge": tree.get("bridge") or {}}
     return rest | {"recipe": _merged(recipe, old or {}, "recipe")}
 
@@ -45,10 +45,13 @@ def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str,
     return found
 
 
-def _reconstructs(tree: dict[str, Any]) -> bool:
-    stages = [*(tree.get("stages") or ()), tree.get("stage")]
-    kinds = [stage["objective"].get("kind") for stage in stages if isinstance(stage, dict) and stage.get("objective")]
-    return "reconstructive" in kinds
+def _kind(tree: dict[str, Any]) -> str:
+    """By the objectives; a file that has no stages, but stands on one that has, tells by its fields."""
+    stages = [stage for stage in [*(tree.get("stages") or ()), tree.get("stage")] if isinstance(stage, dict)]
+    if not stages:
+        return "ross" if "reconstruction" in tree and "bridge" not in tree else "wemmu"
+    kinds = [stage["objective"].get("kind") for stage in stages if stage.get("objective")]
+    return "ross" if "reconstructive" in kinds else "wemmu"
 
 
 def upgraded_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
