@@ -16,7 +16,7 @@ from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.config import Task
 from wemmu.config.schema import Backbones
-from wemmu.measuring.__main__ import measure, step, with_gradients
+from wemmu.measuring.__main__ import step, with_gradients
 from wemmu.measuring.fake_world import fake_world
 from wemmu.measuring.observe import Observed, Parts
 from wemmu.parallel import zero3
@@ -171,7 +171,7 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(backbones: Backb
 def test_slices_are_of_the_whole_and_degrees_that_cannot_be_are_refused(backbones: Backbones):
     run = curriculum_with(MINIATURE, backbones, TABLE).stage_run("stage2")
     shape = replace(shape_of(Task.T2I, run, Assumptions(20)), samples=2)
-    whole, split = (ask([Item("slices", run, shape, tp, pp)], measure)[0]["places"] for tp, pp in ((1, 1), (2, 2)))
+    whole, split = (ask([Item("slices", run, shape, tp, pp)])[0]["places"] for tp, pp in ((1, 1), (2, 2)))
     dit = parameters_of(curriculum_with(MINIATURE, backbones, TABLE))["parts"]["dit"]
     assert layout.numbers(whole[0], 1) == dit
     assert 0.5 < sum(layout.numbers(place, 1) for place in split) / dit < 0.7
@@ -180,9 +180,9 @@ def test_slices_are_of_the_whole_and_degrees_that_cannot_be_are_refused(backbone
     assert all(place["reduced"] and place["exchanged"] for place in split)
     assert sum(sum(place["flops"]) for place in split) == pytest.approx(sum(whole[0]["flops"]) / 2, rel=0.15)
     with pytest.raises(ValueError, match=r"cannot be split over 3 tensor ranks.*valid: 1, 2"):
-        ask([Item("slices", run, shape, 3, 1)], measure)
+        ask([Item("slices", run, shape, 3, 1)])
     with pytest.raises(ValueError, match=r"99 stages cannot share the .* blocks"):
-        ask([Item("slices", run, shape, 1, 99)], measure)
+        ask([Item("slices", run, shape, 1, 99)])
 
 
 def test_zero3_keeps_and_sums_as_much_at_a_time_as_is_planned():

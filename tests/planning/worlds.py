@@ -1,11 +1,15 @@
 """Backbones of which only the config.json files are there, with the published values."""
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.models import published
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
+from wemmu.planning import ask
 from wemmu.planning.layout import Degrees
 from wemmu.planning.plan import Machine
 
@@ -34,3 +38,13 @@ def curriculum_with(file: Path, backbones: Backbones, *overrides: str) -> Curric
 
 def on(world: int, tp: int = 1, pp: int = 1, mfu: float = 0.35) -> Machine:
     return Machine("h100", Degrees(world, tp, pp), mfu)
+
+
+def in_this_process(measure: Callable[[Path, Any], Any]) -> Callable[[dict[str, Any]], Iterator[Any]]:
+    """What the child does, without a child."""
+
+    def answer(request: dict[str, Any]) -> Iterator[Any]:
+        with ask.written(request["configs"]) as folder:
+            yield from map(partial(measure, folder), request["items"])
+
+    return answer

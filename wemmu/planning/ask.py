@@ -11,10 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -119,10 +119,8 @@ def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
     return found, tuple(absent)
 
 
-def ask(items: Sequence[Item], measure: Callable[[Path, Any], Answer] | None = None) -> list[Answer]:
+def ask(items: Sequence[Item]) -> list[Answer]:
     """The answers to `items`, all of which have the same backbones; a child process measures what is not cached.
-
-    measure: measures in this process instead, which must not train: its caches may hold tensors without numbers then.
 
     Raises:
         PlanError: if the model cannot be built or stepped, with its reason.
@@ -133,8 +131,7 @@ def ask(items: Sequence[Item], measure: Callable[[Path, Any], Answer] | None = N
         with _alone():
             missing = {file: item for file, item in zip(files, items, strict=True) if _read(file) is None}
             request = {"configs": configs, "items": [item.request() for item in missing.values()]}
-            answers = _child(request) if measure is None else _here(request, measure)
-            fresh = dict(zip(missing, map(_keep, missing, answers), strict=True))
+            fresh = dict(zip(missing, map(_keep, missing, _child(request)), strict=True))
     else:
         fresh = {}
     return [fresh.get(file) or _read(file) or {} for file in files]
@@ -172,11 +169,6 @@ def _alone() -> Iterator[None]:
     except (PermissionError, LockedError):
         # Without a lock the same may be measured twice.
         yield
-
-
-def _here(request: dict[str, Any], measure: Callable[[Path, Any], Answer]) -> Iterator[Answer]:
-    with written(request["configs"]) as folder:
-        yield from map(partial(measure, folder), request["items"])
 
 
 @contextmanager
