@@ -4,18 +4,15 @@ from pathlib import Path
 
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
-from transformers import AutoImageProcessor
 
 from wemmu.backbones.adapters import class_of
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config import StageRun
 from wemmu.published.check import check_backbones
 from wemmu.published.identity import identity
 from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
 from wemmu.recipes.staged import startable
-from wemmu.recipes.wemmu.bridge import Bridge
-from wemmu.recipes.wemmu.build import caption_channels
+from wemmu.recipes.wemmu.build import assemble
 from wemmu.recipes.wemmu.model import WeMMU
 
 
@@ -32,12 +29,9 @@ def skeleton(run: StageRun) -> WeMMU:
     )
     if odd := sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])):
         raise ValueError(f"{run.backbones.vlm} is not whole or not of its config; first of it: {', '.join(odd[:5])}")
-    pixels = AutoImageProcessor.from_pretrained(run.backbones.vlm, use_fast=True)
-    frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     vae, dit = FrozenVAE(_of_config(run.backbones.vae, AUTOENCODER)), _of_config(run.backbones.dit, TRANSFORMER)
     with init_empty_weights():
-        bridge = Bridge(run.recipe.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
-    return WeMMU(frozen, vae, bridge, dit)
+        return assemble(run, vlm, vae, dit)[0]
 
 
 def identities(run: StageRun) -> dict[str, str]:

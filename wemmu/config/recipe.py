@@ -57,11 +57,3 @@ class RecipeConfig(Config):
 
     def check_stage(self, stage: "Stage | Rung") -> None:
         """Refuse a stage for further reasons of the recipe; raises as `check`."""
-
-    def trained(self, stage: "Stage | Rung") -> tuple[str, ...]:
-        """The modules that `stage` trains, in the recipe's order."""
-        return tuple(module for module in self.modules if module in stage.trains)
-
-    def prefixes(self, modules: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        """How the canonical names of the weights of `modules` begin; of all modules unless given."""
-        return tuple(prefix for module in modules or self.modules for prefix in self.modules[module])

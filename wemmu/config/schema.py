@@ -167,7 +167,16 @@ class Evaluation(Config):
     batch: Positive = 64
 
 
-class Curriculum(Config):
+class _HasRecipe(Config):
+    """Also reads what earlier versions wrote."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, values: Any) -> Any:
+        return upgraded(values) if isinstance(values, dict) else values
+
+
+class Curriculum(_HasRecipe):
     """Everything a chain of stages needs; `configs/` holds examples."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
@@ -183,11 +192,6 @@ class Curriculum(Config):
     evaluation: Evaluation = Evaluation()
     threads: Positive | None = None
     stages: tuple[Stage, ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _upgraded(cls, values: Any) -> Any:
-        return upgraded(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check(self) -> "Curriculum":
@@ -233,7 +237,7 @@ class Curriculum(Config):
         raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
 
 
-class StageRun(Config):
+class StageRun(_HasRecipe):
     """One stage, or one rung, with everything it shares with the others: what a training job reads."""
 
     name: str
@@ -250,11 +254,6 @@ class StageRun(Config):
     threads: Positive | None
     stage: Rung
     stage_index: int
-
-    @model_validator(mode="before")
-    @classmethod
-    def _upgraded(cls, values: Any) -> Any:
-        return upgraded(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check(self) -> "StageRun":

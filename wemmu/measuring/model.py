@@ -26,10 +26,7 @@ def make_model(run: StageRun) -> tuple[nn.Module, LossFn]:
     finally:
         torch.set_default_dtype(before)
     model, loss = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **parts)
-    model.freeze_all_but(run.stage.trains)
-    model.train()
-    if run.memory.checkpointing:
-        model.checkpoint_activations()
+    model.ready_to_train(run.stage.trains, run.memory.checkpointing)
     return model, loss
 
 

@@ -79,13 +79,10 @@ def recipe(run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: t
 
 
 def ready_to_train(made: Recipe, run: StageRun) -> None:
-    """Unfreeze what the stage trains; turn on checkpointing if the config says so."""
-    made.model.freeze_all_but(run.stage.trains)
-    made.model.train()
+    """Unfreeze what the stage trains; turn on checkpointing and caches if the config says so."""
+    made.model.ready_to_train(run.stage.trains, run.memory.checkpointing)
     for cache in made.caches:
         cache.capacity = run.memory.cached_pictures
-    if run.memory.checkpointing:
-        made.model.checkpoint_activations()
 
 
 def identities(made: Recipe) -> dict[str, str]:

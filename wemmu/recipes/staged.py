@@ -22,6 +22,13 @@ class Staged(nn.Module):
         for name in trains:
             self.modules_by_name()[name].requires_grad_(True)
 
+    def ready_to_train(self, trains: tuple[str, ...], checkpointing: bool) -> None:
+        """Go into training mode with exactly the modules in `trains` learning, and activations recomputed or kept."""
+        self.freeze_all_but(trains)
+        self.train()
+        if checkpointing:
+            self.checkpoint_activations()
+
 
 def startable(model: Staged) -> dict[str, Tensor]:
     """Return the live weights that a stage can train, by canonical name."""

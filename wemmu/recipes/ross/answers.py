@@ -26,7 +26,7 @@ LIMIT = 128
 
 
 class Answerer:
-    """Asks a `Ross` model (anything with its `embeddings`, `language_model`, `states`, `head` and `picture`)."""
+    """Asks a `Ross` model (anything with its `inputs`, `language_model`, `logits`, `states`, `head` and `picture`)."""
 
     def __init__(self, model: Any, encoder: PromptEncoder, device: torch.device | str = "cpu"):
         self.model, self.encoder, self.device = model, encoder, torch.device(device)

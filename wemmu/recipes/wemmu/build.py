@@ -52,7 +52,7 @@ def build_model(
 
 
 def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[WeMMU, FlowMatchingLoss]:
-    """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`."""
+    """The model and its loss of backbones without weights: to be measured, or for its names, shapes and configs."""
     frozen = FrozenVLM(vlm, [0.5] * 3, [0.5] * 3)
     assert isinstance(run.recipe, WeMMUConfig)
     bridge = Bridge(run.recipe.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
