@@ -1,12 +1,15 @@
 """What a stage minimises. Where a paper is silent (facts marked OPEN), the default is argued beside the field."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, Positive, Share
 
 Metric = Literal["mse", "cosine", "smooth_l1"]
+Aggregate = Literal["grpo", "dr_grpo", "dapo"]
+Scale = Literal["group", "batch", "none"]
+Std = Literal["unbiased", "population"]
 
 
 class TimeSampling(Config):
@@ -63,3 +66,50 @@ class ReconstructiveTuning(Config):
 
     kind: Literal["reconstructive"]
     weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class CaptionTuning(Config):
+    """Cross-entropy of captions that the data set has: the mean over a caption's tokens, then over the batch."""
+
+    kind: Literal["caption"]
+
+
+class UnifiedGRPO(Config):
+    """UAE: GRPO over captions, rewarded by what a frozen generator reconstructs from them (arXiv 2509.09666 v5).
+
+    See `wemmu.objectives.grpo` for the formulas. The paper names group 4, temperature 1 and beta 1e-6; the other
+    defaults are ours or the field's, argued beside them.
+    """
+
+    kind: Literal["unified_grpo"]
+    # Captions of each image.
+    group: Annotated[int, Field(ge=2)] = 4
+    # Of sampling; log-probabilities are of the same distribution.
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    # Tokens of a caption, its end included. OPEN in the paper; the length of the released inference.
+    max_length: Positive = 512
+    scale: Scale = "group"
+    std: Std = "unbiased"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-4
+    # OPEN in the paper, which cites GRPO. With dr_grpo and dapo a long caption is not spared for its length.
+    aggregate: Aggregate = "grpo"
+    # OPEN in the paper; PPO's. `clip_high` above it is DAPO's clip-higher; equal to `clip` if not given.
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    # Cap on the ratio of tokens with a negative advantage.
+    delta: Annotated[float, Field(gt=1)] | None = None
+    # Weight of k3, the distance from the policy that the stage began with. With 0 no copy of it is kept.
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    # Optimizer steps for each rollout (mu). With 1 the ratio is 1, nothing is clipped, and the loss is about 0 although
+    # its gradient is not.
+    updates: Positive = 1
+
+    @property
+    def high(self) -> float:
+        return self.clip if self.clip_high is None else self.clip_high
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.delta is not None and self.delta <= 1 + self.high:
+            raise ValueError(f"objective.delta {self.delta} must be above the clip range, 1 + {self.high}")
+        return self
