@@ -19,6 +19,7 @@ from wemmu.config.schema import Backbones
 from wemmu.measuring.__main__ import step, with_gradients
 from wemmu.measuring.fake_world import fake_world
 from wemmu.measuring.observe import Observed, Parts
+from wemmu.measuring.operators import Operators
 from wemmu.parallel import zero3
 from wemmu.parallel.single import SingleEngine
 from wemmu.planning import layout
@@ -135,6 +136,18 @@ def test_a_step_grows_linearly_with_its_samples(backbones: Backbones):
     assert expected["flops"] == {part: pytest.approx(flops) for part, flops in three["flops"].items()}
     assert sum(expected["kept"].values()) == pytest.approx(sum(three["kept"].values()), rel=0.02)
     assert max(expected["peaks"].values()) == pytest.approx(max(three["peaks"].values()), rel=0.02)
+
+
+def test_what_operators_return_is_the_same_from_memory_as_from_torch(
+    backbones: Backbones, monkeypatch: pytest.MonkeyPatch
+):
+    """Two types, padded prompts, masks, contrast and recomputation; the second time all that can be is known."""
+    backbones = backbones.model_copy(update={"dtype": "bfloat16"})
+    run = curriculum_with(MINIATURE, backbones, TABLE).stage_run("stage1")
+    shape = asdict(replace(shape_of(Task.RECONSTRUCTION, run, Assumptions(20)), samples=2, padded=True))
+    told = [step_of(backbones, "stage1", shape, "memory.checkpointing=true") for _ in range(2)]
+    monkeypatch.setattr(Operators, "__call__", Operators._ask)
+    assert told == [step_of(backbones, "stage1", shape, "memory.checkpointing=true")] * 2
 
 
 def size(tensors: dict[str, Tensor]) -> int:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from wemmu.backbones.adapters import class_of
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import fake_world
 from wemmu.measuring.model import make_batch, make_model, vlm_of
@@ -159,9 +160,13 @@ def main() -> None:
     sys.stdout = sys.stderr
     torch.set_num_threads(1)
     workers = min(len(request["items"]), os.cpu_count() or 1, WORKERS)
-    with written(request["configs"]) as folder, get_context("fork").Pool(workers) as pool:
-        for answer in pool.imap(partial(_answer, folder), request["items"]):
-            print(json.dumps(answer), file=lines, flush=True)
+    with written(request["configs"]) as folder:
+        for kind in request["configs"]:
+            # Imported once, before there are workers.
+            class_of(folder / kind, kind)
+        with get_context("fork").Pool(workers) as pool:
+            for answer in pool.imap(partial(_answer, folder), request["items"]):
+                print(json.dumps(answer), file=lines, flush=True)
 
 
 def _answer(folder: Path, item: dict[str, Any]) -> dict[str, Any]:

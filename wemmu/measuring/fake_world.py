@@ -23,7 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-aten, c10d = torch.ops.aten, torch.ops.c10d
+from wemmu.measuring.operators import Operators, tensors
+
+aten, c10d, device = torch.ops.aten, torch.ops.c10d, torch.ops.prim.device.default
 # Attention on a CPU, which torch's counter of FLOPs does not know -> place of the queries among its arguments.
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: 0,
@@ -82,6 +84,7 @@ class FakeWorld(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.fake = _Shapes(allow_non_fake_inputs=True)
+        self._operators = Operators(self.fake)
         self.traffic = Traffic()
         self.alive = self.peak = self.flops = 0
         self.at_peak: Callable[[], None] | None = None
@@ -90,7 +93,15 @@ class FakeWorld(TorchDispatchMode):
         # Storage's address -> (a reference that tells of its end, bytes, its purpose).
         self._storages: dict[int, tuple[weakref.ref, int, str | None]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would wrap each call once more to keep its compiler out, which does not run here.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is device and type(args[0]) is FakeTensor:
+            # Asked for twice by most operators.
+            return torch.device("meta") if self.fake.in_kernel_invocation else args[0].fake_device
         if any(issubclass(t, DTensor) for t in types):
             # Comes back with the tensors that it consists of.
             return NotImplemented
@@ -101,8 +112,8 @@ class FakeWorld(TorchDispatchMode):
         self._count(func, args)
         out = self._run(func, args, kwargs)
         self.flops += flops(func, args, out)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+        for tensor in tensors((out,)):
+            if tensor.device.type != "meta":
                 self._keep(tensor.untyped_storage())
         if self.at_peak is not None and self.alive > 1.01 * self._called_at:
             self._called_at = self.alive
@@ -110,9 +121,9 @@ class FakeWorld(TorchDispatchMode):
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        inputs = [*tensors(args), *tensors(kwargs.values())]
         fakes = [x for x in inputs if isinstance(x, FakeTensor)]
-        if fakes and func is torch.ops.aten._local_scalar_dense.default:
+        if fakes and func is aten._local_scalar_dense.default:
             return {torch.bool: False}.get(fakes[0].dtype, 1)
         if func is c10d.recv_.default and not fakes:
             for tensor in inputs:
@@ -121,20 +132,10 @@ class FakeWorld(TorchDispatchMode):
         if fakes and func._overloadpacket in INDEXED:
             args = (args[0], _places(args[1]), *args[2:])
         if fakes or not inputs:
-            with self._shapes():
-                out = func(*args, **kwargs)
-            if fakes or all(x.is_floating_point() for x in tree_leaves(out) if isinstance(x, Tensor)):
+            out = self._operators(func, args, kwargs)
+            if fakes or all(x.is_floating_point() for x in tensors((out,))):
                 return out
         return tree_map_only(Tensor, self._without_numbers, func(*args, **kwargs))
-
-    @contextmanager
-    def _shapes(self) -> Iterator[None]:
-        """As entering `fake`, which would look for a GPU every time: most of the time of a step."""
-        torch._C._set_dispatch_mode(self.fake)
-        try:
-            yield
-        finally:
-            torch._C._unset_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
 
     def _without_numbers(self, tensor: Tensor) -> Tensor:
         return self.fake.from_tensor(tensor) if tensor.is_floating_point() else tensor
