@@ -116,13 +116,13 @@ def encode(files: list[bytes], job: Job) -> list[bytes]:
     """The work that cannot be left out: decode each image once, fit it into its bucket at each resolution, encode."""
     made = []
     (resolutions,) = job.resolutions.values()
-    sizes = [buckets(resolution, job.prepare.pictures) for resolution in resolutions]
+    sizes = [buckets(resolution, job.prepare.images) for resolution in resolutions]
     for file in files:
         image = Image.open(io.BytesIO(file)).convert("RGB")
         for choices in sizes:
             buffer = io.BytesIO()
             fit(image, *nearest((image.height, image.width), choices)).save(
-                buffer, "JPEG", quality=job.prepare.pictures.quality, subsampling=0
+                buffer, "JPEG", quality=job.prepare.images.quality, subsampling=0
             )
             made.append(buffer.getvalue())
     return made

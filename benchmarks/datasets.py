@@ -81,7 +81,7 @@ def curriculum(
             "backbones": {"vlm": "nowhere", "sana": "nowhere"},
             "data": {
                 "shards": shards,
-                "prepare": {"sources": [source], "pictures": images},
+                "prepare": {"sources": [source], "images": images},
                 "workers": workers,
             },
             "memory": {"micro_batch": batch, "reference_resolution": max(resolutions)},

@@ -3,13 +3,13 @@
 import math
 
 from wemmu.config import ConfigError
-from wemmu.config.prepare import Pictures
+from wemmu.config.prepare import ImageSizing
 
 # (height, width) in pixels.
 Size = tuple[int, int]
 
 
-def buckets(resolution: int, sizing: Pictures) -> tuple[Size, ...]:
+def buckets(resolution: int, sizing: ImageSizing) -> tuple[Size, ...]:
     """Return the sizes of about `resolution`^2 pixels with sides in multiples of `sizing.unit`, tallest first.
 
     Each height up to the resolution gets the width whose area is nearest. The set also has the transpose of each size,
@@ -22,7 +22,7 @@ def buckets(resolution: int, sizing: Pictures) -> tuple[Size, ...]:
     if resolution % unit:
         below, above = resolution // unit * unit, -(-resolution // unit) * unit
         raise ConfigError(
-            f"the resolution {resolution} is not a multiple of data.prepare.pictures.unit, {unit} px; the nearest are "
+            f"the resolution {resolution} is not a multiple of data.prepare.images.unit, {unit} px; the nearest are "
             + " and ".join(str(r) for r in (below, above) if r)
         )
     found = set()

@@ -16,7 +16,7 @@ from data_pipeline.buckets import Size, enlargement, nearest
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import Drawing, EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
-from wemmu.config.prepare import Keep, Pictures
+from wemmu.config.prepare import ImageSizing, Keep
 from wemmu.config.shards import LatentSettings, StreamSettings, checksum, pack
 from wemmu.config.task import Task
 from wemmu.images import fit
@@ -168,7 +168,7 @@ def check_prompts(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Ite
 
 def fit_to_buckets(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[SizedRecord]:
     """Yield a record at every resolution of its task, unless that enlarges it too much."""
-    sizing, choices = job.prepare.pictures, job.buckets()
+    sizing, choices = job.prepare.images, job.buckets()
     for record in records:
         places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
         for resolution, bucket in places:
@@ -223,7 +223,7 @@ def stream_of(record: Decoded, resolution: int, bucket: Size) -> StreamSettings:
     )
 
 
-def _sample(record: Decoded, stream: StreamSettings, sizing: Pictures) -> SizedRecord:
+def _sample(record: Decoded, stream: StreamSettings, sizing: ImageSizing) -> SizedRecord:
     raw, bucket = record.raw, (stream.height, stream.width)
     return SizedRecord(
         stream,
@@ -240,7 +240,7 @@ def _sample(record: Decoded, stream: StreamSettings, sizing: Pictures) -> SizedR
     )
 
 
-def image_file(image: Image.Image | Drawing, bucket: Size, sizing: Pictures) -> bytes:
+def image_file(image: Image.Image | Drawing, bucket: Size, sizing: ImageSizing) -> bytes:
     """Return the image at the size of `bucket`, as a file to store."""
     image = fit(image, *bucket) if isinstance(image, Image.Image) else image.draw(*bucket)
     buffer = io.BytesIO()

@@ -24,31 +24,31 @@ WRITTEN = ("str", "json", "str_int", "str_float", "str_decimal")
 NUMBERS = {"int": "<i8"} | {
     f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("uint", "int", "float") for size in (1, 2, 4, 8)
 }
-PICTURES = ("jpeg", "png", "bytes")
+IMAGES = ("jpeg", "png", "bytes")
 # Bytes of a column to print as text.
 PRINTED = 2000
 
 
-def inspect(root: Path, console: Console, pictures: Path | None = None) -> None:
+def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> None:
     """Print the streams of the data set in `root` and an example of each, or the columns of a foreign MDS data set.
 
-    With `pictures`, write the first records of every stream into that PNG file.
+    With `images`, write the first records of every stream into that PNG file.
 
     Raises:
-        ShardError: if `root` is neither, or if `pictures` is given for a foreign data set.
+        ShardError: if `root` is neither, or if `images` is given for a foreign data set.
     """
     if (root / SETTINGS_FILE).exists() or (root / DATASET_FILE).exists():
         contents = look(root)
         _show(contents, console)
-        if pictures is not None:
+        if sheet_file is not None:
             streams = in_order(contents.streams)[:SECTIONS]
             if not streams:
                 raise ShardError(f"{root} has no finished partition yet, so there are no images to draw")
             sections = [(s.settings.name, list(map(_row, islice(records(root, s), SHOWN)))) for s in streams]
-            sectioned_sheet(sections, SHOWN).save(pictures, "PNG")
-            console.print(Text(f"The first records of {len(streams)} streams: {pictures}"))
+            sectioned_sheet(sections, SHOWN).save(sheet_file, "PNG")
+            console.print(Text(f"The first records of {len(streams)} streams: {sheet_file}"))
     elif (root / INDEX_FILE).exists():
-        if pictures is not None:
+        if sheet_file is not None:
             raise ShardError(f"{root} is not a data set of this project, so no images are drawn of it")
         _show_foreign(root, console)
     else:
@@ -145,6 +145,6 @@ def _value(encoding: str, data: Bytes) -> str:
         return plain(str(data[:PRINTED], "utf-8", "replace"), 120)
     if encoding in NUMBERS:
         return str(np.frombuffer(data, NUMBERS[encoding])[0])
-    if encoding in PICTURES and (size := size_of(data)):
+    if encoding in IMAGES and (size := size_of(data)):
         return f"an image, {size} px"
     return f"{number(len(data))} bytes"

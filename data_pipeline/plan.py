@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.buckets import Size, buckets
 from data_pipeline.records import Source, SourcePartition
@@ -16,6 +16,7 @@ from wemmu.config.base import differences
 from wemmu.config.prepare import Prepare
 from wemmu.config.shards import VERSION, Schema
 from wemmu.config.task import FROM_T2I, Task
+from wemmu.config.upgrade import renamed
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Job:
     def buckets(self) -> dict[int, tuple[Size, ...]]:
         """The buckets of every resolution."""
         wanted = {r for resolutions in self.resolutions.values() for r in resolutions}
-        return {resolution: buckets(resolution, self.prepare.pictures) for resolution in sorted(wanted)}
+        return {resolution: buckets(resolution, self.prepare.images) for resolution in sorted(wanted)}
 
     def parts(self) -> list[SourcePartition]:
         """Return every part of every source in a fixed order; a part's number is its index here."""
@@ -58,6 +59,12 @@ class Settings(Schema):
     folder: str = ""
     # Source -> number of files, hash of their names and sizes.
     files: dict[str, tuple[int, str]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        tree, _ = renamed({"data": {"prepare": values.get("prepare")}})
+        return {**values, "prepare": tree["data"]["prepare"]}
 
     @classmethod
     def of(cls, job: Job, parts: list[SourcePartition] | None = None) -> "Settings":
@@ -118,7 +125,7 @@ def plan(curriculum: Curriculum) -> Job:
     resolutions: dict[Task, set[int]] = {}
     for stage in curriculum.stages:
         for resolution in stage.resolutions:
-            buckets(resolution, prepare.pictures)
+            buckets(resolution, prepare.images)
         for task in stage.mixture:
             resolutions.setdefault(task, set()).update(stage.resolutions)
             if task in FROM_T2I:

@@ -92,14 +92,14 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
         found.reasons[error.reason] += 1
         found.examples.setdefault(error.reason, part.rejection(key, error.reason, error.detail))
 
-    keep, pictures = job.prepare.keep, job.prepare.pictures
+    keep, sizing = job.prepare.keep, job.prepare.images
     if job.prepare.caption is not None:
         # Missing captions will be written.
         keep = keep.model_copy(update={"caption_length": (0, keep.caption_length[1])})
     choices = job.buckets()
     records = decode_images(select_tasks(items, job, reject), lambda file: header(file, keep.max_pixels), reject)
     for record in check_prompts(check_sizes(records, keep, reject), keep, reject):
-        places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, pictures.max_upscale))
+        places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
         for resolution, bucket in places:
             found.streams[stream_of(record, resolution, bucket)] += 1
             if record.shape is not None:

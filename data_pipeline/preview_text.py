@@ -72,18 +72,19 @@ def _tables(curriculum: Curriculum, job: Job, surveys: list[Survey], about: Coun
     for resolution in sorted({r for resolutions in job.resolutions.values() for r in resolutions}):
         yield _resolution(resolution, job, counts, surveys, about)
     streams = [Stream(settings=s, samples=count, bytes=0, files={}) for s, count in counts.items() if count]
-    yield steps_table("Steps", [stage_steps(rung, streams) for s in curriculum.stages for rung in s.rungs], about)
+    steps = [step for stage in curriculum.stages for step in stage.resolution_steps]
+    yield steps_table("Steps", [stage_steps(step, streams) for step in steps], about)
 
 
 def _resolution(
     resolution: int, job: Job, streams: Counter[StreamSettings], surveys: list[Survey], about: Count
 ) -> Table:
-    unit, counts = job.prepare.pictures.unit, Counter[tuple[int, int]]()
+    unit, counts = job.prepare.images.unit, Counter[tuple[int, int]]()
     for stream, count in streams.items():
         if stream.resolution == resolution:
             counts[stream.height, stream.width] += count
     rows = []
-    for height, width in buckets(resolution, job.prepare.pictures):
+    for height, width in buckets(resolution, job.prepare.images):
         count = counts[height, width]
         fits = [fit for found in surveys for fit in found.fits.get((resolution, (height, width)), ())]
         rows.append(

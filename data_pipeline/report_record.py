@@ -9,7 +9,7 @@ from data_pipeline.ledger import Entry
 from data_pipeline.records import Reason, Rejection
 from wemmu.config import Curriculum
 from wemmu.config.shards import INDEX_FILE, DataSet, Schema, Stream
-from wemmu.config.stage import Rung
+from wemmu.config.stage import ResolutionStep
 from wemmu.config.task import FROM_T2I, Task
 
 JSON_FILE, TEXT_FILE, HTML_FILE = "report.json", "report.txt", "report.html"
@@ -134,7 +134,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         SourceCount(name=s.name, kind=s.kind, **by_source.get(s.name, Counter()))
         for s in (prepare.sources if prepare else ())
     ]
-    stages = [stage_steps(rung, dataset.streams) for stage in curriculum.stages for rung in stage.rungs]
+    stages = [stage_steps(step, dataset.streams) for stage in curriculum.stages for step in stage.resolution_steps]
     samples = _samples(dataset.streams)
     return Report(
         curriculum=curriculum.name,
@@ -162,7 +162,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
     )
 
 
-def stage_steps(stage: Rung, streams: Iterable[Stream]) -> StageSteps:
+def stage_steps(stage: ResolutionStep, streams: Iterable[Stream]) -> StageSteps:
     """Return the length of an epoch of each task of the stage at this resolution."""
     begin, end = stage.span
     at_resolution = [stream for stream in streams if stream.settings.resolution == stage.resolution]

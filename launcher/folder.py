@@ -83,7 +83,7 @@ def write(curriculum: Curriculum, run: Path) -> None:
         home = run / config.stage.name
         home.mkdir(exist_ok=True)
         dump(config, config_file(home, config.stage))
-        if config.stage.ladder and config.stage.is_last:
+        if config.stage.resolutions and config.stage.is_last:
             dump(config, home / "config.yaml")
 
 

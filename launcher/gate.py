@@ -56,10 +56,12 @@ def _of_record(gate: Gate) -> Iterator[str]:
         yield f"{gate.stage} ended with a loss that is not finite ({loss})."
     elif gate.max_loss is not None and loss > gate.max_loss:
         yield f"{gate.stage} ended with a loss of {loss:.4f}; its gate.max_loss is {gate.max_loss:g}."
-    drawn = next((line for line in reversed(lines) if "blank_pictures" in line), None)
-    if drawn is not None and drawn["blank_pictures"]:
+    # Earlier versions recorded `pictures` and `blank_pictures`.
+    lines = [{name.replace("picture", "image"): value for name, value in line.items()} for line in lines]
+    drawn = next((line for line in reversed(lines) if "blank_images" in line), None)
+    if drawn is not None and drawn["blank_images"]:
         yield (
-            f"{drawn['blank_pictures']} of the {drawn['pictures']} sample images of {gate.stage} at step "
+            f"{drawn['blank_images']} of the {drawn['images']} sample images of {gate.stage} at step "
             f"{drawn['step']} are blank: every pixel has one colour. Look at {gate.folder / 'samples'}."
         )
 

@@ -1,4 +1,4 @@
-"""A job as a value, and its state according to the run folder. Imports no config, so it loads fast."""
+"""A job as a value, and its state according to the run folder."""
 
 import json
 from dataclasses import dataclass
@@ -13,9 +13,7 @@ from wemmu.config.checkpoints import (
     own_checkpoints,
     says_its_step,
 )
-
-# In the folder of a stage with a ladder: where each rung ended, and why (`wemmu.training.ladder`).
-RUNGS = "rungs.jsonl"
+from wemmu.config.next_resolution import record_file
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Job:
     products always runs and decides itself what is left to do. inputs: if one is newer, a product is out of date.
     steps: of a training job, else None. after: jobs that must finish first. ranks: processes that run the command.
     hang_after: seconds without a sign of life after which a rank counts as hung. script: file of `slurm/` that runs the
-    job on a cluster. gate: conditions before it begins. rung: its resolution, if the stage has several; these jobs
-    share the stage's folder and steps, and `steps` is where this one ends at the latest.
+    job on a cluster. gate: conditions before it begins. resolution: if the stage has several; these jobs share the
+    stage's folder and steps, and `steps` is where this one ends at the latest.
     """
 
     name: str
@@ -41,7 +39,7 @@ class Job:
     hang_after: float | None = None
     script: str = ""
     gate: Gate | None = None
-    rung: int | None = None
+    resolution: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -61,22 +59,22 @@ def last_step(job: Job) -> int | None:
     return max((step for step in steps if step is not None), default=0)
 
 
-def rung_end(job: Job) -> int | None:
+def resolution_end(job: Job) -> int | None:
     """Return the step at which a resolution of a stage ended; None before that, and for other jobs."""
-    file = job.folder / RUNGS
-    if job.rung is None or not file.exists():
+    file = record_file(job.folder)
+    if job.resolution is None or not file.exists():
         return None
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return next((line["to_step"] for line in lines if line["resolution"] == job.rung), None)
+    return next((line["to_step"] for line in lines if line["resolution"] == job.resolution), None)
 
 
 def missing(job: Job) -> tuple[Path, ...]:
     """Return missing or truncated products; also the list of resolutions if it lacks the end of this one."""
     lacking = tuple(product for product in job.products if not _is_whole(product))
-    if job.rung is None or lacking:
+    if job.resolution is None or lacking:
         return lacking
-    end, saved = rung_end(job), last_step(job)
-    return () if end is not None and saved is not None and saved >= end else (job.folder / RUNGS,)
+    end, saved = resolution_end(job), last_step(job)
+    return () if end is not None and saved is not None and saved >= end else (record_file(job.folder),)
 
 
 def is_finished(job: Job) -> bool:

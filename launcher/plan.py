@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.gate import Gate
-from launcher.job import RUNGS, Job, checkpoint, is_finished
-from wemmu.config import Curriculum, Rung, Stage, StageRun
+from launcher.job import Job, checkpoint, is_finished
+from wemmu.config import Curriculum, ResolutionStep, Stage, StageRun
 from wemmu.config.checkpoints import MANIFEST
+from wemmu.config.next_resolution import record_file
 
 # tools/ and slurm/ lie beside the packages in a checkout, and inside this package after an installation (setup.py).
 _INSTALLED = Path(__file__).resolve().parent / "home"
@@ -28,15 +29,15 @@ def stage_runs(curriculum: Curriculum, run: Path) -> tuple[StageRun, ...]:
         if start is None and runs:
             before = runs[-1].stage
             start = checkpoint(run / before.name, before.steps)
-        for alone in curriculum.rung_runs(stage.name):
+        for alone in curriculum.resolution_runs(stage.name):
             linked = alone.stage.model_copy(update={"start": start})
             runs.append(alone.model_copy(update={"stage": linked}))
     return tuple(runs)
 
 
-def config_file(stage_folder: Path, rung: Rung) -> Path:
+def config_file(stage_folder: Path, stage: ResolutionStep) -> Path:
     """Return the path of a job's config; the last resolution's is the stage's `config.yaml`, which others read."""
-    return stage_folder / (f"config-{rung.resolution}.yaml" if rung.ladder else "config.yaml")
+    return stage_folder / (f"config-{stage.resolution}.yaml" if stage.resolutions else "config.yaml")
 
 
 def find(jobs: Sequence[Job], name: str) -> Job:
@@ -45,7 +46,7 @@ def find(jobs: Sequence[Job], name: str) -> Job:
     Raises:
         ValueError: if there is no such job; lists the valid names.
     """
-    found = [job for job in jobs if name == job.name or (job.rung and name == job.folder.name)]
+    found = [job for job in jobs if name == job.name or (job.resolution and name == job.folder.name)]
     if not found:
         raise ValueError(f"there is no job {name!r}; valid choices: {', '.join(job.name for job in jobs)}")
     return next((job for job in found if not is_finished(job)), found[-1])
@@ -65,7 +66,7 @@ def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
     last = curriculum.stages[-1]
     manifest = checkpoint(run / last.name, last.steps) / MANIFEST
     results = tuple(product for job in jobs for product in job.products)
-    export = _export(run, manifest, last.rungs[-1].label)
+    export = _export(run, manifest, last.resolution_steps[-1].label)
     evaluations = [job.name for job in jobs if job.name.endswith(EVALUATION)]
     return (*jobs, export, _report(run, (*results, *export.products), (*evaluations, export.name)))
 
@@ -80,20 +81,20 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
     if gate and gate.scores:
         waits.append(gate.stage + EVALUATION)
     jobs: list[Job] = []
-    for rung in stage.rungs:
+    for step in stage.resolution_steps:
         jobs.append(
             Job(
-                rung.label,
-                _python("-m", "wemmu.train", config_file(folder, rung)),
-                folder / (f"log-{rung.resolution}.txt" if rung.ladder else "log.txt"),
-                products=(manifest,) * rung.is_last + (folder / RUNGS,) * bool(rung.ladder),
-                steps=rung.span[1],
+                step.label,
+                _python("-m", "wemmu.train", config_file(folder, step)),
+                folder / (f"log-{step.resolution}.txt" if step.resolutions else "log.txt"),
+                products=(manifest,) * step.is_last + (record_file(folder),) * bool(step.resolutions),
+                steps=step.span[1],
                 after=(jobs[-1].name,) if jobs else tuple(waits),
                 ranks=curriculum.parallel.ranks,
                 hang_after=curriculum.logging.hang_after,
                 script="stage.sh",
                 gate=None if jobs else gate,
-                rung=rung.resolution if rung.ladder else None,
+                resolution=step.resolution if step.resolutions else None,
             )
         )
     evaluation = _evaluation(stage.name, folder, manifest, jobs[-1].name)

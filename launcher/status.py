@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.job import Job, is_finished, last_step, rung_end
+from launcher.job import Job, is_finished, last_step, resolution_end
 from launcher.ledger import Event, Ledger
 from launcher.slurm import Queued, SlurmError, show
 from wemmu.jsonlines import new_lines
@@ -56,11 +56,11 @@ def _status(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | No
     state = _state(job, events, queued)
     if job.steps is None:
         return Status(job.name, state, attempts)
-    if (end := rung_end(job)) is not None and is_finished(job):
+    if (end := resolution_end(job)) is not None and is_finished(job):
         loss = _last_metrics(job.folder / "metrics.jsonl", until=end).get("loss")
         return Status(job.name, state, attempts, end, end, loss)
-    if job.rung is not None and not attempts:
-        # What the folder tells is of the rungs below.
+    if job.resolution is not None and not attempts:
+        # What the folder tells is of the resolutions below.
         return Status(job.name, state, attempts)
     metrics = _last_metrics(job.folder / "metrics.jsonl")
     logged, saved, runs = int(metrics.get("step", 0)), last_step(job) or 0, state.startswith("running")

@@ -9,7 +9,7 @@ from rich.table import Table
 from launcher.cluster import Cluster
 from launcher.plan import stage_runs
 from launcher.status import Status
-from wemmu.config import Curriculum, Rung
+from wemmu.config import Curriculum, ResolutionStep
 from wemmu.config.checkpoints import CHECKPOINTS
 from wemmu.planning.ask import PlanError
 from wemmu.planning.layout import Degrees
@@ -59,20 +59,20 @@ def _costs(table: Table, config: Curriculum, gpu: str) -> None:
     table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in told.stages))
 
 
-def _steps(stage: Rung) -> str:
+def _steps(stage: ResolutionStep) -> str:
     """Return the range of steps in which a resolution ends."""
-    if not stage.ladder:
+    if not stage.resolutions:
         return str(stage.steps)
     begin, end = stage.span
-    early = stage.next_rung is not None and stage.next_rung.plateau is not None
+    early = stage.has_plateau
     most, least = "at most " * early, "at most " * (early and begin > 0)
     return f"{least}{begin} to {end}" if stage.is_last else f"{least}{begin} to {most}{end}"
 
 
-def _start(stage: Rung, run_folder: Path) -> str:
+def _start(stage: ResolutionStep, run_folder: Path) -> str:
     start = stage.start
-    if stage.ladder and stage.resolution != stage.ladder[0]:
-        return f"{stage.ladder[stage.ladder.index(stage.resolution) - 1]} px"
+    if stage.resolutions and stage.resolution != stage.resolutions[0]:
+        return f"{stage.resolutions[stage.resolutions.index(stage.resolution) - 1]} px"
     if start is None:
         return "backbones"
     if start.is_relative_to(run_folder):

@@ -80,7 +80,7 @@ ray_node() {
     # shellcheck disable=SC2064
     trap "end_ray_node '$scratch'" EXIT
     trap : TERM
-    # Pictures travel through the store only on their way to a model.
+    # Images travel through the store only on their way to a model.
     WEMMU_RAY=$scratch "$PYTHON" -m ray.scripts.scripts start --block \
         --node-ip-address="$(node_address)" --temp-dir="$scratch" \
         --num-cpus="$SLURM_CPUS_PER_TASK" --object-store-memory=$((200 * 2 ** 20)) --disable-usage-stats \

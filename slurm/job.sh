@@ -4,7 +4,7 @@
 # Environment, all of it optional:
 #   RUN       run folder; else runs/NAME, NAME being the curriculum's
 #   CURRICULUM, CLUSTER   configs for a run folder that does not exist yet (CURRICULUM: configs/curriculum/paper.yaml)
-#   STAGE     name of the stage in the curriculum; of one with a ladder of resolutions, the rung, as stage2@512, or else
+#   STAGE     name of the stage in the curriculum; of one with several resolutions, one of them, as stage2@512, or else
 #             the first that has not ended is run
 #   PYTHON    another Python than .venv/bin/python
 #   MODULES   names for `module load`, separated by spaces

@@ -62,7 +62,7 @@ def test_text_is_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
 
 
 def test_names_of_files_are_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
-    """A folder of pictures with such names, written as a data set and verified."""
+    """A folder of images with such names, written as a data set and verified."""
     folder = tmp_path / "caf\u00e9"
     folder.mkdir()
     Image.new("RGB", (64, 64), "red").save(folder / "\u732b.png")

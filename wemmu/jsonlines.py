@@ -62,7 +62,7 @@ def append_event(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def stage_events(folder: Path) -> list[dict[str, Any]]:
-    """What the launcher's ledger tells of the stage in `folder`, its rungs and its evaluation, oldest first."""
+    """What the launcher's ledger tells of the stage in `folder`, its resolutions and its evaluation, oldest first."""
     home = folder.resolve()
     events = read_lines(home.parent / LEDGER)
     return [event for event in events if re.split("[/@]", str(event.get("job", "")))[0] == home.name]

@@ -71,7 +71,7 @@ __all__ = ["WeMMUPipeline"]
 '''
 # One input image: see `wemmu.pixels.as_image`.
 ImageLike = Image.Image | str | Path | bytes | BytesIO | np.ndarray | Tensor
-Pictures = ImageLike | Sequence[ImageLike] | None
+Images = ImageLike | Sequence[ImageLike] | None
 
 
 class WeMMUPipeline(DiffusionPipeline):
@@ -143,7 +143,7 @@ class WeMMUPipeline(DiffusionPipeline):
     def __call__(
         self,
         prompt: str | Sequence[str] | None = "",
-        image: Pictures | Sequence[Pictures] = None,
+        image: Images | Sequence[Images] = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -181,7 +181,7 @@ class WeMMUPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
-        texts, pictures = _requests(prompt, image)
+        texts, inputs = _requests(prompt, image)
         size = self._size(height, width)
         for line in beyond(self.config.world, self.config.resolutions, texts, size):
             logger.warning(line)
@@ -195,11 +195,11 @@ class WeMMUPipeline(DiffusionPipeline):
         )
         sampler = self._sampler()
         groups: dict[tuple[str, int], list[int]] = {}
-        for i, (text, given) in enumerate(zip(texts, pictures, strict=True)):
+        for i, (text, given) in enumerate(zip(texts, inputs, strict=True)):
             groups.setdefault((task_of(text, len(given)), len(given)), []).append(i)
         made: dict[int, Tensor] = {}
         for (task, _), members in groups.items():
-            images = torch.stack([fitted(pictures[i], size) for i in members]).to(self._execution_device)
+            images = torch.stack([fitted(inputs[i], size) for i in members]).to(self._execution_device)
             request = GenerationRequest(task, [texts[i] for i in members], images, size, seeds[members])
             with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
                 made |= zip(members, sampler(request, sampling), strict=True)
@@ -329,7 +329,7 @@ def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
 
 
 def _requests(
-    prompt: str | Sequence[str] | None, image: Pictures | Sequence[Pictures]
+    prompt: str | Sequence[str] | None, image: Images | Sequence[Images]
 ) -> tuple[list[str], list[list[Image.Image]]]:
     """Texts and, for each, its list of images."""
     alone = prompt is None or isinstance(prompt, str)

@@ -69,12 +69,12 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
 ) -> None:
     """Generate images for a prompt, input images, or both."""
-    pictures = tuple(open_picture(path) for path in image or ())
-    if len(pictures) > 1 and not prompt:
-        raise UsageError(f"{len(pictures)} --image were given without --prompt; say what to do with them")
+    inputs = tuple(open_image(path) for path in image or ())
+    if len(inputs) > 1 and not prompt:
+        raise UsageError(f"{len(inputs)} --image were given without --prompt; say what to do with them")
     out = out or unused("sample.png")
     check_out(out)
-    wish = SampleOptions(prompt, pictures, parse_size(size), seed, count, steps, guidance, image_guidance)
+    wish = SampleOptions(prompt, inputs, parse_size(size), seed, count, steps, guidance, image_guidance)
     for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
         if weight is not None and not math.isfinite(weight):
             raise UsageError(f"{name} {weight} is not a weight; valid: a finite number")
@@ -120,7 +120,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2] or found[1])
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Raises UsageError if `path` is not an image."""
     from wemmu.images import decode
 
@@ -131,11 +131,11 @@ def open_picture(path: Path) -> Image.Image:
         raise UsageError(f"--image {path} cannot be read as an image: {error}") from error
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size in a row, pixel by pixel as they were drawn."""
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one size in a row, pixel by pixel as they were drawn."""
     import numpy as np
 
-    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+    return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
 
 
 def open_source(source: Path, ema: bool | None = None, device: str | None = None) -> Draw:

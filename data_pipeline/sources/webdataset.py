@@ -249,7 +249,7 @@ class WebDatasetSource:
         if not kinds:
             raise RejectedError(Reason.NO_IMAGE, f"no member {', '.join(IMAGES)}")
         if len(kinds) > 1:
-            raise RejectedError(Reason.BAD_RECORD, f"several pictures: {', '.join(kinds)}")
+            raise RejectedError(Reason.BAD_RECORD, f"several images: {', '.join(kinds)}")
         image = EncodedImage(f"{group.key}.{kinds[0]}", group.members[kinds[0]])
         return RawRecord(key, Task.T2I, self._caption(key, group.members), target=image)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.conftest import make_backbones
 from tests.data.handmade import all_tasks, write
-from tests.models.world import pictures
+from tests.models.world import random_images
 from tests.parallel.cases import EDIT, T2I, Case, merged, single
 from tests.parallel.test_zero3 import check, engine_of, nothing_stays, on, recomputing
 from tests.planning.worlds import MINIATURE, curriculum_with
@@ -81,7 +81,7 @@ def test_our_solver_and_decoder_generate_what_the_pipeline_of_diffusers_does(cha
 @torch.no_grad()
 def test_latents_are_those_of_diffusers():
     torch.manual_seed(4)
-    vae, pixels = FrozenVAE(AutoencoderKLQwenImage(**VAE_CONFIG)), pictures(5, 2, 3, 16, 24)
+    vae, pixels = FrozenVAE(AutoencoderKLQwenImage(**VAE_CONFIG)), random_images(5, 2, 3, 16, 24)
     pipe = QwenImageEditPipeline(FlowMatchEulerDiscreteScheduler(), vae.vae, None, None, None, None)
     theirs = pipe._encode_vae_image((pixels / 127.5 - 1)[:, :, None], None)
     torch.testing.assert_close(vae.encode(pixels), theirs[:, :, 0])

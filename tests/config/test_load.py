@@ -142,7 +142,7 @@ def test_a_dumped_curriculum_is_read_back_equal(tmp_path: Path):
 def test_a_dumped_stage_is_read_back_equal_and_holds_all_that_is_shared(tmp_path: Path):
     config = load_curriculum(write(tmp_path, tree()), ["seed=9", "bridge.queries.design=noisy", "threads=2"])
     run = config.stage_run("second")
-    assert (run.stage, run.stage_index, run.seed, run.threads) == (config.stages[1].rungs[0], 1, 9, 2)
+    assert (run.stage, run.stage_index, run.seed, run.threads) == (config.stages[1].resolution_steps[0], 1, 9, 2)
     dump(run, tmp_path / "config.yaml")
     assert load_stage(tmp_path / "config.yaml") == run
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.config.curricula import tree, write
 from wemmu.config import ConfigError, load_curriculum, load_stage
+from wemmu.config.next_resolution import NextResolution
 from wemmu.config.schema import Curriculum, Memory
 from wemmu.config.stage import Optimizer
 from wemmu.recipes.ross.config import Ross
@@ -46,32 +47,35 @@ ROSS = {
 }
 
 REFUSED = {
-    "a ladder that does not ascend": (
-        [put("stages", 0, "resolution", [64, 32]), put("stages", 0, "next_rung", {"samples": 16})],
+    "resolutions that do not ascend": (
+        [put("stages", 0, "resolution", [64, 32]), put("stages", 0, "next_resolution", {"samples": 16})],
         r"stage first: resolution is one number or several that ascend, got \[64, 32\]",
     ),
     "a resolution twice": (
-        [put("stages", 0, "resolution", [64, 64]), put("stages", 0, "next_rung", {"samples": 16})],
+        [put("stages", 0, "resolution", [64, 64]), put("stages", 0, "next_resolution", {"samples": 16})],
         r"ascend, got \[64, 64\]",
     ),
     "no resolution": ([put("stages", 0, "resolution", [])], r"ascend, got \[\]"),
-    "a ladder without a rule": ([RESOLUTIONS], r"a ladder needs next_rung, e\.g\. \{samples: 1000000\}"),
-    "a rule without a ladder": ([put("stages", 0, "next_rung", {"samples": 16})], "this stage has one"),
-    "a rule for another number of rungs": (
-        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [16, 16, 16]})],
+    "resolutions without a rule": (
+        [RESOLUTIONS],
+        r"resolutions need next_resolution, e\.g\. \{samples: 1000000\}",
+    ),
+    "a rule for one resolution": ([put("stages", 0, "next_resolution", {"samples": 16})], "this stage has one"),
+    "a rule for another number of resolutions": (
+        [RESOLUTIONS, put("stages", 0, "next_resolution", {"samples": [16, 16, 16]})],
         "has 3 numbers for 3 resolutions; valid: one number, or 2",
     ),
-    "a ladder that leaves its last rung nothing": (
-        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [800, 793]})],
+    "resolutions that leave the last one nothing": (
+        [RESOLUTIONS, put("stages", 0, "next_resolution", {"samples": [800, 793]})],
         r"50 \+ 50 steps of 16, which leaves none of its 100 steps for 64 px",
     ),
     "a plateau without held-out records": (
-        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": 640, "plateau": PLATEAU})],
-        r"next_rung\.plateau wants held-out records, but data\.validation is 0",
+        [RESOLUTIONS, put("stages", 0, "next_resolution", {"samples": 640, "plateau": PLATEAU})],
+        r"next_resolution\.plateau wants held-out records, but data\.validation is 0",
     ),
     "a plateau that cannot be seen in time": (
-        [RESOLUTIONS, put("stages", 0, "next_rung", {"samples": [640, 624], "plateau": PLATEAU})],
-        r"cannot end a rung before \(window \+ patience\) x every = 40 steps, and its samples end one after 39",
+        [RESOLUTIONS, put("stages", 0, "next_resolution", {"samples": [640, 624], "plateau": PLATEAU})],
+        r"cannot end a resolution before \(window \+ patience\) x every = 40 steps, and its samples end one after 39",
     ),
     "noisy queries trained": ([put("stages", 0, "trains", ["pathway", "queries"])], "noisy queries have no parameters"),
     "learnable queries not trained": ([LEARNABLE], "must train the queries of design learnable_fixed"),
@@ -93,7 +97,7 @@ REFUSED = {
         [put("stages", 0, ROSS | {"mixture": {"t2i": 1.0}})],
         "t2i is not a task of the recipe ross; valid: understanding",
     ),
-    "answers beside pictures": (
+    "answers beside images": (
         [put("stages", 0, ROSS)],
         "stage second: the recipe ross has no objective flow; valid: reconstructive",
     ),
@@ -111,7 +115,7 @@ REFUSED = {
     "nothing trained": ([put("stages", 0, "trains", [])], "must train at least one module"),
     "module named twice": ([put("stages", 0, "trains", ["pathway", "pathway"])], "named twice: pathway, pathway"),
     "seed of 65 bits": ([put("seed", 2**64)], "seed: Input should be less than or equal to"),
-    "seed of pictures of 65 bits": (
+    "seed of images of 65 bits": (
         [put("sampling", {"seed": 2**64})],
         "sampling.seed: Input should be less than or equal to",
     ),
@@ -185,6 +189,39 @@ def test_a_run_folder_of_an_earlier_version_is_read_in_silence(
     write(tmp_path, run | {name: old[name] for name in ("bridge", "reconstruction")})
     assert load_stage(tmp_path / "curriculum.yaml").recipe == expected
     assert capsys.readouterr().err == ""
+
+
+def test_fields_are_read_under_their_earlier_names(tmp_path: Path, capsys: pytest.CaptureFixture):
+    now, old = tree(), tree()
+    sizing = {"sources": [{"kind": "shapes", "samples": {"t2i": 9}}]}
+    rule = {"resolution": [32, 64], "next_resolution": {"samples": 32}}
+    now["memory"]["cached_images"], now["data"]["prepare"] = 7, sizing | {"images": {"unit": 16}}
+    now["stages"][1] |= rule
+    old["memory"]["cached_pictures"], old["data"]["prepare"] = 7, sizing | {"pictures": {"unit": 16}}
+    old["stages"][1] |= {"resolution": [32, 64], "next_rung": {"samples": 32}}
+    curriculum = load_curriculum(write(tmp_path, now))
+    assert load_curriculum(write(tmp_path, old)) == curriculum
+    told = capsys.readouterr().err
+    assert "the field `memory.cached_pictures` has moved, write `cached_images`" in told
+    assert "`stages.*.next_rung` has moved, write `next_resolution`" in told
+    changed = load_curriculum(
+        write(tmp_path, old),
+        ["memory.cached_pictures=8", "stages.second.next_rung.samples=64", "data.prepare.pictures.unit=32"],
+    )
+    assert changed.memory.cached_images == 8
+    assert changed.data.prepare is not None
+    assert changed.data.prepare.images.unit == 32
+    assert changed.stages[1].next_resolution == NextResolution(samples=64)
+    with pytest.raises(ConfigError, match=r"memory\.cached_images is 8 and, under its name of earlier versions, 7"):
+        load_curriculum(write(tmp_path, old | {"memory": old["memory"] | {"cached_images": 8}}))
+    # The config of a job in a run folder.
+    run = curriculum.resolution_runs("second")[0]
+    content = run.model_dump(mode="json")
+    content["stage"] |= {
+        "ladder": content["stage"].pop("resolutions"),
+        "next_rung": content["stage"].pop("next_resolution"),
+    }
+    assert load_stage(write(tmp_path, content)) == run
 
 
 def test_warm_up_and_decay_may_fill_the_stage_exactly(tmp_path: Path):
@@ -275,15 +312,15 @@ def test_no_step_has_a_rate_of_zero_but_the_config_asks_for_it():
     assert all(optimizer.lr_share(step, 6) > 0 for step in range(6))
 
 
-def test_a_ladder_is_the_stage_at_each_of_its_resolutions():
+def test_several_resolutions_are_the_stage_at_each():
     content = tree()
-    content["stages"][0] |= {"resolution": [32, 48, 64], "next_rung": {"samples": [17, 100]}}
+    content["stages"][0] |= {"resolution": [32, 48, 64], "next_resolution": {"samples": [17, 100]}}
     curriculum = Curriculum.model_validate(content)
-    rungs = [run.stage for run in curriculum.rung_runs("first")]
-    assert [rung.label for rung in rungs] == ["first@32", "first@48", "first@64"]
+    steps = [run.stage for run in curriculum.resolution_runs("first")]
+    assert [step.label for step in steps] == ["first@32", "first@48", "first@64"]
     # So many samples have been seen after 2 and after 7 more steps of 16.
-    assert [rung.span for rung in rungs] == [(0, 2), (2, 9), (9, 100)]
-    assert [rung.limit for rung in rungs] == [2, 7, None]
-    assert curriculum.stage_run("first").stage == rungs[-1]
-    [whole] = curriculum.rung_runs("second")
+    assert [step.span for step in steps] == [(0, 2), (2, 9), (9, 100)]
+    assert [step.limit for step in steps] == [2, 7, None]
+    assert curriculum.stage_run("first").stage == steps[-1]
+    [whole] = curriculum.resolution_runs("second")
     assert (whole.stage.label, whole.stage.span) == ("second", (0, 100))

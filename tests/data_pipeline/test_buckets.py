@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.buckets import Size, buckets, cut, enlargement, nearest
 from wemmu.config import ConfigError
-from wemmu.config.prepare import Pictures
+from wemmu.config.prepare import ImageSizing
 
 units = st.sampled_from([8, 14, 16, 28, 32, 64])
 aspects = st.floats(1, 4)
@@ -16,8 +16,8 @@ sizes = st.tuples(st.integers(1, 8000), st.integers(1, 8000))
 
 
 @st.composite
-def sets(draw: st.DrawFn) -> tuple[int, Pictures, tuple[Size, ...]]:
-    images = Pictures(unit=draw(units), max_aspect=draw(aspects))
+def sets(draw: st.DrawFn) -> tuple[int, ImageSizing, tuple[Size, ...]]:
+    images = ImageSizing(unit=draw(units), max_aspect=draw(aspects))
     resolution = images.unit * draw(st.integers(1, 40))
     return resolution, images, buckets(resolution, images)
 
@@ -80,6 +80,6 @@ def test_an_enlarged_image_just_covers_its_bucket(size: Size, bucket: Size) -> N
 
 def test_a_resolution_that_does_not_fit_the_unit_is_refused_with_those_that_do() -> None:
     with pytest.raises(ConfigError, match=r"500 .* 32 px; the nearest are 480 and 512"):
-        buckets(500, Pictures(unit=32))
+        buckets(500, ImageSizing(unit=32))
     with pytest.raises(ConfigError, match="the nearest are 32"):
-        buckets(20, Pictures(unit=32))
+        buckets(20, ImageSizing(unit=32))

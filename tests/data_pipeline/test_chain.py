@@ -24,7 +24,7 @@ from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError
 from data_pipeline.sources.shapes import SceneDrawing
-from wemmu.config.prepare import Keep, Pictures, Prepare
+from wemmu.config.prepare import ImageSizing, Keep, Prepare
 from wemmu.config.shards import COLUMNS, LatentSettings, checksum, unpack
 from wemmu.config.task import Task
 from wemmu.shapes.scene import Scene
@@ -47,12 +47,12 @@ def record(key: str, target: Image.Image | SceneDrawing | None, *images: Image.I
     return Decoded(RawRecord(**{"key": key, "task": task, "prompt": "words", **changes}), images, target)
 
 
-def job(sizing: Pictures, **resolutions: tuple[int, ...]) -> Job:
-    prepare = Prepare(sources=({"kind": "shapes", "samples": {"t2i": 1}},), pictures=sizing)
+def job(sizing: ImageSizing, **resolutions: tuple[int, ...]) -> Job:
+    prepare = Prepare(sources=({"kind": "shapes", "samples": {"t2i": 1}},), images=sizing)
     return Job(Path("nowhere"), prepare, {Task(t): r for t, r in resolutions.items()}, None)
 
 
-SMALL = Pictures(unit=16, max_aspect=2.0, format="png")
+SMALL = ImageSizing(unit=16, max_aspect=2.0, format="png")
 
 
 # ------------------------------------------------------------------------------------------------- kept and worded
@@ -152,7 +152,7 @@ def test_jpeg_keeps_the_colours_of_thin_lines() -> None:
     lines[..., 2] = 255
     lines[:, ::4] = (255, 0, 0)
     image = Image.fromarray(lines)
-    (sample,) = fit_to_buckets([record("it", image)], job(Pictures(unit=16, max_aspect=1.0), t2i=(64,)), Rejects())
+    (sample,) = fit_to_buckets([record("it", image)], job(ImageSizing(unit=16, max_aspect=1.0), t2i=(64,)), Rejects())
     stored = np.asarray(Image.open(io.BytesIO(sample.columns["target"]))).astype(int)
     assert np.abs(stored - lines).mean() < 6
 

@@ -20,9 +20,9 @@ from wemmu.config.shards import DataSet, ShardError, unpack
 from wemmu.mds import Shard, read_index
 
 
-def shown(root: Path, pictures: Path | None = None) -> str:
+def shown(root: Path, sheet_file: Path | None = None) -> str:
     console = Console(file=io.StringIO(), width=160)
-    inspect(root, console, pictures)
+    inspect(root, console, sheet_file)
     return console.file.getvalue()
 
 
@@ -76,7 +76,7 @@ def test_it_lists_every_stream_with_an_example(written: Curriculum) -> None:
         assert f"target {size}" in text
 
 
-def test_the_contact_sheet_is_a_picture_with_a_row_for_every_stream(written: Curriculum, tmp_path: Path) -> None:
+def test_the_contact_sheet_is_a_image_with_a_row_for_every_stream(written: Curriculum, tmp_path: Path) -> None:
     shown(written.data.shards, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.format == "PNG"
@@ -126,10 +126,10 @@ def foreign(tmp_path: Path) -> Path:
     out = tmp_path / "foreign"
     with MDSWriter(columns=columns, out=str(out), size_limit=200_000) as writer:
         for i in range(12):
-            picture = photograph("chelsea").copy()
+            image = photograph("chelsea").copy()
             writer.write(
                 {
-                    "image": picture,
+                    "image": image,
                     "text": f"cat {i}",
                     "class": i,
                     "score": 0.5,

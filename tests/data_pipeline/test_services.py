@@ -62,7 +62,7 @@ def folder(directory: Path) -> list[dict]:
 
 def with_services(curriculum: Curriculum, **services: object) -> Curriculum:
     tree = curriculum.model_dump(mode="json")
-    tree["data"]["prepare"] |= services | {"pictures": {"unit": 16, "max_aspect": 1.0, "format": "png"}}
+    tree["data"]["prepare"] |= services | {"images": {"unit": 16, "max_aspect": 1.0, "format": "png"}}
     tree["backbones"] = {"vlm": str(BACKBONES / "vlm"), "sana": str(BACKBONES / "sana")}
     return Curriculum.model_validate(tree)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from streaming import LocalDataset
 
 from data_pipeline.__main__ import main
-from data_pipeline.plan import plan
+from data_pipeline.plan import Settings, plan
 from data_pipeline.records import Reason, Rejection
 from data_pipeline.write import _only_writer, write
 from tests.data_pipeline import broken
@@ -47,13 +47,13 @@ def test_every_task_at_every_resolution_in_use(tmp_path: Path) -> None:
     assert job.resolutions == {Task.EDIT: (32, 64), Task.UNCONDITIONAL: (32, 64), Task.T2I: (32, 64)}
 
 
-def test_every_task_at_every_rung_of_a_ladder(tmp_path: Path) -> None:
-    ladder = {"resolution": [32, 48, 80], "next_rung": {"samples": 40}}
-    job = plan(curriculum_of(tmp_path, mixture={"edit": 1, "unconditional": 1}, also=["multi_edit"], **ladder))
+def test_every_task_at_every_resolution_of_a_stage(tmp_path: Path) -> None:
+    several = {"resolution": [32, 48, 80], "next_resolution": {"samples": 40}}
+    job = plan(curriculum_of(tmp_path, mixture={"edit": 1, "unconditional": 1}, also=["multi_edit"], **several))
     tasks = (Task.EDIT, Task.UNCONDITIONAL, Task.T2I, Task.MULTI_EDIT)
     assert job.resolutions == dict.fromkeys(tasks, (32, 48, 80))
     with pytest.raises(ConfigError, match=r"48 is not a multiple.*32 px"):
-        plan(curriculum_of(tmp_path, pictures={"unit": 32}, **ladder | {"resolution": [32, 48, 64]}))
+        plan(curriculum_of(tmp_path, images={"unit": 32}, **several | {"resolution": [32, 48, 64]}))
 
 
 def test_a_curriculum_that_prepares_nothing_is_refused(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_curriculum_that_prepares_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_a_resolution_that_is_no_multiple_of_the_unit_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"32 is not a multiple.*24 px.*24 and 48"):
-        plan(curriculum_of(tmp_path, pictures={"unit": 24}))
+        plan(curriculum_of(tmp_path, images={"unit": 24}))
 
 
 # ----------------------------------------------------------------------------------------------- what comes out
@@ -145,12 +145,20 @@ def test_the_command_refuses_in_words(
 ) -> None:
     root, sources = photographs
     dump(curriculum_of(root, sources), tmp_path / "curriculum.yaml")
-    change = "data.prepare.pictures.quality=7"
+    change = "data.prepare.images.quality=7"
     monkeypatch.setattr(sys, "argv", ["data_pipeline", "write", str(tmp_path / "curriculum.yaml"), "--set", change])
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 78
-    assert "prepare.pictures.quality: 7, not 95" in capsys.readouterr().err
+    assert "prepare.images.quality: 7, not 95" in capsys.readouterr().err
+
+
+def test_a_data_set_of_an_earlier_version_has_the_same_settings(tmp_path: Path) -> None:
+    settings = Settings.of(plan(curriculum_of(tmp_path, images={"unit": 16})))
+    earlier = settings.model_dump(mode="json")
+    earlier["prepare"]["pictures"] = earlier["prepare"].pop("images")
+    (tmp_path / "settings.json").write_text(json.dumps(earlier))
+    assert Settings.load(tmp_path / "settings.json") == settings
 
 
 def test_other_settings_are_refused_by_name_also_of_a_data_set_just_begun(

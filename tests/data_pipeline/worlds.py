@@ -67,7 +67,7 @@ def curriculum_of(shards: Path, sources: list[dict[str, Any]] | None = None, **c
     """
     prepare = {
         "sources": sources or [SHAPES],
-        "pictures": {"unit": 16, "max_aspect": 2.0},
+        "images": {"unit": 16, "max_aspect": 2.0},
         "partition": 7,
         "max_damaged": 0.5,
     }

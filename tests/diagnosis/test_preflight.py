@@ -12,15 +12,15 @@ from wemmu.data.streams import open_held_out, open_streams
 from wemmu.diagnosis import preflight
 
 
-def test_the_data_set_must_have_every_rung_of_a_ladder(tmp_path: Path):
+def test_the_data_set_must_have_every_resolution_of_a_stage(tmp_path: Path):
     px = (32, 48)
     streams = {stream(Task.T2I, s, s).model_copy(update={"resolution": s}): shapes(Task.T2I, 3, (s, s)) for s in px}
     write(tmp_path, streams)
 
     def checked(*resolutions: int) -> tuple[str, str]:
-        ladder = {"resolution": resolutions, "next_rung": {"samples": 8}, "mixture": {"t2i": 1.0}}
+        several = {"resolution": resolutions, "next_resolution": {"samples": 8}, "mixture": {"t2i": 1.0}}
         base = make_curriculum(tmp_path).model_dump()
-        base["stages"] = [base["stages"][0] | ladder]
+        base["stages"] = [base["stages"][0] | several]
         found = preflight.data(Curriculum.model_validate(base))
         return found.status, found.found
 
@@ -47,7 +47,7 @@ def test_what_is_said_of_a_data_set_is_what_the_loader_does(tmp_path: Path, have
 
 
 def test_a_data_set_without_records_of_its_own_for_reconstruction_can_be_read(tmp_path: Path):
-    """Real sources have none: the pictures of text-to-image records serve."""
+    """Real sources have none: the images of text-to-image records serve."""
     write(tmp_path, {stream(task): shapes(task, 3) for task in (Task.T2I, Task.EDIT, Task.MULTI_EDIT)})
     assert preflight.data(make_curriculum(tmp_path)).status == "ok"
 
@@ -62,7 +62,7 @@ def test_a_stage_that_is_validated_needs_enough_records_to_hold_some_out(tmp_pat
     )
     plateau = {"samples": 80, "plateau": {"every": 1, "window": 1, "min_gain": 0.1, "patience": 1}}
     base = make_curriculum(tmp_path, mixture={"t2i": 1.0}).model_dump(mode="json")
-    base["stages"][0] |= {"resolution": (32, 48), "next_rung": plateau}
+    base["stages"][0] |= {"resolution": (32, 48), "next_resolution": plateau}
     base["data"]["validation"] = 2
     curriculum = Curriculum.model_validate(base)
     found = preflight.data(curriculum)

@@ -62,7 +62,7 @@ def stage_run(name: str) -> StageRun:
     return curriculum().stage_run(name)
 
 
-# What to draw for a request, as a picture of (height, width) px.
+# What to draw for a request, as an image of (height, width) px.
 Answer = Callable[[HeldOutRequest, tuple[int, int]], Image.Image]
 
 
@@ -90,7 +90,7 @@ def perfect(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
 
 
 def copied(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
-    """The first input picture again."""
+    """The first input image again."""
     return render(ask.sources[0] if ask.sources else any_scene(), size)
 
 

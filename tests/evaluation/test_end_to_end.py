@@ -127,8 +127,8 @@ def test_a_backbone_that_cannot_be_loaded_ends_every_job_for_good_and_is_named(
     assert f"{config} describes FluxTransformer2DModel; valid choices: SanaTransformer2DModel" in capfd.readouterr().err
 
 
-def test_run_draws_pictures(stage: Path, tmp_path: Path):
-    """Picture i is drawn from seed + i; the size is height x width."""
+def test_run_draws_images(stage: Path, tmp_path: Path):
+    """Image i is drawn from seed + i; the size is height x width."""
     out = [tmp_path / f"{name}.png" for name in ("both", "second", "other")]
     sample.main(stage.parent, out[0], prompt="a red circle", size="32x48", seed=3, count=2, steps=1)
     sample.main(stage, out[1], prompt="a red circle", size="32x48", seed=4, steps=1)
@@ -139,7 +139,7 @@ def test_run_draws_pictures(stage: Path, tmp_path: Path):
     assert other.tobytes() != second.tobytes()
 
 
-def test_input_pictures_are_used(stage: Path, tmp_path: Path):
+def test_input_images_are_used(stage: Path, tmp_path: Path):
     drawn = []
     for color in ("red", "blue"):
         Image.new("RGB", (50, 40), color).save(tmp_path / "in.png")

@@ -74,7 +74,7 @@ def test_failures_are_shown_with_what_came_out(whole: Path):
     assert page.text.count("✗") > 5
 
 
-def test_sheet_is_a_picture(whole: Path):
+def test_sheet_is_a_image(whole: Path):
     assert min(Image.open(whole / "samples.png").size) > 500
 
 

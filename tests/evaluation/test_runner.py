@@ -80,7 +80,7 @@ def test_counts_breakdown_and_settings_are_recorded(tmp_path: Path):
     json.dumps(results)
 
 
-def test_first_pictures_are_kept_as_they_came_out(tmp_path: Path):
+def test_first_images_are_kept_as_they_came_out(tmp_path: Path):
     scores(mostly, tmp_path)
     samples = json.loads((tmp_path / "evaluation" / "samples.json").read_text())
     kept = [s for s in samples if (s["task"], s["split"]) == ("multi_edit", "test")]
@@ -89,15 +89,15 @@ def test_first_pictures_are_kept_as_they_came_out(tmp_path: Path):
     assert [s["right"] for s in kept] == [True, True, True, False] * 2
     asks = list(islice(held_out(Task.MULTI_EDIT, "test", 0), KEPT))
     for ask, sample in zip(asks, kept, strict=True):
-        pictures = {name: Image.open(tmp_path / "evaluation" / file) for name, file in sample["pictures"].items()}
+        drawn = {name: Image.open(tmp_path / "evaluation" / file) for name, file in sample["images"].items()}
         wanted = {"input0": ask.sources[0], "input1": ask.sources[1], "target": ask.target}
         wanted["output"] = ask.target if sample["right"] else ask.sources[0]
         for name, scene in wanted.items():
-            assert np.array_equal(np.array(pictures[name]), np.array(render(scene, 64))), (name, sample)
+            assert np.array_equal(np.array(drawn[name]), np.array(render(scene, 64))), (name, sample)
         assert sample["text"] == ask.text
 
 
-def test_evaluating_again_replaces_the_pictures(tmp_path: Path):
+def test_evaluating_again_replaces_the_images(tmp_path: Path):
     scores(perfect, tmp_path)
     (tmp_path / "evaluation" / "old.png").touch()
     scores(perfect, tmp_path, "stage1")
@@ -138,7 +138,7 @@ def test_nothing_to_draw_is_refused():
 
 
 def test_what_is_said_and_what_is_restored_are_scored_apart(tmp_path: Path):
-    """Every second answer is wrong, every third picture is another."""
+    """Every second answer is wrong, every third image is another."""
     run = stage_run("stage4")
     changed = {"mixture": {Task.UNDERSTANDING: 1.0}, "objective": ReconstructiveTuning(kind="reconstructive")}
     run = run.model_copy(update={"stage": run.stage.model_copy(update=changed)})
@@ -148,9 +148,9 @@ def test_what_is_said_and_what_is_restored_are_scored_apart(tmp_path: Path):
 
     def respond(request: GenerationRequest) -> list[Response]:
         asks = [asked[sample_id] for sample_id in request.sample_ids.tolist()]
-        pictures = [render(ask.sources[0] if ask.number % 3 else any_scene(), 64) for ask in asks]
+        drawn = [render(ask.sources[0] if ask.number % 3 else any_scene(), 64) for ask in asks]
         words = [ask.answer + " not" * (ask.number % 2) for ask in asks]
-        return [Response(*pair) for pair in zip(pictures, words, strict=True)]
+        return [Response(*pair) for pair in zip(drawn, words, strict=True)]
 
     results = evaluate(respond, {}, run, 12, tmp_path)["tasks"]["understanding"]["test"]
     assert results["measures"]["right"]["successes"] == 6
@@ -159,4 +159,4 @@ def test_what_is_said_and_what_is_restored_are_scored_apart(tmp_path: Path):
     assert [results["by"][kind]["right"]["share"] for kind in ("description", "question")] == [1.0, 0.0]
     kept = json.loads((tmp_path / "evaluation" / "samples.json").read_text())
     assert kept[0]["words"] == full_caption(next(held_out(Task.UNDERSTANDING, "test", run.sampling.seed)).sources[0])
-    assert kept[0]["pictures"].keys() == {"input0", "output"}
+    assert kept[0]["images"].keys() == {"input0", "output"}

@@ -1,4 +1,4 @@
-"""The command line for pictures, as far as it goes without a model."""
+"""The command line for images, as far as it goes without a model."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from wemmu.sample import (
     SampleOptions,
     _device,
     main,
-    open_picture,
+    open_image,
     open_source,
     parse_size,
     side_by_side,
@@ -59,18 +59,18 @@ def test_other_folders_are_refused(tmp_path: Path):
         open_source(tmp_path)
 
 
-def test_unreadable_picture_is_named(tmp_path: Path):
-    (tmp_path / "words.png").write_text("no picture")
+def test_unreadable_image_is_named(tmp_path: Path):
+    (tmp_path / "words.png").write_text("no image")
     for name in ("words.png", "absent.png"):
         with pytest.raises(UsageError, match=name):
-            open_picture(tmp_path / name)
+            open_image(tmp_path / name)
 
 
 def test_bad_input_ends_in_one_sentence(tmp_path: Path):
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (8, 8)).save(picture)
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
     with pytest.raises(SystemExit, match="2 --image were given without --prompt"):
-        main(tmp_path, tmp_path / "out.png", image=[picture, picture], prompt="", size=None)
+        main(tmp_path, tmp_path / "out.png", image=[file, file], prompt="", size=None)
     with pytest.raises(SystemExit, match=r"--out .* names no kind of image that can be written"):
         main(tmp_path, tmp_path / "out", image=[], prompt="a red circle", size=None)
     # Pillow reads these, and fails when it is to write one: before anything is drawn.
@@ -104,7 +104,7 @@ def test_guidance_that_is_not_given_is_the_models_own():
     assert SampleOptions("", (), None, 0, 1, None, None, 2.0).weights(Task.RECONSTRUCTION) == {"image": 2.0}
 
 
-def test_pictures_stand_side_by_side():
+def test_images_stand_side_by_side():
     both = side_by_side([Image.new("RGB", (96, 64), colour) for colour in ("red", "blue")])
     assert both.size == (192, 64)
     assert both.getpixel((95, 0)) == (255, 0, 0)

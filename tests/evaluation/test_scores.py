@@ -67,7 +67,7 @@ def test_readable_means_a_scene_of_the_world(objects: int, is_scene: bool):
     assert readable(render(scene, 64)) is is_scene
 
 
-def test_seen_has_words_for_every_picture():
+def test_seen_has_words_for_every_image():
     for background in BACKGROUNDS:
         assert seen(render(Scene(background, ()), 64)) == f"an empty {background} background"
     scene = Scene("gray", (Object(1, "cross", "cyan", "small"),))

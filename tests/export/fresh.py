@@ -13,11 +13,11 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Case:
-    """One request; size is (height, width) in px, pictures the numbers of its input pictures."""
+    """One request; size is (height, width) in px, images the numbers of its input images."""
 
     text: str
     size: tuple[int, int]
-    pictures: tuple[int, ...] = ()
+    images: tuple[int, ...] = ()
     seed: int = 7
 
 
@@ -29,14 +29,14 @@ CASES = {
     "edit": Case("make the circle green", (64, 64), (0,)),
     "edit, 96 x 32 px": Case("remove the square", (96, 32), (1,)),
     "reconstruction": Case("", (32, 32), (1,)),
-    "two pictures": Case("put the circle of the first beside the square of the second", (64, 64), (0, 1)),
+    "two images": Case("put the circle of the first beside the square of the second", (64, 64), (0, 1)),
 }
-# The pictures have neither the size asked for nor its proportions, and one has an alpha channel.
+# The images have neither the size asked for nor its proportions, and one has an alpha channel.
 MODES = {0: ("RGB", (50, 70, 3)), 1: ("RGBA", (33, 64, 4))}
 
 
-def picture(number: int) -> Image.Image:
-    """Input picture `number`, of noise."""
+def noise_image(number: int) -> Image.Image:
+    """Input image `number`, of noise."""
     mode, shape = MODES[number]
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, shape, np.uint8), mode)
 
@@ -44,8 +44,8 @@ def picture(number: int) -> Image.Image:
 def draw(pipe, case: Case) -> torch.Tensor:
     """[1, 3, H, W] in [0, 1]."""
     pipe.set_progress_bar_config(disable=True)
-    given = [picture(n) for n in case.pictures]
-    # One picture is given as itself, several as a list.
+    given = [noise_image(n) for n in case.images]
+    # One image is given as itself, several as a list.
     image = None if not given else given[0] if len(given) == 1 else given
     height, width = case.size
     return pipe(case.text, image=image, height=height, width=width, seed=case.seed, output_type="pt").images

@@ -1,4 +1,4 @@
-"""From a training checkpoint to a directory of safetensors that draws the same pictures in anybody's process."""
+"""From a training checkpoint to a directory of safetensors that draws the same images in anybody's process."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ from data_pipeline.images import decode
 from data_pipeline.records import EncodedImage
 from tests.data_pipeline.broken import encode
 from tests.export.conftest import Trained, python
-from tests.export.fresh import CASES, Case, picture
+from tests.export.fresh import CASES, Case, noise_image
 from tools.convert_ckpt import Dtype, main
 from tools.export import replacing
 from tools.export.stored import Stored, write_component
@@ -58,7 +58,7 @@ def by_training(trained: Trained, case: Case, shift: float | None = None) -> Ten
     """A case, drawn by the training model in this process: [1, 3, H, W] in [0, 1]."""
     height, width = case.size
     # As the data pipeline would have written them.
-    files = [encode(picture(n), "PNG") for n in case.pictures]
+    files = [encode(noise_image(n), "PNG") for n in case.images]
     resized = [fit(decode(EncodedImage("a.png", file), 10**6), height, width) for file in files]
     images = [torch.tensor(list(p.getdata()), dtype=torch.uint8).reshape(height, width, 3) for p in resized]
     stacked = torch.stack(images).permute(0, 3, 1, 2) if images else torch.zeros(0, 3, height, width, dtype=torch.uint8)
@@ -79,15 +79,15 @@ def by_training(trained: Trained, case: Case, shift: float | None = None) -> Ten
 def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """Every case as a fresh process drew it, in both ways of loading."""
     home = tmp_path_factory.mktemp("stranger")
-    python(["-m", "tests.export.fresh", exported, home / "pictures.safetensors"], home)
-    return load_file(home / "pictures.safetensors")
+    python(["-m", "tests.export.fresh", exported, home / "images.safetensors"], home)
+    return load_file(home / "images.safetensors")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_fresh_process_draws_what_training_draws(trained: Trained, strangers: dict[str, Tensor], name: str):
     expected = by_training(trained, CASES[name])
     assert expected.shape == (1, 3, *CASES[name].size)
-    # A picture that is clipped everywhere would equal any other.
+    # An image that is clipped everywhere would equal any other.
     assert expected.std() > 0.05
     for way in ("wemmu", "diffusers"):
         torch.testing.assert_close(strangers[f"{way}/{name}"], expected, **TOLERANCE)
@@ -118,7 +118,7 @@ def test_the_card_tells_the_stages_and_the_parity(exported: Path):
     assert "max abs difference" in card
 
 
-def test_a_seed_decides_the_picture(pipe: WeMMUPipeline):
+def test_a_seed_decides_the_image(pipe: WeMMUPipeline):
     def drawn(**options) -> Tensor:
         return pipe("a red circle", height=32, width=32, output_type="pt", **options).images
 
@@ -136,8 +136,8 @@ def test_a_seed_decides_the_picture(pipe: WeMMUPipeline):
     assert not torch.allclose(first, second, atol=1e-2)
 
 
-def test_a_picture_does_not_depend_on_the_others_of_its_call(pipe: WeMMUPipeline):
-    one, two = picture(0), picture(1)
+def test_a_image_does_not_depend_on_the_others_of_its_call(pipe: WeMMUPipeline):
+    one, two = noise_image(0), noise_image(1)
     texts = ["make the circle green", "a red circle", "remove it", "two small blue squares above a ring", "combine"]
     images = [one, None, [two], None, [one, two]]
     options = {"height": 32, "width": 32, "output_type": "pt"}
@@ -164,14 +164,14 @@ def test_the_scheduler_of_the_pipeline_is_the_one_that_solves(trained: Trained, 
 
 
 def test_guidance_and_steps_of_a_call_go_before_those_of_training(pipe: WeMMUPipeline):
-    options = {"image": picture(0), "height": 32, "width": 32, "seed": 0, "output_type": "pt"}
+    options = {"image": noise_image(0), "height": 32, "width": 32, "seed": 0, "output_type": "pt"}
     usual = pipe("make it red", **options).images
     for change in ("image_guidance_scale", "instruction_guidance_scale", "num_inference_steps"):
         assert not torch.allclose(usual, pipe("make it red", **options, **{change: 5}).images, atol=1e-3), change
     assert torch.equal(usual, pipe("make it red", **options, t2i_guidance_scale=9.0).images)
 
 
-def test_the_output_types_are_one_picture(pipe: WeMMUPipeline):
+def test_the_output_types_are_one_image(pipe: WeMMUPipeline):
     pil, pt, np = (
         pipe(["a", "b"], height=32, width=48, num_inference_steps=1, seed=0, output_type=kind).images
         for kind in ("pil", "pt", "np")
@@ -210,8 +210,8 @@ def test_the_output_types_are_one_picture(pipe: WeMMUPipeline):
         ({"image": np.full((4, 4, 3), 2.0)}, "image: an image of floats holds 2 to 2; valid: 0 to 1"),
         ({"output_type": "latent"}, "valid choices: pil, pt, np"),
         ({"prompt": []}, "empty list"),
-        ({"prompt": ["a", "b"], "image": picture(0)}, "needs a list of 2 entries"),
-        ({"prompt": ["a", "b"], "image": [picture(0)]}, "needs a list of 2 entries"),
+        ({"prompt": ["a", "b"], "image": noise_image(0)}, "needs a list of 2 entries"),
+        ({"prompt": ["a", "b"], "image": [noise_image(0)]}, "needs a list of 2 entries"),
         ({"image": "photo.png"}, "image: photo.png cannot be read as an image"),
         ({"seed": 1, "generator": torch.Generator()}, "not both"),
         ({"prompt": ["a", "b"], "seed": [1]}, "2 prompts need 2 seeds"),
@@ -224,7 +224,7 @@ def test_a_call_that_cannot_be_answered_says_why(pipe: WeMMUPipeline, arguments:
 
 
 def test_an_image_is_the_same_in_every_form_that_diffusers_takes(pipe: WeMMUPipeline, tmp_path: Path):
-    image = picture(0)
+    image = noise_image(0)
     image.save(tmp_path / "a.png")
     array = np.asarray(image)
     file = (tmp_path / "a.png").read_bytes()
@@ -310,7 +310,7 @@ def test_offloaded_components_draw_the_same(pipe: WeMMUPipeline, exported: Path)
     offloaded = WeMMUPipeline.from_pretrained(exported)
     for name in ("vlm", "bridge", "transformer", "vae"):
         cpu_offload(getattr(offloaded, name), execution_device=torch.device("cpu"))
-    asked = {"prompt": "make it red", "image": picture(0), "seed": 1, "num_inference_steps": 2, "output_type": "pt"}
+    asked = {"prompt": "make it red", "image": noise_image(0), "seed": 1, "num_inference_steps": 2, "output_type": "pt"}
     assert torch.equal(offloaded(**asked).images, pipe(**asked).images)
 
 
@@ -401,11 +401,11 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
     with pytest.raises(ValueError, match="does not hold the VLM"):
         WeMMUPipeline.from_pretrained(out)
     loaded = WeMMUPipeline.from_pretrained(out, vlm=trained.model.vlm.vlm, torch_dtype=torch.bfloat16)
-    trained_picture = by_training(trained, CASES["text to image, 32 px"])
+    trained_image = by_training(trained, CASES["text to image, 32 px"])
     case = CASES["text to image, 32 px"]
     drawn = loaded(case.text, height=32, width=32, seed=case.seed, output_type="pt").images
     # Computed in 16 bits, hence near and not equal.
-    assert 1e-6 < (drawn - trained_picture).abs().max() < 0.1
+    assert 1e-6 < (drawn - trained_image).abs().max() < 0.1
 
 
 def test_an_export_that_differs_leaves_nothing_behind(

@@ -16,7 +16,7 @@ from launcher.ledger import Event, Ledger
 from launcher.plan import chain
 from launcher.slurm import Queued
 from launcher.status import statuses
-from tests.launcher.test_plan import curriculum, ended, ladder
+from tests.launcher.test_plan import curriculum, ended, rising
 from wemmu.command_line import FINAL
 from wemmu.config import Curriculum, dump
 
@@ -228,9 +228,9 @@ def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path, mon
     assert said["report"].state == early
 
 
-def test_a_dry_run_shows_what_each_rung_of_a_ladder_is(runnable: Curriculum, tmp_path: Path):
-    dump(ladder(), tmp_path / "ladder.yaml")
-    result = call("run", "ladder.yaml", "--dry-run", "--set", "memory.micro_batch=4")
+def test_a_dry_run_shows_what_each_resolution_of_a_stage_is(runnable: Curriculum, tmp_path: Path):
+    dump(rising(), tmp_path / "rising.yaml")
+    result = call("run", "rising.yaml", "--dry-run", "--set", "memory.micro_batch=4")
     assert result.exit_code == 0
     row = {line.split()[0]: line.split() for line in result.output.splitlines() if line.strip()}
     assert row["resolution"][1:] == ["32", "px", "32", "px", "48", "px", "64", "px", "32", "px", "32", "px"]
@@ -238,10 +238,10 @@ def test_a_dry_run_shows_what_each_rung_of_a_ladder_is(runnable: Curriculum, tmp
     assert " ".join(row["steps"][1:]) == "30 0 to 10 10 to 20 20 to 70 30 30"
 
 
-def test_status_has_a_line_for_each_rung(runnable: Curriculum, tmp_path: Path):
+def test_status_has_a_line_for_each_resolution(runnable: Curriculum, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
-    folder.write(ladder(), run)
+    folder.write(rising(), run)
     ended(run, 32, 8)
     (run / "b" / "checkpoints" / "step_00000012").mkdir()
     (run / "b" / "checkpoints" / "step_00000012" / "manifest.json").write_text('{"step": 12}')
@@ -263,10 +263,10 @@ def test_status_has_a_line_for_each_rung(runnable: Curriculum, tmp_path: Path):
     assert "/" not in lines["b@64"]
 
 
-def test_the_log_of_a_rung_is_found_by_its_name(runnable: Curriculum, tmp_path: Path):
+def test_the_log_of_a_resolution_is_found_by_its_name(runnable: Curriculum, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
-    folder.write(ladder(), run)
+    folder.write(rising(), run)
     (run / "b" / "log-48.txt").write_text("what b@48 said")
     assert call("logs", str(run), "b@48").output == "what b@48 said"
     assert "valid choices: data, a, a/evaluation, b@32, b@48" in call("logs", str(run), "b@96").stderr

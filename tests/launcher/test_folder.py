@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher import folder
-from tests.launcher.test_plan import curriculum, ladder
+from tests.launcher.test_plan import curriculum, rising
 from wemmu.config import Curriculum, load_curriculum, load_stage
 from wemmu.config.schema import Parallel
 
@@ -100,9 +100,9 @@ def test_one_folder_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert folder.normalise(Path("/elsewhere/x")) == Path("/elsewhere/x")
 
 
-def test_a_stage_with_a_ladder_has_a_config_for_each_rung_and_is_known_by_the_last(tmp_path: Path):
-    folder.write(ladder(), tmp_path)
-    rungs = [load_stage(tmp_path / "b" / f"config-{px}.yaml") for px in (32, 48, 64)]
-    assert [one.stage.resolution for one in rungs] == [32, 48, 64]
-    assert load_stage(tmp_path / "b" / "config.yaml") == rungs[-1]
-    assert load_curriculum(tmp_path / "curriculum.yaml") == ladder()
+def test_a_stage_with_several_resolutions_has_a_config_for_each_and_is_known_by_the_last(tmp_path: Path):
+    folder.write(rising(), tmp_path)
+    names = [load_stage(tmp_path / "b" / f"config-{px}.yaml") for px in (32, 48, 64)]
+    assert [one.stage.resolution for one in names] == [32, 48, 64]
+    assert load_stage(tmp_path / "b" / "config.yaml") == names[-1]
+    assert load_curriculum(tmp_path / "curriculum.yaml") == rising()

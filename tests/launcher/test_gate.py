@@ -7,7 +7,7 @@ import pytest
 
 from launcher.gate import Gate, reasons
 
-METRICS = [{"step": 4, "loss": 0.9}, {"step": 8, "loss": 0.5}, {"step": 8, "pictures": 3, "blank_pictures": 0}]
+METRICS = [{"step": 4, "loss": 0.9}, {"step": 8, "loss": 0.5}, {"step": 8, "images": 3, "blank_images": 0}]
 
 
 @pytest.fixture
@@ -80,11 +80,14 @@ def test_no_record_at_all(gate: Gate):
     assert "has no loss in" in reasons(gate)[0]
 
 
-def test_blank_pictures_of_the_last_drawing(gate: Gate):
-    blank = {"step": 8, "pictures": 3, "blank_pictures": 2}
+def test_blank_images_of_the_last_drawing(gate: Gate):
+    blank = {"step": 8, "images": 3, "blank_images": 2}
     record(gate.folder, [blank, *METRICS])
     assert reasons(gate) == []
     record(gate.folder, [*METRICS, blank])
+    assert "2 of the 3 sample images of a at step 8 are blank" in reasons(gate)[0]
+    # As earlier versions wrote it.
+    record(gate.folder, [*METRICS, {"step": 8, "pictures": 3, "blank_pictures": 2}])
     assert "2 of the 3 sample images of a at step 8 are blank" in reasons(gate)[0]
 
 

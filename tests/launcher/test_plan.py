@@ -67,68 +67,72 @@ def test_a_stage_config_survives_its_file(tmp_path: Path):
         assert load_stage(tmp_path / "config.yaml") == one
 
 
-def ladder(**changes: object) -> Curriculum:
-    """Stage b climbs in three rungs: steps 0 to 10, 20 and 70."""
+def rising(**changes: object) -> Curriculum:
+    """Stage b has three resolutions: steps 0 to 10, 20 and 70."""
     stages = [stage.model_dump(exclude_none=True) for stage in curriculum().stages]
-    stages[1] |= {"resolution": [32, 48, 64], "next_rung": {"samples": 40}}
+    stages[1] |= {"resolution": [32, 48, 64], "next_resolution": {"samples": 40}}
     return curriculum(stages=stages, **changes)
 
 
-def test_each_rung_of_a_ladder_is_its_own_job_in_the_folder_of_the_stage():
-    jobs = chain(ladder(), RUN)
-    rungs = ["b@32", "b@48", "b@64"]
-    assert [job.name for job in jobs][2:8] == ["a/evaluation", *rungs, "b/evaluation", "c"]
-    assert [by_name(jobs)[name].after for name in [*rungs, "b/evaluation", "c"]] == [
+def test_each_resolution_of_a_stage_is_its_own_job_in_the_folder_of_the_stage():
+    jobs = chain(rising(), RUN)
+    names = ["b@32", "b@48", "b@64"]
+    assert [job.name for job in jobs][2:8] == ["a/evaluation", *names, "b/evaluation", "c"]
+    assert [by_name(jobs)[name].after for name in [*names, "b/evaluation", "c"]] == [
         ("a",), ("b@32",), ("b@48",), ("b@64",), ("b@64",),
     ]  # fmt: skip
-    assert {by_name(jobs)[name].folder for name in rungs} == {RUN / "b"}
-    assert len({by_name(jobs)[name].log for name in rungs}) == 3
+    assert {by_name(jobs)[name].folder for name in names} == {RUN / "b"}
+    assert len({by_name(jobs)[name].log for name in names}) == 3
     # The gate of the stage before is asked once.
-    assert [bool(by_name(jobs)[name].gate) for name in rungs] == [True, False, False]
+    assert [bool(by_name(jobs)[name].gate) for name in names] == [True, False, False]
 
 
-def test_the_jobs_of_a_ladder_read_one_stage_at_one_resolution_each():
-    runs = [one for one in stage_runs(ladder(), RUN) if one.stage.name == "b"]
+def test_the_jobs_of_several_resolutions_read_one_stage_at_one_resolution_each():
+    runs = [one for one in stage_runs(rising(), RUN) if one.stage.name == "b"]
     assert [one.stage.resolution for one in runs] == [32, 48, 64]
     assert [one.stage.span for one in runs] == [(0, 10), (10, 20), (20, 70)]
     assert {(one.stage.steps, one.stage.start) for one in runs} == {(70, RUN / "a" / "checkpoints" / "step_00000030")}
-    commands = [by_name(chain(ladder(), RUN))[one.stage.label].command[-1] for one in runs]
+    commands = [by_name(chain(rising(), RUN))[one.stage.label].command[-1] for one in runs]
     assert commands == [str(RUN / "b" / f"config-{one.stage.resolution}.yaml") for one in runs]
 
 
-def test_a_stage_after_a_ladder_starts_from_the_last_checkpoint_of_its_last_rung():
-    stages = [stage for stage in ladder().stages if stage.name != "c"]
+def test_a_stage_after_several_resolutions_starts_from_the_last_checkpoint_of_the_last():
+    stages = [stage for stage in rising().stages if stage.name != "c"]
     runs = {one.stage.label: one for one in stage_runs(curriculum(stages=stages), RUN)}
     assert runs["d"].stage.start == RUN / "b" / "checkpoints" / "step_00000070"
 
 
 def ended(run: Path, resolution: int, step: int, saved: int | None = None) -> None:
-    """The rung of b ended at `step`, and the newest checkpoint is of step `saved`."""
+    """The first resolution of b ended at `step`, and the newest checkpoint is of step `saved`."""
     manifest = checkpoint(run / "b", step if saved is None else saved) / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(f'{{"step": {step if saved is None else saved}}}')
-    with (run / "b" / "rungs.jsonl").open("a") as file:
+    with (run / "b" / "resolutions.jsonl").open("a") as file:
         file.write(json.dumps({"resolution": resolution, "to_step": step}) + "\n")
 
 
-def test_a_rung_is_finished_by_its_line_in_the_record_and_its_checkpoint(tmp_path: Path):
-    jobs = by_name(chain(ladder(), tmp_path))
-    rungs = [jobs[name] for name in ("b@32", "b@48", "b@64")]
-    assert [is_finished(job) for job in rungs] == [False, False, False]
+def test_a_resolution_is_finished_by_its_line_in_the_record_and_its_checkpoint(tmp_path: Path):
+    jobs = by_name(chain(rising(), tmp_path))
+    names = [jobs[name] for name in ("b@32", "b@48", "b@64")]
+    assert [is_finished(job) for job in names] == [False, False, False]
     ended(tmp_path, 32, 8)
-    assert [is_finished(job) for job in rungs] == [True, False, False]
+    assert [is_finished(job) for job in names] == [True, False, False]
     assert find([*jobs.values()], "b").name == "b@48"
     ended(tmp_path, 48, 15)
     ended(tmp_path, 64, 70)
-    assert [is_finished(job) for job in rungs] == [True, True, True]
+    assert [is_finished(job) for job in names] == [True, True, True]
     assert find([*jobs.values()], "b").name == "b@64"
+    # As earlier versions called it.
+    (tmp_path / "b" / "resolutions.jsonl").rename(tmp_path / "b" / "rungs.jsonl")
+    earlier = by_name(chain(rising(), tmp_path))
+    assert [is_finished(earlier[job.name]) for job in names] == [True, True, True]
 
 
-def test_a_rung_whose_last_checkpoint_is_gone_is_not_finished(tmp_path: Path):
+def test_a_resolution_whose_last_checkpoint_is_gone_is_not_finished(tmp_path: Path):
     ended(tmp_path, 32, 8, saved=6)
-    job = by_name(chain(ladder(), tmp_path))["b@32"]
+    job = by_name(chain(rising(), tmp_path))["b@32"]
     assert not is_finished(job)
-    assert missing(job) == (tmp_path / "b" / "rungs.jsonl",)
+    assert missing(job) == (tmp_path / "b" / "resolutions.jsonl",)
 
 
 @pytest.mark.parametrize("name", ["export", "lock", "data", "report"])

@@ -62,7 +62,7 @@ def test_input_latents_matter_exactly_where_the_vae_branch_is_on(variant, encode
 
 
 @torch.no_grad()
-def test_the_vae_branch_is_given_the_latents_of_the_input_pictures(model: WeMMU, encoder: PromptEncoder):
+def test_the_vae_branch_is_given_the_latents_of_the_input_images(model: WeMMU, encoder: PromptEncoder):
     images = make_batch(encoder, [0, 1], Task.MULTI_EDIT, (48, 32)).images
     latents = model.input_latents(images)
     for b in range(2):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from tests.models.world import encode, pictures
+from tests.models.world import encode, random_images
 from wemmu.noise import Noise
 from wemmu.positions import image_grid_positions, prompt_positions, token_grid
 from wemmu.prompts import PromptEncoder
@@ -54,7 +54,7 @@ def test_positions_in_a_padded_batch_are_those_of_each_prompt_alone(model: WeMMU
 
 
 def given_to_the_pathway(model: WeMMU, prompts: Prompts, images: torch.Tensor) -> torch.Tensor:
-    """The positions [3, B, G] of the pathway's tokens for a picture of 2 x 3 tokens."""
+    """The positions [3, B, G] of the pathway's tokens for an image of 2 x 3 tokens."""
     seen: list[torch.Tensor] = []
     hook = model.bridge.pathway.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     try:
@@ -65,10 +65,10 @@ def given_to_the_pathway(model: WeMMU, prompts: Prompts, images: torch.Tensor) -
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_pathway_tokens_stand_on_the_vit_tokens_of_their_images_and_of_the_picture_to_make(
+def test_pathway_tokens_stand_on_the_vit_tokens_of_their_images_and_of_the_image_to_make(
     model: WeMMU, encoder: PromptEncoder, count: int
 ):
-    images = pictures(0, 2, count, 3, 48, 32)
+    images = random_images(0, 2, count, 3, 48, 32)
     prompts = encode(encoder, ["a", "move the small red circle"], images)
     seen = given_to_the_pathway(model, prompts, images)
     for b in range(2):
@@ -93,7 +93,7 @@ def test_an_image_larger_than_its_run_of_tokens_is_refused(encoder: PromptEncode
         prompt_positions(encoder.token_ids("a ring", [(2, 2)]), encoder.image_token_id, [(3, 2)])
 
 
-def test_a_picture_has_as_many_tokens_as_the_processor_of_the_vlm_gives_it():
+def test_a_image_has_as_many_tokens_as_the_processor_of_the_vlm_gives_it():
     """Every size that a bucket of the published autoencoder can have, and odd ones; Qwen2.5-VL's bounds on pixels."""
     sides = [*range(64, 2048, 32), 70, 98, 1006, 1022]
     for height, width in [*product(sides, sides[::7]), (28, 112), (500, 333)]:
@@ -105,6 +105,6 @@ def test_a_picture_has_as_many_tokens_as_the_processor_of_the_vlm_gives_it():
     assert all(token_grid(px, px, TOKEN_PX) == (px // TOKEN_PX,) * 2 for px in (LOW_PX, HIGH_PX))
 
 
-def test_a_picture_smaller_than_a_token_is_refused():
+def test_a_image_smaller_than_a_token_is_refused():
     with pytest.raises(ValueError, match="smaller than one"):
         token_grid(TOKEN_PX - 1, TOKEN_PX, TOKEN_PX)

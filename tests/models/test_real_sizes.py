@@ -123,7 +123,7 @@ def test_learnable_queries_are_owned_by_the_module_queries(real: WeMMU, design: 
 
 
 @pytest.mark.parametrize(("pixels", "side", "vae_pixels"), [(512, 18, 576), (1024, 37, 1184)])
-def test_a_picture_has_as_many_latents_as_vlm_tokens_on_the_way_through(
+def test_a_image_has_as_many_latents_as_vlm_tokens_on_the_way_through(
     real: WeMMU, pixels: int, side: int, vae_pixels: int, monkeypatch: pytest.MonkeyPatch
 ):
     assert token_grid(pixels, pixels, real.vlm.token_px) == (side, side)
@@ -147,11 +147,11 @@ def test_a_picture_has_as_many_latents_as_vlm_tokens_on_the_way_through(
     monkeypatch.setattr(real.bridge.pathway.rotary, "forward", rotary)
     monkeypatch.setattr(real.vae.vae, "encode", watched_encode)
     monkeypatch.setattr(real.vlm.vlm.model.visual, "forward", vision)
-    picture = meta(1, 1, 3, pixels, pixels, dtype=torch.uint8)
-    latents = real.input_latents(picture)
+    image = meta(1, 1, 3, pixels, pixels, dtype=torch.uint8)
+    latents = real.input_latents(image)
     assert encoded == [(1, 3, vae_pixels, vae_pixels)]
     assert latents.shape == (1, 1, 32, side, side)
-    assert real.vlm.vision(picture[0]).shape == (1, side * side, WIDTH)
+    assert real.vlm.vision(image[0]).shape == (1, side * side, WIDTH)
     # Four patches to a token, each of 14 x 14 px in two frames.
     assert patches == [(4 * side * side, 3 * 2 * 14 * 14)]
     noise = Noise(0, 0, torch.tensor([0]), "meta")

@@ -19,10 +19,10 @@ def denoiser(conditioning: str, seed: int = 0) -> Denoiser:
     return Denoiser(DenoiserConfig(conditioning=conditioning, depth=2, width=16, heads=2), D, C)
 
 
-def draw(pictures: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def draw(images: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(pictures, H * W, D, generator=generator)
-    return torch.randn(pictures, C, H, W, generator=generator), torch.tensor([10, 500, 990][:pictures]), states
+    states = torch.randn(images, H * W, D, generator=generator)
+    return torch.randn(images, C, H, W, generator=generator), torch.tensor([10, 500, 990][:images]), states
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -66,7 +66,7 @@ def test_places_are_rows_and_columns():
     assert len(places.flatten(0, 1).unique(dim=0)) == H * W
 
 
-def test_a_denoiser_learns_to_use_the_states_and_suffers_from_those_of_another_picture():
+def test_a_denoiser_learns_to_use_the_states_and_suffers_from_those_of_another_image():
     """The states hold the target; blind, no predictor does better than mean abar, 0.496."""
     torch.manual_seed(0)
     z_0 = torch.randn(16, C, H, W)

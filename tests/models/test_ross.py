@@ -1,10 +1,10 @@
-"""A VLM that reconstructs: the stock VLM in what it says, and each state where its piece of the picture is."""
+"""A VLM that reconstructs: the stock VLM in what it says, and each state where its piece of the image is."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.models.world import encode, make_questions, make_ross, patches_of, pictures
+from tests.models.world import encode, make_questions, make_ross, patches_of, random_images
 from wemmu.config.schema import Backbones
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.model import Ross
@@ -19,7 +19,7 @@ def ross(backbones: Backbones) -> Ross:
 
 
 def visual_states(ross: Ross, encoder: PromptEncoder, texts: list[str], images: Tensor) -> Tensor:
-    return ross.states(encode(encoder, texts, images), images).pictures
+    return ross.states(encode(encoder, texts, images), images).images
 
 
 @torch.no_grad()
@@ -36,19 +36,19 @@ def test_what_it_says_is_what_the_stock_model_says(ross: Ross, encoder: PromptEn
 
 
 @torch.no_grad()
-def test_a_state_is_taken_where_its_piece_of_the_picture_stands(ross: Ross, encoder: PromptEncoder) -> None:
-    """Against the position in the text, with prompts of several lengths and two pictures each."""
+def test_a_state_is_taken_where_its_piece_of_the_image_stands(ross: Ross, encoder: PromptEncoder) -> None:
+    """Against the position in the text, with prompts of several lengths and two images each."""
     batch = make_questions(encoder, [0, 1, 2], (32, 48), images=2)
     states = ross.states(batch.prompts, batch.images)
-    assert states.pictures.shape == (3, 2, 6, ross.language_model.config.hidden_size)
+    assert states.images.shape == (3, 2, 6, ross.language_model.config.hidden_size)
     for row in range(3):
         places = (batch.prompts.input_ids[row] == ross.image_token_id).nonzero().flatten()
-        assert torch.equal(states.pictures[row].flatten(0, 1), states.text[row, places])
+        assert torch.equal(states.images[row].flatten(0, 1), states.text[row, places])
 
 
 @torch.no_grad()
-def test_pictures_never_see_the_question_but_the_pictures_before_them(ross: Ross, encoder: PromptEncoder) -> None:
-    images = pictures(0, 1, 2, 3, 32, 32)
+def test_images_never_see_the_question_but_the_images_before_them(ross: Ross, encoder: PromptEncoder) -> None:
+    images = random_images(0, 1, 2, 3, 32, 32)
     one, other = (visual_states(ross, encoder, [text], images) for text in ("a red circle", "two squares above a ring"))
     assert torch.allclose(one, other, atol=1e-5)
     changed = images.clone()
@@ -67,7 +67,7 @@ def test_padding_and_neighbours_change_nothing(ross: Ross, encoder: PromptEncode
         own = ross.states(alone.prompts, alone.images)
         length = alone.prompts.input_ids.shape[1]
         assert torch.allclose(states.text[row, :length], own.text[0], atol=1e-5)
-        assert torch.allclose(states.pictures[row], own.pictures[0], atol=1e-5)
+        assert torch.allclose(states.images[row], own.images[0], atol=1e-5)
 
 
 def test_the_answer_and_its_end_are_wanted_where_they_are_predicted(encoder: PromptEncoder) -> None:
@@ -83,7 +83,7 @@ def test_the_answer_and_its_end_are_wanted_where_they_are_predicted(encoder: Pro
 
 @pytest.mark.parametrize("config", [PIXELS, {}], ids=["pixels", "latents"])
 def test_a_target_stands_on_the_grid_of_the_tokens(backbones: Backbones, config: dict) -> None:
-    """A picture that is bright in the piece of one token is bright in that token's target."""
+    """An image that is bright in the piece of one token is bright in that token's target."""
     ross = make_ross(backbones, **config)
     images = torch.zeros(1, 3, 48, 64, dtype=torch.uint8)
     images[..., 16:32, 48:64] = 255
@@ -93,7 +93,7 @@ def test_a_target_stands_on_the_grid_of_the_tokens(backbones: Backbones, config:
     assert difference.argmax() == 1 * 4 + 3
     if config:
         assert difference.count_nonzero() == 1
-        assert torch.equal(ross.picture(target), images / 127.5 - 1)
+        assert torch.equal(ross.image(target), images / 127.5 - 1)
 
 
 def test_a_layer_that_is_not_there_is_refused(backbones: Backbones) -> None:
@@ -105,14 +105,14 @@ def test_a_layer_that_is_not_there_is_refused(backbones: Backbones) -> None:
 @torch.no_grad()
 def test_an_earlier_layer_is_the_one_counted_from_the_input(backbones: Backbones, encoder: PromptEncoder) -> None:
     ross = make_ross(backbones, layer=0)
-    images = pictures(0, 2, 1, 3, 32, 32)
+    images = random_images(0, 2, 1, 3, 32, 32)
     states = visual_states(ross, encoder, ["a red circle"] * 2, images)
     assert torch.allclose(states[:, 0], ross.vision(images[:, 0]), atol=1e-6)
 
 
 @torch.no_grad()
 def test_the_last_layer_by_its_number_is_not_normed_and_last_is(backbones: Backbones, encoder: PromptEncoder) -> None:
-    images = pictures(0, 2, 1, 3, 32, 32)
+    images = random_images(0, 2, 1, 3, 32, 32)
     ross = make_ross(backbones)
     layers = ross.language_model.layers
     before, behind = {}, visual_states(ross, encoder, ["a red circle"] * 2, images)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor
 
-from tests.models.world import pictures
+from tests.models.world import random_images
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.config.schema import Backbones
 
@@ -30,7 +30,7 @@ def given(vae: FrozenVAE, part: torch.nn.Module, call) -> Tensor:
 @pytest.mark.parametrize("grid", [None, (3, 3), (4, 2)], ids=str)
 def test_pixels_are_resized_cut_off_and_scaled_exactly_and_rounded_once(vae: FrozenVAE, grid):
     edges = torch.where(torch.arange(32) % 16 < 8, 255, 0).to(torch.uint8).expand(3, 32, 32)
-    images = torch.stack([edges, pictures(0, 3, 32, 32)])
+    images = torch.stack([edges, random_images(0, 3, 32, 32)])
     exact = images.double()
     if grid is not None:
         size = (grid[0] * vae.latent_px, grid[1] * vae.latent_px)

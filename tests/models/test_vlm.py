@@ -18,7 +18,7 @@ from transformers import (
     Qwen2VLImageProcessorFast,
 )
 
-from tests.models.world import WORDS, encode, make_batch, make_model, pictures
+from tests.models.world import WORDS, encode, make_batch, make_model, random_images
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
@@ -42,7 +42,7 @@ class _Fed(Exception):
 
 
 def fed_to_the_tower(vlm: FrozenVLM, pixels: Tensor) -> Tensor:
-    """The patches that pictures [B, 3, H, W] become on their way into the vision tower."""
+    """The patches that images [B, 3, H, W] become on their way into the vision tower."""
     caught: list[Tensor] = []
 
     def stop(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -60,7 +60,7 @@ def fed_to_the_tower(vlm: FrozenVLM, pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (16, 80)], ids=str)
 def test_patches_equal_those_of_the_real_processor(model: WeMMU, backbones: Backbones, size: tuple[int, int]):
-    images = pictures(1, 3, 3, *size)
+    images = random_images(1, 3, 3, *size)
     real = Qwen2VLImageProcessorFast.from_pretrained(backbones.vlm)
     expected = real(images=[*images], return_tensors="pt").pixel_values
     torch.testing.assert_close(fed_to_the_tower(model.vlm, images), expected, atol=1e-5, rtol=0)
@@ -72,9 +72,9 @@ def test_patches_equal_the_published_processors_where_it_resizes(
 ):
     vlm = FrozenVLM(model.vlm.vlm, PUBLISHED["image_mean"], PUBLISHED["image_std"])
     vlm.patch, vlm.token_px = 14, 28
-    # Hard edges, at which the resized picture overshoots the range of pixels, and a smooth one.
+    # Hard edges, at which the resized image overshoots the range of pixels, and a smooth one.
     edges = torch.where(torch.arange(512) % 64 < 32, 255, 0).to(torch.uint8).expand(3, *size)
-    smooth = F.interpolate(pictures(2, 1, 3, 64, 64).float(), size, mode="bilinear")[0].byte()
+    smooth = F.interpolate(random_images(2, 1, 3, 64, 64).float(), size, mode="bilinear")[0].byte()
     images = torch.stack([edges, smooth])
     expected = Qwen2VLImageProcessorFast(**PUBLISHED)(images=[*images], return_tensors="pt")
     assert expected.image_grid_thw.tolist() == [[1, *grid]] * 2, "512 px become 504, 1024 px 1036"
@@ -152,7 +152,7 @@ def test_casting_leaves_positions_and_pixels_in_float32(backbones: Backbones, ca
     """Of the whole, or of any part that a pipeline or an engine may cast alone."""
     model = make_model(backbones)
     before = {n: b.clone() for n, b in model.named_buffers() if n.endswith(("inv_freq", "mean", "std"))}
-    images = pictures(0, 1, 3, 40, 40)
+    images = random_images(0, 1, 3, 40, 40)
     patches = fed_to_the_tower(model.vlm, images)
     cast(model.get_submodule(part))
     assert {p.dtype for p in model.get_submodule(part).parameters()} <= {torch.bfloat16, torch.float16}
@@ -171,9 +171,9 @@ def test_a_vlm_that_was_cast_before_is_refused(backbones: Backbones):
 
 
 @pytest.mark.parametrize("images", [(2, 0), (2, 2), (2, 1)], ids=["none", "two", "larger"])
-def test_pictures_that_do_not_match_the_prompts_tokens_are_refused(model: WeMMU, encoder: PromptEncoder, images):
+def test_images_that_do_not_match_the_prompts_tokens_are_refused(model: WeMMU, encoder: PromptEncoder, images):
     batch = make_batch(encoder, [0, 1], size=(32, 32))
-    wrong = pictures(0, *images, 3, *((32, 32) if images[1] != 1 else (48, 32)))
+    wrong = random_images(0, *images, 3, *((32, 32) if images[1] != 1 else (48, 32)))
     with pytest.raises(ValueError, match="image tokens, got"):
         model.vlm.prefix(batch.prompts, wrong)
 
@@ -190,7 +190,7 @@ def test_image_tokens_of_one_prompt_do_not_make_up_for_those_of_another(model: W
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_prompt_ids_are_the_real_processors_then_vision_start(backbones: Backbones, encoder: PromptEncoder, count: int):
     processor = AutoProcessor.from_pretrained(backbones.vlm, use_fast=True)
-    images = pictures(0, 1, count, 3, 48, 32)
+    images = random_images(0, 1, count, 3, 48, 32)
     text = "swap the red circle and the blue ring"
     content = [*[{"type": "image"}] * count, {"type": "text", "text": text}]
     chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -1,4 +1,4 @@
-"""Models and batches for tests: the real classes at the miniature's sizes, random weights, pictures of pure noise."""
+"""Models and batches for tests: the real classes at the miniature's sizes, random weights, images of pure noise."""
 
 from collections.abc import Sequence
 
@@ -56,11 +56,11 @@ def awake(head: nn.Module, std: float = 0.3) -> nn.Module:
 
 
 def patches_of(model: VLM, image: Tensor) -> Tensor:
-    """What the processor of the VLM makes of a picture uint8 [3, H, W] of whole tokens."""
+    """What the processor of the VLM makes of an image uint8 [3, H, W] of whole tokens."""
     return patchify((image[None] / 255 - model.mean) / model.std, model.patch, model.merge, model.temporal)
 
 
-def pictures(seed: int, *shape: int) -> Tensor:
+def random_images(seed: int, *shape: int) -> Tensor:
     """uint8 [*shape] of noise."""
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
@@ -84,9 +84,9 @@ def make_batch(
     The contrastive partner of a sample is the next one, of the last `following`, or the first if that is None.
     """
     texts = [WORDS[i % len(WORDS)] for i in ids]
-    inputs = torch.stack([pictures(i, INPUTS[task], 3, *size) for i in ids])
+    inputs = torch.stack([random_images(i, INPUTS[task], 3, *size) for i in ids])
     further = [] if following is None else [following]
-    targets = torch.stack([pictures(1000 + i, 3, *size) for i in [*ids, *further]])
+    targets = torch.stack([random_images(1000 + i, 3, *size) for i in [*ids, *further]])
     negatives = Negatives(
         index=(torch.arange(len(ids)) + 1) % len(targets),
         sample_ids=torch.tensor(further, dtype=torch.int64),
@@ -99,9 +99,9 @@ def make_batch(
 def make_questions(
     encoder: PromptEncoder, ids: Sequence[int], size: tuple[int, int] = (32, 32), images: int = 1
 ) -> Batch:
-    """As `make_batch`, of questions about `images` pictures with their answers."""
+    """As `make_batch`, of questions about `images` images with their answers."""
     texts, answers = ([words[i % len(words)] for i in ids] for words in (WORDS, ANSWERS))
-    inputs = torch.stack([pictures(i, images, 3, *size) for i in ids])
+    inputs = torch.stack([random_images(i, images, 3, *size) for i in ids])
     grids = [[token_grid(*size, TOKEN_PX)] * images] * len(ids)
     prompts, wanted = encoder.answered(texts, answers, grids)
     return Batch(Task.UNDERSTANDING, torch.tensor(ids), prompts, inputs, target=None, labels=wanted)

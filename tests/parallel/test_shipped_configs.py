@@ -64,7 +64,8 @@ def shrunk(run: StageRun, backbones: Backbones) -> StageRun:
     elif tree["recipe"]["head"]["kind"] == "denoiser":
         tree["recipe"]["head"] |= {"width": 32, "heads": 2, "depth": 2}
     tree["sampling"] |= {"steps": 2, "prompts": [{"text": "describe the image", "images": [str(EXAMPLE)]}]}
-    tree["stage"] |= {"resolution": 32, "global_batch": GLOBAL_BATCH, "ladder": [], "next_rung": None, "start": None}
+    tree["stage"] |= {"resolution": 32, "resolutions": [], "next_resolution": None, "start": None}
+    tree["stage"]["global_batch"] = GLOBAL_BATCH
     tree["threads"] = 1
     return StageRun.model_validate(tree)
 

@@ -205,7 +205,7 @@ def in_bfloat16(rank: int, world: int) -> tuple[dict[str, float], dict[str, floa
 
 
 def held(rank: int, world: int, blocks: int) -> tuple[int, int]:
-    """Parameters, and bytes kept for the backward pass, for one picture of 16 x 16 latents and 256 queries."""
+    """Parameters, and bytes kept for the backward pass, for one image of 16 x 16 latents and 256 queries."""
     dit = make({**CASES["plain, 7 and 5 heads"], "num_layers": blocks})
     split(dit, dist.group.WORLD)
     inputs = torch.randn(1, 4, 16, 16), torch.randn(1, 256, 24), torch.ones(1)

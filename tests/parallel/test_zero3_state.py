@@ -252,5 +252,5 @@ def draws(rank: int, world: int, backbones: Backbones) -> None:
     assert same(drawing.engine.state(), copied(left_alone.engine.state()))
 
 
-def test_pictures_drawn_between_steps_are_the_models_and_disturb_nothing(backbones: Backbones):
+def test_images_drawn_between_steps_are_the_models_and_disturb_nothing(backbones: Backbones):
     on_ranks(2, draws, backbones)

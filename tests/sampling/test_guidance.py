@@ -50,6 +50,6 @@ def test_defaults_are_the_papers():
     assert guidance_weights(Task.MULTI_EDIT, Sampling()) == {Branch.UNCONDITIONAL: -2.0, Branch.FULL: 3.0}
 
 
-def test_a_task_without_a_picture_is_refused():
+def test_a_task_without_a_image_is_refused():
     with pytest.raises(ValueError, match="understanding makes no image"):
         guidance_weights(Task.UNDERSTANDING, Sampling())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.world import INPUTS, WORDS, encode, make_model, pictures
+from tests.models.world import INPUTS, WORDS, encode, make_model, random_images
 from wemmu.config.schema import Backbones, Sampling
 from wemmu.config.task import GENERATION_TASKS, Task
 from wemmu.noise import Noise
@@ -26,7 +26,7 @@ def sampler(model: WeMMU, encoder: PromptEncoder) -> Sampler:
 
 
 def make_request(task: Task, ids: Sequence[int] = (0, 1), size: tuple[int, int] = (32, 32)) -> GenerationRequest:
-    images = torch.stack([pictures(i, INPUTS[task], 3, 32, 32) for i in ids])
+    images = torch.stack([random_images(i, INPUTS[task], 3, 32, 32) for i in ids])
     wordless = task in (Task.UNCONDITIONAL, Task.RECONSTRUCTION)
     texts = ["" if wordless else WORDS[i] for i in ids]
     return GenerationRequest(task, texts, images, size, torch.tensor(ids))
@@ -75,7 +75,7 @@ def test_the_other_rules_have_two_branches(
     torch.testing.assert_close(sampler(request, SAMPLING), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_are_repeated_by_their_seed_and_changed_by_another(sampler: Sampler):
+def test_images_are_repeated_by_their_seed_and_changed_by_another(sampler: Sampler):
     request = make_request(Task.EDIT)
     first = sampler(request, SAMPLING)
     assert torch.equal(sampler(request, SAMPLING), first)
@@ -93,7 +93,7 @@ def test_another_solver_is_used_where_it_is_asked_for(model: WeMMU, encoder: Pro
     assert torch.equal(Sampler(model, encoder, SHIFT, still)(request, SAMPLING), model.vae.decode(latents))
 
 
-def test_pictures_do_not_depend_on_the_mode_the_trainer_left(backbones: Backbones, encoder: PromptEncoder):
+def test_images_do_not_depend_on_the_mode_the_trainer_left(backbones: Backbones, encoder: PromptEncoder):
     model = make_model(backbones).eval()
     for dropout in (m for m in model.dit.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.5
@@ -114,7 +114,7 @@ def test_a_sample_alone_is_what_it_is_in_a_batch(sampler: Sampler, task: Task):
         torch.testing.assert_close(together[row], alone, atol=2e-5, rtol=1e-4)
 
 
-def test_pictures_have_the_size_asked_for_and_no_gradient(sampler: Sampler):
+def test_images_have_the_size_asked_for_and_no_gradient(sampler: Sampler):
     made = sampler(make_request(Task.EDIT, size=(32, 64)), SAMPLING)
     assert made.shape == (2, 3, 32, 64)
     assert not made.requires_grad

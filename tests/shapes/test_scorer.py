@@ -1,4 +1,4 @@
-"""The scorer is exact where a picture is one, and says nothing where it is none."""
+"""The scorer is exact where an image is one, and says nothing where it is none."""
 
 import io
 import random
@@ -94,11 +94,11 @@ def test_error_leaves_a_margin_on_both_sides():
     assert min(read(Image.fromarray(pixels)).rmse for pixels in noise) > 1.05 * MAX_RMSE
 
 
-def test_captions_are_scored_by_what_the_picture_shows():
+def test_captions_are_scored_by_what_the_image_shows():
     for scene, other in pairwise(scenes(40)):
-        picture = render(scene, 64)
-        assert caption_satisfied(picture, full_caption(scene))
-        assert caption_satisfied(picture, full_caption(other)) == (scene == other)
+        image = render(scene, 64)
+        assert caption_satisfied(image, full_caption(scene))
+        assert caption_satisfied(image, full_caption(other)) == (scene == other)
 
 
 def recolor() -> Edit:
@@ -121,7 +121,7 @@ def test_edit_ignored():
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         Scene("black", recolor().target.objects),
         Scene("white", recolor().target.objects[:1]),
@@ -129,8 +129,8 @@ def test_edit_ignored():
     ],
     ids=["other background", "lost an object", "one object more"],
 )
-def test_edit_followed_at_the_expense_of_the_rest(picture: Scene):
-    score = score_edit(render(picture, 64), recolor())
+def test_edit_followed_at_the_expense_of_the_rest(image: Scene):
+    score = score_edit(render(image, 64), recolor())
     assert (score.correct, score.followed, score.preserved, score.copied) == (False, True, False, False)
 
 
@@ -140,7 +140,7 @@ def test_wrong_edit_of_the_right_object():
     assert (score.correct, score.followed, score.preserved, score.copied) == (False, False, True, False)
 
 
-def test_unreadable_picture_is_no_edit():
+def test_unreadable_image_is_no_edit():
     score = score_edit(noisy(Image.effect_noise((64, 64), 90).convert("RGB")), recolor())
     assert (score.correct, score.followed, score.preserved, score.copied) == (False, False, False, False)
 

@@ -25,7 +25,7 @@ def make_run(backbones: Backbones, shards: Path, **changes: object) -> StageRun:
             "recipe": WeMMU(bridge=Bridge(position_table=8)),
             "data": {"shards": shards},
             # Two micro-batches a step; features are remembered, so runs that remember others must still be equal.
-            "memory": {"micro_batch": 2, "reference_resolution": 32, "cached_pictures": 12},
+            "memory": {"micro_batch": 2, "reference_resolution": 32, "cached_images": 12},
             "logging": {"every": 1, "checkpoint_every": 2, "samples_every": 3, "wandb": "disabled"},
             "threads": 1,
             "stages": [STAGE],

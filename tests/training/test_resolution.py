@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.climbing import curriculum_of, write_shards
+from tests.training.rising import curriculum_of, write_shards
 from wemmu.config.schema import Backbones
 from wemmu.data.loader import Loader
 from wemmu.prompts import PromptEncoder
@@ -24,7 +24,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_buckets_grids_crop_shift_and_micro_batch_follow(
     model: WeMMU, encoder: PromptEncoder, backbones: Backbones, shards: Path, number: int, px: int, micro: int
 ):
-    run = curriculum_of(backbones, shards).rung_runs("stage")[number]
+    run = curriculum_of(backbones, shards).resolution_runs("stage")[number]
     batches = Loader(run, encoder, model.vlm.token_px).micro_batches(0)
     assert {tuple(batch.target.shape) for batch in batches} == {(micro, 3, px, px)}
     assert micro * len(batches) == run.stage.global_batch == 4

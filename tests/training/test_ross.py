@@ -73,7 +73,7 @@ def test_in_the_first_stage_it_goes_through_a_frozen_language_model(backbones, e
     assert moved(model) == {"projector", "head"}
 
 
-def test_the_loss_is_that_of_the_words_and_a_weight_times_that_of_the_pictures(backbones, encoder) -> None:
+def test_the_loss_is_that_of_the_words_and_a_weight_times_that_of_the_images(backbones, encoder) -> None:
     case, batch = RossCase(), make_questions(encoder, [0, 1, 2, 3])
     model = case.model(backbones)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_a_sample_is_worth_the_same_in_any_batch(backbones, encoder, case: RossC
 
 
 @torch.no_grad()
-def test_questions_without_a_picture_are_of_words_alone(backbones, encoder) -> None:
+def test_questions_without_a_image_are_of_words_alone(backbones, encoder) -> None:
     asked = make_questions(encoder, [0, 1])
     prompts, wanted = encoder.answered(["say a", "say b"], ["a red circle", "yes"], [[], []])
     batch: Batch = replace(asked, prompts=prompts, labels=wanted, images=asked.images[:, :0])
@@ -183,8 +183,8 @@ def test_what_is_drawn_does_not_depend_on_the_mode_the_trainer_left(shipped) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["denoiser", "regressor"])
-def test_a_head_that_knows_the_target_restores_the_picture(backbones, encoder, head: str) -> None:
-    """In pixels, where nothing but the head stands between target and picture."""
+def test_a_head_that_knows_the_target_restores_the_image(backbones, encoder, head: str) -> None:
+    """In pixels, where nothing but the head stands between target and image."""
     config = {"kind": head} if head == "regressor" else {**HEADS["denoiser"].head}
     model = make_ross(backbones, target="pixels", head=config)
     images = make_questions(encoder, [0, 1]).images
@@ -196,7 +196,7 @@ def test_a_head_that_knows_the_target_restores_the_picture(backbones, encoder, h
 
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 4, 20, 50, 333, 1000])
-def test_a_head_that_errs_a_little_restores_the_picture_and_meets_no_noise_unlike_that_of_training(
+def test_a_head_that_errs_a_little_restores_the_image_and_meets_no_noise_unlike_that_of_training(
     backbones, encoder, steps: int
 ) -> None:
     model = make_ross(backbones, target="pixels", head=HEADS["denoiser"].head)

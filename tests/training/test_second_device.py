@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.conftest import make_backbones
 from tests.models.elsewhere import ELSEWHERE, Elsewhere, twin
-from tests.models.world import micro_batches, pictures
+from tests.models.world import micro_batches, random_images
 from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outcome, RossCase, single
 from wemmu.backbones.full_precision import Made
 from wemmu.config.schema import Backbones, Sampling
@@ -118,9 +118,9 @@ def test_weights_of_files_and_averages_that_begin_land_where_the_weights_are(bac
         assert torch.equal(twin(state.ema[name]), sources[name].tensor), name
 
 
-def test_pictures_and_answers_are_drawn_there(backbones: Backbones, encoder: PromptEncoder):
+def test_images_and_answers_are_drawn_there(backbones: Backbones, encoder: PromptEncoder):
     generates, answers = CASES["flow in bfloat16, with an average"], CASES["ross"]
-    asked = pictures(0, 1, 1, 3, 32, 32)
+    asked = random_images(0, 1, 1, 3, 32, 32)
     request = GenerationRequest(EDIT, ["a red circle"], asked, (32, 32), torch.tensor([1]))
     sampling, there = Sampling(steps=2), []
     for device in (torch.device("cpu"), ELSEWHERE):

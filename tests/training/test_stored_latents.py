@@ -42,11 +42,11 @@ def latent_settings(
 
 
 def encoded(records: Sequence[Record], vae: FrozenVAE, kind: LatentSettings) -> list[Record]:
-    """The records with latents of all their pictures."""
+    """The records with latents of all their images."""
 
     def latents(record: Record) -> tuple[bytes, ...]:
-        pictures = np.stack([pixels(p) for p in (record.target, *record.images) if p is not None])
-        made = vae.encode(torch.from_numpy(pictures)).to(getattr(torch, kind.dtype)).contiguous()
+        encoded = np.stack([pixels(p) for p in (record.target, *record.images) if p is not None])
+        made = vae.encode(torch.from_numpy(encoded)).to(getattr(torch, kind.dtype)).contiguous()
         return tuple(row.view(torch.uint8).numpy().tobytes() for row in made)
 
     return [Record(r.id, r.prompt, r.images, r.target, latents(r)) for r in records]
@@ -69,7 +69,7 @@ def stage(backbones: Backbones, shards: Path) -> StageRun:
     return run.model_copy(
         update={
             "stage": run.stage.model_copy(update={"mixture": {Task(t): w for t, w in MIXTURE.items()}, "steps": 10}),
-            "memory": run.memory.model_copy(update={"cached_pictures": 0}),
+            "memory": run.memory.model_copy(update={"cached_images": 0}),
         }
     )
 
@@ -84,14 +84,14 @@ def losses(parts: StageParts) -> dict[tuple[Task, int], torch.Tensor]:
 
 
 class Encodings:
-    """How often the autoencoder encodes pictures, and how many."""
+    """How often the autoencoder encodes images, and how many."""
 
     def __init__(self, vae: FrozenVAE, monkeypatch: pytest.MonkeyPatch):
-        self.pictures = 0
+        self.encoded = 0
         real = vae.encode
 
         def encode(pixels: torch.Tensor, *grid: object) -> torch.Tensor:
-            self.pictures += len(pixels)
+            self.encoded += len(pixels)
             return real(pixels, *grid)
 
         monkeypatch.setattr(vae, "encode", encode)
@@ -111,14 +111,14 @@ def test_losses_with_stored_latents_are_those_without(
     for key, values in without.items():
         torch.testing.assert_close(with_latents[key], values, rtol=0, atol=1e-6)
     # The tokens of the miniature are as large as its latents, so nothing at all is left to encode.
-    assert [count.pictures for count in counts] == [counts[0].pictures, 0]
-    assert counts[0].pictures > 10 * 4
+    assert [count.encoded for count in counts] == [counts[0].encoded, 0]
+    assert counts[0].encoded > 10 * 4
 
 
-def test_stored_latents_and_not_the_pictures_are_what_is_learnt(
+def test_stored_latents_and_not_the_images_are_what_is_learnt(
     vae: FrozenVAE, backbones: Backbones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Latents of brighter pictures than those beside them give other losses."""
+    """Latents of brighter images than those beside them give other losses."""
     write(tmp_path / "right", vae, backbones)
     real = vae.encode
     monkeypatch.setattr(vae, "encode", lambda p: real(p // 2 + 100))

@@ -34,7 +34,7 @@ from wemmu.training.hold import held
 from wemmu.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parents[2]
-PICTURE, CONFIG = "picture.png", "config.yaml"
+IMAGE, CONFIG = "image.png", "config.yaml"
 PATIENCE_S = 300
 
 
@@ -46,12 +46,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(folder: Path, backbones: Backbones, shards: Path, **logging: object) -> Path:
-    """A run folder whose sample grids edit `folder/picture.png`."""
+    """A run folder whose sample grids edit `folder/image.png`."""
     folder.mkdir()
     run = make_run(
         backbones,
         shards,
-        sampling={"steps": 1, "prompts": [{"text": "make it blue", "images": [folder / PICTURE]}]},
+        sampling={"steps": 1, "prompts": [{"text": "make it blue", "images": [folder / IMAGE]}]},
     )
     run = with_average(run, 0.9).model_copy(update={"logging": run.logging.model_copy(update=logging)})
     dump(run, folder / CONFIG)
@@ -63,8 +63,8 @@ def with_average(run: StageRun, decay: float | None) -> StageRun:
     return run.model_copy(update={"stage": run.stage.model_copy(update={"optimizer": optimizer})})
 
 
-def draw_picture(file: Path) -> None:
-    """Put a picture there in one step, whatever was there before."""
+def draw_image(file: Path) -> None:
+    """Put an image there in one step, whatever was there before."""
     aside = file.with_suffix(".new.png")
     Image.new("RGB", (32, 32), "red").save(aside)
     os.replace(aside, file)
@@ -85,11 +85,11 @@ class Ending(NamedTuple):
 def start_and_interrupt(folder: Path, at_step: int, number: signal.Signals) -> Ending:
     """Run `python -m wemmu.train` and send it a signal while it draws the samples of `at_step`.
 
-    It waits there by itself: the picture it is to edit is a pipe without a writer. What it began to save before is
+    It waits there by itself: the image it is to edit is a pipe without a writer. What it began to save before is
     saved.
     """
-    (folder / PICTURE).unlink(missing_ok=True)
-    os.mkfifo(folder / PICTURE)
+    (folder / IMAGE).unlink(missing_ok=True)
+    os.mkfifo(folder / IMAGE)
     command = [sys.executable, "-m", "wemmu.train", str(folder / CONFIG)]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -107,8 +107,8 @@ def start_and_interrupt(folder: Path, at_step: int, number: signal.Signals) -> E
         while process.poll() is None and not saved.exists():
             time.sleep(0.05)
         process.send_signal(number)
-        # A read of a pipe goes on after a signal. Now it finds a picture, and the second signal makes it look again.
-        draw_picture(folder / PICTURE)
+        # A read of a pipe goes on after a signal. Now it finds an image, and the second signal makes it look again.
+        draw_image(folder / IMAGE)
         process.send_signal(signal.SIGUSR1)
         said += process.stdout.readlines()
         process.wait()
@@ -120,7 +120,7 @@ def start_and_interrupt(folder: Path, at_step: int, number: signal.Signals) -> E
 
 
 def run_to_the_end(folder: Path) -> int:
-    draw_picture(folder / PICTURE)
+    draw_image(folder / IMAGE)
     return Trainer(load_stage(folder / CONFIG), folder).train()
 
 

@@ -53,7 +53,7 @@ def record(folder: Path, steps: range, rate: float = 1.0) -> None:
 def draw(folder: Path, step: int) -> None:
     Image.new("RGB", (8, 8), "red").save(folder / "samples" / f"step_{step:08d}.png")
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "pictures": 1, "blank_pictures": 0}) + "\n")
+        file.write(json.dumps({"step": step, "images": 1, "blank_images": 0}) + "\n")
 
 
 def note(folder: Path, attempt: int, event: str, **more: object) -> None:
@@ -103,12 +103,12 @@ def test_attempts_and_uploads_make_one_run_in_which_every_step_is_once(server: S
     assert list(server.runs) == [(stage / ID_FILE).read_text()]
     assert [(row["_step"], row["step"]) for row in run.history] == [(step, step) for step in range(1, 9)]
     assert [row["samples_per_s"] for row in run.history] == [1.0] * 6 + [2.0] * 2
-    assert [row["step"] for row in run.history if "pictures" in row] == [3, 8]
+    assert [row["step"] for row in run.history if "images" in row] == [3, 8]
     assert run.exit_code == 0
     told = [file.decode() for name, file in run.files.items() if name.startswith("media/html/ledger")]
     assert any("killed &amp; lost" in text for text in told)
     assert run.history[6]["attempt"] == 2
-    assert sum(name.startswith("media/images/pictures") for name in run.files) == 2
+    assert sum(name.startswith("media/images/images") for name in run.files) == 2
 
 
 def descendants(pid: int) -> list[int]:

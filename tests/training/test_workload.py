@@ -42,7 +42,7 @@ def test_tokens_are_those_of_prefix_pathway_and_latents_without_padding(encoder:
     batch = make_batch(encoder, [0, 1], Task.EDIT, (32, 32))
     prompt = int(batch.prompts.mask.sum())
     assert prompt < batch.prompts.input_ids.numel()
-    pathway = 2 * (2 * 2 + 2 * 2)  # tokens of 16 px: the input picture and the queries
+    pathway = 2 * (2 * 2 + 2 * 2)  # tokens of 16 px: the input image and the queries
     latents = 2 * 2 * 2  # of 16 px
     # The mean length of a prompt is taken as a whole number.
     assert workload.count([batch])["tokens"] == pytest.approx(prompt + pathway + latents, abs=1)

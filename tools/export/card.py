@@ -49,7 +49,7 @@ $parity
 _USAGE = """\
 from wemmu.pipeline import WeMMUPipeline
 pipe = WeMMUPipeline.from_pretrained(directory)
-pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("picture.png")"""
+pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
 _USAGE_WITHOUT_VLM = """\
 from transformers import Qwen2_5_VLForConditionalGeneration
 from wemmu.pipeline import WeMMUPipeline
@@ -57,7 +57,7 @@ from wemmu.pipeline import WeMMUPipeline
 # $sha256
 vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(vlm_directory)
 pipe = WeMMUPipeline.from_pretrained(directory, vlm=vlm)
-pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("picture.png")"""
+pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
 
 
 def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], without_vlm: bool) -> str:

@@ -42,7 +42,7 @@ def compare_outputs(
     # Whatever the stage computed in, its weights are float32, and so is the comparison. Features of the frozen models
     # are not remembered, since these are rounded below.
     float32 = run.backbones.model_copy(update={"dtype": "float32"})
-    forgetful = run.memory.model_copy(update={"cached_pictures": 0})
+    forgetful = run.memory.model_copy(update={"cached_images": 0})
     run = run.model_copy(update={"backbones": float32, "memory": forgetful})
     made = load_trained(run, checkpoint, ema)
     trained = draw_trained(made.model, made.encoder, run)
@@ -54,7 +54,7 @@ def compare_outputs(
         given["vlm"] = load_vlm(run.backbones.vlm, torch.float32)[0]
         _round(given["vlm"], dtype)
     exported = draw_exported(WeMMUPipeline.from_pretrained(directory, **given))
-    return compare_pictures(exported, rounded, trained)
+    return compare_images(exported, rounded, trained)
 
 
 def draw_trained(model: WeMMU, encoder: PromptEncoder, run: StageRun) -> Tensor:
@@ -74,7 +74,7 @@ def draw_exported(pipe: WeMMUPipeline) -> Tensor:
     return pipe(texts, image=given, num_inference_steps=STEPS, seed=[SEED] * len(texts), output_type="pt").images
 
 
-def compare_pictures(exported: Tensor, rounded: Tensor, trained: Tensor) -> dict[str, Any]:
+def compare_images(exported: Tensor, rounded: Tensor, trained: Tensor) -> dict[str, Any]:
     """Compare with the training model whose weights were rounded to the type of the export, and tell what rounding did.
 
     Raises:
@@ -85,10 +85,10 @@ def compare_pictures(exported: Tensor, rounded: Tensor, trained: Tensor) -> dict
     if not difference <= BOUND:
         raise ParityError(f"the images differ by {difference:.1e}, more than {BOUND:.0e}")
     moved = float((rounded - trained).abs().max())
-    what = f"pictures of {len(REQUESTS)} requests, {STEPS} steps"
+    what = f"images of {len(REQUESTS)} requests, {STEPS} steps"
     return {
         "compared": True,
-        "requests": [{"prompt": text, "pictures": number} for text, number in REQUESTS],
+        "requests": [{"prompt": text, "images": number} for text, number in REQUESTS],
         "steps": STEPS,
         "max_abs_difference": difference,
         "bound": BOUND,

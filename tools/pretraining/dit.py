@@ -95,8 +95,8 @@ class Painter:
         px = LOW_PX if step % 2 else HIGH_PX
         scenes = [random_scene(rng) for _ in range(batch_size)]
         texts = ["" if rng.random() < DROP_CAPTION else _caption(s, rng, layouts) for s in scenes]
-        pictures = torch.stack([torch.from_numpy(np.array(render(s, px))) for s in scenes]).permute(0, 3, 1, 2)
-        x_0 = self.vae.encode(pictures)
+        drawn = torch.stack([torch.from_numpy(np.array(render(s, px))) for s in scenes]).permute(0, 3, 1, 2)
+        x_0 = self.vae.encode(drawn)
         states, mask = self.text(texts)
         eps = torch.randn(x_0.shape, generator=generator)
         t = sample_time(LAYOUT_TIME if layouts else TIME, px, torch.randn(batch_size, generator=generator))

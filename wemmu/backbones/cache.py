@@ -31,8 +31,7 @@ class FeatureCache:
             return encode(pixels)
         size = len(pixels)
         keys = [
-            (kind, size, hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest())
-            for picture in pixels.cpu()
+            (kind, size, hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()) for image in pixels.cpu()
         ]
         missing = {key: i for i, key in enumerate(keys) if key not in self._features}
         found = {key: self._features[key] for key in keys if key not in missing}

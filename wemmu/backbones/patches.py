@@ -1,4 +1,4 @@
-"""Pictures -> the flattened patches that Qwen2.5-VL's vision tower takes.
+"""Images -> the flattened patches that Qwen2.5-VL's vision tower takes.
 
 The processor of the VLM works on one PIL image at a time; the trainer has whole batches of one size on the device.
 `tests/test_vlm.py` holds the two to be equal.

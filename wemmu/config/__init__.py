@@ -2,13 +2,13 @@
 
 from wemmu.config.load import ConfigError, dump, load, load_curriculum, load_stage, load_stages
 from wemmu.config.schema import Curriculum, StageRun
-from wemmu.config.stage import Rung, Stage
+from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import Task
 
 __all__ = [
     "ConfigError",
     "Curriculum",
-    "Rung",
+    "ResolutionStep",
     "Stage",
     "StageRun",
     "Task",

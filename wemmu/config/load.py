@@ -19,7 +19,7 @@ from yaml import ScalarEvent, YAMLError
 from wemmu.config.base import Named, leaves
 from wemmu.config.files import replace_text
 from wemmu.config.schema import Curriculum, StageRun
-from wemmu.config.upgrade import MOVED, moved, upgraded
+from wemmu.config.upgrade import MOVED, moved, upgraded_file
 
 Schema = TypeVar("Schema", bound=BaseModel)
 # OmegaConf's loader, which differs from PyYAML's.
@@ -203,14 +203,16 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
         raise ConfigError(f"cannot read the config {path}: its chain of `base` contains itself")
     tree = _parse(path)
     base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
-    if old := MOVED.keys() & tree.keys():
-        content: Any = OmegaConf.to_container(tree)
-        tree = OmegaConf.create(upgraded(content))
-        # A run folder's file has every field, and nobody wrote it by hand.
-        for field in old if written is None and old != MOVED.keys() else ():
-            print(
-                f"{path}: the field `{field}` has moved, write {MOVED[field][1]}; it is read as that", file=sys.stderr
-            )
+    content: Any = OmegaConf.to_container(tree)
+    try:
+        content, old = upgraded_file(content)
+    except ValueError as error:
+        raise ConfigError(f"the config {path} is not valid: {error}") from error
+    if old:
+        tree = OmegaConf.create(content)
+        # A run folder's file has every field, of all recipes in an earlier version, and nobody wrote it by hand.
+        for field in old if written is None and not old.keys() >= MOVED.keys() else ():
+            print(f"{path}: the field `{field}` has moved, write {old[field]}; it is read as that", file=sys.stderr)
     folders = _folders(written, path)
     origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:

@@ -130,7 +130,7 @@ Source = Annotated[
 ]
 
 
-class Pictures(Config):
+class ImageSizing(Config):
     """Aspect-ratio buckets, and the format of stored images.
 
     At resolution R a bucket is a size of about R^2 pixels whose sides are multiples of `unit`. An image goes to the
@@ -192,7 +192,7 @@ class Latents(Config):
 
 class Prepare(Config):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
-    pictures: Pictures = Pictures()
+    images: ImageSizing = ImageSizing()
     keep: Keep = Keep()
     caption: Captioner | None = None
     latents: Latents | None = None

@@ -7,7 +7,7 @@ from wemmu.config.base import Config
 from wemmu.config.task import Task
 
 if TYPE_CHECKING:
-    from wemmu.config.stage import Rung, Stage
+    from wemmu.config.stage import ResolutionStep, Stage
 
 
 class RecipeConfig(Config):
@@ -26,7 +26,7 @@ class RecipeConfig(Config):
     engines: ClassVar[tuple[str, ...]]
     draws: ClassVar[bool]
 
-    def check(self, stages: Sequence["Stage | Rung"], engine: str) -> None:
+    def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         """Refuse stages, and the engine that is to train them, that do not fit the recipe.
 
         Raises:
@@ -55,5 +55,5 @@ class RecipeConfig(Config):
                 )
             self.check_stage(stage)
 
-    def check_stage(self, stage: "Stage | Rung") -> None:
+    def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage for further reasons of the recipe; raises as `check`."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, LocalPath, Location, Named, Positive, Seed
 from wemmu.config.prepare import Prepare
-from wemmu.config.stage import Rung, Stage
+from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.upgrade import upgraded
 from wemmu.recipes.ross.config import Ross
 from wemmu.recipes.wemmu.config import WeMMU
@@ -46,7 +46,7 @@ class Memory(Config):
     # Recompute each layer of the bridge and the DiT in the backward pass instead of keeping what is inside.
     checkpointing: bool = False
     # Images whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
-    cached_pictures: Annotated[int, Field(ge=0)] = 0
+    cached_images: Annotated[int, Field(ge=0)] = 0
 
     def micro_batch_at(self, resolution: int, global_batch: int, world: int = 1) -> tuple[int, int]:
         """(micro-batch per rank, accumulation steps) whose product with `world` is exactly `global_batch`.
@@ -212,33 +212,35 @@ class Curriculum(_HasRecipe):
                 )
             if stage.gate.scores and not self.evaluation.prompts:
                 raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
-            if stage.next_rung and stage.next_rung.plateau and not self.data.validation:
+            if stage.has_plateau and not self.data.validation:
                 raise ValueError(
-                    f"stage {stage.name}: next_rung.plateau wants held-out records, but data.validation is 0"
+                    f"stage {stage.name}: next_resolution.plateau wants held-out records, but data.validation is 0"
                 )
         return self
 
     def stage_run(self, name: str) -> "StageRun":
-        """The self-contained config of a stage's job; of its last rung's if it has several.
+        """The self-contained config of a stage's job; of its last resolution's if it has several.
 
         Raises:
             ValueError: if there is no such stage, naming those there are.
         """
-        return self.rung_runs(name)[-1]
+        return self.resolution_runs(name)[-1]
 
-    def rung_runs(self, name: str) -> tuple["StageRun", ...]:
-        """`stage_run` of every rung."""
+    def resolution_runs(self, name: str) -> tuple["StageRun", ...]:
+        """`stage_run` at each of its resolutions."""
         for index, stage in enumerate(self.stages):
             if stage.name == name:
                 shared = {
                     field: getattr(self, field) for field in StageRun.model_fields if field in type(self).model_fields
                 }
-                return tuple(StageRun(**{**shared, "stage": rung, "stage_index": index}) for rung in stage.rungs)
+                return tuple(
+                    StageRun(**{**shared, "stage": step, "stage_index": index}) for step in stage.resolution_steps
+                )
         raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
 
 
 class StageRun(_HasRecipe):
-    """One stage, or one rung, with everything it shares with the others: what a training job reads."""
+    """One stage at one resolution, with everything it shares with the others: what a training job reads."""
 
     name: str
     seed: Seed
@@ -252,7 +254,7 @@ class StageRun(_HasRecipe):
     logging: Logging
     evaluation: Evaluation
     threads: Positive | None
-    stage: Rung
+    stage: ResolutionStep
     stage_index: int
 
     @model_validator(mode="after")

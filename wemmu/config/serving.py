@@ -20,7 +20,7 @@ from wemmu.config.shards import (
     Stream,
     written_anew,
 )
-from wemmu.config.stage import Rung, Stage
+from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import FROM_T2I, Task
 
 # The smallest stream with a held-out record has this many records.
@@ -41,10 +41,10 @@ class Need:
         return f"{self.stage}{': ' * bool(self.stage)}{self.task} at {self.resolution} px{validated}"
 
 
-def needs(stages: Iterable[Stage | Rung]) -> list[Need]:
+def needs(stages: Iterable[Stage | ResolutionStep]) -> list[Need]:
     """Return what the stages read, in order."""
     return [
-        Need(task, resolution, stage.name, stage.next_rung is not None and stage.next_rung.plateau is not None)
+        Need(task, resolution, stage.name, stage.has_plateau)
         for stage in stages
         for resolution in (stage.resolutions if isinstance(stage, Stage) else (stage.resolution,))
         for task in stage.mixture

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from wemmu.config.base import Config, LocalPath, Positive, Share
-from wemmu.config.ladder import NextRung
+from wemmu.config.next_resolution import NextResolution
 from wemmu.config.objectives import Objective, ReconstructiveTuning
 from wemmu.config.task import Task
 
@@ -98,6 +98,8 @@ class _Training(Config):
     # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
     start: LocalPath | None = None
     gate: Gate = Gate()
+    # Ends each of several resolutions but the last.
+    next_resolution: NextResolution | None = None
 
     @field_validator("trains")
     @classmethod
@@ -107,6 +109,11 @@ class _Training(Config):
         if len(set(trains)) != len(trains):
             raise ValueError(f"a module is named twice: {', '.join(trains)}")
         return trains
+
+    @property
+    def has_plateau(self) -> bool:
+        """Whether the validation loss may end a resolution."""
+        return self.next_resolution is not None and self.next_resolution.plateau is not None
 
     def averages(self, asked: bool | None) -> bool:
         """Whether the moving averages of the weights are used: what was asked, else whether the stage keeps them."""
@@ -127,80 +134,77 @@ class _Training(Config):
 class Stage(_Training):
     """One stage of the curriculum. `resolution` is the one number from which every size of the stage follows.
 
-    Several, ascending, follow each other within the stage's steps; each but the last ends by `next_rung`.
+    Several, ascending, follow each other within the stage's steps; each but the last ends by `next_resolution`.
     """
 
     resolution: Positive | tuple[Positive, ...]
-    next_rung: NextRung | None = None
 
     @property
     def resolutions(self) -> tuple[int, ...]:
         return self.resolution if isinstance(self.resolution, tuple) else (self.resolution,)
 
     @property
-    def rungs(self) -> tuple["Rung", ...]:
-        """The stage at each of its resolutions; one rung if it has one."""
-        ladder = self.resolutions if len(self.resolutions) > 1 else ()
+    def resolution_steps(self) -> tuple["ResolutionStep", ...]:
+        """The stage at each of its resolutions; one step if it has one."""
+        several = self.resolutions if len(self.resolutions) > 1 else ()
         shared = {field: getattr(self, field) for field in _Training.model_fields}
         return tuple(
-            Rung(**shared, resolution=resolution, ladder=ladder, next_rung=self.next_rung)
-            for resolution in self.resolutions
+            ResolutionStep(**shared, resolution=resolution, resolutions=several) for resolution in self.resolutions
         )
 
     @model_validator(mode="after")
-    def _check_ladder(self) -> Self:
-        resolutions, rule, name = self.resolutions, self.next_rung, f"stage {self.name}"
+    def _check_resolutions(self) -> Self:
+        resolutions, rule, name = self.resolutions, self.next_resolution, f"stage {self.name}"
         if not resolutions or list(resolutions) != sorted(set(resolutions)):
             raise ValueError(f"{name}: resolution is one number or several that ascend, got {list(resolutions)}")
         if rule is None:
             if len(resolutions) > 1:
-                raise ValueError(f"{name}: a ladder needs next_rung, e.g. {{samples: 1000000}}, which ends its rungs")
+                raise ValueError(f"{name}: several resolutions need next_resolution, e.g. {{samples: 1000000}}")
             return self
         if len(resolutions) == 1:
-            raise ValueError(f"{name}: next_rung is for a ladder of several resolutions; this stage has one")
+            raise ValueError(f"{name}: next_resolution is for several resolutions; this stage has one")
         limits = rule.limits(len(resolutions), self.global_batch)
         if sum(limits) >= self.steps:
             raise ValueError(
-                f"{name}: the samples of next_rung are {' + '.join(map(str, limits))} steps of {self.global_batch}, "
-                f"which leaves none of its {self.steps} steps for {resolutions[-1]} px"
+                f"{name}: the samples of next_resolution are {' + '.join(map(str, limits))} steps of "
+                f"{self.global_batch}, which leaves none of its {self.steps} steps for {resolutions[-1]} px"
             )
         if rule.plateau is not None and rule.plateau.fewest > min(limits):
             raise ValueError(
-                f"{name}: next_rung.plateau cannot end a rung before (window + patience) x every = "
+                f"{name}: next_resolution.plateau cannot end a resolution before (window + patience) x every = "
                 f"{rule.plateau.fewest} steps, and its samples end one after {min(limits)}"
             )
         return self
 
 
-class Rung(_Training):
-    """A stage at one resolution: what a job trains. `ladder`: all resolutions of the stage, if it has several."""
+class ResolutionStep(_Training):
+    """A stage at one resolution: what a job trains. `resolutions`: all of the stage, if it has several."""
 
     resolution: Positive
     # Configs of earlier versions do not say.
-    ladder: tuple[Positive, ...] = ()
-    next_rung: NextRung | None = None
+    resolutions: tuple[Positive, ...] = ()
 
     @property
     def label(self) -> str:
-        """The stage, and the rung where it has several, as `stage2@512`."""
-        return f"{self.name}@{self.resolution}" if self.ladder else self.name
+        """The stage, and the resolution if it has several, as `stage2@512`."""
+        return f"{self.name}@{self.resolution}" if self.resolutions else self.name
 
     @property
     def is_last(self) -> bool:
-        return not self.ladder or self.resolution == self.ladder[-1]
+        return not self.resolutions or self.resolution == self.resolutions[-1]
 
     @property
     def limit(self) -> int | None:
-        """Steps that the rung takes at most; None for the last, which ends with the stage."""
-        return None if self.is_last else self._limits[self.ladder.index(self.resolution)]
+        """Steps that the resolution takes at most; None for the last, which ends with the stage."""
+        return None if self.is_last else self._limits[self.resolutions.index(self.resolution)]
 
     @property
     def span(self) -> tuple[int, int]:
-        """The steps between which the rung lies if every one reaches its limit; a plateau may make both earlier."""
-        begin = sum(self._limits[: self.ladder.index(self.resolution)]) if self.ladder else 0
+        """The steps from which and to which it trains if each reaches its limit; a plateau may make both earlier."""
+        begin = sum(self._limits[: self.resolutions.index(self.resolution)]) if self.resolutions else 0
         return begin, self.steps if self.limit is None else begin + self.limit
 
     @property
     def _limits(self) -> tuple[int, ...]:
-        assert self.next_rung is not None, "a stage with a ladder has it"
-        return self.next_rung.limits(len(self.ladder), self.global_batch)
+        assert self.next_resolution is not None, "a stage with several resolutions has it"
+        return self.next_resolution.limits(len(self.resolutions), self.global_batch)

@@ -8,27 +8,73 @@ MOVED = {
     "bridge": ("recipe.bridge", "`recipe: {kind: wemmu, bridge: {...}}`"),
     "reconstruction": ("recipe", "its fields into `recipe: {kind: ross, ...}`"),
 }
+# Field of earlier versions -> its name now, beside the same others; `*` is any stage.
+RENAMED = {
+    "memory.cached_pictures": "cached_images",
+    "data.prepare.pictures": "images",
+    "stages.*.next_rung": "next_resolution",
+    "stage.next_rung": "next_resolution",
+    "stage.ladder": "resolutions",
+}
 
 
 def moved(name: str) -> str:
     """The name today of a field, dotted."""
     first, _, rest = name.partition(".")
-    return f"{MOVED[first][0]}.{rest}" if rest and first in MOVED else name
+    if rest and first in MOVED:
+        return f"{MOVED[first][0]}.{rest}"
+    parts = name.split(".")
+    for old, new in RENAMED.items():
+        pattern = old.split(".")
+        if len(parts) >= len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=False)):
+            parts[len(pattern) - 1] = new
+    return ".".join(parts)
+
+
+def renamed(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config with the fields of `RENAMED` under their names of today, and the fields that it had: old -> new."""
+    found = {}
+    for old, new in RENAMED.items():
+        before, tree = tree, _renamed(tree, old.split("."), new, "")
+        if tree != before:
+            found[old] = new
+    return tree, found
+
+
+def _renamed(value: Any, path: list[str], new: str, name: str) -> Any:
+    first, *rest = path
+    if first == "*":
+        listed = isinstance(value, list | tuple)
+        return [_renamed(one, rest, new, f"{name}{i}.") for i, one in enumerate(value)] if listed else value
+    if not isinstance(value, Mapping) or first not in value:
+        return value
+    if rest:
+        return {**value, first: _renamed(value[first], rest, new, f"{name}{first}.")}
+    others = {field: one for field, one in value.items() if field != first}
+    return _merged(others, {new: value[first]}, name.removesuffix("."))
 
 
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
-    """The config of a curriculum or of one stage with its recipe said in `recipe`.
+    """The config of a curriculum or of one stage in today's form.
 
     Earlier versions told the recipe by the objective of the stages, and had the fields of all recipes side by side:
     `bridge` of WeMMU, `reconstruction` of ROSS. An override may still name these.
     """
-    rest = {name: value for name, value in tree.items() if name not in ("bridge", "reconstruction")}
+    tree, _ = renamed(tree)
+    rest = {name: value for name, value in tree.items() if name not in MOVED}
     recipe: Any = tree.get("recipe") or {}
     if not isinstance(recipe, dict):
         return rest
     recipe = {"kind": _kind(tree)} | recipe
     old = tree.get("reconstruction") if recipe["kind"] == "ross" else {"bridge": tree.get("bridge") or {}}
     return rest | {"recipe": _merged(recipe, old or {}, "recipe")}
+
+
+def upgraded_file(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The content of one file, which may be part of a config, in today's form; its old fields -> how to write them."""
+    moved = {name: written for name, (_, written) in MOVED.items() if name in tree}
+    tree, found = renamed(tree)
+    return upgraded(tree) if moved else tree, moved | {old: f"`{new}`" for old, new in found.items()}
 
 
 def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def held_out_ids(data: Data, files: Files, streams: Iterable[Stream]) -> frozens
     """Ids of the records that are held out of all training.
 
     An image has one id at all resolutions and in all tasks that it serves. So what any stream of the data set holds
-    out, no other gives: no rung and no stage trains on what another is judged by.
+    out, no other gives: no resolution and no stage trains on what another is judged by.
     """
     if not data.validation:
         return frozenset()

@@ -66,7 +66,7 @@ def host_memory(curriculum: Curriculum) -> Finding:
     found = f"{ranks} x {human(totals[worst], 'B')} at most (stage {worst}), {human(room, 'B')} here"
     if ranks * totals[worst] <= room:
         return Finding(name, "ok", found)
-    remedy = "memory.cached_pictures, data.workers or memory.micro_batch smaller, or a machine with more"
+    remedy = "memory.cached_images, data.workers or memory.micro_batch smaller, or a machine with more"
     # A login node need not hold what the nodes with GPUs will.
     return Finding(name, "problem" if gpu else "warning", found, remedy)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints, sheets
 from wemmu.config.shards import DataSet, ShardError
-from wemmu.evaluation.runner import PICTURES, RESULTS_FILE, SAMPLES_FILE
+from wemmu.evaluation.runner import IMAGES, RESULTS_FILE, SAMPLES_FILE
 from wemmu.jsonlines import read_lines
 
 
@@ -121,14 +121,16 @@ def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRec
     elif start is not None and start.resolve().is_relative_to(home.parent.resolve()):
         start = None
     manifests = (_json(directory / MANIFEST) for directory in reversed(own_checkpoints(home / CHECKPOINTS)))
-    kept = _json(home / PICTURES / SAMPLES_FILE) or []
+    kept = _json(home / IMAGES / SAMPLES_FILE) or []
     return StageRecord(
         run=run,
         folder=home,
         manifest=next(filter(None, manifests), None),
         metrics=[line for line in read_lines(home / "metrics.jsonl") if "step" in line],
         results=_json(home / RESULTS_FILE),
-        samples=[Sample(e, {k: home / PICTURES / name for k, name in e["pictures"].items()}) for e in kept],
+        samples=[
+            Sample(e, {k: home / IMAGES / name for k, name in (e.get("images") or e["pictures"]).items()}) for e in kept
+        ],
         given_start=start,
         start_manifest=_json(start / MANIFEST) if start else None,
     )

@@ -24,7 +24,7 @@ from wemmu.shapes.render import render
 Respond = Callable[[GenerationRequest], list[Response]]
 FORMAT = 1
 RESULTS_FILE = "evaluation.json"
-PICTURES = "evaluation"
+IMAGES = "evaluation"
 SAMPLES_FILE = "samples.json"
 # Number of requests per task and split whose images are kept: always the first ones.
 KEPT = 8
@@ -88,7 +88,7 @@ def evaluate(respond: Respond, sampling: dict[str, Any], run: StageRun, prompts:
     progress = _Progress(run.stage.name, sum(len(part.asks) for part in parts))
     tasks: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
-    aside = folder / f"{PICTURES}.tmp"
+    aside = folder / f"{IMAGES}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     for part in parts:
@@ -105,8 +105,8 @@ def evaluate(respond: Respond, sampling: dict[str, Any], run: StageRun, prompts:
             progress.say(part, marks, len(asks))
         tasks.setdefault(part.task, {})[part.split] = summarize(part.asks, marks)
     (aside / SAMPLES_FILE).write_text(json.dumps(samples, indent=1), encoding="utf-8")
-    shutil.rmtree(folder / PICTURES, ignore_errors=True)
-    os.replace(aside, folder / PICTURES)
+    shutil.rmtree(folder / IMAGES, ignore_errors=True)
+    os.replace(aside, folder / IMAGES)
     return _settings(run, prompts) | sampling | {"seconds": round(progress.seconds, 1), "tasks": tasks}
 
 
@@ -132,11 +132,11 @@ def _keep(
 ) -> dict[str, Any]:
     """Save the images of one request; return its entry in samples.json."""
     stem = f"{ask.task}_{ask.split}_{ask.number:02d}"
-    pictures = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
+    images = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
     if ask.target is not None and ask.task not in (Task.RECONSTRUCTION, Task.UNDERSTANDING):
-        pictures["target"] = render(ask.target, resolution)
-    pictures["output"] = response.image
-    for name, image in pictures.items():
+        images["target"] = render(ask.target, resolution)
+    images["output"] = response.image
+    for name, image in images.items():
         image.save(folder / f"{stem}_{name}.png")
     return {
         "task": ask.task,
@@ -148,5 +148,5 @@ def _keep(
         "marks": marks,
         "seen": seen(response.image),
         "words": response.words,
-        "pictures": {name: f"{stem}_{name}.png" for name in pictures},
+        "images": {name: f"{stem}_{name}.png" for name in images},
     }

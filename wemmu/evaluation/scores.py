@@ -60,32 +60,32 @@ class Share:
         return cls(len(outcomes), sum(outcomes), sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes)))
 
 
-def judge(ask: HeldOutRequest, picture: Image.Image, words: str = "") -> dict[str, bool]:
+def judge(ask: HeldOutRequest, image: Image.Image, words: str = "") -> dict[str, bool]:
     """Return every measure of the request's task for the generated image, or for the answer."""
     match ask.task:
         case Task.T2I:
-            return {"satisfied": caption_satisfied(picture, ask.text), "readable": readable(picture)}
+            return {"satisfied": caption_satisfied(image, ask.text), "readable": readable(image)}
         case Task.RECONSTRUCTION:
-            return {"same": same_scene(picture, ask.sources[0]), "readable": readable(picture)}
+            return {"same": same_scene(image, ask.sources[0]), "readable": readable(image)}
         case Task.UNCONDITIONAL:
-            return {"readable": readable(picture)}
+            return {"readable": readable(image)}
         case Task.UNDERSTANDING:
-            return {"right": words == ask.answer, "restored": same_scene(picture, ask.sources[0])}
+            return {"right": words == ask.answer, "restored": same_scene(image, ask.sources[0])}
         case _:
             assert ask.edit is not None
-            score = score_edit(picture, ask.edit)
+            score = score_edit(image, ask.edit)
             return {"correct": score.correct} | asdict(score)
 
 
-def readable(picture: Image.Image) -> bool:
+def readable(image: Image.Image) -> bool:
     """Whether the image is a scene of the world; an empty background or four shapes are not."""
-    scene = read(picture).scene
+    scene = read(image).scene
     return scene is not None and 1 <= len(scene.objects) <= MAX_OBJECTS
 
 
-def seen(picture: Image.Image) -> str:
+def seen(image: Image.Image) -> str:
     """Describe what the scorer reads from the image."""
-    scene: Scene | None = read(picture).scene
+    scene: Scene | None = read(image).scene
     if scene is None:
         return "nothing that the world could draw"
     return full_caption(scene) if scene.objects else f"an empty {scene.background} background"

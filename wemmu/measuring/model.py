@@ -50,14 +50,14 @@ def make_batch(model: nn.Module, run: StageRun, shape: dict[str, Any]) -> Batch:
     """
     vlm = vlm_of(model)
     samples, height, width = shape["samples"], shape["height"], shape["width"]
-    grid, pictures = token_grid(height, width, vlm.token_px), shape["images"]
+    grid, count = token_grid(height, width, vlm.token_px), shape["images"]
     ids = [0] * shape["text"]
     middle = len(ids) // 2
-    for _ in range(pictures):
+    for _ in range(count):
         # A word between images, or they would be one.
         ids[middle:middle] = [vlm.image_token_id] * (grid[0] * grid[1])
         middle += grid[0] * grid[1] + 1
-    positions, following = prompt_positions(ids, vlm.image_token_id, [grid] * pictures)
+    positions, following = prompt_positions(ids, vlm.image_token_id, [grid] * count)
     mask = torch.ones(samples, len(ids), dtype=torch.bool)
     mask[0, -1] = not shape["padded"]
     prompts = Prompts(
@@ -65,7 +65,7 @@ def make_batch(model: nn.Module, run: StageRun, shape: dict[str, Any]) -> Batch:
         torch.full((samples,), following),
     )  # fmt: skip
     # Empty, and so without numbers in a fake world: what is made of them takes no time.
-    images = torch.empty(samples, pictures, 3, height, width).to(torch.uint8)
+    images = torch.empty(samples, count, 3, height, width).to(torch.uint8)
     sample_ids, task = torch.arange(samples), Task(shape["task"])
     if task is Task.UNDERSTANDING:
         labels = torch.full_like(prompts.input_ids, IGNORE_INDEX)
@@ -76,7 +76,7 @@ def make_batch(model: nn.Module, run: StageRun, shape: dict[str, Any]) -> Batch:
     if shape["stored"]:
         channels, px = model.vae.latent_channels, model.vae.latent_px
         of_target = torch.zeros(samples, channels, height // px, width // px, dtype=torch.bfloat16)
-        latents = Latents(of_target, of_target[:, None].repeat(1, pictures, 1, 1, 1))
+        latents = Latents(of_target, of_target[:, None].repeat(1, count, 1, 1, 1))
     negatives = None
     if run.stage.objective.kind == "contrastive":
         partner = None if latents is None else latents.target[:1]

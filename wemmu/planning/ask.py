@@ -36,8 +36,9 @@ _IRRELEVANT: dict[str, Any] = {
     **dict.fromkeys(("name", "seed", "data", "sampling", "logging", "evaluation", "threads", "kernels"), True),
     **dict.fromkeys(("parallel", "stage_index"), True),
     "backbones": {"vlm", "vae", "dit"},
-    "memory": {"micro_batch", "reference_resolution", "cached_pictures"},
-    "stage": {*("name", "steps", "global_batch", "optimizer", "mixture", "start", "gate", "ladder", "next_rung")},
+    "memory": {"micro_batch", "reference_resolution", "cached_images"},
+    "stage": {*("name", "steps", "global_batch", "optimizer", "mixture", "start", "gate")}
+    | {"resolutions", "next_resolution"},
 }
 
 # Parts of this package that decide what is measured.

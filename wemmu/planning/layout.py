@@ -202,7 +202,7 @@ def host(rank: RankWorkload, images: int) -> dict[str, float]:
         "weights while loading": rank.width * whole,
         "checkpoint on its way out": (FP32 + MOMENTS + _average(run)) * rank.trained,
         "images read ahead": float(micro_batches * rank.micro * images * 3 * resolution**2),
-        "features remembered": float(run.memory.cached_pictures * features * rank.width),
+        "features remembered": float(run.memory.cached_images * features * rank.width),
     }
 
 

@@ -167,7 +167,7 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
         raise PlanError(f"there is no GPU {machine.gpu!r}; valid choices: {', '.join(GPUS)}")
     if not 0 < machine.mfu <= 1:
         raise PlanError(f"the MFU is a share above 0 and at most 1, got {machine.mfu}")
-    runs = [run for stage in curriculum.stages for run in curriculum.rung_runs(stage.name)]
+    runs = [run for stage in curriculum.stages for run in curriculum.resolution_runs(stage.name)]
     _, absent = configs_of(runs[0])
     check_degrees(curriculum, machine.degrees)
     model = parameters_of(curriculum)

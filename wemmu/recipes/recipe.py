@@ -82,7 +82,7 @@ def ready_to_train(made: Recipe, run: StageRun) -> None:
     """Unfreeze what the stage trains; turn on checkpointing and caches if the config says so."""
     made.model.ready_to_train(run.stage.trains, run.memory.checkpointing)
     for cache in made.caches:
-        cache.capacity = run.memory.cached_pictures
+        cache.capacity = run.memory.cached_images
 
 
 def identities(made: Recipe) -> dict[str, str]:

@@ -28,16 +28,16 @@ def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[
             chosen = [member for _, member in members]
             request = _request(task, chosen, resolution)
             made = to_images(sampler(request, sampling))
-            for (i, prompt), picture, given in zip(chosen, made, request.images, strict=True):
+            for (i, prompt), drawn, given in zip(chosen, made, request.images, strict=True):
                 inputs = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in given.cpu()]
-                rows[i] = Row(prompt.text, [*inputs, picture])
+                rows[i] = Row(prompt.text, [*inputs, drawn])
     blank = sum(is_blank(row.images[-1]) for row in rows.values())
     return contact_sheet([rows[i] for i in sorted(rows)]), blank
 
 
-def is_blank(picture: Image.Image) -> bool:
+def is_blank(image: Image.Image) -> bool:
     """Whether an image has one colour only, as from a model with NaN weights."""
-    return int(np.ptp(np.asarray(picture.convert("RGB")), axis=(0, 1)).max()) <= BLANK
+    return int(np.ptp(np.asarray(image.convert("RGB")), axis=(0, 1)).max()) <= BLANK
 
 
 def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int) -> GenerationRequest:

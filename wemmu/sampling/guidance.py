@@ -16,7 +16,7 @@ from wemmu.config.task import Task
 
 class Branch(Enum):
     UNCONDITIONAL = "nothing"
-    IMAGE = "the pictures without the words"
+    IMAGE = "the images without the words"
     FULL = "everything"
 
 

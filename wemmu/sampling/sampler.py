@@ -1,4 +1,4 @@
-"""From a request to pictures: prefixes and conditions once, then the solver over guided velocities."""
+"""From a request to images: prefixes and conditions once, then the solver over guided velocities."""
 
 from dataclasses import replace
 from typing import Any

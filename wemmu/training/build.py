@@ -126,7 +126,7 @@ def load_trained(
 
 
 def check_latents(streams: Iterable[StreamSettings], vae: FrozenVAE, sha256: str) -> None:
-    """Refuse stored latents that are not what `vae`, whose weights have this SHA-256, makes of the same pictures.
+    """Refuse stored latents that are not what `vae`, whose weights have this SHA-256, makes of the same images.
 
     Raises:
         ShardError: naming each property that differs, as it is stored and as it is here.

@@ -63,8 +63,8 @@ def samples_seen(manifest: Manifest) -> int | None:
 def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]:
     if manifest.stage != origin.stage:
         yield f"it is of the stage {manifest.stage}, this is {origin.stage}"
-    # The rungs of a ladder share a folder.
-    if manifest.resolution not in (origin.resolution, *run.stage.ladder):
+    # The resolutions of a stage share a folder.
+    if manifest.resolution not in (origin.resolution, *run.stage.resolutions):
         yield f"it was trained at {manifest.resolution} px, this stage is at {origin.resolution} px"
     for part, recorded in manifest.frozen.items():
         here = origin.frozen.get(part)
@@ -81,7 +81,7 @@ def _changes(manifest: Manifest, origin: Origin) -> Iterator[str]:
     was = upgraded_settings(manifest.settings, origin.settings) or {"seed": manifest.seed}
     recorded = {_group(field) for field in was}
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
-        # Each rung of a ladder reads streams of its own.
+        # Each resolution reads streams of its own.
         if field.startswith("records.") and manifest.resolution != origin.resolution:
             continue
         # An earlier version recorded less.

@@ -25,7 +25,7 @@ from wemmu.parallel.topology import any_rank
 from wemmu.training import environment, resume
 from wemmu.training.build import StageParts, build
 from wemmu.training.hold import held
-from wemmu.training.ladder import Ladder
+from wemmu.training.resolutions import ResolutionSchedule
 from wemmu.training.signals import StopFlag
 from wemmu.training.telemetry import Record, Window, progress_line
 from wemmu.training.upload import WandbUploader
@@ -59,7 +59,7 @@ class Trainer:
     def _begin(self) -> None:
         """Build the parts and load the newest checkpoint."""
         run, folder = self.run, self.folder
-        self.ladder = Ladder(self.stage, folder, self.topology.leads)
+        self.schedule = ResolutionSchedule(self.stage, folder, self.topology.leads)
         self.parts: StageParts = build(run, self.topology, self.device)
         self.checkpoints = folder / CHECKPOINTS
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ class Trainer:
         self.record = Record(folder / "metrics.jsonl", self.step) if self.topology.leads else None
         self.workload = Workload(run)
         self.peak = peak_flops(run, self.device)
-        self.ladder.go_on(self.step)
+        self.schedule.go_on(self.step)
         self.validation: Callable[[], float] | None = None
-        if self.ladder.validates:
+        if self.schedule.validates:
             self.validation = self.parts.recipe.validation(self.topology, self.device)
 
     def train(self) -> int:
-        """Run to the end of the stage or rung, or to a signal; return the exit code of the process."""
+        """Run to the end of the stage or its resolution, or to a signal; return the exit code of the process."""
         with self._held:
             return self._train()
 
@@ -85,7 +85,7 @@ class Trainer:
         self._announce()
         uploader = self._show() if self.topology.leads else None
         window, logging = self._window(), self.run.logging
-        ending = self.ladder.ending(self.step)
+        ending = self.schedule.ending(self.step)
         while ending is None and not any_rank(self.stop.reason is not None):
             micro_batches = self.parts.loader.micro_batches(self.step)
             window.waited += self.parts.loader.waited
@@ -93,7 +93,7 @@ class Trainer:
             self.step += 1
             beat()
             self._validate()
-            ending = self.ladder.ending(self.step)
+            ending = self.schedule.ending(self.step)
             final = ending is not None
             if self.step % logging.every == 0 or final:
                 self._log(window, norm)
@@ -107,7 +107,7 @@ class Trainer:
             self._save()
         self.saver.close()
         if ending is not None:
-            self.ladder.close(self.step, ending)
+            self.schedule.close(self.step, ending)
             self._say(f"ends at step {self.step}: {ending.reason}")
         else:
             saved = f"at step {self.step}, all of it saved" if self.step else "before the first step: nothing to save"
@@ -159,13 +159,13 @@ class Trainer:
         print(progress_line(self.stage.name, self.step, self.stage.steps, values, rate), flush=True)
 
     def _validate(self) -> None:
-        """Compute the validation loss if the end of the rung depends on it. All ranks call it."""
-        if self.validation is None or not self.ladder.due(self.step):
+        """Compute the validation loss if the end of the resolution depends on it. All ranks call it."""
+        if self.validation is None or not self.schedule.due(self.step):
             return
         loss = self.validation()
         if self.record is not None:
             self.record.write({"step": self.step, "validation_loss": loss})
-        self.ladder.note(loss)
+        self.schedule.note(loss)
         self._say(f"validation loss {loss:.5f} at step {self.step}")
 
     def _draw(self) -> None:
@@ -178,7 +178,7 @@ class Trainer:
             file = sheet(self.folder, self.step)
             file.parent.mkdir(exist_ok=True)
             grid.save(file)
-            self.record.write({"step": self.step, "pictures": len(self.run.sampling.prompts), "blank_pictures": blank})
+            self.record.write({"step": self.step, "images": len(self.run.sampling.prompts), "blank_images": blank})
 
     def _show(self) -> WandbUploader:
         """Start the upload to W&B."""

@@ -116,8 +116,9 @@ def upload(folder: Path, more: Callable[[], bool] | None = None) -> int:
                 if step < run.starting_step:
                     continue
                 image = sheet(folder, step)
-                if "pictures" in line and image.is_file():
-                    line["pictures"] = wandb.Image(str(image))
+                # `pictures` in the records of earlier versions.
+                if ("images" in line or "pictures" in line) and image.is_file():
+                    line["images"] = wandb.Image(str(image))
                 # One row for all lines of a step, which is whole when one of a later step comes.
                 run.log(line | first, step=step)
                 first = {}

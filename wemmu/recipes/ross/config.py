@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from wemmu.config.base import Config, Positive
 from wemmu.config.objectives import Metric
 from wemmu.config.recipe import RecipeConfig
-from wemmu.config.stage import Rung, Stage
+from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import UNDERSTANDING_TASKS, Task
 
 
@@ -72,10 +72,10 @@ class Ross(RecipeConfig):
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     draws: ClassVar[bool] = False
 
-    def check_stage(self, stage: Stage | Rung) -> None:
+    def check_stage(self, stage: Stage | ResolutionStep) -> None:
         """Refuse resolutions that end by a plateau of the validation loss, which is a loss of generation."""
-        if stage.next_rung and stage.next_rung.plateau:
+        if stage.has_plateau:
             raise ValueError(
-                f"stage {stage.name}: next_rung.plateau needs the validation loss, which exists for generation; the "
-                "recipe ross ends a resolution by samples"
+                f"stage {stage.name}: next_resolution.plateau needs the validation loss, which exists for generation; "
+                "the recipe ross ends a resolution by samples"
             )

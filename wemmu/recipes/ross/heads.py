@@ -1,6 +1,6 @@
-"""The heads of ROSS: what the language model made of a picture's tokens, [M, N, D], back into the picture.
+"""The heads of ROSS: what the language model made of an image's tokens, [M, N, D], back into the image.
 
-M pictures, N = rows x columns tokens, D the language model's width, C channels of the target for each token. A head
+M images, N = rows x columns tokens, D the language model's width, C channels of the target for each token. A head
 computes in float32 whatever the VLM computes in.
 """
 
@@ -18,7 +18,7 @@ MLP_RATIO = 4
 
 
 class Attention(nn.Module):
-    """Bidirectional self-attention over a picture's tokens."""
+    """Bidirectional self-attention over an image's tokens."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()

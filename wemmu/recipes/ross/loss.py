@@ -12,9 +12,9 @@ from wemmu.types import IGNORE_INDEX, Batch, Losses
 
 
 class ReconstructiveLoss:
-    """L_text + weight * L_visual of ROSS: say what is right, and keep what the picture shows.
+    """L_text + weight * L_visual of ROSS: say what is right, and keep what the image shows.
 
-    Each is a mean over a sample (its answer's tokens; its pictures), so a sample weighs the same in every layout.
+    Each is a mean over a sample (its answer's tokens; its images), so a sample weighs the same in every layout.
     """
 
     def __init__(self, model: Ross, run: StageRun):
@@ -28,12 +28,12 @@ class ReconstructiveLoss:
         # Logits only where there is a label: each has as many values as the vocabulary has tokens.
         logits = self.model.logits(states.text[rows, tokens])
         text = answer_cross_entropy(logits, batch.labels[rows, tokens], rows, len(batch.labels))
-        visual = self.visual(batch, states.pictures, step) if batch.images.shape[1] else torch.zeros_like(text)
+        visual = self.visual(batch, states.images, step) if batch.images.shape[1] else torch.zeros_like(text)
         tags = {f"loss/{batch.task}": torch.ones_like(text, dtype=torch.bool)}
         return Losses(text + self.weight * visual, tags, {"loss/text": text, "loss/visual": visual})
 
     def visual(self, batch: Batch, states: Tensor, step: int) -> Tensor:
-        """How far each sample's pictures are from restored, [B]; states: [B, N, rows * columns, D]."""
+        """How far each sample's images are from restored, [B]; states: [B, N, rows * columns, D]."""
         b, n = batch.images.shape[:2]
         target = self.model.target(batch.images.flatten(0, 1))  # [B * N, C, h, w]
         states = states.flatten(0, 1).float()
@@ -41,7 +41,7 @@ class ReconstructiveLoss:
             predicted = self.model.head(states, tuple(target.shape[-2:]))
             return regression(predicted, target, self.head.metric).reshape(b, n).mean(1)
         repeats, noise = self.head.repeats, Noise(self.seed, step, batch.sample_ids.cpu(), target.device)
-        # Draws of each picture next to each other: [B * N * repeats, ...].
+        # Draws of each image next to each other: [B * N * repeats, ...].
         eps = noise.normal("eps", (n, repeats, *target.shape[1:])).flatten(0, 2)
         t = (noise.uniform("time", (n, repeats)) * self.head.timesteps).long().flatten()
         z_t = add_noise(target.repeat_interleave(repeats, 0), eps, t, self.head.timesteps)

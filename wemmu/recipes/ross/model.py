@@ -16,11 +16,11 @@ from wemmu.types import Prompts
 
 
 class States(NamedTuple):
-    """text: [B, L, D], as the language-model head reads them; pictures: [B, N, rows * columns, D], the image tokens of
+    """text: [B, L, D], as the language-model head reads them; images: [B, N, rows * columns, D], the image tokens of
     the layer in the config."""
 
     text: Tensor
-    pictures: Tensor
+    images: Tensor
 
 
 class Ross(Staged, VLM):
@@ -101,7 +101,7 @@ class Ross(Staged, VLM):
         return nn.functional.pixel_unshuffle(pixels.float(), self.token_px)
 
     @torch.no_grad()
-    def picture(self, target: Tensor) -> Tensor:
+    def image(self, target: Tensor) -> Tensor:
         """The inverse of `target`: [M, C, rows, columns] -> pixels [M, 3, H, W], nominally in [-1, 1]."""
         if self.config.target == "latents":
             return self.vae.decode(target).float()

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from wemmu.config.base import Config, Positive
 from wemmu.config.recipe import RecipeConfig
-from wemmu.config.stage import Rung, Stage
+from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import GENERATION_TASKS, Task
 
 
@@ -56,7 +56,7 @@ class WeMMU(RecipeConfig):
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3", "hybrid")
     draws: ClassVar[bool] = True
 
-    def check_stage(self, stage: Stage | Rung) -> None:
+    def check_stage(self, stage: Stage | ResolutionStep) -> None:
         """Refuse a stage that trains a part that this bridge lacks, or does not train learnable queries."""
         design = self.bridge.queries.design
         if "queries" in stage.trains and design == "noisy":

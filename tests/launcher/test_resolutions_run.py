@@ -1,4 +1,4 @@
-"""The shipped example of a ladder, with few steps, as a person would run it."""
+"""The shipped example of a stage with several resolutions, with few steps, as a person would run it."""
 
 import json
 import os
@@ -22,24 +22,24 @@ FEW = {
     "stages.stage2.global_batch": "4",
     "stages.stage2.optimizer.warmup": "0",
     "stages.stage2.optimizer.decay": "0",
-    "stages.stage2.next_rung": "{samples: 16, plateau: {every: 1, window: 1, min_gain: 0.9, patience: 1}}",
+    "stages.stage2.next_resolution": "{samples: 16, plateau: {every: 1, window: 1, min_gain: 0.9, patience: 1}}",
 }
 
 
 @pytest.mark.slow
-def test_the_example_climbs_and_is_exported_at_its_last_resolution(tmp_path: Path):
+def test_the_example_rises_and_is_exported_at_its_last_resolution(tmp_path: Path):
     run = tmp_path / "run"
     few = FEW | {"data.shards": str(tmp_path / "shards")}
     overrides = [word for field, value in few.items() for word in ("--set", f"{field}={value}")]
-    command = ["-m", "launcher", "run", "configs/shapes/ladder.yaml", "--out", str(run), *overrides]
+    command = ["-m", "launcher", "run", "configs/shapes/resolutions.yaml", "--out", str(run), *overrides]
     ran = subprocess.run(
         [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
-    rungs = [json.loads(line) for line in (run / "stage2" / "rungs.jsonl").read_text().splitlines()]
-    told = [(line["resolution"], line["from_step"], line["to_step"], line["rule"]) for line in rungs]
+    lines = [json.loads(line) for line in (run / "stage2" / "resolutions.jsonl").read_text().splitlines()]
+    told = [(line["resolution"], line["from_step"], line["to_step"], line["rule"]) for line in lines]
     assert told == [(32, 0, 2, "plateau"), (64, 2, 6, "steps")]
     checkpoints = sorted((run / "stage2" / "checkpoints").glob("step_*/manifest.json"))
     assert [json.loads(file.read_text())["resolution"] for file in checkpoints] == [32, 64]

@@ -1,6 +1,6 @@
-"""A stage that climbs from 32 to 64 px, and a process that trains a rung of it and is killed at a moment of its own.
+"""A stage that rises from 32 to 64 px, and a process that trains one of the two and is killed at a moment of its own.
 
-`python -m tests.training.climbing CONFIG MOMENT`.
+`python -m tests.training.rising CONFIG MOMENT`.
 """
 
 import os
@@ -17,19 +17,19 @@ from wemmu.config import Curriculum, StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.shards import StreamSettings
 from wemmu.config.task import Task
-from wemmu.training.ladder import Ladder
+from wemmu.training.resolutions import ResolutionSchedule
 from wemmu.training.trainer import Trainer
 
-# No loss halves in two steps, so the first rung ends at the second validation, with step 4 of the 6 that it may take.
+# No loss halves in two steps, so the first resolution ends at the second validation, with step 4 of 6.
 PLATEAU = {"samples": 24, "plateau": {"every": 2, "window": 1, "min_gain": 0.5, "patience": 1}}
 STEPS, BOUNDARY = 10, 4
-# Moments in the order in which a run that is killed at each of them, and begun again, comes by: the rung, and where.
+# Moments in the order in which a run that is killed at each of them, and begun again, comes by: its resolution.
 MOMENTS = {
     "validated": 32,
     "saving": 32,
     "saved": 32,
     "closed": 32,
-    "climbed": 64,
+    "risen": 64,
     "resumed": 64,
 }
 
@@ -41,7 +41,7 @@ def write_shards(root: Path) -> None:
         for task in (Task.T2I, Task.EDIT):
             settings = stream(task, px, px).model_copy(update={"resolution": px})
             records = shapes(task, 16, (px, px))
-            # A picture bears one id whatever the resolution.
+            # An image bears one id whatever the resolution.
             streams[settings] = [Record(f"{task}/{i}", *_rest(r)) for i, r in enumerate(records)]
     write(root, streams)
 
@@ -59,13 +59,13 @@ def curriculum_of(backbones: Backbones, shards: Path, rule: dict[str, Any] = PLA
         **changes,
     )
     shared = {field: getattr(run, field) for field in Curriculum.model_fields if field in StageRun.model_fields}
-    stage = {**STAGE, "steps": STEPS, "resolution": [32, 64], "next_rung": rule}
+    stage = {**STAGE, "steps": STEPS, "resolution": [32, 64], "next_resolution": rule}
     return Curriculum.model_validate({**shared, "stages": [stage]})
 
 
 def prepare(folder: Path, curriculum: Curriculum) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for run in curriculum.rung_runs("stage"):
+    for run in curriculum.resolution_runs("stage"):
         dump(run, config(folder, run.stage.resolution))
     return folder
 
@@ -103,15 +103,15 @@ def die_at(moment: str) -> None:
         case "validated":
             # Step 4's validation loss is written, its checkpoint is not.
             count: list[float] = []
-            _when(lambda _, loss: count.append(loss) or len(count) == 2, Ladder, "note")
+            _when(lambda _, loss: count.append(loss) or len(count) == 2, ResolutionSchedule, "note")
         case "saving":
             _when(lambda root, tensors, step, *_: step == BOUNDARY, store, "write")
         case "saved":
-            _when(lambda *_: True, Ladder, "close")
+            _when(lambda *_: True, ResolutionSchedule, "close")
         case "closed":
-            _when(lambda *_: True, Ladder, "close", after=True)
-        case "climbed":
-            # In the second rung before its first checkpoint.
+            _when(lambda *_: True, ResolutionSchedule, "close", after=True)
+        case "risen":
+            # In the second resolution before its first checkpoint.
             _when(lambda _, batches, window: True, Trainer, "_optimize", after=True)
         case "resumed":
             _when(lambda trainer, *_: trainer.step == 7, Trainer, "_optimize")

@@ -1,14 +1,14 @@
-"""Ends a resolution ("rung") of a stage with several.
+"""Ends a resolution of a stage with several.
 
-`rungs.jsonl` in the stage's folder has a line for each rung that has ended, written after its last checkpoint:
+`resolutions.jsonl` in the stage's folder has a line for each resolution that ended, written after its last checkpoint:
 
-    resolution            of the rung; `next`: the next rung's, null after the last
-    from_step, to_step    the rung's steps, counted in the stage; `samples`: the samples of these steps
+    resolution            px; `next`: the next resolution's, null after the last
+    from_step, to_step    the resolution's steps, counted in the stage; `samples`: the samples of these steps
     rule                  samples, plateau or steps (the end of the stage)
     reason, numbers       why it ended, in words, and the inputs of the rule
 
-A rule depends on the step and on the rung's validation losses, which metrics.jsonl holds up to every checkpoint. So a
-killed run that resumes ends its rungs at the same steps as an undisturbed run.
+A rule depends on the step and on the resolution's validation losses, which metrics.jsonl holds up to every checkpoint.
+So a killed run that resumes ends its resolutions at the same steps as an undisturbed run.
 """
 
 import json
@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wemmu.checkpoint.collective import CheckpointError
-from wemmu.config import Rung
+from wemmu.config import ResolutionStep
 from wemmu.config.files import replace_text
-from wemmu.config.ladder import Plateau
+from wemmu.config.next_resolution import Plateau, record_file
 from wemmu.parallel.topology import gathered
 
-FILE, METRICS = "rungs.jsonl", "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Why a rung ends."""
+    """Why a resolution ends."""
 
     rule: Literal["samples", "plateau", "steps"]
     reason: str
@@ -39,7 +39,7 @@ class Ending:
 
 
 def plateau(losses: Sequence[float], rule: Plateau) -> Ending | None:
-    """Return the end of a rung with these validation losses, oldest first; None if they still fall."""
+    """Return the end of a resolution with these validation losses, oldest first; None if they still fall."""
     best, since, mean = math.inf, 0, math.inf
     for end in range(rule.window, len(losses) + 1):
         mean = sum(losses[end - rule.window : end]) / rule.window
@@ -53,39 +53,39 @@ def plateau(losses: Sequence[float], rule: Plateau) -> Ending | None:
     return Ending("plateau", reason, {"best": best, "mean": mean, "since": since, "validations": len(losses)})
 
 
-class Ladder:
-    """The rung that a job trains. All ranks create one and make the same calls; the leading rank reads and writes.
+class ResolutionSchedule:
+    """When the resolution that a job trains begins and ends; the leading rank reads and writes the record.
 
-    A stage with one resolution is one rung, which ends with the stage and writes no line.
+    All ranks create one and make the same calls. A stage with one resolution ends with its steps and has no record.
     """
 
-    def __init__(self, rung: Rung, folder: Path, leads: bool):
-        """Raises CheckpointError on all ranks if the previous rung has not ended."""
-        self.rung, self._file, self._metrics, self._leads = rung, folder / FILE, folder / METRICS, leads
+    def __init__(self, stage: ResolutionStep, folder: Path, leads: bool):
+        """Raises CheckpointError on all ranks if the previous resolution has not ended."""
+        self.stage, self._file, self._metrics, self._leads = stage, record_file(folder), folder / METRICS, leads
         self._losses: list[float] = []
-        lower = rung.ladder[: rung.ladder.index(rung.resolution)] if rung.ladder else ()
+        lower = stage.resolutions[: stage.resolutions.index(stage.resolution)] if stage.resolutions else ()
         lines: list[dict[str, Any]] = gathered(_lines(self._file) if leads else None)[0]
         ended = {line["resolution"]: line for line in lines}
         if lower and lower[-1] not in ended:
             raise CheckpointError(
-                f"{folder}: the rung of {lower[-1]} px has not ended, so {rung.resolution} px cannot begin; run "
-                f"{rung.name}@{lower[-1]} first"
+                f"{folder}: the resolution of {lower[-1]} px has not ended, so {stage.resolution} px cannot begin; run "
+                f"{stage.name}@{lower[-1]} first"
             )
         self._below = [ended[resolution] for resolution in lower]
-        self._own = ended.get(rung.resolution)
+        self._own = ended.get(stage.resolution)
         self.begin = int(self._below[-1]["to_step"]) if lower else 0
 
     def go_on(self, step: int) -> None:
         """Start at `step`, the newest checkpoint's; drop lines that were written after it.
 
         Raises:
-            CheckpointError: on all ranks, if the checkpoint is of an earlier rung or validation losses are missing.
+            CheckpointError: on all ranks, if the checkpoint is of an earlier one or validation losses are missing.
         """
         if step < self.begin:
             raise CheckpointError(
-                f"{self._file}: the rung of {self._below[-1]['resolution']} px ended at step {self.begin}, but the "
-                f"newest whole checkpoint is of step {step}; remove what is damaged among the checkpoints and run "
-                f"{self.rung.name}@{self._below[-1]['resolution']} again"
+                f"{self._file}: the resolution of {self._below[-1]['resolution']} px ended at step {self.begin}, but "
+                f"the newest whole checkpoint is of step {step}; remove what is damaged among the checkpoints and run "
+                f"{self.stage.name}@{self._below[-1]['resolution']} again"
             )
         if self._own is not None and self._own["to_step"] > step:
             self._own = None
@@ -96,13 +96,13 @@ class Ladder:
             if len(self._losses) < (expected := (step - self.begin) // self._plateau.every):
                 raise CheckpointError(
                     f"{self._metrics} has {len(self._losses)} validation losses of steps {self.begin} to {step}, not "
-                    f"{expected}; the end of the rung follows from them: put the file back, or remove the checkpoints "
-                    f"later than step {self.begin + len(self._losses) * self._plateau.every}"
+                    f"{expected}; the end of the resolution follows from them: put the file back, or remove the "
+                    f"checkpoints later than step {self.begin + len(self._losses) * self._plateau.every}"
                 )
 
     @property
     def validates(self) -> bool:
-        """Whether the end of this rung depends on the validation loss."""
+        """Whether the end of this resolution depends on the validation loss."""
         return self._plateau is not None and self._own is None
 
     def due(self, step: int) -> bool:
@@ -118,31 +118,31 @@ class Ladder:
                 os.fsync(file.fileno())
 
     def ending(self, step: int) -> Ending | None:
-        """Return why the rung ends at `step`; None if it does not."""
-        rung, taken = self.rung, step - self.begin
+        """Return why the resolution ends at `step`; None if it does not."""
+        stage, taken = self.stage, step - self.begin
         if self._own is not None:
             return Ending(self._own["rule"], self._own["reason"], self._own["numbers"])
         if self._plateau is not None and (found := plateau(self._losses, self._plateau)):
             return found
-        if rung.limit is not None and taken >= rung.limit:
-            seen = taken * rung.global_batch
-            reason = f"it has seen {seen} samples, {taken} steps of {rung.global_batch}"
+        if stage.limit is not None and taken >= stage.limit:
+            seen = taken * stage.global_batch
+            reason = f"it has seen {seen} samples, {taken} steps of {stage.global_batch}"
             return Ending("samples", reason, {"seen": seen})
-        if step >= rung.steps:
-            return Ending("steps", f"the stage ends after its {rung.steps} steps", {"steps": rung.steps})
+        if step >= stage.steps:
+            return Ending("steps", f"the stage ends after its {stage.steps} steps", {"steps": stage.steps})
         return None
 
     def close(self, step: int, ending: Ending) -> None:
-        """Record that the rung ended at `step`, after its checkpoint is on disk."""
-        rung = self.rung
-        if not rung.ladder or self._own is not None or not self._leads:
+        """Record that the resolution ended at `step`, after its checkpoint is on disk."""
+        stage = self.stage
+        if not stage.resolutions or self._own is not None or not self._leads:
             return
-        above = rung.ladder[rung.ladder.index(rung.resolution) + 1 :]
+        above = stage.resolutions[stage.resolutions.index(stage.resolution) + 1 :]
         line = {
-            "resolution": rung.resolution,
+            "resolution": stage.resolution,
             "from_step": self.begin,
             "to_step": step,
-            "samples": (step - self.begin) * rung.global_batch,
+            "samples": (step - self.begin) * stage.global_batch,
             "next": above[0] if above else None,
             "rule": ending.rule,
             "reason": ending.reason,
@@ -153,11 +153,11 @@ class Ladder:
 
     @property
     def _plateau(self) -> Plateau | None:
-        """The plateau rule, if this rung can end by it."""
-        return None if self.rung.is_last or self.rung.next_rung is None else self.rung.next_rung.plateau
+        """The plateau rule, if this resolution can end by it."""
+        return None if self.stage.is_last or self.stage.next_resolution is None else self.stage.next_resolution.plateau
 
     def _recorded(self, step: int, every: int) -> list[float]:
-        """Return the validation losses of this rung up to `step` or the first gap."""
+        """Return the validation losses of this resolution up to `step` or the first gap."""
         told = {line["step"]: line["validation_loss"] for line in _lines(self._metrics) if "validation_loss" in line}
         found = []
         for at in range(self.begin + every, step + 1, every):

@@ -1,4 +1,4 @@
-"""Where rungs end, that they end there however often the run is killed, and what one number moves."""
+"""Where resolutions end, that they end there however often the run is killed, and what one number moves."""
 
 import json
 import os
@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models.world import make_model
-from tests.training.climbing import BOUNDARY, MOMENTS, STEPS, config, curriculum_of, prepare, train, write_shards
+from tests.training.rising import BOUNDARY, MOMENTS, STEPS, config, curriculum_of, prepare, train, write_shards
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.state import TrainState
-from wemmu.config.ladder import Plateau
+from wemmu.config.next_resolution import Plateau
 from wemmu.config.schema import Backbones, Parallel
 from wemmu.parallel.topology import ALONE
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.validation import Validation
-from wemmu.training.ladder import Ladder, plateau
+from wemmu.training.resolutions import ResolutionSchedule, plateau
 
 REPOSITORY = Path(__file__).parents[2]
 RULE = Plateau(every=5, window=2, min_gain=0.1, patience=3)
@@ -44,11 +44,11 @@ def lines(file: Path) -> list[dict[str, Any]]:
 # --- The rule
 
 
-def test_a_loss_that_falls_fast_enough_never_ends_a_rung():
+def test_a_loss_that_falls_fast_enough_never_ends_a_resolution():
     assert plateau([0.89**i for i in range(100)], RULE) is None
 
 
-def test_a_flat_loss_ends_a_rung_as_soon_as_it_can():
+def test_a_flat_loss_ends_a_resolution_as_soon_as_it_can():
     first = next(n for n in range(100) if plateau([1.0] * n, RULE))
     assert first * RULE.every == RULE.fewest == 25
 
@@ -75,7 +75,7 @@ def test_the_end_is_that_of_the_best_mean_so_far(losses: list[float]):
 
 
 def test_the_loss_does_not_depend_on_the_mode_of_the_model(backbones: Backbones, shards: Path):
-    run = curriculum_of(backbones, shards).rung_runs("stage")[0]
+    run = curriculum_of(backbones, shards).resolution_runs("stage")[0]
     model, encoder = make_model(backbones).train(), PromptEncoder(backbones.vlm)
     for dropout in (m for m in model.dit.modules() if isinstance(m, torch.nn.Dropout)):
         dropout.p = 0.5
@@ -86,49 +86,52 @@ def test_the_loss_does_not_depend_on_the_mode_of_the_model(backbones: Backbones,
     assert in_training == validation()
 
 
-# --- The place on the ladder
+# --- The place among the resolutions
 
 
-def rung(backbones: Backbones, shards: Path, number: int) -> Any:
-    return curriculum_of(backbones, shards).stages[0].rungs[number]
+def step_of(backbones: Backbones, shards: Path, number: int) -> Any:
+    return curriculum_of(backbones, shards).stages[0].resolution_steps[number]
 
 
-def test_a_rung_whose_predecessor_has_not_ended_is_refused(backbones: Backbones, shards: Path, tmp_path: Path):
+def test_a_resolution_whose_predecessor_has_not_ended_is_refused(backbones: Backbones, shards: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"32 px has not ended, so 64 px cannot begin; run stage@32 first"):
-        Ladder(rung(backbones, shards, 1), tmp_path, leads=True)
+        ResolutionSchedule(step_of(backbones, shards, 1), tmp_path, leads=True)
 
 
-def test_a_rung_does_not_go_on_from_a_checkpoint_of_the_one_below(backbones: Backbones, shards: Path, tmp_path: Path):
-    (tmp_path / "rungs.jsonl").write_text('{"resolution": 32, "to_step": 4}\n')
-    ladder = Ladder(rung(backbones, shards, 1), tmp_path, leads=True)
-    ladder.go_on(4)
+@pytest.mark.parametrize("record", ["resolutions.jsonl", "rungs.jsonl"], ids=["now", "earlier version"])
+def test_a_resolution_does_not_resume_from_a_checkpoint_of_the_one_below(
+    backbones: Backbones, shards: Path, tmp_path: Path, record: str
+):
+    (tmp_path / record).write_text('{"resolution": 32, "to_step": 4}\n')
+    schedule = ResolutionSchedule(step_of(backbones, shards, 1), tmp_path, leads=True)
+    schedule.go_on(4)
     with pytest.raises(CheckpointError, match=r"ended at step 4, but the newest .* step 3; .* run stage@32 again"):
-        ladder.go_on(3)
+        schedule.go_on(3)
 
 
-def test_a_rung_that_goes_on_before_its_end_has_not_ended(backbones: Backbones, shards: Path, tmp_path: Path):
-    (tmp_path / "rungs.jsonl").write_text('{"resolution": 32, "to_step": 4}\n{"resolution": 64, "to_step": 10}\n')
-    Ladder(rung(backbones, shards, 0), tmp_path, leads=True).go_on(0)
-    assert lines(tmp_path / "rungs.jsonl") == []
+def test_a_resolution_that_goes_on_before_its_end_has_not_ended(backbones: Backbones, shards: Path, tmp_path: Path):
+    (tmp_path / "resolutions.jsonl").write_text('{"resolution": 32, "to_step": 4}\n{"resolution": 64, "to_step": 10}\n')
+    ResolutionSchedule(step_of(backbones, shards, 0), tmp_path, leads=True).go_on(0)
+    assert lines(tmp_path / "resolutions.jsonl") == []
 
 
 def test_a_decision_whose_losses_are_gone_is_not_guessed(backbones: Backbones, shards: Path, tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 4, "validation_loss": 1.0}\n')
     with pytest.raises(CheckpointError, match=r"has 0 validation losses of steps 0 to 4, not 2.*later than step 0"):
-        Ladder(rung(backbones, shards, 0), tmp_path, leads=True).go_on(4)
+        ResolutionSchedule(step_of(backbones, shards, 0), tmp_path, leads=True).go_on(4)
 
 
 # --- Runs
 
 
-def climb(folder: Path) -> Path:
+def train_all(folder: Path) -> Path:
     assert [train(folder, px) for px in (32, 64)] == [0, 0]
     return folder
 
 
 @pytest.fixture(scope="module")
 def undisturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return climb(prepare(tmp_path_factory.mktemp("runs") / "undisturbed", curriculum_of(backbones, shards)))
+    return train_all(prepare(tmp_path_factory.mktemp("runs") / "undisturbed", curriculum_of(backbones, shards)))
 
 
 def final_state(folder: Path) -> TrainState:
@@ -143,7 +146,7 @@ def final_state(folder: Path) -> TrainState:
 
 
 def test_the_decisions_are_written_down_with_their_reasons(undisturbed: Path):
-    first, last = lines(undisturbed / "rungs.jsonl")
+    first, last = lines(undisturbed / "resolutions.jsonl")
     assert (first["resolution"], first["from_step"], first["to_step"], first["next"]) == (32, 0, BOUNDARY, 64)
     assert (first["rule"], first["samples"]) == ("plateau", 4 * BOUNDARY)
     assert "has not come 50.00% below its best" in first["reason"]
@@ -160,7 +163,7 @@ def test_the_stage_has_one_axis_of_steps_and_one_schedule(undisturbed: Path):
     assert [line["lr"] for line in told] == [optimizer.lr * optimizer.lr_share(s, STEPS) for s in range(STEPS)]
 
 
-def test_a_rung_that_has_ended_is_left_as_it_is(undisturbed: Path):
+def test_a_resolution_that_has_ended_is_left_as_it_is(undisturbed: Path):
     def content() -> dict[Path, bytes]:
         files = (file for file in undisturbed.rglob("*") if file.is_file())
         # Every attempt tells where it runs.
@@ -171,30 +174,29 @@ def test_a_rung_that_has_ended_is_left_as_it_is(undisturbed: Path):
     assert content() == before
 
 
-def test_by_samples_a_rung_ends_with_the_step_that_reaches_them(backbones: Backbones, shards: Path, tmp_path: Path):
+def test_by_samples_it_ends_with_the_step_that_reaches_them(backbones: Backbones, shards: Path, tmp_path: Path):
     folder = prepare(tmp_path / "run", curriculum_of(backbones, shards, {"samples": 9}))
     assert train(folder, 32) == 0
-    [line] = lines(folder / "rungs.jsonl")
+    [line] = lines(folder / "resolutions.jsonl")
     assert (line["rule"], line["to_step"], line["numbers"]) == ("samples", 3, {"seen": 12})
     assert not [told for told in lines(folder / "metrics.jsonl") if "validation_loss" in told]
 
 
 @pytest.mark.slow
-def test_killed_in_every_rung_and_between_them_it_ends_with_the_same_decisions_and_weights_bit_for_bit(
+def test_killed_in_every_resolution_and_between_them_it_ends_with_the_same_decisions_and_weights_bit_for_bit(
     undisturbed: Path, backbones: Backbones, shards: Path, tmp_path: Path
 ):
     folder = prepare(tmp_path / "run", curriculum_of(backbones, shards))
     for moment, px in MOMENTS.items():
-        command = [sys.executable, "-m", "tests.training.climbing", str(config(folder, px)), moment]
+        command = [sys.executable, "-m", "tests.training.rising", str(config(folder, px)), moment]
         killed = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stdout, killed.stderr)
-        ended = (
-            [line["resolution"] for line in lines(folder / "rungs.jsonl")] if (folder / "rungs.jsonl").exists() else []
-        )
-        assert ended == ([32] if moment in ("closed", "climbed", "resumed") else []), moment
-    climb(folder)
+        record = folder / "resolutions.jsonl"
+        ended = [line["resolution"] for line in lines(record)] if record.exists() else []
+        assert ended == ([32] if moment in ("closed", "risen", "resumed") else []), moment
+    train_all(folder)
 
     straight, disturbed = final_state(undisturbed), final_state(folder)
     for part in ("weights", "exp_avg", "exp_avg_sq"):
@@ -202,7 +204,9 @@ def test_killed_in_every_rung_and_between_them_it_ends_with_the_same_decisions_a
         assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == [], part
 
     def decisions(run: Path) -> list[dict[str, Any]]:
-        return [{key: value for key, value in line.items() if key != "time"} for line in lines(run / "rungs.jsonl")]
+        return [
+            {key: value for key, value in line.items() if key != "time"} for line in lines(run / "resolutions.jsonl")
+        ]
 
     def losses(run: Path) -> list[tuple[Any, ...]]:
         return [tuple(map(line.get, ("step", "loss", "validation_loss"))) for line in lines(run / "metrics.jsonl")]
@@ -230,5 +234,5 @@ def test_ranks_come_to_the_decision_that_one_process_comes_to(
 
     for key in ("validation_loss", "loss"):
         assert told(folder, key) == pytest.approx(told(undisturbed, key), rel=1e-3)
-    ours, theirs = lines(folder / "rungs.jsonl"), lines(undisturbed / "rungs.jsonl")
+    ours, theirs = lines(folder / "resolutions.jsonl"), lines(undisturbed / "resolutions.jsonl")
     assert [(line["rule"], line["to_step"]) for line in ours] == [(line["rule"], line["to_step"]) for line in theirs]
