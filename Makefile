@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && { ech
 BIN := .venv/bin
 # Made once, and again when the dependencies change.
 INSTALLED := .venv/installed
+NEWEST := .venv-newest
 # The certificates that the machine trusts, which a site's proxy may have added to; uv looks at its own otherwise.
 export UV_SYSTEM_CERTS ?= true
 # Where the shell forbids Python to keep what it has compiled, every process would compile torch again: 13 s instead of 6.
@@ -23,10 +24,10 @@ else
 $(error FROM=$(FROM) is unknown; valid choices: scratch, or nothing)
 endif
 
-.PHONY: help install demo test check
+.PHONY: help install demo test test-newest check
 
 help:  ## show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 install: $(INSTALLED)  ## make .venv with the locked dependencies
 
@@ -45,6 +46,18 @@ demo: $(INSTALLED)  ## the whole system in miniature; FROM=scratch, OUT=folder, 
 test: $(INSTALLED)  ## the tests but the slow ones; SLOW=1 for all, TEST_ARGS="-k name" chooses
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
 	    $(if $(SLOW),,-m "not slow") $(TEST_ARGS)
+
+test-newest: $(NEWEST)/installed  ## the tests of models with transformers 5 and the newest diffusers, in .venv-newest
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" \
+	    -p no:cacheprovider tests/backbones tests/export/test_export.py tests/models tests/published tests/sampling $(TEST_ARGS)
+
+# Everything that is not in its lock comes from .venv, which stands behind it on the path.
+$(NEWEST)/installed: requirements-newest.lock $(INSTALLED)
+	$(BIN)/python -m venv --clear --without-pip $(NEWEST)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	    > "$$($(NEWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python --no-deps -r requirements-newest.lock
+	touch $@
 
 check: $(INSTALLED)  ## linter, format, types, who imports whom, shell scripts
 	$(BIN)/ruff check .

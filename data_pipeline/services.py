@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from wemmu.backbones.versions import image_kinds
 from wemmu.backbones.weights import load_autoencoder, load_vlm
 from wemmu.config.prepare import Captioner
 from wemmu.config.shards import LatentSettings
@@ -49,7 +50,8 @@ class CaptionService:
         inputs = self._processor.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self._device) | seen.to(
             self._device
         )
-        made = self._vlm.generate(**inputs, max_new_tokens=self._config.max_tokens, do_sample=False)
+        kinds = image_kinds(self._vlm, inputs["input_ids"])
+        made = self._vlm.generate(**inputs, **kinds, max_new_tokens=self._config.max_tokens, do_sample=False)
         answers = made[:, inputs["input_ids"].shape[1] :]
         return [t.strip() for t in self._processor.batch_decode(answers, skip_special_tokens=True)]
 

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from wemmu.backbones.precision import keep_float32_buffers
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.versions import rope_theta
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config.schema import Sampling
 from wemmu.pixels import as_image, fitted, to_images
@@ -322,8 +323,10 @@ def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
             "this export does not hold the VLM; load the one it was trained beside (its README.md says which) and give "
             "it as vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(...)"
         )
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rope_theta"):
-        has, needs = getattr(vlm.config.text_config, name), bridge.config.text_config[name]
+    own, copied = vlm.config.text_config, bridge.config.text_config
+    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    pairs = {name: (getattr(own, name), copied[name]) for name in shape}
+    for name, (has, needs) in (pairs | {"rope_theta": (rope_theta(own), rope_theta(copied))}).items():
         if has != needs:
             raise ValueError(f"the bridge was trained beside a VLM with {name} {needs}, the one given has {has}")
 

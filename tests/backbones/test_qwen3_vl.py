@@ -16,6 +16,7 @@ from transformers import (
 from tests.models.world import make_batch, make_model
 from tests.parallel.cases import Case, merged, single
 from tests.parallel.test_zero3 import check, on
+from wemmu.backbones.versions import image_kinds
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.prompts import PromptEncoder
@@ -91,7 +92,7 @@ def test_the_prefix_is_what_the_stock_model_keeps(qwen3: Backbones, model: WeMMU
         ids = batch.prompts.input_ids[row][mask][:-1]
         images = [image.permute(1, 2, 0).numpy() for image in batch.images[row]]
         seen = processor.image_processor(images, return_tensors="pt", do_resize=False)
-        kept = stock.model(input_ids=ids[None], use_cache=True, **seen).past_key_values
+        kept = stock.model(input_ids=ids[None], use_cache=True, **seen, **image_kinds(stock, ids[None])).past_key_values
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
             for ours, theirs in ((keys, kept.layers[layer].keys), (values, kept.layers[layer].values)):
                 torch.testing.assert_close(ours[row, :, : len(ids)], theirs[0], atol=1e-5, rtol=1e-4)

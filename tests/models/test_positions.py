@@ -7,6 +7,7 @@ import torch
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tests.models.world import encode, random_images
+from wemmu.backbones.versions import image_kinds
 from wemmu.noise import Noise
 from wemmu.positions import image_grid_positions, prompt_positions, token_grid
 from wemmu.prompts import PromptEncoder
@@ -22,7 +23,10 @@ PROMPTS = [[], [(2, 2)], [(1, 5)], [(4, 3)], [(2, 3), (3, 1)], [(1, 1), (4, 4)]]
 def rope_index(model: WeMMU, ids: list[int], grids: Grids) -> torch.Tensor:
     """The VLM's own positions [3, L] of a prompt whose images have `grids` in tokens."""
     thw = torch.tensor([[1, h * MERGE, w * MERGE] for h, w in grids]) if grids else None
-    return model.vlm.vlm.model.get_rope_index(torch.tensor([ids]), thw)[0][:, 0]
+    rows = torch.tensor([ids])
+    # Of text alone the positions are those without images, whatever the tokens are.
+    kinds = image_kinds(model.vlm.vlm, rows)
+    return model.vlm.vlm.model.get_rope_index(rows, image_grid_thw=thw, **kinds)[0][:, 0]
 
 
 @pytest.mark.parametrize("grids", PROMPTS, ids=str)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.models.world import encode, make_questions, make_ross, patches_of, random_images
+from wemmu.backbones.versions import image_kinds
 from wemmu.config.schema import Backbones
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.model import Ross
@@ -29,7 +30,11 @@ def test_what_it_says_is_what_the_stock_model_says(ross: Ross, encoder: PromptEn
     grid = torch.tensor([[1, 6, 4]] * 4)
     pixels = torch.cat([patches_of(ross, image) for image in batch.images[:, 0]])
     stock = ross.vlm(
-        input_ids=prompts.input_ids, attention_mask=prompts.mask.long(), pixel_values=pixels, image_grid_thw=grid
+        input_ids=prompts.input_ids,
+        attention_mask=prompts.mask.long(),
+        pixel_values=pixels,
+        image_grid_thw=grid,
+        **image_kinds(ross.vlm, prompts.input_ids),
     ).logits
     ours = ross.logits(ross.states(prompts, batch.images).text)
     assert torch.allclose(ours[prompts.mask], stock[prompts.mask], atol=1e-4)

@@ -24,6 +24,8 @@ from wemmu.recipes.wemmu.build import build_model
 from wemmu.recipes.wemmu.config import Bridge, WeMMU
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3968658944\n"
+# transformers 4 writes the first, transformers 5 the second.
+IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 TENSORS = "diffusion_pytorch_model.safetensors"
 
 
@@ -70,7 +72,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no chat template": (lambda r: (r / "vlm/chat_template.jinja").unlink(), "vlm holds no chat template"),
     "no image processor": (
-        lambda r: (r / "vlm/preprocessor_config.json").unlink(),
+        lambda r: [(r / "vlm" / name).unlink(missing_ok=True) for name in IMAGE_SETTINGS],
         "preprocessor_config.json is needed",
     ),
     "weights that git-lfs left": (

@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.models.world import make_questions, make_ross, patches_of
 from tests.parallel.cases import RossCase
+from wemmu.backbones.versions import image_kinds
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.objectives.reconstruction import alpha_bar
@@ -150,6 +151,7 @@ def test_answers_are_those_of_the_libraries_own_generation(shipped) -> None:
             attention_mask=torch.ones_like(ids),
             pixel_values=patches_of(model, image),
             image_grid_thw=torch.tensor([[1, 4 * model.merge, 4 * model.merge]]),
+            **image_kinds(model.vlm, ids),
             max_new_tokens=24,
             do_sample=False,
         )

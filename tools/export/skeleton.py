@@ -7,6 +7,7 @@ from diffusers import ModelMixin
 
 from wemmu.backbones.adapters import class_of
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.versions import vlm_config
 from wemmu.config import StageRun
 from wemmu.published.check import check_backbones
 from wemmu.published.identity import identity
@@ -24,8 +25,13 @@ def skeleton(run: StageRun) -> WeMMU:
         ValueError: if the VLM's weights are not those of its config.
     """
     check_backbones(run.backbones, run.recipe.backbones)
-    vlm, info = class_of(run.backbones.vlm, VLM).from_pretrained(
-        run.backbones.vlm, device_map="meta", use_safetensors=True, output_loading_info=True
+    cls, directory = class_of(run.backbones.vlm, VLM), run.backbones.vlm
+    vlm, info = cls.from_pretrained(
+        directory,
+        config=vlm_config(cls, directory),
+        device_map="meta",
+        use_safetensors=True,
+        output_loading_info=True,
     )
     if odd := sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])):
         raise ValueError(f"{run.backbones.vlm} is not whole or not of its config; first of it: {', '.join(odd[:5])}")

@@ -14,6 +14,7 @@ from wemmu.backbones.adapters import VLMAdapter, adapter_of
 from wemmu.backbones.cache import FeatureCache
 from wemmu.backbones.patches import patchify, resize
 from wemmu.backbones.precision import KeepsFloat32, keep_float32_buffers
+from wemmu.backbones.versions import with_cache
 from wemmu.positions import token_grid
 from wemmu.types import Prefix, Prompts
 
@@ -34,7 +35,10 @@ class _KeysAndValues(DynamicCache):
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+    # Versions of transformers differ in the further arguments.
+    def update(  # type: ignore[override]
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         assert layer == len(self.keys), "layers come in their order"
         self.keys.append(key)
         self.values.append(value)
@@ -153,8 +157,8 @@ class FrozenVLM(VLM):
                 **inputs,
                 attention_mask=prompts.mask.long(),
                 position_ids=prompts.positions,
-                past_key_values=cache,
                 use_cache=True,
+                **with_cache(self.language_model, cache),
             )
         return Prefix(
             keys=tuple(cache.keys),

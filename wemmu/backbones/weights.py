@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from wemmu.backbones.adapters import class_of
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.versions import vlm_config
 from wemmu.published.check import check
 from wemmu.published.identity import identity, short
 from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
@@ -91,7 +92,7 @@ def load_strict(cls: type[Any], directory: Path, dtype: torch.dtype) -> tuple[nn
     """
     if issubclass(cls, PreTrainedModel):
         # With ignore_mismatched_sizes transformers reports the name of a misshapen weight; otherwise it only raises.
-        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+        options = {"config": vlm_config(cls, directory), "dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options = {"torch_dtype": dtype}
     try:

@@ -9,6 +9,7 @@ from torch import nn
 
 from wemmu.backbones.adapters import class_of
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.versions import vlm_config
 from wemmu.backbones.vlm import VLM
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
@@ -34,7 +35,7 @@ def make_backbone(directory: Path, kind: str) -> nn.Module:
     """A backbone of the default type, as new."""
     cls = class_of(directory, kind)
     if kind == known.VLM:
-        return cls(cls.config_class.from_pretrained(directory))
+        return cls(vlm_config(cls, directory))
     model = cls.from_config(cls.load_config(directory))
     return FrozenVAE(model) if kind == known.AUTOENCODER else model
 

@@ -96,7 +96,7 @@ def _check_config(file: Path, kind: str) -> None:
 
 
 def _processor(directory: Path) -> Iterator[str]:
-    yield from _told(lambda: read_json(directory / "preprocessor_config.json"))
+    yield from _told(lambda: _check_pixels(directory))
     if not (directory / "tokenizer.json").is_file():
         if absent := [name for name in ("vocab.json", "merges.txt") if not (directory / name).is_file()]:
             yield f"{directory} holds no tokenizer: neither tokenizer.json nor {' and '.join(absent)}"
@@ -107,6 +107,15 @@ def _processor(directory: Path) -> Iterator[str]:
         yield f"{directory} holds no chat template: none of {', '.join(TEMPLATES)}"
     for template in templates:
         yield from _told(lambda template=template: _check_text(template))  # type: ignore[misc]
+
+
+def _check_pixels(directory: Path) -> None:
+    """Image settings are in a file of their own; transformers 5 writes them into the processor's."""
+    inside = directory / "processor_config.json"
+    if (directory / "preprocessor_config.json").is_file() or not inside.is_file():
+        read_json(directory / "preprocessor_config.json")
+    elif not isinstance(read_json(inside).get("image_processor"), dict):
+        raise BackboneError(f"{directory} has no preprocessor_config.json, and {inside.name} has no image_processor")
 
 
 def _check_text(file: Path) -> None:

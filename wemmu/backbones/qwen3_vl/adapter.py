@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
+from wemmu.backbones.versions import vision_tokens
+
 
 class Qwen3VL:
     """See `wemmu.backbones.adapters.VLMAdapter`."""
@@ -20,7 +22,7 @@ class Qwen3VL:
         return nn.ModuleList([vlm.model.visual.merger, *vlm.model.visual.deepstack_merger_list])
 
     def vision(self, vlm: Qwen3VLForConditionalGeneration, patches: Tensor, grid: Tensor) -> Tensor:
-        tokens, deep = vlm.model.visual(patches, grid)
+        tokens, deep = vision_tokens(vlm.model.visual(patches, grid))
         return torch.cat([tokens, *deep], dim=-1)
 
     def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
+from wemmu.backbones.versions import with_cache
 from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
 from wemmu.noise import Noise
@@ -53,8 +54,8 @@ class Answerer:
                 **inputs,
                 attention_mask=mask.long(),
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **with_cache(model.language_model, cache),
             ).last_hidden_state
             token = model.logits(seen[torch.arange(len(last), device=last.device), last]).argmax(-1)
             said.append(token)

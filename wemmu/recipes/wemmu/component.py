@@ -10,6 +10,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from transformers import AutoConfig, AutoModel
 
+from wemmu.backbones.versions import portable
 from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
 from wemmu.recipes.wemmu.model import WeMMU
@@ -31,7 +32,7 @@ class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
     @classmethod
     def of(cls, model: WeMMU, config: BridgeConfig) -> Self:
         """Return the bridge of `model`, built with `config`, as a frozen component that shares the weights."""
-        text_config = model.vlm.language_model.config.to_diff_dict()
+        text_config = portable(model.vlm.language_model.config.to_diff_dict())
         # The precision of the weights is the caller's choice, not a property of the architecture.
         text_config.pop("dtype", None)
         with init_empty_weights():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wemmu.backbones.precision import keep_float32_buffers
 from wemmu.backbones.recompute import recomputed
+from wemmu.backbones.versions import layer_states, with_cache
 from wemmu.types import Prefix
 
 
@@ -26,7 +27,7 @@ class PrefixView:
     def __init__(self, keys: Tensor, values: Tensor):
         self._keys, self._values = keys, values
 
-    def update(self, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         keys, values = self._keys.to(key.dtype), self._values.to(value.dtype)
         return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
 
@@ -67,12 +68,9 @@ class Pathway(nn.Module):
         states = tokens
         recompute = self.checkpointing and torch.is_grad_enabled()
         for layer, keys, values in zip(self.layers, prefix.keys, prefix.values, strict=True):
-            cache = PrefixView(keys, values)
+            cache = with_cache(layer, PrefixView(keys, values))
             call = partial(recomputed, layer) if recompute else layer
             # Without a mask Hugging Face's attention would take itself for causal.
-            out = call(
-                states, attention_mask=added, is_causal=False, past_key_values=cache, position_embeddings=rotation
-            )
-            # Of some VLMs a layer returns a tuple that begins with its states.
-            states = out[0] if isinstance(out, tuple) else out
+            out = call(states, attention_mask=added, is_causal=False, position_embeddings=rotation, **cache)
+            states = layer_states(out)
         return self.norm(states)

@@ -1,0 +1,5 @@
+"""The fixtures `model` and `encoder`."""
+
+from tests.models.world import encoder
+
+__all__ = ["encoder"]
