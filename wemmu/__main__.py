@@ -27,7 +27,9 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "data": Program("Write and look at the shards that training reads.", "data_pipeline.__main__", "app"),
-    "config": Program("Check a curriculum, and show where each value comes from.", "wemmu.show_config", "app"),
+    "config": Program(
+        "Check a curriculum, show where each value comes from, or upgrade it.", "wemmu.show_config", "app"
+    ),
     "plan": Program("Compute what a curriculum costs: parameters, memory, FLOPs, hours.", "wemmu.plan"),
     "doctor": Program("Check this machine and, if given, a curriculum.", "wemmu.doctor"),
     "run": Program("Run a curriculum on this machine.", "launcher.cli", "run"),

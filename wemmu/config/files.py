@@ -4,8 +4,12 @@ import errno
 import os
 from pathlib import Path
 
+import yaml
+
 # File system errors that persist until a person fixes them.
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+# OmegaConf's loader, which differs from PyYAML's own.
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # A path leads nowhere.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 

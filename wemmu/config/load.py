@@ -17,13 +17,11 @@ from pydantic_core import ErrorDetails
 from yaml import ScalarEvent, YAMLError
 
 from wemmu.config.base import Named, leaves
-from wemmu.config.files import replace_text
+from wemmu.config.files import YAML_LOADER, replace_text
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
 
 Schema = TypeVar("Schema", bound=BaseModel)
-# OmegaConf's loader, which differs from PyYAML's.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
 
 
@@ -211,8 +209,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
     if old:
         tree = OmegaConf.create(content)
         # A run folder's file has every field, of all recipes in an earlier version, and nobody wrote it by hand.
-        for field in old if written is None and not old.keys() >= MOVED.keys() else ():
-            print(f"{path}: the field `{field}` has moved, write {old[field]}; it is read as that", file=sys.stderr)
+        if written is None and not old.keys() >= MOVED.keys():
+            for field in old:
+                print(f"{path}: the field `{field}` has moved, write {old[field]}; it is read as that", file=sys.stderr)
+            print(f"`wemmu config upgrade {path}` writes it in today's form", file=sys.stderr)
     folders = _folders(written, path)
     origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:
@@ -271,7 +271,7 @@ def _parse(path: Path) -> DictConfig:
 
 def _refuse_other_bases(path: Path, text: str) -> None:
     """YAML reads 010 as 8 and 1:30 as 90."""
-    for event in yaml.parse(text, _LOADER):
+    for event in yaml.parse(text, YAML_LOADER):
         if isinstance(event, ScalarEvent) and event.implicit[0] and _OTHER_BASE.fullmatch(event.value):
             assert event.start_mark is not None, "a scalar that was read has a place"
             raise ConfigError(

@@ -65,7 +65,7 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     recipe: Any = tree.get("recipe") or {}
     if not isinstance(recipe, dict):
         return rest
-    recipe = {"kind": _kind(tree)} | recipe
+    recipe = {"kind": recipe_kind(tree)} | recipe
     old = tree.get("reconstruction") if recipe["kind"] == "ross" else {"bridge": tree.get("bridge") or {}}
     return rest | {"recipe": _merged(recipe, old or {}, "recipe")}
 
@@ -91,7 +91,7 @@ def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str,
     return found
 
 
-def _kind(tree: dict[str, Any]) -> str:
+def recipe_kind(tree: dict[str, Any]) -> str:
     """By the objectives; a file that has no stages, but stands on one that has, tells by its fields."""
     stages = [stage for stage in [*(tree.get("stages") or ()), tree.get("stage")] if isinstance(stage, dict)]
     if not stages:
