@@ -3,6 +3,8 @@
     python tools/pretrain_shapes.py vae                 # AutoencoderDC
     python tools/pretrain_shapes.py vlm                 # Qwen2.5-VL, tokenizer and processor
     python tools/pretrain_shapes.py dit                 # Sana, on the autoencoder's latents; needs the two others
+    python tools/pretrain_shapes.py encoders            # CLIP and DINOv2, for rewards and metrics; needs the vlm
+    python tools/pretrain_shapes.py separation          # what these two tell apart -> encoders/separation.json
     python tools/pretrain_shapes.py scores              # measure all three on held-out scenes -> scores.json
 
 Seeded and resumable: run the same command again after any interruption. The two first do not need each other and can
@@ -62,6 +64,42 @@ def dit(
 
     _start(work, threads)
     train(out / "vlm", AutoencoderDC.from_pretrained(out / "sana" / "vae"), out / "sana", work, steps, layout_steps)
+
+
+@app.command()
+def encoders(
+    clip_steps: int = 2000, dino_steps: int = 1000, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1
+) -> None:
+    """Train the two image encoders (about 5 CPU-minutes)."""
+    from tools.pretraining.encoders import processor, train_clip, train_dino
+
+    _start(work, threads)
+    model, tokenizer = train_clip(out / "vlm", work, clip_steps)
+    tokenizer.save_pretrained(out / "encoders" / "clip")
+    for name, trained in (("clip", model), ("dino", train_dino(work, dino_steps))):
+        trained.half().save_pretrained(out / "encoders" / name)
+        processor().save_pretrained(out / "encoders" / name)
+
+
+@app.command()
+def separation(out: Out = ASSETS, count: int = 300, threads: Threads = 1) -> None:
+    """Measure what the encoders tell apart on held-out scenes, with three seeds; writes encoders/separation.json."""
+    from tools.pretraining.encoders import separation as measure
+    from wemmu.backbones.encoders import load_encoder
+    from wemmu.config.files import replace_text
+
+    torch.set_num_threads(threads)
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for name in ("clip", "dino"):
+        encoder = load_encoder(out / "encoders" / name)
+        seeds = [measure(encoder, seed, count) for seed in range(3)]
+        found[name] = {
+            change: {key: [round(one[change][key], 3) for one in seeds] for key in seeds[0][change]}
+            for change in seeds[0]
+        }
+    text = json.dumps({"scenes": count, "seeds": 3, **found}, indent=1) + "\n"
+    replace_text(out / "encoders" / "separation.json", text)
+    print(text)
 
 
 @app.command()

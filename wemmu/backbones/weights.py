@@ -59,7 +59,8 @@ def load_vlm(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport
         BackboneError: if the directory is not in the published layout; names what is missing. Also as `load_strict`.
     """
     check(directory, VLM)
-    return load_strict(class_of(directory, VLM), directory, dtype)
+    cls = class_of(directory, VLM)
+    return load_strict(cls, directory, dtype, config=vlm_config(cls, directory))
 
 
 def load_autoencoder(directory: Path, dtype: torch.dtype) -> tuple[FrozenVAE, LoadReport]:
@@ -84,24 +85,30 @@ def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     assert not any(tensor.is_meta for tensor in block.state_dict().values())
 
 
-def load_strict(cls: type[Any], directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
+def load_strict(
+    cls: type[Any], directory: Path, dtype: torch.dtype, unused: tuple[str, ...] = (), **options: Any
+) -> tuple[nn.Module, LoadReport]:
     """Load a model of transformers or diffusers from safetensors.
+
+    unused: prefixes of the names of weights that the directory may hold and this class does not have.
+    options: of `from_pretrained`.
 
     Raises:
         BackboneError: if a weight is missing, unexpected or misshapen; nothing is initialised at random.
     """
     if issubclass(cls, PreTrainedModel):
         # With ignore_mismatched_sizes transformers reports the name of a misshapen weight; otherwise it only raises.
-        options = {"config": vlm_config(cls, directory), "dtype": dtype, "ignore_mismatched_sizes": True}
+        options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
-        options = {"torch_dtype": dtype}
+        options |= {"torch_dtype": dtype}
     try:
         model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
     except (ValueError, RuntimeError) as error:
         raise BackboneError(f"{directory} cannot be loaded as a {cls.__name__}: {error}") from error
     parameters = sum(p.numel() for p in model.parameters())
     mismatched = list(map(str, info["mismatched_keys"]))
-    return model, _report(directory, parameters, info["missing_keys"], info["unexpected_keys"], mismatched)
+    unexpected = [name for name in info["unexpected_keys"] if not name.startswith(unused)]
+    return model, _report(directory, parameters, info["missing_keys"], unexpected, mismatched)
 
 
 def load_by_blocks(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wemmu.config.schema import Backbones
-from wemmu.published.known import AUTOENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
+from wemmu.published.known import AUTOENCODER, ENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_json, refuse_pointer, tensors
 
 # Files in which the processor looks for the chat format; it ignores one in tokenizer_config.json alone.
@@ -14,7 +14,7 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templ
 
 
 def check(directory: Path, kind: str, with_processor: bool = False) -> None:
-    """Check that a directory is a whole model of a `kind` ("vlm", "vae", "dit").
+    """Check that a directory is a whole model of a `kind` ("vlm", "vae", "dit", "encoder").
 
     with_processor: also check the files that encode a VLM's prompts.
 
@@ -71,6 +71,8 @@ def check_class(file: Path, kind: str, config: Mapping[str, Any] | None = None) 
     config = read_json(file) if config is None else config
     named = config.get("_class_name") or MODEL_TYPES.get(config.get("model_type", "")) or config.get("model_type")
     named = named or next(iter(config.get("architectures") or ()), None)
+    # timm: deit3_large_patch16_224 is of the family deit3.
+    named = named or config.get("architecture", "").partition("_")[0]
     if named not in KNOWN[kind]:
         raise BackboneError(
             f"{file} describes {named or 'no class of a model'}; valid choices: {', '.join(KNOWN[kind])}"
@@ -82,14 +84,14 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
     if not directory.is_dir():
         yield f"{directory} is not a directory; it must be a {' or '.join(KNOWN[kind])} in the published layout"
         return
-    single = TRANSFORMERS if kind == VLM else DIFFUSERS
+    single = TRANSFORMERS if kind in (VLM, ENCODER) else DIFFUSERS
     yield from _told(lambda: _check_config(directory / "config.json", kind))
     yield from _told(lambda: tensors(directory, single))
 
 
 def _check_config(file: Path, kind: str) -> None:
     check_class(file, kind)
-    if kind != VLM:
+    if kind in (AUTOENCODER, TRANSFORMER):
         _latent_channels(file, kind)
     if "quantization_config" in read_json(file):
         raise BackboneError(f"{file} has a quantization_config; use the unquantized weights, in bf16 or fp32")

@@ -1,11 +1,28 @@
 """The list of models that can be backbones; add new ones here. Free of torch."""
 
-VLM, AUTOENCODER, TRANSFORMER = "vlm", "vae", "dit"
+VLM, AUTOENCODER, TRANSFORMER, ENCODER = "vlm", "vae", "dit", "encoder"
 # Field of `backbones` -> class that a config.json names -> the folder of its adapter in wemmu/backbones.
 KNOWN = {
     VLM: {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen3VLForConditionalGeneration": "qwen3_vl"},
     AUTOENCODER: {"AutoencoderDC": "dc_ae", "AutoencoderKLQwenImage": "qwen_image_vae"},
     TRANSFORMER: {"SanaTransformer2DModel": "sana", "QwenImageTransformer2DModel": "qwen_image"},
+    # Frozen image encoders: rewards, metrics and teachers. timm names an architecture, of which the family counts.
+    ENCODER: {
+        "CLIPModel": "encoders.clip",
+        "CLIPVisionModelWithProjection": "encoders.clip",
+        "Dinov2Model": "encoders.dinov2",
+        "Dinov2WithRegistersModel": "encoders.dinov2",
+        "DINOv3ViTModel": "encoders.dinov3",
+        "deit3": "encoders.deit3",
+    },
 }
 # What transformers writes into every config.json -> the class; older ones name it under `architectures`, too.
-MODEL_TYPES = {"qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration"}
+MODEL_TYPES = {
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "clip": "CLIPModel",
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+}

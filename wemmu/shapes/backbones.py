@@ -21,6 +21,8 @@ LATENT_PX = 16
 LOW_PX, HIGH_PX = 32, 64
 
 VLM_WIDTH = 128
+# The image encoders: 4 x 4 patches of an image of HIGH_PX, the grid of the VLM and of the latents.
+ENCODER_WIDTH, ENCODER_PATCH_PX = 96, 16
 CAPTION_WIDTH = 128
 
 

@@ -1,0 +1,241 @@
+"""The miniature's image encoders, in the real classes: a CLIP, and a DINOv2 that is trained on another objective.
+
+CLIP learns from captions: in-batch contrast, where every scene comes with three others that differ from it in one
+thing. The DINO-like encoder never sees a word: its CLS token and its patches learn the attributes of every cell. So
+one can reward and the other can tell whether a gain is more than the reward's own taste.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorFast, CLIPModel, Dinov2Config, Dinov2Model
+from transformers.image_utils import PILImageResampling
+
+from tools.pretraining.loop import fit
+from wemmu.backbones.encoders import ImageEncoder, cosine
+from wemmu.pixels import to_pixels
+from wemmu.shapes.backbones import ENCODER_PATCH_PX, ENCODER_WIDTH, HIGH_PX, LOW_PX
+from wemmu.shapes.language import caption, full_caption
+from wemmu.shapes.render import render
+from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object, Scene, random_scene
+
+MEAN = STD = [0.5, 0.5, 0.5]
+RESOLUTIONS = (LOW_PX, 48, HIGH_PX, 96)
+GROUP = 4
+_VISION = {
+    "hidden_size": ENCODER_WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": HIGH_PX,
+    "patch_size": ENCODER_PATCH_PX,
+}
+
+
+# ------------------------------------------------------------------------------------------------------ changes
+def _attribute(name: str, choices: tuple[str, ...]) -> Callable[[Scene, random.Random], Scene | None]:
+    def change(scene: Scene, rng: random.Random) -> Scene | None:
+        old = rng.choice(scene.objects)
+        new = rng.choice([choice for choice in choices if choice != getattr(old, name)])
+        return _swapped(scene, old, replace(old, **{name: new}))
+
+    return change
+
+
+def _move(scene: Scene, rng: random.Random) -> Scene | None:
+    old = rng.choice(scene.objects)
+    return _swapped(scene, old, replace(old, cell=rng.choice(scene.free_cells)))
+
+
+def _relation(scene: Scene, rng: random.Random) -> Scene | None:
+    """Two objects change places, which reverses every relation between them."""
+    if len(scene.objects) < 2:
+        return None
+    a, b = rng.sample(scene.objects, 2)
+    rest = tuple(o for o in scene.objects if o not in (a, b))
+    return replace(scene, objects=(*rest, replace(a, cell=b.cell), replace(b, cell=a.cell)))
+
+
+def _background(scene: Scene, rng: random.Random) -> Scene | None:
+    return replace(scene, background=rng.choice([name for name in BACKGROUNDS if name != scene.background]))
+
+
+def _swapped(scene: Scene, old: Object, new: Object) -> Scene:
+    return replace(scene, objects=(*(o for o in scene.objects if o is not old), new))
+
+
+# What differs -> a scene that differs in it alone; None where it cannot.
+CHANGES: dict[str, Callable[[Scene, random.Random], Scene | None]] = {
+    "colour": _attribute("color", tuple(COLORS)),
+    "shape": _attribute("shape", SHAPES),
+    "size": _attribute("size", SIZES),
+    "position": _move,
+    "relation": _relation,
+    "background": _background,
+}
+
+
+def _changed(scene: Scene, rng: random.Random, split: str = "train") -> Scene:
+    while True:
+        found = CHANGES[rng.choice(tuple(CHANGES))](scene, rng)
+        if found is not None and found != scene and found.split == split:
+            return found
+
+
+# ------------------------------------------------------------------------------------------------------- images
+def drawn(scenes: list[Scene], rng: random.Random) -> Tensor:
+    """Draw scenes as imperfect generated images show them, [B, 3, px, px] in [0, 1]: other resolution, noise, blur."""
+    px = rng.choice(RESOLUTIONS)
+    x = (to_pixels([render(scene, px) for scene in scenes]) + 1) / 2
+    x = nn.functional.interpolate(x, (HIGH_PX, HIGH_PX), mode="bicubic", antialias=True)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
+    return (x + rng.choice((0.0, 0.02, 0.05)) * noise).clamp(0, 1)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return (x - 0.5) / 0.5
+
+
+def processor() -> CLIPImageProcessorFast:
+    return CLIPImageProcessorFast(
+        size={"shortest_edge": HIGH_PX},
+        crop_size={"height": HIGH_PX, "width": HIGH_PX},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=MEAN,
+        image_std=STD,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- CLIP
+def train_clip(tokenizer_from: Path, work: Path, steps: int, groups: int = 20) -> tuple[CLIPModel, Any]:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
+    eos = tokenizer.eos_token_id
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "eos_token_id": eos,
+        "bos_token_id": tokenizer.pad_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = _VISION | {"intermediate_size": 3 * ENCODER_WIDTH, "projection_dim": 64}
+    model = CLIPModel(CLIPConfig(text_config=text | {"projection_dim": 64}, vision_config=vision, projection_dim=64))
+
+    def loss_fn(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"clip-{step}")
+        scenes: list[Scene] = []
+        for _ in range(groups):
+            base = random_scene(rng, "train")
+            scenes += dict.fromkeys([base, *(_changed(base, rng) for _ in range(GROUP - 1))])
+        # Captions that name every place; captions that say less would also be true of the changed scene.
+        texts = [full_caption(s) if rng.random() < 0.7 else caption(s, rng, "placed") for s in scenes]
+        out = model(**tokens(tokenizer, texts), pixel_values=_normalised(drawn(scenes, rng)))
+        labels = torch.arange(len(scenes))
+        logits = out.logits_per_image
+        loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.t(), labels)) / 2
+        with torch.no_grad():
+            # CLIP's own limit.
+            model.logit_scale.clamp_(max=4.6)
+        return loss, {"loss": loss.item(), "right": (logits.argmax(1) == labels).float().mean().item()}
+
+    fit("clip", {"clip": model}, loss_fn, steps=steps, lr=1e-3, work=work)
+    return model.eval(), tokenizer
+
+
+def tokens(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
+    """Captions -> ids and mask; each ends with the token at which CLIP reads its text feature."""
+    ended = [text + tokenizer.eos_token for text in texts]
+    return dict(tokenizer(ended, padding=True, return_tensors="pt"))
+
+
+# --------------------------------------------------------------------------------------------------------- DINO
+# A cell holds a shape or nothing, and so on: classes of one cell.
+_CHOICES = {"shape": ("", *SHAPES), "color": ("", *COLORS), "size": ("", *SIZES)}
+
+
+def _attributes(scenes: list[Scene]) -> dict[str, Tensor]:
+    """Name -> classes [B, 4] of each cell; the background [B, 1]."""
+    found = {
+        name: torch.tensor([[_class(scene.at(c), name) for c in range(len(CELLS))] for scene in scenes])
+        for name in _CHOICES
+    }
+    return found | {"background": torch.tensor([[list(BACKGROUNDS).index(s.background)] for s in scenes])}
+
+
+def _class(obj: Object | None, name: str) -> int:
+    return _CHOICES[name].index(getattr(obj, name)) if obj else 0
+
+
+class _Heads(nn.Module):
+    """Linear heads for training: of the CLS token for all cells, of a patch for its own cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {name: len(choices) for name, choices in _CHOICES.items()}
+        self.cls = nn.ModuleDict({name: nn.Linear(ENCODER_WIDTH, 4 * n) for name, n in sizes.items()})
+        self.cls["background"] = nn.Linear(ENCODER_WIDTH, len(BACKGROUNDS))
+        self.patch = nn.ModuleDict({name: nn.Linear(ENCODER_WIDTH, n) for name, n in sizes.items()})
+
+    def forward(self, states: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, float]:
+        side = HIGH_PX // ENCODER_PATCH_PX
+        at = torch.arange(side) // (side // 2)
+        cell = (2 * at[:, None] + at).flatten()
+        losses, right = [], []
+        for name, head in self.cls.items():
+            logits = head(states[:, 0]).unflatten(1, (truth[name].shape[1], -1)).transpose(1, 2)
+            losses.append(nn.functional.cross_entropy(logits, truth[name]))
+            right.append((logits.argmax(1) == truth[name]).float().mean())
+        for name, head in self.patch.items():
+            losses.append(nn.functional.cross_entropy(head(states[:, 1:]).transpose(1, 2), truth[name][:, cell]))
+        return torch.stack(losses).sum(), torch.stack(right).mean().item()
+
+
+def train_dino(work: Path, steps: int, batch_size: int = 64) -> Dinov2Model:
+    torch.manual_seed(1)
+    model, heads = Dinov2Model(Dinov2Config(**_VISION, mlp_ratio=3, layerscale_value=0.1)), _Heads()
+
+    def loss_fn(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"dino-{step}")
+        scenes = [random_scene(rng, "train") for _ in range(batch_size)]
+        states = model(_normalised(drawn(scenes, rng))).last_hidden_state
+        loss, right = heads(states, _attributes(scenes))
+        return loss, {"loss": loss.item(), "right": right}
+
+    fit("dino", {"dino": model, "heads": heads}, loss_fn, steps=steps, lr=1e-3, work=work)
+    return model.eval()
+
+
+# --------------------------------------------------------------------------------------------------- separation
+@torch.no_grad()
+def separation(encoder: ImageEncoder, seed: int, count: int, split: str = "test") -> dict[str, dict[str, float]]:
+    """Cosine of a scene with itself drawn again, and with a scene that differs in one thing.
+
+    Returns change -> mean cosine, and the share of scenes whose redrawing is nearer than the changed scene.
+    """
+    rng = random.Random(f"separation/{seed}/{split}")
+    found: dict[str, dict[str, float]] = {}
+    scenes = [random_scene(rng, split) for _ in range(count)]  # type: ignore[arg-type]
+    first, again = _embedded(encoder, scenes, 1), _embedded(encoder, scenes, 2)
+    same = cosine(first, again)
+    found["same scene, drawn again"] = {"cosine": same.mean().item()}
+    for name, change in CHANGES.items():
+        pairs = [(i, changed) for i, scene in enumerate(scenes) if (changed := change(scene, rng)) not in (None, scene)]
+        rows = torch.tensor([i for i, _ in pairs])
+        values = cosine(first[rows], _embedded(encoder, [s for _, s in pairs if s], 2))
+        found[name] = {"cosine": values.mean().item(), "nearer": (same[rows] > values).float().mean().item()}
+    other = cosine(first, again.roll(1, 0))
+    found["another scene"] = {"cosine": other.mean().item(), "nearer": (same > other).float().mean().item()}
+    return found
+
+
+def _embedded(encoder: ImageEncoder, scenes: list[Scene], draw: int) -> Tensor:
+    rng = random.Random(f"drawn/{draw}")
+    return torch.cat([encoder.embed(drawn(scenes[i : i + 8], rng)) for i in range(0, len(scenes), 8)])

@@ -1,0 +1,1 @@
+"""CLIP and LongCLIP: the vision tower with its projection."""

@@ -1,0 +1,1 @@
+"""DeiT III in timm's layout."""

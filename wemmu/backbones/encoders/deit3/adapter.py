@@ -1,0 +1,114 @@
+"""DeiT III as timm publishes it (timm/deit3_large_patch16_224.fb_in22k_ft_in1k), in the class of DINOv2.
+
+Both are the same ViT: pre-norm, LayerScale, biases in the attention, exact GELU. DeiT III adds no position to its CLS
+token, so that position is zero here. So timm is not needed. Equal to timm's `forward_features`, which a test compares
+where timm is installed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import BitImageProcessorFast, Dinov2Config, Dinov2Model
+from transformers.image_utils import PILImageResampling
+
+from wemmu.backbones.encoders.vit import ViT
+from wemmu.backbones.weights import LoadReport
+from wemmu.published.identity import identity
+from wemmu.published.layout import TRANSFORMERS, BackboneError, read_json, weight_files
+
+# Size in the architecture's name -> attention heads, which no weight's shape tells.
+HEADS = {"small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16}
+TOP = {
+    "cls_token": "embeddings.cls_token",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "attn.proj": "attention.output.dense",
+    "mlp": "mlp",
+}
+
+
+class DeiT3(ViT):
+    """See `wemmu.backbones.encoders.encoder.EncoderAdapter`."""
+
+    def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
+        config = read_json(directory / "config.json")
+        size = config["architecture"].split("_")[1]
+        if size not in HEADS:
+            raise BackboneError(f"{directory} is a {config['architecture']}; valid sizes: {', '.join(HEADS)}")
+        (file,) = weight_files(directory, TRANSFORMERS)
+        stored = load_file(file)
+        try:
+            model = Dinov2Model(_config(stored, HEADS[size]))
+            state = _renamed(stored)
+        except (KeyError, ValueError, IndexError) as error:
+            raise BackboneError(f"{file} does not hold a DeiT III in timm's layout: {error}") from error
+        # Masked patches exist in DINOv2's pre-training only.
+        state["embeddings.mask_token"] = torch.zeros_like(model.embeddings.mask_token)
+        own = model.state_dict()
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        wrong = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
+        if problems := missing + unexpected + wrong:
+            raise BackboneError(f"{file} does not hold a DeiT III in timm's layout; first of them: {problems[:5]}")
+        model.load_state_dict(state)
+        return model.to(dtype), LoadReport(str(directory), sum(t.numel() for t in stored.values()), identity(directory))
+
+    def processor(self, directory: Path) -> Any:
+        pretrained = read_json(directory / "config.json").get("pretrained_cfg", {})
+        if absent := [key for key in ("input_size", "mean", "std", "interpolation") if key not in pretrained]:
+            raise BackboneError(f"{directory / 'config.json'} lacks pretrained_cfg.{', pretrained_cfg.'.join(absent)}")
+        px = pretrained["input_size"][-1]
+        return BitImageProcessorFast(
+            size={"shortest_edge": int(px / pretrained.get("crop_pct", 1.0))},
+            crop_size={"height": px, "width": px},
+            resample=PILImageResampling[pretrained["interpolation"].upper()],
+            image_mean=pretrained["mean"],
+            image_std=pretrained["std"],
+        )
+
+
+def _config(stored: dict[str, Tensor], heads: int) -> Dinov2Config:
+    width, _, patch, _ = stored["patch_embed.proj.weight"].shape
+    return Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=1 + max(int(name.split(".")[1]) for name in stored if name.startswith("blocks.")),
+        num_attention_heads=heads,
+        mlp_ratio=stored["blocks.0.mlp.fc1.weight"].shape[0] // width,
+        patch_size=patch,
+        image_size=patch * round(stored["pos_embed"].shape[1] ** 0.5),
+    )
+
+
+def _renamed(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of timm -> names of Dinov2Model; the classifier is left out."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        if name.startswith("head."):
+            continue
+        if name == "pos_embed":
+            state["embeddings.position_embeddings"] = nn.functional.pad(tensor, (0, 0, 1, 0))
+        elif name.startswith("blocks."):
+            _, block, inner = name.split(".", 2)
+            layer = f"encoder.layer.{block}"
+            if inner.startswith("attn.qkv."):
+                for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                    state[f"{layer}.attention.attention.{part}.{inner.removeprefix('attn.qkv.')}"] = piece
+            else:
+                old = next((old for old in BLOCK if inner == old or inner.startswith(f"{old}.")), None)
+                state[f"{layer}.{inner if old is None else BLOCK[old] + inner.removeprefix(old)}"] = tensor
+        else:
+            state[TOP.get(name, name)] = tensor
+    return state
+
+
+ADAPTER = DeiT3()
