@@ -1,5 +1,6 @@
 """Qwen3-VL as the VLM of a stage: its real class, tiny, from a directory in the published layout."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from transformers import (
 from tests.models.world import make_batch, make_model
 from tests.parallel.cases import Case, merged, single
 from tests.parallel.test_zero3 import check, on
+from tests.published import replicas
 from wemmu.backbones.versions import image_kinds
+from wemmu.backbones.weights import load_vlm
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.prompts import PromptEncoder
+from wemmu.published.check import problems
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.config import Bridge, Queries
 from wemmu.recipes.wemmu.model import WeMMU
@@ -45,6 +49,7 @@ def qwen3(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Bac
     torch.manual_seed(2)
     config = Qwen3VLConfig(
         text_config={
+            "tie_word_embeddings": True,
             "vocab_size": len(processor.tokenizer),
             "hidden_size": WIDTH,
             "intermediate_size": 128,
@@ -96,6 +101,17 @@ def test_the_prefix_is_what_the_stock_model_keeps(qwen3: Backbones, model: WeMMU
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
             for ours, theirs in ((keys, kept.layers[layer].keys), (values, kept.layers[layer].values)):
                 torch.testing.assert_close(ours[row, :, : len(ids)], theirs[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_published_layout_loads_as_the_same_model(qwen3: Backbones, tmp_path: Path):
+    """Nested config, one file without the head that shares the embedding's weights, pickles beside it."""
+    stock = Qwen3VLForConditionalGeneration.from_pretrained(qwen3.vlm, dtype=torch.bfloat16)
+    config = json.loads((qwen3.vlm / "config.json").read_text())
+    replicas.qwen3_vl(tmp_path, stock, config, qwen3.vlm)
+    loaded, report = load_vlm(tmp_path, torch.bfloat16)
+    assert not report.missing
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in stock.state_dict().items())
+    assert problems(qwen3.model_copy(update={"vlm": tmp_path}), ("vlm",)) == []
 
 
 def test_tokens_latents_and_patches_are_one_grid(model: WeMMU):

@@ -7,11 +7,11 @@ from diffusers import ModelMixin
 
 from wemmu.backbones.adapters import class_of
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.versions import vlm_config
+from wemmu.backbones.weights import vlm_without_weights
 from wemmu.config import StageRun
 from wemmu.published.check import check_backbones
 from wemmu.published.identity import identity
-from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
+from wemmu.published.known import AUTOENCODER, TRANSFORMER
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.build import assemble
 from wemmu.recipes.wemmu.model import WeMMU
@@ -21,20 +21,11 @@ def skeleton(run: StageRun) -> WeMMU:
     """The model that `wemmu.recipes.wemmu.build.build_model` builds, every weight on the meta device.
 
     Raises:
-        BackboneError: if a backbone's directory is not in the published layout.
-        ValueError: if the VLM's weights are not those of its config.
+        BackboneError: if a backbone's directory is not in the published layout, or the VLM's weights are not those of
+            its config.
     """
     check_backbones(run.backbones, run.recipe.backbones)
-    cls, directory = class_of(run.backbones.vlm, VLM), run.backbones.vlm
-    vlm, info = cls.from_pretrained(
-        directory,
-        config=vlm_config(cls, directory),
-        device_map="meta",
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    if odd := sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])):
-        raise ValueError(f"{run.backbones.vlm} is not whole or not of its config; first of it: {', '.join(odd[:5])}")
+    vlm = vlm_without_weights(run.backbones.vlm)
     vae, dit = FrozenVAE(_of_config(run.backbones.vae, AUTOENCODER)), _of_config(run.backbones.dit, TRANSFORMER)
     with init_empty_weights():
         return assemble(run, vlm, vae, dit)[0]

@@ -23,6 +23,8 @@ from wemmu.training.build import load_trained
 # What is said to both models, and how far their logits may be apart for rounding in float32.
 SAID = "describe the image"
 BOUND = 1e-4
+# Formats that published folders hold beside safetensors.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
 # Prefixes in memory -> in files of the layout in which Qwen2.5-VL was published; a directory may have either.
 PUBLISHED = {"model.language_model.": "model.", "model.visual.": "visual."}
 
@@ -43,7 +45,7 @@ def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str,
     weights = StoredTensors(checkpoint, ema)
     stored = _tuned(published(source, VLM_FILE), weights, checkpoint, source)
     for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.startswith(VLM_FILE.split(".")[0]):
+        if file.is_file() and not _holds_weights(file):
             shutil.copy2(file, directory)
     write_component(directory, VLM_FILE, stored, dtype)
     report = Report.of(weights.manifest, dtype_name, ema)
@@ -54,6 +56,11 @@ def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str,
         report.outputs = {"compared": False, "lines": ["what both models say was not compared (--no-forward)"]}
     report.write(directory)
     return report.lines()
+
+
+def _holds_weights(file: Path) -> bool:
+    """Whether a file holds the weights as they were before, in any format, or is their index."""
+    return file.name.startswith(VLM_FILE.split(".")[0]) or file.suffix in WEIGHTS or ".index." in file.name
 
 
 def _tuned(stored: dict[str, Stored], weights: StoredTensors, checkpoint: Path, source: Path) -> dict[str, Stored]:

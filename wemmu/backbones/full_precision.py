@@ -42,16 +42,17 @@ Sources = Mapping[str, Stored | Made]
 
 
 def stored_vlm(directory: Path) -> dict[str, Stored]:
-    """The weights of a VLM by the names in memory; files have these or those of Qwen2.5-VL's publication."""
-
-    def in_memory(name: str) -> str:
-        if name.startswith("visual."):
-            return f"model.{name}"
-        if name.startswith("model.") and not name.startswith((LANGUAGE, VISION)):
-            return LANGUAGE + name.removeprefix("model.")
-        return name
-
+    """The weights of a VLM by the names in memory."""
     return {in_memory(name): source for name, source in _wide(directory, TRANSFORMERS).items()}
+
+
+def in_memory(name: str) -> str:
+    """Return the name in memory of a VLM's tensor in a file; files have these or those of Qwen2.5-VL's publication."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    if name.startswith("model.") and not name.startswith((LANGUAGE, VISION)):
+        return LANGUAGE + name.removeprefix("model.")
+    return name
 
 
 def stored_dit(directory: Path) -> dict[str, Stored]:

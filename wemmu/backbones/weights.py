@@ -13,15 +13,16 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from wemmu.backbones.adapters import class_of
+from wemmu.backbones.full_precision import in_memory
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import vlm_config
 from wemmu.published.check import check
 from wemmu.published.identity import identity, short
 from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
-from wemmu.published.layout import DIFFUSERS, BackboneError, tensors
+from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, tensors
 
 # Called with a module that has just got its weights and the prefix of their names in the whole model. A module comes
 # after its children, which have already been placed.
@@ -61,6 +62,28 @@ def load_vlm(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport
     check(directory, VLM)
     cls = class_of(directory, VLM)
     return load_strict(cls, directory, dtype, config=vlm_config(cls, directory))
+
+
+def vlm_without_weights(directory: Path) -> nn.Module:
+    """Return the VLM of a directory on the meta device, once names and shapes of its stored weights fit; reads headers.
+
+    Raises:
+        BackboneError: as `load_vlm`.
+    """
+    check(directory, VLM)
+    cls = class_of(directory, VLM)
+    with init_empty_weights():
+        model = cls(vlm_config(cls, directory))
+    model.tie_weights()
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    stored = {in_memory(name): tensor.shape for name, tensor in tensors(directory, TRANSFORMERS).items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # The head may share the weights of the embedding.
+    optional = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    if odd := sorted(n for n in stored.keys() | expected.keys() - optional if stored.get(n) != expected.get(n)):
+        raise BackboneError(f"{directory} is not whole or not of its config; first of it: {', '.join(odd[:5])}")
+    return model
 
 
 def load_autoencoder(directory: Path, dtype: torch.dtype) -> tuple[FrozenVAE, LoadReport]:

@@ -81,12 +81,25 @@ def check_class(file: Path, kind: str, config: Mapping[str, Any] | None = None) 
 
 
 def _model(directory: Path, kind: str) -> Iterator[str]:
+    if snapshot := _in_hub_cache(directory):
+        yield f"{directory} is in a folder of the hub's cache, which holds the model deeper; name {snapshot}"
+        return
     if not directory.is_dir():
         yield f"{directory} is not a directory; it must be a {' or '.join(KNOWN[kind])} in the published layout"
         return
     single = TRANSFORMERS if kind in (VLM, ENCODER) else DIFFUSERS
     yield from _told(lambda: _check_config(directory / "config.json", kind))
     yield from _told(lambda: tensors(directory, single))
+
+
+def _in_hub_cache(directory: Path) -> Path | None:
+    """Return the snapshot that is meant by a cache folder, `models--OWNER--NAME`, or by a part of a pipeline in it."""
+    for root, part in ((directory, "."), (directory.parent, directory.name)):
+        if (root / "snapshots").is_dir() and (root / "refs").is_dir():
+            main = root / "refs" / "main"
+            revision = main.read_text(encoding="utf-8").strip() if main.is_file() else "REVISION"
+            return root / "snapshots" / revision / part
+    return None
 
 
 def _check_config(file: Path, kind: str) -> None:

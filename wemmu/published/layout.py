@@ -109,6 +109,11 @@ def tensors(directory: Path, single: str) -> dict[str, StoredTensor]:
         mapped = read_json(directory / f"{single}.index.json")["weight_map"]
         if odd := sorted(name for name, file in mapped.items() if name not in found or found[name].file.name != file):
             raise BackboneError(f"{directory / mapped[odd[0]]} does not hold {odd[0]}, which {single}.index.json lists")
+        if extra := sorted(found.keys() - mapped.keys()):
+            raise BackboneError(
+                f"{directory / single}.index.json does not list {extra[0]}, which {found[extra[0]].file.name} holds; "
+                "download it again"
+            )
     return found
 
 
