@@ -76,7 +76,10 @@ def chain(
     part: SourcePartition, job: Job, dropped: frozenset[int], services: Services, reject: Reject
 ) -> Iterator[SizedRecord]:
     """Yield every sample of the records of `part`. `dropped` are the indices of duplicates in the part."""
-    chosen = select_tasks(job.source(part.source).read(part), job, reject, dropped)
+    read = job.source(part.source).read(part)
+    if job.tasks_of(part.source) == (Task.CAPTION,):
+        read = map(to_caption, read)
+    chosen = select_tasks(read, job, reject, dropped)
     records = decode_images(chosen, lambda file: decode(file, job.prepare.keep.max_pixels), reject)
     records = check_sizes(records, job.prepare.keep, reject)
     if services.caption is not None and job.prepare.caption is not None:
@@ -87,6 +90,13 @@ def chain(
     if services.encode is not None and services.latents is not None and job.prepare.latents is not None:
         samples = add_latents(samples, services.encode, services.latents, job.prepare.latents.batch)
     return samples
+
+
+def to_caption(item: RawRecord | Rejection) -> RawRecord | Rejection:
+    """Turn a text-to-image record into one of its caption, which may be missing."""
+    if isinstance(item, Rejection) or item.task is not Task.T2I or item.target is None:
+        return item
+    return replace(item, task=Task.CAPTION, prompt="", images=(item.target,), target=None, answer=item.prompt or "")
 
 
 def select_tasks(

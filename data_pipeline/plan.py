@@ -32,6 +32,10 @@ class Job:
     def source(self, name: str) -> Source:
         return open_source(next(config for config in self.prepare.sources if config.name == name))
 
+    def tasks_of(self, name: str) -> tuple[Task, ...]:
+        """Return the tasks that a source can have records of."""
+        return next(config.tasks for config in self.prepare.sources if config.name == name)
+
     def buckets(self) -> dict[int, tuple[Size, ...]]:
         """The buckets of every resolution."""
         wanted = {r for resolutions in self.resolutions.values() for r in resolutions}
@@ -70,6 +74,10 @@ class Settings(Schema):
     def of(cls, job: Job, parts: list[SourcePartition] | None = None) -> "Settings":
         """Return the settings; without `parts`, only what is known before the sources are listed."""
         prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged", "max_lost_containers"})
+        for source in prepare["sources"]:
+            # Earlier data sets do not say it.
+            if source.get("task") == Task.T2I:
+                del source["task"]
         for service in ("caption", "latents"):
             if prepare[service] is not None:
                 # The batch size does not change the result.

@@ -112,8 +112,8 @@ class RawRecord:
     """A record as its source holds it.
 
     `key` is unique in its source and the same in every run; the record's id is "NAME/KEY". `images` are the inputs.
-    `target` None: the first input is the target (for understanding: there is none). `prompt` None: the source has no
-    caption.
+    `target` None: the first input is the target (for understanding and captions: there is none). `prompt` None: the
+    source has no caption.
     """
 
     key: str

@@ -43,7 +43,7 @@ class PromptEncoder:
         self._writing = copy.deepcopy(self.tokenizer)
         ids = self.tokenizer.convert_tokens_to_ids
         self.image_token_id: int = ids("<|image_pad|>")
-        self._vision_start: int = ids("<|vision_start|>")
+        self.vision_start_id: int = ids("<|vision_start|>")
         self.pad_token_id: int = self.tokenizer.pad_token_id
         self._chat: dict[int, tuple[str, str]] = {}
         self._format: dict[int, _Format] = {}
@@ -106,7 +106,7 @@ class PromptEncoder:
 
     def __call__(self, texts: Sequence[str], grids: Sequence[Sequence[tuple[int, int]]]) -> Prompts:
         """Encode a batch. `grids[b]` lists the (height, width) in VLM tokens of each image of sample b."""
-        rows = [[*self.token_ids(text, sizes), self._vision_start] for text, sizes in zip(texts, grids, strict=True)]
+        rows = [[*self.token_ids(text, sizes), self.vision_start_id] for text, sizes in zip(texts, grids, strict=True)]
         return self.pad(rows, grids)
 
     def answered(

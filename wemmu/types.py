@@ -1,6 +1,6 @@
 """Values that cross folders. B samples, L prompt tokens, N input images, G pathway tokens, Q queries."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -66,6 +66,22 @@ class Negatives(_OnDevice):
 
 
 @dataclass(frozen=True)
+class Rollout(_OnDevice):
+    """What the captions that a policy sampled are learnt from: G for each sample, group after group.
+
+    advantages: float32 [B * G]. mean_length: tokens of a caption, the mean over the whole step on all ranks. logp_old,
+    logp_ref: log-probabilities of the labels under the policy that sampled them and under the reference, float32
+    [B * G, L], 0 where there is no label; None where the loss needs none. measures: name of a metric -> [B].
+    """
+
+    advantages: Tensor
+    mean_length: float
+    logp_old: Tensor | None
+    logp_ref: Tensor | None
+    measures: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Batch(_OnDevice):
     """One micro-batch: one task and one shape.
 
@@ -73,7 +89,8 @@ class Batch(_OnDevice):
     included, and the answers where these are to be learnt. images: uint8 [B, N, 3, H, W], N = 0 for tasks without
     input. target: uint8 [B, 3, H, W], or None when sampling and where words are wanted. latents: of the very same
     images, where the data set stores them. negatives: for contrastive stages. labels: int64 [B, L], of understanding:
-    the token to predict at each token, or `IGNORE_INDEX`.
+    the token to predict at each token, or `IGNORE_INDEX`. rollout: of captions that a policy sampled; prompts and
+    labels then have G rows for each sample.
     """
 
     task: Task
@@ -84,6 +101,19 @@ class Batch(_OnDevice):
     latents: Latents | None = None
     negatives: Negatives | None = None
     labels: Tensor | None = None
+    rollout: Rollout | None = None
+
+
+class Prepared(NamedTuple):
+    """A step's micro-batches as the loss takes them.
+
+    times: what was done before -> seconds on this rank. ranges: name of a metric -> its least and greatest
+    value of the step, on all ranks.
+    """
+
+    batches: Sequence[Batch]
+    times: Mapping[str, float] = MappingProxyType({})
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipeline.records import RawRecord, SourcePartition
 from wemmu.config import Task, prepare
 from wemmu.shapes.edits import Edit, random_edit, random_two_image_edit
-from wemmu.shapes.language import DESCRIBE, caption, full_caption, question, wordings
+from wemmu.shapes.language import DESCRIBE, brief_caption, caption, full_caption, question, wordings
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
 
@@ -19,7 +19,7 @@ DESCRIPTIONS = 0.5
 
 
 class SceneRecord(NamedTuple):
-    """Prompt, input scenes, target scene (None: the first input) and, for understanding, the answer."""
+    """Prompt, input scenes, target scene (None: the first input) and, for understanding and captions, the answer."""
 
     prompt: str
     inputs: tuple[Scene, ...] = ()
@@ -50,6 +50,12 @@ def _understanding(rng: random.Random) -> SceneRecord:
     return SceneRecord(asked[0], (scene,), answer=asked[1])
 
 
+def _caption(rng: random.Random) -> SceneRecord:
+    """With a caption that leaves out much: what is there to be gained by a policy that learns from rewards."""
+    scene = random_scene(rng)
+    return SceneRecord("", (scene,), answer=brief_caption(scene, rng))
+
+
 RECORDS: dict[Task, Callable[[random.Random], SceneRecord]] = {
     Task.T2I: _t2i,
     Task.RECONSTRUCTION: _reconstruction,
@@ -57,6 +63,7 @@ RECORDS: dict[Task, Callable[[random.Random], SceneRecord]] = {
     Task.EDIT: lambda rng: _edited(random_edit(rng)),
     Task.MULTI_EDIT: lambda rng: _edited(random_two_image_edit(rng)),
     Task.UNDERSTANDING: _understanding,
+    Task.CAPTION: _caption,
 }
 
 

@@ -32,6 +32,7 @@ from tools.export import replacing
 from tools.export.stored import Stored, write_component
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.store import load_weights
 from wemmu.command_line import FINAL, UsageError
@@ -47,7 +48,6 @@ from wemmu.sample import open_source
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
 from wemmu.training.build import load_trained
-from wemmu.training.start import start_from
 
 TRUNCATED = encode(Image.effect_noise((40, 40), 50), "PNG")[:500]
 TOLERANCE = {"atol": 1e-5, "rtol": 0}

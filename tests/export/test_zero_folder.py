@@ -25,6 +25,7 @@ from tools.zero.partitions import MOMENTS
 from tools.zero.pickles import FolderError, load
 from tools.zero.write import rename
 from wemmu.checkpoint.manifest import verify
+from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.store import load_state
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun, dump
@@ -34,7 +35,6 @@ from wemmu.prompts import PromptEncoder
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.config import Queries, WeMMU
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
-from wemmu.training.start import start_from
 
 CASES = {
     "ZeRO-1": Saved(stage=1, world=2),

@@ -21,9 +21,9 @@ from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.finite import NotFiniteError
 from wemmu.checkpoint.manifest import Origin, read_manifest, sha256_of, verify, write_manifest
+from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.stored import StoredTensors, newest_finite, ship
-from wemmu.training.start import start_from
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")

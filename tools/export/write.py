@@ -20,12 +20,12 @@ from tools.export.stored import (
     trained,
     write_component,
 )
+from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 from wemmu.pipeline import WeMMUPipeline, write_entry
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.training.start import check_fits
 
 
 @dataclass(frozen=True)

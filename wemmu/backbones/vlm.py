@@ -24,14 +24,14 @@ class _Complete(Exception):
 
 
 class _KeysAndValues(DynamicCache):
-    """Collects keys and values of every layer, then ends the forward pass.
+    """Collects keys and values of every layer, then ends the forward pass if `ends` is set.
 
     This skips the attention and the MLP of the last layer, most of its work.
     """
 
-    def __init__(self, layers: int):
+    def __init__(self, layers: int, ends: bool):
         super().__init__()
-        self._layers = layers
+        self._layers = layers if ends else None
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -57,6 +57,8 @@ class VLM(KeepsFloat32, nn.Module):
     token_px: int
     mean: Tensor
     std: Tensor
+    # Whether a prefix ends the forward pass as soon as it is complete.
+    _ends_early = False
 
     def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
         """mean, std: of the VLM's image processor, per channel, for pixels in [0, 1].
@@ -113,28 +115,6 @@ class VLM(KeepsFloat32, nn.Module):
         grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
         return self.adapter.vision(self.vlm, patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))
 
-    def resized(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float32 [B, 3, rows * token px, columns * token px], whole numbers from 0 to 255."""
-        height, width = pixels.shape[-2:]
-        rows, columns = token_grid(height, width, self.token_px)
-        # As the processor resizes bytes.
-        return resize(pixels, rows * self.token_px, columns * self.token_px).round()
-
-
-class FrozenVLM(VLM):
-    """Computes the prefix of prompts with a frozen VLM.
-
-    It runs under no_grad, in eval mode, without the language-model head, up to the last layer's keys and values.
-    """
-
-    def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
-        super().__init__(vlm.eval().requires_grad_(False), mean, std)
-        self.cache = FeatureCache()
-
-    def train(self, mode: bool = True) -> "FrozenVLM":
-        """Stay in eval mode: a frozen model has no training behaviour."""
-        return super().train(False)
-
     @torch.no_grad()
     def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
         """Run the VLM over a batch of prompts.
@@ -148,9 +128,10 @@ class FrozenVLM(VLM):
         at_images = self.image_tokens(prompts, images)
         # Before work is queued on the device, for which this answer would wait.
         padded = not bool(prompts.mask.all())
-        vision = self.cache(self.vision, images.flatten(0, 1)) if n else None
+        vision = self._features(images.flatten(0, 1)) if n else None
         inputs = self.inputs(prompts, at_images, vision)
-        cache = _KeysAndValues(len(self.language_model.layers))
+        # Engines that gather sharded weights count on every forward pass to end.
+        cache = _KeysAndValues(len(self.language_model.layers), ends=self._ends_early)
         # The language model, not the one with the head: no logits are computed.
         with suppress(_Complete):
             self.language_model(
@@ -168,3 +149,34 @@ class FrozenVLM(VLM):
             next_position=prompts.next_position,
             padded=padded,
         )
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """`vision` for a prefix."""
+        return self.vision(pixels)
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> float32 [B, 3, rows * token px, columns * token px], whole numbers from 0 to 255."""
+        height, width = pixels.shape[-2:]
+        rows, columns = token_grid(height, width, self.token_px)
+        # As the processor resizes bytes.
+        return resize(pixels, rows * self.token_px, columns * self.token_px).round()
+
+
+class FrozenVLM(VLM):
+    """Computes the prefix of prompts with a frozen VLM.
+
+    It runs under no_grad, in eval mode, without the language-model head, up to the last layer's keys and values.
+    """
+
+    _ends_early = True
+
+    def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
+        super().__init__(vlm.eval().requires_grad_(False), mean, std)
+        self.cache = FeatureCache()
+
+    def train(self, mode: bool = True) -> "FrozenVLM":
+        """Stay in eval mode: a frozen model has no training behaviour."""
+        return super().train(False)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.cache(self.vision, pixels)

@@ -86,8 +86,6 @@ class UnifiedGRPO(Config):
     group: Annotated[int, Field(ge=2)] = 4
     # Of sampling; log-probabilities are of the same distribution.
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    # Tokens of a caption, its end included. OPEN in the paper; the length of the released inference.
-    max_length: Positive = 512
     scale: Scale = "group"
     std: Std = "unbiased"
     epsilon: Annotated[float, Field(gt=0)] = 1e-4

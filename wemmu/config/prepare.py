@@ -3,7 +3,7 @@
 Paths are local or anything fsspec opens (`s3://...`, `hf://...`) and may hold wildcards.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
@@ -27,6 +27,16 @@ class _Source(Config):
         return (Task.T2I,)
 
 
+class _ImageSource(_Source):
+    """Images, with captions or without. As records of the task `caption` they need none; t2i drops those without."""
+
+    task: Literal["t2i", "caption"] = "t2i"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return (Task(self.task),)
+
+
 class ShapesSource(_Source):
     """The built-in miniature: `samples` records of each task.
 
@@ -46,7 +56,7 @@ class ShapesSource(_Source):
         return tuple(self.samples)
 
 
-class WebDatasetSource(_Source):
+class WebDatasetSource(_ImageSource):
     """Tar files of img2dataset or WebDataset: members of one stem are one record, an image and its caption.
 
     `caption` lists places of the caption; the first non-empty one counts. `txt` is the text of that member,
@@ -71,7 +81,7 @@ class _Table(_Source):
     also_below: tuple[Location, ...] = ()
 
 
-class ParquetSource(_Table):
+class ParquetSource(_Table, _ImageSource):
     """Parquet files of images and captions; `caption` null: no captions. Paths need a `root`."""
 
     kind: Literal["parquet"]
@@ -79,7 +89,7 @@ class ParquetSource(_Table):
     caption: str | None = "caption"
 
 
-class FolderSource(_Table):
+class FolderSource(_Table, _ImageSource):
     """Images listed in JSONL, a JSON array or Parquet; `caption` null: no captions.
 
     With `answer` these are understanding records, and `caption` is the field of the question. Both may name a field of
@@ -93,7 +103,13 @@ class FolderSource(_Table):
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        return (Task.UNDERSTANDING,) if self.answer else (Task.T2I,)
+        return (Task.UNDERSTANDING,) if self.answer else super().tasks
+
+    @model_validator(mode="after")
+    def _check_task(self) -> Self:
+        if self.answer and self.task == "caption":
+            raise ValueError(f"source {self.name}: answer makes understanding records; leave it out for task: caption")
+        return self
 
 
 class EditsSource(_Table):
@@ -113,7 +129,7 @@ class EditsSource(_Table):
         return (Task.EDIT, Task.MULTI_EDIT)
 
 
-class HuggingFaceSource(_Source):
+class HuggingFaceSource(_ImageSource):
     """A data set that `datasets` saved with `save_to_disk`; `split` picks one of a DatasetDict."""
 
     kind: Literal["huggingface"]

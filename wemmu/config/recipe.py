@@ -26,6 +26,11 @@ class RecipeConfig(Config):
     engines: ClassVar[tuple[str, ...]]
     draws: ClassVar[bool]
 
+    @property
+    def asks_for_captions(self) -> str:
+        """What the VLM is asked in records of the task caption; recipes without the task ask nothing."""
+        return ""
+
     def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         """Refuse stages, and the engine that is to train them, that do not fit the recipe.
 

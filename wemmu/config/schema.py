@@ -9,10 +9,11 @@ from wemmu.config.prepare import Prepare
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.upgrade import upgraded
 from wemmu.recipes.ross.config import Ross
+from wemmu.recipes.uae.config import UAE
 from wemmu.recipes.wemmu.config import WeMMU
 
 # A further recipe is a folder in wemmu/recipes, and its config in this union.
-Recipe = Annotated[WeMMU | Ross, Field(discriminator="kind")]
+Recipe = Annotated[WeMMU | Ross | UAE, Field(discriminator="kind")]
 
 
 class Backbones(Config):

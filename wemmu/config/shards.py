@@ -35,9 +35,9 @@ Bytes = bytes | memoryview
 REWRITE = "run `wemmu data write CURRICULUM` again"
 # MDS types that decode without executing code.
 #   prompt    the VLM's text; empty for tasks without text
-#   answer    the VLM's answer; understanding only
+#   answer    the VLM's answer, of understanding; the caption, of caption records that have one
 #   images    the input images as files (JPEG or PNG), see `pack`
-#   target    the target image as a file; empty if the first input is the target, or for understanding
+#   target    the target image as a file; empty if the first input is the target, or for understanding and captions
 #   latents   empty, or see `pack`: the latents of the target, then of each input, each [channels, rows, columns]
 #   checksum  of all other columns, see `checksum`; readers compare it, so damage never becomes wrong pixels
 COLUMNS = {

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from wemmu.config.base import Config, LocalPath, Positive, Share
 from wemmu.config.next_resolution import NextResolution
-from wemmu.config.objectives import Objective, ReconstructiveTuning
+from wemmu.config.objectives import CaptionTuning, Objective, ReconstructiveTuning, UnifiedGRPO
 from wemmu.config.task import Task
 
 
@@ -91,7 +91,9 @@ class _Training(Config):
     global_batch: Positive
     # Modules of the recipe's model; its config lists them.
     trains: tuple[str, ...]
-    objective: Annotated[Objective | ReconstructiveTuning, Field(discriminator="kind")] = Objective()
+    objective: Annotated[
+        Objective | ReconstructiveTuning | CaptionTuning | UnifiedGRPO, Field(discriminator="kind")
+    ] = Objective()
     optimizer: Optimizer
     # Weight of each task among the steps: a step draws its whole global batch from one task.
     mixture: dict[Task, Annotated[float, Field(gt=0)]]

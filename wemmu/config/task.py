@@ -8,7 +8,7 @@ class Task(StrEnum):
 
     T2I: prompt -> image. RECONSTRUCTION: image without text -> the same image. UNCONDITIONAL: nothing -> image. EDIT:
     one image and an instruction -> image. MULTI_EDIT: several images and an instruction -> image. UNDERSTANDING: image
-    and question -> text; tunes a VLM.
+    and question -> text; tunes a VLM. CAPTION: image -> text that describes it; the recipe asks for it.
     """
 
     T2I = "t2i"
@@ -17,10 +17,11 @@ class Task(StrEnum):
     EDIT = "edit"
     MULTI_EDIT = "multi_edit"
     UNDERSTANDING = "understanding"
+    CAPTION = "caption"
 
 
 # Tasks that use the images of text-to-image records if a data set has no records of their own.
-FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
+FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.CAPTION)
 GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)
 UNDERSTANDING_TASKS = (Task.UNDERSTANDING,)
 # Names in reports.
@@ -31,4 +32,5 @@ TASK_NAMES: dict[str, str] = {
     Task.EDIT: "Edit",
     Task.MULTI_EDIT: "Multi-image edit",
     Task.UNDERSTANDING: "Understanding",
+    Task.CAPTION: "Caption",
 }

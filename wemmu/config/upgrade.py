@@ -66,8 +66,8 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         return rest
     recipe = {"kind": recipe_kind(tree)} | recipe
-    old = tree.get("reconstruction") if recipe["kind"] == "ross" else {"bridge": tree.get("bridge") or {}}
-    return rest | {"recipe": _merged(recipe, old or {}, "recipe")}
+    earlier = {"ross": tree.get("reconstruction"), "wemmu": {"bridge": tree.get("bridge") or {}}}
+    return rest | {"recipe": _merged(recipe, earlier.get(recipe["kind"]) or {}, "recipe")}
 
 
 def upgraded_file(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -107,7 +107,9 @@ def upgraded_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
     """
     if not was or any(field.startswith("recipe.") for field in was):
         return dict(was)
-    own = {"wemmu": "bridge.", "ross": "reconstruction."}[now["recipe.kind"]]
+    own = {"wemmu": "bridge.", "ross": "reconstruction."}.get(now["recipe.kind"])
+    if own is None:  # a recipe that they did not have
+        return dict(was)
     rest = {field: value for field, value in was.items() if not field.startswith(("bridge.", "reconstruction."))}
     recipe = {field: value for field, value in was.items() if field.startswith(own)}
     if not recipe:

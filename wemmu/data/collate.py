@@ -6,15 +6,24 @@ from collections.abc import Sequence
 import torch
 
 from wemmu.config.shards import StreamSettings
-from wemmu.config.task import UNDERSTANDING_TASKS
+from wemmu.config.task import UNDERSTANDING_TASKS, Task
 from wemmu.data.shards import DecodedRecord, stacked
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.types import Batch, Latents
 
 
-def collate(settings: StreamSettings, samples: Sequence[DecodedRecord], encoder: PromptEncoder, token_px: int) -> Batch:
-    """Build a micro-batch. token_px: side of a VLM token in pixels, which sets the number of placeholders."""
+def collate(
+    settings: StreamSettings,
+    samples: Sequence[DecodedRecord],
+    encoder: PromptEncoder,
+    token_px: int,
+    asks: str = "",
+) -> Batch:
+    """Build a micro-batch. token_px: side of a VLM token in pixels, which sets the number of placeholders.
+
+    asks: what records of the task caption ask; with their captions as answers if all of the batch have one.
+    """
     grid = token_grid(settings.height, settings.width, token_px)
     latents = None
     if settings.latents is not None:
@@ -22,7 +31,12 @@ def collate(settings: StreamSettings, samples: Sequence[DecodedRecord], encoder:
         latents = Latents(target=stored[:, 0], images=stored[:, 1:])
     ids, images = torch.tensor([sample_id(s.id) for s in samples]), stacked([s.images for s in samples])
     texts, grids = [s.prompt for s in samples], [[grid] * len(s.images) for s in samples]
-    if settings.task in UNDERSTANDING_TASKS:
+    if settings.task is Task.CAPTION:
+        texts = [asks] * len(samples)
+        if not all(s.answer for s in samples):
+            rows = [encoder.token_ids(text, sizes) for text, sizes in zip(texts, grids, strict=True)]
+            return Batch(settings.task, ids, encoder.pad(rows, grids), images, target=None)
+    if settings.task in (*UNDERSTANDING_TASKS, Task.CAPTION):
         prompts, labels = encoder.answered(texts, [s.answer for s in samples], grids)
         return Batch(settings.task, ids, prompts, images, target=None, labels=labels)
     return Batch(settings.task, ids, encoder(texts, grids), images, stacked([s.target for s in samples]), latents)

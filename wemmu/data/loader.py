@@ -48,6 +48,7 @@ class Loader:
         self._stream_of, self._times_taken = schedule(shares(self._streams, stage.mixture), stage.steps, self._seed)
         self._orders = [Order(s.sizes, f"{self._seed}/{s.settings.name}") for s in self._streams]
         self._encoder, self._token_px = encoder, token_px
+        self._asks = run.recipe.asks_for_captions
         self._rank, self._world = rank, world
         self._paired = stage.objective.kind == "contrastive"
         self._threads = ThreadPoolExecutor(run.data.workers, "loader") if run.data.workers else None
@@ -123,11 +124,11 @@ class Loader:
         """Raises ShardError: naming the record at fault, where a batch cannot be made of one that is as written."""
         samples = [stream[index] for index in indices]
         try:
-            return collate(stream.settings, samples, self._encoder, self._token_px)
+            return collate(stream.settings, samples, self._encoder, self._token_px, self._asks)
         except ValueError as error:
             for index, sample in zip(indices, samples, strict=True):
                 try:
-                    collate(stream.settings, [sample], self._encoder, self._token_px)
+                    collate(stream.settings, [sample], self._encoder, self._token_px, self._asks)
                 except ValueError as own:
                     raise ShardError(
                         f"the record {sample.id} in {stream.where(int(index))} cannot become part of a batch: {own}. "

@@ -27,7 +27,7 @@ class DecodedRecord:
 
     `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input images; `target`: uint8 [3, H, W]; in memory the
     channels are last (see `stacked`). `latents`: of the target, then of each input, [1 + N, C, h, w] in their stored
-    type; None if none are stored. `answer`: the label of an understanding record.
+    type; None if none are stored. `answer`: the label of an understanding record, the caption of a caption record.
     """
 
     id: str
@@ -44,11 +44,16 @@ class DecodedRecord:
         return self.latents
 
     def as_task(self, task: Task) -> "DecodedRecord":
-        """Return a text-to-image record as a record of `task`: its image is the target, and the prompt is empty."""
+        """Return a text-to-image record as a record of `task`: its image is the target, and the prompt is empty.
+
+        Of a caption record the image is the input, and the prompt is the answer.
+        """
         match task:
             case Task.RECONSTRUCTION:
                 latents = None if self.latents is None else self.latents[[0, 0]]
                 return replace(self, prompt="", images=self.target[None], latents=latents)
+            case Task.CAPTION:
+                return replace(self, prompt="", images=self.target[None], answer=self.prompt)
             case Task.UNCONDITIONAL:
                 return replace(self, prompt="")
         raise AssertionError(f"a text-to-image record cannot serve {task}")
@@ -84,7 +89,7 @@ class ShardStream:
         self._leave_out = leave_out
         self.settings = stream.settings
         if task is not None:
-            inputs = 1 if task is Task.RECONSTRUCTION else 0
+            inputs = 0 if task is Task.UNCONDITIONAL else 1
             self.settings = stream.settings.model_copy(update={"task": task, "inputs": inputs})
         # (shard file, record in it) -> how often another record replaced it.
         self.skipped: Counter[tuple[str, int]] = Counter()

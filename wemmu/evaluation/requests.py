@@ -68,6 +68,11 @@ def _ask(task: Task, split: Split, number: int, rng: random.Random) -> HeldOutRe
             return HeldOutRequest(task, split, number, sample_id, text, sources, scene, _objects(scene))
         case Task.UNCONDITIONAL:
             return HeldOutRequest(task, split, number, sample_id, "", (), None, "any")
+        case Task.CAPTION:
+            scene = random_scene(rng, split, objects=1 + number % MAX_OBJECTS)
+            return HeldOutRequest(
+                task, split, number, sample_id, "", (scene,), scene, _objects(scene), answer=full_caption(scene)
+            )
         case Task.EDIT:
             kinds: Sequence[str] = COMPOSING_EDITS if split == "composition" else tuple(EDITS)
             edit = random_edit(rng, split, kinds[number % len(kinds)])

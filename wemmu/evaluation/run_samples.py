@@ -22,8 +22,17 @@ SHOWN = (
     (Task.UNCONDITIONAL, "test", 4),
     (Task.UNDERSTANDING, "test", 8),
     (Task.UNDERSTANDING, "composition", 4),
+    (Task.CAPTION, "test", 8),
+    (Task.CAPTION, "composition", 4),
 )
-ON_SHEET = {Task.T2I: 6, Task.RECONSTRUCTION: 3, Task.EDIT: 6, Task.MULTI_EDIT: 4, Task.UNDERSTANDING: 8}
+ON_SHEET = {
+    Task.T2I: 6,
+    Task.RECONSTRUCTION: 3,
+    Task.EDIT: 6,
+    Task.MULTI_EDIT: 4,
+    Task.UNDERSTANDING: 8,
+    Task.CAPTION: 8,
+}
 SHEET_COLUMNS, COMPARED = 6, 4
 
 

@@ -133,7 +133,7 @@ def _keep(
     """Save the images of one request; return its entry in samples.json."""
     stem = f"{ask.task}_{ask.split}_{ask.number:02d}"
     images = {f"input{n}": render(scene, resolution) for n, scene in enumerate(ask.sources)}
-    if ask.target is not None and ask.task not in (Task.RECONSTRUCTION, Task.UNDERSTANDING):
+    if ask.target is not None and ask.task not in (Task.RECONSTRUCTION, Task.UNDERSTANDING, Task.CAPTION):
         images["target"] = render(ask.target, resolution)
     images["output"] = response.image
     for name, image in images.items():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from wemmu.config.task import Task
 from wemmu.evaluation.requests import HeldOutRequest
-from wemmu.shapes.language import full_caption
+from wemmu.shapes.language import full_caption, parse_caption
 from wemmu.shapes.scene import MAX_OBJECTS, Scene
 from wemmu.shapes.scorer import caption_satisfied, read, same_scene, score_edit
 
@@ -21,6 +21,7 @@ HEADLINE = {
     Task.EDIT: "correct",
     Task.MULTI_EDIT: "correct",
     Task.UNDERSTANDING: "right",
+    Task.CAPTION: "same",
 }
 # Quantile of the standard normal for a two-sided interval of 95 %.
 Z_95 = 1.959963984540054
@@ -71,10 +72,26 @@ def judge(ask: HeldOutRequest, image: Image.Image, words: str = "") -> dict[str,
             return {"readable": readable(image)}
         case Task.UNDERSTANDING:
             return {"right": words == ask.answer, "restored": same_scene(image, ask.sources[0])}
+        case Task.CAPTION:
+            return {"same": same_scene(image, ask.sources[0]), **caption_marks(words, ask.sources[0])}
         case _:
             assert ask.edit is not None
             score = score_edit(image, ask.edit)
             return {"correct": score.correct} | asdict(score)
+
+
+def caption_marks(words: str, scene: Scene) -> dict[str, bool]:
+    """Whether a caption of `scene` says nothing false of it, and whether it says all there is to say.
+
+    A caption that is not of the world's language, or that leaves out an object, is false.
+    """
+    try:
+        demand = parse_caption(words)
+    except ValueError:
+        return {"true": False, "complete": False}
+    true = demand.satisfied_by(scene)
+    complete = demand.background is not None and all(None not in (m.color, m.size, m.cell) for m in demand.mentions)
+    return {"true": true, "complete": true and complete}
 
 
 def readable(image: Image.Image) -> bool:

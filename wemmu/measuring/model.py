@@ -68,7 +68,7 @@ def make_batch(model: nn.Module, run: StageRun, shape: dict[str, Any]) -> Batch:
     # Empty, and so without numbers in a fake world: what is made of them takes no time.
     images = torch.empty(samples, count, 3, height, width).to(torch.uint8)
     sample_ids, task = torch.arange(samples), Task(shape["task"])
-    if task is Task.UNDERSTANDING:
+    if task in (Task.UNDERSTANDING, Task.CAPTION):
         labels = torch.full_like(prompts.input_ids, IGNORE_INDEX)
         labels[:, -1 - shape["answer"] : -1] = 0
         return Batch(task, sample_ids, prompts, images, None, labels=labels)

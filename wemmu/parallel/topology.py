@@ -85,6 +85,11 @@ def any_rank(flag: bool) -> bool:
     return bool(flags)
 
 
+def rank() -> int:
+    """Return the number of this rank, whose value `gathered` has at this place."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def gathered(value: object) -> list[Any]:
     """Return the values of all ranks in order; all must call it."""
     if not dist.is_initialized():

@@ -138,7 +138,7 @@ def shape_of(task: Task, run: StageRun, assumed: Assumptions) -> Shape:
         run.stage.resolution,
         text=assumed.empty_prompt_tokens if wordless else assumed.prompt_tokens,
         images=images,
-        answer=min(assumed.answer_tokens, assumed.prompt_tokens - 1) * (task is Task.UNDERSTANDING),
+        answer=min(assumed.answer_tokens, assumed.prompt_tokens - 1) * (task in (Task.UNDERSTANDING, Task.CAPTION)),
         stored=run.data.prepare is not None and run.data.prepare.latents is not None,
     )
 

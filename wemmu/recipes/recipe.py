@@ -1,6 +1,6 @@
 """The interface of a recipe for training, evaluation and tools."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from wemmu.parallel.topology import Topology
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.staged import Staged
 from wemmu.sampling.request import GenerationRequest, Response
-from wemmu.types import Batch, Losses
+from wemmu.types import Batch, Losses, Prepared
 
 
 class Recipe(Protocol):
@@ -27,7 +27,7 @@ class Recipe(Protocol):
     that backbone's weights begin with the field, and weights of other names are new. caches: of frozen features, which
     remember nothing until training begins. token_px: side of a VLM token, px.
     language, layers, normed: the language model whose sizes decide which kernels fit; what runs with gradients, layer
-    by layer; the modules whose norms get the kernels.
+    by layer; the modules whose norms get the kernels. period: steps that one `prepare` serves; checkpoints lie between.
     """
 
     model: Staged
@@ -39,6 +39,7 @@ class Recipe(Protocol):
     language: Any  # a class of transformers
     layers: tuple[nn.Module, ...]
     normed: tuple[nn.Module, ...]
+    period: int
 
     def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
         """Load the model; `on_block_loaded` is called with each block as it gets its weights. device: where it will be.
@@ -50,6 +51,13 @@ class Recipe(Protocol):
 
     def sources(self) -> Sources:
         """Return where its weights are in more precision than it computes in; call once."""
+        ...
+
+    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
+        """Return the micro-batches that `loss` takes; all ranks call it before each step's first forward pass.
+
+        A function of the weights, the step and the samples, so that a run that resumes prepares the same.
+        """
         ...
 
     def loss(self, batch: Batch, step: int) -> Losses:

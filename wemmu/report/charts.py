@@ -12,7 +12,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 # Each is readable on white and on near-black.
-PALETTE = ("#3b82c4", "#d9822b", "#3f9d63", "#b3589f", "#8c7a4f", "#4aa3a3")
+PALETTE = ("#3b82c4", "#d9822b", "#3f9d63", "#b3589f", "#8c7a4f", "#4aa3a3", "#a04040")
 # px of the drawing, and where its axes end; a page shows it 300 to 480 px wide.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 226, 50, 362, 28, 200
 # Points of a curve; of more, the lowest and the highest of each stretch are kept.

@@ -70,6 +70,16 @@ def full_caption(scene: Scene) -> str:
     )
 
 
+def brief_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption in the canonical wording that leaves out half of what there is to say, each attribute at random."""
+
+    def said(word: str) -> str | None:
+        return word if rng.random() < 0.5 else None
+
+    phrases = [_phrase(o, said(o.size), said(o.color), said(f"at the {CELLS[o.cell]}")) for o in scene.objects]
+    return _join(phrases) + (said(f" on a {scene.background} background") or "")
+
+
 def caption(scene: Scene, rng: random.Random, wording: str | None = None) -> str:
     """One of many wordings, at random: mentions may be reordered, say less, or relate two objects to each other.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wemmu import kernels
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.checkpoint.start import start_from
 from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
@@ -21,7 +22,7 @@ from wemmu.published.check import check_engine
 from wemmu.published.identity import is_same
 from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe
 from wemmu.recipes.staged import startable
-from wemmu.training.start import begin, start_from
+from wemmu.training.start import begin
 from wemmu.types import LossFn
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from wemmu.config.files import replace_text
 from wemmu.parallel.topology import gathered
 from wemmu.readable import duration
-from wemmu.types import Losses
+from wemmu.types import Losses, Prepared
 
 GB = 1e9
 
@@ -33,6 +33,8 @@ class Window:
         self._tasks, self._device = tuple(tasks), torch.device(device)
         # Name -> [sum, number of samples], on the device: reading them would make every step wait.
         self._sums: dict[str, Tensor] = {}
+        self._seconds: dict[str, float] = {}
+        self._ranges: dict[str, tuple[float, float]] = {}
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
@@ -46,11 +48,20 @@ class Window:
             found = torch.stack([of.where(mask, 0.0).sum(), mask.sum()])
             self._sums[key] = self._sums[key] + found if key in self._sums else found
 
+    def note(self, prepared: Prepared, update: float) -> None:
+        """Add a step's times and ranges; `update`: seconds of its forward and backward passes and of the optimizer."""
+        if prepared.times:
+            for name, seconds in {**prepared.times, "update": update}.items():
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        for name, (least, most) in prepared.ranges.items():
+            before = self._ranges.get(name, (least, most))
+            self._ranges[name] = min(least, before[0]), max(most, before[1])
+
     def close(self) -> dict[str, float]:
         """Return the window's mean losses, rates and shares over all ranks, which must all call it."""
         elapsed = time.monotonic() - self.started
         sums = {key: tuple(pair.tolist()) for key, pair in self._sums.items()}
-        ranks = gathered((sums, self.asked, self.waited, _memory(self._device)))
+        ranks = gathered((sums, self.asked, self.waited, _memory(self._device), self._seconds))
         asked = sum((rank[1] for rank in ranks), Counter[str]())
         samples = sum(rank[0]["loss"][1] for rank in ranks)
         rates = {f"{key}_per_s": asked[key] / elapsed for key in ("tokens", "flops") if key in asked}
@@ -62,6 +73,9 @@ class Window:
             "data_wait_share": max(rank[2] for rank in ranks) / elapsed,
             **{f"memory/{key}_gb": max(rank[3][key] for rank in ranks) / GB for key in ranks[0][3]},
             **{f"share/{task}": asked[task] / samples for task in self._tasks},
+            **{f"time/{key}_s": max(rank[4][key] for rank in ranks) / self.steps for key in self._seconds},
+            **{f"{key}/min": least for key, (least, _) in self._ranges.items()},
+            **{f"{key}/max": most for key, (_, most) in self._ranges.items()},
         }
 
 

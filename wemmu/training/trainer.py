@@ -85,8 +85,8 @@ class Trainer:
         self._announce()
         uploader = self._show() if self.topology.leads else None
         window, logging = self._window(), self.run.logging
-        ending = self.schedule.ending(self.step)
-        while ending is None and not any_rank(self.stop.reason is not None):
+        ending, due = self.schedule.ending(self.step), False
+        while ending is None and not (self._resumable and any_rank(self.stop.reason is not None)):
             micro_batches = self.parts.loader.micro_batches(self.step)
             window.waited += self.parts.loader.waited
             norm = self._optimize(micro_batches, window)
@@ -100,8 +100,10 @@ class Trainer:
                 window = self._window()
             if self.step % logging.samples_every == 0 or final:
                 self._draw()
-            if self.step % logging.checkpoint_every == 0 or final:
+            due = due or self.step % logging.checkpoint_every == 0 or final
+            if due and self._resumable:
                 self._save()
+                due = False
         self.parts.loader.close()
         if ending is None and self.step > 0:
             self._save()
@@ -116,13 +118,20 @@ class Trainer:
             self._say(lacking)
         return SAVED if ending is None else 0
 
+    @property
+    def _resumable(self) -> bool:
+        """Whether nothing that the next step needs is in memory only."""
+        return self.step % self.parts.recipe.period == 0
+
     def _optimize(self, micro_batches: list[Batch], window: Window) -> float:
         """One optimizer step over its micro-batches; returns the gradient norm before clipping."""
         window.asked.update(self.workload.count(micro_batches))
         batches = [batch.to(self.device) for batch in micro_batches]
-        for losses in self.parts.engine.accumulate(batches, self.step):
+        prepared, started = self.parts.recipe.prepare(batches, self.step), time.monotonic()
+        for losses in self.parts.engine.accumulate(prepared.batches, self.step):
             window.add(losses)
         norm = self.parts.engine.step(self.stage.optimizer.lr_share(self.step, self.stage.steps))
+        window.note(prepared, time.monotonic() - started)
         window.steps += 1
         if not math.isfinite(norm):
             self.saver.close()

@@ -91,7 +91,7 @@ class Workload:
         """Always in a process of its own: what tensors without numbers leave in a cache would end up in training."""
         side, items = self._run.stage.resolution, []
         for task, images, stored in keys:
-            answer = PROMPTS[0] // 2 * (task is Task.UNDERSTANDING)
+            answer = PROMPTS[0] // 2 * (task in (Task.UNDERSTANDING, Task.CAPTION))
             shapes = [Shape(task, side, side, text, images, answer=answer, stored=stored) for text in PROMPTS]
             items += [Item("step", self._run, shape) for shape in shapes]
         answers = ask(items)

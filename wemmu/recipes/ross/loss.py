@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.noise import Noise
 from wemmu.objectives.reconstruction import add_noise, answer_cross_entropy, denoising_loss, regression
@@ -18,6 +19,7 @@ class ReconstructiveLoss:
     """
 
     def __init__(self, model: Ross, run: StageRun):
+        assert isinstance(run.stage.objective, ReconstructiveTuning), "the config gives this recipe no other"
         self.model, self.weight, self.seed = model, run.stage.objective.weight, run.seed
         self.head = model.config.head
 

@@ -1,5 +1,6 @@
 """ROSS for training, evaluation and tools."""
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -17,10 +18,13 @@ from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.types import Batch, Prepared
 
 
 class RossRecipe:
     """A VLM that learns to answer and, by a head, to restore the image; see `wemmu.recipes.recipe.Recipe`."""
+
+    period = 1
 
     def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
         """`on_block_loaded` is not called: the VLM is loaded whole."""
@@ -37,6 +41,9 @@ class RossRecipe:
     def sources(self) -> Sources:
         """Those of the VLM; the head is float32 anyway."""
         return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm).items()}
+
+    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
+        return Prepared(batches)
 
     def preview(self) -> tuple[Image.Image, int]:
         return answer_grid(self.answerer, self._run.sampling, self._run.stage.resolution)

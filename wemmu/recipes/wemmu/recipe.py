@@ -1,6 +1,6 @@
 """WeMMU for training, evaluation and tools."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,13 @@ from wemmu.sampling.guidance import guidance_weights
 from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.sampling.sampler import Sampler
 from wemmu.sampling.solvers import times
+from wemmu.types import Batch, Prepared
 
 
 class WeMMURecipe:
     """A bridge between a frozen VLM and a DiT; see `wemmu.recipes.recipe.Recipe`."""
+
+    period = 1
 
     def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
         assert isinstance(run.recipe, WeMMU)
@@ -42,6 +45,9 @@ class WeMMURecipe:
 
     def sources(self) -> Sources:
         return sources(self._run.backbones, self._bridge, self._run.seed, self.model)
+
+    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
+        return Prepared(batches)
 
     def preview(self) -> tuple[Image.Image, int]:
         return sample_grid(self.sampler, self._run.sampling, self._run.stage.resolution)

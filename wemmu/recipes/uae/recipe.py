@@ -1,0 +1,94 @@
+"""UAE for training, evaluation and tools."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from PIL import Image
+
+from wemmu.backbones.full_precision import Sources, stored_vlm
+from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.config.objectives import UnifiedGRPO
+from wemmu.config.schema import StageRun
+from wemmu.config.task import Task
+from wemmu.parallel.topology import Topology
+from wemmu.pixels import to_images
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.uae.build import build_uae
+from wemmu.recipes.uae.config import UAE as UAEConfig
+from wemmu.recipes.uae.generator import Renderer
+from wemmu.recipes.uae.loss import loss_of
+from wemmu.recipes.uae.policy import Policy
+from wemmu.recipes.uae.reward import ReconstructionReward
+from wemmu.recipes.uae.rollout import Rollouts
+from wemmu.report.sheet import Row, contact_sheet
+from wemmu.sampling.grid import is_blank, load_image
+from wemmu.sampling.mode import evaluating
+from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.types import Batch, Prepared
+
+
+class UAERecipe:
+    """A VLM that learns to write captions from which a frozen generator restores the image.
+
+    See `wemmu.recipes.recipe.Recipe`.
+    """
+
+    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
+        """`on_block_loaded` is not called: the VLM is loaded whole, and the generator stays whole."""
+        assert isinstance(run.recipe, UAEConfig)
+        self._run, self._device, config = run, torch.device(device), run.recipe
+        self.model, self.reports = build_uae(run)
+        self.encoder = PromptEncoder(run.backbones.vlm)
+        self.vae, self.token_px = self.model.generator.vae, self.model.token_px
+        self.language = self.model.language_model
+        self.caches = ()
+        self.layers, self.normed = tuple(self.language.layers), (self.language,)
+        self.policy = Policy(self.model, self.encoder, config.max_length)
+        self.loss = loss_of(self.policy, run.stage.objective)
+        self.renderer = Renderer(self.model, self.encoder, config)
+        self.rollouts, self.period = None, 1
+        if isinstance(objective := run.stage.objective, UnifiedGRPO):
+            reward = ReconstructionReward(self.renderer, config)
+            self.rollouts = Rollouts(self.policy, reward, objective, config.instruction, run.seed)
+            self.period = objective.updates
+
+    def sources(self) -> Sources:
+        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm).items()}
+
+    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
+        return Prepared(batches) if self.rollouts is None else self.rollouts(batches, step)
+
+    def preview(self) -> tuple[Image.Image, int]:
+        """Return a sheet of the fixed prompts' images, their captions and what these are rendered as."""
+        rows, side = [], self._run.stage.resolution
+        for number, path in enumerate(path for prompt in self._run.sampling.prompts for path in prompt.images):
+            image = load_image(path, side)
+            asked = GenerationRequest(Task.CAPTION, [""], image[None, None], (side, side), torch.tensor([number]))
+            (response,) = self.respond(asked)
+            given = Image.fromarray(image.permute(1, 2, 0).numpy())
+            rows.append(Row(response.words, [given, response.image]))
+        return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)
+
+    def respond(self, request: GenerationRequest) -> list[Response]:
+        """Return the likeliest captions of the images, or answers to the texts, and what is rendered from them."""
+        config = self._run.recipe
+        assert isinstance(config, UAEConfig)
+        images = request.images[:, :1].to(self._device)
+        with evaluating(self.model):
+            asked = [text or config.instruction for text in request.texts]
+            words = self.policy.most_likely(asked, images).texts
+            made = self.renderer(words, images, request.sample_ids)
+        return [Response(image, text) for image, text in zip(to_images(made * 2 - 1), words, strict=True)]
+
+    def sampling(self) -> dict[str, Any]:
+        config = self._run.recipe
+        assert isinstance(config, UAEConfig)
+        rendering = config.generator.model_dump(mode="json", include={"steps", "shift", "guidance", "seed"})
+        return {"captions": "most likely token", "condition": config.condition, "rendering": rendering}
+
+    def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
+        raise NotImplementedError("the config refuses a plateau, which alone asks for it")
+
+
+RECIPE = UAERecipe

@@ -1,0 +1,112 @@
+"""The reward of a caption: how alike the image and its reconstruction are to a frozen encoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wemmu.backbones.encoders import cosine, load_encoder
+from wemmu.recipes.uae.config import UAE as UAEConfig
+from wemmu.recipes.uae.generator import Renderer
+
+PIXELS_SIDE = 16
+
+
+class Encoder(Protocol):
+    """What the reward asks of `wemmu.backbones.encoders.ImageEncoder`."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], [B, 3, H, W] -> features [B, D].
+
+        Raises:
+            ValueError: for images that are scaled otherwise.
+        """
+        ...
+
+
+class Pixels:
+    """Scales an image down and takes its mean away, so that a cosine of two is their correlation."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        low, high = (float(value) for value in images.aminmax())
+        if low < 0 or high > 1:
+            raise ValueError(f"an image holds values from {low:g} to {high:g}; valid: 0 to 1")
+        small = F.interpolate(images.float(), (PIXELS_SIDE, PIXELS_SIDE), mode="area")
+        return (small - small.mean((1, 2, 3), keepdim=True)).flatten(1)
+
+
+def encoder_of(encoder: Literal["pixels"] | Path) -> Encoder:
+    """Load an encoder of the config.
+
+    Raises:
+        BackboneError: for a directory that holds no known encoder.
+    """
+    return Pixels() if encoder == "pixels" else load_encoder(Path(encoder))
+
+
+class ReconstructionReward:
+    """Renders captions and compares the reconstructions with the images; a function of these and the seed alone."""
+
+    def __init__(self, renderer: Renderer, config: UAEConfig):
+        self.renderer, self.config = renderer, config
+        self.encoder = encoder_of(config.reward.encoder)
+        self.held_out = {name: encoder_of(encoder) for name, encoder in config.reward.held_out.items()}
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str], images: Tensor, sample_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the rewards of G captions for each image, [B, G], and the cosines that count for nothing, by name.
+
+        images: uint8 [B, 1, 3, H, W]; captions: G for each, in their order; sample_ids: int64 [B].
+
+        Raises:
+            ValueError: if the control `deranged` has one image only.
+        """
+        device = images.device
+        self._move(device)
+        group = len(captions) // len(images)
+        made = self._rendered(captions, images.repeat_interleave(group, 0), sample_ids.repeat_interleave(group))
+        own = images[:, 0]
+        compared = own
+        if self.config.reward.control == "deranged":
+            if len(own) < 2:
+                raise ValueError(
+                    "recipe.reward.control: deranged compares with another image of the micro-batch, which has one; "
+                    "set memory.micro_batch to 2 or more"
+                )
+            compared = own.roll(1, 0)
+        rewards = self._cosines(self.encoder, made, compared)
+        if self.config.reward.control == "constant":
+            rewards = torch.ones_like(rewards)
+        also = {name: self._cosines(encoder, made, own) for name, encoder in self.held_out.items()}
+        if self.config.reward.control != "none":
+            also["own"] = self._cosines(self.encoder, made, own)
+        if self.config.generator.offload:
+            self._move("cpu")
+        return rewards, also
+
+    def _rendered(self, captions: Sequence[str], images: Tensor, sample_ids: Tensor) -> Tensor:
+        """Render each caption of a sample once, so that equal captions have exactly equal rewards."""
+        if self.config.cond_encoder == "policy":
+            # Ranks that share the policy must render equally often.
+            return self.renderer(captions, images, sample_ids)
+        pairs = list(zip(captions, sample_ids.tolist(), strict=True))
+        first = {pair: row for row, pair in reversed(list(enumerate(pairs)))}
+        rows = sorted(first.values())
+        made = self.renderer([captions[row] for row in rows], images[rows], sample_ids[rows])
+        places = {pairs[row]: place for place, row in enumerate(rows)}
+        return made[[places[pair] for pair in pairs]]
+
+    def _cosines(self, encoder: Encoder, made: Tensor, images: Tensor) -> Tensor:
+        """[B, G] of reconstructions [B * G, ...] and images [B, ...]."""
+        features = encoder.embed(images.float() / 255)
+        group = len(made) // len(images)
+        return cosine(encoder.embed(made), features.repeat_interleave(group, 0)).unflatten(0, (-1, group))
+
+    def _move(self, device: torch.device | str) -> None:
+        self.renderer.model.generator.to(device)
+        for encoder in (self.encoder, *self.held_out.values()):
+            if isinstance(encoder, nn.Module):
+                encoder.to(device)
