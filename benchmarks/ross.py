@@ -1,65 +1,120 @@
 """Does it help a VLM to answer if it must also restore the image? The same runs with and without that loss.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.ross OUT --seeds 2      # some 25 minutes for each seed
+    OMP_NUM_THREADS=1 python -m benchmarks.ross --work runs/ross-evidence      # some 5 minutes for each of 12 runs
 
 The start is the shipped VLM with a new projector: a language model that knows its words, a vision tower that sees, and
-nothing between them, as where LLaVA's recipe begins. Both runs of a seed see the same questions in the same order, and
-are asked the same held-out ones. OUT keeps the run folders and `ross.json`; run again, it goes on.
+nothing between them, as where LLaVA's recipe begins. All runs of a seed have the same steps, see the same questions in
+the same order, and are asked the same held-out ones, which need fine detail: what a small object is, and what objects
+are whose colour and shape never came together in training.
+
+`--work` keeps the runs; the same command continues where it was stopped. The results are written after each run.
 """
 
 import json
-import os
+import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from wemmu.config import load_curriculum
+from benchmarks.measure import RESULTS, ROOT, Out, Quick, save
+from benchmarks.ross_report import Differences, compared, figure, markdown
+from wemmu.config import dump, load_curriculum
+from wemmu.config.checkpoints import own_checkpoints
+from wemmu.config.files import replace_text
+from wemmu.config.schema import StageRun
+from wemmu.config.task import Task
+from wemmu.objectives.reconstruction import answer_cross_entropy
+from wemmu.pixels import to_images
+from wemmu.positions import token_grid
+from wemmu.recipes.ross.config import Ross
+from wemmu.recipes.ross.recipe import RossRecipe
+from wemmu.sampling.mode import in_eval_mode
+from wemmu.sampling.request import GenerationRequest
+from wemmu.shapes.language import CELLS
+from wemmu.shapes.render import render
+from wemmu.shapes.scene import HELD_OUT, Object, Scene, Split, random_scene
+from wemmu.shapes.scorer import same_scene
+from wemmu.training.build import load_trained
+from wemmu.training.trainer import Trainer
+from wemmu.types import IGNORE_INDEX
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "shapes" / "ross.yaml"
-WEIGHTS = (0.0, 1.0)
-# (heading, split, measure, group or all)
-COLUMNS = (
-    ("descriptions", "test", "right", "description"),
-    ("questions", "test", "right", "question"),
-    ("descriptions, new pairs", "composition", "right", "description"),
-    ("questions, new pairs", "composition", "right", "question"),
-    ("restored", "test", "restored", None),
-)
+DENOISER = {"kind": "denoiser", "depth": 3, "width": 128, "heads": 4}
+# What is trained beside the answers -> (weight of it, the recipe).
+ARMS: dict[str, tuple[float, dict[str, Any]]] = {
+    "answers only": (0.0, {"head": DENOISER}),
+    "latents, denoised": (1.0, {"head": DENOISER}),
+    "latents, regressed": (1.0, {"head": {"kind": "mlp"}}),
+    "pixels, regressed": (1.0, {"head": {"kind": "mlp"}, "target": {"kind": "pixels"}}),
+}
+BATCH, RESTORED = 64, 64
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="Where runs and results go.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 2,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of every run.")] = None,
+    work: Annotated[Path, typer.Option(help="Keeps data, runs and scores.")] = Path("runs/ross-evidence"),
+    out: Out = RESULTS,
+    seeds: Annotated[int, typer.Option(min=2, max=5, help="Runs of each arm.")] = 3,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of each run, of 32 questions.")] = 120,
+    questions: Annotated[int, typer.Option(min=1, help="Held-out questions of each kind.")] = 300,
+    quick: Quick = False,
 ) -> None:
-    """Train, score and tell."""
-    out.mkdir(parents=True, exist_ok=True)
-    start = new_projector(out / "vlm")
-    found: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        for weight in WEIGHTS:
-            folder = out / f"seed{seed}-weight{weight:g}"
-            train(folder, start, out, seed, weight, overrides or [])
-            last = load_curriculum(folder / "curriculum.yaml").stages[-1].name
-            scores = json.loads((folder / last / "evaluation.json").read_text(encoding="utf-8"))["tasks"][
-                "understanding"
-            ]
-            found.append({"seed": seed, "weight": weight, "scores": scores})
-            (out / "ross.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-            Console().print(table(found))
+    """Train, ask, compare."""
+    records = 20_000
+    if quick:
+        seeds, steps, questions, records = 2, 2, 8, 64
+    work = work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    start = new_projector(work / "vlm")
+    write_data(work, records)
+    rows: list[dict[str, Any]] = []
+    # The first comparison is whole before the second one begins.
+    for arm, (weight, recipe) in ARMS.items():
+        for seed in range(seeds):
+            folder = work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+            run = stage(work, start, seed, steps, weight, recipe)
+            train(folder, run)
+            rows.append({"arm": arm, "seed": seed, **scored(folder, run, questions)})
+            differences: Differences = list(compared(rows))
+            short = [{k: _means(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
+            about = {"steps": steps, "questions": questions, "differences": differences}
+            save(out, "ross", markdown(rows, differences, steps, questions), short, **about)
+            figure(rows, differences, out / "ross.png")
+
+
+def _means(by_kind: dict[str, list[float]]) -> dict[str, float]:
+    return {kind: round(sum(values) / len(values), 4) for kind, values in by_kind.items()}
+
+
+def stage(work: Path, start: Path, seed: int, steps: int, weight: float, recipe: dict[str, Any]) -> StageRun:
+    overrides = {
+        "backbones.vlm": start,
+        "data.shards": work / "data",
+        "seed": seed,
+        "threads": 1,
+        "logging.wandb": "disabled",
+        "logging.samples_every": steps,
+        "logging.checkpoint_every": 50,
+        "logging.keep_checkpoints": 1,
+        "stages.tune.steps": steps,
+        "stages.tune.global_batch": 32,
+        "stages.tune.objective.weight": weight,
+        "stages.tune.optimizer.lr": 1e-3,
+        "stages.tune.optimizer.warmup": min(20, steps // 4),
+        "stages.tune.optimizer.decay": steps // 3,
+    }
+    run = load_curriculum(CONFIG, [f"{field}={value}" for field, value in overrides.items()]).stage_run("tune")
+    return run.model_copy(update={"recipe": Ross.model_validate(recipe)})
 
 
 def new_projector(folder: Path) -> Path:
-    """The shipped VLM with a projector drawn anew."""
+    """Write the shipped VLM with a projector drawn anew."""
     if (folder / "config.json").is_file():
         return folder
     source = load_curriculum(CONFIG).backbones.vlm
@@ -74,36 +129,89 @@ def new_projector(folder: Path) -> Path:
     return folder
 
 
-def train(folder: Path, start: Path, out: Path, seed: int, weight: float, overrides: list[str]) -> None:
-    """A run of the whole chain, which says on the terminal how it goes on."""
-    fields = {
-        "backbones.vlm": start,
-        "data.shards": out / "data",
-        "seed": seed,
-        "stages.*.objective.weight": weight,
-        "logging.wandb": "disabled",
-    }
-    words = [f"{field}={value}" for field, value in fields.items()] + overrides
-    command = [sys.executable, "-m", "launcher", "run", CONFIG, "--out", folder]
-    command += [part for word in words for part in ("--set", word)]
-    subprocess.run(list(map(str, command)), cwd=ROOT, env=dict(os.environ), check=True)
+def write_data(work: Path, records: int) -> None:
+    """Write the questions of training, or find them there."""
+    fields = {"data.shards": work / "data", "data.prepare.sources.0.samples": f"{{understanding: {records}}}"}
+    command = [sys.executable, "-m", "data_pipeline", "write", str(CONFIG)]
+    subprocess.run(command + [p for f, v in fields.items() for p in ("--set", f"{f}={v}")], cwd=ROOT, check=True)
 
 
-def shares(scores: dict[str, Any]) -> Iterator[dict[str, float]]:
-    for _, split, measure, group in COLUMNS:
-        part = scores[split]
-        yield (part["by"][group] if group else part["measures"])[measure]
+def train(folder: Path, run: StageRun) -> None:
+    """Train from where it stopped; a signal ends it, and all is saved."""
+    if (folder / "scores.json").is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    dump(run, folder / "config.yaml")
+    if code := Trainer(run, folder).train():
+        raise typer.Exit(code)
 
 
-def table(found: list[dict[str, Any]]) -> Table:
-    """A row for each run."""
-    made = Table(title="held-out requests right, of those of their kind")
-    for heading in ("seed", "weight", *(column[0] for column in COLUMNS)):
-        made.add_column(heading, justify="right")
-    for one in found:
-        cells = [f"{share['successes']}/{share['count']}" for share in shares(one["scores"])]
-        made.add_row(str(one["seed"]), f"{one['weight']:g}", *cells)
-    return made
+def scored(folder: Path, run: StageRun, questions: int) -> dict[str, Any]:
+    """Ask the trained model, or read what it answered before."""
+    file = folder / "scores.json"
+    if not file.is_file():
+        made: Any = load_trained(run, own_checkpoints(folder / "checkpoints")[-1])
+        kinds = {kind: ask(made, asked(kind, questions)) for kind in ("small", "large", "new pair")}
+        images = restored(made, questions) if run.stage.objective.weight else {}
+        found = {name: {kind: one[name] for kind, one in kinds.items()} for name in ("right", "nll")}
+        replace_text(file, json.dumps(found | images))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def asked(kind: str, number: int) -> list[tuple[Scene, str, str]]:
+    """Return scenes that training has not seen, each with a question about one object and the answer."""
+    rng, found = random.Random(f"ross/{kind}"), []
+    split: Split = "composition" if kind == "new pair" else "test"
+    while len(found) < number:
+        scene = random_scene(rng, split)
+        if objects := [obj for obj in scene.objects if _is(kind, obj)]:
+            obj = rng.choice(objects)
+            found.append((scene, f"what is at the {CELLS[obj.cell]}?", f"a {obj.size} {obj.color} {obj.shape}"))
+    return found
+
+
+def _is(kind: str, obj: Object) -> bool:
+    return (obj.color, obj.shape) in HELD_OUT if kind == "new pair" else obj.size == kind
+
+
+@torch.no_grad()
+def ask(made: RossRecipe, questions: list[tuple[Scene, str, str]]) -> dict[str, list[float]]:
+    """Return of each question whether the answer is right, word by word, and its negative log-likelihood per token."""
+    right: list[float] = []
+    nll: list[float] = []
+    for first in range(0, len(questions), BATCH):
+        scenes, texts, answers = (list(column) for column in zip(*questions[first : first + BATCH], strict=True))
+        images = _images(scenes)
+        request = GenerationRequest(Task.UNDERSTANDING, texts, images, images.shape[-2:], torch.arange(len(texts)))
+        said = made.answerer.answers(request, limit=8)
+        right += [float(a == b) for a, b in zip(said, answers, strict=True)]
+        nll += in_eval_mode(_nll)(made, request, answers).tolist()
+    return {"right": right, "nll": nll}
+
+
+def _nll(made: RossRecipe, request: GenerationRequest, answers: list[str]) -> Tensor:
+    grid = token_grid(*request.size, made.token_px)
+    prompts, labels = made.encoder.answered(request.texts, answers, [[grid]] * len(answers))
+    rows, tokens = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    logits = made.model.logits(made.model.states(prompts, request.images).text[rows, tokens])
+    return answer_cross_entropy(logits, labels[rows, tokens], rows, len(labels))
+
+
+def restored(made: RossRecipe, questions: int) -> dict[str, float]:
+    """How many restored images show their scene, by the exact scorer, and the mean error of a pixel in [0, 1]."""
+    scenes = [scene for scene, _, _ in asked("small", min(RESTORED, questions))]
+    images = _images(scenes)
+    request = GenerationRequest(Task.UNDERSTANDING, [""] * len(scenes), images, images.shape[-2:],
+                                torch.arange(len(scenes)))  # fmt: skip
+    back = made.answerer.restored(request, steps=50, seed=0)[:, 0]
+    same = [same_scene(image, scene) for image, scene in zip(to_images(back), scenes, strict=True)]
+    error = float((back / 2 + 0.5 - images[:, 0] / 255).square().mean().sqrt())
+    return {"restored": sum(same) / len(same), "rmse": error}
+
+
+def _images(scenes: list[Scene]) -> Tensor:
+    """uint8 [B, 1, 3, 64, 64]."""
+    return torch.stack([torch.from_numpy(np.array(render(s, 64))).permute(2, 0, 1) for s in scenes])[:, None]
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path, capsys:
     old = tree() | {"reconstruction": {"target": "pixels"}, "stages": [tree()["stages"][0] | ROSS]}
     ross = load_curriculum(write(tmp_path, old), ["reconstruction.layer=1"]).recipe
     assert isinstance(ross, Ross)
-    assert (ross.target, ross.layer) == ("pixels", 1)
+    assert (ross.target.kind, ross.layer) == ("pixels", 1)
 
 
 @pytest.mark.parametrize("kind", ["wemmu", "ross"])

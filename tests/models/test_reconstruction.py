@@ -7,7 +7,6 @@ from torch import Tensor
 from tests.models.world import awake
 from wemmu.objectives.reconstruction import add_noise, denoising_loss, regression
 from wemmu.recipes.ross.config import Denoiser as DenoiserConfig
-from wemmu.recipes.ross.config import Regressor as RegressorConfig
 from wemmu.recipes.ross.heads import Denoiser, Regressor, _places
 
 D, C, H, W = 12, 6, 2, 3
@@ -94,7 +93,7 @@ def test_a_regressor_learns_each_place_from_its_own_state(depth):
     torch.manual_seed(0)
     states = torch.randn(8, H * W, D)
     target = torch.randn(8, C, H, W)
-    head = Regressor(RegressorConfig(depth=depth), D, C)
+    head = Regressor(depth, D, C)
     grid = (H, W)
     changed = states.clone()
     changed[:, 4] += torch.randn(D)

@@ -98,7 +98,7 @@ def test_a_target_stands_on_the_grid_of_the_tokens(backbones: Backbones, config:
     assert difference.argmax() == 1 * 4 + 3
     if config:
         assert difference.count_nonzero() == 1
-        assert torch.equal(ross.image(target), images / 127.5 - 1)
+        assert torch.equal(ross.targets.image(target, images), images / 127.5 - 1)
 
 
 def test_a_layer_that_is_not_there_is_refused(backbones: Backbones) -> None:

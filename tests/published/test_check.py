@@ -111,8 +111,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "describes FluxTransformer2DModel; valid choices: SanaTransformer2DModel",
     ),
     "another autoencoder": (
-        lambda r: change_json(r / "sana/vae/config.json", _class_name="AutoencoderKL"),
-        "describes AutoencoderKL; valid choices: AutoencoderDC",
+        lambda r: change_json(r / "sana/vae/config.json", _class_name="VQModel"),
+        "describes VQModel; valid choices: AutoencoderDC",
     ),
     "another VLM": (
         lambda r: change_json(r / "vlm/config.json", model_type="llava", architectures=["Llava"]),

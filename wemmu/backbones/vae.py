@@ -43,4 +43,8 @@ class FrozenVAE(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> pixels [B, 3, H, W], nominally in [-1, 1]."""
+        return self.decode_with_gradient(latents)
+
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        """As `decode`, with gradient to the latents."""
         return self.adapter.decode(self.vae, latents)

@@ -4,7 +4,11 @@ VLM, AUTOENCODER, TRANSFORMER, ENCODER = "vlm", "vae", "dit", "encoder"
 # Field of `backbones` -> class that a config.json names -> the folder of its adapter in wemmu/backbones.
 KNOWN = {
     VLM: {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen3VLForConditionalGeneration": "qwen3_vl"},
-    AUTOENCODER: {"AutoencoderDC": "dc_ae", "AutoencoderKLQwenImage": "qwen_image_vae"},
+    AUTOENCODER: {
+        "AutoencoderDC": "dc_ae",
+        "AutoencoderKL": "autoencoder_kl",
+        "AutoencoderKLQwenImage": "qwen_image_vae",
+    },
     TRANSFORMER: {"SanaTransformer2DModel": "sana", "QwenImageTransformer2DModel": "qwen_image"},
     # Frozen image encoders: rewards, metrics and teachers. timm names an architecture, of which the family counts.
     ENCODER: {

@@ -27,7 +27,7 @@ LIMIT = 128
 
 
 class Answerer:
-    """Asks a `Ross` model (anything with its `inputs`, `language_model`, `logits`, `states`, `head` and `image`)."""
+    """Asks a `Ross` model (anything with its `inputs`, `language_model`, `logits`, `states`, `head` and `targets`)."""
 
     def __init__(self, model: Any, encoder: PromptEncoder, device: torch.device | str = "cpu"):
         self.model, self.encoder, self.device = model, encoder, torch.device(device)
@@ -74,15 +74,16 @@ class Answerer:
         """Pixels [B, N, 3, H', W'], nominally in [-1, 1]; a head that denoises takes `steps` of DDIM."""
         model, images = self.model, request.images.to(self.device)
         b, n = images.shape[:2]
+        inputs = images.flatten(0, 1)
         states = model.states(self.prompts(request).to(self.device), images).images.flatten(0, 1).float()
         height, width = images.shape[-2:]
         grid, head = token_grid(height, width, model.token_px), model.config.head
         if not isinstance(head, Denoiser):
-            return model.image(model.head(states, grid)).unflatten(0, (b, n))
+            return model.targets.image(model.head(states, grid), inputs).unflatten(0, (b, n))
         channels = model.head.out.out_features
         z = Noise(seed, 0, request.sample_ids, self.device).normal("restore", (n, channels, *grid)).flatten(0, 1)
         z_0 = ddim(lambda z_t, t: model.head(z_t, t, states), z, head.timesteps, steps)
-        return model.image(z_0).unflatten(0, (b, n))
+        return model.targets.image(z_0, inputs).unflatten(0, (b, n))
 
 
 def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:

@@ -4,18 +4,79 @@ Where the released code and the paper differ or are silent, the default is argue
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, Positive
+from wemmu.config.base import Config, LocalPath, Positive
 from wemmu.config.objectives import Metric
 from wemmu.config.recipe import RecipeConfig
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import UNDERSTANDING_TASKS, Task
 
 
-class Denoiser(Config):
+class Latents(Config):
+    """Latents of the autoencoder `backbones.vae`, of about unit variance.
+
+    group: side of the square of latents that makes one target of a token. The image is resized to so many latents, and
+    the channels of a square stand behind each other (c * group^2 + dy * group + dx). The released code: 2, with FLUX's
+    autoencoder of 8 px, so 64 channels and 16 px for each token.
+    """
+
+    kind: Literal["latents"] = "latents"
+    group: Positive = 1
+
+
+class Pixels(Config):
+    """Pixels of each token's patch, in [-1, 1].
+
+    norm: `patch` gives each patch mean 0 and variance 1, as MAE does (arXiv 2111.06377): structure without brightness.
+    """
+
+    kind: Literal["pixels"] = "pixels"
+    norm: Literal["none", "patch"] = "none"
+
+
+class Features(Config):
+    """Patch features of a frozen vision encoder (DINOv2, DEiT-III) in the published folder `encoder`.
+
+    norm: `layer` gives each feature vector mean 0 and variance 1 (a layer norm without weights), so that a few channels
+    of large variance do not make up the loss.
+    """
+
+    kind: Literal["features"] = "features"
+    encoder: LocalPath
+    norm: Literal["layer", "none"] = "layer"
+
+
+class LatentToPixel(Config):
+    """The head predicts latents, the frozen autoencoder decodes them with gradient, and pixels are compared.
+
+    group: as in `Latents`.
+    """
+
+    kind: Literal["latent2pixel"] = "latent2pixel"
+    group: Positive = 1
+
+
+Target = Annotated[Latents | Pixels | Features | LatentToPixel, Field(discriminator="kind")]
+
+
+class _Attending(Config):
+    """A head of transformer layers, bidirectional over the tokens of one image."""
+
+    depth: Positive = 3
+    width: Positive = 1024
+    heads: Positive = 16
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"recipe.head.width {self.width} must be a multiple of 4 and of its {self.heads} heads")
+        return self
+
+
+class Denoiser(_Attending):
     """A small transformer that predicts the noise in the target (ROSS^D): z_t = sqrt(abar_t) z_0 + sqrt(1-abar_t) eps.
 
     conditioning: `adaln_zero` modulates every layer by states and time, each token by its own state (the released
@@ -25,41 +86,49 @@ class Denoiser(Config):
 
     kind: Literal["denoiser"] = "denoiser"
     conditioning: Literal["adaln_zero", "add"] = "adaln_zero"
-    depth: Positive = 3
-    width: Positive = 1024
-    heads: Positive = 16
     # Steps of the cosine schedule; the head is trained at all of them.
     timesteps: Positive = 1000
     # Draws of (t, eps) for each image and step, which share the states and the target.
     repeats: Positive = 4
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"recipe.head.width {self.width} must be a multiple of 4 and of its {self.heads} heads")
-        return self
+
+class Linear(Config):
+    """One linear layer that predicts the target itself (ROSS^R) of each token from its state."""
+
+    kind: Literal["linear"]
+    metric: Metric = "mse"
 
 
-class Regressor(Config):
-    """An MLP that predicts the target itself (ROSS^R)."""
+class MLP(Config):
+    """As `Linear`, with `depth` linear layers."""
 
-    kind: Literal["regressor"] = "regressor"
+    kind: Literal["mlp"]
     depth: Positive = 2
     metric: Metric = "mse"
+
+
+class Transformer(_Attending):
+    """As `Linear`, from the states of all tokens of the image."""
+
+    kind: Literal["transformer"]
+    metric: Metric = "mse"
+
+
+Head = Annotated[Denoiser | Linear | MLP | Transformer, Field(discriminator="kind")]
 
 
 class Ross(RecipeConfig):
     """A VLM learns to answer and, with a head, to reconstruct the image.
 
-    target: `latents` of the frozen autoencoder, or `pixels` of each token's patch in [-1, 1]. layer: the states after
-    this many layers of the language model (0: its input), without the norm; `last`: after all layers and the final
-    norm, as the language-model head reads them.
+    target: what is reconstructed; its kind alone (`target: pixels`) stands for it with its defaults. layer: the states
+    after this many layers of the language model (0: its input), without the norm; `last`: after all layers and the
+    final norm, as the language-model head reads them.
     """
 
     kind: Literal["ross"] = "ross"
-    target: Literal["latents", "pixels"] = "latents"
+    target: Target = Latents()
     layer: Annotated[int, Field(ge=0)] | Literal["last"] = "last"
-    head: Annotated[Denoiser | Regressor, Field(discriminator="kind")] = Denoiser()
+    head: Head = Denoiser()
 
     modules: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "projector": ("vlm.model.visual.merger.", "vlm.model.visual.deepstack_merger_list."),
@@ -71,6 +140,34 @@ class Ross(RecipeConfig):
     objectives: ClassVar[tuple[str, ...]] = ("reconstructive",)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     draws: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        """A target was its kind alone, and an MLP was the one `regressor`."""
+        if not isinstance(values, dict):
+            return values
+        target, head = values.get("target"), values.get("head")
+        if isinstance(target, str):
+            values = values | {"target": {"kind": str(target)}}
+        if isinstance(head, dict) and head.get("kind") == "regressor":
+            values = values | {"head": head | {"kind": "mlp"}}
+        return values
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if self.target.kind == "latent2pixel":
+            if isinstance(self.head, Denoiser):
+                raise ValueError(
+                    "recipe.target latent2pixel decodes predicted latents, and recipe.head denoiser predicts noise; "
+                    "valid heads with it: linear, mlp, transformer"
+                )
+            if self.head.metric == "cosine":
+                raise ValueError(
+                    "recipe.head.metric cosine compares directions of feature vectors, and recipe.target latent2pixel "
+                    "compares colours; valid with it: mse, smooth_l1"
+                )
+        return self
 
     def check_stage(self, stage: Stage | ResolutionStep) -> None:
         """Refuse resolutions that end by a plateau of the validation loss, which is a loss of generation."""

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sincos_pos_embed_from_grid
 from torch import Tensor, nn
 
-from wemmu.recipes.ross.config import Denoiser as DenoiserConfig
-from wemmu.recipes.ross.config import Regressor as RegressorConfig
+from wemmu.recipes.ross import config as configs
 
 # Width of the sinusoids of t.
 TIME_CHANNELS = 256
@@ -51,19 +50,25 @@ class ModulatedBlock(nn.Module):
         return x
 
 
-class AddedBlock(nn.Module):
-    """A pre-norm transformer layer; the condition is added first."""
+class Block(nn.Module):
+    """A pre-norm transformer layer."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.parts = nn.ModuleList([Attention(width, heads), mlp(width)])
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        x = x + cond
+    def forward(self, x: Tensor) -> Tensor:
         for norm, part in zip(self.norms, self.parts, strict=True):
             x = x + part(norm(x))
         return x
+
+
+class AddedBlock(Block):
+    """A pre-norm transformer layer; the condition is added first."""
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return super().forward(x + cond)
 
 
 class Denoiser(nn.Module):
@@ -73,7 +78,7 @@ class Denoiser(nn.Module):
     no gradient reaches the states at the first steps.
     """
 
-    def __init__(self, config: DenoiserConfig, states: int, channels: int):
+    def __init__(self, config: configs.Denoiser, states: int, channels: int):
         """states: D, width of the language model; channels: C of the target."""
         super().__init__()
         width = config.width
@@ -109,10 +114,10 @@ class Denoiser(nn.Module):
 class Regressor(nn.Module):
     """Predicts the target of each token from its state alone."""
 
-    def __init__(self, config: RegressorConfig, states: int, channels: int):
-        """As `Denoiser`."""
+    def __init__(self, depth: int, states: int, channels: int):
+        """depth: number of linear layers, with GELU between them. Others as `Denoiser`."""
         super().__init__()
-        hidden = [layer for _ in range(config.depth - 1) for layer in (nn.Linear(states, states), nn.GELU())]
+        hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(states, states), nn.GELU())]
         self.layers = nn.Sequential(nn.LayerNorm(states, eps=1e-6, elementwise_affine=False), *hidden)
         self.out = nn.Linear(states, channels)
         _initialise(self)
@@ -120,6 +125,40 @@ class Regressor(nn.Module):
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
         """states: [M, h * w, D] of a grid (h, w). Returns [M, C, h, w]."""
         return self.out(self.layers(states)).mT.unflatten(2, grid)
+
+
+class TransformerRegressor(nn.Module):
+    """Predicts the target of each token from the states of all tokens of the image."""
+
+    def __init__(self, config: configs.Transformer, states: int, channels: int):
+        """As `Denoiser`."""
+        super().__init__()
+        self.norm_states = nn.LayerNorm(states, eps=1e-6, elementwise_affine=False)
+        self.states = nn.Linear(states, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.out = nn.Linear(config.width, channels)
+        _initialise(self)
+
+    def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
+        """As `Regressor`."""
+        x = self.states(self.norm_states(states)) + _places(*grid, self.states.out_features, states.device)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.norm(x)).mT.unflatten(2, grid)
+
+
+def make_head(config: configs.Head, states: int, channels: int) -> Denoiser | Regressor | TransformerRegressor:
+    """Return a new head; the arguments are those of `Denoiser`."""
+    match config:
+        case configs.Denoiser():
+            return Denoiser(config, states, channels)
+        case configs.Transformer():
+            return TransformerRegressor(config, states, channels)
+        case configs.MLP():
+            return Regressor(config.depth, states, channels)
+        case configs.Linear():
+            return Regressor(1, states, channels)
 
 
 def _initialise(head: nn.Module) -> None:

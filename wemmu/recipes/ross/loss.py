@@ -40,7 +40,7 @@ class ReconstructiveLoss:
         target = self.model.target(batch.images.flatten(0, 1))  # [B * N, C, h, w]
         states = states.flatten(0, 1).float()
         if not isinstance(self.head, Denoiser):
-            predicted = self.model.head(states, tuple(target.shape[-2:]))
+            predicted = self.model.targets.decoded(self.model.head(states, tuple(target.shape[-2:])))
             return regression(predicted, target, self.head.metric).reshape(b, n).mean(1)
         repeats, noise = self.head.repeats, Noise(self.seed, step, batch.sample_ids.cpu(), target.device)
         # Draws of each image next to each other: [B * N * repeats, ...].

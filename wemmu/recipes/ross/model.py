@@ -2,15 +2,14 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import VLM
 from wemmu.positions import token_grid
-from wemmu.recipes.ross.config import Denoiser as DenoiserConfig
 from wemmu.recipes.ross.config import Ross as RossConfig
-from wemmu.recipes.ross.heads import Denoiser, Regressor
+from wemmu.recipes.ross.heads import make_head
+from wemmu.recipes.ross.targets import make_target
 from wemmu.recipes.staged import Staged
 from wemmu.types import Prompts
 
@@ -47,13 +46,8 @@ class Ross(Staged, VLM):
         if config.layer != "last" and config.layer > layers:
             raise ValueError(f"recipe.layer is {config.layer}; valid choices: 0 to {layers}, last")
         self.vae, self.config = vae, config
-        channels = vae.latent_channels if config.target == "latents" else 3 * self.token_px**2
-        width: int = self.language_model.config.hidden_size
-        self.head: Denoiser | Regressor
-        if isinstance(config.head, DenoiserConfig):
-            self.head = Denoiser(config.head, width, channels)
-        else:
-            self.head = Regressor(config.head, width, channels)
+        self.targets = make_target(config, self.token_px, vae)
+        self.head = make_head(config.head, self.language_model.config.hidden_size, self.targets.channels)
 
     def states(self, prompts: Prompts, images: Tensor) -> States:
         """Run the VLM over whole conversations, questions and answers.
@@ -87,25 +81,9 @@ class Ross(Staged, VLM):
         """[..., D] -> [..., vocabulary]."""
         return self.vlm.lm_head(states)
 
-    @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
-        """uint8 [M, 3, H, W] -> the target, on the grid of the VLM's tokens: float32 [M, C, rows, columns].
-
-        Latents are of about unit variance; pixels, 3 * token_px^2 channels, in [-1, 1].
-        """
-        height, width = images.shape[-2:]
-        grid = token_grid(height, width, self.token_px)
-        if self.config.target == "latents":
-            return self.vae.encode(images, grid).float()
-        pixels = self.resized(images) / 127.5 - 1
-        return nn.functional.pixel_unshuffle(pixels.float(), self.token_px)
-
-    @torch.no_grad()
-    def image(self, target: Tensor) -> Tensor:
-        """The inverse of `target`: [M, C, rows, columns] -> pixels [M, 3, H, W], nominally in [-1, 1]."""
-        if self.config.target == "latents":
-            return self.vae.decode(target).float()
-        return nn.functional.pixel_shuffle(target, self.token_px)
+        """uint8 [M, 3, H, W] -> the target, on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""
+        return self.targets.encode(images, token_grid(*images.shape[-2:], self.token_px))
 
     def checkpoint_activations(self) -> None:
         """Recompute each layer of the language model in the backward pass."""

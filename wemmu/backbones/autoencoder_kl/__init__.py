@@ -1,0 +1,1 @@
+"""The autoencoders of Stable Diffusion and FLUX, diffusers' AutoencoderKL."""

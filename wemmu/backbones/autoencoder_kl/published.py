@@ -1,0 +1,9 @@
+"""Facts in the config.json of an AutoencoderKL, without torch; see `wemmu.published.check`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def latent_channels(config: Mapping[str, Any]) -> int:
+    # The default of diffusers.
+    return int(config.get("latent_channels", 4))
