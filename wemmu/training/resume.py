@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.manifest import Manifest, Origin
-from wemmu.config.base import leaves
+from wemmu.config.base import Config, leaves
 from wemmu.config.schema import StageRun
 from wemmu.config.upgrade import upgraded_settings
 from wemmu.published.identity import is_same, short
@@ -49,7 +51,7 @@ def check(directory: Path, manifest: Manifest, origin: Origin, run: StageRun) ->
             raise CheckpointError(f"{directory} cannot be resumed from: {'; '.join(wrong)}")
         return changes
 
-    mine = list(_unequal(manifest, origin, run)), list(_changes(manifest, origin))
+    mine = list(_unequal(manifest, origin, run)), list(_changes(manifest, origin, run))
     return all_ranks().together(f"{directory} was not loaded", lambda: mine, verdict)
 
 
@@ -76,9 +78,10 @@ def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
         yield f"it has {manifest.step} steps, and the stage ends after {run.stage.steps}; set stage.steps to more"
 
 
-def _changes(manifest: Manifest, origin: Origin) -> Iterator[str]:
+def _changes(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]:
     # The first checkpoints of this format record the seed alone.
     was = upgraded_settings(manifest.settings, origin.settings) or {"seed": manifest.seed}
+    was = _with_defaults(_with_defaults(was, "recipe", run.recipe), "objective", run.stage.objective)
     recorded = {_group(field) for field in was}
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
         # Each resolution reads streams of its own.
@@ -87,6 +90,25 @@ def _changes(manifest: Manifest, origin: Origin) -> Iterator[str]:
         # An earlier version recorded less.
         if _group(field) in recorded and was.get(field) != origin.settings.get(field):
             yield f"{field}: {was.get(field, 'absent')} -> {origin.settings.get(field, 'absent')}"
+
+
+def _with_defaults(was: Mapping[str, Any], group: str, today: Config) -> dict[str, Any]:
+    """Return recorded settings with a group as today's config reads it: fields that came later have their defaults."""
+    mine = {field: value for field, value in was.items() if _group(field) == group}
+    tree: dict[str, Any] = {}
+    for field, value in mine.items():
+        *path, name = field.split(".")[1:]
+        inner = tree
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[name] = value
+    try:
+        read = type(today).model_validate(tree)
+    except ValidationError:
+        # Of another kind, or no longer valid: the fields themselves say what differs.
+        return dict(was)
+    rest = {field: value for field, value in was.items() if field not in mine}
+    return rest | (dict(leaves(read.model_dump(mode="json"), group)) if mine else {})
 
 
 def _group(field: str) -> str:
