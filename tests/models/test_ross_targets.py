@@ -9,14 +9,18 @@ from diffusers import AutoencoderDC, AutoencoderKL
 from pydantic import ValidationError
 
 from tests.backbones.test_autoencoder_kl import FLUX, LEVELS
+from tests.backbones.test_encoders import make_folder
 from tests.models.world import make_ross, random_images
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.config.schema import Backbones
 from wemmu.objectives.reconstruction import regression
-from wemmu.recipes.ross.config import Denoiser, Latents, LatentToPixel, Pixels, Ross
+from wemmu.recipes.ross.config import Denoiser, Features, Latents, LatentToPixel, Pixels, Ross
 from wemmu.recipes.ross.heads import make_head
-from wemmu.recipes.ross.targets import LatentTarget, LatentToPixelTarget, PixelTarget, on_grid
+from wemmu.recipes.ross.targets import FeatureTarget, LatentTarget, LatentToPixelTarget, PixelTarget, on_grid
+from wemmu.recipes.staged import startable
 
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 # Of a VLM with tokens of 28 px; an autoencoder of 8 px in groups of 2 has cells of 16 px.
 TOKEN, GRID = 28, (3, 4)
 
@@ -127,6 +131,34 @@ def test_another_grid_is_resampled_and_a_place_stays_its_share_of_the_image():
     same = torch.randn(1, 2, 3, 4)
     assert on_grid(same, (3, 4)) is same
     assert torch.allclose(on_grid(torch.ones(1, 1, 5, 7), (3, 9)), torch.ones(1, 1, 3, 9))
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
+def test_features_are_the_encoders_over_the_whole_image_on_the_grid_of_the_tokens(tmp_path, backbones, kind: str):
+    folder = make_folder(kind, tmp_path / kind)
+    ross = make_ross(backbones, target={"kind": "features", "encoder": str(folder)}, head={"kind": "linear"})
+    images = random_images(0, 1, 3, 64, 96)
+    z = ross.target(images)
+    assert z.shape == (1, ross.teacher.model.config.hidden_size, 4, 6)
+    assert z.mean(1).abs().max() < 1e-4
+    assert torch.allclose(z.std(1, correction=0), torch.ones(1, 4, 6), atol=1e-2)
+    # Where nothing is to be resized or resampled, they are the encoder's own but for the crop.
+    square = random_images(1, 1, 3, 32, 32)
+    raw = FeatureTarget(Features(encoder=folder, norm="none"), ross.teacher).encode(square, (4, 4))
+    pixels = (square / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    theirs = ross.teacher.adapter.patches(ross.teacher.model, pixels)
+    torch.testing.assert_close(raw.flatten(2).transpose(1, 2), theirs, atol=1e-4, rtol=1e-4)
+    # Nothing is cropped: the border, which the published preprocessing of DINOv2 cuts off, counts.
+    changed = images.clone()
+    changed[..., -3:] = 255 - changed[..., -3:]
+    moved = (ross.target(changed) - z).abs().sum(1)[0]
+    assert moved.sum(0).argmax() == 5
+    # The teacher learns nothing and stays as it is evaluated.
+    ross.ready_to_train(("projector", "llm", "head"), checkpointing=False)
+    assert not ross.teacher.model.training
+    assert not any(p.requires_grad for p in ross.teacher.parameters())
+    assert not any("teacher" in name for name in startable(ross))
+    assert ross.targets.image(z, images).shape == (1, 3, 64, 96)
 
 
 HEADS = {

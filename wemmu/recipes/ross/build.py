@@ -4,10 +4,12 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor
 
+from wemmu.backbones.encoders import load_encoder
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, load_autoencoder, load_vlm
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.published.check import check_backbones
+from wemmu.recipes.ross.config import Features, Pixels
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
@@ -26,14 +28,25 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
     vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
     pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    teacher = None
+    if isinstance(config.target, Features):
+        # In float32: what it makes are targets, and it is small beside the VLM.
+        teacher = load_encoder(config.target.encoder)
+        reports["teacher"] = teacher.report
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Ross(vlm, pixels.image_mean, pixels.image_std, vae, config)
+        model = Ross(vlm, pixels.image_mean, pixels.image_std, vae, config, teacher)
     return model, reports
 
 
 def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE) -> tuple[Ross, ReconstructiveLoss]:
-    """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`."""
+    """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`.
+
+    A teacher of features is not measured: pixels stand in for what it makes.
+    """
     assert isinstance(run.recipe, RossConfig)
-    model = Ross(vlm, [0.5] * 3, [0.5] * 3, vae, run.recipe)
+    config = run.recipe
+    if isinstance(config.target, Features):
+        config = config.model_copy(update={"target": Pixels()})
+    model = Ross(vlm, [0.5] * 3, [0.5] * 3, vae, config)
     return model, ReconstructiveLoss(model, run)

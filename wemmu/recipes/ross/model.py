@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from wemmu.backbones.encoders import ImageEncoder
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import VLM
 from wemmu.positions import token_grid
@@ -23,7 +24,7 @@ class States(NamedTuple):
 
 
 class Ross(Staged, VLM):
-    """The vision tower and the autoencoder are never trained; the projector, the language model and the head are.
+    """The projector, the language model and the head are trained; the vision tower, the autoencoder, the teacher never.
 
     The projector is the tower's merger, `visual.merger`. Weights have transformers' names after `vlm.`; those of the
     head begin `head.`.
@@ -39,14 +40,16 @@ class Ross(Staged, VLM):
         std: list[float],
         vae: FrozenVAE,
         config: RossConfig,
+        teacher: ImageEncoder | None = None,
     ):
-        """Raises ValueError if the VLM lacks the layer in `config`."""
+        """teacher: the frozen encoder of a target of features. Raises ValueError if the VLM lacks the layer."""
         super().__init__(vlm, mean, std)
         layers = len(self.language_model.layers)
         if config.layer != "last" and config.layer > layers:
             raise ValueError(f"recipe.layer is {config.layer}; valid choices: 0 to {layers}, last")
         self.vae, self.config = vae, config
-        self.targets = make_target(config, self.token_px, vae)
+        self.teacher = teacher
+        self.targets = make_target(config, self.token_px, vae, teacher)
         self.head = make_head(config.head, self.language_model.config.hidden_size, self.targets.channels)
 
     def states(self, prompts: Prompts, images: Tensor) -> States:

@@ -17,6 +17,7 @@ from wemmu.recipes.ross.build import build_ross
 from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
+from wemmu.recipes.ross.targets import FeatureTarget
 from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.types import Batch, Prepared
 
@@ -34,6 +35,8 @@ class RossRecipe:
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.token_px, self.model.language_model
         self.caches = (self.vae.cache,)
+        if isinstance(self.model.targets, FeatureTarget):
+            self.caches = (self.model.targets.cache,)
         self.layers, self.normed = tuple(self.language.layers), (self.language,)
         self.loss = ReconstructiveLoss(self.model, run)
         self.answerer = Answerer(self.model, self.encoder, device=device)

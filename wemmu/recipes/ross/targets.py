@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wemmu.backbones.cache import FeatureCache
+from wemmu.backbones.encoders import ImageEncoder
 from wemmu.backbones.patches import resize
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.recipes.ross.config import Latents, LatentToPixel, Pixels, Ross
+from wemmu.recipes.ross.config import Features, Latents, LatentToPixel, Pixels, Ross
 
 Grid = tuple[int, int]
 # Beside the variance of a patch or a feature vector; MAE's and a layer norm's.
@@ -86,6 +88,56 @@ class LatentTarget(Target):
         return self._vae.decode(F.pixel_shuffle(predicted, self._group)).float()
 
 
+class FeatureTarget(Target):
+    """Patch features of a frozen encoder, which sees the whole image at its published size, squeezed to a square.
+
+    The published preprocessing would crop the middle, and no feature would stand for the border tokens.
+    """
+
+    def __init__(self, config: Features, teacher: ImageEncoder):
+        self._teacher, self._normed = teacher, config.norm == "layer"
+        processor = teacher.processor
+        size = processor.crop_size or processor.size
+        self._side = int(size["height"])
+        self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+        whole = teacher.model.config
+        # CLIP's is that of two towers.
+        vision = getattr(whole, "vision_config", whole)
+        self.channels = int(vision.hidden_size)
+        self.cache = FeatureCache()
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, grid: Grid) -> Tensor:
+        features = on_grid(self.cache(self._features, pixels), grid)
+        return (
+            F.layer_norm(features.movedim(1, -1), (self.channels,), eps=EPSILON).movedim(-1, 1)
+            if self._normed
+            else features
+        )
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """[M, C, h, w] on the encoder's own grid."""
+        teacher, device = self._teacher, pixels.device
+        images = resize(pixels, self._side, self._side) / 255
+        seen = ((images - self._mean.to(device)) / self._std.to(device)).to(teacher.dtype)
+        rows = self._side // teacher.adapter.patch_px(teacher.model)
+        return teacher.adapter.patches(teacher.model, seen).float().transpose(1, 2).unflatten(2, (rows, rows))
+
+    @torch.no_grad()
+    def image(self, predicted: Tensor, pixels: Tensor) -> Tensor:
+        """Features are no image. Shown are their three main components over the batch, as red, green and blue."""
+        flat = predicted.movedim(1, -1).flatten(0, 2)
+        flat = flat - flat.mean(0)
+        _, _, v = torch.linalg.svd(flat, full_matrices=False)
+        # Of each component's two signs, the one whose largest entry is positive.
+        v = v[:3] * v[:3].gather(1, v[:3].abs().argmax(1, keepdim=True)).sign()
+        colors = flat @ v.T
+        colors = (colors / colors.abs().amax(0).clamp(min=EPSILON)).unflatten(
+            0, (len(predicted), *predicted.shape[-2:])
+        )
+        return F.interpolate(colors.movedim(-1, 1), pixels.shape[-2:], mode="nearest")
+
+
 class LatentToPixelTarget(LatentTarget):
     """The head predicts latents; what is compared are the pixels that the frozen autoencoder decodes from them."""
 
@@ -102,8 +154,8 @@ class LatentToPixelTarget(LatentTarget):
         return F.pixel_unshuffle(self._vae.decode_with_gradient(latents).float(), self._side)
 
 
-def make_target(config: Ross, side: int, vae: FrozenVAE) -> Target:
-    """Return the target of a config. side: px of a VLM token."""
+def make_target(config: Ross, side: int, vae: FrozenVAE, teacher: ImageEncoder | None) -> Target:
+    """Return the target of a config. side: px of a VLM token. teacher: of `Features`."""
     match config.target:
         case Pixels():
             return PixelTarget(config.target, side)
@@ -111,7 +163,9 @@ def make_target(config: Ross, side: int, vae: FrozenVAE) -> Target:
             return LatentToPixelTarget(config.target, vae)
         case Latents():
             return LatentTarget(config.target, vae)
-    raise NotImplementedError(config.target.kind)
+        case Features():
+            assert teacher is not None, "`build_ross` loads it"
+            return FeatureTarget(config.target, teacher)
 
 
 def on_grid(features: Tensor, grid: Grid) -> Tensor:
