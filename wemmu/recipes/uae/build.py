@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -143,7 +143,9 @@ class Measured:
     def __init__(self, run: StageRun, model: UAE):
         assert isinstance(run.recipe, UAEConfig)
         self.objective = run.stage.objective
-        self.policy = Policy(model, PromptEncoder(run.backbones.vlm), run.recipe.max_length)
+        # It reads no text, and there may be no tokenizer.
+        self.policy = Policy(model, cast(PromptEncoder, None), run.recipe.max_length)
+        self.policy.banned = torch.zeros(model.vlm.lm_head.out_features, dtype=torch.bool)
         self.loss = loss_of(self.policy, self.objective)
 
     def __call__(self, batch: Batch, step: int) -> Losses:

@@ -36,7 +36,11 @@ class Policy:
 
     def __init__(self, model: UAE, encoder: PromptEncoder, max_length: int):
         self.model, self.encoder, self.max_length = model, encoder, max_length
-        self.end: int = encoder.tokenizer.eos_token_id
+
+    @cached_property
+    def end(self) -> int:
+        """The token that ends a caption."""
+        return int(self.encoder.tokenizer.eos_token_id)
 
     @cached_property
     def banned(self) -> Tensor:

@@ -1,0 +1,74 @@
+"""Under ZeRO-3 a policy samples, is rewarded and learns as on one device, although captions differ in length."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.parallel.cases import difference, portable, whole
+from tests.parallel.ranks import on_ranks
+from tests.training.test_uae import batch_of, make
+from wemmu.parallel.engine import Engine
+from wemmu.parallel.single import SingleEngine
+from wemmu.parallel.topology import Topology
+from wemmu.parallel.zero3 import Zero3Engine
+from wemmu.recipes.uae.recipe import UAERecipe
+from wemmu.types import IGNORE_INDEX
+
+STEPS, IMAGES = 2, 4
+
+
+class Outcome(NamedTuple):
+    """captions: of each step; longest: tokens of the longest one, of each step."""
+
+    captions: list[list[list[int]]]
+    losses: list[list[float]]
+    norms: list[float]
+    weights: dict[str, tuple]
+
+    @property
+    def longest(self) -> list[int]:
+        return [max(map(len, captions)) for captions in self.captions]
+
+
+def policy() -> UAERecipe:
+    """Every kind of forward pass through sharded weights: the policy reads captions for the generator, too."""
+    return make(
+        "recipe.cond_encoder=policy", "recipe.max_length=40",
+        temperature=1.5, beta=0.05, aggregate="dapo", scale="batch", updates=2,
+    )  # fmt: skip
+
+
+def train(made: UAERecipe, engine: Engine, rank: int, world: int) -> Outcome:
+    """Steps of four images, one micro-batch of each rank."""
+    found, own = Outcome([], [], [], {}), IMAGES // world
+    for step in range(STEPS):
+        prepared = made.prepare([batch_of(made, own, IMAGES * step + own * rank)], step)
+        (batch,) = prepared.batches
+        found.captions.append([row[row != IGNORE_INDEX].tolist() for row in batch.labels])
+        (losses,) = engine.accumulate(prepared.batches, step)
+        found.losses.append(losses.values.tolist())
+        found.norms.append(engine.step(1.0))
+    return found._replace(weights=portable(engine.state().weights))
+
+
+def on_rank(rank: int, world: int) -> Outcome:
+    made = policy()
+    run = made._run.model_copy(update={"stage": made._run.stage.model_copy(update={"global_batch": IMAGES})})
+    engine = Zero3Engine(made.model, made.loss, run, Topology(rank, world), torch.device("cpu"))
+    return train(made, engine, rank, world)
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one() -> None:
+    ours, made = on_ranks(2, on_rank), policy()
+    engine = SingleEngine(made.model, made.loss, made._run.stage.optimizer, IMAGES)
+    theirs = train(made, engine, 0, 1)
+    # One rank's captions ended earlier: it went on for the other.
+    assert ours[0].longest != ours[1].longest
+    for step in range(STEPS):
+        assert ours[0].captions[step] + ours[1].captions[step] == theirs.captions[step]
+        assert ours[0].losses[step] + ours[1].losses[step] == pytest.approx(theirs.losses[step], rel=1e-3, abs=1e-4)
+        assert ours[0].norms[step] == ours[1].norms[step] == pytest.approx(theirs.norms[step], rel=1e-3)
+    worst, name = difference(whole([one.weights for one in ours]), whole([theirs.weights]), floor=1e-4)
+    assert worst < 1e-3, f"{name} differs by {worst:.1e}"
