@@ -4,6 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from wemmu.config import Curriculum
 from wemmu.config.shards import LatentSettings, ShardError
 from wemmu.config.task import GENERATION_TASKS, Task
 from wemmu.data import Loader
+from wemmu.data.collate import collate
 from wemmu.data.loader import sample_id
+from wemmu.data.shards import DecodedRecord
 from wemmu.prompts import PromptEncoder
-from wemmu.types import Batch
+from wemmu.types import IGNORE_INDEX, Batch
 
 TOKEN_PX = 16
 CurriculumOf = Callable[..., Curriculum]
@@ -360,6 +363,21 @@ def test_steps_outside_the_stage_are_refused(make_loader: MakeLoader, step: int)
 def test_ranks_that_cannot_share_the_global_batch_are_refused(make_loader: MakeLoader) -> None:
     with pytest.raises(ValueError, match="not a multiple of the 3 ranks"):
         make_loader(0, 3)
+
+
+def test_captions_are_what_is_asked_for_if_all_of_a_batch_have_one(encoder: PromptEncoder) -> None:
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    worded = DecodedRecord("a", "a red circle", image[None][:0], image, None).as_task(Task.CAPTION)
+    settings_, silent = stream(Task.CAPTION, inputs=1), replace(worded, answer="")
+    with_words = collate(settings_, [worded, worded], encoder, 16, "what is it?")
+    assert with_words.images.shape == (2, 1, 3, 32, 32)
+    labels = with_words.labels[0][with_words.labels[0] != IGNORE_INDEX]
+    assert encoder.tokenizer.decode(labels[:-1]) == "a red circle"
+    without = collate(settings_, [worded, silent], encoder, 16, "what is it?")
+    assert without.labels is None
+    for batch in (with_words, without):
+        assert "what is it?" in encoder.tokenizer.decode(batch.prompts.input_ids[0])
+    assert "red" not in encoder.tokenizer.decode(without.prompts.input_ids[0])
 
 
 def test_sample_ids_are_63_bit_and_distinct() -> None:

@@ -19,6 +19,7 @@ from data_pipeline.chain import (
     columns_of,
     decode_images,
     fit_to_buckets,
+    to_caption,
 )
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
@@ -56,6 +57,18 @@ SMALL = ImageSizing(unit=16, max_aspect=2.0, format="png")
 
 
 # ------------------------------------------------------------------------------------------------- kept and worded
+def test_images_without_captions_are_kept_as_records_of_the_task_caption() -> None:
+    rejects, photograph = Rejects(), image(64, 64)
+    plain = record("plain", photograph, prompt=None)
+    given = RawRecord("k", Task.T2I, None, target=EncodedImage("k.png", b""))
+    found = to_caption(given)
+    assert (found.task, found.images, found.target, found.answer) == (Task.CAPTION, (given.target,), None, "")
+    assert to_caption(RawRecord("k", Task.T2I, "a cat", target=given.target)).answer == "a cat"
+    kept = list(check_prompts([Decoded(found, (photograph,), None), plain], Keep(), rejects))
+    assert [one.raw.key for one in kept] == ["k"]
+    assert rejects.reasons == {"plain": Reason.NO_CAPTION}
+
+
 def test_every_image_of_a_record_must_be_large_enough_and_not_too_oblong() -> None:
     rejects = Rejects()
     records = [

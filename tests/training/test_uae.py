@@ -25,7 +25,7 @@ from wemmu.types import IGNORE_INDEX, Batch
 CONFIG = Path(__file__).parents[2] / "configs" / "shapes" / "uae.yaml"
 # Of half the temperature that would be the reference's own, and of captions that are cut in part.
 GRPO = {"kind": "unified_grpo", "group": 3, "temperature": 2.0}
-FEW = ("recipe.generator.steps=1", "recipe.max_length=16")
+FEW = ("recipe.generator.steps=1", "recipe.max_length=16", "recipe.reward={encoder: pixels}")
 ASKED = "describe the image"
 
 

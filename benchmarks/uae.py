@@ -1,0 +1,164 @@
+"""Does a policy learn to describe from what a generator reconstructs? Rewards against steps, with controls.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.uae --work runs/uae-benchmark --seeds 3
+
+One cold start makes captions that leave out half of what there is to say. From it every run learns with the reward of
+one encoder; another encoder, which rewards nothing, and the exact scorer watch. Arms: `reward`; `deranged`, rewarded by
+another image; `constant`, rewarded for nothing, whose weights must keep every bit. `--work` keeps the runs; run again,
+it goes on.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import torch
+import typer
+
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.manifest import read_manifest
+from wemmu.config import StageRun, dump, load_curriculum
+from wemmu.config.task import Task
+from wemmu.evaluation.runner import evaluate
+from wemmu.training.build import load_trained
+from wemmu.training.trainer import Trainer
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "shapes" / "uae.yaml"
+OUT = ROOT / "benchmarks" / "results"
+# Arm -> control of the reward, and its share of the steps.
+ARMS = {"reward": ("none", 1.0), "deranged": ("deranged", 1.0), "constant": ("constant", 0.1)}
+CURVES = ("reward", "reward/own", "reward/held_out", "length", "entropy", "zero_std")
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Where the runs are kept.")],
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    steps: Annotated[int, typer.Option(min=10)] = 200,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out scenes of each evaluation.")] = 90,
+    out: Annotated[Path, typer.Option(help="Where uae.json, uae.md and uae.png go.")] = OUT,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of every run.")] = None,
+) -> None:
+    """Train, score and tell."""
+    work.mkdir(parents=True, exist_ok=True)
+    shared = [*(overrides or []), f"data.shards={work / 'data'}", "logging.wandb=disabled", "sampling.prompts=[]"]
+    words = [word for one in shared for word in ("--set", one)]
+    subprocess.run([sys.executable, "-m", "wemmu", "data", "write", str(CONFIG), *words], cwd=ROOT, check=True)
+    cold = trained(work / "cold", load_curriculum(CONFIG, shared).stage_run("cold"))
+    before = scored(work / "cold", prompts)
+    found: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        for arm, (control, share) in ARMS.items():
+            own = [f"seed={seed}", f"recipe.reward.control={control}", f"stages.reward.start={cold}"]
+            own += [f"stages.reward.steps={int(share * steps)}", "logging.every=5"]
+            folder = work / f"{arm}-{seed}"
+            newest = trained(folder, load_curriculum(CONFIG, [*shared, *own]).stage_run("reward"))
+            same = equal(newest, cold)
+            found.append({"arm": arm, "seed": seed, "scores": scored(folder, prompts), "unchanged": same})
+            found[-1]["curves"] = curves(folder)
+            report(out, before, found, steps)
+
+
+def trained(folder: Path, run: StageRun) -> Path:
+    """Train a stage, or go on with it; return its last checkpoint."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "done").exists():
+        dump(run, folder / "config.yaml")
+        Trainer(run, folder).train()
+        (folder / "done").touch()
+    newest = retention.latest(folder / "checkpoints")
+    assert newest is not None
+    return newest
+
+
+def scored(folder: Path, prompts: int) -> dict[str, float]:
+    """Return shares of held-out test scenes: captions that are true, that are complete, and images restored."""
+    file = folder / f"scores-{prompts}.json"
+    if not file.exists():
+        from wemmu.config import load_stage
+
+        run, newest = load_stage(folder / "config.yaml"), retention.latest(folder / "checkpoints")
+        assert newest is not None
+        made = load_trained(run, newest)
+        results = evaluate(made.respond, made.sampling(), run, prompts, folder)
+        shares = results["tasks"][Task.CAPTION]["test"]["measures"]
+        file.write_text(json.dumps({name: of["share"] for name, of in shares.items()}), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def equal(one: Path, other: Path) -> bool:
+    """Whether two checkpoints have the same weights, bit for bit."""
+
+    def read(directory: Path) -> dict[str, torch.Tensor]:
+        manifest = read_manifest(directory)
+        tensors = {name: torch.empty(shape) for name, shape in manifest.tensors.items()}
+        store.fill_weights(directory, manifest, tensors)
+        return tensors
+
+    ours, theirs = read(one), read(other)
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if "reward" in line]
+    return {name: [line[name] for line in lines] for name in ("step", *CURVES) if name in lines[0]}
+
+
+def report(out: Path, before: dict[str, float], found: list[dict[str, Any]], steps: int) -> None:
+    """Write the record, the table and the figure of what there is so far."""
+    (out / "uae.json").write_text(json.dumps({"steps": steps, "cold": before, "runs": found}, indent=1) + "\n")
+    lines = [
+        "# UAE: what rewards of a reconstruction teach",
+        "",
+        f"`python -m benchmarks.uae`; {steps} steps. Own, held out: the cosine of image and reconstruction under the",
+        "encoder that rewards and under one that rewards nothing, of the first and the last steps recorded. Likeliest",
+        "captions of held-out scenes, by the exact scorer: true; complete; restored, whose rendering shows the scene.",
+        "",
+        "| arm | seed | own, first -> last | held out, first -> last | length | true | complete | restored | weights |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| cold start | | | | | {_shares(before)} | |",
+    ]
+    for run in found:
+        of = run["curves"]
+        own = of.get("reward/own", of["reward"])
+        ends = [f"{curve[0]:.3f} -> {curve[-1]:.3f}" for curve in (own, of["reward/held_out"])]
+        length = f"{of['length'][0]:.1f} -> {of['length'][-1]:.1f}"
+        weights = "unchanged" if run["unchanged"] else "moved"
+        cells = [run["arm"], run["seed"], *ends, length, _shares(run["scores"]), weights]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    (out / "uae.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    figure(out / "uae.png", found)
+
+
+def _shares(scores: dict[str, float]) -> str:
+    return " | ".join(f"{scores[name]:.2f}" for name in ("true", "complete", "same"))
+
+
+def figure(file: Path, found: list[dict[str, Any]]) -> None:
+    colors = dict(zip(ARMS, ("tab:blue", "tab:orange", "tab:gray"), strict=True))
+    titles = {
+        "reward/own": "cosine, rewarding encoder",
+        "reward/held_out": "cosine, held-out encoder",
+        "length": "tokens",
+    }
+    _, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for run in found:
+            of = run["curves"]
+            label = run["arm"] if run["seed"] == 0 else None
+            axis.plot(of["step"], of.get(name, of["reward"]), color=colors[run["arm"]], label=label, lw=1)
+        axis.set(title=title, xlabel="step")
+    axes[0].legend(frameon=False)
+    plt.savefig(file, dpi=110)
+    plt.close()
+
+
+if __name__ == "__main__":
+    typer.run(main)
