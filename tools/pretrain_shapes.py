@@ -68,9 +68,9 @@ def dit(
 
 @app.command()
 def encoders(
-    clip_steps: int = 2000, dino_steps: int = 1000, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1
+    clip_steps: int = 1400, dino_steps: int = 1000, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1
 ) -> None:
-    """Train the two image encoders (about 5 CPU-minutes)."""
+    """Train the two image encoders (about 10 CPU-minutes)."""
     from tools.pretraining.encoders import processor, train_clip, train_dino
 
     _start(work, threads)

@@ -21,6 +21,7 @@ from transformers import (
     DINOv3ViTModel,
 )
 
+from tools.pretraining.encoders import CHANGES, separation
 from wemmu.backbones.encoders import cosine, load_encoder
 from wemmu.pixels import to_pixels
 from wemmu.published.layout import BackboneError
@@ -228,3 +229,12 @@ def test_deit3_is_read_strictly(tmp_path: Path) -> None:
         broken = {k: v for k, v in (weights | change).items() if v is not None}
         with pytest.raises(BackboneError, match="does not hold a DeiT III"):
             load_encoder(_deit3(tmp_path / "deit3", broken))
+
+
+@pytest.mark.parametrize("name", ["clip", "dino"])
+def test_the_miniatures_encoders_tell_a_redrawn_scene_from_a_changed_one(name: str) -> None:
+    found = separation(load_encoder(Path("assets/shapes/encoders") / name), seed=7, count=40)
+    for change in CHANGES:
+        assert found[change]["nearer"] >= 0.85, change
+    assert found["another scene"]["nearer"] >= 0.95
+    assert found["another scene"]["cosine"] < min(found[change]["cosine"] for change in CHANGES)

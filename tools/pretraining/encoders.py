@@ -1,8 +1,9 @@
 """The miniature's image encoders, in the real classes: a CLIP, and a DINOv2 that is trained on another objective.
 
 CLIP learns from captions: in-batch contrast, where every scene comes with three others that differ from it in one
-thing. The DINO-like encoder never sees a word: its CLS token and its patches learn the attributes of every cell. So
-one can reward and the other can tell whether a gain is more than the reward's own taste.
+thing. Contrast alone ignores places, as in published CLIPs, so its image feature also learns the attributes of every
+cell. The DINO-like encoder never sees a word: its CLS token and its patches learn these attributes alone. So one can
+reward and the other can tell whether a gain is more than the reward's own taste.
 """
 
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorFast, CLIPModel, Dinov2Config, Dinov2Model
 from transformers.image_utils import PILImageResampling
@@ -27,6 +29,7 @@ from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object
 MEAN = STD = [0.5, 0.5, 0.5]
 RESOLUTIONS = (LOW_PX, 48, HIGH_PX, 96)
 GROUP = 4
+_TEXT_WIDTH = 64
 _VISION = {
     "hidden_size": ENCODER_WIDTH,
     "num_hidden_layers": 3,
@@ -111,13 +114,17 @@ def processor() -> CLIPImageProcessorFast:
 
 
 # --------------------------------------------------------------------------------------------------------- CLIP
-def train_clip(tokenizer_from: Path, work: Path, steps: int, groups: int = 20) -> tuple[CLIPModel, Any]:
+def train_clip(tokenizer_from: Path, work: Path, steps: int, groups: int = 12) -> tuple[CLIPModel, Any]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
     eos = tokenizer.eos_token_id
+    # As CLIP's own tokenizer does, at whose end its text feature is read.
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {tokenizer.eos_token}", special_tokens=[(tokenizer.eos_token, eos)]
+    )
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 64,
+        "hidden_size": _TEXT_WIDTH,
         "intermediate_size": 192,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -126,8 +133,11 @@ def train_clip(tokenizer_from: Path, work: Path, steps: int, groups: int = 20) -
         "bos_token_id": tokenizer.pad_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = _VISION | {"intermediate_size": 3 * ENCODER_WIDTH, "projection_dim": 64}
-    model = CLIPModel(CLIPConfig(text_config=text | {"projection_dim": 64}, vision_config=vision, projection_dim=64))
+    vision = _VISION | {"intermediate_size": 3 * ENCODER_WIDTH}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=_TEXT_WIDTH))
+    # Of the size of the patches' embeddings; from CLIP's 0.02 it takes thousands of steps until places matter.
+    nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
+    heads, patch_heads = _Heads(_TEXT_WIDTH), _Heads(ENCODER_WIDTH)
 
     def loss_fn(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"clip-{step}")
@@ -137,23 +147,22 @@ def train_clip(tokenizer_from: Path, work: Path, steps: int, groups: int = 20) -
             scenes += dict.fromkeys([base, *(_changed(base, rng) for _ in range(GROUP - 1))])
         # Captions that name every place; captions that say less would also be true of the changed scene.
         texts = [full_caption(s) if rng.random() < 0.7 else caption(s, rng, "placed") for s in scenes]
-        out = model(**tokens(tokenizer, texts), pixel_values=_normalised(drawn(scenes, rng)))
+        out = model(**tokenizer(texts, padding=True, return_tensors="pt"), pixel_values=_normalised(drawn(scenes, rng)))
         labels = torch.arange(len(scenes))
         logits = out.logits_per_image
         loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.t(), labels)) / 2
         with torch.no_grad():
             # CLIP's own limit.
             model.logit_scale.clamp_(max=4.6)
-        return loss, {"loss": loss.item(), "right": (logits.argmax(1) == labels).float().mean().item()}
+        truth = _attributes(scenes)
+        # Normalised features have entries of about 1 / sqrt(width).
+        attributes, known = heads.of_image(_TEXT_WIDTH**0.5 * out.image_embeds, truth)
+        attributes = attributes + patch_heads.of_patches(out.vision_model_output.last_hidden_state[:, 1:], truth)
+        right = (logits.argmax(1) == labels).float().mean().item()
+        return loss + 0.3 * attributes, {"loss": loss.item(), "right": right, "attributes": known}
 
-    fit("clip", {"clip": model}, loss_fn, steps=steps, lr=1e-3, work=work)
+    fit("clip", {"clip": model, "heads": heads, "patches": patch_heads}, loss_fn, steps=steps, lr=1e-3, work=work)
     return model.eval(), tokenizer
-
-
-def tokens(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-    """Captions -> ids and mask; each ends with the token at which CLIP reads its text feature."""
-    ended = [text + tokenizer.eos_token for text in texts]
-    return dict(tokenizer(ended, padding=True, return_tensors="pt"))
 
 
 # --------------------------------------------------------------------------------------------------------- DINO
@@ -175,38 +184,47 @@ def _class(obj: Object | None, name: str) -> int:
 
 
 class _Heads(nn.Module):
-    """Linear heads for training: of the CLS token for all cells, of a patch for its own cell."""
+    """Linear heads for training: of an image's feature for all cells, of a patch for its own cell."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         sizes = {name: len(choices) for name, choices in _CHOICES.items()}
-        self.cls = nn.ModuleDict({name: nn.Linear(ENCODER_WIDTH, 4 * n) for name, n in sizes.items()})
-        self.cls["background"] = nn.Linear(ENCODER_WIDTH, len(BACKGROUNDS))
-        self.patch = nn.ModuleDict({name: nn.Linear(ENCODER_WIDTH, n) for name, n in sizes.items()})
+        self.image = nn.ModuleDict({name: nn.Linear(width, 4 * n) for name, n in sizes.items()})
+        self.image["background"] = nn.Linear(width, len(BACKGROUNDS))
+        self.patch = nn.ModuleDict({name: nn.Linear(width, n) for name, n in sizes.items()})
 
-    def forward(self, states: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, float]:
+    def of_image(self, features: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, float]:
+        """Features [B, D] -> summed cross-entropy, and the share of right attributes."""
+        losses, right = [], []
+        for name, head in self.image.items():
+            logits = head(features).unflatten(1, (truth[name].shape[1], -1)).transpose(1, 2)
+            losses.append(nn.functional.cross_entropy(logits, truth[name]))
+            right.append((logits.argmax(1) == truth[name]).float().mean())
+        return torch.stack(losses).sum(), torch.stack(right).mean().item()
+
+    def of_patches(self, features: Tensor, truth: dict[str, Tensor]) -> Tensor:
+        """Features [B, patches, D] -> summed cross-entropy of each patch's own cell."""
         side = HIGH_PX // ENCODER_PATCH_PX
         at = torch.arange(side) // (side // 2)
         cell = (2 * at[:, None] + at).flatten()
-        losses, right = [], []
-        for name, head in self.cls.items():
-            logits = head(states[:, 0]).unflatten(1, (truth[name].shape[1], -1)).transpose(1, 2)
-            losses.append(nn.functional.cross_entropy(logits, truth[name]))
-            right.append((logits.argmax(1) == truth[name]).float().mean())
-        for name, head in self.patch.items():
-            losses.append(nn.functional.cross_entropy(head(states[:, 1:]).transpose(1, 2), truth[name][:, cell]))
-        return torch.stack(losses).sum(), torch.stack(right).mean().item()
+        losses = [
+            nn.functional.cross_entropy(head(features).transpose(1, 2), truth[name][:, cell])
+            for name, head in self.patch.items()
+        ]
+        return torch.stack(losses).sum()
 
 
 def train_dino(work: Path, steps: int, batch_size: int = 64) -> Dinov2Model:
     torch.manual_seed(1)
-    model, heads = Dinov2Model(Dinov2Config(**_VISION, mlp_ratio=3, layerscale_value=0.1)), _Heads()
+    model, heads = Dinov2Model(Dinov2Config(**_VISION, mlp_ratio=3, layerscale_value=0.1)), _Heads(ENCODER_WIDTH)
 
     def loss_fn(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"dino-{step}")
         scenes = [random_scene(rng, "train") for _ in range(batch_size)]
         states = model(_normalised(drawn(scenes, rng))).last_hidden_state
-        loss, right = heads(states, _attributes(scenes))
+        truth = _attributes(scenes)
+        loss, right = heads.of_image(states[:, 0], truth)
+        loss = loss + heads.of_patches(states[:, 1:], truth)
         return loss, {"loss": loss.item(), "right": right}
 
     fit("dino", {"dino": model, "heads": heads}, loss_fn, steps=steps, lr=1e-3, work=work)
