@@ -17,6 +17,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -116,16 +117,19 @@ def _compare(settings: Settings, cell: Cell, rounds: int, trace: Path | None) ->
     else:
         found = {}
         for name in names:
-            # A process of its own for each: two of them do not fit into memory.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                found[name] = process.submit(_alone, settings, cell, name, rounds, trace).result()
+            found |= apart(settings, cell, [name], rounds, trace)
         # Variants that do not fit have no times and no memory.
         told |= {key: {name: each.get(key) for name, each in found.items()} for key in ("seconds", "memory")}
         told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", *OFF)}
         told |= {"profile": found["ours"].get("profile", {})}
-    h100 = settings.device == "cuda" and any(n in torch.cuda.get_device_name() for n in ("H100", "H200"))
-    told["peak"] = PUBLISHED_PEAK if h100 and settings.dtype == "bfloat16" else told["rate"]
+    name = torch.cuda.get_device_name() if settings.device == "cuda" and settings.dtype == "bfloat16" else ""
+    told["peak"] = peak_of(name, told["rate"])
     return told
+
+
+def peak_of(gpu: str, rate: float) -> float:
+    """FLOP/s of bfloat16 that MFU refers to: the published one or, of another device, what a large product reaches."""
+    return PUBLISHED_PEAK if any(name in gpu for name in ("H100", "H200")) else rate
 
 
 def _in_turns(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -> dict[str, Any]:
@@ -150,23 +154,39 @@ def _in_turns(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -
     }
 
 
-def _alone(settings: Settings, cell: Cell, variant: str, rounds: int, trace: Path | None) -> dict[str, Any]:
-    """One variant in this process: its memory, and its times after a step that does not count."""
-    device, told = torch.device(settings.device), {}
+def apart(
+    settings: Settings, cell: Cell, names: Sequence[str], rounds: int, trace: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Variant -> what was measured, in a process that has these alone; empty for one that does not fit."""
+    # The libraries take ten seconds to import: once, in the server that the processes are forked from.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.step"])
+    with ProcessPoolExecutor(1, context) as process:
+        return process.submit(_alone, settings, cell, names, rounds, trace).result()
+
+
+def _alone(
+    settings: Settings, cell: Cell, names: Sequence[str], rounds: int, trace: Path | None
+) -> dict[str, dict[str, Any]]:
+    """In this process: the memory of each variant, and its times after a step that does not count."""
+    device, found = torch.device(settings.device), {name: {} for name in names}
     try:
-        steps, off = prepare(settings.load(), cell, [variant], settings.engine, device, settings.dtype)
-        step = steps[variant]
-        with watch(device) as memory:
-            step()
-            seconds = [cost.wall for cost in in_turns({variant: step}, rounds)[variant]]
-        if settings.device == "cuda":
+        steps, off = prepare(settings.load(), cell, names, settings.engine, device, settings.dtype)
+        for name, step in steps.items():
+            with watch(device) as memory:
+                begun = time.perf_counter()
+                step()
+                first = time.perf_counter() - begun
+                seconds = [cost.wall for cost in in_turns({name: step}, rounds)[name]]
+            told = asdict(off) | {"first": first, "seconds": seconds, "memory": asdict(memory)}
             product, flop = _large_product(device, settings.dtype)
             told["rate"] = flop / min(cost.wall for cost in in_turns({"product": product}, 5)["product"])
-            if variant in OURS:
+            if name == "ours":
                 told["profile"] = shares(step, device, _timeline(trace, settings, cell))
+            found[name] = told
     except torch.OutOfMemoryError:
-        return {}
-    return told | asdict(off) | {"seconds": seconds, "memory": asdict(memory)}
+        pass
+    return found
 
 
 def _timeline(trace: Path | None, settings: Settings, cell: Cell) -> Path | None:

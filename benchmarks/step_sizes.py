@@ -194,7 +194,7 @@ def make_batch(size: Size, cell: Cell, token_px: int) -> Batch:
         image = [SPECIAL["image_token_id"]] * (images * grid[0] * grid[1])
         return text[:3] + image + text[3:]
 
-    prompts = _padded([row(length) for length in text_lengths(size, cell)], [grid] * images)
+    prompts = prompts_of([row(length) for length in text_lengths(size, cell)], [grid] * images)
     return Batch(
         task=cell.task,
         sample_ids=torch.arange(cell.samples),
@@ -209,7 +209,7 @@ def make_batch(size: Size, cell: Cell, token_px: int) -> Batch:
     )
 
 
-def _padded(rows: list[list[int]], grids: list[tuple[int, int]]) -> Prompts:
+def prompts_of(rows: list[list[int]], grids: list[tuple[int, int]]) -> Prompts:
     length = max(map(len, rows))
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
     mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])

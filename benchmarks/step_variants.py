@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unittest import mock
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from benchmarks.naive import Mask, NaiveModel, Way
 from benchmarks.step_sizes import Cell, Size, make_batch, make_model, make_run
+from wemmu import kernels
 from wemmu.config import StageRun
+from wemmu.config.schema import Kernels
 from wemmu.measuring.fake_world import fake_world
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
@@ -21,8 +23,19 @@ from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.training.build import make_engine
 from wemmu.types import Batch, Prefix
 
-# Whether layers are recomputed; the first is what the others are compared with.
-OURS = {"ours": False, "ours, checkpointing": True}
+
+@dataclass(frozen=True)
+class Own:
+    """Our step. checkpointing: whether layers are recomputed."""
+
+    checkpointing: bool = False
+    kernels: Kernels = field(default_factory=Kernels)
+
+
+# The first is what the others are compared with.
+OURS = {"ours": Own(), "ours, checkpointing": Own(checkpointing=True)}
+# On a GPU, what the kernels gain. Nothing can be given back its plain kernel, so it has a process of its own.
+PLAIN = {"ours, plain kernels": Own(kernels=Kernels(fused_norms=False, compile=False))}
 NAIVE = {
     "naive": Way(),
     "naive, no logits": Way(logits=False),
@@ -89,9 +102,9 @@ def prepare(
             else:
                 off.off = max(off.off, assert_equal(name, found, exact[way.mask]))
         steps |= _naive_steps(naive, run, batch, ways, device)
-    recompute = {name: OURS[name] for name in names if name in OURS}
-    if recompute:
-        steps |= _our_steps(model, run, batch, recompute, device)
+    own = {name: (OURS | PLAIN)[name] for name in names if name in OURS | PLAIN}
+    if own:
+        steps |= our_steps(model, run, batch, own, device)
     return {name: steps[name] for name in names}, off
 
 
@@ -173,10 +186,20 @@ def causal_pathway(model: WeMMU) -> Iterator[None]:
         yield
 
 
-def _our_steps(
-    model: WeMMU, run: StageRun, batch: Batch, recompute: dict[str, bool], device: torch.device
-) -> dict[str, Step]:
+def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.device) -> None:
+    """Give the model the kernels that training gives it."""
+    language = model.vlm.language_model
+    heads = language.config.hidden_size // language.config.num_attention_heads
+    chosen = kernels.choose(config, run.parallel.engine, device, getattr(torch, run.backbones.dtype), heads)
+    layers = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)
+    kernels.apply(chosen, type(language.norm), (language, model.bridge.pathway), layers)
+
+
+def our_steps(model: WeMMU, run: StageRun, batch: Batch, ways: dict[str, Own], device: torch.device) -> dict[str, Step]:
+    (config,) = {own.kernels for own in ways.values()}
+    run = run.model_copy(update={"kernels": config})
     model.freeze_all_but(run.stage.trains)
+    apply_kernels(model, config, run, device)
     loss, dit = FlowMatchingLoss(model, run), model.dit
     engine = make_engine(run, model, loss, ALONE, device)
     # Makes the moments, so that no step has to.
@@ -193,7 +216,7 @@ def _our_steps(
 
         return step
 
-    return {name: step_of(checkpointing) for name, checkpointing in recompute.items()}
+    return {name: step_of(own.checkpointing) for name, own in ways.items()}
 
 
 def _naive_steps(
@@ -233,7 +256,7 @@ def counted_flops(size: Size, cell: Cell, names: Iterable[str]) -> dict[str, flo
                 step()
                 found[name] = mode.flops - before
 
-        count(_our_steps(model, run, batch, {name: OURS[name] for name in names if name in OURS}, device))
+        count(our_steps(model, run, batch, {name: OURS[name] for name in names if name in OURS}, device))
         ways = {name: NAIVE[name] for name in names if name in NAIVE}
         count(_naive_steps(NaiveModel(model), run, batch, ways, device))
     return found

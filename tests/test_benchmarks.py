@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,8 +13,11 @@ import pytest
 import torch
 
 from benchmarks import step_variants
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import verdict
 from benchmarks.naive import Way
 from benchmarks.step_sizes import SIZES
+from wemmu.command_line import FINAL
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
@@ -160,3 +165,64 @@ def test_the_real_size_without_a_gpu_is_refused_with_what_can_be_done() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "needs a GPU; valid on the cpu: miniature, middle" in done.stderr
+
+
+def part(tmp_path: Path, script: str, limit: float = 60) -> verdict.Result:
+    rows = tmp_path / "part.jsonl"
+    start = f"from pathlib import Path; from benchmarks.gpu.verdict import *; f = Path({str(rows)!r}); "
+    return verdict.run_part("part", [sys.executable, "-c", start + script], rows, limit)
+
+
+def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: Path) -> None:
+    row = "write_row(f, within('a', 1e-7, 1e-6)); "
+    for folder in "123":
+        (tmp_path / folder).mkdir(exist_ok=True)
+    good = part(tmp_path / "1", row)
+    crashed = part(tmp_path / "2", row + "raise ValueError('no such kernel')")
+    begun = time.monotonic()
+    slow = part(tmp_path / "3", row + "import time; time.sleep(600)", limit=8)
+    assert time.monotonic() - begun < 300
+    assert [result.rows for result in (good, crashed, slow)] == [
+        [verdict.Row("a", "1.0e-07 (at most 1.0e-06)", "ok")]
+    ] * 3
+    assert [result.failed for result in (good, crashed, slow)] == [False, True, True]
+    assert "ValueError: no such kernel" in crashed.ended
+    assert slow.ended == "took more than 8 s and was stopped"
+    assert verdict.within("a", math.nan, 1.0).state == "off"
+    beyond = verdict.Result("b", 1.0, "done", [verdict.within("a", 2e-6, 1e-6), verdict.Row("c", "no NCCL", "cannot")])
+    assert beyond.failed
+    about = {"command": "x", "where": "here", "torch": "2", "commit": "abc"}
+    text = verdict.save(tmp_path, about, [good, crashed, beyond])
+    assert "**Verdict: not equal, or not finished: part, b**; 1 rows say what cannot be run here." in text
+    assert [one["failed"] for one in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True, True]
+
+
+GPU = [sys.executable, "-m", "benchmarks.gpu"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_gpu_benchmark_without_a_gpu_ends_with_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run([*GPU, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == FINAL
+    assert done.stderr.startswith("torch sees no GPU here; `--device cpu` runs the same code")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
+    """All of its code but the published sizes and what only a GPU has; compiling has a test in test_kernels.py."""
+    command = [*GPU, "--device", "cpu", "--steps", "4", "--minutes", "30", "--out", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"CXX": "/nowhere", "PATH": "/usr/sbin"})
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert [one["part"] for one in parts] == list(gpu.PARTS)
+    names = [row["name"] for one in parts for row in one["rows"]]
+    assert len(set(names)) == len(names) > 80
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none")
+@pytest.mark.parametrize("name", ["parity", "kernels", "zero3", "hybrid", "miniature"])
+def test_on_a_gpu(name: str, tmp_path: Path) -> None:
+    done = subprocess.run([*GPU, "--only", name, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

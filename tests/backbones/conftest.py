@@ -1,5 +1,5 @@
 """The fixtures `model` and `encoder`."""
 
-from tests.models.world import encoder
+from tests.models.fixtures import encoder
 
 __all__ = ["encoder"]

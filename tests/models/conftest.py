@@ -1,5 +1,5 @@
 """The fixtures `model` and `encoder`."""
 
-from tests.models.world import encoder, model
+from tests.models.fixtures import encoder, model
 
 __all__ = ["encoder", "model"]

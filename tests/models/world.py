@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,17 +24,6 @@ SMALL_HEAD = {"kind": "denoiser", "depth": 2, "width": 32, "heads": 2, "repeats"
 WORDS = ("a red circle", "two small blue squares above a green ring", "", "remove the triangle on the left")
 ANSWERS = ("yes", "two small blue squares at the top left", "a circle on the right", "no")
 INPUTS = dict.fromkeys(Task, 1) | {Task.T2I: 0, Task.UNCONDITIONAL: 0, Task.MULTI_EDIT: 2}
-
-
-@pytest.fixture(scope="session")
-def model(backbones: Backbones) -> WeMMU:
-    """The model, for tests that do not change it."""
-    return make_model(backbones)
-
-
-@pytest.fixture(scope="session")
-def encoder(backbones: Backbones) -> PromptEncoder:
-    return PromptEncoder(backbones.vlm)
 
 
 def make_model(backbones: Backbones, design: str = "noisy", vae_branch: bool = True) -> WeMMU:

@@ -1,5 +1,6 @@
 """Cases on which engines must agree: a stage's settings, a global batch a step, and what comes out of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,10 @@ from wemmu.types import LossFn
 ALL = ("vae_branch", "pathway", "position_mlp", "dit")
 T2I, EDIT, MULTI = Task.T2I, Task.EDIT, Task.MULTI_EDIT
 GLOBAL_BATCH = 4
+CPU = torch.device("cpu")
+# The bias of the keys of cross-attention adds the same to every score of a query, which softmax ignores: its gradient
+# is rounding. AdamW makes steps of full size of it, which change nothing.
+NO_GRADIENT = "attn2.to_k.bias"
 
 
 @dataclass(frozen=True)
@@ -119,21 +124,26 @@ class Outcome:
 MakeEngine = Callable[[nn.Module, LossFn, StageRun], Engine]
 
 
-def go(case: Case, backbones: Backbones, make: MakeEngine, rank: int = 0, world: int = 1) -> Outcome:
-    """Train a step for each of the case's tasks; tensors come as parts, see `portable`."""
+def go(
+    case: Case, backbones: Backbones, make: MakeEngine, rank: int = 0, world: int = 1, device: torch.device = CPU
+) -> Outcome:
+    """Train a step for each of the case's tasks on `device`, where `make` puts the model.
+
+    Tensors come as parts, see `portable`.
+    """
     model, encoder, outcome = case.model(backbones), PromptEncoder(backbones.vlm), Outcome()
     engine = make(model, case.loss(model), case.run)
     for step, task in enumerate(case.tasks):
         ids = [100 * step + i for i in range(GLOBAL_BATCH)]
         batches = micro_batches(encoder, ids, task, rank, world, case.accumulation)
-        losses = engine.accumulate(batches, step)
+        losses = engine.accumulate([batch.to(device) for batch in batches], step)
         outcome.losses.append(
             {i: v for b, one in zip(batches, losses, strict=True)
              for i, v in zip(b.sample_ids.tolist(), one.values.tolist(), strict=True)}
         )  # fmt: skip
         if step == 0:
             outcome.gradients = portable(engine.gradients())
-        outcome.norms.append(engine.step(1.0))
+        outcome.norms.append(float(engine.step(1.0)))
     state = engine.state()
     outcome.weights = portable(state.weights | {f"ema.{name}": tensor for name, tensor in state.ema.items()})
     return outcome
@@ -149,7 +159,10 @@ def single(case: Case, backbones: Backbones) -> Outcome:
 def portable(tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], list]]:
     """name -> (whole shape, [(offset, numpy array)])."""
     return {
-        name: (tuple(t.shape), [(offset, part.float().numpy().copy()) for offset, part in ShardedTensor.of(t).parts])
+        name: (
+            tuple(t.shape),
+            [(offset, part.float().cpu().numpy().copy()) for offset, part in ShardedTensor.of(t).parts],
+        )
         for name, t in tensors.items()
     }
 
@@ -184,6 +197,32 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor], floor: float)
     assert ours.keys() == theirs.keys()
     typical = max(float(t.square().mean().sqrt()) for t in theirs.values())
     return max(
-        (float((ours[n] - t).norm() / max(float(t.norm()), floor * typical * t.numel() ** 0.5)), n)
+        (
+            float(
+                ((ours[n] - t).norm() / max(float(t.norm()), floor * typical * t.numel() ** 0.5)).nan_to_num(math.inf)
+            ),
+            n,
+        )
         for n, t in theirs.items()
     )
+
+
+def distances(ours: Outcome, theirs: Outcome, floor: float = 1e-4) -> dict[str, tuple[float, str]]:
+    """How far `ours` is off `theirs`: losses, norms, gradients, weights -> (the largest relative distance, its place).
+
+    Parameters whose gradient is zero but for rounding are left out; see `difference` for the floor.
+    """
+    assert [one.keys() for one in ours.losses] == [one.keys() for one in theirs.losses]
+
+    def off(a: float, b: float) -> float:
+        relative = abs(a / b - 1)
+        return math.inf if math.isnan(relative) else relative
+
+    steps = enumerate(zip(ours.losses, theirs.losses, strict=True))
+    losses = [(off(one[i], other[i]), f"step {step}, sample {i}") for step, (one, other) in steps for i in other]
+    norms = [(off(a, b), f"step {step}") for step, (a, b) in enumerate(zip(ours.norms, theirs.norms, strict=True))]
+    found = {"losses": max(losses), "norms": max(norms)}
+    for part in ("gradients", "weights"):
+        real = {name: t for name, t in getattr(theirs, part).items() if not name.endswith(NO_GRADIENT)}
+        found[part] = difference({name: getattr(ours, part)[name] for name in real}, real, floor)
+    return found

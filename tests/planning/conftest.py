@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.models.world import encoder, model
+from tests.models.fixtures import encoder, model
 from tests.planning.worlds import in_this_process
 from wemmu.measuring.__main__ import measure
 from wemmu.planning import ask

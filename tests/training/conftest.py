@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.models.world import encoder, model
+from tests.models.fixtures import encoder, model
 
 __all__ = ["encoder", "model"]
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.fixtures import encoder, model
 from tests.models.flops import FlopCounter
-from tests.models.world import encoder, make_batch, model
+from tests.models.world import make_batch
 from tests.training.runs import make_run
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task

@@ -1,0 +1,136 @@
+"""Correct and fast on this GPU? One command, under ten minutes, on one GPU, without a network.
+
+    python -m benchmarks.gpu                         # all parts; writes benchmarks/results/gpu.{json,md}
+    python -m benchmarks.gpu --only parity,kernels
+    python -m benchmarks.gpu --device cpu            # the same code at the miniature's sizes
+
+Each part is a process of its own with a limit, so one that fails takes no other with it, and the results are written
+as each ends. Exit code 0: all within their bounds; 1: something is not, or did not finish; 78: there is no GPU.
+"""
+
+import os
+import shlex
+import sys
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from benchmarks.gpu import verdict
+from benchmarks.gpu.verdict import Result, Setting
+from benchmarks.measure import RESULTS, ROOT, Out
+from wemmu.command_line import FAILED, FINAL, USAGE, fail
+from wemmu.revision import revision
+
+
+class Part(NamedTuple):
+    """function: of a module of this package, from a Setting to rows, as it finds them. limit: seconds."""
+
+    help: str
+    module: str
+    function: str
+    limit: float
+
+
+PARTS = {
+    "parity": Part("losses and gradients of each recipe against the CPU's", "engines", "parity", 120),
+    "kernels": Part("each fused kernel and each compiled layer against the plain one", "kernels", "kernels", 120),
+    "zero3": Part("ZeRO-3 on one rank against the engine single", "engines", "zero3", 90),
+    "hybrid": Part("tensor layers and the pipeline, on two processes that share the GPU", "engines", "hybrid", 90),
+    "miniature": Part("a run of the launcher, killed and resumed; export and samples", "miniature", "miniature", 240),
+    "step": Part("time, memory and MFU of a step, ours and the naive one", "step", "steps", 300),
+    "sampling": Part("seconds for an image and memory, by steps of the solver", "step", "sampling", 60),
+}
+
+
+def main(
+    only: Annotated[str, typer.Option(metavar="PART,PART", help="these parts alone; see --list")] = "",
+    list_: Annotated[bool, typer.Option("--list", help="name the parts and stop")] = False,
+    device: Annotated[str, typer.Option(help="cuda; or cpu, to see that the code runs, at small sizes")] = "cuda",
+    steps: Annotated[int, typer.Option(min=4, help="training steps of the part miniature")] = 200,
+    minutes: Annotated[float, typer.Option(help="for all parts together; what is left then is not run")] = 9.5,
+    one: Annotated[str, typer.Option(hidden=True)] = "",
+    rows: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    out: Out = RESULTS,
+) -> None:
+    if list_:
+        print("\n".join(f"{name:10} {part.help}" for name, part in PARTS.items()))
+        return
+    names = only.split(",") if only else list(PARTS)
+    if wrong := [name for name in [*names, *([one] if one else [])] if name not in PARTS]:
+        fail(f"--only {only or one}: there is no part {wrong[0]!r}; valid: {', '.join(PARTS)}", USAGE)
+    if device not in ("cpu", "cuda"):
+        fail(f"--device {device} is unknown; valid: cuda, cpu", USAGE)
+    about = _about(device)
+    if one:
+        assert rows is not None, "the parent says where rows go"
+        _play(one, device, steps, rows)
+        return
+    results = _run(names, ["--device", device, "--steps", str(steps)], minutes, out, about)
+    print("\n" + verdict.table(about, results))
+    raise typer.Exit(FAILED if any(result.failed for result in results) else 0)
+
+
+def _play(name: str, device: str, steps: int, rows: Path) -> None:
+    """In the process of a part."""
+    function = getattr(import_module(f"benchmarks.gpu.{PARTS[name].module}"), PARTS[name].function)
+    with tempfile.TemporaryDirectory() as scratch:
+        for row in function(Setting(device, Path(scratch), steps)):
+            print(row, flush=True)
+            verdict.write_row(rows, row)
+
+
+def _run(names: list[str], options: list[str], minutes: float, out: Path, about: dict[str, Any]) -> list[Result]:
+    """Run the parts in order, each as long as its limit and the time left allow; write what is known after each."""
+    results, until = [Result(name, ended="not run yet") for name in names], time.monotonic() + 60 * minutes
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(names):
+            limit = min(PARTS[name].limit if "cuda" in options else 60 * minutes, until - time.monotonic())
+            results[number].ended = "not run: the time is up"
+            if limit > 0:
+                file = Path(folder) / f"{name}.jsonl"
+                command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--rows", str(file), *options]
+                results[number] = verdict.run_part(name, command, file, limit)
+            result = results[number]
+            print(f"{name}: {result.ended if result.failed else 'ok'}, {result.seconds:.0f} s", flush=True)
+            verdict.save(out, about, results)
+    return results
+
+
+def _about(device: str) -> dict[str, Any]:
+    """The command and where it runs. Ends the process if there is no GPU and one is meant."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        fail(
+            "torch sees no GPU here; `--device cpu` runs the same code at small sizes, which says nothing of a GPU",
+            FINAL,
+        )
+    found, libraries = revision(), {name: _version(name) for name in ("transformers", "diffusers", "deepspeed")}
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
+        "where": f"{torch.cuda.get_device_name()}, {cores} cores" if device == "cuda" else f"CPU, {cores} cores",
+        "torch": torch.__version__,
+        "libraries": libraries,
+        "python": sys.version.split()[0],
+        "commit": "unknown" if found is None else found.commit[:12] + (", with changes" if found.dirty else ""),
+        "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed as a package"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,159 @@
+"""A run of the miniature by the launcher: killed, resumed, compared with one that nobody disturbed; then used."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.engines import CASES, outcome
+from benchmarks.gpu.verdict import Row, Setting, within
+from benchmarks.measure import ROOT
+from wemmu.checkpoint.store import MOMENTS, WEIGHTS
+from wemmu.checkpoint.stored import StoredTensors
+from wemmu.config import dump, load_curriculum, load_stage
+from wemmu.config.checkpoints import MANIFEST, directory_name
+from wemmu.config.schema import Curriculum
+
+SOURCE = ROOT / "configs" / "shapes" / "curriculum.yaml"
+RECORDS = {"t2i": 1500, "reconstruction": 600, "unconditional": 100, "edit": 1500, "multi_edit": 10}
+PROMPT = "a red circle at the top left and a blue square at the bottom right"
+# The launcher measures the model first, which on two busy cores takes minutes.
+PATIENCE_S = 900.0
+
+
+def curriculum(folder: Path, steps: int) -> Curriculum:
+    """Stages 1 and 3 of the miniature, half of the steps each, with a checkpoint halfway through both."""
+    half, samples = steps // 2, json.dumps(RECORDS)
+    words = {
+        "data.shards": folder / "data",
+        "data.prepare.sources.0.samples": samples,
+        "logging.every": max(1, half // 10),
+        "logging.samples_every": half,
+        "logging.checkpoint_every": half // 2,
+        "logging.wandb": "disabled",
+        "evaluation.prompts": 0,
+        "stages.*.steps": half,
+        "stages.*.optimizer.warmup": 1,
+        "stages.*.optimizer.decay": 1,
+    }
+    found = load_curriculum(SOURCE, [f"{name}={value}" for name, value in words.items()])
+    return found.model_copy(update={"stages": (found.stages[0], found.stages[2])})
+
+
+def miniature(setting: Setting) -> Iterator[Row]:
+    """Rows of the run; a command that fails ends the part with its last lines."""
+    folder, file = setting.scratch, setting.scratch / "curriculum.yaml"
+    made = curriculum(folder, setting.steps)
+    dump(made, file)
+    where = {} if setting.real else {"CUDA_VISIBLE_DEVICES": ""}
+    seconds = command(where, "data_pipeline", "write", file, "--workers", "0")
+    yield Row("data", f"{sum(RECORDS.values())} records in {seconds:.0f} s")
+    # The launcher would look at the data again, with Ray.
+    dump(made.model_copy(update={"data": made.data.model_copy(update={"prepare": None})}), file)
+    first, whole = made.stages[0], ("launcher", "run", file, "--out", folder / "run")
+    middle = folder / "run" / first.name / "checkpoints" / directory_name(first.steps // 2) / MANIFEST
+    yield Row("killed", kill_at(middle, where, *whole))
+    yield Row("resumed, with the export", f"{command(where, *whole):.0f} s")
+    again = copied(folder / "run" / first.name, folder / "undisturbed" / first.name)
+    yield Row("undisturbed", f"{command(where, 'wemmu.train', again / 'config.yaml'):.0f} s")
+    last = Path("checkpoints") / directory_name(first.steps)
+    differ, worst = differing(folder / "run" / first.name / last, again / last)
+    yield Row(
+        "resumed and undisturbed", f"{differ or 'no'} tensors differ, by {worst:.1e} at most", "off" if differ else "ok"
+    )
+    if differ and setting.real:
+        yield from (Row("not deterministic", name) for name in not_deterministic(setting.device))
+    yield from speeds(folder / "run", made)
+    parity = json.loads((folder / "run" / "export" / "parity.json").read_text(encoding="utf-8"))
+    yield Row("export, read again and compared", ", ".join(sorted(parity)), "ok")
+    image = folder / "image.png"
+    options = ("--prompt", PROMPT, "--count", "4", "--device", setting.device)
+    seconds = command(where, "wemmu.sample", folder / "run" / "export", *options, "--out", image)
+    yield Row(
+        "sampling from the export", f"4 images, {seconds:.0f} s with the imports", "ok" if image.exists() else "off"
+    )
+
+
+def start(where: dict[str, str], log: Any, module: str, *arguments: object) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.Popen(words, cwd=ROOT, env=os.environ | where, stdout=log, stderr=subprocess.STDOUT)
+
+
+def command(where: dict[str, str], *words: object) -> float:
+    """Run `python -m WORDS`; seconds.
+
+    Raises:
+        CalledProcessError: if it fails.
+    """
+    begun = time.monotonic()
+    process = start(where, None, *words)  # type: ignore[arg-type]
+    if code := process.wait():
+        raise subprocess.CalledProcessError(code, [str(word) for word in words])
+    return time.monotonic() - begun
+
+
+def kill_at(file: Path, where: dict[str, str], *words: object) -> str:
+    """Start the launcher, and kill it and its trainer as soon as `file` is there; return where the trainer was."""
+    run = file.parents[3]
+    process, until = start(where, None, *words), time.monotonic() + PATIENCE_S  # type: ignore[arg-type]
+    while not file.exists() and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    assert file.exists(), f"the run ended, or took more than {PATIENCE_S:.0f} s, before {file} was there"
+    # The group of the trainer first: the launcher's end is a signal upon which it would save.
+    events = map(json.loads, (run / "ledger.jsonl").read_text(encoding="utf-8").splitlines())
+    trainer = [event["pid"] for event in events if event["event"] == "started"][-1]
+    os.killpg(trainer, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    lines = (file.parents[2] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return f"at step {max((json.loads(line)['step'] for line in lines), default=0)} or later, after {file.parent.name}"
+
+
+def copied(stage: Path, to: Path) -> Path:
+    """A folder of the same stage in which nothing has run."""
+    to.mkdir(parents=True)
+    dump(load_stage(stage / "config.yaml"), to / "config.yaml")
+    return to
+
+
+def differing(one: Path, other: Path) -> tuple[int, float]:
+    """How many tensors of two checkpoints differ, weights and moments, and by how much of their norm at most."""
+    stored, worst, count = [StoredTensors(path) for path in (one, other)], 0.0, 0
+    manifest = stored[0].manifest
+    parts = {WEIGHTS: list(manifest.tensors), **dict.fromkeys(MOMENTS, manifest.trained)}
+    for part, names in parts.items():
+        for name in names:
+            a, b = (each.read(name, part) for each in stored)
+            if not torch.equal(a, b):
+                count, worst = count + 1, max(worst, float((a - b).norm() / b.norm()))
+    return count, worst
+
+
+def not_deterministic(device: str) -> list[str]:
+    """What torch calls not deterministic in a step of each recipe."""
+    found: set[str] = set()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for case in CASES.values():
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            outcome(case, torch.device(device))
+        found |= {str(one.message).split(" does not have")[0] for one in told if "determin" in str(one.message)}
+    return sorted(found)
+
+
+def speeds(run: Path, made: Curriculum) -> Iterator[Row]:
+    """Seconds for a step of each stage, by its own record; loss at both ends."""
+    for stage in made.stages:
+        lines = map(json.loads, (run / stage.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        logged = [line for line in lines if "loss" in line]
+        passed = (logged[-1]["time"] - logged[-2]["time"]) / (logged[-1]["step"] - logged[-2]["step"])
+        yield within(f"{stage.name}: the last loss", logged[-1]["loss"], 10.0, f"first {logged[0]['loss']:.3g}")
+        yield Row(f"{stage.name}: a step", f"{1000 * passed:.0f} ms")

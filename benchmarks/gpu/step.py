@@ -1,0 +1,114 @@
+"""A step of ours and of the naive way, and sampling: at the published sizes on a GPU, else the miniature's."""
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.verdict import Row, Setting
+from benchmarks.measure import watch
+from benchmarks.step import Settings, apart, peak_of
+from benchmarks.step_sizes import FIRST_WORD, Cell, make_model, prompts_of
+from benchmarks.step_variants import PLAIN, counted_flops
+from wemmu.config.schema import Sampling
+from wemmu.config.task import Task
+from wemmu.sampling.request import GenerationRequest
+from wemmu.sampling.sampler import Sampler
+from wemmu.types import Prompts
+
+# Samples of a micro-batch of each cell that fill a GPU with this much memory, in GiB; a smaller one has the size's own.
+LARGE, SAMPLES = 120, (12, 8, 3, 2)
+ROUNDS = 7
+# Variants that fit into one process; those that are compared stand beside each other.
+GROUPS = (("ours", "ours, checkpointing"), ("naive",), tuple(PLAIN))
+GOAL, GOAL_EDIT = 0.40, 0.35
+SOLVER_STEPS = (10, 20, 30)
+
+
+def settings_of(setting: Setting) -> tuple[Settings, list[Cell]]:
+    size, dtype = ("real", "bfloat16") if setting.real else ("miniature", "float32")
+    settings = Settings(size, setting.device, dtype, "single", None, None)
+    cells = settings.cells()
+    if setting.real and torch.cuda.get_device_properties(0).total_memory > LARGE * 2**30:
+        cells = [cell.of(samples) for cell, samples in zip(cells, SAMPLES, strict=True)]
+    # Text to image first: if time ends, it ends on the rest.
+    return settings, sorted(cells, key=lambda cell: cell.task != Task.T2I)
+
+
+def steps(setting: Setting) -> Iterator[Row]:
+    """Every cell: ours with and without checkpointing, then the naive one, then ours with plain kernels."""
+    settings, cells = settings_of(setting)
+    rounds = ROUNDS if setting.real else 1
+    with ProcessPoolExecutor(len(cells) if setting.real else 1, multiprocessing.get_context("spawn")) as counting:
+        counted = [counting.submit(counted_flops, settings.load(), cell, ["ours"]) for cell in cells]
+        found: list[dict[str, dict[str, Any]]] = [{} for _ in cells]
+        for group in GROUPS:
+            for number, cell in enumerate(cells):
+                if not setting.real and group == tuple(PLAIN):
+                    continue
+                measured = apart(settings, cell, group, rounds)
+                found[number] |= measured
+                flops = counted[number].result()["ours"]
+                yield from (row(cell, name, one, flops, setting.real) for name, one in measured.items())
+                yield from ratios(cell, group, found[number])
+
+
+def row(cell: Cell, name: str, found: dict[str, Any], flops: float, real: bool) -> Row:
+    if not found:
+        return Row(f"{cell.name}: {name}", "does not fit into the memory", "cannot")
+    seconds, memory = median(found["seconds"]), found["memory"]
+    text = (
+        f"{1000 * seconds:.0f} ms (least {1000 * min(found['seconds']):.0f}), {cell.samples / seconds:.3g} samples/s, "
+        f"peak {memory['peak'] / 1024:.1f} GiB, first step {found['first']:.0f} s"
+    )
+    if real:
+        goal = GOAL if cell.task == Task.T2I else GOAL_EDIT
+        peak = peak_of(torch.cuda.get_device_name(), found["rate"])
+        mfu = flops / seconds / peak
+        told = f" (goal {goal:.0%})" if name == "ours" else ""
+        text += f", MFU {mfu:.1%}{told} of {peak / 1e12:.0f} TFLOP/s; a large product {found['rate'] / 1e12:.0f}"
+    if name == "ours":
+        text += "; " + ", ".join(f"{kind} {share:.0%}" for kind, share in found["profile"].items())
+    return Row(f"{cell.name}: {name}", text)
+
+
+def ratios(cell: Cell, group: Sequence[str], found: dict[str, dict[str, Any]]) -> Iterator[Row]:
+    """At equal checkpointing, of the naive step; without, of plain kernels."""
+    for name, against in (("naive", "ours, checkpointing"), (*PLAIN, "ours")):
+        if name in group and found[name] and found[against]:
+            ratio = median(found[name]["seconds"]) / median(found[against]["seconds"])
+            goal = " (goal 1.5)" if name == "naive" else ""
+            yield Row(f"{cell.name}: {name} / {against}", f"{ratio:.2f}{goal}")
+
+
+def sampling(setting: Setting) -> Iterator[Row]:
+    """An image of the largest resolution, text to image with guidance, by steps of the solver; random weights."""
+    settings, cells = settings_of(setting)
+    size, device, px = settings.load(), torch.device(setting.device), max(cell.px for cell in cells)
+    model = make_model(size, device, getattr(torch, settings.dtype)).eval()
+    generator = torch.Generator().manual_seed(2)
+    words = torch.randint(FIRST_WORD, 500, (size.text,), generator=generator).tolist()
+
+    def encoder(texts: Sequence[str], grids: Sequence[Any]) -> Prompts:
+        return prompts_of([words for _ in texts], [])
+
+    sampler = Sampler(model, encoder, 3.0, device=device)
+    request = GenerationRequest(Task.T2I, ["words"], torch.empty(1, 0, 3, px, px), (px, px), torch.tensor([0]))
+    draw(sampler, request, 2)
+    for steps_ in SOLVER_STEPS if setting.real else (2,):
+        with watch(device) as memory:
+            seconds = [draw(sampler, request, steps_) for _ in range(3)]
+        peak = f"{memory.peak / 1024:.1f} GiB at the peak, {memory.before / 1024:.1f} of them weights"
+        yield Row(f"an image of {px} px, {steps_} steps", f"{median(seconds):.3g} s, {peak}")
+
+
+def draw(sampler: Sampler, request: GenerationRequest, steps_: int) -> float:
+    begun = time.perf_counter()
+    image: Tensor = sampler(request, Sampling(steps=steps_))
+    assert bool(image.isfinite().all()), "the image has values that are not finite"
+    return time.perf_counter() - begun
