@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import write_run
 from tests.report.pages import Page
+from wemmu.evaluation.run_charts import reward_charts
 from wemmu.evaluation.run_record import ReportError
 from wemmu.evaluation.stage_page import SHEETS, write_page
 
@@ -107,3 +109,11 @@ def test_records_of_earlier_versions_have_a_page(tmp_path: Path):
 def test_a_folder_of_something_else_is_refused(tmp_path: Path):
     with pytest.raises(ReportError, match="is not the folder of a stage"):
         write_page(tmp_path)
+
+
+def test_what_learns_from_rewards_has_charts_of_them() -> None:
+    line = {"step": 1, "reward": 0.5, "reward/other": 0.4, "length": 9.0, "length/min": 3.0, "length/max": 12.0}
+    line |= {"entropy": 1.0, "time/rollout_s": 2.0, "time/reward_s": 3.0, "time/update_s": 1.0}
+    drawn = reward_charts(SimpleNamespace(metrics=[line, line | {"step": 2}]))
+    assert [chart.count("<i ") for chart in drawn] == [2, 3, 0, 3]
+    assert reward_charts(SimpleNamespace(metrics=[{"step": 1, "loss": 0.1}])) == []

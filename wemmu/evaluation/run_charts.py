@@ -66,7 +66,30 @@ def loss_charts(stage: StageRecord) -> list[Markup]:
         chart("loss by task", by_task, log=True),
         chart("loss by noise level t (1 is noise)", by_level, log=True),
         chart("gradient norm before clipping", [_curve(stage, "grad_norm")], log=True, level=clip),
+        *reward_charts(stage),
     ]
+
+
+def reward_charts(stage: StageRecord) -> list[Markup]:
+    """Chart rewards, lengths and times of captions that learn from rewards; none for other stages."""
+    recorded = dict.fromkeys(key for line in stage.metrics for key in line)
+    if "reward" not in recorded:
+        return []
+    charts = {
+        "reward, and what rewards nothing": {key: key.removeprefix("reward/") for key in recorded if _is_reward(key)},
+        "tokens of a caption": {"length/max": "longest", "length": "mean", "length/min": "shortest"},
+        "entropy of a token, nats": {"entropy": ""},
+        "seconds of a step": {f"time/{what}_s": what for what in ("rollout", "reward", "update")},
+    }
+    drawn = {title: zip(keys.items(), PALETTE, strict=False) for title, keys in charts.items()}
+    return [
+        chart(title, [_curve(stage, key, label, color) for (key, label), color in curves])
+        for title, curves in drawn.items()
+    ]
+
+
+def _is_reward(key: str) -> bool:
+    return key == "reward" or key.startswith("reward/")
 
 
 def share_charts(stage: StageRecord) -> list[Markup]:

@@ -128,8 +128,10 @@ def progress_line(stage: str, step: int, steps: int, values: dict[str, float], r
         for key, value in values.items()
         if key.startswith("loss/") and not key.startswith("loss/t_")
     )
-    mfu = f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
+    more = f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
+    # Of a policy the loss says nothing.
+    more += f"reward {values['reward']:.4f}  " if "reward" in values else ""
     return (
         f"{stage}  step {step}/{steps}  loss {values['loss']:.4f}  ({tasks})  {values['samples_per_s']:.0f} samples/s  "
-        f"{mfu}{duration(left)} left"
+        f"{more}{duration(left)} left"
     )
