@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import VLM
 from wemmu.recipes.staged import Staged
 from wemmu.recipes.wemmu.model import WeMMU
@@ -29,6 +30,11 @@ class UAE(Staged, VLM):
         if keep_reference:
             copied = deepcopy({"language_model": self.language_model, "lm_head": self.vlm.lm_head})
             self.reference = nn.ModuleDict(copied).requires_grad_(False)
+
+    @property
+    def vae(self) -> FrozenVAE:
+        """The generator's autoencoder."""
+        return self.generator.vae
 
     def train(self, mode: bool = True) -> "UAE":
         """Leave what is frozen in eval mode."""
