@@ -40,7 +40,8 @@ PROGRAMS = {
     "resume": Program("Go on with what is not finished of a run, here or on Slurm.", "launcher.cli", "resume"),
     "train": Program("Train one stage.", "wemmu.train"),
     "sample": Program("Generate images from a run or an exported model.", "wemmu.sample"),
-    "evaluate": Program("Score the newest checkpoint of a stage.", "wemmu.evaluate"),
+    "evaluate": Program("Score a stage or an export; with --benchmark on a benchmark.", "wemmu.evaluate"),
+    "compare": Program("Compare two result cards of a benchmark.", "wemmu.compare"),
     "export": Program("Convert weights: to a pipeline, or from DeepSpeed.", "tools.convert_ckpt"),
     "report": Program("Write the report of a run or the page of a stage.", "wemmu.report.__main__"),
 }

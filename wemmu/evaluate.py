@@ -1,23 +1,52 @@
-"""Score a stage's newest checkpoint: `wemmu evaluate RUN`. Writes RUN/STAGE/evaluation.json."""
+"""Score a model: `wemmu evaluate RUN` on the miniature's held-out requests, `--benchmark NAME` on a benchmark."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wemmu.command_line import Ema, UsageError, plainly, program, start
-from wemmu.config import load_stage
-from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
+from wemmu.config import StageRun, load_stage, load_stages
+from wemmu.config.benchmarks import OPTIONS, from_pairs, options
+from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from wemmu.evaluation.benchmark import BenchmarkRequest
+    from wemmu.evaluation.generation import Draw
 
 
 @plainly()
 def main(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="RUN (its newest finished stage) or RUN/STAGE.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="RUN (its newest finished stage) or RUN/STAGE; for a benchmark also an export, or a folder of images.",
+        ),
+    ],
     prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint; else the newest.")] = None,
     ema: Ema = None,
+    benchmark: Annotated[str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(OPTIONS)}.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of the benchmark, e.g. encoders.clip=DIR."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the benchmark's images and card.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STEP", help="Only `generate`, or only `score`.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
 ) -> None:
-    """Answer held-out requests with a trained stage and score them exactly."""
+    """Answer held-out requests with a trained stage and score them exactly, or run a benchmark."""
+    if benchmark is not None:
+        if only not in (None, "generate", "score"):
+            raise UsageError(f"--only {only} is no step; valid choices: generate, score")
+        _benchmark(source, benchmark, from_pairs(set_ or ()), checkpoint, ema, out, only, device)
+        return
+    if unused := [name for name, value in {"--set": set_, "--out": out, "--only": only}.items() if value]:
+        raise UsageError(f"{unused[0]} goes with --benchmark NAME; valid names: {', '.join(OPTIONS)}")
     folder = stage_folder(source)
     run = load_stage(folder / "config.yaml")
     number = prompts or run.evaluation.prompts
@@ -29,14 +58,12 @@ def main(
     import torch
 
     from wemmu.checkpoint.manifest import read_manifest
-    from wemmu.checkpoint.retention import latest
     from wemmu.evaluation.runner import evaluate, write_results
     from wemmu.training.build import load_trained
 
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    if (chosen := checkpoint or latest(folder / CHECKPOINTS)) is None:
-        raise no_checkpoint(folder)
+    chosen = _checkpoint(folder, checkpoint)
     manifest = read_manifest(chosen)
     made = load_trained(run, chosen, ema)
     averaged = run.stage.averages(ema)
@@ -45,6 +72,144 @@ def main(
     results = evaluate(made.respond, made.sampling(), run, number, folder)
     origin = {"directory": chosen.name, "stage": manifest.stage, "step": manifest.step, "ema": averaged}
     print(f"{run.stage.name}: scores in {write_results(results | {'checkpoint': origin}, folder)}", flush=True)
+
+
+def _checkpoint(folder: Path, given: Path | None) -> Path:
+    from wemmu.checkpoint.retention import latest
+
+    if (chosen := given or latest(folder / CHECKPOINTS)) is None:
+        raise no_checkpoint(folder)
+    return chosen
+
+
+def _benchmark(
+    source: Path,
+    name: str,
+    values: dict[str, Any],
+    checkpoint: Path | None,
+    ema: bool | None,
+    out: Path | None,
+    only: Any,
+    device: str | None,
+) -> None:
+    checked = options(name, values)
+    exported = (source / "model_index.json").is_file()
+    others = not exported and source.is_dir() and not (source / "config.yaml").is_file() and not load_stages(source)
+    if (exported or others) and (checkpoint or ema is not None):
+        raise UsageError(f"{source} is not a run, and only runs have checkpoints; leave out --checkpoint and --ema")
+    stage = None if exported or others else stage_folder(source)
+    run = None if stage is None else load_stage(stage / "config.yaml")
+    import torch
+
+    from wemmu.evaluation.run_benchmark import run_benchmark
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if run is not None and run.threads is not None:
+        torch.set_num_threads(run.threads)
+    opened: Any = source
+    if others:
+        described: dict[str, Any] = {"model": {"images": source.name}}
+        folder = out or source.with_name(f"{source.name}-{name}")
+    elif run is None or stage is None:
+        model: Any = _Export(source, place)
+        opened, described = model.open, model.settings()
+        folder = out or source.with_name(f"{source.name}-{name}")
+    else:
+        model = _Stage(run, _checkpoint(stage, checkpoint), ema, place)
+        opened, described = model.open, model.settings()
+        folder = out or stage / "benchmarks" / name
+    card = run_benchmark(name, checked, run, folder, opened, described, only)
+    if card is not None:
+        for title, one in card["scores"].items():
+            print(f"{title:32} {one['value']:8.4f}  [{one['low']:.4f}, {one['high']:.4f}]", flush=True)
+        print(f"{card['n']} images; card in {folder / 'card.json'}, page in {folder / 'index.html'}", flush=True)
+
+
+class _Stage:
+    """A stage's checkpoint as a model of benchmarks."""
+
+    def __init__(self, run: StageRun, checkpoint: Path, ema: bool | None, device: Any):
+        self.run, self.checkpoint, self.ema, self.device = run, checkpoint, ema, device
+
+    def settings(self) -> dict[str, Any]:
+        from wemmu.checkpoint.manifest import read_manifest
+        from wemmu.evaluation.card import sha256
+
+        manifest = read_manifest(self.checkpoint)
+        sampling = self.run.sampling
+        return {
+            "model": {
+                "stage": manifest.stage,
+                "step": manifest.step,
+                "checkpoint": sha256(self.checkpoint / MANIFEST),
+                "ema": self.run.stage.averages(self.ema),
+                "frozen": dict(manifest.frozen),
+            },
+            "sampling": sampling.model_dump(mode="json", exclude={"prompts", "seed"}) | {"solver": "euler"},
+            "resolution": self.run.stage.resolution,
+            "dtype": self.run.backbones.dtype,
+            "device": self.device.type,
+        }
+
+    def open(self) -> "Draw":
+        import torch
+
+        from wemmu.pixels import fitted
+        from wemmu.sampling.request import GenerationRequest
+        from wemmu.training.build import load_trained
+
+        made = load_trained(self.run, self.checkpoint, self.ema, self.device)
+
+        def draw(requests: Sequence["BenchmarkRequest"]) -> list["Image.Image"]:
+            size = requests[0].size or (self.run.stage.resolution, self.run.stage.resolution)
+            images = torch.stack([fitted(request.images, size) for request in requests])
+            seeds = torch.tensor([request.seed for request in requests])
+            texts = [request.text for request in requests]
+            return [r.image for r in made.respond(GenerationRequest(requests[0].task, texts, images, size, seeds))]
+
+        return draw
+
+
+class _Export:
+    """An exported pipeline as a model of benchmarks."""
+
+    def __init__(self, directory: Path, device: Any):
+        self.directory, self.device = directory, device
+
+    def settings(self) -> dict[str, Any]:
+        import json
+
+        from wemmu.published.identity import identity
+
+        # A checkpoint's hash: of the weights of every component.
+        parts = sorted({file.parent for file in self.directory.glob("*/*.safetensors")})
+        index = json.loads((self.directory / "model_index.json").read_text(encoding="utf-8"))
+        numbers = {name: value for name, value in index.items() if isinstance(value, int | float)}
+        return {
+            "model": {
+                "weights": {part.name: str(identity(part)) for part in parts if any(part.glob("*.safetensors*"))}
+            },
+            "sampling": numbers | {"solver": "scheduler"},
+            "resolution": index["resolution"],
+            # As `from_pretrained` loads it without `torch_dtype`.
+            "dtype": "float32",
+            "device": self.device.type,
+        }
+
+    def open(self) -> "Draw":
+        from wemmu.pipeline import WeMMUPipeline
+
+        pipe: Any = WeMMUPipeline.from_pretrained(self.directory)  # type: ignore[no-untyped-call]
+        pipe.to(self.device)
+        pipe.set_progress_bar_config(disable=True)
+
+        def draw(requests: Sequence["BenchmarkRequest"]) -> list["Image.Image"]:
+            height, width = requests[0].size or (None, None)
+            texts, images = [r.text for r in requests], [list(r.images) for r in requests]
+            seeds = [request.seed for request in requests]
+            return list(pipe(texts, image=images, height=height, width=width, seed=seeds).images)
+
+        return draw
 
 
 if __name__ == "__main__":

@@ -1,0 +1,145 @@
+"""The options of each benchmark: what it reads from disk and which judges it uses. docs/evaluation.md explains them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from wemmu.config.base import Config, LocalPath, Positive, Seed
+from wemmu.config.load import ConfigError
+from wemmu.config.task import Task
+
+Encoder = Literal["clip", "longclip", "dinov2", "dinov3"]
+
+
+class BenchmarkOptions(Config):
+    """seed: key of the noise of every request. batch: images generated at a time. resamples: of the bootstrap."""
+
+    seed: Seed = 0
+    batch: Positive = 16
+    resamples: Positive = 1000
+
+
+class ShapesOptions(BenchmarkOptions):
+    """The miniature's exact scores: `prompts` held-out requests of each task."""
+
+    prompts: Positive = 100
+    tasks: tuple[Task, ...] = (Task.T2I, Task.RECONSTRUCTION, Task.EDIT, Task.MULTI_EDIT)
+
+
+class FidelityOptions(BenchmarkOptions):
+    """Held-out records of a data set, without a judge. shards: else the run's. encoders: name -> folder, may be none.
+
+    records: at most so many of each stream. validation: how many records of a stream are held out, else the run's.
+    """
+
+    shards: LocalPath | None = None
+    validation: Positive | None = None
+    resolution: Positive | None = None
+    records: Positive = 100
+    tasks: tuple[Task, ...] = (Task.RECONSTRUCTION, Task.EDIT)
+    encoders: dict[str, LocalPath] = Field(default_factory=dict)
+
+
+class UnifiedBenchOptions(BenchmarkOptions):
+    """data: the folder of images. encoders: clip, longclip, dinov2, dinov3 -> folder; Unified-Score needs all four.
+
+    captions: a file of lines {"image": NAME, "caption": TEXT}; the model generates from the caption alone, which is the
+    benchmark. Without it the model reconstructs from the image, and the score is named so.
+    """
+
+    data: LocalPath
+    encoders: Annotated[dict[Encoder, LocalPath], Field(min_length=1)]
+    captions: LocalPath | None = None
+
+
+class GenEvalOptions(BenchmarkOptions):
+    """data: the folder with evaluation_metadata.jsonl and object_names.txt. detector: a Mask2Former; clip: for colours.
+
+    images: of each prompt.
+    """
+
+    data: LocalPath
+    detector: LocalPath
+    clip: LocalPath
+    images: Positive = 4
+
+
+class ServerOptions(Config):
+    """An OpenAI-compatible server. url: ends before /chat/completions. key_env: environment variable with the key.
+
+    cache: the file that keeps every answer. attempts: per question, with growing pauses.
+    """
+
+    url: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    cache: LocalPath = Path("judge-answers.jsonl")
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    attempts: Positive = 4
+    concurrent: Positive = 4
+    max_tokens: Positive = 1024
+
+
+class DPGOptions(BenchmarkOptions):
+    """data: the folder with dpg_bench.csv. images: of each prompt."""
+
+    data: LocalPath
+    judge: ServerOptions
+    images: Positive = 4
+
+
+class ImgEditOptions(BenchmarkOptions):
+    """data: the folder with basic_edit.json and prompts.json. images: the folder of the input images."""
+
+    data: LocalPath
+    images: LocalPath
+    judge: ServerOptions
+
+
+OPTIONS: dict[str, type[BenchmarkOptions]] = {
+    "shapes": ShapesOptions,
+    "fidelity": FidelityOptions,
+    "unified_bench": UnifiedBenchOptions,
+    "geneval": GenEvalOptions,
+}
+
+
+def options(name: str, values: Mapping[str, Any]) -> BenchmarkOptions:
+    """Return the checked options of a benchmark.
+
+    Raises:
+        ConfigError: for an unknown benchmark, or names every invalid option and the valid ones.
+    """
+    if name not in OPTIONS:
+        raise ConfigError(f"no benchmark is called {name!r}; valid choices: {', '.join(OPTIONS)}")
+    try:
+        return OPTIONS[name].model_validate(values)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        valid = ", ".join(OPTIONS[name].model_fields)
+        raise ConfigError(f"benchmark {name}: {'; '.join(found)}. Options (--set NAME=VALUE): {valid}") from error
+
+
+def from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`encoders.clip=DIR`, ... -> nested values, read as YAML.
+
+    Raises:
+        ConfigError: for a pair of another form.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"the option {pair!r} is not of the form NAME=VALUE")
+        *outer, last = name.split(".")
+        inside = found
+        for key in outer:
+            inside = inside.setdefault(key, {})
+        try:
+            inside[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the option {pair!r} has no value that YAML can read: {error}") from error
+    return found

@@ -1,0 +1,141 @@
+"""One protocol for all benchmarks: which images to generate, how to judge one, what the scores are."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from wemmu.config import ConfigError, StageRun
+from wemmu.config.benchmarks import OPTIONS
+from wemmu.config.task import Task
+from wemmu.sampling.request import task_of
+
+
+class BenchmarkError(ConfigError):
+    """A benchmark that cannot run or be compared; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """One image to generate.
+
+    key: its file's name without suffix, unique and stable. unit: requests of one unit are one draw of the bootstrap:
+    the images of one prompt. seed: the key of its noise. size: (height, width) px; None for the model's own.
+    facts: what the judge needs, of JSON's types.
+    """
+
+    key: str
+    text: str
+    category: str
+    unit: str
+    seed: int
+    images: tuple[Image.Image, ...] = ()
+    size: tuple[int, int] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.text, len(self.images))
+
+
+class Mark(NamedTuple):
+    """How one image was judged: measure -> value; None for what the judge could not say."""
+
+    key: str
+    category: str
+    unit: str
+    values: Mapping[str, float | None]
+
+
+class Judged(NamedTuple):
+    request: BenchmarkRequest
+    image: Image.Image
+
+
+class Benchmark(Protocol):
+    """A benchmark with its options; constructing it reads its files and loads no judge.
+
+    title: for people. repository: which one publishes its files, "" if it needs none.
+    """
+
+    title: str
+    repository: str
+
+    def __init__(self, options: Any, run: StageRun | None) -> None:
+        """run: the config of the stage that is scored; None for an export.
+
+        Raises:
+            BenchmarkError: for missing or invalid files; names the repository that has them.
+        """
+        ...
+
+    def files(self) -> Mapping[str, Path]:
+        """Name -> a published file that was read; its hash goes into the card."""
+        ...
+
+    def requests(self) -> Sequence[BenchmarkRequest]: ...
+
+    def adopt(self, folder: Path) -> Mapping[str, Path]:
+        """Return key -> image of a folder that another program wrote in the published layout.
+
+        Raises:
+            BenchmarkError: if images are missing.
+        """
+        ...
+
+    def judges(self) -> Mapping[str, Any]:
+        """Return who judges, with versions or hashes, for the card."""
+        ...
+
+    def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
+        """Yield measure -> value of each image, in order."""
+        ...
+
+    @staticmethod
+    def headline(marks: Sequence[Mark]) -> dict[str, float]:
+        """Return name -> score over all marks, the most important first; what cannot be computed is left out."""
+        ...
+
+
+def benchmark_class(name: str) -> type[Benchmark]:
+    """Return the class of a benchmark.
+
+    Raises:
+        BenchmarkError: for an unknown name.
+    """
+    if name not in OPTIONS:
+        raise BenchmarkError(f"no benchmark is called {name!r}; valid choices: {', '.join(OPTIONS)}")
+    found: type[Benchmark] = import_module(f"wemmu.evaluation.{name}.benchmark").BENCHMARK
+    return found
+
+
+def adopt_by_key(folder: Path, requests: Sequence[BenchmarkRequest]) -> dict[str, Path]:
+    """Return key -> KEY.png; raises BenchmarkError if images are missing."""
+    return adopted({request.key: folder / f"{request.key}.png" for request in requests})
+
+
+def adopted(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Return these files; raises BenchmarkError if some are missing."""
+    if missing := [file for file in files.values() if not file.is_file()]:
+        raise BenchmarkError(f"{len(missing)} of {len(files)} images are missing, the first is {missing[0]}")
+    return dict(files)
+
+
+def mean_of(marks: Iterable[Mark], measure: str) -> float | None:
+    """Return the mean of a measure over the marks that have it; None if none has."""
+    values = [value for mark in marks if (value := mark.values.get(measure)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def published(folder: Path, name: str, repository: str) -> Path:
+    """Return a published file.
+
+    Raises:
+        BenchmarkError: if it is missing; names the repository that has it.
+    """
+    if not (folder / name).is_file():
+        raise BenchmarkError(f"{folder / name} is missing; {repository} publishes it: put it there as it is")
+    return folder / name

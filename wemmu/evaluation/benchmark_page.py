@@ -1,0 +1,63 @@
+"""The page of a result card: scores, settings, and the first images of every category."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wemmu.config.base import leaves
+from wemmu.config.files import replace_text
+from wemmu.evaluation.benchmark import Mark
+from wemmu.evaluation.generation import IMAGES, INPUTS
+from wemmu.jsonlines import read_lines
+from wemmu.report import page as kit
+
+PAGE = "index.html"
+# Images of each category on the page: always the first ones.
+SHOWN = 8
+
+
+def write_page(folder: Path, card: Mapping[str, Any], marks: Sequence[Mark]) -> Path:
+    """Write FOLDER/index.html and return its path."""
+    scores = [
+        (name, f"{one['value']:.4g}", f"{one['low']:.4g} – {one['high']:.4g}") for name, one in card["scores"].items()
+    ]
+    columns = ("Score", ">Value", ">95 % interval")
+    first = next(iter(scores), ("", "no score", ""))
+    lead = f"{first[0]} {first[1]} on {card['n']} images of {card['units']} requests."
+    failed = f"{card['failures']} images could not be judged; they are left out of the scores."
+    facts = {
+        name: value
+        for part in ("settings", "files", "judges", "commit")
+        for name, value in leaves(card[part] or "unknown", part)
+    }
+    blocks: list[kit.Block] = [
+        kit.Text(lead, "lead"),
+        kit.Notes("Not judged", [failed] if card["failures"] else []),
+        kit.Section("Scores", [kit.Table("", columns, scores)]),
+        kit.Section("Images", _galleries(folder, marks)),
+        kit.Section("How they were made", [kit.pairs(facts)]),
+    ]
+    page = kit.Page(f"{card['title']}: result card", f"Written {kit.now()}", blocks)
+    replace_text(folder / PAGE, kit.html(page))
+    return folder / PAGE
+
+
+def _galleries(folder: Path, marks: Sequence[Mark]) -> list[kit.Block]:
+    requests = {line["key"]: line for line in read_lines(folder / "requests.jsonl")}
+    shown: list[kit.Block] = []
+    for category in dict.fromkeys(mark.category for mark in marks):
+        own = [mark for mark in marks if mark.category == category][:SHOWN]
+        figures = [_figure(folder, mark, requests.get(mark.key, {})) for mark in own]
+        shown.append(kit.Gallery("figures", [f for f in figures if f is not None], category))
+    return shown
+
+
+def _figure(folder: Path, mark: Mark, request: Mapping[str, Any]) -> kit.Figure | None:
+    made = folder / IMAGES / f"{mark.key}.png"
+    if not made.is_file():
+        return None
+    inputs = [folder / INPUTS / f"{mark.key}_{n}.png" for n in range(request.get("inputs", 0))]
+    given = [kit.image(file.read_bytes(), "input", "small") for file in inputs if file.is_file()]
+    images = [*given, *(kit.ARROW if given else []), kit.image(made.read_bytes(), "generated")]
+    values = ", ".join(f"{n} {'not judged' if v is None else format(v, '.3g')}" for n, v in mark.values.items())
+    return kit.Figure(images, request.get("text") or "reconstruction", values)

@@ -1,0 +1,137 @@
+"""Fidelity: how near generated images are to the targets of held-out records, and what edits leave alone."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wemmu.backbones.encoders import ImageEncoder, cosine, load_encoder
+from wemmu.config import StageRun
+from wemmu.config.benchmarks import FidelityOptions
+from wemmu.config.schema import Data
+from wemmu.config.shards import DATASET_FILE
+from wemmu.config.task import Task
+from wemmu.data.streams import open_held_out
+from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopt_by_key, mean_of
+from wemmu.evaluation.fidelity.measures import closer_to_target, identity, psnr, unasked
+from wemmu.pixels import to_images, to_pixels
+from wemmu.published.check import check
+from wemmu.published.known import ENCODER
+
+
+class Fidelity:
+    """See `wemmu.evaluation.benchmark.Benchmark`. LPIPS is left out: no maintained package has it with safe weights."""
+
+    title = "Fidelity"
+    repository = ""
+
+    def __init__(self, options: FidelityOptions, run: StageRun | None) -> None:
+        data, self._resolution = _data(options, run), options.resolution or (run.stage.resolution if run else None)
+        if invalid := set(options.tasks) - {Task.RECONSTRUCTION, Task.EDIT, Task.MULTI_EDIT}:
+            raise BenchmarkError(f"fidelity has no target for {', '.join(invalid)}; valid: reconstruction, edit, ...")
+        if self._resolution is None:
+            raise BenchmarkError("fidelity of an export needs the data set's resolution: --set resolution=PX")
+        self._file = data.shards / DATASET_FILE
+        # Before anything is generated.
+        for folder in options.encoders.values():
+            check(folder, ENCODER)
+        self._directories, self._encoders = dict(options.encoders), dict[str, ImageEncoder]()
+        self._targets: dict[str, Tensor] = {}
+        self._requests: list[BenchmarkRequest] = []
+        for stream, places in open_held_out(data, options.tasks, self._resolution):
+            for place in places[: options.records]:
+                record = stream[place]
+                key = f"{stream.settings.task}_{hashlib.sha256(record.id.encode()).hexdigest()[:16]}"
+                if key in self._targets:
+                    continue
+                self._targets[key] = record.target.float() / 255
+                seed = int.from_bytes(hashlib.sha256(f"{options.seed}/{record.id}".encode()).digest()[:7])
+                images = tuple(_image(image.float() / 255) for image in record.images)
+                size = (stream.settings.height, stream.settings.width)
+                category = str(stream.settings.task)
+                self._requests.append(BenchmarkRequest(key, record.prompt, category, key, seed, images, size))
+
+    def files(self) -> Mapping[str, Path]:
+        return {DATASET_FILE: self._file}
+
+    def requests(self) -> list[BenchmarkRequest]:
+        return self._requests
+
+    def adopt(self, folder: Path) -> Mapping[str, Path]:
+        return adopt_by_key(folder, self.requests())
+
+    def judges(self) -> Mapping[str, Any]:
+        return {name: encoder.report.sha256 for name, encoder in self._loaded().items()}
+
+    def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
+        for request, image in images:
+            output, target = _tensor(image), self._targets[request.key]
+            if output.shape != target.shape:
+                raise BenchmarkError(f"{request.key}.png is {image.size}, its target is {tuple(target.shape[1:])}")
+            values: dict[str, float | None] = {"psnr": psnr(output, target)}
+            for name, encoder in self._loaded().items():
+                with torch.no_grad():
+                    values[name] = cosine(*encoder.embed(torch.stack([output, target]))).item()
+            if request.task is Task.EDIT:
+                source = _tensor(request.images[0])
+                mask = unasked(source, target)
+                # An edit of everything leaves nothing to keep; it has no such measure, which is no failure.
+                edit = {
+                    "identity": identity(source, output, mask),
+                    "unasked psnr": psnr(source, output, mask),
+                    "follows": closer_to_target(source, target, output),
+                }
+                values |= {name: value for name, value in edit.items() if value is not None}
+            yield values
+
+    @staticmethod
+    def headline(marks: Sequence[Mark]) -> dict[str, float]:
+        """The mean PSNR over the tasks, then TASK/MEASURE; encoders by the names in the options."""
+        found: dict[str, float] = {}
+        for category in dict.fromkeys(mark.category for mark in marks):
+            own = [mark for mark in marks if mark.category == category]
+            for measure in dict.fromkeys(measure for mark in own for measure in mark.values):
+                if (value := mean_of(own, measure)) is not None:
+                    found[f"{category}/{measure}"] = value
+        pixels = [value for name, value in found.items() if name.endswith("/psnr")]
+        return {"psnr": sum(pixels) / len(pixels), **found}
+
+    def _loaded(self) -> dict[str, ImageEncoder]:
+        if not self._encoders:
+            self._encoders = {name: load_encoder(folder, name=name) for name, folder in self._directories.items()}
+        return self._encoders
+
+
+def _data(options: FidelityOptions, run: StageRun | None) -> Data:
+    """Return the data set and how many of its records are held out.
+
+    Raises:
+        BenchmarkError: if the run has trained on all records, or nothing says which data set.
+    """
+    if options.shards is not None:
+        return Data(shards=options.shards, validation=options.validation or options.records)
+    if run is None:
+        raise BenchmarkError("fidelity of an export needs a data set: --set shards=DIR")
+    if options.validation is not None:
+        raise BenchmarkError("validation goes with shards=DIR; of its own data set a run has fixed what it holds out")
+    if not run.data.validation:
+        raise BenchmarkError(
+            f"{run.stage.name} trained on every record of {run.data.shards}: its data.validation is 0. Set it before "
+            "training, or score another data set: --set shards=DIR"
+        )
+    return run.data
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    return to_images(pixels[None] * 2 - 1)[0]
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return (to_pixels([image])[0] + 1) / 2
+
+
+BENCHMARK = Fidelity

@@ -1,0 +1,123 @@
+"""Generates the images of a benchmark and keeps them: resumable, and split over ranks.
+
+FOLDER/settings.json   what the images depend on; other settings need another folder
+FOLDER/requests.jsonl  key, text, seed, category and unit of every request
+FOLDER/inputs/         input images, KEY_N.png
+FOLDER/images/         generated images, KEY.png, written by rename
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from wemmu.config.base import differences
+from wemmu.config.files import replace_text
+from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest
+
+SETTINGS, REQUESTS, INPUTS, IMAGES = "settings.json", "requests.jsonl", "inputs", "images"
+# Generates the images of requests that have one task, number of inputs and size.
+Draw = Callable[[Sequence[BenchmarkRequest]], list[Image.Image]]
+
+
+def prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Mapping[str, Any]) -> None:
+    """Write the settings and the requests; all ranks may call it.
+
+    Raises:
+        BenchmarkError: if the folder holds images of other settings or of other requests.
+    """
+    settings = json.loads(json.dumps(settings))
+    keys = [request.key for request in requests]
+    assert len(set(keys)) == len(keys), "keys are unique"
+    file = folder / SETTINGS
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if changes := [f"{name} was {a!r} and is {b!r}" for name, a, b in differences(before, settings)]:
+            raise BenchmarkError(
+                f"{folder} holds images of other settings ({'; '.join(changes[:4])}); give another --out, or delete it"
+            )
+    for name in (INPUTS, IMAGES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"key": r.key, "text": r.text, "seed": r.seed, "category": r.category, "unit": r.unit, "inputs": len(r.images)}
+        for r in requests
+    ]
+    # Names of their own: several ranks may write them at once.
+    _replace(folder / REQUESTS, "".join(json.dumps(line) + "\n" for line in lines))
+    _replace(file, json.dumps(settings, indent=1))
+
+
+def generate(
+    folder: Path, requests: Sequence[BenchmarkRequest], draw: Draw, batch: int, rank: int = 0, world: int = 1
+) -> int:
+    """Generate the missing images of this rank's share of the requests; return how many."""
+    mine = missing(folder, requests[rank::world])
+    begun, done = time.monotonic(), 0
+    for several in _batches(mine, batch):
+        for request, image in zip(several, draw(several), strict=True):
+            _save_inputs(folder, request)
+            _save(image, folder / IMAGES / f"{request.key}.png")
+        done += len(several)
+        left = (time.monotonic() - begun) / done * (len(mine) - done)
+        print(f"generated {done}/{len(mine)}, {left / 60:.1f} min left", flush=True)
+    return done
+
+
+def missing(folder: Path, requests: Sequence[BenchmarkRequest]) -> list[BenchmarkRequest]:
+    """Return the requests without an image."""
+    return [request for request in requests if not (folder / IMAGES / f"{request.key}.png").is_file()]
+
+
+def adopt(folder: Path, requests: Sequence[BenchmarkRequest], files: Mapping[str, Path]) -> None:
+    """Copy images that another program generated, key -> file, to where generated ones are."""
+    for request in missing(folder, requests):
+        _save_inputs(folder, request)
+        with Image.open(files[request.key]) as image:
+            _save(image.convert("RGB"), folder / IMAGES / f"{request.key}.png")
+
+
+def load(folder: Path, requests: Sequence[BenchmarkRequest]) -> Iterator[tuple[BenchmarkRequest, Image.Image]]:
+    """Yield each request with its generated image.
+
+    Raises:
+        BenchmarkError: if images are missing.
+    """
+    if lacking := missing(folder, requests):
+        raise BenchmarkError(
+            f"{folder / IMAGES} lacks {len(lacking)} of {len(requests)} images, the first is {lacking[0].key}.png; "
+            "generate them first: the same command without --only score goes on where it stopped"
+        )
+    for request in requests:
+        with Image.open(folder / IMAGES / f"{request.key}.png") as image:
+            yield request, image.convert("RGB")
+
+
+def _batches(requests: Sequence[BenchmarkRequest], size: int) -> Iterator[list[BenchmarkRequest]]:
+    """Group requests by task, number of inputs and size of the image."""
+    groups: dict[Any, list[BenchmarkRequest]] = {}
+    for request in requests:
+        groups.setdefault((request.task, len(request.images), request.size), []).append(request)
+    for group in groups.values():
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _save_inputs(folder: Path, request: BenchmarkRequest) -> None:
+    for number, image in enumerate(request.images):
+        _save(image, folder / INPUTS / f"{request.key}_{number}.png")
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    aside = file.with_name(f"{file.stem}.{os.getpid()}.tmp.png")
+    image.save(aside)
+    os.replace(aside, file)
+
+
+def _replace(file: Path, text: str) -> None:
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        aside = file.with_name(f"{file.name}.{os.getpid()}")
+        replace_text(aside, text)
+        os.replace(aside, file)

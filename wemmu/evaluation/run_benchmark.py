@@ -1,0 +1,60 @@
+"""Runs one benchmark: generates what is missing, scores everything, writes the card and its page."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from wemmu.config import StageRun
+from wemmu.config.benchmarks import BenchmarkOptions
+from wemmu.evaluation.benchmark import Judged, Mark, benchmark_class
+from wemmu.evaluation.benchmark_page import write_page
+from wemmu.evaluation.card import write_card
+from wemmu.evaluation.generation import Draw, adopt, generate, load, missing, prepare
+
+Only = Literal["generate", "score"]
+
+
+def run_benchmark(
+    name: str,
+    options: BenchmarkOptions,
+    run: StageRun | None,
+    folder: Path,
+    open_model: Callable[[], Draw] | Path,
+    settings: Mapping[str, Any],
+    only: Only | None = None,
+) -> dict[str, Any] | None:
+    """Run a benchmark in `folder`; return the card, None if this process only generates.
+
+    open_model: loads the model; not called if nothing is missing. Or a folder of images that another program wrote in
+    the benchmark's published layout. settings: what the images depend on.
+    """
+    benchmark = benchmark_class(name)(options, run)
+    requests = benchmark.requests()
+    rank, world = share()
+    settings = {**settings, "seed": options.seed}
+    prepare(folder, requests, settings)
+    if isinstance(open_model, Path):
+        adopt(folder, requests, benchmark.adopt(open_model))
+    elif only != "score" and missing(folder, requests[rank::world]):
+        generate(folder, requests, open_model(), options.batch, rank, world)
+    if only == "generate" or world > 1:
+        print(f"{folder} holds the images of rank {rank} of {world}; `--only score` scores all of them", flush=True)
+        return None
+    judged = (Judged(request, image) for request, image in load(folder, requests))
+    marks = []
+    for request, values in zip(requests, benchmark.judge(judged), strict=True):
+        marks.append(Mark(request.key, request.category, request.unit, values))
+        if len(marks) % 100 == 0 or len(marks) == len(requests):
+            print(f"judged {len(marks)}/{len(requests)}", flush=True)
+    card = write_card(folder, name, benchmark, marks, settings, options.resamples)
+    write_page(folder, card, marks)
+    return card
+
+
+def share() -> tuple[int, int]:
+    """Return rank and world of this process: of torchrun or Slurm's srun, else alone."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and world in os.environ:
+            return int(os.environ[rank]), int(os.environ[world])
+    return 0, 1

@@ -1,0 +1,1 @@
+"""The miniature's own benchmark: held-out requests, scored exactly."""
