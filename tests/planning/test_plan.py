@@ -17,6 +17,7 @@ from wemmu.measuring.__main__ import measure
 from wemmu.planning import ask as asking
 from wemmu.planning.ask import Item, PlanError, ask, configs_of
 from wemmu.planning.plan import GPUS, Assumptions, Machine, above_memory, check_degrees, parameters_of, plan
+from wemmu.planning.tables import _gpu
 from wemmu.readable import human
 
 
@@ -53,7 +54,12 @@ def test_a_stage_is_flagged_exactly_where_it_exceeds_the_gpu(backbones: Backbone
 
     def flagged(room: float, checkpointing: bool = False) -> list[str]:
         monkeypatch.setitem(GPUS, "h100", replace(GPUS["h100"], memory=room))
-        return above_memory(replace(planned, checkpointing=checkpointing))
+        told = replace(planned, checkpointing=checkpointing)
+        # The table marks the peak of what the curriculum asks for, and no other.
+        peaks = {row[0]: "(!)" in row[1] for row in _gpu(told) if row[0].startswith("GPU peak")}
+        assert peaks.pop("GPU peak, checkpointing" if checkpointing else "GPU peak") == bool(above_memory(told))
+        assert not any(peaks.values())
+        return above_memory(told)
 
     assert flagged(kept) == flagged(again, checkpointing=True) == []
     assert re.match(r"stage1 needs .*; with memory.checkpointing: true it is", *flagged(kept - 1))

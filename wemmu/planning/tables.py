@@ -64,14 +64,14 @@ def _work(plan: Plan) -> Iterator[list[str]]:
 def _gpu(plan: Plan) -> Iterator[list[str]]:
     stages, room = plan.stages, GPUS[plan.machine.gpu].memory
 
-    def fits(total: float) -> str:
-        return human(total, "B") + ("" if total <= room else " (!)")
+    def fits(total: float, configured: bool) -> str:
+        return human(total, "B") + (" (!)" if configured and total > room else "")
 
     yield [f"[b]GPU of a rank, {human(room, 'B')}"]
     for name in stages[0].gpu_memory:
         yield [name, *(human(s.gpu_memory[name], "B") for s in stages)]
-    yield ["GPU peak", *(fits(s.gpu_total) for s in stages)]
-    yield ["GPU peak, checkpointing", *(fits(s.gpu_total_checkpointed) for s in stages)]
+    yield ["GPU peak", *(fits(s.gpu_total, not plan.checkpointing) for s in stages)]
+    yield ["GPU peak, checkpointing", *(fits(s.gpu_total_checkpointed, plan.checkpointing) for s in stages)]
 
 
 def _host(plan: Plan) -> Iterator[list[str]]:
