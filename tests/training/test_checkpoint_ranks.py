@@ -19,7 +19,7 @@ from wemmu.checkpoint.saver import Saver
 WORLDS = (1, 2, 4)
 NAME = store.directory_name(STEP)
 # Of the rank itself, or as the others hear of it.
-DEATH = "died without a word|Connection (reset|closed) by peer"
+DEATH = "killed by SIGKILL|Connection (reset|closed) by peer"
 
 
 @pytest.fixture(scope="module")
