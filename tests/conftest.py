@@ -1,6 +1,7 @@
 """Shared fixtures: tiny backbones with random weights, in the real classes and the published layout."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransf
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.measuring import in_forks
 from wemmu.config.schema import Backbones
+from wemmu.planning import ask
 from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
 from wemmu.shapes.processor import save_processor, special_ids
 
@@ -38,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those on Slurm first, which mostly wait, then files with slow tests: neither worker shall wait for them alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.path not in slow))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_measuring() -> Iterator[None]:
+    """What a test of this process measures of a model costs no new process that imports torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ask, "_child", in_forks)
+        yield
 
 
 @pytest.fixture(scope="session")

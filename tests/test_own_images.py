@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
+from wemmu import plan
+from wemmu.command_line import program
 from wemmu.config import load_curriculum
+from wemmu.planning.plan import parameters_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/own-images.md").read_text()
@@ -74,12 +78,27 @@ def test_the_commands_of_the_page_run(listed: Path) -> None:
     assert Image.open(listed / "ball.png").tobytes() == Image.open(listed / "exported.png").tobytes()
 
 
-def test_the_lines_for_a_gpu_make_a_plan(tmp_path: Path) -> None:
+@pytest.fixture
+def for_gpu(tmp_path: Path) -> Path:
+    """The config with its lines for a GPU."""
     text, number = re.subn(r"^( *\w+: ).*?  # GPU: (.*)$", r"\1\2", CONFIG.read_text(), flags=re.M)
     assert number == 7
     (tmp_path / "gpu.yaml").write_text(text)
-    (stage,) = load_curriculum(tmp_path / "gpu.yaml").stages
+    return tmp_path / "gpu.yaml"
+
+
+def test_the_lines_for_a_gpu_make_a_model(for_gpu: Path) -> None:
+    curriculum = load_curriculum(for_gpu)
+    (stage,) = curriculum.stages
     assert stage.start is None
     assert "dit" not in stage.trains
-    # It computes the published sizes, and refuses a resolution that the position table cannot hold.
-    typed(tmp_path, sys.executable, "-m", "wemmu", "plan", "gpu.yaml")
+    # The published sizes.
+    assert parameters_of(curriculum)["parts"]["dit"] > 1e9
+
+
+@pytest.mark.slow
+def test_the_lines_for_a_gpu_make_a_plan(for_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which refuses a resolution that the position table cannot hold."""
+    monkeypatch.chdir(for_gpu.parent)
+    done = CliRunner().invoke(program(plan.main), [for_gpu.name])
+    assert done.exit_code == 0, done.output
