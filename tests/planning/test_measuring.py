@@ -138,6 +138,22 @@ def test_a_step_grows_linearly_with_its_samples(backbones: Backbones):
     assert max(expected["peaks"].values()) == pytest.approx(max(three["peaks"].values()), rel=0.02)
 
 
+def test_views_have_the_strides_of_real_tensors():
+    def packed() -> list[Tensor]:
+        """As the output of Qwen-Image becomes an image; of one sample, whether `flatten` copies depends on strides."""
+        tokens = torch.empty(1, 4, 64).transpose(1, 2).unflatten(2, (2, 2))
+        image = nn.functional.pixel_shuffle(tokens, 2)
+        return [tokens, image, image.flatten(1)]
+
+    def seen(tensors: list[Tensor]) -> list[object]:
+        *_, image, flat = tensors
+        return [*(x.stride() for x in tensors), flat.untyped_storage()._cdata == image.untyped_storage()._cdata]
+
+    with fake_world():
+        without_numbers = [seen(packed()) for _ in range(2)]
+    assert without_numbers == [seen(packed())] * 2
+
+
 def test_what_operators_return_is_the_same_from_memory_as_from_torch(
     backbones: Backbones, monkeypatch: pytest.MonkeyPatch
 ):

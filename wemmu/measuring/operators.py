@@ -83,6 +83,7 @@ class Operators:
         return layout and FakeTensor(self.mode, layout.empty(), layout.device)
 
     def _view(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the kernel of real tensors: `mode` gives dimensions of size 1 other strides, and so copies more often."""
         with in_kernel_invocation_manager(self.mode):
             out = func(*args, **kwargs)
         device = args[0].fake_device
