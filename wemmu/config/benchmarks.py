@@ -104,6 +104,8 @@ OPTIONS: dict[str, type[BenchmarkOptions]] = {
     "fidelity": FidelityOptions,
     "unified_bench": UnifiedBenchOptions,
     "geneval": GenEvalOptions,
+    "dpg": DPGOptions,
+    "imgedit": ImgEditOptions,
 }
 
 

@@ -1,0 +1,126 @@
+"""A judge behind any OpenAI-compatible server: a local vLLM or a paid one. Every answer is kept, so scoring repeats."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import httpx
+from PIL import Image
+
+from wemmu.config.benchmarks import ServerOptions
+from wemmu.evaluation.benchmark import BenchmarkError
+from wemmu.jsonlines import append_line, read_lines
+
+T = TypeVar("T")
+# Answers of a server that another attempt may get past; others are the user's to fix.
+TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
+# Longest answer that is kept, characters; a verdict is a few lines.
+LONGEST = 20_000
+
+
+class Answer(NamedTuple):
+    """text: None if the server failed in every attempt; `reason` says how. model: the name the server gave."""
+
+    text: str | None
+    reason: str = ""
+    model: str = ""
+
+
+class ServerJudge:
+    """Asks a server; answers that were given before come from `cache`, a file of lines.
+
+    The key comes from the environment variable `options.key_env` and is written nowhere.
+    """
+
+    def __init__(self, options: ServerOptions, cache: Path, sleep: Callable[[float], None] = time.sleep):
+        self.options, self._file, self._sleep, self._lock = options, cache, sleep, threading.Lock()
+        self._cache = {line["ask"]: Answer(line["answer"], "", line.get("model", "")) for line in read_lines(cache)}
+        self.models = {answer.model for answer in self._cache.values() if answer.model}
+        key = os.environ.get(options.key_env)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the judge for the card: the asked model and the names that the server gave it."""
+        return {"model": self.options.model, "served": sorted(self.models), "temperature": 0}
+
+    def ask(self, text: str, images: Sequence[Image.Image], understood: Callable[[str], T | None]) -> T | None:
+        """Return what `understood` makes of the answer to a text and images; None if no attempt gave such an answer.
+
+        Only an answer that is understood is kept.
+
+        Raises:
+            BenchmarkError: if the server refuses the request itself, such as for a wrong key.
+        """
+        body = self._body(text, images)
+        name = hashlib.sha256(json.dumps([self.options.url, body], sort_keys=True).encode()).hexdigest()
+        if (kept := self._cache.get(name)) and kept.text is not None and (found := understood(kept.text)) is not None:
+            return found
+        for attempt in range(self.options.attempts):
+            if attempt:
+                self._sleep(min(2.0**attempt, 60.0))
+            answer = self._post(body)
+            if answer.text is not None and (found := understood(answer.text)) is not None:
+                with self._lock:
+                    self._cache[name] = answer
+                    self.models.add(answer.model)
+                    append_line(self._file, {"ask": name, "answer": answer.text, "model": answer.model})
+                return found
+        return None
+
+    def each(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+        """Yield work(item) in order, several at a time, without reading far ahead."""
+        with ThreadPoolExecutor(self.options.concurrent) as pool:
+            waiting = []
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= 2 * self.options.concurrent:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+
+    def _body(self, text: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        content += [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
+        return {
+            "model": self.options.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": self.options.max_tokens,
+        }
+
+    def _post(self, body: dict[str, Any]) -> Answer:
+        url = f"{self.options.url.rstrip('/')}/chat/completions"
+        try:
+            reply = httpx.post(url, json=body, headers=self._headers, timeout=self.options.timeout_s)
+        except httpx.TransportError as error:
+            return Answer(None, f"{type(error).__name__}: {error}")
+        if reply.status_code in TRANSIENT:
+            return Answer(None, f"status {reply.status_code}")
+        if reply.status_code != 200:
+            hint = f"; the key comes from the environment variable {self.options.key_env}"
+            raise BenchmarkError(
+                f"the judge at {self.options.url} refuses with status {reply.status_code}: {reply.text[:200]}"
+                + (hint if reply.status_code in (401, 403) else "")
+            )
+        try:
+            told = reply.json()
+            text, model = told["choices"][0]["message"]["content"], told.get("model", "")
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return Answer(None, f"not a chat completion: {error!r}")
+        if not isinstance(text, str) or not text.strip():
+            return Answer(None, "an empty answer")
+        return Answer(text[:LONGEST], "", str(model))
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
