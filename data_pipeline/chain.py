@@ -54,8 +54,8 @@ class Decoded:
 
     @property
     def shape(self) -> Size | None:
-        """(height, width) of the image that decides the bucket: the target. None: any size."""
-        deciding = self.images[0] if self.target is None else self.target
+        """(height, width) of the image that decides the bucket: the target. None: any size, which words alone have."""
+        deciding = next(iter(self.images), None) if self.target is None else self.target
         return (deciding.height, deciding.width) if isinstance(deciding, Image.Image) else None
 
 

@@ -47,6 +47,7 @@ class PromptEncoder:
         self.pad_token_id: int = self.tokenizer.pad_token_id
         self._chat: dict[int, tuple[str, str]] = {}
         self._format: dict[int, _Format] = {}
+        self._later: _Format | None = None
 
     def chat(self, text: str, images: int) -> str:
         """The chat format with `images` images before `text`, up to and including the assistant's opening."""
@@ -113,13 +114,47 @@ class PromptEncoder:
         self, texts: Sequence[str], answers: Sequence[str], grids: Sequence[Sequence[tuple[int, int]]]
     ) -> tuple[Prompts, torch.Tensor]:
         """Encode questions with their answers, and what is to be predicted of them: see `Batch.labels`."""
-        asked = [self.token_ids(text, sizes) for text, sizes in zip(texts, grids, strict=True)]
-        said = [self.answer_ids(answer) for answer in answers]
-        prompts = self.pad([a + b for a, b in zip(asked, said, strict=True)], grids)
+        return self.conversations([[turn] for turn in zip(texts, answers, strict=True)], grids)
+
+    def conversations(
+        self, turns: Sequence[Sequence[tuple[str, str]]], grids: Sequence[Sequence[tuple[int, int]]]
+    ) -> tuple[Prompts, torch.Tensor]:
+        """As `answered`, of several questions and answers one after the other; the images stand before the first one.
+
+        To be predicted are the answers of all turns with their ends, and nothing else.
+        """
+        rows, places = [], []
+        for conversation, sizes in zip(turns, grids, strict=True):
+            row: list[int] = []
+            answers: list[tuple[int, list[int]]] = []
+            for asked, said in conversation:
+                row += self._next_ids(asked) if row else self.token_ids(asked, sizes)
+                answer = self.answer_ids(said)
+                answers.append((len(row) - 1, answer))
+                row += answer
+            rows.append(row)
+            places.append(answers)
+        prompts = self.pad(rows, grids)
         labels = torch.full_like(prompts.input_ids, IGNORE_INDEX)
-        for row, a, b in zip(labels, asked, said, strict=True):
-            row[len(a) - 1 : len(a) - 1 + len(b)] = torch.tensor(b)
+        for row_labels, answers in zip(labels, places, strict=True):
+            for place, answer in answers:
+                row_labels[place : place + len(answer)] = torch.tensor(answer)
         return prompts, labels
+
+    def _next_ids(self, text: str) -> list[int]:
+        """Ids of a further question, from behind the end token of the answer before it to where its answer begins."""
+        if self._later is None:
+            marks = "\u241f", "\u241e", "\u241d"
+            messages = [
+                {"role": role, "content": [{"type": "text", "text": mark}]}
+                for role, mark in zip(("user", "assistant", "user"), marks, strict=True)
+            ]
+            rendered = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            between, after = rendered.split(marks[1])[1].split(marks[2])
+            end = self.tokenizer.decode([self.tokenizer.eos_token_id])
+            self._later = self._split(between.removeprefix(end), after)
+        chat = self._later
+        return chat.before + self._text_ids(chat.lead + text + chat.tail) + chat.after
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer, in which special tokens are text as in `token_ids`, and of its end."""

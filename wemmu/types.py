@@ -90,7 +90,8 @@ class Batch(_OnDevice):
     input. target: uint8 [B, 3, H, W], or None when sampling and where words are wanted. latents: of the very same
     images, where the data set stores them. negatives: for contrastive stages. labels: int64 [B, L], of understanding:
     the token to predict at each token, or `IGNORE_INDEX`. rollout: of captions that a policy sampled; prompts and
-    labels then have G rows for each sample.
+    labels then have G rows for each sample. answer_length: the mean number of labels of a sample over the whole step on
+    all ranks, where the loss is a mean over tokens.
     """
 
     task: Task
@@ -102,6 +103,7 @@ class Batch(_OnDevice):
     negatives: Negatives | None = None
     labels: Tensor | None = None
     rollout: Rollout | None = None
+    answer_length: float | None = None
 
 
 class Prepared(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any
 
 from data_pipeline.records import Source
 from data_pipeline.sources.captioned import FolderSource, ParquetSource
+from data_pipeline.sources.conversations import ConversationsSource
 from data_pipeline.sources.edits import EditsSource
 from data_pipeline.sources.huggingface import HuggingFaceSource
 from data_pipeline.sources.shapes import ShapesSource
@@ -17,6 +18,7 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     "webdataset": WebDatasetSource,
     "parquet": ParquetSource,
     "folder": FolderSource,
+    "conversations": ConversationsSource,
     "edits": EditsSource,
     "huggingface": HuggingFaceSource,
 }

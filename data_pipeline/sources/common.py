@@ -13,6 +13,7 @@ from xxhash import xxh64
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
 from data_pipeline.sources.files import filesystem
 from wemmu.config import ConfigError
+from wemmu.config.shards import TURN
 
 # Marks of images in a text; the chat format puts images before the text.
 _MARK = re.compile(r"\s*<image>\s*")
@@ -145,6 +146,25 @@ def conversation(value: object, field: str) -> Conversation:
             Reason.BAD_RECORD, f"{field} has the turns {roles}; a record needs one of a human and one of a model"
         )
     return Conversation(*(text(said, field) or "" for _, said in turns))
+
+
+def turns(value: object, field: str) -> list[Conversation]:
+    """Return the turns of a conversation, in the forms of `conversation`, of any number; a system turn is left out.
+
+    Raises:
+        RejectedError: BAD_RECORD if the turns do not alternate, beginning with the human and ending with the model.
+    """
+    if not _is_conversation(value):
+        raise RejectedError(Reason.BAD_RECORD, f"{field} is {type(value).__name__}, not a conversation")
+    assert isinstance(value, list)
+    found = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in value]
+    found = [turn for turn in found if turn[0] != "system"]
+    sides = [_HUMAN, _MODEL] * (len(found) // 2)
+    if not found or len(found) % 2 or any(role not in side for (role, _), side in zip(found, sides, strict=True)):
+        roles = ", ".join(str(role) for role, _ in found) or "none"
+        raise RejectedError(Reason.BAD_RECORD, f"{field} has the turns {roles}; they must alternate: human, model, ...")
+    said = [(text(words, field) or "").replace(TURN, " ") for _, words in found]
+    return [Conversation(*pair) for pair in zip(said[::2], said[1::2], strict=True)]
 
 
 def _is_conversation(value: object) -> bool:

@@ -13,7 +13,9 @@ from data_pipeline.sources.files import File, Files
 from data_pipeline.sources.rows import parse, parts_of_rows, read_rows
 from wemmu.config import prepare
 
-Config = TypeVar("Config", prepare.FolderSource, prepare.EditsSource, prepare.ParquetSource)
+Config = TypeVar(
+    "Config", prepare.FolderSource, prepare.ConversationsSource, prepare.EditsSource, prepare.ParquetSource
+)
 
 
 class TableSource(ABC, Generic[Config]):

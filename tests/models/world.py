@@ -96,13 +96,16 @@ def make_questions(
 
 
 def micro_batches(
-    encoder: PromptEncoder, ids: Sequence[int], task: Task, rank: int, world: int, accumulation: int
+    encoder: PromptEncoder, ids: Sequence[int], task: Task, rank: int, world: int, accumulation: int, images: int = 1
 ) -> list[Batch]:
-    """What the loader gives this rank of the global batch `ids`: its slice of each accumulation step."""
+    """What the loader gives this rank of the global batch `ids`: its slice of each accumulation step.
+
+    images: number of those of a question.
+    """
     size = len(ids) // (world * accumulation)
     firsts = [(a * world + rank) * size for a in range(accumulation)]
     if task is Task.UNDERSTANDING:
-        return [make_questions(encoder, ids[f : f + size]) for f in firsts]
+        return [make_questions(encoder, ids[f : f + size], images=images) for f in firsts]
     whole = size == len(ids)
     return [
         make_batch(encoder, ids[f : f + size], task, following=None if whole else ids[(f + size) % len(ids)])

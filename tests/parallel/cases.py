@@ -48,6 +48,8 @@ class Case:
     dtype: str = "float32"
     clip: float = 1.0
     ema: float | None = None
+    # Of a question, by step; the last one counts for all further steps.
+    images: tuple[int, ...] = (1,)
 
     @property
     def run(self) -> StageRun:
@@ -135,7 +137,8 @@ def go(
     engine = make(model, case.loss(model), case.run)
     for step, task in enumerate(case.tasks):
         ids = [100 * step + i for i in range(GLOBAL_BATCH)]
-        batches = micro_batches(encoder, ids, task, rank, world, case.accumulation)
+        images = case.images[min(step, len(case.images) - 1)]
+        batches = micro_batches(encoder, ids, task, rank, world, case.accumulation, images)
         losses = engine.accumulate([batch.to(device) for batch in batches], step)
         outcome.losses.append(
             {i: v for b, one in zip(batches, losses, strict=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from wemmu.backbones.versions import image_kinds
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.objectives.reconstruction import alpha_bar
+from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
+from wemmu.recipes.ross.recipe import RossRecipe
 from wemmu.sampling.request import GenerationRequest
 from wemmu.shapes.language import DESCRIBE, question
 from wemmu.shapes.render import render
@@ -120,8 +123,64 @@ def test_questions_without_a_image_are_of_words_alone(backbones, encoder) -> Non
     prompts, wanted = encoder.answered(["say a", "say b"], ["a red circle", "yes"], [[], []])
     batch: Batch = replace(asked, prompts=prompts, labels=wanted, images=asked.images[:, :0])
     losses = RossCase().loss(RossCase().model(backbones))(batch, step=0)
+    # No reconstruction of nothing enters the mean that the record shows.
     assert torch.equal(losses.values, losses.parts["loss/text"])
-    assert not losses.parts["loss/visual"].any()
+    assert losses.parts.keys() == {"loss/text"}
+
+
+def test_a_mean_over_tokens_is_over_those_of_the_whole_step_however_it_is_divided(backbones, encoder) -> None:
+    """And with 3 and 1 samples in its micro-batches; losses, and gradients."""
+    case = RossCase()
+    model, objective = case.model(backbones), case.run.stage.objective.model_copy(update={"answers": "token"})
+    run = case.run.model_copy(update={"stage": case.run.stage.model_copy(update={"objective": objective})})
+    made, loss = SimpleNamespace(_run=run), ReconstructiveLoss(model, run)
+    whole = make_questions(encoder, [0, 1, 2, 3])
+    logits = model.logits(model.states(whole.prompts, whole.images).text)
+    mean = F.cross_entropy(logits.flatten(0, 1), whole.labels.flatten(), ignore_index=IGNORE_INDEX)
+    for ids in ([[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 1, 2], [3]]):
+        batches = RossRecipe.prepare(made, [make_questions(encoder, part) for part in ids], step=0).batches
+        text = sum(loss(batch, step=0).parts["loss/text"].sum() for batch in batches) / run.stage.global_batch
+        torch.testing.assert_close(text, mean, rtol=1e-5, atol=0)
+        (gradient,) = torch.autograd.grad(text, model.language_model.norm.weight)
+        (theirs,) = torch.autograd.grad(mean, model.language_model.norm.weight, retain_graph=True)
+        torch.testing.assert_close(gradient, theirs, rtol=1e-4, atol=1e-7)
+    lengths = (whole.labels != IGNORE_INDEX).sum(1)
+    assert len(set(lengths.tolist())) > 1
+    assert not torch.isclose(mean, loss(whole, step=0).parts["loss/text"].mean(), rtol=1e-3)
+
+
+def test_the_gradient_of_the_joint_loss_is_the_sum_of_both(backbones, encoder) -> None:
+    case, batch, found = RossCase(), make_questions(encoder, [0, 1]), []
+    weight = case.run.stage.objective.weight
+    for choose in (
+        lambda one: one.values,
+        lambda one: one.parts["loss/text"],
+        lambda one: weight * one.parts["loss/visual"],
+    ):
+        model = case.model(backbones)
+        choose(case.loss(model)(batch, step=0)).sum().backward()
+        named = model.named_parameters()
+        found.append({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named if p.requires_grad})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name] + found[2][name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["align", "tune"])
+def test_what_a_stage_does_not_train_stays_bit_by_bit(backbones, encoder, stage: str) -> None:
+    """In the first stage the reconstruction alone moves the projector, through a language model that stays."""
+    trains = {"align": ("projector", "head"), "tune": RossCase.trains}[stage]
+    case = RossCase(trains=trains)
+    model = case.model(backbones)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = make_questions(encoder, [0, 1, 2, 3])
+    unlabelled = replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX))
+    engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, 4)
+    for step in range(2):
+        engine.accumulate([unlabelled], step)
+        engine.step(1.0)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    parts = {part for part, prefix in PARTS.items() if any(name.startswith(prefix) for name in changed)}
+    assert parts == {"projector", "head"} | ({"llm"} if stage == "tune" else set())
 
 
 def test_a_head_of_a_bfloat16_model_computes_in_float32(backbones, encoder) -> None:

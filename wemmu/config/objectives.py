@@ -61,11 +61,14 @@ class Objective(Config):
 class ReconstructiveTuning(Config):
     """ROSS: cross-entropy of the answer plus `weight` times the loss of reconstruction (the paper: 1).
 
-    Both are means over a sample, then over the global batch, so neither depends on how samples share the devices.
+    answers: `sample`: the mean over an answer's tokens, then over the global batch, so a short answer weighs as much as
+    a long one; `token`: the sum over all tokens of the global batch by their number. The reconstruction is the mean
+    over all images of the global batch. None of them depends on how samples share the devices.
     """
 
     kind: Literal["reconstructive"]
     weight: Annotated[float, Field(ge=0)] = 1.0
+    answers: Literal["sample", "token"] = "sample"
 
 
 class CaptionTuning(Config):

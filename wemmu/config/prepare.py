@@ -112,6 +112,22 @@ class FolderSource(_Table, _ImageSource):
         return self
 
 
+class ConversationsSource(_Table):
+    """Conversations about images as LLaVA and Cambrian publish them, in JSON, JSONL or Parquet: understanding records.
+
+    `conversations` alternates human and model, any number of turns. `image` is one image, a list of them, or missing
+    for a conversation of words alone; all stand before the first question, whose `<image>` marks are removed.
+    """
+
+    kind: Literal["conversations"]
+    image: str = "image"
+    conversations: str = "conversations"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return (Task.UNDERSTANDING,)
+
+
 class EditsSource(_Table):
     """Edit records in JSONL, a JSON array or Parquet: an instruction, one or several input images, a target.
 
@@ -141,7 +157,13 @@ class HuggingFaceSource(_ImageSource):
 
 
 Source = Annotated[
-    ShapesSource | WebDatasetSource | ParquetSource | FolderSource | EditsSource | HuggingFaceSource,
+    ShapesSource
+    | WebDatasetSource
+    | ParquetSource
+    | FolderSource
+    | ConversationsSource
+    | EditsSource
+    | HuggingFaceSource,
     Field(discriminator="kind"),
 ]
 

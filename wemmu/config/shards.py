@@ -32,6 +32,8 @@ LEDGER = "ledger"
 SCAN = "scan"
 # Of a column; a shard gives views.
 Bytes = bytes | memoryview
+# Between the turns of a conversation in `prompt` and in `answer`: a control character, which no text of a source keeps.
+TURN = "\x17"
 REWRITE = "run `wemmu data write CURRICULUM` again"
 # MDS types that decode without executing code.
 #   prompt    the VLM's text; empty for tasks without text
@@ -110,7 +112,8 @@ class StreamSettings(Schema):
     @property
     def name(self) -> str:
         """The stream's directory, relative to the data set's."""
-        several = f"x{self.inputs}" if self.task is Task.MULTI_EDIT else ""
+        usual = {Task.MULTI_EDIT: None, Task.UNDERSTANDING: 1}.get(self.task, self.inputs)
+        several = f"x{self.inputs}" if self.inputs != usual else ""
         return f"{self.task}/{self.resolution}/{self.height}x{self.width}{several}"
 
 
@@ -218,7 +221,7 @@ class StoredRecord:
             found.append(f"it has the task {self.task} in a stream of {stream.task}")
         if len(self.images) != stream.inputs:
             found.append(f"it has {len(self.images)} input images in a stream of {stream.inputs}")
-        if not self.images and not self.target:
+        if not self.images and not self.target and self.task is not Task.UNDERSTANDING:
             found.append("it has no image")
         # Latents of the target, then of each input; stored once if the first input is the target.
         each = stream.latents.bytes if stream.latents else 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from wemmu.config.shards import StreamSettings
+from wemmu.config.shards import TURN, StreamSettings
 from wemmu.config.task import UNDERSTANDING_TASKS, Task
 from wemmu.data.shards import DecodedRecord, stacked
 from wemmu.positions import token_grid
@@ -37,7 +37,9 @@ def collate(
             rows = [encoder.token_ids(text, sizes) for text, sizes in zip(texts, grids, strict=True)]
             return Batch(settings.task, ids, encoder.pad(rows, grids), images, target=None)
     if settings.task in (*UNDERSTANDING_TASKS, Task.CAPTION):
-        prompts, labels = encoder.answered(texts, [s.answer for s in samples], grids)
+        said = [s.answer.split(TURN) for s in samples]
+        turns = [list(zip(text.split(TURN), answers, strict=True)) for text, answers in zip(texts, said, strict=True)]
+        prompts, labels = encoder.conversations(turns, grids)
         return Batch(settings.task, ids, prompts, images, target=None, labels=labels)
     return Batch(settings.task, ids, encoder(texts, grids), images, stacked([s.target for s in samples]), latents)
 

@@ -202,7 +202,7 @@ class ShardStream:
         stored = self._stream.settings
         inputs = [self._pixels(image) for image in record.images]
         images = stacked(inputs) if inputs else torch.empty(0, 3, stored.height, stored.width, dtype=torch.uint8)
-        target = self._pixels(record.target) if record.target else images[0]
+        target = self._pixels(record.target) if record.target else images[:1].squeeze(0)
         latents = None if stored.latents is None else _latents(record.latents, stored.latents)
         return DecodedRecord(record.id, record.prompt, images, target, latents, record.answer)
 

@@ -36,11 +36,15 @@ def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:
     return each.flatten(1).mean(1)
 
 
-def answer_cross_entropy(logits: Tensor, wanted: Tensor, sample: Tensor, samples: int) -> Tensor:
+def answer_cross_entropy(
+    logits: Tensor, wanted: Tensor, sample: Tensor, samples: int, per_sample: float | None = None
+) -> Tensor:
     """Cross-entropy of each sample's answer, the mean over its tokens: [samples], float32; 0 without a token.
 
+    per_sample: divide the sums over the tokens by this number instead, the mean number of tokens of an answer in the
+    global batch; then the mean over that batch is the mean over its tokens.
     logits: [T, vocabulary] where the tokens wanted, int64 [T], are to be predicted; sample: int64 [T], whose they are.
     """
     each = F.cross_entropy(logits.float(), wanted, reduction="none")
     sums = each.new_zeros(samples).index_add(0, sample, each)
-    return sums / torch.bincount(sample, minlength=samples).clamp(min=1)
+    return sums / (torch.bincount(sample, minlength=samples).clamp(min=1) if per_sample is None else per_sample)

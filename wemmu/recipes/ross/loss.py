@@ -15,7 +15,9 @@ from wemmu.types import IGNORE_INDEX, Batch, Losses
 class ReconstructiveLoss:
     """L_text + weight * L_visual of ROSS: say what is right, and keep what the image shows.
 
-    Each is a mean over a sample (its answer's tokens; its images), so a sample weighs the same in every layout.
+    L_text is a mean over the answers or over their tokens (`ReconstructiveTuning.answers`), L_visual a mean over the
+    images: a step's global batch is of one stream, so all of its samples have the same number of them. A step of words
+    alone has no L_visual.
     """
 
     def __init__(self, model: Ross, run: StageRun):
@@ -29,9 +31,12 @@ class ReconstructiveLoss:
         rows, tokens = (batch.labels != IGNORE_INDEX).nonzero(as_tuple=True)
         # Logits only where there is a label: each has as many values as the vocabulary has tokens.
         logits = self.model.logits(states.text[rows, tokens])
-        text = answer_cross_entropy(logits, batch.labels[rows, tokens], rows, len(batch.labels))
-        visual = self.visual(batch, states.images, step) if batch.images.shape[1] else torch.zeros_like(text)
+        wanted = batch.labels[rows, tokens]
+        text = answer_cross_entropy(logits, wanted, rows, len(batch.labels), batch.answer_length)
         tags = {f"loss/{batch.task}": torch.ones_like(text, dtype=torch.bool)}
+        if not batch.images.shape[1]:
+            return Losses(text, tags, {"loss/text": text})
+        visual = self.visual(batch, states.images, step)
         return Losses(text + self.weight * visual, tags, {"loss/text": text, "loss/visual": visual})
 
     def visual(self, batch: Batch, states: Tensor, step: int) -> Tensor:

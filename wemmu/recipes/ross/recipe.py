@@ -1,6 +1,7 @@
 """ROSS for training, evaluation and tools."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -8,8 +9,9 @@ from PIL import Image
 
 from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
-from wemmu.parallel.topology import Topology
+from wemmu.parallel.topology import Topology, gathered
 from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer, answer_grid
@@ -19,7 +21,7 @@ from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.targets import FeatureTarget
 from wemmu.sampling.request import GenerationRequest, Response
-from wemmu.types import Batch, Prepared
+from wemmu.types import IGNORE_INDEX, Batch, Prepared
 
 
 class RossRecipe:
@@ -46,7 +48,14 @@ class RossRecipe:
         return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm).items()}
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
-        return Prepared(batches)
+        """Count the labels of the whole step where the loss is a mean over them."""
+        objective = self._run.stage.objective
+        assert isinstance(objective, ReconstructiveTuning)
+        if objective.answers == "sample":
+            return Prepared(batches)
+        mine = sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches if batch.labels is not None)
+        length = max(1, sum(gathered(mine))) / self._run.stage.global_batch
+        return Prepared([replace(batch, answer_length=length) for batch in batches])
 
     def preview(self) -> tuple[Image.Image, int]:
         return answer_grid(self.answerer, self._run.sampling, self._run.stage.resolution)
