@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from wemmu.sampling.solvers import SOLVERS, Solver, times
+from wemmu.objectives.reconstruction import add_noise, denoising_loss
+from wemmu.sampling.solvers import SOLVERS, Solver, ddim, times
+from wemmu.timesteps import alpha_bar
 
 
 @pytest.fixture(params=SOLVERS)
@@ -72,3 +74,21 @@ def test_times_fall_from_noise_to_data(shift: float):
 
 def test_times_are_shifted_as_in_training():
     torch.testing.assert_close(times(4, 3.0), torch.tensor([1, 0.9, 0.75, 0.5, 0.0]))
+
+
+def test_ddim_with_the_exact_noise_of_gaussian_data_returns_that_data():
+    """Of z_0 ~ N(0, 1), E[eps | z_t] = sqrt(1 - abar_t) z_t, whose error is abar_t; over all t 0.4956."""
+    generator = torch.Generator().manual_seed(0)
+    abar = alpha_bar(1000)
+
+    def exact(z_t: Tensor, t: Tensor) -> Tensor:
+        return (1 - abar[t]).sqrt().float()[:, None] * z_t
+
+    z_0, eps = torch.randn(2, 20_000, 1, generator=generator)
+    t = torch.randint(1000, (20_000,), generator=generator)
+    error = denoising_loss(exact(add_noise(z_0, eps, t, 1000), t), eps).mean()
+    assert float(error) == pytest.approx(float(abar.mean()), abs=0.02)
+    assert float(abar.mean()) == pytest.approx(0.4955775126, rel=1e-9)
+    restored = ddim(exact, torch.randn(20_000, 1, generator=generator), 1000, steps=200)
+    assert float(restored.mean()) == pytest.approx(0, abs=0.03)
+    assert float(restored.var()) == pytest.approx(1, abs=0.05)

@@ -18,12 +18,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from tests.models.world import make_questions, make_ross, patches_of
 from tests.parallel.cases import RossCase
 from wemmu.backbones.versions import image_kinds
+from wemmu.config.base import leaves
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.objectives.reconstruction import alpha_bar
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer
+from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
 from wemmu.recipes.ross.recipe import RossRecipe
@@ -31,6 +33,7 @@ from wemmu.sampling.request import GenerationRequest
 from wemmu.shapes.language import DESCRIBE, question
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import random_scene
+from wemmu.training.resume import with_defaults
 from wemmu.types import IGNORE_INDEX, Batch
 
 REPOSITORY = Path(__file__).parents[2]
@@ -335,3 +338,16 @@ def test_the_example_runs_from_shards_to_a_vlm_that_transformers_loads(tmp_path:
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished before") >= 5
+
+
+def test_fields_that_came_later_are_no_change_of_a_resumed_run():
+    """What an earlier version recorded of a run of pixels and an MLP."""
+    was = {"seed": 0, "recipe.kind": "ross", "recipe.target": "pixels", "recipe.layer": "last"}
+    was |= {"recipe.head.kind": "regressor", "recipe.head.depth": 2, "recipe.head.metric": "mse"}
+    recipe = RossConfig.model_validate({"target": {"kind": "pixels"}, "head": {"kind": "mlp"}})
+    assert with_defaults(was, "recipe", recipe) == {"seed": 0} | dict(leaves(recipe.model_dump(mode="json"), "recipe"))
+    other = RossConfig.model_validate({"target": {"kind": "pixels", "norm": "patch"}, "head": {"kind": "mlp"}})
+    now = dict(leaves(other.model_dump(mode="json"), "recipe"))
+    read = with_defaults(was, "recipe", other)
+    assert {name for name, value in now.items() if read.get(name) != value} == {"recipe.target.norm"}
+    assert with_defaults(was | {"recipe.head.kind": "gone"}, "recipe", recipe) == was | {"recipe.head.kind": "gone"}

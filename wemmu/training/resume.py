@@ -81,7 +81,7 @@ def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
 def _changes(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]:
     # The first checkpoints of this format record the seed alone.
     was = upgraded_settings(manifest.settings, origin.settings) or {"seed": manifest.seed}
-    was = _with_defaults(_with_defaults(was, "recipe", run.recipe), "objective", run.stage.objective)
+    was = with_defaults(with_defaults(was, "recipe", run.recipe), "objective", run.stage.objective)
     recorded = {_group(field) for field in was}
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
         # Each resolution reads streams of its own.
@@ -92,7 +92,7 @@ def _changes(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
             yield f"{field}: {was.get(field, 'absent')} -> {origin.settings.get(field, 'absent')}"
 
 
-def _with_defaults(was: Mapping[str, Any], group: str, today: Config) -> dict[str, Any]:
+def with_defaults(was: Mapping[str, Any], group: str, today: Config) -> dict[str, Any]:
     """Return recorded settings with a group as today's config reads it: fields that came later have their defaults."""
     mine = {field: value for field, value in was.items() if _group(field) == group}
     tree: dict[str, Any] = {}
