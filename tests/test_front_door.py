@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import data_pipeline.__main__ as data
 import launcher.cli as launcher
 from wemmu.__main__ import PROGRAMS, app, load
+from wemmu.command_line import without_scipy
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "diffusers", "streaming", "ray", "pyarrow", "scipy", "matplotlib"}
@@ -138,3 +140,10 @@ def test_config_shows_where_each_value_comes_from_and_checks_without_running(tmp
     assert result.exit_code == 78
     assert "demo.yaml: valid, stages stage1, stage2, stage3, stage4" in result.stdout
     assert "backbones: Field required" in result.stderr
+
+
+def test_scipy_is_hidden_while_a_command_imports_libraries_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "scipy", raising=False)
+    with without_scipy():
+        assert find_spec("scipy") is None
+    assert find_spec("scipy") is not None

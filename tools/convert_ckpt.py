@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer
 
 from tools.export import replacing
-from wemmu.command_line import Ema, UsageError, plainly, program, start
+from wemmu.command_line import Ema, UsageError, plainly, program, start, without_scipy
 from wemmu.config import StageRun, load_stage
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed, stage_folder
 
@@ -174,8 +174,9 @@ def export(
         ParityError: if they differ.
         CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
-    from tools.export.vlm import write_vlm
-    from tools.export.write import Choices, write_pipeline
+    with without_scipy():
+        from tools.export.vlm import write_vlm
+        from tools.export.write import Choices, write_pipeline
 
     averaged = source.run.stage.averages(ema)
     with replacing.aside(out) as aside:

@@ -1,9 +1,11 @@
 """Options, exit codes and error handling of all commands. docs/cli.md has the tables."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from types import ModuleType
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -52,6 +54,24 @@ def plainly() -> Iterator[None]:
         ours = not isinstance(error, OSError)
         words = str(error) if ours else f"a file cannot be read or written: {error}. What is finished stays as it is"
         fail(words, code, error)
+
+
+@contextmanager
+def without_scipy() -> Iterator[None]:
+    """Import diffusers and transformers as if SciPy was not installed.
+
+    They load its statistics at once, almost a tenth of what `wemmu sample` takes to start, for schedulers and losses of
+    models that are not ours. Not for training and evaluation, where a judge may be such a model.
+    """
+    hidden = "scipy" not in sys.modules
+    if hidden:
+        # So Python says that there is no such module.
+        sys.modules["scipy"] = cast(ModuleType, None)
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["scipy"]
 
 
 def fail(words: str, code: int, error: BaseException | None = None) -> NoReturn:

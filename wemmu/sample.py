@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from PIL import Image
 
-from wemmu.command_line import Ema, UsageError, plainly, program, start
+from wemmu.command_line import Ema, UsageError, plainly, program, start, without_scipy
 from wemmu.config import ConfigError, StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 
@@ -171,11 +171,13 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 
     from wemmu.checkpoint.retention import latest
     from wemmu.config.schema import Sampling
-    from wemmu.pipeline import beyond, check_size
     from wemmu.pixels import fitted, to_images
-    from wemmu.recipes.wemmu.recipe import WeMMURecipe
-    from wemmu.sampling.request import GenerationRequest, task_of
-    from wemmu.training.build import load_trained
+
+    with without_scipy():
+        from wemmu.pipeline import beyond, check_size
+        from wemmu.recipes.wemmu.recipe import WeMMURecipe
+        from wemmu.sampling.request import GenerationRequest, task_of
+        from wemmu.training.build import load_trained
 
     if not run.recipe.draws:
         raise ConfigError(
@@ -212,8 +214,9 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 
 
 def _exported(directory: Path, device: str | None) -> Draw:
-    from wemmu.pipeline import WeMMUPipeline
-    from wemmu.sampling.request import task_of
+    with without_scipy():
+        from wemmu.pipeline import WeMMUPipeline
+        from wemmu.sampling.request import task_of
 
     pipe = WeMMUPipeline.from_pretrained(directory).to(_device(device))
 
