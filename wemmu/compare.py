@@ -17,7 +17,7 @@ def main(
 ) -> None:
     """Print every score of both and the paired difference with its 95 % interval.
 
-    Refuses cards of different benchmarks, prompt files, judges, requests or resolutions.
+    Refuses cards of different benchmarks, prompt files, judges, requests, resolutions or seeds.
     """
     from wemmu.config.base import differences
     from wemmu.evaluation.benchmark import benchmark_class

@@ -128,6 +128,9 @@ def test_cards_compare_request_by_request_and_only_if_alike(tmp_path: Path) -> N
     _run(tmp_path / "fewer", Painter(), options=SHAPES_OPTIONS.model_copy(update={"prompts": 5}))
     with pytest.raises(BenchmarkError, match=r"cannot be compared.*n: 6 and 5"):
         compare(tmp_path / "a", tmp_path / "fewer", Shapes.headline)
+    _run(tmp_path / "larger", Painter(), settings={"resolution": 32})
+    with pytest.raises(BenchmarkError, match=r"settings\.resolution: 64 and 32"):
+        compare(tmp_path / "a", tmp_path / "larger", Shapes.headline)
     card = json.loads((tmp_path / "b" / "card.json").read_text(encoding="utf-8"))
     (tmp_path / "b" / "card.json").write_text(json.dumps(card | {"judges": {"scorer": "another"}}), encoding="utf-8")
     with pytest.raises(BenchmarkError, match="judges"):

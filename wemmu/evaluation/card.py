@@ -107,13 +107,13 @@ def compare(a: Path, b: Path, headline: Headline, resamples: int = 1000) -> dict
     """Return score -> a, b, difference b - a and the interval of the paired difference.
 
     Raises:
-        BenchmarkError: if the cards are of different benchmarks, files, judges or requests; names what differs.
+        BenchmarkError: if benchmark, files, judges, requests, resolution or seed differ; names what differs.
     """
     (first, first_marks), (second, second_marks) = read_card(a), read_card(b)
     wrong = [field for field in COMPARABLE if first.get(field) != second.get(field)]
-    sizes = [card["settings"].get("resolution") for card in (first, second)]
-    if sizes[0] != sizes[1]:
-        wrong.append("settings.resolution")
+    for field in ("resolution", "seed"):
+        if first["settings"].get(field) != second["settings"].get(field):
+            wrong.append(f"settings.{field}")
     if set(first["scores"]) != set(second["scores"]):
         wrong.append("scores")
     if wrong:
