@@ -1,4 +1,10 @@
-"""Stages with several resolutions: the rules that end a resolution."""
+"""Stages with several resolutions: the rules that end a resolution.
+
+The launcher runs every resolution as a job of its own, whose config (`ResolutionStep`) is a stage with one resolution.
+They are not stages of their own: a stage starts with new moments and its own learning-rate schedule, counts its steps
+from 0, and has a folder, a gate and an evaluation. Resolutions share one schedule, one count of steps and samples, and
+one folder, so `training.resolutions` records where each began, which a plateau decides while it trains.
+"""
 
 from pathlib import Path
 from typing import Annotated
