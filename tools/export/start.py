@@ -12,9 +12,7 @@ from wemmu.checkpoint.finite import narrowed
 from wemmu.checkpoint.manifest import FORMAT, Manifest, sha256_of, write_manifest
 from wemmu.checkpoint.store import SHIPPED
 from wemmu.checkpoint.stream import write_safetensors
-
-# What a stage can train -> the component that holds it.
-PARTS = {"bridge.": "bridge", "dit.": "transformer"}
+from wemmu.recipes.wemmu.component import COMPONENTS
 
 
 def ship_export(export: Path, out: Path, dtype: torch.dtype) -> None:
@@ -30,13 +28,14 @@ def ship_export(export: Path, out: Path, dtype: torch.dtype) -> None:
         raise ValueError(f"{export} has no {FILE}, so it does not say what it was trained beside; give the run instead")
     report: dict[str, Any] = json.loads((export / FILE).read_text(encoding="utf-8"))
     origin = report["origin"]
-    wanted = {prefix: part for prefix, part in PARTS.items() if prefix == "bridge." or "dit" not in origin["frozen"]}
     stored: dict[str, Stored] = {}
-    for prefix, part in wanted.items():
+    for word, part in COMPONENTS.items():
+        if word in origin["frozen"]:
+            continue
         for name, sha256 in report["components"][part]["files"].items():
             if not (export / part / name).is_file() or sha256_of(export / part / name) != sha256:
                 raise ParityError(f"{export / part / name} is not the file that was exported")
-        stored |= {prefix + name: each for name, each in published(export / part, DIFFUSERS_FILE).items()}
+        stored |= {f"{word}.{name}": each for name, each in published(export / part, DIFFUSERS_FILE).items()}
     out.mkdir(parents=True, exist_ok=True)
     announced = {name: (dtype, each.shape) for name, each in stored.items()}
     write_safetensors(out / SHIPPED, announced, lambda name: narrowed(name, stored[name].read(), dtype))

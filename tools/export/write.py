@@ -24,7 +24,7 @@ from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 from wemmu.pipeline import WeMMUPipeline, write_entry
-from wemmu.recipes.wemmu.component import WeMMUBridge
+from wemmu.recipes.wemmu.component import COMPONENTS, WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
 
 
@@ -81,11 +81,10 @@ def _file_of(component: str) -> str:
 
 def _components(run: StageRun, pipe: WeMMUPipeline, weights: StoredTensors) -> dict[str, dict[str, Stored]]:
     """Component -> its tensors, by their names in a published file."""
-    found = {
-        "transformer": published(run.backbones.dit, DIFFUSERS_FILE) | trained(weights, "dit."),
-        "vae": published(run.backbones.vae, DIFFUSERS_FILE),
-        "bridge": trained(weights, "bridge."),
-    }
+    found = {"vae": published(run.backbones.vae, DIFFUSERS_FILE)}
+    for word, part in COMPONENTS.items():
+        original = published(getattr(run.backbones, word), DIFFUSERS_FILE) if word in run.recipe.backbones else {}
+        found[part] = original | trained(weights, f"{word}.")
     for name, tensors in found.items():
         check_names(pipe.components[name], tensors, name)
     if pipe.vlm is not None:
@@ -121,7 +120,7 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
 def _write_configs(pipe: WeMMUPipeline, directory: Path, dtype: torch.dtype) -> None:
     """Write everything but weights."""
     pipe.save_config(directory)
-    for name in ("transformer", "vae", "bridge"):
+    for name in ("vae", *COMPONENTS.values()):
         pipe.components[name].save_config(directory / name)
     for name in ("processor", "scheduler"):
         pipe.components[name].save_pretrained(directory / name)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -76,11 +76,11 @@ def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[s
     canonical = rename(folder.parameters, table)
     found = {new: folder.parameters[old] for old, new in canonical.items() if new is not None}
     left_out = [old for old, new in canonical.items() if new is None]
-    _check(found, shapes(skeleton(run)), [old for old in left_out if folder.parameters[old].trained])
-    frozen = identities(run)
-    if any(name.startswith("dit.") for name in found):
-        # What is inside is no longer the backbone of that name.
-        del frozen["dit"]
+    _check(
+        found, run.recipe.backbones, shapes(skeleton(run)), [old for old in left_out if folder.parameters[old].trained]
+    )
+    # A backbone with weights inside is no longer the one of that name.
+    frozen = {name: sha256 for name, sha256 in identities(run).items() if name not in _parts(found)}
     final, aside = root / directory_name(folder.step), root / f"{directory_name(folder.step)}.import.tmp"
     if final.exists():
         raise FolderError(f"{final} is there already, so it is left alone; give another --checkpoint")
@@ -112,14 +112,26 @@ def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[s
     return _lines(folder, final, found, left_out)
 
 
-def _check(found: Mapping[str, Parameter], needed: Mapping[str, list[int]], trained_left_out: list[str]) -> None:
-    with_dit = any(name.startswith("dit.") for name in found)
-    missing = sorted(name for name in needed.keys() - found.keys() if with_dit or name.startswith("bridge."))
+def _parts(names: Iterable[str]) -> set[str]:
+    """The first words of canonical names; a backbone's is its field of `backbones`."""
+    return {name.partition(".")[0] for name in names}
+
+
+def _check(
+    found: Mapping[str, Parameter],
+    backbones: Collection[str],
+    needed: Mapping[str, list[int]],
+    trained_left_out: list[str],
+) -> None:
+    # A backbone that the folder does not hold was not trained.
+    absent = set(backbones) - _parts(found)
+    missing = sorted(name for name in needed.keys() - found.keys() if not _parts([name]) & absent)
     unexpected = sorted(found.keys() - needed.keys())
     if missing or unexpected:
         raise FolderError(
             f"the folder does not fit this stage: missing {some(missing)}, unexpected {some(unexpected)}. Names are "
-            "those of this system's bridge.* and dit.*; --rename OLD=NEW gives another prefix, OLD=- leaves out"
+            f"those of this system's {' and '.join(f'{part}.*' for part in sorted(_parts(needed)))}; --rename OLD=NEW "
+            "gives another prefix, OLD=- leaves out"
         )
     for name, parameter in found.items():
         if list(parameter.shape) != needed[name]:

@@ -31,6 +31,11 @@ class RecipeConfig(Config):
         """What the VLM is asked in records of the task caption; recipes without the task ask nothing."""
         return ""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The backbones, then the modules; a backbone that can be trained is both."""
+        return tuple(dict.fromkeys((*(name for name in self.backbones if name not in self.modules), *self.modules)))
+
     def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         """Refuse stages, and the engine that is to train them, that do not fit the recipe.
 

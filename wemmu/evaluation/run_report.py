@@ -20,18 +20,7 @@ from wemmu.report import page as kit
 from wemmu.revision import revision
 
 REPORT_FILE, SHEET_FILE = "report.html", "samples.png"
-MODULES = {
-    "vlm": "VLM",
-    "vae": "Autoencoder",
-    "bridge.pathway": "Generation pathway",
-    "bridge.vae_branch": "VAE branch",
-    "bridge.queries": "Queries",
-    "bridge.position_mlp": "Position MLP",
-    "dit": "DiT",
-    "vlm.model.visual.merger": "Projector",
-    "vlm.model.language_model": "Language model",
-    "head": "Reconstruction head",
-}
+_SHORT = {"vlm": "VLM", "llm": "LLM", "vae": "VAE", "dit": "DiT", "mlp": "MLP"}
 MEASURES = {
     "satisfied": "the image shows exactly what the caption says",
     "same": "the scene came out again",
@@ -198,9 +187,8 @@ def _losses(record: RunRecord) -> kit.Section:
 
 def _modules(record: RunRecord) -> kit.Section:
     stages = record.stages
-    rows: list[list[str | kit.Cell]] = [
-        [name, *(_module(stage, prefix) for stage in stages)] for prefix, name in MODULES.items()
-    ]
+    parts = dict.fromkeys(part for stage in stages for part in stage.run.recipe.parts)
+    rows: list[list[str | kit.Cell]] = [[_label(part), *(_module(stage, part) for stage in stages)] for part in parts]
     rows = [row for row in rows if any(cell is not NONE for cell in row[1:])]
     starts: list[list[str | kit.Cell]] = []
     for before, stage in zip((None, *stages), stages, strict=False):
@@ -218,18 +206,25 @@ def _modules(record: RunRecord) -> kit.Section:
     )
 
 
-def _module(stage: StageRecord, prefix: str) -> kit.Cell:
-    """Return whether a stage trained a module, and its number of parameters."""
+def _module(stage: StageRecord, part: str) -> kit.Cell:
+    """Return whether a stage trained a backbone or module of the recipe, and its number of parameters."""
     if stage.manifest is None:
         return NONE
-    if prefix in stage.manifest["frozen"]:
-        return kit.Cell("frozen", kit.code(stage.manifest["frozen"][prefix][:10]), "pale")
-    tensors = {n: shape for n, shape in stage.manifest["tensors"].items() if n.startswith(f"{prefix}.")}
+    if part in stage.manifest["frozen"]:
+        return kit.Cell("frozen", kit.code(stage.manifest["frozen"][part][:10]), "pale")
+    prefixes = stage.run.recipe.modules.get(part, ())
+    tensors = {n: shape for n, shape in stage.manifest["tensors"].items() if n.startswith(prefixes)}
     if not tensors:
         return NONE
     parameters = human(sum(math.prod(shape) for shape in tensors.values()))
     trained = any(name in tensors for name in stage.manifest["trained"])
     return kit.Cell("trained", parameters, "strong") if trained else kit.Cell("kept as it was", parameters)
+
+
+def _label(part: str) -> str:
+    """`vae_branch` -> VAE branch."""
+    words = " ".join(_SHORT.get(word, word) for word in part.split("_"))
+    return words[0].upper() + words[1:]
 
 
 def _frozen(stages: Sequence[StageRecord]) -> str:
@@ -238,7 +233,7 @@ def _frozen(stages: Sequence[StageRecord]) -> str:
         return "There is no checkpoint yet."
     always = [part for part in manifests[0]["frozen"] if all(part in m["frozen"] for m in manifests)]
     changed = [part for part in always if len({m["frozen"][part] for m in manifests}) > 1]
-    names = listed([MODULES.get(part, part) for part in changed or always])
+    names = listed([_label(part) for part in changed or always])
     if changed:
         return f"Not the same in all stages, although frozen: {names}."
     return f"Frozen in every stage, and by SHA-256 the same weights in each: {names or 'nothing'}."
