@@ -21,7 +21,6 @@ from launcher.job import Job
 from launcher.ledger import Event, Ledger
 from launcher.lock import SUBMISSION, locked
 from launcher.plan import chain, find
-from launcher.preflight import problems, warnings
 from launcher.status import Status, statuses
 from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
 from launcher.tables import plan_table, status_table
@@ -41,6 +40,8 @@ from wemmu.command_line import (
 )
 from wemmu.config import Curriculum, dump, load, load_curriculum
 from wemmu.config.files import replace_text
+from wemmu.diagnosis.findings import examine
+from wemmu.diagnosis.preflight import calls, planned_memory
 from wemmu.locks import LockedError
 
 ClusterFile = Annotated[
@@ -200,9 +201,11 @@ def _cluster(run_folder: Path, file: Path | None) -> Cluster:
 
 def _check(config: Curriculum, run_folder: Path, site: Cluster | None = None) -> None:
     """Check everything that would fail later, report all of it at once, and warn of probable failures."""
-    for warning in warnings(config, site.gpu if site and site.gpus else None):
-        typer.echo(warning, err=True)
-    if wrong := problems(config, run_folder):
+    gpu = site.gpu if site and site.gpus else None
+    if gpu and (memory := examine(planned_memory, config, gpu)).status != "ok":
+        typer.echo(f"warning: {memory.words}", err=True)
+    findings = [examine(check, *arguments) for check, *arguments in calls(config, run_folder)]
+    if wrong := [f"  {finding.words}" for finding in findings if finding.status == "problem"]:
         raise ValueError("\n".join([f"the curriculum {config.name} cannot run here:", *wrong]))
     folder.check(config, run_folder)
 

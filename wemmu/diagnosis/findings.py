@@ -18,6 +18,10 @@ class Finding:
     found: str
     remedy: str | None = None
 
+    @property
+    def words(self) -> str:
+        return f"{self.name}: {self.found}\n    -> {self.remedy}"
+
 
 # A check and its arguments.
 Call = tuple[Any, ...]
