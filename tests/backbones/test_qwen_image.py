@@ -16,6 +16,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from tests.checkpoints import load_weights
 from tests.conftest import make_backbones
 from tests.data.handmade import all_tasks, write
 from tests.models.world import random_images
@@ -27,7 +28,6 @@ from tools.convert_ckpt import main as convert
 from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.qwen_image.adapter import ADAPTER
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.checkpoint.store import load_weights
 from wemmu.config import StageRun, dump
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task

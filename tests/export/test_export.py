@@ -24,6 +24,7 @@ import tools.export.stored as stored
 import tools.export.write as write
 from data_pipeline.images import decode
 from data_pipeline.records import EncodedImage
+from tests.checkpoints import load_weights
 from tests.data_pipeline.broken import encode
 from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, noise_image
@@ -34,7 +35,6 @@ from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
-from wemmu.checkpoint.store import load_weights
 from wemmu.command_line import FINAL, UsageError
 from wemmu.config import load_stage
 from wemmu.images import fit

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from launcher.ledger import Event, Ledger
+from tests.checkpoints import load_weights
 from tests.training.runs import STAGE
 from wemmu.checkpoint import store
 from wemmu.config import Curriculum, dump, load_curriculum
@@ -78,7 +79,7 @@ def train_here(curriculum: Path, run: Path, stages: Sequence[str]) -> None:
 
 def weights(run: Path, stage: str, steps: int = STEPS) -> dict[str, Tensor]:
     """What a stage ended with."""
-    return store.load_weights(run / stage / "checkpoints" / store.directory_name(steps))[0]
+    return load_weights(run / stage / "checkpoints" / store.directory_name(steps))[0]
 
 
 def assert_equal_weights(run: Path, other: Path, stage: str, steps: int = STEPS) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 
+from tests.checkpoints import load_weights
 from wemmu.checkpoint import manifest as manifest_module
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
@@ -117,7 +118,7 @@ def test_loading_fills_the_live_tensors_whatever_their_type_and_strides(tmp_path
 
 def test_what_is_saved_in_another_type_is_stored_in_float32(tmp_path: Path):
     carried = {"dit.weight": torch.full((2, 2), 1 / 3, dtype=torch.bfloat16)}
-    weights, _ = store.load_weights(save(tmp_path, carried=carried))
+    weights, _ = load_weights(save(tmp_path, carried=carried))
     assert torch.equal(weights["dit.weight"], carried["dit.weight"].float())
     stored = FileSystemReader(tmp_path / "step_00000004" / "state").read_metadata().state_dict_metadata
     assert {tensor.properties.dtype for tensor in stored.values()} == {torch.float32}
@@ -128,7 +129,7 @@ def test_a_checkpoint_of_the_first_version_is_loaded():
     manifest = store.load_state(OLD, state)
     assert same(state, make_state(4))
     assert (manifest.step, manifest.layout) == (4, {})
-    weights, _ = store.load_weights(OLD)
+    weights, _ = load_weights(OLD)
     expected = make_state(4).weights | dit_weights()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -136,7 +137,7 @@ def test_a_checkpoint_of_the_first_version_is_loaded():
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3", "stage4"])
 def test_the_weights_that_are_shipped_are_loaded(stage: str):
-    weights, manifest = store.load_weights(REPOSITORY / "assets" / "shapes" / stage)
+    weights, manifest = load_weights(REPOSITORY / "assets" / "shapes" / stage)
     assert {name: list(weight.shape) for name, weight in weights.items()} == manifest.tensors
 
 
@@ -172,7 +173,7 @@ def test_a_model_is_read_with_its_averages_or_with_its_weights(tmp_path: Path):
         into |= {name: torch.zeros_like(w) for name, w in make_state(0).weights.items()}
         assert start_from(directory, into, FROZEN, ema) == into.keys()
         ship(directory, shipped, torch.float32, ema)
-        for found in (into, store.load_weights(shipped)[0]):
+        for found in (into, load_weights(shipped)[0]):
             assert all(torch.equal(found[name], w + ema) for name, w in make_state(4).weights.items())
             # Without an average of their own.
             assert all(torch.equal(found[name], w) for name, w in dit_weights().items())
@@ -188,17 +189,6 @@ def test_averages_that_are_not_there_are_an_error_that_says_what_to_do(tmp_path:
             store.fill_weights(directory, verify(directory), {}, ema=True)
 
 
-def test_some_weights_are_read_by_name_and_unknown_ones_refused(tmp_path: Path):
-    directory = save(tmp_path / "run", carried=dit_weights())
-    ship(directory, tmp_path / "out", torch.float32)
-    for source in (directory, tmp_path / "out"):
-        weights, _ = store.load_weights(source, ["dit.bias", "bridge.table"])
-        assert weights.keys() == {"dit.bias", "bridge.table"}
-        assert torch.equal(weights["bridge.table"], make_state(4).weights["bridge.table"])
-        with pytest.raises(CheckpointError, match=r"lacks bridge\.queries"):
-            store.load_weights(source, ["bridge.queries", "dit.bias"])
-
-
 def test_reading_one_tensor_of_many_reads_and_keeps_little_more_than_it(tmp_path: Path):
     """In a process of its own: bytes that it reads, and the growth of its memory at its greatest, in tensors."""
     each, number = 1_000_000, 12
@@ -206,7 +196,7 @@ def test_reading_one_tensor_of_many_reads_and_keeps_little_more_than_it(tmp_path
     directory = store.save(tmp_path, TrainState(many, many, many, 1), {}, origin())
     code = f"""
         from pathlib import Path
-        from wemmu.checkpoint import store
+        from wemmu.checkpoint.stored import StoredTensors
 
         def read() -> int:
             return int(Path("/proc/self/io").read_text().split()[1])
@@ -214,13 +204,12 @@ def test_reading_one_tensor_of_many_reads_and_keeps_little_more_than_it(tmp_path
         def kilobytes(field: str) -> int:
             return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
 
-        directory = Path({str(directory)!r})
-        manifest = store.verify(directory)
-        store.load_weights(directory, ["bridge.1"], manifest)  # what is read and kept once, code
+        stored = StoredTensors(Path({str(directory)!r}))
+        stored.read("bridge.1")  # what is read and kept once, code
         before, resident = read(), kilobytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        weights, _ = store.load_weights(directory, ["bridge.7"], manifest)
-        assert weights["bridge.7"].mean() == 7
+        weight = stored.read("bridge.7")
+        assert weight.mean() == 7
         print((read() - before) / {4 * each}, (kilobytes("VmHWM") - resident) * 1024 / {4 * each})
     """
     said = subprocess.run(
@@ -276,7 +265,7 @@ def test_damage_to_any_file_is_found_and_names_the_file(tmp_path: Path, damage, 
         copy = tmp_path / "copy"
         shutil.copytree(whole, copy)
         damage(copy / file.relative_to(whole))
-        for read in (store.verify, lambda d: store.load_state(d, other_state()), store.load_weights):
+        for read in (store.verify, lambda d: store.load_state(d, other_state()), load_weights):
             with pytest.raises(CheckpointError, match=rf"copy: the file {file.relative_to(whole)} is {word}"):
                 read(copy)
         shutil.rmtree(copy)
@@ -377,19 +366,19 @@ def test_prune_removes_nothing_while_the_newest_is_damaged(tmp_path: Path):
 def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
     ship(directory, tmp_path / "out", torch.float32)
-    weights, manifest = store.load_weights(tmp_path / "out")
+    weights, manifest = load_weights(tmp_path / "out")
     expected = make_state(4).weights | dit_weights()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert (manifest.step, manifest.frozen, manifest.trained) == (4, FROZEN, [])
     flip_a_byte(tmp_path / "out" / store.SHIPPED)
     with pytest.raises(CheckpointError, match=store.SHIPPED):
-        store.load_weights(tmp_path / "out")
+        load_weights(tmp_path / "out")
 
 
 def test_shipped_weights_are_rounded_only_to_the_type_asked_for(tmp_path: Path):
     ship(save(tmp_path / "run"), tmp_path / "out")
-    for name, weight in store.load_weights(tmp_path / "out")[0].items():
+    for name, weight in load_weights(tmp_path / "out")[0].items():
         assert torch.equal(weight, make_state(4).weights[name].half().float())
 
 
@@ -462,7 +451,7 @@ def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path:
     files = manifest.files | {"state/.metadata": sha256_of(index)}
     write_manifest(directory, replace(manifest, files=files))
     with pytest.raises(CheckpointError, match=r"names posix\.mkdir, which does not belong in an index"):
-        store.load_weights(directory)
+        load_weights(directory)
     assert not (tmp_path / "was here").exists()
     pickle.loads(index.read_bytes())
     assert (tmp_path / "was here").exists()
@@ -496,7 +485,7 @@ def test_nothing_is_made_of_a_checkpoint_that_is_not_finite(tmp_path: Path, monk
     with pytest.raises(NotFiniteError, match="step_00000006 cannot be resumed from"):
         store.load_newest(root, other_state())
     with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
-        store.load_weights(bad)
+        load_weights(bad)
     with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
         start(make_model(), bad, FROZEN)
     with pytest.raises(NotFiniteError):

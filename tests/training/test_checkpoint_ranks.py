@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import torch
 
+from tests.checkpoints import load_weights
 from tests.parallel.ranks import RankError, on_ranks
 from tests.training import saving
 from tests.training.layouts import CARRIED, LAYOUTS, SHAPES, blank, canonical, differences, origin
@@ -43,7 +44,7 @@ def test_every_layout_loads_what_every_other_saved_bit_for_bit(saved: Path, worl
 def test_one_process_reads_whole_weights_whoever_saved_them(saved: Path):
     expected = canonical(STEP).weights | CARRIED
     for folder in saved.iterdir():
-        weights, manifest = store.load_weights(folder / NAME)
+        weights, manifest = load_weights(folder / NAME)
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in expected), folder
         assert manifest.tensors == {name: list(weight.shape) for name, weight in expected.items()}

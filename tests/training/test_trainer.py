@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.checkpoints import load_weights
 from tests.data.handmade import all_tasks, write
 from tests.training.layouts import PARTS
 from tests.training.runs import make_run
@@ -218,7 +219,7 @@ def test_a_run_that_goes_on_without_its_average_says_so(
 
 def test_training_changes_the_weights(undisturbed: Path):
     newest, older = sorted((undisturbed / "checkpoints").iterdir(), reverse=True)
-    after, before = (store.load_weights(d)[0] for d in (newest, older))
+    after, before = (load_weights(d)[0] for d in (newest, older))
     assert [name for name in after if torch.equal(after[name], before[name])] == []
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.checkpoints import load_weights
 from tests.data.handmade import all_tasks, write
 from tests.training.runs import make_run
 from wemmu.checkpoint import store
@@ -63,7 +64,7 @@ def ended(folder: Path) -> tuple[dict[str, Tensor], list[tuple[int, float, float
     """Final weights, and step, loss and norm of every line of the record."""
     read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     lines = [line for line in read if "loss" in line]
-    weights, _ = store.load_weights(folder / "checkpoints" / store.directory_name(8))
+    weights, _ = load_weights(folder / "checkpoints" / store.directory_name(8))
     return weights, [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 

@@ -13,12 +13,11 @@ is renamed after its manifest is on disk, so a directory with the final name is 
 import os
 import platform
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
@@ -29,7 +28,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks, all_ranks
+from wemmu.checkpoint.collective import CheckpointError, Ranks, all_ranks
 from wemmu.checkpoint.finite import check_finite
 from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
 from wemmu.checkpoint.metadata import CheckedReader
@@ -183,30 +182,6 @@ def load_newest(
     _fill(*found, state, ranks)
     check_finite(f"{found[0]} cannot be resumed from", flat(state, {}), ranks)
     return found[1]
-
-
-def load_weights(
-    directory: Path, names: Collection[str] | None = None, manifest: Manifest | None = None
-) -> tuple[dict[str, Tensor], Manifest]:
-    """Read whole weights in float32 in this process alone, of a checkpoint or of weights shipped without moments.
-
-    names: only these, which is all that is read then. manifest: what `verify` returned, so as not to verify again.
-
-    Raises:
-        CheckpointError: if it is damaged or lacks one of `names`.
-    """
-    manifest = verify(directory) if manifest is None else manifest
-    wanted = manifest.tensors.keys() if names is None else names
-    if lacking := sorted(set(wanted) - manifest.tensors.keys()):
-        raise CheckpointError(f"{directory} lacks {some(lacking)}")
-    if (directory / SHIPPED).is_file():
-        with safe_open(directory / SHIPPED, framework="pt") as file:
-            weights = {name: file.get_tensor(name).float() for name in wanted}
-    else:
-        weights = {name: torch.empty(manifest.tensors[name]) for name in wanted}
-        read(directory, {f"{WEIGHTS}.{name}": w for name, w in weights.items()}, ALONE)
-    check_finite(f"{directory} cannot be used", weights, ALONE)
-    return weights, manifest
 
 
 def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor], ema: bool = False) -> None:
