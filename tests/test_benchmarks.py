@@ -193,7 +193,7 @@ def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: 
     assert beyond.failed
     about = {"command": "x", "where": "here", "torch": "2", "commit": "abc"}
     text = verdict.save(tmp_path, about, [good, crashed, beyond])
-    assert "**Verdict: not equal, or not finished: part, b**; 1 rows say what cannot be run here." in text
+    assert "**Verdict: not equal, or not finished: part, b**; what cannot be run here: 1 rows." in text
     assert [one["failed"] for one in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True, True]
 
 

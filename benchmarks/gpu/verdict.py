@@ -123,10 +123,10 @@ def table(about: dict[str, Any], results: Sequence[Result]) -> str:
 def verdict(results: Sequence[Result]) -> str:
     failed = [result.part for result in results if result.failed]
     cannot = sum(row.state == "cannot" for result in results for row in result.rows)
-    unable = f"; {cannot} rows say what cannot be run here" if cannot else ""
+    unable = f"; what cannot be run here: {cannot} rows" if cannot else ""
     if failed:
         return f"**Verdict: not equal, or not finished: {', '.join(failed)}**{unable}."
-    return f"**Verdict: all {len(results)} parts are within their bounds**{unable}."
+    return f"**Verdict: within the bounds: {', '.join(result.part for result in results)}**{unable}."
 
 
 def save(out: Path, about: dict[str, Any], results: Sequence[Result]) -> str:
