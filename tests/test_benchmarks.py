@@ -211,13 +211,13 @@ def test_the_gpu_benchmark_without_a_gpu_ends_with_a_sentence(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
-    """All of its code but the published sizes and what only a GPU has; compiling has a test in test_kernels.py."""
+    """Its code but the published sizes, what only a GPU has, and most cases; test_kernels.py compiles."""
     command = [*GPU, "--device", "cpu", "--steps", "4", "--minutes", "30", "--out", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"CXX": "/nowhere", "PATH": "/usr/sbin"})
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert [one["part"] for one in parts] == list(gpu.PARTS)
     names = [row["name"] for one in parts for row in one["rows"]]
-    assert len(set(names)) == len(names) > 80
+    assert len(set(names)) == len(names) > 40
 
 
 @pytest.mark.gpu
