@@ -113,7 +113,8 @@ def curves(folder: Path) -> dict[str, list[float]]:
 
 def report(out: Path, before: dict[str, float], found: list[dict[str, Any]], steps: int) -> None:
     """Write the record, the table and the figure of what there is so far."""
-    (out / "uae.json").write_text(json.dumps({"steps": steps, "cold": before, "runs": found}, indent=1) + "\n")
+    text = json.dumps({"steps": steps, "cold": before, "runs": found}, indent=1)
+    (out / "uae.json").write_text(text + "\n", encoding="utf-8")
     lines = [
         "# UAE: what rewards of a reconstruction teach",
         "",

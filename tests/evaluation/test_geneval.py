@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, SwinConfig
 
@@ -113,6 +114,7 @@ def test_the_score_is_the_mean_over_tasks_not_images() -> None:
 
 def make_detector(folder: Path) -> Path:
     """Write a Mask2Former of two classes, with random weights, in the published layout."""
+    torch.manual_seed(0)
     swin = SwinConfig(
         image_size=32,
         embed_dim=8,
@@ -163,6 +165,8 @@ def test_published_files_and_real_judges_end_to_end(chosen: GenEvalOptions, tmp_
     assert [request.seed for request in asked] == [0, 1] * 6
     assert (card["n"], card["units"], card["score"]) == (12, 6, "GenEval")
     assert card["scores"].keys() == {"GenEval", *TASKS}
+    # The detector sees benches everywhere and no cow.
+    assert (card["scores"]["single_object"]["value"], card["scores"]["two_object"]["value"]) == (1, 0)
     assert card["files"].keys() == {"evaluation_metadata.jsonl", "object_names.txt"}
     assert card["judges"]["detector"] != card["judges"]["colors"]
 
