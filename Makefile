@@ -24,7 +24,7 @@ else
 $(error FROM=$(FROM) is unknown; valid choices: scratch, or nothing)
 endif
 
-.PHONY: help install demo test test-newest check
+.PHONY: help install demo ui test test-newest check
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,6 +42,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 demo: $(INSTALLED)  ## the whole system in miniature; FROM=scratch, OUT=folder, DEMO_ARGS="--set field=value ..."
 	$(BIN)/python -m launcher run $(DEMO_CONFIG) --out "$(OUT)" $(DEMO_ARGS)
+
+ui: $(INSTALLED)  ## a page in the browser on which to try the demo's model
+	$(BIN)/python -m wemmu ui "$(OUT)/export"
 
 test: $(INSTALLED)  ## the tests but the slow ones; SLOW=1 for all, TEST_ARGS="-k name" chooses
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \

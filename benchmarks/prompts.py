@@ -4,7 +4,6 @@ The prompts are those of `sampling.prompts` in configs/shapes/curriculum.yaml, w
 quote. Each is drawn with 40 seeds, and the exact scorer reads every image.
 """
 
-import random
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +14,9 @@ from wemmu.config import load_curriculum
 from wemmu.config.schema import SamplePrompt
 from wemmu.images import decode
 from wemmu.pipeline import WeMMUPipeline
-from wemmu.shapes.edits import EDITS, edits_with_object
-from wemmu.shapes.scene import Scene
-from wemmu.shapes.scorer import caption_satisfied, read, same_scene
+from wemmu.shapes.verdict import verdict
 
 CURRICULUM = Path("configs/shapes/curriculum.yaml")
-# Random edits of a scene among which we look for the instruction; a scene has a few hundred.
-DRAWS = 20_000
 
 
 def main(
@@ -43,31 +38,12 @@ def right(text: str, inputs: list[Image.Image], drawn: list[Image.Image]) -> int
     """Number of drawn images that are what `text` asks for, given the input images.
 
     Raises:
-        ValueError: if an input image is no scene of the world, or if no edit has the words of `text`.
+        ValueError: if the request has no exact answer.
     """
-    if not inputs:
-        return sum(caption_satisfied(image, text) for image in drawn)
-    scenes = [scene for image in inputs if (scene := read(image).scene)]
-    if len(scenes) < len(inputs):
-        raise ValueError("an input image is no scene of the world, so no right answer is known")
-    target = asked_for(text, scenes) if text else scenes[0]
-    return sum(same_scene(image, target) for image in drawn)
-
-
-def asked_for(instruction: str, scenes: list[Scene]) -> Scene:
-    """The scene that `instruction` makes of one scene, or of the first of two.
-
-    Raises:
-        ValueError: if no edit of the world has these words.
-    """
-    if len(scenes) == 2:
-        found = (edit.target for edit in edits_with_object(*scenes) if edit.instruction == instruction)
-    else:
-        draws = (make(scenes[0], random.Random(seed)) for seed in range(DRAWS) for make in EDITS.values())
-        found = (made[1] for made in draws if made and made[0] == instruction)
-    if (target := next(found, None)) is None:
-        raise ValueError(f"{instruction!r} is no edit of these images in the shapes world")
-    return target
+    verdicts = [verdict(image, text, inputs) for image in drawn]
+    if unscored := [one.words for one in verdicts if one.right is None]:
+        raise ValueError(unscored[0])
+    return sum(bool(one.right) for one in verdicts)
 
 
 if __name__ == "__main__":

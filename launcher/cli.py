@@ -190,6 +190,8 @@ def _run_here(config: Curriculum, into: Path | None, dry_run: bool = False) -> N
     if code:
         fail(f"{run_folder} is not finished. To resume: wemmu resume {shlex.quote(str(run_folder))}", code)
     print("\nfinished:", *(f"  {product}" for job in jobs[-2:] for product in job.products), sep="\n")
+    model = run_folder / "export" if config.recipe.draws else run_folder
+    print(f"try it in a browser:\n  wemmu ui {shlex.quote(str(model))}")
 
 
 def _cluster(run_folder: Path, file: Path | None) -> Cluster:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.prompts import asked_for, right
+from benchmarks.prompts import right
 from wemmu.config import load_curriculum
+from wemmu.shapes.instructions import target_of
 from wemmu.shapes.language import full_caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Object, Scene
@@ -29,17 +30,17 @@ def test_the_config_of_the_readme_is_valid(tmp_path: Path):
     assert [stage.resolution for stage in load_curriculum(tmp_path / "mine.yaml").stages] == [512, 1024]
 
 
-def test_an_image_counts_as_right_only_if_it_is_what_was_asked_for():
+def test_an_image_counts_as_right_only_if_it_is_what_was_target_of():
     circle, square = Object(0, "circle", "red", "large"), Object(3, "square", "blue", "small")
     scene = Scene("white", (circle, square))
     images = [render(scene, (64, 64)), render(Scene("white", (circle,)), (64, 64))]
     assert right(full_caption(scene), [], images) == 1
     assert right("remove the square", images[:1], images) == 1
     assert right("", images[:1], images) == 1
-    green = asked_for("make the circle green", [scene])
+    green = target_of("make the circle green", [scene])
     assert green.at(0) == Object(0, "circle", "green", "large")
     other = Scene("black", (Object(1, "triangle", "green", "small"),))
-    replaced = asked_for("replace the circle with the object of the second image", [scene, other])
+    replaced = target_of("replace the circle with the object of the second image", [scene, other])
     assert replaced.at(0) == Object(0, "triangle", "green", "small")
-    with pytest.raises(ValueError, match="is no edit of these images"):
-        asked_for("make the triangle green", [scene])
+    with pytest.raises(ValueError, match="means no object"):
+        target_of("make the triangle green", [scene])

@@ -40,6 +40,7 @@ PROGRAMS = {
     "resume": Program("Go on with what is not finished of a run, here or on Slurm.", "launcher.cli", "resume"),
     "train": Program("Train one stage.", "wemmu.train"),
     "sample": Program("Generate images from a run or an exported model.", "wemmu.sample"),
+    "ui": Program("Open a page on which to try a model.", "wemmu.ui.__main__"),
     "evaluate": Program("Score a stage or an export; with --benchmark on a benchmark.", "wemmu.evaluate"),
     "compare": Program("Compare two result cards of a benchmark.", "wemmu.compare"),
     "export": Program("Convert weights: to a pipeline, or from DeepSpeed.", "tools.convert_ckpt"),

@@ -42,27 +42,27 @@ from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
-from wemmu.sampling.solvers import Solver
-from wemmu.shapes.vocabulary import unknown
-from wemmu.timesteps import VelocityField
+from wemmu.sampling.solvers import SOLVERS, OnStep, Solver, Step, heun, keep
+from wemmu.shapes.vocabulary import WORLD, unknown
+from wemmu.timesteps import VelocityField, shift_time
 
 logger = logging.get_logger(__name__)
 # The module that earlier exports name in model_index.json.
 sys.modules["wemmu.models.component"] = component
-SHAPES = "shapes"
 # No warning if a side differs from a trained one by at most this share.
 _NEAR = 0.15
-OUTPUT_TYPES = ("pil", "pt", "np")
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 # Field of `Sampling` -> argument of a call.
-_ARGUMENTS = {
+ARGUMENTS = {
     "steps": "num_inference_steps",
+    "solver": "solver",
     "t2i": "t2i_guidance_scale",
     "image": "image_guidance_scale",
     "instruction": "instruction_guidance_scale",
     "multi": "multi_guidance_scale",
 }
 # Arguments of `__init__` besides the components.
-_DEFAULTS = ("resolution", *_ARGUMENTS.values(), "resolutions", "world")
+_DEFAULTS = ("resolution", *ARGUMENTS.values(), "resolutions", "world")
 PIPELINE_FILE = '''\
 """The pipeline for diffusers' custom_pipeline; the wemmu package must be installed."""
 
@@ -85,6 +85,7 @@ class WeMMUPipeline(DiffusionPipeline):
     # An export may leave out the VLM, which training never changes; it must then be given when loading.
     _optional_components: ClassVar[list[str]] = ["vlm"]
     model_cpu_offload_seq = "vlm->bridge->transformer->vae"
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "estimate"]
 
     def __init__(
         self,
@@ -100,8 +101,9 @@ class WeMMUPipeline(DiffusionPipeline):
         image_guidance_scale: float = 2.0,
         instruction_guidance_scale: float = 3.0,
         multi_guidance_scale: float = 3.0,
-        resolutions: tuple = (),
+        resolutions: list | tuple = (),
         world: str | None = None,
+        solver: str = "euler",
     ):
         super().__init__()
         _check_layers(vlm, bridge)
@@ -119,6 +121,7 @@ class WeMMUPipeline(DiffusionPipeline):
             multi_guidance_scale=multi_guidance_scale,
             resolutions=list(resolutions),
             world=world,
+            solver=solver,
         )
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -155,8 +158,15 @@ class WeMMUPipeline(DiffusionPipeline):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
-    ) -> ImagePipelineOutput:
-        """Make one image for each prompt.
+        negative_prompt: str | Sequence[str] | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        solver: str | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Make `num_images_per_prompt` images for each prompt, those of one prompt beside each other.
 
         A request without images is text to image, with one image an edit (without text: a reconstruction), with
         several an edit that combines them; one call may mix requests of different kinds.
@@ -174,47 +184,82 @@ class WeMMUPipeline(DiffusionPipeline):
             instruction_guidance_scale: weight of the instruction, in an edit.
             multi_guidance_scale: weight of everything given, in an edit of several images.
             seed: image i is a function of its request and of `seed` + i alone, or of `seed[i]` if it is a list.
-            generator: draws the seeds instead; one, or one for each prompt. Without either, torch's global one does.
-            output_type: "pil"; "pt", [B, 3, H, W] in [0, 1]; or "np", [B, H, W, 3] in [0, 1].
+            generator: draws the seeds instead; one, or one for each image. Without either, torch's global one does.
+            output_type: "pil"; "pt", [B, 3, H, W] in [0, 1]; "np", [B, H, W, 3] in [0, 1]; or "latent", [B, C, h, w].
+            negative_prompt: what the guidance of the text leads away from; one text, or one for each prompt.
+            guidance_scale: the guidance scale of the text, whatever the kind of request.
+            solver: "euler", which is the scheduler, or "heun" with two evaluations a step.
+            callback_on_step_end: called after each step with this pipeline, the step's index, its timestep and a dict
+                with the tensors of `callback_on_step_end_tensor_inputs`: "latents", and "estimate", the latents that
+                the step aims at. The solver goes on from the "latents" of the dict it returns. Requests of different
+                kinds are solved one kind after the other.
+            return_dict: whether to return an object with `images`, else a tuple.
 
         Raises:
             ValueError: if the arguments do not fit each other or the model; names the valid ones.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
-        texts, inputs = _requests(prompt, image)
+        texts, inputs, negatives = _repeated(num_images_per_prompt, *_requests(prompt, image, negative_prompt))
         size = self._size(height, width)
         for line in beyond(self.config.world, self.config.resolutions, texts, size):
             logger.warning(line)
         seeds = _seeds(seed, generator, len(texts))
-        sampling = self._sampling(
+        sampling = self.sampling(
             steps=num_inference_steps,
-            t2i=t2i_guidance_scale,
+            solver=solver,
+            t2i=_first(t2i_guidance_scale, guidance_scale),
             image=image_guidance_scale,
-            instruction=instruction_guidance_scale,
-            multi=multi_guidance_scale,
+            instruction=_first(instruction_guidance_scale, guidance_scale),
+            multi=_first(multi_guidance_scale, guidance_scale),
         )
         sampler = self._sampler()
         groups: dict[tuple[str, int], list[int]] = {}
         for i, (text, given) in enumerate(zip(texts, inputs, strict=True)):
             groups.setdefault((task_of(text, len(given)), len(given)), []).append(i)
+        on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        draw = sampler.latents if output_type == "latent" else sampler
         made: dict[int, Tensor] = {}
         for (task, _), members in groups.items():
             images = torch.stack([fitted(inputs[i], size) for i in members]).to(self._execution_device)
-            request = GenerationRequest(task, [texts[i] for i in members], images, size, seeds[members])
+            given, unwanted = [texts[i] for i in members], [negatives[i] for i in members]
+            request = GenerationRequest(task, given, images, size, seeds[members], unwanted)
             with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
-                made |= zip(members, sampler(request, sampling), strict=True)
+                made |= zip(members, draw(request, sampling, on_step), strict=True)
         if not all(image.isfinite().all() for image in made.values()):
             raise ValueError(
                 "the generated images are not finite: weights of this export are infinite or NaN, or a guidance scale "
-                f"is too large ({sampling.model_dump(include=set(_ARGUMENTS) - {'steps'})})"
+                f"is too large ({sampling.model_dump(include=set(ARGUMENTS) - {'steps', 'solver'})})"
             )
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=_output(torch.stack([made[i] for i in range(len(texts))]), output_type))
+        images = _output(torch.stack([made[i] for i in range(len(texts))]), output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _sampling(self, **given: Any) -> Sampling:
+    def _on_step(self, callback: Callable[..., dict[str, Any]] | None, names: Sequence[str]) -> OnStep:
+        """A callback of diffusers for the solver."""
+        if callback is None:
+            return keep
+        # An object of diffusers says itself which tensors it takes.
+        names = getattr(callback, "tensor_inputs", names)
+        if unknown_names := set(names) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {', '.join(sorted(unknown_names))}; valid choices: "
+                f"{', '.join(self._callback_tensor_inputs)}"
+            )
+
+        def on_step(step: Step) -> Tensor:
+            tensors = {"latents": step.x, "estimate": step.estimate}
+            timestep = torch.tensor(step.t * self.scheduler.config.num_train_timesteps)
+            changed = callback(self, step.index, timestep, {name: tensors[name] for name in names})
+            return (changed or {}).get("latents", step.x)
+
+        return on_step
+
+    def sampling(self, **given: Any) -> Sampling:
+        """Return the settings of a call: its defaults, and what is given under the names of `Sampling`."""
         defaults = {
             "steps": self.config.num_inference_steps,
+            "solver": self.config.solver,
             "t2i": self.config.t2i_guidance_scale,
             "image": self.config.image_guidance_scale,
             "instruction": self.config.instruction_guidance_scale,
@@ -223,10 +268,14 @@ class WeMMUPipeline(DiffusionPipeline):
         for name, value in given.items():
             if value is None:
                 continue
+            if name == "solver":
+                if value not in SOLVERS:
+                    raise ValueError(f"solver is {value!r}; valid choices: {', '.join(SOLVERS)}")
+                continue
             if name == "steps" and not (_whole(value) and value > 0):
                 raise ValueError(f"num_inference_steps is {value!r}; valid: a whole number from 1")
             if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value)):
-                raise ValueError(f"{_ARGUMENTS[name]} is {value!r}; valid: a finite number")
+                raise ValueError(f"{ARGUMENTS[name]} is {value!r}; valid: a finite number")
         return Sampling(**defaults | {name: value for name, value in given.items() if value is not None})
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -253,8 +302,11 @@ class WeMMUPipeline(DiffusionPipeline):
             hook.pre_forward(self.vlm)
         model = WeMMU(vlm, FrozenVAE(self.vae), self.bridge, self.transformer)
         # Evenly spaced times, for the scheduler shifts them itself.
-        solver = scheduler_solver(self.scheduler, self.progress_bar)
-        return Sampler(model, PromptEncoder(self.processor), shift=1.0, solver=solver)
+        solvers = {
+            "euler": scheduler_solver(self.scheduler, self.progress_bar),
+            "heun": _shifted(heun, self.scheduler.config.shift),
+        }
+        return Sampler(model, PromptEncoder(self.processor), shift=1.0, solvers=solvers)
 
 
 def scheduler_solver(
@@ -262,15 +314,25 @@ def scheduler_solver(
 ) -> Solver:
     """A scheduler of diffusers as a `Solver`; `progress` wraps its time steps."""
 
-    def solve(velocity: VelocityField, x: Tensor, ts: Tensor) -> Tensor:
+    def solve(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
         # One of its own for each call: a scheduler counts its steps, and calls may run beside each other. It adds the
         # last time, 0, itself.
         scheduler = type(given).from_config(given.config)
         scheduler.set_timesteps(sigmas=ts[:-1].tolist(), device=x.device)
-        for t in progress(scheduler.timesteps):
+        for i, t in enumerate(progress(scheduler.timesteps)):
             v = velocity(x, (t / scheduler.config.num_train_timesteps).expand(len(x)))
             x = scheduler.step(v, t, x, return_dict=False)[0]
+            x = on_step(Step(i, *scheduler.sigmas[i : i + 2].tolist(), x, v))
         return x
+
+    return solve
+
+
+def _shifted(solver: Solver, shift: float) -> Solver:
+    """`solver` on times that it shifts itself, as a scheduler of diffusers does."""
+
+    def solve(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
+        return solver(velocity, x, shift_time(ts, shift), on_step)
 
     return solve
 
@@ -296,7 +358,7 @@ def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], 
     world: "shapes" if all training used the miniature. resolutions: px of the stages. size: (height, width) px; sizes
     with the area of one of these squares are known, like aspect-ratio buckets.
     """
-    if world == SHAPES and (words := list(dict.fromkeys(word for text in texts for word in unknown(text)))):
+    if world == WORLD and (words := list(dict.fromkeys(word for text in texts for word in unknown(text)))):
         yield f"the model knows only the shapes world and has never read: {', '.join(words)}"
     side = math.sqrt(size[0] * size[1])
     if resolutions and not any(abs(side / known - 1) < _NEAR for known in resolutions):
@@ -332,9 +394,11 @@ def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
 
 
 def _requests(
-    prompt: str | Sequence[str] | None, image: Images | Sequence[Images]
-) -> tuple[list[str], list[list[Image.Image]]]:
-    """Texts and, for each, its list of images."""
+    prompt: str | Sequence[str] | None,
+    image: Images | Sequence[Images],
+    negative: str | Sequence[str] | None,
+) -> tuple[list[str], list[list[Image.Image]], list[str]]:
+    """Texts and, for each, its list of images and its negative text."""
     alone = prompt is None or isinstance(prompt, str)
     if not alone and not isinstance(prompt, Sequence):
         raise ValueError(f"prompt is of type {type(prompt).__name__}; valid: a text, or a list of texts")
@@ -356,7 +420,19 @@ def _requests(
     else:
         entries = list(image)
     given = [[] if e is None else list(e) if isinstance(e, list | tuple) else [e] for e in entries]
-    return texts, [[_opened(one) for one in images] for images in given]
+    negatives = [negative or ""] * len(texts) if isinstance(negative, str | None) else list(negative)
+    if len(negatives) != len(texts) or not all(isinstance(text, str) for text in negatives):
+        raise ValueError(
+            f"negative_prompt is {negative!r}; valid: a text, or a list of {len(texts)}, one for each prompt"
+        )
+    return texts, [[_opened(one) for one in images] for images in given], negatives
+
+
+def _repeated(times: int, *lists: list[Any]) -> Iterator[list[Any]]:
+    """Each list with `times` copies of each entry beside each other."""
+    if not (_whole(times) and times > 0):
+        raise ValueError(f"num_images_per_prompt is {times!r}; valid: a whole number from 1")
+    return ([entry for entry in entries for _ in range(times)] for entries in lists)
 
 
 def _opened(value: Any) -> Image.Image:
@@ -391,12 +467,19 @@ def _seeds(
     return torch.cat([d.cpu() for d in drawn])
 
 
+def _first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _output(pixels: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
-    """Pixels [B, 3, H, W] in [-1, 1] in the form that was asked for."""
+    """Pixels [B, 3, H, W] in [-1, 1] in the form that was asked for; latents as they are."""
+    if output_type == "latent":
+        return pixels
     if output_type == "pil":
         return to_images(pixels)
     unit = (pixels.float() / 2 + 0.5).clamp(0, 1)

@@ -4,48 +4,15 @@ import itertools
 import math
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from PIL import Image
 
-from wemmu.command_line import Ema, UsageError, plainly, program, start, without_scipy
-from wemmu.config import ConfigError, StageRun, Task, load_stage, load_stages
-from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """What to generate: `count` images of `size` = (height, width) px, None for the model's default.
-
-    Image i uses seed + i. steps, guidance, image_guidance: None for the model's default.
-    """
-
-    prompt: str
-    images: tuple[Image.Image, ...]
-    size: tuple[int, int] | None
-    seed: int
-    count: int
-    steps: int | None
-    guidance: float | None
-    image_guidance: float | None
-
-    def weights(self, task: Task) -> dict[str, float]:
-        """Return guidance weights under the names of `Sampling`; `guidance` weights the text, if the task has text."""
-        name = {Task.EDIT: "instruction", Task.RECONSTRUCTION: "image", Task.MULTI_EDIT: "multi"}.get(task, "t2i")
-        given = [("image", self.image_guidance), (name, self.guidance)]
-        return {key: value for key, value in given if value is not None}
-
-
-# Draws a wish from the source it was opened on.
-Draw = Callable[[SampleOptions], list[Image.Image]]
+from wemmu.command_line import Ema, UsageError, plainly, program, start
+from wemmu.source import SampleOptions, open_source, save_image
 
 
 @plainly()
@@ -63,25 +30,27 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Image i uses seed + i.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; default: the config's.")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler or heun; default: the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the text; default: the config's.")] = None,
     image_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the image, in an edit.")] = None,
     ema: Ema = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
 ) -> None:
-    """Generate images for a prompt, input images, or both."""
+    """Generate images for a prompt, input images, or both; a VLM answers the prompt and restores the image."""
     inputs = tuple(open_image(path) for path in image or ())
     if len(inputs) > 1 and not prompt:
         raise UsageError(f"{len(inputs)} --image were given without --prompt; say what to do with them")
     out = out or unused("sample.png")
     check_out(out)
-    wish = SampleOptions(prompt, inputs, parse_size(size), seed, count, steps, guidance, image_guidance)
+    wish = SampleOptions(prompt, inputs, parse_size(size), seed, count, steps, guidance, image_guidance, solver)
     for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
         if weight is not None and not math.isfinite(weight):
             raise UsageError(f"{name} {weight} is not a weight; valid: a finite number")
-    drawn = open_source(source, ema, device)(wish)
+    opened = open_source(source, ema, device)
+    responses = opened.respond(wish, None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side(drawn).save(out)
-    print(out)
+    save_image(side_by_side([response.image for response in responses]), out, opened.settings(wish) | {"count": count})
+    print(*[response.words for response in responses if response.words], out, sep="\n")
 
 
 def unused(name: str) -> Path:
@@ -136,104 +105,6 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     import numpy as np
 
     return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
-
-
-def open_source(source: Path, ema: bool | None = None, device: str | None = None) -> Draw:
-    """Load `source`. ema: whether to use the moving average of the weights; None: if the stage keeps one.
-
-    device: None uses a GPU if there is one.
-
-    Raises:
-        ConfigError: if `source` is not a run, a stage or an export, or its config is invalid.
-    """
-    if (source / "model_index.json").is_file():
-        if ema is not None:
-            raise UsageError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
-        return _exported(source, device)
-    stage = stage_folder(source)
-    return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
-
-
-def _device(name: str | None) -> "torch.device":
-    """Raises UsageError if there is no such device here."""
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) -> Draw:
-    import torch
-
-    from wemmu.checkpoint.retention import latest
-    from wemmu.config.schema import Sampling
-    from wemmu.pixels import fitted, to_images
-
-    with without_scipy():
-        from wemmu.pipeline import beyond, check_size
-        from wemmu.recipes.wemmu.recipe import WeMMURecipe
-        from wemmu.sampling.request import GenerationRequest, task_of
-        from wemmu.training.build import load_trained
-
-    if not run.recipe.draws:
-        raise ConfigError(
-            f"{folder} is of a VLM that answers and generates no images; `wemmu export {folder} --out DIR` "
-            "writes a directory that transformers loads"
-        )
-    if (checkpoint := latest(folder / CHECKPOINTS)) is None:
-        raise no_checkpoint(folder)
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    made = load_trained(run, checkpoint, ema, _device(device))
-    assert isinstance(made, WeMMURecipe), "the recipe that draws"
-    model = made.model
-
-    resolutions = sorted({stage.stage.resolution for _, stage in load_stages(folder.resolve().parent)})
-
-    def draw(wish: SampleOptions) -> list[Image.Image]:
-        size = wish.size or (run.stage.resolution, run.stage.resolution)
-        check_size(size, model.bridge.position_mlp.table.shape[0], model.vlm.token_px, model.vae.latent_px)
-        for line in beyond(run.world, resolutions, [wish.prompt], size):
-            print(line, file=sys.stderr)
-        task = task_of(wish.prompt, len(wish.images))
-        # The images' seeds key the noise, as in the exported pipeline.
-        changes = {"seed": 0, **({"steps": wish.steps} if wish.steps else {}), **wish.weights(task)}
-        sampling = Sampling(**run.sampling.model_dump() | changes)
-        images = fitted(wish.images, size)
-        images = images.expand(wish.count, *images.shape)
-        seeds = torch.arange(wish.seed, wish.seed + wish.count)
-        return to_images(
-            made.sampler(GenerationRequest(task, [wish.prompt] * wish.count, images, size, seeds), sampling)
-        )
-
-    return draw
-
-
-def _exported(directory: Path, device: str | None) -> Draw:
-    with without_scipy():
-        from wemmu.pipeline import WeMMUPipeline
-        from wemmu.sampling.request import task_of
-
-    pipe = WeMMUPipeline.from_pretrained(directory).to(_device(device))
-
-    def draw(wish: SampleOptions) -> list[Image.Image]:
-        task = task_of(wish.prompt, len(wish.images))
-        height, width = wish.size or (None, None)
-        return pipe(
-            [wish.prompt] * wish.count,
-            image=[list(wish.images)] * wish.count,
-            height=height,
-            width=width,
-            num_inference_steps=wish.steps,
-            seed=wish.seed,
-            **{f"{name}_guidance_scale": value for name, value in wish.weights(task).items()},
-        ).images
-
-    return draw
 
 
 if __name__ == "__main__":

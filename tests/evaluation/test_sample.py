@@ -9,15 +9,8 @@ from tests.evaluation.fakes import write_run
 from wemmu.command_line import UsageError
 from wemmu.config import ConfigError, Task
 from wemmu.config.checkpoints import stage_folder
-from wemmu.sample import (
-    SampleOptions,
-    _device,
-    main,
-    open_image,
-    open_source,
-    parse_size,
-    side_by_side,
-)
+from wemmu.sample import main, open_image, parse_size, side_by_side
+from wemmu.source import SampleOptions, choose_device, open_source, save_image, settings_of
 
 
 @pytest.mark.parametrize(("text", "size"), [(None, None), ("64", (64, 64)), ("64x96", (64, 96))])
@@ -82,7 +75,7 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path):
     with pytest.raises(SystemExit, match="is not a writable folder"):
         main(tmp_path, tmp_path / "file" / "a.png", image=[], prompt="a red circle", size=None)
     with pytest.raises(UsageError, match="--device nonsense cannot be used"):
-        _device("nonsense")
+        choose_device("nonsense")
 
 
 @pytest.mark.parametrize(
@@ -109,3 +102,16 @@ def test_images_stand_side_by_side():
     assert both.size == (192, 64)
     assert both.getpixel((95, 0)) == (255, 0, 0)
     assert both.getpixel((96, 0)) == (0, 0, 255)
+
+
+def test_a_png_carries_its_settings_and_its_pixels_stay(tmp_path: Path):
+    image, settings = (
+        Image.effect_noise((8, 8), 50),
+        {"prompt": "a \u00e9 \u4e2d", "seed": 2**62, "guidance": {"full": 1.5}},
+    )
+    save_image(image, tmp_path / "a.png", settings)
+    written = Image.open(tmp_path / "a.png")
+    assert settings_of(written) == settings
+    assert written.tobytes() == image.tobytes()
+    save_image(image, tmp_path / "a.webp", settings)
+    assert settings_of(Image.open(tmp_path / "a.webp")) is None

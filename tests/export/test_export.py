@@ -44,9 +44,9 @@ from wemmu.published.identity import identity
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.build import build_model
 from wemmu.recipes.wemmu.component import WeMMUBridge
-from wemmu.sample import open_source
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
+from wemmu.source import open_source
 from wemmu.training.build import load_trained
 
 TRUNCATED = encode(Image.effect_noise((40, 40), 50), "PNG")[:500]
@@ -111,11 +111,14 @@ def test_everything_is_safetensors_and_the_bridge_has_its_names_of_training(trai
         assert set(file.keys()) == names
 
 
-def test_the_card_tells_the_stages_and_the_parity(exported: Path):
+def test_the_card_tells_the_stages_the_settings_the_licence_and_the_parity(exported: Path):
     card = (exported / "README.md").read_text()
     assert "From step 2 of stage2" in card
     assert "stage3" not in card
     assert "max abs difference" in card
+    assert "| `num_inference_steps` | 3 |" in card
+    # The miniature's weights are this repository's own.
+    assert "license: apache-2.0" in card
 
 
 def test_a_seed_decides_the_image(pipe: WeMMUPipeline):
@@ -208,7 +211,7 @@ def test_the_output_types_are_one_image(pipe: WeMMUPipeline):
         ({"generator": 3}, "generator is of type int"),
         ({"image": 3.5}, "image: an image cannot be of type float; valid: PIL image, path"),
         ({"image": np.full((4, 4, 3), 2.0)}, "image: an image of floats holds 2 to 2; valid: 0 to 1"),
-        ({"output_type": "latent"}, "valid choices: pil, pt, np"),
+        ({"output_type": "tensor"}, "valid choices: pil, pt, np, latent"),
         ({"prompt": []}, "empty list"),
         ({"prompt": ["a", "b"], "image": noise_image(0)}, "needs a list of 2 entries"),
         ({"prompt": ["a", "b"], "image": [noise_image(0)]}, "needs a list of 2 entries"),

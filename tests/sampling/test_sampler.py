@@ -1,6 +1,7 @@
 """The sampler: guided velocities of the whole model, seeded, one sample apart from the next."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,14 +84,32 @@ def test_images_are_repeated_by_their_seed_and_changed_by_another(sampler: Sampl
     assert ((first - other).abs().amax((1, 2, 3)) > 1e-3).all()
 
 
+@pytest.mark.parametrize("task", [Task.T2I, Task.EDIT])
+def test_negative_words_take_the_place_of_none_where_the_guidance_of_the_words_begins(
+    model: WeMMU, encoder: PromptEncoder, sampler: Sampler, task: Task
+):
+    request = replace(make_request(task), negatives=["a blue square", "a cross"])
+    empty, none = [""] * 2, request.images[:, :0]
+    if task is Task.T2I:
+        w, branches = SAMPLING.t2i, [(request.negatives, none), (request.texts, none)]
+        expected = by_hand(model, encoder, request, lambda n, full: n + w * (full - n), *branches)
+    else:
+        w_i, w_t = SAMPLING.image, SAMPLING.instruction
+        branches = [(empty, none), (request.negatives, request.images), (request.texts, request.images)]
+        rule = lambda un, n, full: un + w_i * (n - un) + w_t * (full - n)  # noqa: E731
+        expected = by_hand(model, encoder, request, rule, *branches)
+    torch.testing.assert_close(sampler(request, SAMPLING), expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(sampler(make_request(task), SAMPLING), expected, atol=1e-3)
+
+
 def test_another_solver_is_used_where_it_is_asked_for(model: WeMMU, encoder: PromptEncoder, sampler: Sampler):
     request = make_request(Task.UNCONDITIONAL)
 
-    def still(_: object, x: Tensor, ts: Tensor) -> Tensor:
+    def still(_: object, x: Tensor, ts: Tensor, on_step: object) -> Tensor:
         return x
 
     latents = Noise(SAMPLING.seed, 0, request.sample_ids).normal("latent", (model.vae.latent_channels, 2, 2))
-    assert torch.equal(Sampler(model, encoder, SHIFT, still)(request, SAMPLING), model.vae.decode(latents))
+    assert torch.equal(Sampler(model, encoder, SHIFT, {"euler": still})(request, SAMPLING), model.vae.decode(latents))
 
 
 def test_images_do_not_depend_on_the_mode_the_trainer_left(backbones: Backbones, encoder: PromptEncoder):

@@ -7,12 +7,15 @@ from typing import Any
 
 from wemmu.checkpoint.manifest import Manifest
 from wemmu.config import StageRun, load_stages
+from wemmu.pipeline import ARGUMENTS
+from wemmu.shapes.vocabulary import WORLD
 
 _CARD = Template("""\
 ---
 library_name: diffusers
 pipeline_tag: text-to-image
-tags: [wemmu, image-editing]
+tags: [wemmu, image-editing, image-to-image]
+$license
 ---
 # $name
 
@@ -28,11 +31,19 @@ $usage
 `pipe("make the circle green", image=image)` edits, `image=[first, second]` combines; `seed=` makes it repeatable.
 Without importing wemmu, diffusers must be allowed to run the two lines of `pipeline.py`:
 ```python
-DiffusionPipeline.from_pretrained(directory, trust_remote_code=True$given)
+DiffusionPipeline.from_pretrained(directory, custom_pipeline=directory, trust_remote_code=True$given)
 ```
+`wemmu ui DIRECTORY` opens a page in the browser.
+
+| default of a call | value |
+|---|---|
+$settings
+
+## Licence
+$terms
 
 ## Training
-From step $step of $stage, seed $seed.
+From step $step of $stage, seed $seed, on $samples samples in all stages; commit $commit.
 
 | stage | px | steps | batch | trains | objective | tasks |
 |---|---|---|---|---|---|---|
@@ -60,9 +71,19 @@ pipe = WeMMUPipeline.from_pretrained(directory, vlm=vlm)
 pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
 
 
+_OWN_TERMS = "Apache-2.0: all weights, the backbones' included, come from the wemmu repository."
+_TERMS = """\
+The weights contain and derive from $names. The licences of these models apply; check them before you publish this
+directory, and name them above as `license` and `base_model`."""
+
+
 def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], without_vlm: bool) -> str:
     """The card of the checkpoint with `manifest` of the stage `run` in `folder`."""
     usage = Template(_USAGE_WITHOUT_VLM if without_vlm else _USAGE)
+    own, stages = run.world == WORLD, stages_until(run, folder)
+    settings = {"height, width": f"{manifest.resolution} px"} | {
+        argument: getattr(run.sampling, field) for field, argument in ARGUMENTS.items()
+    }
     return _CARD.substitute(
         name=run.name,
         queries=run.recipe.bridge.queries.design.replace("_", " "),
@@ -72,10 +93,30 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
         step=manifest.step,
         stage=manifest.stage,
         seed=manifest.seed,
-        stages="\n".join(_stage_row(stage) for stage in stages_until(run, folder)),
+        license="license: apache-2.0" if own else "license: other\nlicense_name: of-the-backbones",
+        terms=_OWN_TERMS if own else Template(_TERMS).substitute(names=_backbones(run)),
+        settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
+        samples=f"{sum(each.stage.steps * each.stage.global_batch for each in stages):,}",
+        commit=_commit(folder),
+        stages="\n".join(_stage_row(stage) for stage in stages),
         scores=_scores(folder / "evaluation.json", manifest),
         parity="\n".join(parity),
     )
+
+
+def _backbones(run: StageRun) -> str:
+    names = {"VLM": run.backbones.vlm, "DiT": run.backbones.dit, "autoencoder": run.backbones.vae}
+    # The DiT and the autoencoder lie in one directory, which has the model's name.
+    return ", ".join(
+        f"the {kind} of {folder.name if kind == 'VLM' else folder.parent.name}" for kind, folder in names.items()
+    )
+
+
+def _commit(folder: Path) -> str:
+    """The commit that trained the stage last."""
+    file = folder / "environment.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return (json.loads(lines[-1])["commit"] if lines else None) or "unknown"
 
 
 def stages_until(run: StageRun, folder: Path) -> list[StageRun]:

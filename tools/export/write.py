@@ -111,6 +111,7 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
         multi_guidance_scale=sampling.multi,
         resolutions=resolutions,
         world=run.world,
+        solver=sampling.solver,
     )
     if without_vlm:
         pipe.vlm = None

@@ -140,6 +140,8 @@ class Sampling(Config):
     """How sample images are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
 
     steps: Positive = 20
+    # Of `wemmu.sampling.solvers`: heun evaluates the model twice a step.
+    solver: Literal["euler", "heun"] = "euler"
     t2i: float = 4.0
     image: float = 2.0
     instruction: float = 3.0

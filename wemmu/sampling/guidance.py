@@ -20,6 +20,14 @@ class Branch(Enum):
     FULL = "everything"
 
 
+def wordless(task: Task) -> Branch:
+    """The branch that differs from FULL in its words alone or, if the task has none, the one without anything.
+
+    A negative prompt takes the place of its words.
+    """
+    return Branch.IMAGE if task is Task.EDIT else Branch.UNCONDITIONAL
+
+
 def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
     """Weight of each branch; branches of weight zero are left out, so that guidance 1 costs and changes nothing.
 

@@ -15,7 +15,7 @@ class GenerationRequest:
 
     texts: B prompts or questions. images: uint8 [B, N, 3, H, W], N = 0 without input. size: (height, width) px of the
     images to make, multiples of the autoencoder's and not smaller than a VLM token. sample_ids: int64 [B], key of the
-    noise.
+    noise. negatives: B texts that the guidance leads away from; none stands for empty ones, as in training.
     """
 
     task: Task
@@ -23,6 +23,7 @@ class GenerationRequest:
     images: Tensor
     size: tuple[int, int]
     sample_ids: Tensor
+    negatives: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a request to images: prefixes and conditions once, then the solver over guided velocities."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,18 @@ from wemmu.config.schema import Sampling
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.guidance import Branch, guidance_weights
+from wemmu.sampling.guidance import Branch, guidance_weights, wordless
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.request import GenerationRequest
-from wemmu.sampling.solvers import Solver, euler, times
+from wemmu.sampling.solvers import SOLVERS, OnStep, Solver, keep, times
 from wemmu.types import Condition
 
 
 class Sampler:
     """Draws images from a `WeMMU` model (anything with its `condition`, `velocity` and `vae`).
 
-    device: where the model is; None: where a request's images are.
+    solvers: the solver of each name that a config can choose. device: where the model is; None: where a request's
+    images are.
     """
 
     def __init__(
@@ -28,14 +30,19 @@ class Sampler:
         model: Any,
         encoder: PromptEncoder,
         shift: float,
-        solver: Solver = euler,
+        solvers: Mapping[str, Solver] = SOLVERS,
         device: torch.device | str | None = None,
     ):
-        self.model, self.encoder, self.shift, self.solver, self.device = model, encoder, shift, solver, device
+        self.model, self.encoder, self.shift, self.solvers, self.device = model, encoder, shift, solvers, device
 
     @in_eval_mode
-    def __call__(self, request: GenerationRequest, sampling: Sampling) -> Tensor:
-        """Pixels [B, 3, height, width], nominally in [-1, 1].
+    def __call__(self, request: GenerationRequest, sampling: Sampling, on_step: OnStep = keep) -> Tensor:
+        """Pixels [B, 3, height, width], nominally in [-1, 1]. Raises like `latents`."""
+        return self.model.vae.decode(self.latents(request, sampling, on_step))
+
+    @in_eval_mode
+    def latents(self, request: GenerationRequest, sampling: Sampling, on_step: OnStep = keep) -> Tensor:
+        """Latents [B, C, h, w] of the images.
 
         Raises:
             ValueError: if the size is not a multiple of the latent's.
@@ -58,12 +65,13 @@ class Sampler:
 
         shape = (self.model.vae.latent_channels, request.size[0] // latent_px, request.size[1] // latent_px)
         x_1 = noise.normal("latent", shape)
-        return self.model.vae.decode(self.solver(guided, x_1, times(sampling.steps, self.shift)))
+        return self.solvers[sampling.solver](guided, x_1, times(sampling.steps, self.shift), on_step)
 
     def _condition(self, branch: Branch, request: GenerationRequest, noise: Noise) -> Condition:
         texts, images = request.texts, request.images
         if branch is not Branch.FULL:
-            texts = [""] * len(texts)
+            negative = request.negatives and branch is wordless(request.task)
+            texts = request.negatives if negative else [""] * len(texts)
         if branch is Branch.UNCONDITIONAL:
             images = images[:, :0]
         height, width = images.shape[-2:]

@@ -5,13 +5,46 @@ And `ddim`, for a head that predicts the noise.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from wemmu.timesteps import VelocityField, alpha_bar, shift_time
 
-Solver = Callable[[VelocityField, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Step:
+    """A step that a solver has made from time t to t_next: its index from 0, x [B, ...] at t_next, and the velocity."""
+
+    index: int
+    t: float
+    t_next: float
+    x: Tensor
+    velocity: Tensor
+
+    @property
+    def estimate(self) -> Tensor:
+        """x at t = 0 if the velocity stayed as it is: what the image looks like so far."""
+        return self.x - self.t_next * self.velocity
+
+
+# Called after each step; the solver continues from the x that it returns.
+OnStep = Callable[[Step], Tensor]
+
+
+def keep(step: Step) -> Tensor:
+    return step.x
+
+
+class Solver(Protocol):
+    def __call__(self, velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
+        """x [B, ...] at ts[0] -> x at ts[-1]."""
+        ...
+
+
 # Smallest share of signal abar_t at which a head is asked for the noise. An error of the head counts
 # sqrt((1 - abar_t) / abar_t) times in z_0: 32 times here, but 20290 times at the schedule's last step, where z_t tells
 # nothing of z_0. That pure noise stands for z_t here costs abar_t / 2 = 0.0005 nats an element.
@@ -23,21 +56,22 @@ def times(steps: int, shift: float) -> Tensor:
     return shift_time(torch.linspace(1, 0, steps + 1), shift)
 
 
-def euler(velocity: VelocityField, x: Tensor, ts: Tensor) -> Tensor:
-    """First order: one evaluation a step. x [B, ...] at ts[0] -> x at ts[-1]."""
-    for t, t_next in zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True):
-        x = x + (t_next - t) * velocity(x, x.new_full((len(x),), t))
+def euler(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
+    """First order: one evaluation a step."""
+    for i, (t, t_next) in enumerate(pairwise(ts.tolist())):
+        v = velocity(x, x.new_full((len(x),), t))
+        x = on_step(Step(i, t, t_next, x + (t_next - t) * v, v))
     return x
 
 
-def heun(velocity: VelocityField, x: Tensor, ts: Tensor) -> Tensor:
+def heun(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
     """Second order: two evaluations a step, one for the last."""
-    for t, t_next in zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True):
+    for i, (t, t_next) in enumerate(pairwise(ts.tolist())):
         v = velocity(x, x.new_full((len(x),), t))
         ahead = x + (t_next - t) * v
         if t_next > 0:
             v = (v + velocity(ahead, x.new_full((len(x),), t_next))) / 2
-        x = x + (t_next - t) * v
+        x = on_step(Step(i, t, t_next, x + (t_next - t) * v, v))
     return x
 
 

@@ -8,6 +8,8 @@ from wemmu.shapes.edits import EDITS, random_edit, random_two_image_edit
 from wemmu.shapes.language import DESCRIBE, caption, question
 from wemmu.shapes.scene import random_scene
 
+# The name of the world in configs and exports.
+WORLD = "shapes"
 # Of each kind of text; a hundred say every word.
 _DRAWS = 300
 

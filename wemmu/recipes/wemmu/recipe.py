@@ -68,7 +68,7 @@ def sampling_of(run: StageRun) -> dict[str, Any]:
     assert isinstance(run.stage.objective, Objective)
     ts = times(sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution)).tolist()
     return {
-        "solver": {"name": "euler", "steps": sampling.steps, "times": [round(t, 4) for t in ts]},
+        "solver": {"name": sampling.solver, "steps": sampling.steps, "times": [round(t, 4) for t in ts]},
         "guidance": {
             str(task): {branch.name.lower(): weight for branch, weight in guidance_weights(task, sampling).items()}
             for task in run.stage.mixture

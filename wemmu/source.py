@@ -1,0 +1,270 @@
+"""A run, a stage or an export, opened to generate images or answers: `wemmu sample` and `wemmu ui` use it.
+
+Both kinds sample with `wemmu.sampling.sampler`: a stage through its recipe, an export through its pipeline.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from wemmu.command_line import UsageError, without_scipy
+from wemmu.config import StageRun, Task, load_stage, load_stages
+from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
+from wemmu.config.schema import Sampling
+from wemmu.revision import revision
+
+if TYPE_CHECKING:
+    import torch
+
+    from wemmu.sampling.request import Response
+
+EXPORT = "model_index.json"
+# The text chunk of a PNG that holds the settings.
+SETTINGS = "wemmu"
+# Called after each solver step with its index and a function that decodes the images as they are so far.
+OnImages = Callable[[int, Callable[[], list[Image.Image]]], None]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What to generate: `count` images of `size` = (height, width) px, None for the model's default.
+
+    Image i uses seed + i. steps, guidance, image_guidance, solver: None for the model's default.
+    """
+
+    prompt: str
+    images: tuple[Image.Image, ...]
+    size: tuple[int, int] | None
+    seed: int
+    count: int
+    steps: int | None
+    guidance: float | None
+    image_guidance: float | None
+    solver: str | None = None
+
+    def weights(self, task: Task) -> dict[str, float]:
+        """Return guidance weights under the names of `Sampling`; `guidance` weights the text, if the task has text."""
+        name = {Task.EDIT: "instruction", Task.RECONSTRUCTION: "image", Task.MULTI_EDIT: "multi"}.get(task, "t2i")
+        given = [("image", self.image_guidance), (name, self.guidance)]
+        return {key: value for key, value in given if value is not None}
+
+    def sampling(self, task: Task, default: Sampling) -> Sampling:
+        """Return the settings of a model with the changes of these options; the images' own seeds key the noise."""
+        changes = {"steps": self.steps, "solver": self.solver, **self.weights(task)}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return Sampling(**default.model_dump() | given | {"seed": 0})
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened model.
+
+    name: for people. origin: stage and step of the weights. resolution: px of its images unless another size is asked
+    for; resolutions: px of all stages. sampling: its defaults. draws: whether it makes images of prompts, else it
+    answers about images. respond: one response for each of the `count` seeds of the options.
+    """
+
+    name: str
+    origin: Mapping[str, Any]
+    world: str | None
+    resolution: int
+    resolutions: Sequence[int]
+    sampling: Sampling
+    draws: bool
+    respond: "Callable[[SampleOptions, OnImages | None], list[Response]]"
+
+    def size(self, options: SampleOptions) -> tuple[int, int]:
+        """(height, width) px of the images."""
+        return options.size or (self.resolution, self.resolution)
+
+    def warnings(self, options: SampleOptions) -> Iterator[str]:
+        """Return a warning for each property of the options that training did not cover."""
+        from wemmu.pipeline import beyond
+
+        return beyond(self.world, self.resolutions, [options.prompt], self.size(options))
+
+    def settings(self, options: SampleOptions, number: int = 0) -> dict[str, Any]:
+        """Return all that makes image `number` again, for its metadata."""
+        from wemmu.sampling.guidance import guidance_weights
+        from wemmu.sampling.request import task_of
+
+        task = task_of(options.prompt, len(options.images)) if self.draws else Task.UNDERSTANDING
+        sampling, commit = options.sampling(task, self.sampling), revision()
+        weights = guidance_weights(task, sampling) if self.draws else {}
+        return {
+            "model": self.name,
+            **self.origin,
+            "commit": commit.commit if commit else None,
+            "task": str(task),
+            "prompt": options.prompt,
+            "inputs": [hashlib.sha256(image.tobytes()).hexdigest() for image in options.images],
+            "size": list(self.size(options)),
+            "seed": options.seed + number,
+            "steps": sampling.steps,
+            "solver": sampling.solver,
+            "guidance": {branch.name.lower(): weight for branch, weight in weights.items()},
+        }
+
+
+def save_image(image: Image.Image, file: Path, settings: Mapping[str, Any]) -> None:
+    """Write an image; a PNG carries the settings that made it."""
+    if file.suffix.lower() == ".png":
+        file.write_bytes(png(image, settings))
+    else:
+        image.save(file)
+
+
+def png(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
+    """A PNG file that carries the settings that made the image."""
+    info, file = PngInfo(), BytesIO()
+    info.add_text(SETTINGS, json.dumps(settings))
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def settings_of(image: Image.Image) -> dict[str, Any] | None:
+    """Return the settings in an image that `png` wrote; None for any other."""
+    text = image.info.get(SETTINGS)
+    return json.loads(text) if text else None
+
+
+def open_source(source: Path, ema: bool | None = None, device: str | None = None) -> Source:
+    """Load `source`. ema: whether to use the moving average of the weights; None: if the stage keeps one.
+
+    device: None uses a GPU if there is one.
+
+    Raises:
+        ConfigError: if `source` is not a run, a stage or an export, or its config is invalid.
+    """
+    if (source / EXPORT).is_file():
+        if ema is not None:
+            raise UsageError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
+        return _exported(source, device)
+    stage = stage_folder(source)
+    return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
+
+
+def choose_device(name: str | None) -> "torch.device":
+    """Raises UsageError if there is no such device here."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) -> Source:
+    import torch
+
+    from wemmu.checkpoint.retention import latest
+    from wemmu.config.checkpoints import step_of
+    from wemmu.pixels import fitted, to_images
+
+    with without_scipy():
+        from wemmu.pipeline import beyond, check_size
+        from wemmu.recipes.wemmu.recipe import WeMMURecipe
+        from wemmu.sampling.request import GenerationRequest, Response, task_of
+        from wemmu.sampling.solvers import Step
+        from wemmu.training.build import load_trained
+
+    if (checkpoint := latest(folder / CHECKPOINTS)) is None:
+        raise no_checkpoint(folder)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    made = load_trained(run, checkpoint, ema, choose_device(device))
+    resolutions = sorted({stage.stage.resolution for _, stage in load_stages(folder.resolve().parent)})
+
+    def request_of(task: Task, options: SampleOptions) -> GenerationRequest:
+        size = options.size or (run.stage.resolution, run.stage.resolution)
+        images, seeds = fitted(options.images, size), torch.arange(options.seed, options.seed + options.count)
+        images = images.expand(options.count, *images.shape)
+        return GenerationRequest(task, [options.prompt] * options.count, images, size, seeds)
+
+    def draw(options: SampleOptions, on_images: OnImages | None) -> list[Response]:
+        assert isinstance(made, WeMMURecipe), "the recipe that draws"
+        model, task = made.model, task_of(options.prompt, len(options.images))
+        request = request_of(task, options)
+        for line in beyond(run.world, resolutions, [options.prompt], request.size):
+            print(line, file=sys.stderr)
+        check_size(request.size, model.bridge.position_mlp.table.shape[0], model.vlm.token_px, model.vae.latent_px)
+
+        def on_step(step: Step) -> torch.Tensor:
+            if on_images:
+                on_images(step.index, lambda: to_images(model.vae.decode(step.estimate)))
+            return step.x
+
+        return [Response(i) for i in to_images(made.sampler(request, options.sampling(task, run.sampling), on_step))]
+
+    def answer(options: SampleOptions, _: OnImages | None) -> list[Response]:
+        if not options.images:
+            raise UsageError("a question needs an image; give one")
+        return made.respond(request_of(Task.UNDERSTANDING, options))
+
+    return Source(
+        name=str(folder),
+        origin={"stage": run.stage.name, "step": step_of(checkpoint)},
+        world=run.world,
+        resolution=run.stage.resolution,
+        resolutions=resolutions,
+        sampling=run.sampling,
+        draws=run.recipe.draws,
+        respond=draw if run.recipe.draws else answer,
+    )
+
+
+def _exported(directory: Path, device: str | None) -> Source:
+    from wemmu.pixels import to_images
+
+    with without_scipy():
+        from wemmu.backbones.vae import FrozenVAE
+        from wemmu.pipeline import WeMMUPipeline
+        from wemmu.sampling.request import Response, task_of
+
+    pipe = WeMMUPipeline.from_pretrained(directory).to(choose_device(device))
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+
+    def draw(options: SampleOptions, on_images: OnImages | None) -> list[Response]:
+        def on_step(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_images:
+                on_images(index, lambda: to_images(FrozenVAE(pipe.vae).decode(tensors["estimate"])))
+            return {}
+
+        height, width = options.size or (None, None)
+        weights = options.weights(task_of(options.prompt, len(options.images)))
+        images = pipe(
+            [options.prompt] * options.count,
+            image=[list(options.images)] * options.count,
+            height=height,
+            width=width,
+            num_inference_steps=options.steps,
+            solver=options.solver,
+            seed=options.seed,
+            callback_on_step_end=on_step,
+            callback_on_step_end_tensor_inputs=["estimate"],
+            **{f"{name}_guidance_scale": value for name, value in weights.items()},
+        ).images
+        return [Response(image) for image in images]
+
+    report = directory / "parity.json"
+    origin = json.loads(report.read_text(encoding="utf-8"))["origin"] if report.is_file() else {}
+    return Source(
+        name=str(directory),
+        origin={name: origin[name] for name in ("stage", "step") if name in origin},
+        world=pipe.config.world,
+        resolution=pipe.config.resolution,
+        resolutions=pipe.config.resolutions,
+        sampling=pipe.sampling(),
+        draws=True,
+        respond=draw,
+    )

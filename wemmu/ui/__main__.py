@@ -1,0 +1,49 @@
+"""Open the page: `wemmu ui EXPORT`."""
+
+import os
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wemmu.command_line import UsageError, plainly, program, start
+from wemmu.ui.models import Models
+
+LOOPBACK = "127.0.0.1"
+
+
+@plainly()
+def main(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="An exported model, RUN (its newest finished stage), or RUN/STAGE.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = LOOPBACK,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; else the first free one from 7860.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, too.")] = False,
+) -> None:
+    """Open a page on which to generate, edit and reconstruct images, and to question a VLM."""
+    if find_spec("gradio") is None:
+        raise UsageError("the page needs Gradio, which is not installed; install it: pip install 'wemmu[ui]'")
+    # Before Gradio is imported: nothing is sent anywhere.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    from wemmu.ui.page import serve
+
+    models = Models.of(source, device)
+    models.open(models.newest)
+    if not _is_loopback(host):
+        typer.echo(f"warning: everybody who reaches {host} can use this page; it asks for no password", err=True)
+    serve(models, host, port, browser)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    start(program(main))
