@@ -140,7 +140,9 @@ def test_errors_are_sentences_and_the_page_goes_on(visitor: Visitor, image: Path
     visitor.verdicts()
     assert visitor.words("#results .note") == ["The model knows only the shapes world and has never read: beach."]
     visitor.prompt("")
-    visitor.upload(image, image)
+    render(SCENE, 64).save(tmp_path / "second.png")
+    visitor.upload(image, tmp_path / "second.png")
+    visitor.label("Combine")
     visitor.fails("2 input images were given without words; say what to do with them.")
 
 

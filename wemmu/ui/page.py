@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from wemmu.command_line import UsageError
+from wemmu.sample import parse_size
 from wemmu.sampling.solvers import SOLVERS
 from wemmu.shapes.render import render
 from wemmu.shapes.vocabulary import WORLD
@@ -247,8 +248,6 @@ def _work(models: Models) -> Any:
 
 def _options(prompt: str, images: Any, form: dict[str, Any]) -> SampleOptions:
     """Raises UsageError for an image or a size that is none."""
-    from wemmu.sample import parse_size
-
     return SampleOptions(
         prompt=prompt.strip(),
         images=tuple(read_image(Path(file)) for file, _ in images or ()),
