@@ -73,7 +73,7 @@ def vlm_without_weights(directory: Path) -> nn.Module:
     check(directory, VLM)
     cls = class_of(directory, VLM)
     with init_empty_weights():
-        model = cls(vlm_config(cls, directory))
+        model: Any = cls(vlm_config(cls, directory))
     model.tie_weights()
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
