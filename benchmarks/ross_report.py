@@ -118,6 +118,7 @@ def figure(rows: Rows, differences: Differences, file: Path) -> None:
                 axis.scatter([at + 0.06] * len(d["by_seed"]), [scale * v for v in d["by_seed"]], s=8, color=f"C{k}")
         axis.axhline(0, color="gray", linewidth=0.8)
         axis.set_xticks(range(len(KINDS)), KINDS)
+        axis.set_xlim(-0.5, len(KINDS) - 0.5)
         axis.set_title(f"against answers only: {name}", fontsize=9)
     axes[0].legend(fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -51,24 +51,19 @@ class ModulatedBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer layer."""
+    """A pre-norm transformer layer; a condition is added first."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.parts = nn.ModuleList([Attention(width, heads), mlp(width)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is not None:
+            x = x + cond
         for norm, part in zip(self.norms, self.parts, strict=True):
             x = x + part(norm(x))
         return x
-
-
-class AddedBlock(Block):
-    """A pre-norm transformer layer; the condition is added first."""
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        return super().forward(x + cond)
 
 
 class Denoiser(nn.Module):
@@ -83,7 +78,7 @@ class Denoiser(nn.Module):
         super().__init__()
         width = config.width
         added = config.conditioning == "add"
-        block = AddedBlock if added else ModulatedBlock
+        block = Block if added else ModulatedBlock
         self.tokens = nn.Linear(channels, width)
         self.norm_states = nn.LayerNorm(states, eps=1e-6, elementwise_affine=added)
         self.states = nn.Linear(states, width)

@@ -86,7 +86,8 @@ class Ross(Staged, VLM):
 
     def target(self, images: Tensor) -> Tensor:
         """uint8 [M, 3, H, W] -> the target, on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""
-        return self.targets.encode(images, token_grid(*images.shape[-2:], self.token_px))
+        height, width = images.shape[-2:]
+        return self.targets.encode(images, token_grid(height, width, self.token_px))
 
     def checkpoint_activations(self) -> None:
         """Recompute each layer of the language model in the backward pass."""

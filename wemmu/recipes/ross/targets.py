@@ -6,6 +6,8 @@ whole tokens, so each target is made of the whole image, resized to whole cells.
 resampled (`on_grid`).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,7 +65,8 @@ class PixelTarget(Target):
     def image(self, predicted: Tensor, pixels: Tensor) -> Tensor:
         """A normalised patch has lost its brightness and contrast; as in MAE's figures, they are the image's own."""
         if self._by_patch:
-            mean, std = _statistics(self._patches(pixels, tuple(predicted.shape[-2:])))
+            rows, columns = predicted.shape[-2:]
+            mean, std = _statistics(self._patches(pixels, (rows, columns)))
             predicted = predicted * std + mean
         return F.pixel_shuffle(predicted, self._side)
 
@@ -100,7 +103,7 @@ class FeatureTarget(Target):
         size = processor.crop_size or processor.size
         self._side = int(size["height"])
         self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
-        whole = teacher.model.config
+        whole: Any = teacher.model.config
         # CLIP's is that of two towers.
         vision = getattr(whole, "vision_config", whole)
         self.channels = int(vision.hidden_size)
