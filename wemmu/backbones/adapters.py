@@ -4,6 +4,7 @@ An adapter has no weights and no state; its methods take the model. Only adapter
 signatures of transformers and diffusers.
 """
 
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,8 @@ class DiTStage(Protocol):
     is_last: bool
     blocks: nn.ModuleList
 
+    def __call__(self, inputs: tuple[Tensor, ...], latents: Sequence[int]) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
     def canonical(self, name: str) -> str: ...
     def split(self, group: ProcessGroup) -> dict[str, TensorSlice]: ...
     def activations(self, x_t: Tensor, states: Tensor) -> tuple[Tensor, ...]: ...

@@ -10,11 +10,11 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,41 +24,50 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from wemmu.backbones.adapters import class_of
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import fake_world
-from wemmu.measuring.model import make_batch, make_model, vlm_of
+from wemmu.measuring.model import make_batch, make_model, vae_of, vlm_of
 from wemmu.measuring.observe import Observed, Parts
 from wemmu.planning.ask import written
 from wemmu.positions import token_grid
+from wemmu.recipes.staged import Staged
+from wemmu.recipes.wemmu.model import WeMMU
 
 # Processes at a time; each takes about 1 GB.
 WORKERS = 4
 
 
-def parameters(model: nn.Module, run: StageRun) -> dict[str, Any]:
+class _Parametrised(Protocol):
+    """A module, or one stage of a DiT."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
     """Numbers of every part, what engines shard, and the sizes that a sample's tokens follow from."""
-    parts, numbers, homes = Parts(run.recipe.modules), Counter(), {}
+    parts, numbers, homes = Parts(run.recipe.modules), Counter[str](), dict[str, str]()
     for path, parameter in model.named_parameters():
         numbers[parts[path]] += parameter.numel()
         homes[parts[path]] = path.split(".")[0]
     vlm = vlm_of(model)
-    found = {
+    found: dict[str, Any] = {
         "parts": {**dict.fromkeys(run.recipe.modules, 0), **numbers},
         "homes": homes,
         "sharded": list(model.sharded),
         **pixels(model),
-        "latent_channels": model.vae.latent_channels,
+        "latent_channels": vae_of(model).latent_channels,
         "width": vlm.language_model.config.hidden_size,
     }
     if "hybrid" in run.recipe.engines:
+        assert isinstance(model, WeMMU), "hybrid trains no other"
         found["bridge"] = units(model.bridge, model.bridge.pathway.layers)
     return found
 
 
-def pixels(model: nn.Module) -> dict[str, int]:
+def pixels(model: Staged) -> dict[str, int]:
     """Sides of a VLM token and of a latent."""
-    return {"token_px": vlm_of(model).token_px, "latent_px": model.vae.latent_px}
+    return {"token_px": vlm_of(model).token_px, "latent_px": vae_of(model).latent_px}
 
 
-def units(root: nn.Module, blocks: nn.ModuleList) -> dict[str, Any]:
+def units(root: _Parametrised, blocks: nn.ModuleList) -> dict[str, Any]:
     """What FSDP2 gathers together: `layers` times `layer`, and the rest; as [rows, numbers in a row, how often]."""
     inside = {id(p) for p in blocks.parameters()}
 
@@ -70,7 +79,7 @@ def units(root: nn.Module, blocks: nn.ModuleList) -> dict[str, Any]:
     return {"layers": len(blocks), "layer": shapes(blocks[0].parameters()), "rest": rest}
 
 
-def with_gradients(model: nn.Module) -> None:
+def with_gradients(model: _Parametrised) -> None:
     """As after the first micro-batch of a step: gradients are there, and further ones are added to them."""
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -102,13 +111,15 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
         ValueError: for degrees that cannot be, naming those that can.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=tp)
+    group = dist.group.WORLD
+    assert group is not None, "it was made"
     try:
-        model, _ = make_model(run)
+        model = _whole(run)
         points, _, states = passed = _points(model, shape)
         places = []
         for place in range(pp):
-            stage = (model if place == 0 else make_model(run)[0]).cut_dit(place, pp)
-            stage.split(dist.group.WORLD)
+            stage = (model if place == 0 else _whole(run)).cut_dit(place, pp)
+            stage.split(group)
             with_gradients(stage)
             world.start()
             out = stage(passed, points.shape)
@@ -128,11 +139,17 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
         dist.destroy_process_group()
 
 
-def _points(model: nn.Module, shape: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _whole(run: StageRun) -> WeMMU:
+    model, _ = make_model(run)
+    assert isinstance(model, WeMMU), "hybrid trains no other"
+    return model
+
+
+def _points(model: WeMMU, shape: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """What the first stage takes: x_t [B, C, h, w], t [B] and the states of the condition [B, Q, caption channels]."""
-    samples, px, vlm = shape["samples"], model.vae.latent_px, vlm_of(model)
+    samples, px, vlm = shape["samples"], vae_of(model).latent_px, vlm_of(model)
     rows, columns = model.bridge.queries.grid(*token_grid(shape["height"], shape["width"], vlm.token_px))
-    x_t = torch.zeros(samples, model.vae.latent_channels, shape["height"] // px, shape["width"] // px)
+    x_t = torch.zeros(samples, vae_of(model).latent_channels, shape["height"] // px, shape["width"] // px)
     states = torch.zeros(samples, rows * columns, model.caption_channels, dtype=vlm.vlm.dtype)
     return x_t, torch.zeros(samples), states.requires_grad_()
 
@@ -142,7 +159,8 @@ def measure(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
     run = StageRun.model_validate(item["run"])
     here = {kind: folder / kind for kind in run.recipe.backbones}
     run = run.model_copy(update={"backbones": run.backbones.model_copy(update=here)})
-    with fake_world(Observed()) as world:
+    world = Observed()
+    with fake_world(world):
         match item["kind"]:
             case "slices":
                 return slices(world, run, item["shape"], item["tp"], item["pp"])

@@ -53,7 +53,7 @@ UNCOUNTED = {c10d.barrier.default}
 class _Shapes(FakeTensorMode):
     """The one mode of all tensors, also of those that a module's deep copy consists of."""
 
-    def __deepcopy__(self, memo: dict) -> "_Shapes":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shapes":
         return self
 
 
@@ -91,7 +91,7 @@ class FakeWorld(TorchDispatchMode):
         self.purpose: str | None = None
         self._called_at = 0.0
         # Storage's address -> (a reference that tells of its end, bytes, its purpose).
-        self._storages: dict[int, tuple[weakref.ref, int, str | None]] = {}
+        self._storages: dict[int, tuple[weakref.ref[torch.UntypedStorage], int, str | None]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -191,8 +191,10 @@ def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
     """Masks as the numbers of the places that they choose."""
     found: list[Tensor | None] = []
     for index in indices:
-        mask = index is not None and index.dtype == torch.bool
-        found += index.nonzero().unbind(1) if mask else [index]
+        if index is not None and index.dtype == torch.bool:
+            found += index.nonzero().unbind(1)
+        else:
+            found.append(index)
     return found
 
 
@@ -226,10 +228,15 @@ def fake_world(mode: FakeWorld | None = None) -> Iterator[FakeWorld]:
         # A module that is moved or cast swaps tensors of subclasses, which those with weak references refuse.
         tensor.data = by.data
 
-    swap = torch.utils.swap_tensors
-    torch.UntypedStorage.resize_, torch.utils.swap_tensors = resize_, replace
+    patches = (
+        (torch.UntypedStorage, "resize_", torch.UntypedStorage.resize_, resize_),
+        (torch.utils, "swap_tensors", torch.utils.swap_tensors, replace),
+    )
+    for owner, name, _, ours in patches:
+        setattr(owner, name, ours)
     try:
         with mode:
             yield mode
     finally:
-        torch.UntypedStorage.resize_, torch.utils.swap_tensors = resize, swap
+        for owner, name, theirs, _ in patches:
+            setattr(owner, name, theirs)

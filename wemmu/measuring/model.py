@@ -15,10 +15,11 @@ from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.positions import prompt_positions, token_grid
 from wemmu.published import known
+from wemmu.recipes.staged import Staged
 from wemmu.types import IGNORE_INDEX, Batch, Latents, LossFn, Negatives, Prompts
 
 
-def make_model(run: StageRun) -> tuple[nn.Module, LossFn]:
+def make_model(run: StageRun) -> tuple[Staged, LossFn]:
     """The model of a stage, frozen as the stage says, and its loss; within a fake world it has no weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, run.backbones.dtype))
@@ -26,25 +27,34 @@ def make_model(run: StageRun) -> tuple[nn.Module, LossFn]:
         parts = {kind: make_backbone(getattr(run.backbones, kind), kind) for kind in run.recipe.backbones}
     finally:
         torch.set_default_dtype(before)
-    model, loss = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **parts)
+    made: tuple[Staged, LossFn] = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **parts)
+    model, loss = made
     model.ready_to_train(run.stage.trains, run.memory.checkpointing)
     return model, loss
 
 
 def make_backbone(directory: Path, kind: str) -> nn.Module:
     """A backbone of the default type, as new."""
-    cls = class_of(directory, kind)
+    cls: Any = class_of(directory, kind)
     if kind == known.VLM:
         return cls(vlm_config(cls, directory))
     model = cls.from_config(cls.load_config(directory))
     return FrozenVAE(model) if kind == known.AUTOENCODER else model
 
 
-def vlm_of(model: nn.Module) -> VLM:
-    return model if isinstance(model, VLM) else model.vlm
+def vlm_of(model: Staged) -> VLM:
+    vlm = model if isinstance(model, VLM) else model.vlm
+    assert isinstance(vlm, VLM)
+    return vlm
 
 
-def make_batch(model: nn.Module, run: StageRun, shape: dict[str, Any]) -> Batch:
+def vae_of(model: Staged) -> FrozenVAE:
+    vae = model.vae
+    assert isinstance(vae, FrozenVAE)
+    return vae
+
+
+def make_batch(model: Staged, run: StageRun, shape: dict[str, Any]) -> Batch:
     """A micro-batch as `wemmu.planning.ask.Shape` describes it; of padded prompts the first one is shorter.
 
     The contrastive partner of the last sample is in another micro-batch, as in the loader's.
@@ -75,7 +85,7 @@ def make_batch(model: nn.Module, run: StageRun, shape: dict[str, Any]) -> Batch:
     target = torch.empty(samples, 3, height, width).to(torch.uint8)
     latents = None
     if shape["stored"]:
-        channels, px = model.vae.latent_channels, model.vae.latent_px
+        channels, px = vae_of(model).latent_channels, vae_of(model).latent_px
         of_target = torch.zeros(samples, channels, height // px, width // px, dtype=torch.bfloat16)
         latents = Latents(of_target, of_target[:, None].repeat(1, count, 1, 1, 1))
     negatives = None

@@ -80,7 +80,7 @@ class Operators:
             torch._C._unset_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
 
     def _new(self, layout: _Layout | None) -> FakeTensor | None:
-        return layout and FakeTensor(self.mode, layout.empty(), layout.device)
+        return None if layout is None else FakeTensor(self.mode, layout.empty(), layout.device)
 
     def _view(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the kernel of real tensors: `mode` gives dimensions of size 1 other strides, and so copies more often."""

@@ -6,7 +6,12 @@ from torch import Tensor, nn
 
 
 class Staged(nn.Module):
-    """A model whose parts a stage can name in `trains`."""
+    """A model whose parts a stage can name in `trains`.
+
+    sharded: its children that hold all that stages can train, which engines may shard.
+    """
+
+    sharded: tuple[str, ...]
 
     @abstractmethod
     def modules_by_name(self) -> dict[str, nn.Module]:
