@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.data speed      # some 10 minutes
     OMP_NUM_THREADS=1 python -m benchmarks.data growth     # from 10^3 to 10^5 records, time and memory
+    OMP_NUM_THREADS=1 python -m benchmarks.data feed       # 1024 px, part by part: what a GPU's loader costs
 
 All sides of a comparison run in turns in this one process (readers with workers: in its children), several rounds.
 """
@@ -33,14 +34,17 @@ from data_pipeline.buckets import buckets, nearest
 from data_pipeline.duplicates import scan_file, scan_part
 from data_pipeline.partitions import write_partition
 from data_pipeline.plan import Job, plan
+from wemmu.backbones.patches import resize
 from wemmu.config.shards import LEDGER
 from wemmu.images import fit
 from wemmu.pixels import stored_pixels
+from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.shapes.processor import save_processor
 
 RESOLUTIONS = (256, 512)
 BATCH = 16
+FEED_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ QUICK = Sizes(16, (520, 560), 1, {256: 16, 512: 16}, (32,))
 class What(StrEnum):
     SPEED = "speed"
     GROWTH = "growth"
+    FEED = "feed"
 
 
 def main(what: What, quick: Quick = False, out: Out = RESULTS) -> None:
@@ -70,7 +75,7 @@ def main(what: What, quick: Quick = False, out: Out = RESULTS) -> None:
     datasets.disable_progress_bars()
     sizes, table = QUICK if quick else FULL, []
     with tempfile.TemporaryDirectory() as scratch:
-        for found in growing(Path(scratch), sizes) if what is What.GROWTH else speed(Path(scratch), sizes):
+        for found in {What.GROWTH: growing, What.SPEED: speed, What.FEED: feeding}[what](Path(scratch), sizes):
             table += found
             save(out, f"data-{what}", as_markdown(table), as_dicts(table))
 
@@ -163,6 +168,36 @@ def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[
         f"{name}; {workers} worker{'s'[workers:]}": reader(name, workers) for name in sides for workers in (0, 1)
     }
     return rows(f"Reading a sample at {resolution} px", in_turns(timed, sizes.rounds), samples, "decode")
+
+
+def feeding(scratch: Path, sizes: Sizes) -> Iterator[list[Row]]:
+    """The parts of reading a sample at full size, on one core; the rest of the loader checks and collates."""
+    px = FEED_PX if sizes is FULL else RESOLUTIONS[0]
+    tars, shards, number = scratch / "tars", scratch / "shards", sizes.photographs
+    write_tars(tars, (photograph(n, (px, px * 3 // 2)) for n in range(number)), number)
+    written = cost(lambda: write_dataset(curriculum(tars, shards, (px,), BATCH, max_aspect=1.0, max_upscale=4.0)))
+    save_processor(scratch / "processor")
+    encoder, found = PromptEncoder(scratch / "processor"), stored(shards, px)
+    pixels = stored_pixels(found[0][0])[None]
+    grid = token_grid(px, px, 28)
+
+    def loader() -> None:
+        steps = max(1, len(found) // BATCH)
+        readers.read_all(readers.ours(curriculum(tars, shards, (px,), BATCH, steps), encoder), steps * BATCH, px)
+
+    sides: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [stored_pixels(image) for image, _ in found],
+        "tokenize": lambda: [encoder([caption], [[]]) for _, caption in found],
+        "our loader, all of it": loader,
+        "resize to the VLM's grid (on the device in training)": lambda: [
+            resize(pixels, 28 * grid[0], 28 * grid[1]) for _ in found
+        ],
+    }
+    title = f"Feeding a sample of {px} px"
+    table = rows(title, in_turns(sides, sizes.rounds), len(found), "decode")
+    cpu, wall = written.cpu / number * 1e6, written.wall / number * 1e6
+    share = table[0].cpu_us / cpu, table[0].wall_us / wall
+    yield [*table, Row(title, "write it, once", cpu, wall, "decode", *share)]
 
 
 def growing(scratch: Path, sizes: Sizes) -> Iterator[list[Row]]:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "speed": {"Writing": 4, "Reading a sample at 256 px": 13, "Reading a sample at 512 px": 13},
     "growth": {"Growing": 2},
+    "feed": {"Feeding": 5},
 }
 
 

@@ -1,6 +1,8 @@
 """The hybrid engine, at any degrees, is the single one: losses, gradients, norms, weights, and what it saves."""
 
+import gc
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,15 +23,20 @@ from tests.parallel.cases import (
     distances,
     go,
     merged,
+    portable,
     single,
 )
 from tests.parallel.ranks import on_ranks
+from tests.parallel.test_zero3_start import alive
 from wemmu.config.schema import Backbones
-from wemmu.parallel import boundary, hybrid, pipeline, tensor_layers
+from wemmu.parallel import boundary, hybrid, pipeline, shards, tensor_layers
 from wemmu.parallel.hybrid import HybridEngine
 from wemmu.parallel.topology import Topology
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.build import build_model, sources
+from wemmu.recipes.wemmu.config import Bridge, Queries
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.training.start import fill_empty
 
 CPU = torch.device("cpu")
 # Ranks, tp, pp.
@@ -248,3 +255,45 @@ def test_without_any_one_exchange_the_engines_are_not_equal(
         compare(
             merged(on_ranks(4, mutated, backbones, mutation, 2, 2)), reference["stage2"], gradients=1e-5, weights=1e-4
         )
+
+
+def starts(rank: int, world: int, backbones: Backbones, tp: int, pp: int) -> tuple[dict, dict, dict[str, int]]:
+    """Weights of an engine that was given the whole model, and of one that was given none; the memory of the latter."""
+    topology, case = Topology(rank, world, tp, pp), Case()
+    names = [name for name in dict(case.model(backbones).named_parameters()) if name.startswith(("bridge.", "dit."))]
+    whole = case.model(backbones)
+    given = portable(HybridEngine(whole, case.loss(whole), case.run, topology, CPU).local_parameters(names))
+    del whole
+    gc.freeze()
+    before, sizes, units = alive(), [], []
+    config = Bridge(queries=Queries(design="noisy", number=9), position_table=8)
+    model, _ = build_model(backbones, config, 3, on_block_loaded=None)
+    model.freeze_all_but(case.trains)
+    empty = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    frozen = sum(p.nbytes for part in (model.vlm, model.vae) for p in part.parameters())
+    trainable = {name: p for part in ("bridge", "dit") for name, p in model.get_submodule(part).named_parameters()}
+    total = sum(p.numel() * 4 for p in trainable.values())
+    units = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
+    largest = max(sum(p.numel() * 4 for p in unit.parameters()) for unit in units)
+    with mock.patch.object(shards, "trim", side_effect=lambda: sizes.append(alive() - before)):
+        engine = HybridEngine(model, case.loss(model), case.run, topology, CPU)
+    made = SimpleNamespace(sources=lambda every: sources(backbones, config, 3, model, every))
+    fill_empty(made, engine, empty)
+    memory = {"peak": max(sizes), "frozen": frozen, "trainable": total, "largest": largest, "empty": len(empty)}
+    return given, portable(engine.local_parameters(names)), memory
+
+
+@pytest.mark.slow
+def test_a_rank_reads_its_own_slices_and_never_holds_the_whole_model(backbones: Backbones):
+    world, tp, pp = LAYOUTS["dp2 x tp2"]
+    ranks = on_ranks(world, starts, backbones, tp, pp)
+    given, read, memories = (list(each) for each in zip(*ranks, strict=True))
+    for mine, theirs in zip(given, read, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, (shape, parts) in mine.items():
+            assert shape == theirs[name][0]
+            assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(parts, theirs[name][1], strict=True)), name
+    for memory in memories:
+        assert memory["empty"] > 100
+        # Shards that are not read yet, and one unit before it is sharded; buffers and new parts besides.
+        assert memory["peak"] < memory["frozen"] + memory["trainable"] / 2 + 2 * memory["largest"] + 400_000

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tests.models.world import make_batch
 from tests.parallel.cases import Case
@@ -31,7 +32,7 @@ def alive() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, Tensor) and not isinstance(thing, ShardedTensor) and not thing.is_meta:
+        if isinstance(thing, Tensor) and not isinstance(thing, ShardedTensor | DTensor) and not thing.is_meta:
             storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
 

@@ -41,9 +41,9 @@ class Made:
 Sources = Mapping[str, Stored | Made]
 
 
-def stored_vlm(directory: Path) -> dict[str, Stored]:
-    """The weights of a VLM by the names in memory."""
-    return {in_memory(name): source for name, source in _wide(directory, TRANSFORMERS).items()}
+def stored_vlm(directory: Path, every: bool = False) -> dict[str, Stored]:
+    """The weights of a VLM by the names in memory; those that the files hold in more than bfloat16, or `every` one."""
+    return {in_memory(name): source for name, source in _stored(directory, TRANSFORMERS, every).items()}
 
 
 def in_memory(name: str) -> str:
@@ -55,11 +55,11 @@ def in_memory(name: str) -> str:
     return name
 
 
-def stored_dit(directory: Path) -> dict[str, Stored]:
-    """The weights of a DiT by their names, those that the files hold in more than bfloat16."""
-    return _wide(directory, DIFFUSERS)
+def stored_dit(directory: Path, every: bool = False) -> dict[str, Stored]:
+    """The weights of a DiT by their names, as `stored_vlm`."""
+    return _stored(directory, DIFFUSERS, every)
 
 
-def _wide(directory: Path, single: str) -> dict[str, Stored]:
+def _stored(directory: Path, single: str, every: bool) -> dict[str, Stored]:
     found = tensors(directory, single)
-    return {name: Stored(tensor.file, name) for name, tensor in found.items() if tensor.dtype != "BF16"}
+    return {name: Stored(tensor.file, name) for name, tensor in found.items() if every or tensor.dtype != "BF16"}

@@ -25,7 +25,8 @@ from wemmu.published.known import AUTOENCODER, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, tensors
 
 # Called with a module that has just got its weights and the prefix of their names in the whole model. A module comes
-# after its children, which have already been placed.
+# after its children, which have already been placed. None in its place leaves all blocks on the meta device, for an
+# engine that takes the model apart first and then reads only what this rank keeps.
 OnBlockLoaded = Callable[[str, nn.Module], object]
 
 
@@ -94,11 +95,13 @@ def load_autoencoder(directory: Path, dtype: torch.dtype) -> tuple[FrozenVAE, Lo
 
 
 def load_dit(
-    directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded = keep_local
+    directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded | None = keep_local
 ) -> tuple[nn.Module, LoadReport]:
     """A DiT, block by block; `on_block_loaded` gets names that begin `dit.`. Raises as `load_vlm`."""
     check(directory, TRANSFORMER)
     cls = class_of(directory, TRANSFORMER)
+    if on_block_loaded is None:
+        return load_by_blocks(cls, directory, dtype, None)
     return load_by_blocks(cls, directory, dtype, lambda prefix, block: on_block_loaded(f"dit.{prefix}", block))
 
 
@@ -135,9 +138,12 @@ def load_strict(
 
 
 def load_by_blocks(
-    cls: type[Any], directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded
+    cls: type[Any], directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded | None
 ) -> tuple[nn.Module, LoadReport]:
-    """Like `load_strict` for a diffusers model, but block by block; checks everything before it reads a weight."""
+    """Like `load_strict` for a diffusers model, but block by block; checks everything before it reads a weight.
+
+    Without `on_block_loaded` no weight is read: they stay on the meta device.
+    """
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -146,11 +152,9 @@ def load_by_blocks(
     finally:
         torch.set_default_dtype(default)
     model.register_to_config(_name_or_path=directory)
-    files = stored_files(directory)
-    opened = {file: safe_open(file, "pt") for file in set(files.values())}
-    stored = {name: opened[file] for name, file in files.items()}
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    shapes = {name: file.get_slice(name).get_shape() for name, file in stored.items()}
+    stored = tensors(directory, DIFFUSERS)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
     report = _report(
         directory,
         sum(p.numel() for p in model.parameters()),
@@ -158,11 +162,19 @@ def load_by_blocks(
         shapes.keys() - expected.keys(),
         [name for name, shape in shapes.items() if name in expected and shape != expected[name]],
     )
+    if on_block_loaded is None:
+        return model.eval(), report
     for prefix, block in blocks(model):
         empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
-        fill(block, {name: stored[prefix + name].get_tensor(prefix + name).to(dtype) for name in empty})
+        fill(block, {name: _read(stored[prefix + name].file, prefix + name, dtype) for name in empty})
         on_block_loaded(prefix, block)
     return model.eval(), report
+
+
+def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:
+    # Opened for each: pages that a broadcast has written to stay this rank's own until the file is closed.
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name).to(dtype)
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

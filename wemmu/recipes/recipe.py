@@ -41,16 +41,23 @@ class Recipe(Protocol):
     normed: tuple[nn.Module, ...]
     period: int
 
-    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        run: StageRun,
+        on_block_loaded: OnBlockLoaded | None = keep_local,
+        device: torch.device | str = "cpu",
+    ):
         """Load the model; `on_block_loaded` is called with each block as it gets its weights. device: where it will be.
+
+        Without `on_block_loaded` what can be trained is left on the meta device.
 
         Raises:
             BackboneError: if a backbone cannot be loaded whole.
         """
         ...
 
-    def sources(self) -> Sources:
-        """Return where its weights are in more precision than it computes in; call once."""
+    def sources(self, every: bool = False) -> Sources:
+        """Return where its weights are in more precision than bfloat16, or where `every` one is; call once."""
         ...
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
@@ -81,7 +88,9 @@ class Recipe(Protocol):
         ...
 
 
-def recipe(run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu") -> Recipe:
+def recipe(
+    run: StageRun, on_block_loaded: OnBlockLoaded | None = keep_local, device: torch.device | str = "cpu"
+) -> Recipe:
     """Load the recipe of a stage. Raises as `Recipe.__init__`."""
     return import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE(run, on_block_loaded, device)
 

@@ -16,13 +16,14 @@ from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
 from wemmu.kernels import Kernels
 from wemmu.parallel.engine import Engine
+from wemmu.parallel.host_memory import trim
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.published.check import check_engine
 from wemmu.published.identity import is_same
 from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe
 from wemmu.recipes.staged import startable
-from wemmu.training.start import begin
+from wemmu.training.start import begin, fill_empty
 from wemmu.types import LossFn
 
 
@@ -53,14 +54,17 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     """
     check_engine(run.backbones, run.recipe.backbones, run.parallel.engine)
     device = torch.device(device)
-    made = recipe(run, _place(run, device), device)
+    made = recipe(run, place_blocks(run, device), device)
     ready_to_train(made, run)
     chosen = _kernels(run, made, device)
     # The names, before an engine takes the model apart.
     names = [name for name, _ in made.model.named_parameters()]
     trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
     resting = startable(made.model).keys() - trained
+    empty = {name for name, parameter in made.model.named_parameters() if parameter.is_meta}
     engine = make_engine(run, made.model, made.loss, topology, device, chosen.adamw == "Apex")
+    if empty:
+        fill_empty(made, engine, empty)
     carried, started = begin(run, made, engine, resting)
     loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
     check_latents(loader.settings, made.vae, identities(made)["vae"])
@@ -101,13 +105,19 @@ def make_engine(
             return HybridEngine(model, loss, run, topology, device, apex)
 
 
-def _place(run: StageRun, device: torch.device) -> OnBlockLoaded:
-    """Return what to do with each block of the model when it has its weights."""
-    if run.parallel.engine != "zero3":
+def place_blocks(run: StageRun, device: torch.device) -> OnBlockLoaded | None:
+    """Return what to do with each block of the model when it has its weights; see `wemmu.backbones.weights`."""
+    if run.parallel.engine == "single":
         return keep_local
+    if run.parallel.engine == "hybrid":
+        return None
     from wemmu.parallel.zero3 import shard
 
-    return lambda _, block: shard(block, device)
+    def place(_: str, block: nn.Module) -> None:
+        shard(block, device)
+        trim()
+
+    return place
 
 
 def load_trained(

@@ -45,6 +45,15 @@ def begin(
     return carried, inside
 
 
+def fill_empty(made: Recipe, engine: Engine, names: set[str]) -> None:
+    """Read the weights that were left on the meta device: of each one the part that this rank holds."""
+    sources = made.sources(every=True)
+    assert names <= sources.keys(), f"no file holds {some(sorted(names - sources.keys()))}"
+    fill_from({name: sources[name] for name in names}, engine.local_parameters(names))
+    engine.state().begin_average()
+    engine.on_restore(0)
+
+
 def _names(source: Path) -> frozenset[str]:
     """Read the weights in a checkpoint; an error on one rank is an error on all."""
     what = f"{source} cannot be started from"

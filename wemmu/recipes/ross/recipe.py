@@ -29,7 +29,12 @@ class RossRecipe:
 
     period = 1
 
-    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        run: StageRun,
+        on_block_loaded: OnBlockLoaded | None = keep_local,
+        device: torch.device | str = "cpu",
+    ):
         """`on_block_loaded` is not called: the VLM is loaded whole."""
         assert isinstance(run.recipe, RossConfig)
         self._run = run
@@ -43,9 +48,9 @@ class RossRecipe:
         self.loss = ReconstructiveLoss(self.model, run)
         self.answerer = Answerer(self.model, self.encoder, device=device)
 
-    def sources(self) -> Sources:
+    def sources(self, every: bool = False) -> Sources:
         """Those of the VLM; the head is float32 anyway."""
-        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm).items()}
+        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         """Count the labels of the whole step where the loss is a mean over them."""

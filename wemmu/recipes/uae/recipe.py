@@ -34,7 +34,12 @@ class UAERecipe:
     See `wemmu.recipes.recipe.Recipe`.
     """
 
-    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        run: StageRun,
+        on_block_loaded: OnBlockLoaded | None = keep_local,
+        device: torch.device | str = "cpu",
+    ):
         """`on_block_loaded` is not called: the VLM is loaded whole, and the generator stays whole."""
         assert isinstance(run.recipe, UAEConfig)
         self._run, self._device, config = run, torch.device(device), run.recipe
@@ -53,8 +58,8 @@ class UAERecipe:
             self.rollouts = Rollouts(self.policy, reward, objective, config.instruction, run.seed)
             self.period = objective.updates
 
-    def sources(self) -> Sources:
-        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm).items()}
+    def sources(self, every: bool = False) -> Sources:
+        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         return Prepared(batches) if self.rollouts is None else self.rollouts(batches, step)

@@ -23,9 +23,11 @@ from wemmu.recipes.wemmu.model import WeMMU
 
 
 def build_model(
-    backbones: Backbones, config: BridgeConfig, seed: int, on_block_loaded: OnBlockLoaded = keep_local
+    backbones: Backbones, config: BridgeConfig, seed: int, on_block_loaded: OnBlockLoaded | None = keep_local
 ) -> tuple[WeMMU, dict[str, LoadReport]]:
     """Return the whole model: load the backbones, copy the bridge from the VLM, initialise its new parts from `seed`.
+
+    Without `on_block_loaded` the DiT and the bridge's copy stay on the meta device.
 
     Raises:
         BackboneError: if a backbone cannot be loaded whole.
@@ -43,6 +45,8 @@ def build_model(
     bridge.to(frozen.vlm.dtype)
     # The pathway is a copy of a frozen model, but it learns.
     bridge.requires_grad_(True)
+    if on_block_loaded is None:
+        return WeMMU(frozen, vae, bridge, dit), reports
     for name in [*(f"layers.{i}" for i in range(len(frozen.language_model.layers))), "norm"]:
         block, original = bridge.pathway.get_submodule(name), frozen.language_model.get_submodule(name)
         fill(block, {name: tensor.clone() for name, tensor in original.state_dict().items()})
@@ -76,15 +80,18 @@ def caption_channels(dit: nn.Module) -> int:
     return adapter_of(dit).caption_channels(dit)
 
 
-def sources(backbones: Backbones, config: BridgeConfig, seed: int, model: WeMMU) -> Sources:
-    """Where the weights of the DiT and the bridge of `model` are in more precision than bfloat16, by canonical name."""
+def sources(backbones: Backbones, config: BridgeConfig, seed: int, model: WeMMU, every: bool = False) -> Sources:
+    """Where the weights of the DiT and the bridge of `model` are in more precision than bfloat16, by canonical name.
+
+    every: also those that the files hold in bfloat16.
+    """
     pathway = {
         f"bridge.pathway.{name.removeprefix(LANGUAGE)}": source
-        for name, source in stored_vlm(backbones.vlm).items()
+        for name, source in stored_vlm(backbones.vlm, every).items()
         if name.startswith(LANGUAGE)
     }
     assert backbones.dit is not None, "the model has one"
-    dit = {f"dit.{name}": source for name, source in stored_dit(backbones.dit).items()}
+    dit = {f"dit.{name}": source for name, source in stored_dit(backbones.dit, every).items()}
     # The same draws again.
     new = new_bridge(config, model.vlm.language_model, model.vae.latent_channels, model.caption_channels, seed)
     made: Mapping[str, Made] = {f"bridge.{n}": Made(p.detach()) for n, p in new.named_parameters() if not p.is_meta}

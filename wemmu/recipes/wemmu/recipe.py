@@ -30,7 +30,12 @@ class WeMMURecipe:
 
     period = 1
 
-    def __init__(self, run: StageRun, on_block_loaded: OnBlockLoaded = keep_local, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        run: StageRun,
+        on_block_loaded: OnBlockLoaded | None = keep_local,
+        device: torch.device | str = "cpu",
+    ):
         assert isinstance(run.recipe, WeMMU)
         self._run, self._bridge = run, run.recipe.bridge
         self.model, self.reports = build_model(run.backbones, self._bridge, run.seed, on_block_loaded)
@@ -43,8 +48,8 @@ class WeMMURecipe:
         shift = self.loss.config.time.shift_at(run.stage.resolution)
         self.sampler = Sampler(self.model, self.encoder, shift, device=device)
 
-    def sources(self) -> Sources:
-        return sources(self._run.backbones, self._bridge, self._run.seed, self.model)
+    def sources(self, every: bool = False) -> Sources:
+        return sources(self._run.backbones, self._bridge, self._run.seed, self.model, every)
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         return Prepared(batches)

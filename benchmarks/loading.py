@@ -1,0 +1,175 @@
+"""Host memory while the ranks of one node load a model: `python -m benchmarks.loading [--ranks 8] [--width 768]`.
+
+Writes backbones of the real classes with random weights in bfloat16, lets forked ranks build a stage's model, sharded,
+and samples the memory of all of them from /proc/PID/smaps_rollup. PSS counts a page that several processes share once,
+so the sum is what the node holds. The same with tiny backbones is subtracted: what libraries and process groups take.
+ On a CPU a rank's shards and its copy of the frozen parts are host memory, too.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderDC, SanaTransformer2DModel
+from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from wemmu.config import Curriculum, StageRun
+from wemmu.config.schema import Backbones
+from wemmu.parallel.topology import Topology
+from wemmu.recipes.recipe import ready_to_train, recipe
+from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
+from wemmu.shapes.processor import special_ids
+from wemmu.training.build import make_engine, place_blocks
+from wemmu.training.start import fill_from
+
+# Imported once, before the ranks are forked: what libraries take is not of loading.
+PRELOADED = ("deepspeed", "wemmu.backbones.sana.tensor", "wemmu.parallel.hybrid", "wemmu.recipes.wemmu.recipe")
+SHAPES = Path(__file__).resolve().parents[1] / "assets/shapes"
+ENGINES: dict[str, dict[str, Any]] = {
+    "zero3": {"engine": "zero3"},
+    "hybrid tp 2": {"engine": "hybrid", "tp": 2},
+    "hybrid tp 2 pp 2": {"engine": "hybrid", "tp": 2, "pp": 2},
+}
+
+
+def write_backbones(root: Path, width: int, layers: int) -> Backbones:
+    """Backbones of `width` channels and `layers` layers, the autoencoder as in the miniature."""
+    processor = AutoProcessor.from_pretrained(SHAPES / "vlm", use_fast=True)
+    processor.save_pretrained(root / "vlm")
+    config = vlm_config(len(processor.tokenizer), special_ids(processor))
+    config["text_config"] |= {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+        "num_attention_heads": width // 32, "num_key_value_heads": width // 64,
+    }  # fmt: skip
+    config["vision_config"] |= {"out_hidden_size": width}
+    dit = DIT_CONFIG | {
+        "num_layers": layers, "num_attention_heads": width // 32, "num_cross_attention_heads": width // 32,
+        "cross_attention_dim": width,
+    }  # fmt: skip
+    torch.set_default_dtype(torch.bfloat16)
+    Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).save_pretrained(root / "vlm")
+    SanaTransformer2DModel(**dit).save_pretrained(root / "sana/transformer")
+    AutoencoderDC(**VAE_CONFIG).save_pretrained(root / "sana/vae")
+    torch.set_default_dtype(torch.float32)
+    return Backbones(vlm=root / "vlm", sana=root / "sana", dtype="bfloat16")
+
+
+def stage(backbones: Backbones, parallel: dict[str, Any], ranks: int) -> StageRun:
+    """A stage that trains everything."""
+    fields = {
+        "name": "loading",
+        "backbones": backbones,
+        "data": {"shards": "none"},
+        "parallel": parallel | {"ranks": ranks},
+        "memory": {"micro_batch": 1, "reference_resolution": 32},
+        "stages": [
+            {
+                "name": "stage", "resolution": 32, "steps": 2, "global_batch": ranks,
+                "trains": ["vae_branch", "pathway", "position_mlp", "dit"],
+                "optimizer": {"lr": 1e-3, "dit_lr": 1e-3, "warmup": 0, "decay": 0}, "mixture": {"t2i": 1.0},
+            }
+        ],
+    }  # fmt: skip
+    return Curriculum.model_validate(fields).stage_run("stage")
+
+
+def load(run: StageRun, rank: int, world: int, store: str, pipe: Any) -> None:
+    """A rank: build the model and the engine, then wait."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    pipe.send("ready")
+    pipe.recv()
+    topology, device = Topology(rank, world, run.parallel.tp, run.parallel.pp), torch.device("cpu")
+    made = recipe(run, place_blocks(run, device), device)
+    ready_to_train(made, run)
+    empty = {name for name, parameter in made.model.named_parameters() if parameter.is_meta}
+    if empty:
+        # As `fill_empty`, but without the optimizer's moments. Under zero3 all is loaded before its engine is made.
+        engine = make_engine(run, made.model, made.loss, topology, device)
+        sources = made.sources(every=True)
+        fill_from({name: sources[name] for name in empty}, engine.local_parameters(empty))
+    dist.barrier()
+    pipe.send("loaded")
+    pipe.recv()
+    os._exit(0)
+
+
+def held(pid: int) -> int:
+    """Bytes of a process, shared pages by their share."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
+        if line.startswith("Pss:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def measure(run: StageRun, ranks: int) -> dict[str, float]:
+    """Bytes of all ranks beyond what they held before: at the peak and at the end."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [context.Pipe() for _ in range(ranks)]
+        processes = [
+            context.Process(target=load, args=(run, rank, ranks, f"{folder}/store", there), daemon=True)
+            for rank, (_, there) in enumerate(pipes)
+        ]
+        for process in processes:
+            process.start()
+        for here, _ in pipes:
+            here.recv()
+        before = sum(held(process.pid) for process in processes)
+        begun = time.monotonic()
+        for here, _ in pipes:
+            here.send("go")
+        peak = end = 0
+        waiting = {here for here, _ in pipes}
+        while waiting:
+            end = sum(held(process.pid) for process in processes) - before
+            peak = max(peak, end)
+            waiting -= {here for here in waiting if here.poll()}
+            if dead := [process.exitcode for process in processes if process.exitcode is not None]:
+                raise RuntimeError(f"a rank ended with {dead[0]}")
+            time.sleep(0.02)
+        seconds = time.monotonic() - begun
+        end = sum(held(process.pid) for process in processes) - before
+        for process in processes:
+            process.kill()
+            process.join()
+    return {"peak": peak, "end": end, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--engine", choices=[*ENGINES], action="append")
+    arguments = parser.parse_args()
+    for module in PRELOADED:
+        import_module(module)
+    gc.freeze()
+    with tempfile.TemporaryDirectory() as folder:
+        root, ranks = Path(folder), arguments.ranks
+        backbones = write_backbones(root / "large", arguments.width, arguments.layers)
+        tiny = write_backbones(root / "tiny", 64, 2)
+        vlm, dit = (megabytes(root / "large" / name) for name in ("vlm", "sana/transformer"))
+        print(f"{ranks} ranks; MB in bfloat16: VLM {vlm:.0f}, DiT {dit:.0f}, one layer {dit / arguments.layers:.0f}")
+        for name in arguments.engine or ENGINES:
+            small, large = (measure(stage(used, ENGINES[name], ranks), ranks) for used in (tiny, backbones))
+            peak, end = ((large[what] - small[what]) / 1e6 for what in ("peak", "end"))
+            print(f"{name}: peak {peak:.0f} MB, end {end:.0f} MB, {large['seconds']:.0f} s", flush=True)
+
+
+def megabytes(directory: Path) -> float:
+    return sum(file.stat().st_size for file in directory.rglob("*.safetensors")) / 1e6
+
+
+if __name__ == "__main__":
+    main()
