@@ -48,7 +48,7 @@ def begin(
 def fill_empty(made: Recipe, engine: Engine, names: set[str]) -> None:
     """Read the weights that were left on the meta device: of each one the part that this rank holds."""
     sources = made.sources(every=True)
-    assert names <= sources.keys(), f"no file holds {some(sorted(names - sources.keys()))}"
+    assert names <= sources.keys(), f"no file holds {sorted(names - sources.keys())[:5]}"
     fill_from({name: sources[name] for name in names}, engine.local_parameters(names))
     engine.state().begin_average()
     engine.on_restore(0)
