@@ -8,6 +8,7 @@ eager step: what a compiler fuses moves less, and a product whose operands fit i
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -24,7 +25,8 @@ from wemmu.recipes.wemmu.model import WeMMU
 
 # They allocate and launch nothing.
 ALLOCATE = ("empty", "_local_scalar_dense", "set_", "resize_")
-PLAIN_NORMS, FUSED_NORMS = "plain norms", "fused norms"
+# What is counted, each with what came before.
+VARIANTS = ("plain", "fused norms", "noise drawn on the device")
 
 
 class Counting(FakeWorld):
@@ -76,16 +78,19 @@ class FusedNorm(torch.autograd.Function):
         return norm_backward(gradient, *ctx.saved_tensors)
 
 
-def counted(size: Size, cell: Cell, norms: str) -> tuple[Counter[str], Counter[str]]:
+def counted(size: Size, cell: Cell, variant: str) -> tuple[Counter[str], Counter[str]]:
     """By kind: kernels and bytes of the second step, which makes no moments."""
     run, device = make_run(size, cell, "single", "bfloat16"), torch.device("cpu")
     mode = Counting()
     with fake_world(mode):
         model = make_model(size, device, torch.bfloat16)
-        if norms == FUSED_NORMS:
+        if variant != VARIANTS[0]:
             fuse(model)
+        (own,) = PLAIN.values()
+        if variant == VARIANTS[2]:
+            own = replace(own, kernels=own.kernels.model_copy(update={"noise": "device"}))
         batch = make_batch(size, cell, model.vlm.token_px)
-        (step,) = our_steps(model, run, batch, PLAIN, device).values()
+        (step,) = our_steps(model, run, batch, {"ours": own}, device).values()
         step()
         mode.launches, mode.bytes = Counter(), Counter()
         step()
@@ -110,9 +115,9 @@ def main(
         if cell.task != Task.T2I and not edits:
             continue
         cell = cell if samples is None else cell.of(samples)
-        for norms in (PLAIN_NORMS, FUSED_NORMS):
-            launches, moved = counted(found, cell, norms)
-            print(f"\n{cell.name}, {norms}: {sum(launches.values())} kernels, {sum(moved.values()) / 1e9:.1f} GB")
+        for variant in VARIANTS:
+            launches, moved = counted(found, cell, variant)
+            print(f"\n{cell.name}, {variant}: {sum(launches.values())} kernels, {sum(moved.values()) / 1e9:.1f} GB")
             for kind, number in launches.most_common():
                 print(f"  {kind:24} {number:7} {moved[kind] / 1e9:9.1f} GB", flush=True)
 

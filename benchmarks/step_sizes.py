@@ -217,4 +217,6 @@ def prompts_of(rows: list[list[int]], grids: list[tuple[int, int]]) -> Prompts:
     positions = torch.zeros(3, len(rows), length, dtype=torch.long)
     for b, (position, _) in enumerate(placed):
         positions[:, b, : position.shape[1]] = position
-    return Prompts(ids, mask, positions, torch.tensor([end for _, end in placed]))
+    ends = torch.tensor([end for _, end in placed])
+    counts = tuple(row.count(SPECIAL["image_token_id"]) for row in rows)
+    return Prompts(ids, mask, positions, ends, not bool(mask.all()), counts)

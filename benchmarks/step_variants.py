@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.naive import Mask, NaiveModel, Way
 from benchmarks.step_sizes import Cell, Size, make_batch, make_model, make_run
@@ -35,7 +35,7 @@ class Own:
 # The first is what the others are compared with.
 OURS = {"ours": Own(), "ours, checkpointing": Own(checkpointing=True)}
 # On a GPU, what the kernels gain. Nothing can be given back its plain kernel, so it has a process of its own.
-PLAIN = {"ours, plain kernels": Own(kernels=Kernels(fused_norms=False, compile=False))}
+PLAIN = {"ours, plain kernels": Own(kernels=Kernels(fused_norms=False, compile=False, noise="host"))}
 NAIVE = {
     "naive": Way(),
     "naive, no logits": Way(logits=False),
@@ -191,7 +191,10 @@ def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.de
     language = model.vlm.language_model
     heads = language.config.hidden_size // language.config.num_attention_heads
     chosen = kernels.choose(config, run.parallel.engine, device, getattr(torch, run.backbones.dtype), heads)
-    layers = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)
+    layers: tuple[nn.Module, ...] = ()
+    if chosen.compiled:
+        trained = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)
+        layers = (*trained, *model.vlm.alike_layers(), *model.vae.compilable())
     kernels.apply(chosen, type(language.norm), (language, model.bridge.pathway), layers)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wemmu.config.schema import Kernels as KernelsConfig
+from wemmu.noise import on_device
 
 # The largest difference from the plain kernel, relative to the norm of its result. For an optimizer the result is the
 # movement of weights, a hundredth of their size in three steps, so rounding alone is 1e-5. Plain norms round to
@@ -42,34 +43,44 @@ Norm = Callable[[Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Kernels:
-    """The choice. attention, masked_attention: without and with a mask; refused: rejected kernels with reasons."""
+    """The choice. attention, masked_attention: without and with a mask; noise: where it is drawn, `host` or `device`.
+
+    refused: rejected kernels with reasons.
+    """
 
     adamw: str
     norms: str
     attention: str
     masked_attention: str
     compiled: bool
+    noise: str = "host"
     refused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        compiled = ", layers compiled" if self.compiled else ""
+        compiled = ", layers compiled (the first step of each shape takes longer)" if self.compiled else ""
         chosen = (
             f"AdamW {self.adamw}, norms {self.norms}, attention {self.attention} ({self.masked_attention} where "
-            f"prompts are padded){compiled}"
+            f"prompts are padded), noise drawn on the {self.noise}{compiled}"
         )
         return "; ".join([chosen, *self.refused])
 
 
 def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernels:
-    """Probe the kernels and choose.
+    """Probe the kernels and choose; `auto` takes what was measured to help on a GPU in bfloat16.
 
     Raises:
         ValueError: if layers are to be compiled and there is no compiler.
     """
-    if config.compile and compiler() is None:
-        raise ValueError("kernels.compile needs a C++ compiler, but there is none; install one, name it in CXX, or "
-                         "leave it off (the default)")  # fmt: skip
     refused: list[str] = []
+    fast = device.type == "cuda" and dtype == torch.bfloat16
+    compiled = config.compile if config.compile != "auto" else fast and engine == "single"
+    if compiled and compiler() is None:
+        if config.compile is True:
+            raise ValueError("kernels.compile needs a C++ compiler, but there is none; install one, name it in CXX, or "
+                             "leave the field out")  # fmt: skip
+        compiled = False
+        refused.append("layers are not compiled, which costs a fifth of the speed: there is no C++ compiler; install "
+                       "one or name it in CXX")  # fmt: skip
     apex, problem = find_apex()
     if problem:
         refused.append(problem)
@@ -83,13 +94,14 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
     may_adam = apex and engine != "zero3"
     fused = may_adam and agrees("Apex's FusedAdam", lambda: adamw_difference(fused_adam(), device), ADAMW_BOUND)
     norms = "plain"
-    if config.fused_norms:
+    if fast if config.fused_norms == "auto" else config.fused_norms:
         for name, norm in norm_kernels(apex).items():
             if agrees(f"{name}'s norm", partial(norm_difference, norm, device, dtype), NORM_BOUND[dtype]):
                 norms = name
                 break
     without, masked = (attention_taken(device, dtype, head_dim, mask) for mask in (False, True))
-    return Kernels("Apex" if fused else "torch", norms, without, masked, config.compile, tuple(refused))
+    noise = "device" if on_device(config.noise, device) else "host"
+    return Kernels("Apex" if fused else "torch", norms, without, masked, compiled, noise, tuple(refused))
 
 
 def objection(difference: Callable[[], float], bound: float) -> str | None:

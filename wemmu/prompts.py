@@ -171,4 +171,6 @@ class PromptEncoder:
             input_ids[b, : len(row)] = torch.tensor(row)
             mask[b, : len(row)] = True
             positions[:, b, : len(row)], next_position[b] = prompt_positions(row, self.image_token_id, list(sizes))
-        return Prompts(input_ids, mask, positions, next_position)
+        image_tokens = tuple(row.count(self.image_token_id) for row in rows)
+        padded = any(len(row) < length for row in rows)
+        return Prompts(input_ids, mask, positions, next_position, padded, image_tokens)

@@ -19,7 +19,12 @@ class _OnDevice:
     """A dataclass of tensors (and other things, which stay) that moves as one."""
 
     def to(self, device: torch.device | str) -> Self:
+        to_gpu = torch.device(device).type == "cuda"
+
         def move(value: Any) -> Any:
+            if to_gpu and isinstance(value, Tensor) and value.device.type == "cpu":
+                # From pinned memory, the host does not wait.
+                return value.pin_memory().to(device, non_blocking=True)
             return value.to(device) if isinstance(value, Tensor | _OnDevice) else value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
@@ -30,13 +35,16 @@ class Prompts(_OnDevice):
     """A right-padded batch of prompts for the VLM.
 
     input_ids: int64 [B, L]; mask: bool [B, L], True on real tokens; positions: int64 [3, B, L] (M-RoPE);
-    next_position: int64 [B], where the first token after each prompt stands.
+    next_position: int64 [B], where the first token after each prompt stands. Kept on the host, which would wait for the
+    device otherwise: padded, whether the mask hides anything; image_tokens: how many each prompt holds.
     """
 
     input_ids: Tensor
     mask: Tensor
     positions: Tensor
     next_position: Tensor
+    padded: bool
+    image_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)

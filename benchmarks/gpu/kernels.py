@@ -47,7 +47,7 @@ def kernels(setting: Setting) -> Iterator[Row]:
     if apex:
         yield within("Apex's FusedAdam", ours.adamw_difference(ours.fused_adam(), device), ADAMW_BOUND)
     yield from attention(device)
-    # NOISE
+    yield noise(device)
     if setting.real:
         yield from waits(device)
     yield from compiled(device)
@@ -88,7 +88,7 @@ def noise(device: torch.device) -> Row:
         Noise(0, 5, torch.tensor([3, 2**40 + 7]), place, "device").normal("queries", (1000, 7)).cpu()
         for place in (device, "cpu")
     )
-    return within("noise drawn on the device", float((here - there).abs().max()), NORMAL_BOUND)
+    return within("noise drawn on the device, largest difference", float((here - there).abs().max()), NORMAL_BOUND)
 
 
 def waits(device: torch.device) -> Iterator[Row]:

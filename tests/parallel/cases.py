@@ -13,7 +13,7 @@ from tests.training.runs import STAGE_RUN
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config import StageRun
 from wemmu.config.objectives import ReconstructiveTuning
-from wemmu.config.schema import Backbones
+from wemmu.config.schema import Backbones, Kernels
 from wemmu.config.stage import Optimizer
 from wemmu.config.task import Task
 from wemmu.parallel.engine import Engine
@@ -48,6 +48,7 @@ class Case:
     dtype: str = "float32"
     clip: float = 1.0
     ema: float | None = None
+    noise: str = "host"
     # Of a question, by step; the last one counts for all further steps.
     images: tuple[int, ...] = (1,)
 
@@ -63,6 +64,7 @@ class Case:
             update={
                 "stage": stage.model_copy(update=changed),
                 "backbones": STAGE_RUN.backbones.model_copy(update={"dtype": self.dtype}),
+                "kernels": Kernels(noise=self.noise),
             }
         )
 

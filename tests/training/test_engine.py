@@ -55,9 +55,9 @@ def clipped_gradients(engine: SingleEngine) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     real = engine._adamw.step
 
-    def step(lr_share: float) -> None:
+    def step(lr_share: float, norm: Tensor) -> None:
         seen.update({name: g.clone() for name, g in engine.gradients().items()})
-        real(lr_share)
+        real(lr_share, norm)
 
     engine._adamw.step = step
     engine.step(1.0)

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from tests.conftest import make_backbones
 from tests.models.elsewhere import ELSEWHERE, Elsewhere, twin
@@ -24,12 +27,12 @@ from wemmu.timesteps import alpha_bar
 from wemmu.training.start import fill_from
 
 CASES = {
-    "contrastive": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I,)),
-    "flow in bfloat16, with an average": Case(tasks=(MULTI,), dtype="bfloat16", ema=0.9),
+    "contrastive": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I,), noise="device"),
+    "flow in bfloat16, with an average": Case(tasks=(MULTI,), dtype="bfloat16", ema=0.9, noise="device"),
     "learnable queries": Case(
-        trains=("pathway", "position_mlp", "queries"), design="learnable_fixed", vae_branch=False
+        trains=("pathway", "position_mlp", "queries"), design="learnable_fixed", vae_branch=False, noise="device"
     ),
-    "ross": RossCase(),
+    "ross": RossCase(noise="device"),
     "ross, regression": RossCase(head={"kind": "regressor"}),
 }
 
@@ -135,3 +138,42 @@ def test_images_and_answers_are_drawn_there(backbones: Backbones, encoder: Promp
         there.append((twin(drawn), twin(restored), said))
     for mine, reference in zip(*there, strict=True):
         assert mine == reference if isinstance(mine, list) else torch.equal(mine, reference)
+
+
+class Waiting(Elsewhere):
+    """Notes each operator for which the host of a GPU would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        there = [x for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor)]
+        masks = func in (aten.index.Tensor, aten.index_put_.default) and any(
+            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
+        )
+        # The backward passes of casts name the device that C++ believes in.
+        backward = torch._C._current_graph_task_id() != -1
+        to_host = not backward and func is aten._to_copy.default and (kwargs or {}).get("device") == torch.device("cpu")
+        if there and (func in WAITS or masks or to_host):
+            self.waits.append(str(func))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+aten = torch.ops.aten
+WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
+
+
+@pytest.mark.parametrize("name", ["contrastive", "flow in bfloat16, with an average"])
+def test_a_step_from_words_waits_for_the_device_once(backbones: Backbones, encoder: PromptEncoder, name: str):
+    """transformers asks whether the mask of padded prompts hides anything. (Its vision tower asks in every layer.)"""
+    case = replace(CASES[name], tasks=(T2I,))
+    model = case.model(backbones)
+    with Waiting() as world:
+        model = moved(case, model)
+        engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
+        (batch,) = micro_batches(encoder, list(range(GLOBAL_BATCH)), case.tasks[0], 0, 1, 1)
+        batch = batch.to(ELSEWHERE)
+        world.waits.clear()
+        engine.accumulate([batch], 0)
+    assert world.waits == ["aten._local_scalar_dense.default"]

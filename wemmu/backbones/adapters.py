@@ -57,6 +57,10 @@ class AutoencoderAdapter(Protocol):
         """The inverse."""
         ...
 
+    def compilable(self, vae: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules of its encoder that torch.compile can take."""
+        ...
+
 
 class DiTStage(Protocol):
     """Successive blocks of a DiT: one rank's part of a pipeline. A module, whose parameters are those it computes with.

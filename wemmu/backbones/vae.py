@@ -25,6 +25,10 @@ class FrozenVAE(nn.Module):
         """Stay in eval mode: a frozen model has no training behaviour."""
         return super().train(False)
 
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """Return the modules of the encoder that torch.compile can take."""
+        return self.adapter.compilable(self.vae)
+
     @torch.no_grad()
     def encode(self, pixels: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """uint8 [B, 3, H, W] -> latents [B, C, h, w] of about unit variance.

@@ -35,16 +35,21 @@ class _KeysAndValues(DynamicCache):
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    # Versions of transformers differ in the further arguments.
+    # Versions of transformers differ in the further arguments. Not compiled: a graph would hold the number of keys.
+    @torch.compiler.disable
     def update(  # type: ignore[override]
         self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        assert layer == len(self.keys), "layers come in their order"
         self.keys.append(key)
         self.values.append(value)
         if len(self.keys) == self._layers:
             raise _Complete
         return key, value
+
+
+def places_of(mask: Tensor, count: int) -> Tensor:
+    """Where a mask [B, L] is True, in order, [B, count]; its number of places is known, so no device is asked."""
+    return mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 class VLM(KeepsFloat32, nn.Module):
@@ -94,12 +99,11 @@ class VLM(KeepsFloat32, nn.Module):
         """
         _, n, _, height, width = images.shape
         rows, columns = token_grid(height, width, self.token_px) if n else (0, 0)
-        at_images = prompts.input_ids == self.image_token_id
-        if (at_images.sum(1) != n * rows * columns).any():
+        if set(prompts.image_tokens) != {n * rows * columns}:
             raise ValueError(
-                f"each prompt must hold {n} x {rows} x {columns} image tokens, got {at_images.sum(1).tolist()}"
+                f"each prompt must hold {n} x {rows} x {columns} image tokens, got {list(prompts.image_tokens)}"
             )
-        return at_images
+        return prompts.input_ids == self.image_token_id
 
     def inputs(self, prompts: Prompts, at_images: Tensor, vision: Tensor | None) -> dict[str, Any]:
         """Arguments of the language model: embeddings of the words and, at the image tokens, what `vision` returned."""
@@ -124,10 +128,8 @@ class VLM(KeepsFloat32, nn.Module):
         Raises:
             ValueError: if the prompts' image tokens are not those of the images.
         """
-        b, n = images.shape[:2]
+        n = images.shape[1]
         at_images = self.image_tokens(prompts, images)
-        # Before work is queued on the device, for which this answer would wait.
-        padded = not bool(prompts.mask.all())
         vision = self._features(images.flatten(0, 1)) if n else None
         inputs = self.inputs(prompts, at_images, vision)
         # Engines that gather sharded weights count on every forward pass to end.
@@ -136,7 +138,8 @@ class VLM(KeepsFloat32, nn.Module):
         with suppress(_Complete):
             self.language_model(
                 **inputs,
-                attention_mask=prompts.mask.long(),
+                # Of a mask that hides nothing the model would ask the device.
+                attention_mask=prompts.mask.long() if prompts.padded else None,
                 position_ids=prompts.positions,
                 use_cache=True,
                 **with_cache(self.language_model, cache),
@@ -145,9 +148,11 @@ class VLM(KeepsFloat32, nn.Module):
             keys=tuple(cache.keys),
             values=tuple(cache.values),
             mask=prompts.mask,
-            image_positions=prompts.positions[:, at_images].reshape(3, b, -1),
+            image_positions=prompts.positions.gather(
+                2, places_of(at_images, prompts.image_tokens[0]).expand(3, -1, -1)
+            ),
             next_position=prompts.next_position,
-            padded=padded,
+            padded=prompts.padded,
         )
 
     def _features(self, pixels: Tensor) -> Tensor:
@@ -177,6 +182,15 @@ class FrozenVLM(VLM):
     def train(self, mode: bool = True) -> "FrozenVLM":
         """Stay in eval mode: a frozen model has no training behaviour."""
         return super().train(False)
+
+    def alike_layers(self) -> tuple[nn.Module, ...]:
+        """Return the layers of the language model, made equal for torch.compile, which then compiles one for all.
+
+        A graph holds the layer's index, for which only caches of transformers have a use: none can be used afterwards.
+        """
+        for layer in self.language_model.layers:
+            layer.self_attn.layer_idx = 0
+        return tuple(self.language_model.layers)
 
     def _features(self, pixels: Tensor) -> Tensor:
         return self.cache(self.vision, pixels)

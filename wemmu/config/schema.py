@@ -63,17 +63,24 @@ class Memory(Config):
         return micro, per_rank // micro
 
 
-class Kernels(Config):
-    """What may be computed by other kernels than the plain ones; see docs/performance.md.
+# Where the random numbers of a training step are drawn; see `wemmu.noise.Noise`.
+NoiseSource = Literal["auto", "host", "device"]
 
-    NVIDIA's Apex, torch's fused AdamW and the kernels of attention are found and told without being asked for.
+
+class Kernels(Config):
+    """What makes a step fast; see docs/performance.md. `auto`: on a GPU in bfloat16, where it was measured to help.
+
+    NVIDIA's Apex, torch's fused AdamW and the kernels of attention are probed and reported without an option.
     """
 
     # RMSNorm in one kernel, Apex's or torch's. In bfloat16 it rounds once where the plain one rounds twice, so a run
-    # that was begun without it goes on with other last bits.
-    fused_norms: bool = False
-    # torch.compile of each layer of the pathway and each block of the DiT; needs a C++ compiler, and minutes to begin.
-    compile: bool = False
+    # that began without it goes on with other last bits.
+    fused_norms: Literal["auto"] | bool = "auto"
+    # torch.compile of the layers of pathway, DiT, frozen VLM and autoencoder (engine `single`); needs a C++ compiler,
+    # and a minute to begin.
+    compile: Literal["auto"] | bool = "auto"
+    # host: on the CPU, the same numbers everywhere. device: on the GPU, without waiting. auto: where the model is.
+    noise: NoiseSource = "auto"
 
 
 class Parallel(Config):
@@ -201,7 +208,7 @@ class Curriculum(_HasRecipe):
         names = [s.name for s in self.stages]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"stages need distinct names, got: {', '.join(names) or 'none'}")
-        if self.kernels.compile and self.parallel.engine != "single":
+        if self.kernels.compile is True and self.parallel.engine != "single":
             # Both take the layers apart with hooks and slices that are made after this.
             raise ValueError(f"kernels.compile is not for engine {self.parallel.engine}; valid with it: single")
         if lacking := [name for name in self.recipe.backbones if getattr(self.backbones, name) is None]:

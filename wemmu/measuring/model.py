@@ -73,7 +73,7 @@ def make_batch(model: Staged, run: StageRun, shape: dict[str, Any]) -> Batch:
     mask[0, -1] = not shape["padded"]
     prompts = Prompts(
         torch.tensor(ids).repeat(samples, 1), mask, positions[:, None].repeat(1, samples, 1),
-        torch.full((samples,), following),
+        torch.full((samples,), following), shape["padded"], (count * grid[0] * grid[1],) * samples,
     )  # fmt: skip
     # Empty, and so without numbers in a fake world: what is made of them takes no time.
     images = torch.empty(samples, count, 3, height, width).to(torch.uint8)

@@ -1,5 +1,6 @@
 """AdamW over float32 tensors by name, whole or shards: it works element by element, so a shard is as good."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -37,7 +38,7 @@ class AdamW:
         for name, weight in self.weights.items():
             groups.setdefault(config.rates(name, weight.ndim), []).append(weight)
         made = [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()]
-        self._apex, self._decay = apex, config.ema_decay
+        self._apex, self._decay, self._taken = apex, config.ema_decay, 0
         self._optimizer = (
             fused_adam()(made, betas=config.betas, eps=1e-8)
             if apex
@@ -47,14 +48,24 @@ class AdamW:
             # An average begins before the first step.
             self._fill_state()
 
-    def step(self, lr_share: float) -> None:
+    def step(self, lr_share: float, norm: Tensor) -> None:
+        """Take a step, unless the gradient's `norm`, a scalar, is not finite.
+
+        Of a norm on a GPU torch's optimizer decides there, so the host does not wait. (The average then still moves
+        towards the weights, but the trainer ends the run before it saves.)
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_share
+        if norm.device.type != "cpu" and not self._apex:
+            self._optimizer.found_inf = (~torch.isfinite(norm)).float()
+        elif not math.isfinite(norm):
+            return
         self._optimizer.step()
+        self._taken += 1
         if self._decay is not None:
             states = self._optimizer.state
             averages = [states[weight]["ema"] for weight in self.weights.values()]
-            average(averages, list(self.weights.values()), self._decay, next(self._steps()))
+            average(averages, list(self.weights.values()), self._decay, self._taken)
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
@@ -93,6 +104,7 @@ class AdamW:
     def on_restore(self, steps: int) -> None:
         """Go on from `steps` steps, with the weights and moments that were written into the tensors of `state`."""
         self.state()
+        self._taken = steps
         if self._apex:
             for group in self._optimizer.param_groups:
                 group["step"] = steps

@@ -1,7 +1,7 @@
 """The interface of engines: gradients of a global batch, an optimizer step, and the state by name."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, SupportsFloat
 
 from torch import Tensor
 
@@ -24,11 +24,11 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, lr_share: float) -> float:
+    def step(self, lr_share: float) -> SupportsFloat:
         """Clip by the global norm, step with `lr_share` of the peak rates, and clear the gradients.
 
-        Returns the norm of the whole gradient before clipping, equal on all ranks. A norm that is not finite leaves the
-        weights untouched; the caller decides what that means.
+        Returns the norm of the whole gradient before clipping, equal on all ranks. Reading it may wait for the device.
+        A norm that is not finite leaves the weights untouched; the caller decides what that means.
         """
         ...
 

@@ -109,7 +109,7 @@ class HybridEngine:
             if factor < 1:
                 for master in masters.values():
                     master.grad.mul_(factor)
-            self._adamw.step(lr_share)
+            self._adamw.step(lr_share, torch.tensor(norm, device=next(iter(masters.values())).device))
         self._adamw.zero_grad()
         for parameter in self._trained.values():
             parameter.grad = None

@@ -1,7 +1,8 @@
 """The single-device engine: the reference that every other engine must equal."""
 
-import math
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.stage import Optimizer as OptimizerConfig
 from wemmu.parallel.adamw import AdamW
+from wemmu.parallel.reading import on_its_way
 from wemmu.types import Batch, Losses, LossFn
 
 
@@ -29,35 +31,33 @@ class SingleEngine:
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         found = []
-        for batch in micro_batches:
-            losses = self._loss(batch, step)
-            (losses.values.sum() / self._global_batch).backward()
-            self._collect()
-            found.append(losses.detached())
+        # Only now: other engines of the same model must find their gradients.
+        hooks = [
+            working.register_post_accumulate_grad_hook(partial(_collect, self._adamw.weights[name]))
+            for name, working in self._working.items()
+        ]
+        try:
+            for batch in micro_batches:
+                losses = self._loss(batch, step)
+                (losses.values.sum() / self._global_batch).backward()
+                found.append(losses.detached())
+        finally:
+            for hook in hooks:
+                hook.remove()
         return found
 
-    def _collect(self) -> None:
-        """Add the model's gradients to those of the masters."""
-        for name, master in self._adamw.weights.items():
-            working = self._working[name]
-            if working.grad is None:
-                continue
-            gradient, working.grad = working.grad.float(), None
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-
-    def step(self, lr_share: float) -> float:
+    def step(self, lr_share: float) -> SupportsFloat:
         masters = self._adamw.weights
         for master in masters.values():
             if master.grad is None:
                 # A parameter that no micro-batch uses has a gradient of zero, as in sharded engines, and not none: all
                 # moments decay at every step.
                 master.grad = torch.zeros_like(master)
-        norm = float(nn.utils.clip_grad_norm_(masters.values(), self.config.clip))
-        if math.isfinite(norm):
-            self._adamw.step(lr_share)
-            self._to_working()
+        norm = nn.utils.clip_grad_norm_(masters.values(), self.config.clip)
+        self._adamw.step(lr_share, norm)
+        self._to_working()
         self._adamw.zero_grad()
-        return norm
+        return on_its_way(norm)
 
     def state(self) -> TrainState:
         return self._adamw.state()
@@ -78,3 +78,13 @@ class SingleEngine:
     def gradients(self) -> dict[str, Tensor]:
         """The gradients accumulated so far, by name, for comparison with other engines."""
         return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in self._adamw.weights.items()}
+
+
+def _collect(master: nn.Parameter, working: Tensor) -> None:
+    """Add the gradient of a weight to its master's, in float32, as soon as the backward pass has it."""
+    gradient, working.grad = working.grad, None
+    assert gradient is not None, "called when there is one"
+    if master.grad is None:
+        master.grad = gradient.float()
+    else:
+        master.grad.add_(gradient)

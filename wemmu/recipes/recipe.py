@@ -26,8 +26,8 @@ class Recipe(Protocol):
     model: its parameters have their canonical names. reports: field of `backbones` -> what was loaded; the names of
     that backbone's weights begin with the field, and weights of other names are new. caches: of frozen features, which
     remember nothing until training begins. token_px: side of a VLM token, px.
-    language, layers, normed: the language model whose sizes decide which kernels fit; what runs with gradients, layer
-    by layer; the modules whose norms get the kernels. period: steps that one `prepare` serves; checkpoints lie between.
+    language, normed: the language model whose sizes decide which kernels fit; the modules whose norms get the kernels.
+    period: steps that one `prepare` serves; checkpoints lie between.
     """
 
     model: Staged
@@ -37,7 +37,6 @@ class Recipe(Protocol):
     caches: tuple[FeatureCache, ...]
     token_px: int
     language: Any  # a class of transformers
-    layers: tuple[nn.Module, ...]
     normed: tuple[nn.Module, ...]
     period: int
 
@@ -54,6 +53,10 @@ class Recipe(Protocol):
         Raises:
             BackboneError: if a backbone cannot be loaded whole.
         """
+        ...
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        """Return the modules to compile, trained and frozen, layer by layer. Who calls it compiles them."""
         ...
 
     def sources(self, every: bool = False) -> Sources:

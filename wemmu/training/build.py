@@ -83,7 +83,7 @@ def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
     config = language.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     chosen = kernels.choose(run.kernels, run.parallel.engine, device, getattr(torch, run.backbones.dtype), head_dim)
-    kernels.apply(chosen, type(language.norm), made.normed, made.layers)
+    kernels.apply(chosen, type(language.norm), made.normed, made.layers() if chosen.compiled else ())
     return chosen
 
 

@@ -3,10 +3,12 @@
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import SupportsFloat
 
 import torch
 
@@ -64,6 +66,7 @@ class Trainer:
         self.checkpoints = folder / CHECKPOINTS
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.saved: int | None = None
+        self._norms: deque[tuple[int, SupportsFloat]] = deque()
         self.changes: list[str] = []
         self.origin = self._resume()
         self.step = self.origin.first_step
@@ -123,8 +126,8 @@ class Trainer:
         """Whether nothing that the next step needs is in memory only."""
         return self.step % self.parts.recipe.period == 0
 
-    def _optimize(self, micro_batches: list[Batch], window: Window) -> float:
-        """One optimizer step over its micro-batches; returns the gradient norm before clipping."""
+    def _optimize(self, micro_batches: list[Batch], window: Window) -> SupportsFloat:
+        """One optimizer step over its micro-batches; returns the gradient norm before clipping, to be read later."""
         window.asked.update(self.workload.count(micro_batches))
         batches = [batch.to(self.device) for batch in micro_batches]
         prepared, started = self.parts.recipe.prepare(batches, self.step), time.monotonic()
@@ -133,19 +136,27 @@ class Trainer:
         norm = self.parts.engine.step(self.stage.optimizer.lr_share(self.step, self.stage.steps))
         window.note(prepared, time.monotonic() - started)
         window.steps += 1
-        if not math.isfinite(norm):
-            self.saver.close()
-            saved = own_checkpoints(self.checkpoints)
-            raise TrainingError(
-                f"{self.stage.name}: the gradient is not finite at step {self.step}; the weights were left alone. "
-                f"The last checkpoint is {next(reversed(saved), None)}; a lower learning rate may help."
-            )
+        self._norms.append((self.step, norm))
+        # On a GPU the newest is still being computed; the one before has arrived.
+        self._check_norms(but=0 if isinstance(norm, float) else 1)
         return norm
+
+    def _check_norms(self, but: int = 0) -> None:
+        """End the run if a gradient was not finite; leave the newest `but` norms unread."""
+        while len(self._norms) > but:
+            step, norm = self._norms.popleft()
+            if not math.isfinite(norm):
+                self.saver.close()
+                saved = own_checkpoints(self.checkpoints)
+                raise TrainingError(
+                    f"{self.stage.name}: the gradient is not finite at step {step}; the weights were left alone. "
+                    f"The last checkpoint is {next(reversed(saved), None)}; a lower learning rate may help."
+                )
 
     def _window(self) -> Window:
         return Window(self.stage.mixture, self.device)
 
-    def _log(self, window: Window, norm: float) -> None:
+    def _log(self, window: Window, norm: SupportsFloat) -> None:
         rate = window.steps / (time.monotonic() - window.started)
         seen = window.close()
         if self.record is None:
@@ -156,7 +167,7 @@ class Trainer:
             "step": self.step,
             "samples": self.origin.first_samples + (self.step - self.origin.first_step) * self.stage.global_batch,
             **seen,
-            "grad_norm": norm,
+            "grad_norm": float(norm),
             "lr": optimizer.lr * share,
             "time": time.time(),
         }
@@ -199,6 +210,7 @@ class Trainer:
         return WandbUploader(mode, self.folder)
 
     def _save(self) -> None:
+        self._check_norms()
         if self.step == self.saved:  # a whole checkpoint is never written over
             return
         self.saver.save(self.parts.engine.state(), self.parts.carried)

@@ -1,7 +1,7 @@
 """The deep-compression autoencoder: deterministic latents, scaled by one factor."""
 
 from diffusers import AutoencoderDC
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class DCAE:
@@ -20,6 +20,9 @@ class DCAE:
 
     def decode(self, vae: AutoencoderDC, latents: Tensor) -> Tensor:
         return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+
+    def compilable(self, vae: AutoencoderDC) -> tuple[nn.Module, ...]:
+        return (vae.encoder,)
 
 
 ADAPTER = DCAE()

@@ -2,7 +2,7 @@
 
 import torch
 from diffusers import AutoencoderKLQwenImage
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class QwenImageVAE:
@@ -26,6 +26,10 @@ class QwenImageVAE:
     def decode(self, vae: AutoencoderKLQwenImage, latents: Tensor) -> Tensor:
         mean, std = _statistics(vae, latents)
         return vae.decode((latents * std + mean).to(vae.dtype)[:, :, None]).sample[:, :, 0]
+
+    def compilable(self, vae: AutoencoderKLQwenImage) -> tuple[nn.Module, ...]:
+        # Its convolutions keep the frames before in lists, at which every graph would break.
+        return ()
 
 
 def _statistics(vae: AutoencoderKLQwenImage, latents: Tensor) -> tuple[Tensor, ...]:

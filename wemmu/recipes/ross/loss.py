@@ -22,7 +22,8 @@ class ReconstructiveLoss:
 
     def __init__(self, model: Ross, run: StageRun):
         assert isinstance(run.stage.objective, ReconstructiveTuning), "the config gives this recipe no other"
-        self.model, self.weight, self.seed = model, run.stage.objective.weight, run.seed
+        self.model, self.weight = model, run.stage.objective.weight
+        self.seed, self.source = run.seed, run.kernels.noise
         self.head = model.config.head
 
     def __call__(self, batch: Batch, step: int) -> Losses:
@@ -47,7 +48,7 @@ class ReconstructiveLoss:
         if not isinstance(self.head, Denoiser):
             predicted = self.model.targets.decoded(self.model.head(states, tuple(target.shape[-2:])))
             return regression(predicted, target, self.head.metric).reshape(b, n).mean(1)
-        repeats, noise = self.head.repeats, Noise(self.seed, step, batch.sample_ids.cpu(), target.device)
+        repeats, noise = self.head.repeats, Noise(self.seed, step, batch.sample_ids, target.device, self.source)
         # Draws of each image next to each other: [B * N * repeats, ...].
         eps = noise.normal("eps", (n, repeats, *target.shape[1:])).flatten(0, 2)
         t = (noise.uniform("time", (n, repeats)) * self.head.timesteps).long().flatten()

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from PIL import Image
+from torch import nn
 
 from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
@@ -44,9 +45,12 @@ class RossRecipe:
         self.caches = (self.vae.cache,)
         if isinstance(self.model.targets, FeatureTarget):
             self.caches = (self.model.targets.cache,)
-        self.layers, self.normed = tuple(self.language.layers), (self.language,)
+        self.normed = (self.language,)
         self.loss = ReconstructiveLoss(self.model, run)
         self.answerer = Answerer(self.model, self.encoder, device=device)
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(self.language.layers)
 
     def sources(self, every: bool = False) -> Sources:
         """Those of the VLM; the head is float32 anyway."""

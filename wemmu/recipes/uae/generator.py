@@ -44,7 +44,7 @@ class Renderer:
     def _render(self, captions: Sequence[str], images: Tensor, sample_ids: Tensor) -> Tensor:
         config, vae = self.config.generator, self.model.generator.vae
         height, width = images.shape[-2:]
-        noise = Noise(config.seed, 0, sample_ids.cpu(), images.device)
+        noise = Noise(config.seed, 0, sample_ids, images.device)
         shape = (vae.latent_channels, height // vae.latent_px, width // vae.latent_px)
         full, empty = (self.condition(texts, images, noise) for texts in (captions, [""] * len(captions)))
         x_1, ts = noise.normal("latent", shape), times(config.steps, config.shift)

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from PIL import Image
+from torch import nn
 
 from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
@@ -48,7 +49,7 @@ class UAERecipe:
         self.vae, self.token_px = self.model.generator.vae, self.model.token_px
         self.language = self.model.language_model
         self.caches = ()
-        self.layers, self.normed = tuple(self.language.layers), (self.language,)
+        self.normed = (self.language,)
         self.policy = Policy(self.model, self.encoder, config.max_length)
         self.loss = loss_of(self.policy, run.stage.objective)
         self.renderer = Renderer(self.model, self.encoder, config)
@@ -57,6 +58,9 @@ class UAERecipe:
             reward = ReconstructionReward(self.renderer, config)
             self.rollouts = Rollouts(self.policy, reward, objective, config.instruction, run.seed)
             self.period = objective.updates
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(self.language.layers)
 
     def sources(self, every: bool = False) -> Sources:
         return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}

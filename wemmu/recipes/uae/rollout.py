@@ -65,7 +65,7 @@ class Rollouts:
         return Prepared(made, times, {"length": (min(every_length), max(every_length))})
 
     def _sampled(self, batch: Batch, step: int) -> Captions:
-        noise = Noise(self.seed, step, batch.sample_ids.cpu(), batch.images.device)
+        noise = Noise(self.seed, step, batch.sample_ids, batch.images.device)
         found = self.policy.sample(
             self.instruction, batch.images, noise, self.objective.group, self.objective.temperature
         )

@@ -22,7 +22,7 @@ class FlowMatchingLoss:
     """
 
     def __init__(self, model: WeMMU, run: StageRun):
-        self.model, self.seed = model, run.seed
+        self.model, self.seed, self.source = model, run.seed, run.kernels.noise
         assert isinstance(run.stage.objective, Objective), "the config gives this recipe no other"
         self.config = run.stage.objective
         self.resolution = run.stage.resolution
@@ -49,7 +49,7 @@ class FlowMatchingLoss:
             return Flow(path.x_t, t, path.v)
         negatives = batch.negatives
         assert negatives is not None, "the loader pairs the samples of a contrastive stage"
-        further = Noise(self.seed, step, negatives.sample_ids.cpu(), x_0.device)
+        further = Noise(self.seed, step, negatives.sample_ids, x_0.device, self.source)
         v = path.v
         if len(negatives.target):
             x_0 = self.model.target_latents(negatives.target, negatives.latents).float()
@@ -81,7 +81,7 @@ class FlowMatchingLoss:
         return {f"loss/{batch.task}": torch.ones_like(bins, dtype=torch.bool)} | by_time
 
     def _noise(self, batch: Batch, step: int) -> Noise:
-        return Noise(self.seed, step, batch.sample_ids.cpu(), _target(batch).device)
+        return Noise(self.seed, step, batch.sample_ids, _target(batch).device, self.source)
 
 
 def _target(batch: Batch) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
@@ -42,11 +43,14 @@ class WeMMURecipe:
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
         self.caches = (self.vae.cache, self.model.vlm.cache)
-        self.layers = (*self.model.bridge.pathway.layers, *self.model.dit.transformer_blocks)
         self.normed = (self.language, self.model.bridge.pathway)
         self.loss = FlowMatchingLoss(self.model, run)
         shift = self.loss.config.time.shift_at(run.stage.resolution)
         self.sampler = Sampler(self.model, self.encoder, shift, device=device)
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        trained = (*self.model.bridge.pathway.layers, *self.model.dit.transformer_blocks)
+        return (*trained, *self.model.vlm.alike_layers(), *self.vae.compilable())
 
     def sources(self, every: bool = False) -> Sources:
         return sources(self._run.backbones, self._bridge, self._run.seed, self.model, every)
