@@ -1,7 +1,7 @@
 """The KL autoencoder of Stable Diffusion 1 to 3 and FLUX: latents are shifted, where the config says so, and scaled."""
 
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class KLAutoencoder:
@@ -23,6 +23,9 @@ class KLAutoencoder:
 
     def decode(self, vae: AutoencoderKL, latents: Tensor) -> Tensor:
         return vae.decode((latents / vae.config.scaling_factor + _shift(vae)).to(vae.dtype)).sample
+
+    def compilable(self, vae: AutoencoderKL) -> tuple[nn.Module, ...]:
+        return (vae.encoder,)
 
 
 def _shift(vae: AutoencoderKL) -> float:
