@@ -10,6 +10,7 @@ from PIL import Image
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from wemmu.pipeline import WeMMUPipeline
@@ -51,8 +52,8 @@ class Visitor:
         def typed() -> bool:
             """A page that is still being built forgets what was typed."""
             element = self.all(selector)[0]
-            element.clear()
-            element.send_keys(text)
+            # By keys, for the page does not notice `clear()`.
+            element.send_keys(Keys.CONTROL + "a", Keys.BACKSPACE, text)
             time.sleep(0.5)
             return self.all(selector)[0].get_attribute("value") == text
 
