@@ -37,9 +37,7 @@ class _KeysAndValues(DynamicCache):
 
     # Versions of transformers differ in the further arguments. Not compiled: a graph would hold the number of keys.
     @torch.compiler.disable
-    def update(  # type: ignore[override]
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         self.keys.append(key)
         self.values.append(value)
         if len(self.keys) == self._layers:

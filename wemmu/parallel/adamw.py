@@ -57,7 +57,8 @@ class AdamW:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_share
         if norm.device.type != "cpu" and not self._apex:
-            self._optimizer.found_inf = (~torch.isfinite(norm)).float()
+            # As torch's gradient scaler tells it.
+            setattr(self._optimizer, "found_inf", (~torch.isfinite(norm)).float())  # noqa: B010
         elif not math.isfinite(norm):
             return
         self._optimizer.step()

@@ -161,7 +161,8 @@ class Measured:
 
         prompts = type(prompts)(
             repeated(prompts.input_ids), repeated(prompts.mask), repeated(prompts.positions, 1),
-            repeated(prompts.next_position),
+            repeated(prompts.next_position), prompts.padded,
+            tuple(n for n in prompts.image_tokens for _ in range(objective.group)),
         )  # fmt: skip
         labels = repeated(labels)
         zeros = torch.zeros(labels.shape, device=labels.device)
