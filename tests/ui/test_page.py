@@ -53,7 +53,7 @@ class Visitor:
             """A page that is still being built forgets what was typed."""
             element = self.all(selector)[0]
             # By keys, for the page does not notice `clear()`.
-            element.send_keys(Keys.CONTROL + "a", Keys.BACKSPACE, text)
+            element.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE, text)
             time.sleep(0.5)
             return self.all(selector)[0].get_attribute("value") == text
 
