@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from tests.conftest import make_backbones
 from tests.export.folders import STEPS, TABLE, TAG, Content, Saved, save_folder, universal
@@ -227,6 +228,18 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
         with contextlib.suppress(Exception):
             unpickler.load()
     assert (tmp_path / "was here").exists()
+
+
+class Stage:
+    """A stage of ZeRO as Python 3.11.0 to 3.11.3 pickles it."""
+
+    def __reduce__(self) -> tuple:
+        return getattr, (ZeroStageEnum, "weights")
+
+
+def test_a_file_of_an_early_python_3_11_is_read(tmp_path: Path):
+    torch.save({"stage": Stage(), "step": 3}, tmp_path / "early.pt")
+    assert load(tmp_path / "early.pt")["step"] == 3
 
 
 def test_an_object_of_somebodys_own_is_refused_by_name(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Checkpoints: exact, whole or not there, and never trusted when they are damaged."""
 
+import io
 import json
 import os
 import pickle
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from tests.checkpoints import load_weights
 from wemmu.checkpoint import manifest as manifest_module
@@ -22,6 +24,7 @@ from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.finite import NotFiniteError
 from wemmu.checkpoint.manifest import Origin, read_manifest, sha256_of, verify, write_manifest
+from wemmu.checkpoint.metadata import _Index
 from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.stored import StoredTensors, newest_finite, ship
@@ -455,6 +458,26 @@ def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path:
     assert not (tmp_path / "was here").exists()
     pickle.loads(index.read_bytes())
     assert (tmp_path / "was here").exists()
+
+
+class Attribute:
+    """Pickled as Python 3.11.0 to 3.11.3 pickles the member of an enumeration."""
+
+    def __init__(self, of: type, name: str):
+        self.of, self.name = of, name
+
+    def __reduce__(self) -> tuple:
+        return getattr, (self.of, self.name)
+
+
+def test_an_index_of_an_early_python_3_11_is_read_and_its_getattr_gets_members_only():
+    layout = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    found = _Index(io.BytesIO(pickle.dumps([Attribute(_MEM_FORMAT_ENCODING, layout.name)]))).load()
+    assert found == [layout]
+    for name in ("__init__", "mro"):
+        for of in (_MEM_FORMAT_ENCODING, Metadata):
+            with pytest.raises(pickle.UnpicklingError, match="does not belong in an index"):
+                _Index(io.BytesIO(pickle.dumps(Attribute(of, name)))).load()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

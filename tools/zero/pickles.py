@@ -29,6 +29,8 @@ class Inert:
 # Values read at once.
 CHUNK = 1_000_000
 STAND_INS = (
+    # How Python 3.11.0 to 3.11.3 names the member of an enumeration.
+    "builtins.getattr",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
