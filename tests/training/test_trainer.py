@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tests.checkpoints import load_weights
 from tests.data.handmade import all_tasks, write
@@ -286,8 +287,8 @@ def test_weights_that_an_update_made_infinite_are_never_saved(
     folder = prepare(tmp_path / "run", backbones, shards, samples_every=100, checkpoint_every=2)
     real = AdamW.step
 
-    def overflowing(self: AdamW, lr_share: float) -> None:
-        real(self, lr_share)
+    def overflowing(self: AdamW, lr_share: float, norm: Tensor) -> None:
+        real(self, lr_share, norm)
         if self.state().steps == 4:
             next(iter(self.weights.values())).data.view(-1)[0] = float("inf")
 
