@@ -19,7 +19,8 @@ class _OnDevice:
     """A dataclass of tensors (and other things, which stay) that moves as one."""
 
     def to(self, device: torch.device | str) -> Self:
-        to_gpu = torch.device(device).type == "cuda"
+        # Hooks of accelerate pass None where a tensor should stay.
+        to_gpu = device is not None and torch.device(device).type == "cuda"
 
         def move(value: Any) -> Any:
             if to_gpu and isinstance(value, Tensor) and value.device.type == "cpu":

@@ -18,7 +18,7 @@ from wemmu.config.load import load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.parallel.topology import Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
-from wemmu.training.build import _kernels, _place, make_engine
+from wemmu.training.build import _kernels, make_engine, place_blocks
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "assets/shapes/examples/first.png"
@@ -75,7 +75,7 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
     norms: dict[str, list[float]] = {}
     for name, run in runs.items():
         device = torch.device("cpu")
-        made = recipe(run, _place(run, device), device)
+        made = recipe(run, place_blocks(run, device), device)
         ready_to_train(made, run)
         topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
         apex = _kernels(run, made, device).adamw == "Apex"

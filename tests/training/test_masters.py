@@ -21,7 +21,7 @@ from wemmu.published.identity import identity
 from wemmu.recipes.recipe import Recipe, ready_to_train, recipe
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.build import new_bridge
-from wemmu.training.build import _place, make_engine
+from wemmu.training.build import make_engine, place_blocks
 from wemmu.training.start import begin
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def run_of(case: Case, backbones: Backbones, start: Path | None = None, engine: 
 
 def begun(run: StageRun, topology: Topology = ALONE) -> tuple[Recipe, Engine, dict[str, Tensor]]:
     """As `build` begins a stage: the recipe, the engine, and what is carried."""
-    made = recipe(run, _place(run, CPU), CPU)
+    made = recipe(run, place_blocks(run, CPU), CPU)
     ready_to_train(made, run)
     trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
     resting = startable(made.model).keys() - trained
@@ -82,7 +82,7 @@ def assert_exact(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.fixture(scope="module")
 def left(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
     """What another stage left: a checkpoint, and the weights in it."""
-    made = recipe(run_of(WHOLE, backbones), _place(run_of(WHOLE, backbones), CPU), CPU)
+    made = recipe(run_of(WHOLE, backbones), place_blocks(run_of(WHOLE, backbones), CPU), CPU)
     generator = torch.Generator().manual_seed(5)
     weights = {n: torch.randn(t.shape, generator=generator) for n, t in startable(made.model).items()}
     frozen = {"vlm": identity(backbones.vlm), "vae": identity(backbones.vae)}
@@ -149,7 +149,7 @@ def begins(rank: int, world: int, backbones: Backbones, start: Path) -> dict[tup
 def test_sharded_engines_begin_with_the_same(backbones: Backbones, left):
     directory, weights = left
     ranks = on_ranks(2, begins, backbones, directory)
-    made = recipe(run_of(PART, backbones), _place(run_of(PART, backbones), CPU), CPU)
+    made = recipe(run_of(PART, backbones), place_blocks(run_of(PART, backbones), CPU), CPU)
     for key in ranks[0]:
         masters, carried = (whole([rank[key][i] for rank in ranks]) for i in (0, 1))
         assert_exact(masters | carried, weights if key[1] else sources(backbones, made))
