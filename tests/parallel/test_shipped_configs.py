@@ -19,6 +19,7 @@ from wemmu.config.schema import Backbones
 from wemmu.parallel.topology import Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
 from wemmu.training.build import _kernels, make_engine, place_blocks
+from wemmu.training.start import fill_empty
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "assets/shapes/examples/first.png"
@@ -61,7 +62,7 @@ def shrunk(run: StageRun, backbones: Backbones) -> StageRun:
         tree["parallel"]["pp"] = min(run.parallel.pp, 2 // tree["parallel"]["tp"])
     if run.recipe.kind == "wemmu":
         tree["recipe"]["bridge"] |= {"position_table": 8}
-    elif tree["recipe"]["head"]["kind"] == "denoiser":
+    elif run.recipe.kind == "ross" and tree["recipe"]["head"]["kind"] == "denoiser":
         tree["recipe"]["head"] |= {"width": 32, "heads": 2, "depth": 2}
     tree["sampling"] |= {"steps": 2, "prompts": [{"text": "describe the image", "images": [str(EXAMPLE)]}]}
     tree["stage"] |= {"resolution": 32, "resolutions": [], "next_resolution": None, "start": None}
@@ -79,7 +80,10 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
         ready_to_train(made, run)
         topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
         apex = _kernels(run, made, device).adamw == "Apex"
+        empty = {name for name, parameter in made.model.named_parameters() if parameter.is_meta}
         engine = make_engine(run, made.model, made.loss, topology, device, apex)
+        if empty:
+            fill_empty(made, engine, empty)
         norms[name] = []
         for step, task in zip(range(STEPS), list(run.stage.mixture) * STEPS, strict=False):
             ids = [10 * step + i for i in range(GLOBAL_BATCH)]
@@ -97,7 +101,8 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_kind_of_stage_that_is_shipped_takes_steps(backbones: Backbones, world: int) -> None:
-    small = {name: shrunk(run, backbones) for name, run in shipped().items()}
+    # Stages of UAE need captions or a generator: tests/parallel/test_zero3_uae.py.
+    small = {name: shrunk(run, backbones) for name, run in shipped().items() if run.recipe.kind != "uae"}
     assert {run.parallel.ranks for run in small.values()} <= {1, 2}
     here = {name: run for name, run in small.items() if run.parallel.ranks == world}
     exact = {
