@@ -9,7 +9,7 @@ from PIL import Image
 
 from wemmu.config.schema import SamplePrompt, Sampling
 from wemmu.config.task import Task
-from wemmu.pixels import fitted, to_images
+from wemmu.pixels import as_image, fitted, to_images
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
@@ -29,7 +29,7 @@ def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[
             request = _request(task, chosen, resolution)
             made = to_images(sampler(request, sampling))
             for (i, prompt), drawn, given in zip(chosen, made, request.images, strict=True):
-                inputs = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in given.cpu()]
+                inputs = [as_image(image) for image in given]
                 rows[i] = Row(prompt.text, [*inputs, drawn])
     blank = sum(is_blank(row.images[-1]) for row in rows.values())
     return contact_sheet([rows[i] for i in sorted(rows)]), blank

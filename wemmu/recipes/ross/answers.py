@@ -5,16 +5,15 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
 
-from wemmu.backbones.versions import with_cache
 from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
 from wemmu.noise import Noise
-from wemmu.pixels import to_images
+from wemmu.pixels import as_image, to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.config import Denoiser
+from wemmu.recipes.tuned_vlm import decode, question_rows
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import in_eval_mode
@@ -34,40 +33,17 @@ class Answerer:
 
     def prompts(self, request: GenerationRequest) -> Prompts:
         """The questions up to where the answers begin."""
-        b, n, _, height, width = request.images.shape
-        grids = [[token_grid(height, width, self.model.token_px)] * n if n else []] * b
-        rows = [self.encoder.token_ids(text, sizes) for text, sizes in zip(request.texts, grids, strict=True)]
+        rows, grids = question_rows(self.encoder, request.texts, request.images, self.model.token_px)
         return self.encoder.pad(rows, grids)
 
     @in_eval_mode
     def answers(self, request: GenerationRequest, limit: int = LIMIT) -> list[str]:
         """Decode greedily, up to `limit` tokens."""
-        model, prompts, images = self.model, self.prompts(request).to(self.device), request.images.to(self.device)
-        at_images = model.image_tokens(prompts, images)
-        vision = model.vision(images.flatten(0, 1)) if images.shape[1] else None
-        inputs, mask, positions = model.inputs(prompts, at_images, vision), prompts.mask, prompts.positions
-        last, place = mask.sum(1) - 1, prompts.next_position
-        cache, end = DynamicCache(), self.encoder.tokenizer.eos_token_id
-        said: list[Tensor] = []
-        for _ in range(limit):
-            seen = model.language_model(
-                **inputs,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                use_cache=True,
-                **with_cache(model.language_model, cache),
-            ).last_hidden_state
-            token = model.logits(seen[torch.arange(len(last), device=last.device), last]).argmax(-1)
-            said.append(token)
-            if torch.stack(said).eq(end).any(0).all():
-                break
-            inputs = {"inputs_embeds": model.language_model.embed_tokens(token)[:, None]}
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            positions, place, last = place.expand(3, -1)[..., None], place + 1, torch.zeros_like(last)
-        return [self._text(row, end) for row in torch.stack(said, 1).tolist()]
-
-    def _text(self, ids: list[int], end: int) -> str:
-        return self.encoder.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+        prompts, images = self.prompts(request).to(self.device), request.images.to(self.device)
+        tokenizer = self.encoder.tokenizer
+        end: int = tokenizer.eos_token_id
+        rows = decode(self.model, prompts, images, lambda logits, _: logits.argmax(-1), end, limit)
+        return [tokenizer.decode(row[:-1] if row[-1] == end else row) for row in rows]
 
     @in_eval_mode
     def restored(self, request: GenerationRequest, steps: int, seed: int) -> Tensor:
@@ -98,7 +74,7 @@ def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tupl
         request = GenerationRequest(Task.UNDERSTANDING, [prompt.text], images[None], size, torch.tensor([number]))
         (answer,) = answerer.answers(request)
         restored = to_images(answerer.restored(request, sampling.steps, sampling.seed)[0])
-        given = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        given = [as_image(image) for image in images]
         words = f"{prompt.text or '(no words)'}: {answer}"
         rows += [Row(words, pair) for pair in zip(given, restored, strict=True)]
     return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)

@@ -6,10 +6,11 @@ from torch import Tensor
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.noise import Noise
-from wemmu.objectives.reconstruction import add_noise, answer_cross_entropy, denoising_loss, regression
+from wemmu.objectives.reconstruction import add_noise, denoising_loss, regression
 from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.ross.model import Ross
-from wemmu.types import IGNORE_INDEX, Batch, Losses
+from wemmu.recipes.tuned_vlm import answer_losses
+from wemmu.types import Batch, Losses
 
 
 class ReconstructiveLoss:
@@ -29,11 +30,7 @@ class ReconstructiveLoss:
     def __call__(self, batch: Batch, step: int) -> Losses:
         assert batch.labels is not None, "a batch of understanding has labels"
         states = self.model.states(batch.prompts, batch.images)
-        rows, tokens = (batch.labels != IGNORE_INDEX).nonzero(as_tuple=True)
-        # Logits only where there is a label: each has as many values as the vocabulary has tokens.
-        logits = self.model.logits(states.text[rows, tokens])
-        wanted = batch.labels[rows, tokens]
-        text = answer_cross_entropy(logits, wanted, rows, len(batch.labels), batch.answer_length)
+        text = answer_losses(self.model, states.text, batch.labels, batch.answer_length)
         tags = {f"loss/{batch.task}": torch.ones_like(text, dtype=torch.bool)}
         if not batch.images.shape[1]:
             return Losses(text, tags, {"loss/text": text})

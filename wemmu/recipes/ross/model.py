@@ -6,12 +6,11 @@ from torch import Tensor, nn
 
 from wemmu.backbones.encoders import ImageEncoder
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.vlm import VLM
 from wemmu.positions import token_grid
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.heads import make_head
 from wemmu.recipes.ross.targets import make_target
-from wemmu.recipes.staged import Staged
+from wemmu.recipes.tuned_vlm import TunedVLM
 from wemmu.types import Prompts
 
 
@@ -23,11 +22,10 @@ class States(NamedTuple):
     images: Tensor
 
 
-class Ross(Staged, VLM):
+class Ross(TunedVLM):
     """The projector, the language model and the head are trained; the vision tower, the autoencoder, the teacher never.
 
-    The projector is the tower's merger, `visual.merger`. Weights have transformers' names after `vlm.`; those of the
-    head begin `head.`.
+    The projector is the tower's merger, `visual.merger`. Weights of the head have the names that begin `head.`.
     """
 
     # See `WeMMU.sharded`.
@@ -80,18 +78,10 @@ class Ross(Staged, VLM):
         told = seen.last_hidden_state if layer == "last" else (*seen.hidden_states[:-1], *unnormed)[layer]
         return States(seen.last_hidden_state, told[at_images].reshape(b, n, -1 if n else 0, told.shape[-1]))
 
-    def logits(self, states: Tensor) -> Tensor:
-        """[..., D] -> [..., vocabulary]."""
-        return self.vlm.lm_head(states)
-
     def target(self, images: Tensor) -> Tensor:
         """uint8 [M, 3, H, W] -> the target, on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""
         height, width = images.shape[-2:]
         return self.targets.encode(images, token_grid(height, width, self.token_px))
-
-    def checkpoint_activations(self) -> None:
-        """Recompute each layer of the language model in the backward pass."""
-        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def modules_by_name(self) -> dict[str, nn.Module]:
         """Return the parts that a stage can name in `trains`."""

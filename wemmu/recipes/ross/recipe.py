@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
-from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
-from wemmu.parallel.topology import Topology, gathered
+from wemmu.parallel.topology import gathered
 from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer, answer_grid
@@ -21,11 +19,12 @@ from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.targets import FeatureTarget
+from wemmu.recipes.tuned_vlm import TunesVLM
 from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.types import IGNORE_INDEX, Batch, Prepared
 
 
-class RossRecipe:
+class RossRecipe(TunesVLM):
     """A VLM that learns to answer and, by a head, to restore the image; see `wemmu.recipes.recipe.Recipe`."""
 
     period = 1
@@ -49,13 +48,6 @@ class RossRecipe:
         self.loss = ReconstructiveLoss(self.model, run)
         self.answerer = Answerer(self.model, self.encoder, device=device)
 
-    def layers(self) -> tuple[nn.Module, ...]:
-        return tuple(self.language.layers)
-
-    def sources(self, every: bool = False) -> Sources:
-        """Those of the VLM; the head is float32 anyway."""
-        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}
-
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         """Count the labels of the whole step where the loss is a mean over them."""
         objective = self._run.stage.objective
@@ -78,9 +70,6 @@ class RossRecipe:
     def sampling(self) -> dict[str, Any]:
         denoises = isinstance(self.model.config.head, Denoiser)
         return {"solver": {"name": "ddim", "steps": self._run.sampling.steps}} if denoises else {}
-
-    def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
-        raise NotImplementedError("the config refuses a plateau, which alone asks for it")
 
 
 RECIPE = RossRecipe

@@ -4,7 +4,7 @@ import torch
 
 from wemmu.config.objectives import CaptionTuning, UnifiedGRPO
 from wemmu.objectives.grpo import aggregate, clipped, kl_k3, surrogate
-from wemmu.objectives.reconstruction import answer_cross_entropy
+from wemmu.recipes.tuned_vlm import answer_losses
 from wemmu.recipes.uae.policy import Policy
 from wemmu.types import IGNORE_INDEX, Batch, Losses
 
@@ -21,9 +21,7 @@ class CaptionLoss:
             raise ValueError("the objective caption needs captions, and a record of the batch has none")
         model = self.policy.model
         states = model.states(batch.prompts, batch.images)
-        rows, places = (batch.labels != IGNORE_INDEX).nonzero(as_tuple=True)
-        logits = model.logits(states[rows, places])
-        values = answer_cross_entropy(logits, batch.labels[rows, places], rows, len(batch.labels))
+        values = answer_losses(model, states, batch.labels)
         return Losses(values, {f"loss/{batch.task}": torch.ones_like(values, dtype=torch.bool)})
 
 

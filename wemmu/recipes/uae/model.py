@@ -7,17 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.vlm import VLM
-from wemmu.recipes.staged import Staged
+from wemmu.recipes.tuned_vlm import TunedVLM
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Prompts
 
 
-class UAE(Staged, VLM):
+class UAE(TunedVLM):
     """The language model learns; the vision tower with its projector and the generator never do.
 
     reference: a frozen copy of the language model with its head, for the penalty of GRPO; None without one. Weights of
-    the policy have transformers' names after `vlm.`, those of the generator theirs after `generator.`.
+    the generator have their names after `generator.`.
     """
 
     # See `WeMMU.sharded`.
@@ -66,7 +65,7 @@ class UAE(Staged, VLM):
     def logits(self, states: Tensor, reference: bool = False) -> Tensor:
         """[..., D] -> [..., vocabulary]."""
         if not reference:
-            return self.vlm.lm_head(states)
+            return super().logits(states)
         assert self.reference is not None, "the penalty is on"
         return self.reference["lm_head"](states)
 
@@ -76,10 +75,6 @@ class UAE(Staged, VLM):
             return self.language_model
         assert self.reference is not None, "the penalty is on"
         return self.reference["language_model"]
-
-    def checkpoint_activations(self) -> None:
-        """Recompute each layer of the language model in the backward pass."""
-        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def modules_by_name(self) -> dict[str, nn.Module]:
         """Return the parts that a stage can name in `trains`."""

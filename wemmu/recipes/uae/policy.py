@@ -1,22 +1,17 @@
 """The VLM as a policy over captions: it samples them, and scores them under the distribution it samples from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from wemmu.noise import Noise
-from wemmu.parallel.topology import any_rank
-from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.tuned_vlm import Choose, decode, labelled, question_rows
 from wemmu.recipes.uae.model import UAE
 from wemmu.types import IGNORE_INDEX, Prompts
-
-# (log-probabilities [N, V] of the next tokens, their number) -> the tokens, int64 [N].
-Choose = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,45 +76,13 @@ class Policy:
     def _generate(
         self, texts: Sequence[str], images: Tensor, group: int, temperature: float, choose: Choose
     ) -> Captions:
-        """The model is in eval mode. Ranks go on until all of them have ended, since sharded layers are gathered."""
-        model, prompts = self.model, self.asked(texts, images).to(images.device)
-        at_images, vision = model.image_tokens(prompts, images), model.vision(images.flatten(0, 1))
-        cache, last = DynamicCache(), prompts.mask.sum(1) - 1
-        seen = model.language_model(
-            **model.inputs(prompts, at_images, vision),
-            attention_mask=prompts.mask.long(),
-            position_ids=prompts.positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        # A prompt is read once for all of its captions.
-        cache.batch_repeat_interleave(group)
-        states = seen[torch.arange(len(last), device=last.device), last].repeat_interleave(group, 0)
-        mask = prompts.mask.repeat_interleave(group, 0)
-        place = prompts.next_position.repeat_interleave(group, 0)
-        tokens: list[Tensor] = []
-        ended = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-        for t in range(self.max_length):
-            token = choose(self.log_distribution(model.logits(states), temperature), t)
-            tokens.append(token.where(~ended, self.end))
-            ended = ended | (token == self.end)
-            if t + 1 == self.max_length or not any_rank(not bool(ended.all())):
-                break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            states = model.language_model(
-                inputs_embeds=model.language_model.embed_tokens(tokens[-1])[:, None],
-                attention_mask=mask.long(),
-                position_ids=place.expand(3, -1)[..., None],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, 0]
-            place = place + 1
-        return self._captions(torch.stack(tokens, 1).tolist())
-
-    def _captions(self, rows: list[list[int]]) -> Captions:
-        whole = [row[: row.index(self.end) + 1] if self.end in row else row for row in rows]
-        truncated = [row[-1] != self.end for row in whole]
-        return Captions(whole, [self._text(row) for row in whole], truncated)
+        """The model is in eval mode."""
+        prompts = self.asked(texts, images).to(images.device)
+        rows = decode(
+            self.model, prompts, images, lambda logits, t: choose(self.log_distribution(logits, temperature), t),
+            self.end, self.max_length, group,
+        )  # fmt: skip
+        return Captions(rows, [self._text(row) for row in rows], [row[-1] != self.end for row in rows])
 
     def _text(self, row: list[int]) -> str:
         text: str = self.encoder.tokenizer.decode(row[:-1] if row[-1] == self.end else row)
@@ -141,19 +104,16 @@ class Policy:
         return prompts, labels
 
     def _rows(self, texts: Sequence[str], images: Tensor) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        height, width = images.shape[-2:]
-        grid = token_grid(height, width, self.model.token_px)
-        return [self.encoder.token_ids(text, [grid]) for text in texts], [[grid]] * len(texts)
+        return question_rows(self.encoder, texts, images, self.model.token_px)
 
     def score(
         self, prompts: Prompts, images: Tensor, labels: Tensor, temperature: float, reference: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return log pi of the labels, and the entropy where they stand: two float32 [B * G, L], 0 elsewhere."""
         states = self.model.states(prompts, images, reference)
-        rows, places = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-        # Logits only where there is a label: each has as many values as the vocabulary has tokens.
-        logp = self.log_distribution(self.model.logits(states[rows, places], reference), temperature)
-        chosen = logp.gather(1, labels[rows, places][:, None])[:, 0]
+        there, wanted, rows, places = labelled(states, labels)
+        logp = self.log_distribution(self.model.logits(there, reference), temperature)
+        chosen = logp.gather(1, wanted[:, None])[:, 0]
         entropy = torch.special.entr(logp.detach().exp()).sum(-1)
         empty = torch.zeros(labels.shape, device=labels.device)
         return empty.index_put((rows, places), chosen), empty.index_put((rows, places), entropy)

@@ -1,20 +1,18 @@
 """UAE for training, evaluation and tools."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
-from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.config.objectives import UnifiedGRPO
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
-from wemmu.parallel.topology import Topology
-from wemmu.pixels import to_images
+from wemmu.pixels import as_image, to_images
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.tuned_vlm import TunesVLM
 from wemmu.recipes.uae.build import build_uae
 from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.generator import Renderer
@@ -29,7 +27,7 @@ from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.types import Batch, Prepared
 
 
-class UAERecipe:
+class UAERecipe(TunesVLM):
     """A VLM that learns to write captions from which a frozen generator restores the image.
 
     See `wemmu.recipes.recipe.Recipe`.
@@ -59,12 +57,6 @@ class UAERecipe:
             self.rollouts = Rollouts(self.policy, reward, objective, config.instruction, run.seed)
             self.period = objective.updates
 
-    def layers(self) -> tuple[nn.Module, ...]:
-        return tuple(self.language.layers)
-
-    def sources(self, every: bool = False) -> Sources:
-        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}
-
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         return Prepared(batches) if self.rollouts is None else self.rollouts(batches, step)
 
@@ -75,8 +67,7 @@ class UAERecipe:
             image = load_image(path, side)
             asked = GenerationRequest(Task.CAPTION, [""], image[None, None], (side, side), torch.tensor([number]))
             (response,) = self.respond(asked)
-            given = Image.fromarray(image.permute(1, 2, 0).numpy())
-            rows.append(Row(response.words, [given, response.image]))
+            rows.append(Row(response.words, [as_image(image), response.image]))
         return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)
 
     def respond(self, request: GenerationRequest) -> list[Response]:
@@ -95,9 +86,6 @@ class UAERecipe:
         assert isinstance(config, UAEConfig)
         rendering = config.generator.model_dump(mode="json", include={"steps", "shift", "guidance", "seed"})
         return {"captions": "most likely token", "condition": config.condition, "rendering": rendering}
-
-    def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
-        raise NotImplementedError("the config refuses a plateau, which alone asks for it")
 
 
 RECIPE = UAERecipe

@@ -1,0 +1,125 @@
+"""What recipes share that tune the VLM itself: a model with its head, its questions and answers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from wemmu.backbones.full_precision import Sources, stored_vlm
+from wemmu.backbones.versions import with_cache
+from wemmu.backbones.vlm import VLM
+from wemmu.config.schema import StageRun
+from wemmu.objectives.reconstruction import answer_cross_entropy
+from wemmu.parallel.topology import Topology, any_rank
+from wemmu.positions import token_grid
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.staged import Staged
+from wemmu.types import IGNORE_INDEX, Prompts
+
+# (logits [N, V] of the next tokens, their number) -> the tokens, int64 [N].
+Choose = Callable[[Tensor, int], Tensor]
+
+
+class TunedVLM(Staged, VLM):
+    """A VLM whose language model learns. Its weights have transformers' names after `vlm.`."""
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., D] -> [..., vocabulary]."""
+        return self.vlm.lm_head(states)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer of the language model in the backward pass."""
+        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+class TunesVLM:
+    """The methods of `wemmu.recipes.recipe.Recipe` that do not depend on what the VLM learns."""
+
+    language: Any
+    _run: StageRun
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(self.language.layers)
+
+    def sources(self, every: bool = False) -> Sources:
+        """Return those of the VLM; what comes beside it is float32 or frozen."""
+        return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}
+
+    def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
+        raise NotImplementedError("the config refuses a plateau, which alone asks for it")
+
+
+def question_rows(
+    encoder: PromptEncoder, texts: Sequence[str], images: Tensor, token_px: int
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """Return token ids of each question up to where its answer begins, and the token grids of its images.
+
+    images: [B, N, 3, H, W]; N may be 0. token_px: side of a VLM token, px.
+    """
+    n, height, width = images.shape[1], *images.shape[-2:]
+    grids = [[token_grid(height, width, token_px)] * n if n else []] * len(texts)
+    return [encoder.token_ids(text, sizes) for text, sizes in zip(texts, grids, strict=True)], grids
+
+
+def labelled(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return states, labels, rows and places of the tokens with a label.
+
+    Logits are computed for these only: each has as many values as the vocabulary has tokens.
+    """
+    rows, places = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    return states[rows, places], labels[rows, places], rows, places
+
+
+def answer_losses(model: TunedVLM, states: Tensor, labels: Tensor, length: float | None = None) -> Tensor:
+    """Return the cross-entropy of each sample's answers, [B]; see `answer_cross_entropy`.
+
+    states: [B, L, D]; labels: as `Batch.labels`.
+    """
+    chosen, wanted, rows, _ = labelled(states, labels)
+    return answer_cross_entropy(model.logits(chosen), wanted, rows, len(labels), length)
+
+
+@torch.no_grad()
+def decode(
+    model: TunedVLM, prompts: Prompts, images: Tensor, choose: Choose, end: int, limit: int, group: int = 1
+) -> list[list[int]]:
+    """Return the tokens of `group` answers to each prompt, group after group, each with its `end` or cut at `limit`.
+
+    The model is in eval mode. images: uint8 [B, N, 3, H, W]; N may be 0. Ranks go on until all of them have ended,
+    since sharded layers are gathered.
+    """
+    at_images = model.image_tokens(prompts, images)
+    vision = model.vision(images.flatten(0, 1)) if images.shape[1] else None
+    cache, last = DynamicCache(), prompts.mask.sum(1) - 1
+    options = {"use_cache": True, **with_cache(model.language_model, cache)}
+    seen = model.language_model(
+        **model.inputs(prompts, at_images, vision),
+        attention_mask=prompts.mask.long(),
+        position_ids=prompts.positions,
+        **options,
+    ).last_hidden_state
+    # A prompt is read once for all of its answers.
+    cache.batch_repeat_interleave(group)
+    states = seen[torch.arange(len(last), device=last.device), last].repeat_interleave(group, 0)
+    mask = prompts.mask.repeat_interleave(group, 0)
+    place = prompts.next_position.repeat_interleave(group, 0)
+    tokens: list[Tensor] = []
+    ended = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+    for t in range(limit):
+        token = choose(model.logits(states), t)
+        tokens.append(token.where(~ended, end))
+        ended = ended | (token == end)
+        if t + 1 == limit or not any_rank(not bool(ended.all())):
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        states = model.language_model(
+            inputs_embeds=model.language_model.embed_tokens(tokens[-1])[:, None],
+            attention_mask=mask.long(),
+            position_ids=place.expand(3, -1)[..., None],
+            **options,
+        ).last_hidden_state[:, 0]
+        place = place + 1
+    rows: list[list[int]] = torch.stack(tokens, 1).tolist()
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
