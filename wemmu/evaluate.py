@@ -132,8 +132,7 @@ class _Stage:
         self.run, self.checkpoint, self.ema, self.device = run, checkpoint, ema, device
 
     def settings(self) -> dict[str, Any]:
-        from wemmu.checkpoint.manifest import read_manifest
-        from wemmu.evaluation.card import sha256
+        from wemmu.checkpoint.manifest import read_manifest, sha256_of
 
         manifest = read_manifest(self.checkpoint)
         sampling = self.run.sampling
@@ -141,7 +140,7 @@ class _Stage:
             "model": {
                 "stage": manifest.stage,
                 "step": manifest.step,
-                "checkpoint": sha256(self.checkpoint / MANIFEST),
+                "checkpoint": sha256_of(self.checkpoint / MANIFEST),
                 "ema": self.run.stage.averages(self.ema),
                 "frozen": dict(manifest.frozen),
             },

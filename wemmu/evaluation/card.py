@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from wemmu.checkpoint.manifest import sha256_of
 from wemmu.config.files import replace_text
 from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, Mark
 from wemmu.revision import revision
@@ -39,7 +40,7 @@ def write_card(
         "units": len({mark.unit for mark in marks}),
         "failures": failures,
         "settings": dict(settings),
-        "files": {key: sha256(file) for key, file in benchmark.files().items()},
+        "files": {key: sha256_of(file) for key, file in benchmark.files().items()},
         "judges": dict(benchmark.judges()),
         "keys": hashlib.sha256(json.dumps([mark.key for mark in marks]).encode()).hexdigest(),
         "commit": commit and {"commit": commit.commit, "dirty": commit.dirty},
@@ -142,8 +143,3 @@ def _short(card: Mapping[str, Any], name: str) -> str:
         value = value.get(part) if isinstance(value, Mapping) else None
     text = ", ".join(value) if name == "scores" else json.dumps(value)
     return text if len(text) < 80 else f"{text[:77]}..."
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

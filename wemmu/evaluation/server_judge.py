@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx
 from PIL import Image
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential
 
 from wemmu.config.benchmarks import ServerOptions
 from wemmu.evaluation.benchmark import BenchmarkError
@@ -27,11 +28,10 @@ LONGEST = 20_000
 
 
 class Answer(NamedTuple):
-    """text: None if the server failed in every attempt; `reason` says how. model: the name the server gave."""
+    """model: the name the server gave."""
 
-    text: str | None
-    reason: str = ""
-    model: str = ""
+    text: str
+    model: str
 
 
 class ServerJudge:
@@ -42,7 +42,7 @@ class ServerJudge:
 
     def __init__(self, options: ServerOptions, cache: Path, sleep: Callable[[float], None] = time.sleep):
         self.options, self._file, self._sleep, self._lock = options, cache, sleep, threading.Lock()
-        self._cache = {line["ask"]: Answer(line["answer"], "", line.get("model", "")) for line in read_lines(cache)}
+        self._cache = {line["ask"]: Answer(line["answer"], line.get("model", "")) for line in read_lines(cache)}
         self.models = {answer.model for answer in self._cache.values() if answer.model}
         key = os.environ.get(options.key_env)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -61,19 +61,26 @@ class ServerJudge:
         """
         body = self._body(text, images)
         name = hashlib.sha256(json.dumps([self.options.url, body], sort_keys=True).encode()).hexdigest()
-        if (kept := self._cache.get(name)) and kept.text is not None and (found := understood(kept.text)) is not None:
+        if (kept := self._cache.get(name)) and (found := understood(kept.text)) is not None:
             return found
-        for attempt in range(self.options.attempts):
-            if attempt:
-                self._sleep(min(2.0**attempt, 60.0))
+
+        def attempt() -> T | None:
             answer = self._post(body)
-            if answer.text is not None and (found := understood(answer.text)) is not None:
+            found = None if answer is None else understood(answer.text)
+            if answer is not None and found is not None:
                 with self._lock:
                     self._cache[name] = answer
                     self.models.add(answer.model)
                     append_line(self._file, {"ask": name, "answer": answer.text, "model": answer.model})
-                return found
-        return None
+            return found
+
+        return Retrying(
+            retry=retry_if_result(lambda found: found is None),
+            stop=stop_after_attempt(self.options.attempts),
+            wait=wait_exponential(multiplier=2, max=60),
+            sleep=self._sleep,
+            retry_error_callback=lambda _: None,
+        )(attempt)
 
     def each(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
         """Yield work(item) in order, several at a time, without reading far ahead."""
@@ -96,14 +103,15 @@ class ServerJudge:
             "max_tokens": self.options.max_tokens,
         }
 
-    def _post(self, body: dict[str, Any]) -> Answer:
+    def _post(self, body: dict[str, Any]) -> Answer | None:
+        """Return the server's answer; None for a failure that another attempt may get past."""
         url = f"{self.options.url.rstrip('/')}/chat/completions"
         try:
             reply = httpx.post(url, json=body, headers=self._headers, timeout=self.options.timeout_s)
-        except httpx.TransportError as error:
-            return Answer(None, f"{type(error).__name__}: {error}")
+        except httpx.TransportError:
+            return None
         if reply.status_code in TRANSIENT:
-            return Answer(None, f"status {reply.status_code}")
+            return None
         if reply.status_code != 200:
             hint = f"; the key comes from the environment variable {self.options.key_env}"
             raise BenchmarkError(
@@ -113,11 +121,9 @@ class ServerJudge:
         try:
             told = reply.json()
             text, model = told["choices"][0]["message"]["content"], told.get("model", "")
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            return Answer(None, f"not a chat completion: {error!r}")
-        if not isinstance(text, str) or not text.strip():
-            return Answer(None, "an empty answer")
-        return Answer(text[:LONGEST], "", str(model))
+        except (ValueError, KeyError, IndexError, TypeError):
+            return None
+        return Answer(text[:LONGEST], str(model)) if isinstance(text, str) and text.strip() else None
 
 
 def _data_url(image: Image.Image) -> str:
