@@ -104,12 +104,11 @@ class HybridEngine:
                 torch.zeros_like(masters[name]) if parameter.grad is None else shards.local(parameter.grad)
             )
         norm = self._norm()
-        if math.isfinite(norm):
-            factor = self.config.clip / (norm + 1e-6)
-            if factor < 1:
-                for master in masters.values():
-                    master.grad.mul_(factor)
-            self._adamw.step(lr_share, torch.tensor(norm, device=next(iter(masters.values())).device))
+        factor = self.config.clip / (norm + 1e-6)
+        if factor < 1:
+            for master in masters.values():
+                master.grad.mul_(factor)
+        self._adamw.step(lr_share, torch.tensor(norm))
         self._adamw.zero_grad()
         for parameter in self._trained.values():
             parameter.grad = None
