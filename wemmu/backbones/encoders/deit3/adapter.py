@@ -49,19 +49,19 @@ class DeiT3(ViT):
         (file,) = weight_files(directory, TRANSFORMERS)
         stored = load_file(file)
         try:
-            model = Dinov2Model(_config(stored, HEADS[size]))
-            state = _renamed(stored)
+            config, state = _config(stored, HEADS[size]), _renamed(stored)
         except (KeyError, ValueError, IndexError) as error:
             raise BackboneError(f"{file} does not hold a DeiT III in timm's layout: {error}") from error
         # Masked patches exist in DINOv2's pre-training only.
-        state["embeddings.mask_token"] = torch.zeros_like(model.embeddings.mask_token)
-        own = model.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        wrong = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
-        if problems := missing + unexpected + wrong:
+        state["embeddings.mask_token"] = torch.zeros(1, config.hidden_size)
+        # The names are those of published files; transformers 5 has others in memory.
+        model, info = Dinov2Model.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        problems = [*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
+        if problems:
             raise BackboneError(f"{file} does not hold a DeiT III in timm's layout; first of them: {problems[:5]}")
-        model.load_state_dict(state)
-        return model.to(dtype), LoadReport(str(directory), sum(t.numel() for t in stored.values()), identity(directory))
+        return model, LoadReport(str(directory), sum(t.numel() for t in stored.values()), identity(directory))
 
     def processor(self, directory: Path) -> Any:
         pretrained = read_json(directory / "config.json").get("pretrained_cfg", {})
