@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,15 +104,11 @@ def run_all(cases: list[Case], backbones: Backbones, jobs: int, out: Path | None
     import benchmarks.stepping  # noqa: F401
 
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
-        for rank in pool.imap_unordered(_play, [(case, backbones) for case in cases]):
+        for rank in pool.imap_unordered(partial(play, backbones=backbones), cases):
             found.append(rank)
             if out is not None:
                 out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
-
-
-def _play(arguments: tuple[Case, Backbones]) -> dict[str, Any]:
-    return play(*arguments)
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ def report(found: list[dict[str, Any]], backbones: Backbones) -> str:
     """A table in Markdown for every world and stage of which all ranks were played."""
     groups: dict[Case, list[dict[str, Any]]] = {}
     for rank in found:
-        case = Case(Path(rank["curriculum"]), *(rank[key] for key in ("world", "tp", "pp", "stage")), 0)
+        case = Case(Path(rank["curriculum"]), rank["world"], rank["tp"], rank["pp"], rank["stage"], 0)
         groups.setdefault(case, []).append(rank)
     lines: list[str] = []
     for case, ranks in sorted(groups.items(), key=lambda item: item[0].name):

@@ -96,10 +96,11 @@ def make_engine(sizes: Sizes) -> tuple[SingleEngine, Callable[[], Any]]:
     model = nn.Sequential(*(nn.Linear(sizes.width, sizes.width, bias=False) for _ in range(sizes.layers)))
     x = torch.randn(sizes.batch, sizes.width)
     loss = lambda batch, step: Losses(model(x).square().mean(1), {})  # noqa: E731
+    nothing: Any = [None]
     engine = SingleEngine(model, loss, Optimizer(lr=1e-4), sizes.batch)
 
     def step() -> None:
-        engine.accumulate([None], 0)
+        engine.accumulate(nothing, 0)
         engine.step(1.0)
 
     return engine, step
@@ -108,7 +109,7 @@ def make_engine(sizes: Sizes) -> tuple[SingleEngine, Callable[[], Any]]:
 def write(rounds: list[dict[str, Window]], sizes: Sizes, engine: SingleEngine, out: Path) -> None:
     """One row a side: medians over the rounds, and all rounds."""
     state = engine.parameters[0] * 3 * 4 / 1e6
-    rows = []
+    rows: list[dict[str, Any]] = []
     for side in (NOISE, "at once", "in the background"):
         columns: dict[str, list[float]] = {"call": [], "lost": [], "late": []}
         for each in rounds:

@@ -9,18 +9,19 @@ files, too).
 """
 
 import multiprocessing
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from diffusers.models import AutoencoderDC, SanaTransformer2DModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -68,7 +69,7 @@ def main(quick: Quick = False, out: Out = RESULTS) -> None:
 def make_run(folder: Path, sizes: Sizes) -> StageRun:
     """Backbones and a run's stage under `folder`, with a checkpoint and a folder as DeepSpeed's ZeRO-3 leaves it."""
     torch.manual_seed(0)
-    processor = save_processor(folder / "vlm")
+    processor: Any = save_processor(folder / "vlm")
     config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
     text = config.text_config
     text.num_hidden_layers, text.intermediate_size = sizes.layers, sizes.width
@@ -92,7 +93,8 @@ def make_run(folder: Path, sizes: Sizes) -> StageRun:
 def save_zero3(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """The files that `DeepSpeedEngine.save_checkpoint` writes under ZeRO-3 on `WORLD` ranks, what is read of them."""
     folder.mkdir()
-    frozen = {"frozen_param_shapes": {}, "frozen_param_fragments": {}, "shared_params": {}, "buffer_names": []}
+    none = ("frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names")
+    frozen: dict[str, Any] = {name: {} for name in none}
     counted = {"dp_world_size": WORLD, "global_steps": 2, "skipped_steps": 0, "ds_version": "layout of 0.19.8"}
     sizes = [{name: weight.shape for name, weight in weights.items()}]
     for rank in range(WORLD):
@@ -112,15 +114,9 @@ def _stage_3() -> Any:
     return ZeroStageEnum.weights
 
 
-def to_pipeline(folder: Path, run: StageRun) -> None:
+def to_pipeline(folder: Path, run: StageRun, name: str = "pipeline", images: bool = False) -> None:
     (step,) = (folder / "run/stage2/checkpoints").iterdir()
-    export(Source(run, folder / "run" / "stage2", step), folder / "pipeline", "float32", False, forward=False)
-
-
-def to_pipeline_with_images(folder: Path, run: StageRun) -> None:
-    (step,) = (folder / "run/stage2/checkpoints").iterdir()
-    export(Source(run, folder / "run" / "stage2", step), folder / "again", "float32", False, forward=True)
-    shutil.rmtree(folder / "again")
+    export(Source(run, folder / "run" / "stage2", step), folder / name, "float32", False, forward=images)
 
 
 def to_start(folder: Path, run: StageRun) -> None:
@@ -131,15 +127,16 @@ def from_deepspeed(folder: Path, run: StageRun) -> None:
     write_checkpoint(read_folder(folder / "zero3"), run, folder / "imported", {})
 
 
-CONVERSIONS: dict[str, Callable[[Path, StageRun], None]] = {
+Work = Callable[[Path, StageRun], None]
+CONVERSIONS: dict[str, Work] = {
     "checkpoint -> pipeline, --no-forward": to_pipeline,
     "pipeline -> weights to start from": to_start,
     "DeepSpeed ZeRO-3 -> checkpoint, moments too": from_deepspeed,
-    "checkpoint -> pipeline, images compared": to_pipeline_with_images,
+    "checkpoint -> pipeline, images compared": partial(to_pipeline, name="again", images=True),
 }
 
 
-def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str, Any]:
+def measure(what: str, work: Work, folder: Path, run: StageRun) -> dict[str, Any]:
     """One conversion in a process of its own; sizes in MB."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         memory, seconds = process.submit(_convert, work, folder, run).result()
@@ -151,7 +148,7 @@ def measure(what: str, work: Callable, folder: Path, run: StageRun) -> dict[str,
     return {"conversion": what, **found, "seconds": seconds}
 
 
-def _convert(work: Callable, folder: Path, run: StageRun) -> tuple[Memory, float]:
+def _convert(work: Work, folder: Path, run: StageRun) -> tuple[Memory, float]:
     torch.set_num_threads(1)
     return_what_is_freed()
     begun = time.perf_counter()

@@ -80,7 +80,7 @@ class FusedNorm(torch.autograd.Function):
 
 def counted(size: Size, cell: Cell, variant: str) -> tuple[Counter[str], Counter[str]]:
     """By kind: kernels and bytes of the second step, which makes no moments."""
-    run, device = make_run(size, cell, "single", "bfloat16"), torch.device("cpu")
+    run, device = make_run(cell, "single", "bfloat16"), torch.device("cpu")
     mode = Counting()
     with fake_world(mode):
         model = make_model(size, device, torch.bfloat16)

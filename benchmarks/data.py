@@ -95,7 +95,8 @@ def writing(tars: Path, out: Path, sizes: Sizes) -> list[Row]:
     (part,) = job.parts()
     (tar,) = tars.iterdir()
     with tarfile.open(tar, encoding="utf-8") as opened:
-        files = [opened.extractfile(member).read() for member in opened if member.name.endswith(".jpg")]
+        images = (opened.extractfile(member) for member in opened if member.name.endswith(".jpg"))
+        files = [image.read() for image in images if image]
     made = encode(files, job)
     (out / LEDGER).mkdir(parents=True)
     scan_file(out, 0).parent.mkdir()
@@ -207,7 +208,7 @@ def growing(scratch: Path, sizes: Sizes) -> Iterator[list[Row]]:
         write_tars(tars, distinct(records, (72, 96), drawn=500), 1000)
         for what in ("write", "read"):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                taken = process.submit(one_size, what, tars, shards, records).result()
+                taken: dict[str, Any] = process.submit(one_size, what, tars, shards, records).result()
             yield [Row("Growing data sets, at 64 px", f"{what} {records:,} records", **taken)]
         shutil.rmtree(tars)
         shutil.rmtree(shards)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import skimage.data
 from PIL import Image
@@ -70,7 +71,7 @@ def write_tars(directory: Path, records: Iterable[tuple[bytes, str]], each: int)
 
 
 def curriculum(
-    tars: Path, shards: Path, resolutions: tuple[int, ...], batch: int, steps: int = 1, workers: int = 0, **images
+    tars: Path, shards: Path, resolutions: tuple[int, ...], batch: int, steps: int = 1, workers: int = 0, **images: Any
 ) -> Curriculum:
     """One text-to-image stage at each resolution, its batch not divided; `images` are fields of that config."""
     stage = {"global_batch": batch, "trains": ["pathway"], "optimizer": {"lr": 1e-3}, "mixture": {"t2i": 1.0}}
@@ -98,4 +99,4 @@ def write_dataset(curriculum: Curriculum) -> DataSet:
 def stored(shards: Path, resolution: int) -> list[tuple[bytes, str]]:
     """The images, as files, and captions of the square stream at `resolution`."""
     index = read_index(shards / f"t2i/{resolution}/{resolution}x{resolution}")
-    return [(row["target"], str(row["prompt"], "utf-8")) for shard in index for row in shard.records()]
+    return [(bytes(row["target"]), str(row["prompt"], "utf-8")) for shard in index for row in shard.records()]

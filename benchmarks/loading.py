@@ -6,23 +6,28 @@ so the sum is what the node holds. The same with tiny backbones is subtracted: w
  On a CPU a rank's shards and its copy of the frozen parts are host memory, too.
 """
 
-import argparse
 import gc
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderDC, SanaTransformer2DModel
+import typer
+from diffusers.models import AutoencoderDC, SanaTransformer2DModel
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from wemmu.config import Curriculum, StageRun
-from wemmu.config.schema import Backbones
+from benchmarks.step_sizes import make_run, second
+from wemmu.config import StageRun
+from wemmu.config.schema import Backbones, Parallel
+from wemmu.config.task import Task
 from wemmu.parallel.topology import Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
 from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
@@ -59,26 +64,13 @@ def write_backbones(root: Path, width: int, layers: int) -> Backbones:
     SanaTransformer2DModel(**dit).save_pretrained(root / "sana/transformer")
     AutoencoderDC(**VAE_CONFIG).save_pretrained(root / "sana/vae")
     torch.set_default_dtype(torch.float32)
-    return Backbones(vlm=root / "vlm", sana=root / "sana", dtype="bfloat16")
+    return Backbones.model_validate({"vlm": root / "vlm", "sana": root / "sana", "dtype": "bfloat16"})
 
 
 def stage(backbones: Backbones, parallel: dict[str, Any], ranks: int) -> StageRun:
     """A stage that trains everything."""
-    fields = {
-        "name": "loading",
-        "backbones": backbones,
-        "data": {"shards": "none"},
-        "parallel": parallel | {"ranks": ranks},
-        "memory": {"micro_batch": 1, "reference_resolution": 32},
-        "stages": [
-            {
-                "name": "stage", "resolution": 32, "steps": 2, "global_batch": ranks,
-                "trains": ["vae_branch", "pathway", "position_mlp", "dit"],
-                "optimizer": {"lr": 1e-3, "dit_lr": 1e-3, "warmup": 0, "decay": 0}, "mixture": {"t2i": 1.0},
-            }
-        ],
-    }  # fmt: skip
-    return Curriculum.model_validate(fields).stage_run("stage")
+    run = make_run(second(Task.T2I, 32, ranks), "single", "bfloat16")
+    return run.model_copy(update={"backbones": backbones, "parallel": Parallel(**parallel, ranks=ranks)})
 
 
 def load(run: StageRun, rank: int, world: int, store: str, pipe: Any) -> None:
@@ -103,12 +95,10 @@ def load(run: StageRun, rank: int, world: int, store: str, pipe: Any) -> None:
     os._exit(0)
 
 
-def held(pid: int) -> int:
-    """Bytes of a process, shared pages by their share."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
-        if line.startswith("Pss:"):
-            return 1024 * int(line.split()[1])
-    return 0
+def held(processes: Iterable[BaseProcess]) -> int:
+    """Bytes of processes together, shared pages by their share."""
+    files = (Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8") for process in processes)
+    return sum(1024 * int(line.split()[1]) for text in files for line in text.splitlines() if line.startswith("Pss:"))
 
 
 def measure(run: StageRun, ranks: int) -> dict[str, float]:
@@ -124,44 +114,45 @@ def measure(run: StageRun, ranks: int) -> dict[str, float]:
             process.start()
         for here, _ in pipes:
             here.recv()
-        before = sum(held(process.pid) for process in processes)
+        before = held(processes)
         begun = time.monotonic()
         for here, _ in pipes:
             here.send("go")
         peak = end = 0
         waiting = {here for here, _ in pipes}
         while waiting:
-            end = sum(held(process.pid) for process in processes) - before
+            end = held(processes) - before
             peak = max(peak, end)
             waiting -= {here for here in waiting if here.poll()}
             if dead := [process.exitcode for process in processes if process.exitcode is not None]:
                 raise RuntimeError(f"a rank ended with {dead[0]}")
             time.sleep(0.02)
         seconds = time.monotonic() - begun
-        end = sum(held(process.pid) for process in processes) - before
+        end = held(processes) - before
         for process in processes:
             process.kill()
             process.join()
     return {"peak": peak, "end": end, "seconds": seconds}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--engine", choices=[*ENGINES], action="append")
-    arguments = parser.parse_args()
+def main(
+    ranks: Annotated[int, typer.Option(help="Ranks of the node.")] = 8,
+    width: Annotated[int, typer.Option(help="Channels of the backbones.")] = 768,
+    layers: Annotated[int, typer.Option(help="Layers of the VLM, and blocks of the DiT.")] = 12,
+    engine: Annotated[list[str] | None, typer.Option(help=f"Repeatable; {', '.join(ENGINES)}. Default: all.")] = None,
+) -> None:
+    if unknown := set(engine or ()) - ENGINES.keys():
+        sys.exit(f"there is no engine {', '.join(sorted(unknown))}; valid: {', '.join(ENGINES)}")
     for module in PRELOADED:
         import_module(module)
     gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
-        root, ranks = Path(folder), arguments.ranks
-        backbones = write_backbones(root / "large", arguments.width, arguments.layers)
+        root = Path(folder)
+        backbones = write_backbones(root / "large", width, layers)
         tiny = write_backbones(root / "tiny", 64, 2)
         vlm, dit = (megabytes(root / "large" / name) for name in ("vlm", "sana/transformer"))
-        print(f"{ranks} ranks; MB in bfloat16: VLM {vlm:.0f}, DiT {dit:.0f}, one layer {dit / arguments.layers:.0f}")
-        for name in arguments.engine or ENGINES:
+        print(f"{ranks} ranks; MB in bfloat16: VLM {vlm:.0f}, DiT {dit:.0f}, one layer {dit / layers:.0f}")
+        for name in engine or ENGINES:
             small, large = (measure(stage(used, ENGINES[name], ranks), ranks) for used in (tiny, backbones))
             peak, end = ((large[what] - small[what]) / 1e6 for what in ("peak", "end"))
             print(f"{name}: peak {peak:.0f} MB, end {end:.0f} MB, {large['seconds']:.0f} s", flush=True)
@@ -172,4 +163,4 @@ def megabytes(directory: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

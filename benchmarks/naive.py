@@ -53,6 +53,7 @@ class NaiveModel(nn.Module):
         self.way = way
         self.requires_grad_(False)
         for part in (self.vae_branch, self.position_mlp):
+            assert part is not None
             part.requires_grad_(True)
         self.dit.requires_grad_(trains_dit)
         self.vlm.language_model.layers.requires_grad_(way.trained)
@@ -70,6 +71,7 @@ class NaiveModel(nn.Module):
         rows, columns = token_grid(*size, self.vlm.token_px)
         embeds, image_positions = self._prompt(prompts, images)
         queries = self.queries(rows, columns, noise).to(embeds.dtype)
+        assert self.vae_branch is not None
         tokens = torch.cat([embeds, self.vae_branch(self.input_latents(images, stored)), queries], dim=1)
         of_queries = image_grid_positions(prompts.next_position, rows, columns)
         states = self.vlm.vlm.model(

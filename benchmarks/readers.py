@@ -1,6 +1,6 @@
 """Readers that are compared. Each gives batches of images, uint8 [B, 3, H, W], with their captions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ def captions_alone(texts: Sequence[str], grids: object) -> Sequence[str]:
     return texts
 
 
-def ours(curriculum: Curriculum, encoder: Callable[..., Any], contiguous: bool = False) -> Batches:
+def ours(curriculum: Curriculum, encoder: Any, contiguous: bool = False) -> Batches:
     """All steps of the only stage, shuffled. `contiguous`: with the memory in the order of the axes."""
     stage = curriculum.stages[0]
     loader = Loader(curriculum.stage_run(stage.name), encoder, token_px=28)
     for step in range(stage.steps):
+        batch: Any
         for batch in loader.micro_batches(step):
             yield batch.target.contiguous() if contiguous else batch.target, batch.prompts
     loader.close()

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
@@ -28,18 +27,18 @@ from benchmarks.ross_report import Differences, compared, figure, markdown
 from wemmu.config import dump, load_curriculum
 from wemmu.config.checkpoints import own_checkpoints
 from wemmu.config.files import replace_text
+from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.objectives.reconstruction import answer_cross_entropy
-from wemmu.pixels import to_images
+from wemmu.pixels import fitted, to_images
 from wemmu.positions import token_grid
 from wemmu.recipes.ross.config import Ross
 from wemmu.recipes.ross.recipe import RossRecipe
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.request import GenerationRequest
-from wemmu.shapes.language import CELLS
 from wemmu.shapes.render import render
-from wemmu.shapes.scene import HELD_OUT, Object, Scene, Split, random_scene
+from wemmu.shapes.scene import CELLS, HELD_OUT, Object, Scene, Split, random_scene
 from wemmu.shapes.scorer import same_scene
 from wemmu.training.build import load_trained
 from wemmu.training.trainer import Trainer
@@ -152,7 +151,9 @@ def scored(folder: Path, run: StageRun, questions: int) -> dict[str, Any]:
     if not file.is_file():
         made: Any = load_trained(run, own_checkpoints(folder / "checkpoints")[-1])
         kinds = {kind: ask(made, asked(kind, questions)) for kind in ("small", "large", "new pair")}
-        images = restored(made, questions) if run.stage.objective.weight else {}
+        objective = run.stage.objective
+        assert isinstance(objective, ReconstructiveTuning)
+        images = restored(made, questions) if objective.weight else {}
         found = {name: {kind: one[name] for kind, one in kinds.items()} for name in ("right", "nll")}
         replace_text(file, json.dumps(found | images))
     return json.loads(file.read_text(encoding="utf-8"))
@@ -160,7 +161,7 @@ def scored(folder: Path, run: StageRun, questions: int) -> dict[str, Any]:
 
 def asked(kind: str, number: int) -> list[tuple[Scene, str, str]]:
     """Return scenes that training has not seen, each with a question about one object and the answer."""
-    rng, found = random.Random(f"ross/{kind}"), []
+    rng, found = random.Random(f"ross/{kind}"), list[tuple[Scene, str, str]]()
     split: Split = "composition" if kind == "new pair" else "test"
     while len(found) < number:
         scene = random_scene(rng, split)
@@ -181,8 +182,7 @@ def ask(made: RossRecipe, questions: list[tuple[Scene, str, str]]) -> dict[str, 
     nll: list[float] = []
     for first in range(0, len(questions), BATCH):
         scenes, texts, answers = (list(column) for column in zip(*questions[first : first + BATCH], strict=True))
-        images = _images(scenes)
-        request = GenerationRequest(Task.UNDERSTANDING, texts, images, images.shape[-2:], torch.arange(len(texts)))
+        request = _request(scenes, texts)
         said = made.answerer.answers(request, limit=8)
         right += [float(a == b) for a, b in zip(said, answers, strict=True)]
         nll += in_eval_mode(_nll)(made, request, answers).tolist()
@@ -200,18 +200,17 @@ def _nll(made: RossRecipe, request: GenerationRequest, answers: list[str]) -> Te
 def restored(made: RossRecipe, questions: int) -> dict[str, float]:
     """How many restored images show their scene, by the exact scorer, and the mean error of a pixel in [0, 1]."""
     scenes = [scene for scene, _, _ in asked("small", min(RESTORED, questions))]
-    images = _images(scenes)
-    request = GenerationRequest(Task.UNDERSTANDING, [""] * len(scenes), images, images.shape[-2:],
-                                torch.arange(len(scenes)))  # fmt: skip
+    request = _request(scenes, [""] * len(scenes))
     back = made.answerer.restored(request, steps=50, seed=0)[:, 0]
     same = [same_scene(image, scene) for image, scene in zip(to_images(back), scenes, strict=True)]
-    error = float((back / 2 + 0.5 - images[:, 0] / 255).square().mean().sqrt())
+    error = float((back / 2 + 0.5 - request.images[:, 0] / 255).square().mean().sqrt())
     return {"restored": sum(same) / len(same), "rmse": error}
 
 
-def _images(scenes: list[Scene]) -> Tensor:
-    """uint8 [B, 1, 3, 64, 64]."""
-    return torch.stack([torch.from_numpy(np.array(render(s, 64))).permute(2, 0, 1) for s in scenes])[:, None]
+def _request(scenes: list[Scene], texts: list[str]) -> GenerationRequest:
+    """Questions about scenes, whose images are uint8 [B, 1, 3, 64, 64]."""
+    images = fitted([render(scene, 64) for scene in scenes], (64, 64))[:, None]
+    return GenerationRequest(Task.UNDERSTANDING, texts, images, (64, 64), torch.arange(len(texts)))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
     python -m benchmarks.step real --engine zero3        # the same, ours alone, on one rank of ZeRO-3
 
 What the naive step is, and what is done so that both compute the same: `benchmarks/naive.py` and `step_variants.py`.
-Where several variants fit into one process they take turns, and only ratios within a round mean something; else each
-has a process of its own. Memory is the most that a step adds to what rests between steps (weights, masters, moments),
-resident on the CPU, allocated by torch on a GPU. FLOPs are those of the products of a step, counted without computing
-them (`wemmu.measuring`); MFU takes ours for all variants: what is recomputed and logits are work of no use.
+Where several variants fit into one process they take turns in it, and only ratios within a round mean something; else
+each has a process of its own. Memory is the most that a step adds to what rests between steps (weights, masters,
+moments), resident on the CPU, allocated by torch on a GPU. FLOPs are those of the products of a step, counted without
+computing them (`wemmu.measuring`); MFU takes ours for all variants: what is recomputed and logits are work of no use.
 """
 
 import multiprocessing
@@ -107,21 +107,19 @@ def _compare(settings: Settings, cell: Cell, rounds: int, trace: Path | None) ->
     size = settings.load()
     names = VARIANTS if size.together else OURS if settings.engine == "zero3" else ENDS
     flops = counted_flops(size, cell, names)
-    told = {
+    found: dict[str, dict[str, Any]] = {}
+    for group in [list(names)] if size.together else [[name] for name in names]:
+        found |= apart(settings, cell, group, rounds, trace)
+    # Variants that do not fit have no times and no memory.
+    kept = ("seconds", "memory", "cpu_seconds") if size.together else ("seconds", "memory")
+    told: dict[str, Any] = {
         "cell": cell.name,
         "floor": flops["ours"],
         "flops": {name: number / flops["ours"] for name, number in flops.items()},
+        **{key: {name: each.get(key) for name, each in found.items()} for key in kept},
+        **{key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", *OFF)},
+        "profile": found["ours"].get("profile", {}),
     }
-    if size.together:
-        told |= _in_turns(settings, cell, rounds, trace)
-    else:
-        found = {}
-        for name in names:
-            found |= apart(settings, cell, [name], rounds, trace)
-        # Variants that do not fit have no times and no memory.
-        told |= {key: {name: each.get(key) for name, each in found.items()} for key in ("seconds", "memory")}
-        told |= {key: max(each.get(key, 0.0) for each in found.values()) for key in ("rate", *OFF)}
-        told |= {"profile": found["ours"].get("profile", {})}
     name = torch.cuda.get_device_name() if settings.device == "cuda" and settings.dtype == "bfloat16" else ""
     told["peak"] = peak_of(name, told["rate"])
     return told
@@ -130,28 +128,6 @@ def _compare(settings: Settings, cell: Cell, rounds: int, trace: Path | None) ->
 def peak_of(gpu: str, rate: float) -> float:
     """FLOP/s of bfloat16 that MFU refers to: the published one or, of another device, what a large product reaches."""
     return PUBLISHED_PEAK if any(name in gpu for name in ("H100", "H200")) else rate
-
-
-def _in_turns(settings: Settings, cell: Cell, rounds: int, trace: Path | None) -> dict[str, Any]:
-    """Seconds on the wall and of CPU of every variant in every round, and how fast a large product is in between."""
-    device = torch.device(settings.device)
-    steps, off = prepare(settings.load(), cell, VARIANTS, settings.engine, device, settings.dtype)
-    product, flop = _large_product(device, settings.dtype)
-    memory = {}
-    # A first step of each, whose time is not counted.
-    for name, step in steps.items():
-        with watch(device) as memory[name]:
-            step()
-    costs = in_turns({**steps, "product": product}, rounds)
-    products = [cost.wall for cost in costs.pop("product")]
-    return {
-        "seconds": {name: [cost.wall for cost in taken] for name, taken in costs.items()},
-        "cpu_seconds": {name: [cost.cpu for cost in taken] for name, taken in costs.items()},
-        "memory": {name: asdict(each) for name, each in memory.items()},
-        "rate": flop / min(products),
-        **asdict(off),
-        "profile": shares(steps["ours"], device, _timeline(trace, settings, cell)),
-    }
 
 
 def apart(
@@ -168,8 +144,9 @@ def apart(
 def _alone(
     settings: Settings, cell: Cell, names: Sequence[str], rounds: int, trace: Path | None
 ) -> dict[str, dict[str, Any]]:
-    """In this process: the memory of each variant, and its times after a step that does not count."""
-    device, found = torch.device(settings.device), {name: {} for name in names}
+    """In this process: the memory of each variant's first step, and its times, in turns with a large product."""
+    device = torch.device(settings.device)
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
     try:
         steps, off = prepare(settings.load(), cell, names, settings.engine, device, settings.dtype)
         for name, step in steps.items():
@@ -177,15 +154,17 @@ def _alone(
                 begun = time.perf_counter()
                 step()
                 first = time.perf_counter() - begun
-                seconds = [cost.wall for cost in in_turns({name: step}, rounds)[name]]
-            told = asdict(off) | {"first": first, "seconds": seconds, "memory": asdict(memory)}
-            product, flop = _large_product(device, settings.dtype)
-            told["rate"] = flop / min(cost.wall for cost in in_turns({"product": product}, 5)["product"])
-            if name == "ours":
-                told["profile"] = shares(step, device, _timeline(trace, settings, cell))
-            found[name] = told
+            found[name] = {**asdict(off), "first": first, "memory": asdict(memory)}
+        product, flop = _large_product(device, settings.dtype)
+        costs = in_turns({**steps, "product": product}, rounds)
+        for name in steps:
+            walls, cpus = zip(*((cost.wall, cost.cpu) for cost in costs[name]), strict=True)
+            rate = flop / min(cost.wall for cost in costs["product"])
+            found[name] |= {"seconds": list(walls), "cpu_seconds": list(cpus), "rate": rate}
+        if "ours" in steps:
+            found["ours"]["profile"] = shares(steps["ours"], device, _timeline(trace, settings, cell))
     except torch.OutOfMemoryError:
-        pass
+        found = {name: {} for name in names}
     return found
 
 

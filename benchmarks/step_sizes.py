@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, SanaTransformer2DModel
+from diffusers.models import AutoencoderDC, SanaTransformer2DModel
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -149,7 +149,7 @@ def make_model(size: Size, device: torch.device, dtype: torch.dtype) -> WeMMU:
     return WeMMU(frozen, encoder, bridge, dit).to(device).train()
 
 
-def make_run(size: Size, cell: Cell, engine: str, dtype: str) -> StageRun:
+def make_run(cell: Cell, engine: str, dtype: str) -> StageRun:
     """The config of a stage that steps on one micro-batch of the cell."""
     stage = {
         "name": "step",

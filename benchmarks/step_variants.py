@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 from unittest import mock
 
 import torch
@@ -81,7 +82,7 @@ def prepare(
     """
     names = list(names)
     ways = {name: NAIVE[name] for name in names if name in NAIVE}
-    run, model = make_run(size, cell, engine, dtype), make_model(size, device, getattr(torch, dtype))
+    run, model = make_run(cell, engine, dtype), make_model(size, device, getattr(torch, dtype))
     batch = make_batch(size, cell, model.vlm.token_px)
     masks = {way.mask for way in ways.values()}
     ours = {mask: outcome(model, run, batch.to(device), mask) for mask in masks}
@@ -128,8 +129,11 @@ def in_float32(
 
 
 @torch.no_grad()
-def outcome(model: WeMMU | NaiveModel, run: StageRun, batch: Batch, mask: Mask = "pathway") -> Outcome:
-    """The condition's states and the losses of the batch; with `mask` "causal" our pathway runs under that mask."""
+def outcome(model: Any, run: StageRun, batch: Batch, mask: Mask = "pathway") -> Outcome:
+    """The condition's states and the losses of the batch in `model`, a WeMMU or a NaiveModel.
+
+    With `mask` "causal" our pathway runs under that mask.
+    """
     loss = FlowMatchingLoss(model, run)
     with causal_pathway(model) if mask == "causal" else nullcontext():
         condition = loss.condition(batch, 0)
@@ -223,7 +227,7 @@ def our_steps(model: WeMMU, run: StageRun, batch: Batch, ways: dict[str, Own], d
 
 
 def _naive_steps(
-    model: NaiveModel, run: StageRun, batch: Batch, ways: dict[str, Way], device: torch.device
+    model: Any, run: StageRun, batch: Batch, ways: dict[str, Way], device: torch.device
 ) -> dict[str, Step]:
     """Variants that train the same share an engine, whose masters are the weights themselves or copies of them."""
     trains_dit = "dit" in run.stage.trains
@@ -246,9 +250,10 @@ def _naive_steps(
     return {name: step_of(way) for name, way in ways.items()}
 
 
-def counted_flops(size: Size, cell: Cell, names: Iterable[str]) -> dict[str, float]:
+def counted_flops(size: Size, cell: Cell, names: Iterable[str]) -> dict[str, int]:
     """FLOPs of the products in a step of each variant, counted on this machine without computing them."""
-    device, run, found = torch.device("cpu"), make_run(size, cell, "single", "float32"), {}
+    device, run = torch.device("cpu"), make_run(cell, "single", "float32")
+    found: dict[str, int] = {}
     with fake_world() as mode:
         model = make_model(size, device, torch.float32)
         batch = make_batch(size, cell, model.vlm.token_px)

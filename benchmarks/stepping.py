@@ -1,8 +1,10 @@
 """A step of one rank of a large world, counted: memory by purpose, bytes by collective, work by pipeline slot."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -19,10 +21,10 @@ from wemmu.measuring.fake_world import FakeWorld, Traffic, fake_world
 from wemmu.measuring.model import make_batch, make_model
 from wemmu.parallel.topology import Topology
 from wemmu.planning.ask import Shape
-from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.training.build import make_engine
 
 WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS = "weights", "moments", "gradients", "gathered", "activations"
+Call = Callable[..., Any]
 
 
 @dataclass
@@ -82,78 +84,68 @@ def _add(traffic: Traffic, other: Traffic, times: int) -> None:
 def _slots(mode: FakeWorld) -> Iterator[list[Slot]]:
     """Yields the slots that torch's pipeline fills on this stage, as it fills them."""
     found: list[Slot] = []
-    names = {"forward_one_chunk": False, "backward_one_chunk": True}
-    originals = {name: getattr(PipelineStage, name) for name in names}
 
-    def watched(name: str):
-        def run(stage: PipelineStage, number: int, *args, **kwargs):
+    def watched(backward: bool, original: Call) -> Call:
+        def run(stage: PipelineStage, number: int, *args: Any, **kwargs: Any) -> Any:
             before = mode.flops
-            out = originals[name](stage, number, *args, **kwargs)
-            found.append(Slot(names[name], number, mode.flops - before))
+            out = original(stage, number, *args, **kwargs)
+            found.append(Slot(backward, number, mode.flops - before))
             return out
 
         return run
 
-    for name in names:
-        setattr(PipelineStage, name, watched(name))
-    try:
+    with ExitStack() as stack:
+        for name, backward in (("forward_one_chunk", False), ("backward_one_chunk", True)):
+            original = getattr(PipelineStage, name)
+            stack.enter_context(mock.patch.object(PipelineStage, name, watched(backward, original)))
         yield found
-    finally:
-        for name, original in originals.items():
-            setattr(PipelineStage, name, original)
 
 
 @contextmanager
 def _buffers(mode: FakeWorld) -> Iterator[None]:
     """Tell `mode` what FSDP2's buffers are for, and that what it reduces is gradients, which no parameter has then."""
-    purposes = {DefaultAllGather: GATHERED, DefaultReduceScatter: GRADIENTS}
-    originals = {owner: owner.allocate for owner in purposes}
     reduce = _fsdp_param_group.foreach_reduce
 
-    def watched(owner: type):
-        def allocate(*args, **kwargs):
-            mode.purpose = purposes[owner]
+    def watched(purpose: str, original: Call) -> Call:
+        def allocate(*args: Any, **kwargs: Any) -> Any:
+            mode.purpose = purpose
             try:
-                return originals[owner](*args, **kwargs)
+                return original(*args, **kwargs)
             finally:
                 mode.purpose = None
 
         return allocate
 
-    def foreach_reduce(parameters, gradients, *args, **kwargs):
+    def foreach_reduce(parameters: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
         for gradient in gradients:
             mode.claim(gradient.untyped_storage(), GRADIENTS)
         return reduce(parameters, gradients, *args, **kwargs)
 
-    for owner in purposes:
-        owner.allocate = watched(owner)
-    _fsdp_param_group.foreach_reduce = foreach_reduce
-    try:
+    with ExitStack() as stack:
+        for owner, purpose in ((DefaultAllGather, GATHERED), (DefaultReduceScatter, GRADIENTS)):
+            stack.enter_context(mock.patch.object(owner, "allocate", watched(purpose, owner.allocate)))
+        stack.enter_context(mock.patch.object(_fsdp_param_group, "foreach_reduce", foreach_reduce))
         yield
-    finally:
-        for owner, original in originals.items():
-            owner.allocate = original
-        _fsdp_param_group.foreach_reduce = reduce
 
 
-def by_purpose(mode: FakeWorld, model: WeMMU, engine) -> dict[str, int]:
+def by_purpose(mode: FakeWorld, model: Any, engine: Any) -> dict[str, int]:
     """Bytes of everything there is now, by what it is for; what is nobody's is an activation, or passing."""
     of = dict.fromkeys((WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS), 0)
     owners: dict[int, str] = {}
-    for purpose, tensor in _tensors(model, engine):
-        owners.setdefault(tensor.untyped_storage()._cdata, purpose)
+    for owner, tensor in _tensors(model, engine):
+        owners.setdefault(tensor.untyped_storage()._cdata, owner)
     for key, (size, purpose) in mode.storages().items():
         of[owners.get(key, purpose or ACTIVATIONS)] += size
     return of
 
 
-def _tensors(model: WeMMU, engine) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: Any, engine: Any) -> Iterator[tuple[str, Tensor]]:
     for part in (model.vlm, model.vae):
         yield from ((WEIGHTS, tensor) for tensor in (*part.parameters(), *part.buffers()))
     yield from _of_zero3(engine) if hasattr(engine, "_zero") else _of_hybrid(model, engine)
 
 
-def _of_hybrid(model: WeMMU, engine) -> Iterator[tuple[str, Tensor]]:
+def _of_hybrid(model: Any, engine: Any) -> Iterator[tuple[str, Tensor]]:
     for parameter in engine._sharded.values():
         yield WEIGHTS, parameter.to_local()
         if parameter.grad is not None:
@@ -170,7 +162,7 @@ def _of_hybrid(model: WeMMU, engine) -> Iterator[tuple[str, Tensor]]:
                     yield from ((GRADIENTS, tensor) for tensor in whole if tensor is not None)
 
 
-def _of_zero3(engine) -> Iterator[tuple[str, Tensor]]:
+def _of_zero3(engine: Any) -> Iterator[tuple[str, Tensor]]:
     zero = engine._zero
     for parameter in engine._engine.module.parameters():
         yield WEIGHTS, parameter.ds_tensor

@@ -135,7 +135,7 @@ def test_a_naive_step_trains_what_ours_trains_alike(name: str) -> None:
     """What follows the language model has the same gradients, so that equal losses are no accident of their value."""
     size, device = SIZES["miniature"](), torch.device("cpu")
     cell = size.cells[1].of(2)
-    run = step_variants.make_run(size, cell, "single", "float32")
+    run = step_variants.make_run(cell, "single", "float32")
     model = step_variants.make_model(size, device, torch.float32)
     batch, way = step_variants.make_batch(size, cell, model.vlm.token_px), step_variants.NAIVE[name]
     found = []

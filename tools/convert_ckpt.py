@@ -92,10 +92,13 @@ def main(
         raise UsageError(f"--ema is for a checkpoint of a run, which {source} is not")
     # What is wrong so far is said before torch and the models are imported.
     if out is not None:
+        assert found is not None
         lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward, ema)
     elif ship is not None:
         lines = _ship(source, found, ship, dtype or Dtype.FLOAT16, ema)
     else:
+        assert stage is not None
+        assert checkpoint is not None
         lines = _import(source, load_stage(stage / "config.yaml"), checkpoint, rename or [])
     print("\n".join(lines))
 

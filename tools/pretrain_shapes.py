@@ -14,13 +14,13 @@ run side by side, one thread each. What the shipped ones reached is in `assets/s
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import typer
-from diffusers import AutoencoderDC
+from diffusers.models import AutoencoderDC
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -86,7 +86,6 @@ def separation(out: Out = ASSETS, count: int = 300, threads: Threads = 1) -> Non
     """Measure what the encoders tell apart on held-out scenes, with three seeds; writes encoders/separation.json."""
     from tools.pretraining.encoders import separation as measure
     from wemmu.backbones.encoders import load_encoder
-    from wemmu.config.files import replace_text
 
     torch.set_num_threads(threads)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -97,17 +96,15 @@ def separation(out: Out = ASSETS, count: int = 300, threads: Threads = 1) -> Non
             change: {key: [round(one[change][key], 3) for one in seeds] for key in seeds[0][change]}
             for change in seeds[0]
         }
-    text = json.dumps({"scenes": count, "seeds": 3, **found}, indent=1) + "\n"
-    replace_text(out / "encoders" / "separation.json", text)
-    print(text)
+    _write(out / "encoders" / "separation.json", {"scenes": count, "seeds": 3, **found})
 
 
 @app.command()
 def scores(out: Out = ASSETS, count: int = 200, threads: Threads = 1) -> None:
     """Measure the backbones on held-out scenes and held-out colour-shape pairs; writes scores.json."""
     from tools.pretraining import dit, vae, vlm
+    from tools.pretraining.loop import HELD_OUT, held_out
     from wemmu.backbones.vae import FrozenVAE
-    from wemmu.config.files import replace_text
     from wemmu.prompts import PromptEncoder
     from wemmu.shapes.backbones import HIGH_PX, LOW_PX
 
@@ -117,19 +114,22 @@ def scores(out: Out = ASSETS, count: int = 200, threads: Threads = 1) -> None:
         Qwen2_5_VLForConditionalGeneration.from_pretrained(out / "vlm").eval(), PromptEncoder(out / "vlm")
     )
     painter = dit.load(out / "sana", FrozenVAE(autoencoder))
-    measured: dict[str, dict[str, float]] = {"vae round trip": {}, "vlm exact answer": {}, "dit text to image": {}}
-    for split in ("test", "composition"):
-        for px in (LOW_PX, HIGH_PX):
-            measured["vae round trip"][f"{split} {px}"] = vae.round_trip(autoencoder, split, px, count)
-            measured["vlm exact answer"] |= vlm.evaluate(teacher, split, px, count)
-            measured["dit text to image"][f"{split} {px}"] = painter.exact(split, px, count=count)
-    text = json.dumps({"scenes": count, **_rounded(measured)}, indent=1) + "\n"
-    replace_text(out / "scores.json", text)
+    answers = [vlm.evaluate(teacher, split, px, count) for split in HELD_OUT for px in (LOW_PX, HIGH_PX)]
+    measured = {
+        "vae round trip": held_out(lambda split, px: vae.round_trip(autoencoder, split, px, count)),
+        "vlm exact answer": {kind: share for one in answers for kind, share in one.items()},
+        "dit text to image": held_out(lambda split, px: painter.exact(split, px, count=count)),
+    }
+    rounded = {part: {name: round(value, 4) for name, value in of.items()} for part, of in measured.items()}
+    _write(out / "scores.json", {"scenes": count, **rounded})
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    from wemmu.config.files import replace_text
+
+    text = json.dumps(values, indent=1) + "\n"
+    replace_text(file, text)
     print(text)
-
-
-def _rounded(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {part: {name: round(value, 4) for name, value in values.items()} for part, values in scores.items()}
 
 
 if __name__ == "__main__":

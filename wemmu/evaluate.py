@@ -198,7 +198,7 @@ class _Export:
     def open(self) -> "Draw":
         from wemmu.pipeline import WeMMUPipeline
 
-        pipe: Any = WeMMUPipeline.from_pretrained(self.directory)  # type: ignore[no-untyped-call]
+        pipe: Any = WeMMUPipeline.from_pretrained(self.directory)
         pipe.to(self.device)
         pipe.set_progress_bar_config(disable=True)
 

@@ -241,7 +241,10 @@ def _exported(directory: Path, device: str | None) -> Source:
             return {}
 
         height, width = options.size or (None, None)
-        weights = options.weights(task_of(options.prompt, len(options.images)))
+        weights: dict[str, Any] = {
+            f"{name}_guidance_scale": value
+            for name, value in options.weights(task_of(options.prompt, len(options.images))).items()
+        }
         images = pipe(
             [options.prompt] * options.count,
             image=[list(options.images)] * options.count,
@@ -252,7 +255,7 @@ def _exported(directory: Path, device: str | None) -> Source:
             seed=options.seed,
             callback_on_step_end=on_step,
             callback_on_step_end_tensor_inputs=["estimate"],
-            **{f"{name}_guidance_scale": value for name, value in weights.items()},
+            **weights,
         ).images
         return [Response(image) for image in images]
 
@@ -261,9 +264,9 @@ def _exported(directory: Path, device: str | None) -> Source:
     return Source(
         name=str(directory),
         origin={name: origin[name] for name in ("stage", "step") if name in origin},
-        world=pipe.config.world,
-        resolution=pipe.config.resolution,
-        resolutions=pipe.config.resolutions,
+        world=pipe.config["world"],
+        resolution=pipe.config["resolution"],
+        resolutions=pipe.config["resolutions"],
         sampling=pipe.sampling(),
         draws=True,
         respond=draw,

@@ -28,14 +28,17 @@ from tests.parallel.cases import (
     portable,
 )
 from tests.parallel.ranks import RankError, on_ranks
-from wemmu.config import Task, load_curriculum
+from wemmu.config import StageRun, Task, load_curriculum
 from wemmu.config.schema import Backbones
+from wemmu.parallel.engine import Engine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
+from wemmu.recipes.uae.config import UAE
+from wemmu.recipes.uae.recipe import UAERecipe
 from wemmu.training.build import make_engine
-from wemmu.types import Batch
+from wemmu.types import Batch, LossFn
 
-BACKBONES = Backbones(vlm=ROOT / "assets/shapes/vlm", sana=ROOT / "assets/shapes/sana")
+BACKBONES = Backbones.model_validate({"vlm": ROOT / "assets/shapes/vlm", "sana": ROOT / "assets/shapes/sana"})
 CASES = {
     "WeMMU, stage 1": Case(trains=ALL[:3], kind="contrastive", tasks=(T2I,)),
     "WeMMU, edits": Case(tasks=(EDIT, MULTI), ema=0.9),
@@ -61,7 +64,7 @@ def exactly(device: str) -> torch.device:
 
 
 def outcome(case: Case, device: torch.device, engine: str = "single", world: Topology = ALONE) -> Outcome:
-    def make(model, loss, run):
+    def make(model: Any, loss: LossFn, run: StageRun) -> Engine:
         parallel = run.parallel.model_copy(update={"engine": engine})
         return make_engine(run.model_copy(update={"parallel": parallel}), model, loss, world, device)
 
@@ -72,10 +75,12 @@ def uae(device: torch.device, dtype: str) -> Outcome:
     """Losses and gradients of captions that were sampled and rewarded on the CPU in float32."""
     changed = ["stages.reward.objective.temperature=2", "recipe.generator.steps=1", "recipe.max_length=16"]
     run = load_curriculum(ROOT / "configs" / "shapes" / "uae.yaml", changed).stage_run("reward")
-    made = recipe(run)
+    made, own = recipe(run), run.recipe
+    assert isinstance(made, UAERecipe)
+    assert isinstance(own, UAE)
     ready_to_train(made, run)
     images = random_images(0, GLOBAL_BATCH, 1, 3, 64, 64)
-    prompts = made.policy.asked([run.recipe.instruction] * GLOBAL_BATCH, images)
+    prompts = made.policy.asked([own.instruction] * GLOBAL_BATCH, images)
     batch = Batch(Task.CAPTION, torch.arange(GLOBAL_BATCH), prompts, images, target=None)
     (prepared,) = made.prepare([batch], 0).batches
     narrow = getattr(torch, dtype)
@@ -103,11 +108,11 @@ def parity(setting: Setting) -> Iterator[Row]:
         exact = merged([outcome(case, cpu)])
         yield from compared(f"{name}, float32", merged([outcome(case, device)]), exact)
         narrow = replace(case, dtype="bfloat16")
-        yield from rounded(name, *(merged([outcome(narrow, place)]) for place in (device, cpu)), exact)
+        yield from rounded(name, merged([outcome(narrow, device)]), merged([outcome(narrow, cpu)]), exact)
     exact = uae(cpu, "float32")
     for part, off in off_by(uae(device, "float32"), exact).items():
         yield within(f"UAE, float32: {part}", off, BOUNDS[part])
-    yield from rounded("UAE", *(uae(place, "bfloat16") for place in (device, cpu)), exact)
+    yield from rounded("UAE", uae(device, "bfloat16"), uae(cpu, "bfloat16"), exact)
 
 
 def rounded(name: str, here: Outcome, there: Outcome, exact: Outcome) -> Iterator[Row]:

@@ -1,9 +1,10 @@
 """Each kernel that a GPU may take against the plain one, and a step with compiled layers against one without."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,7 @@ from wemmu.config.schema import Kernels as KernelsConfig
 from wemmu.kernels import ADAMW_BOUND, ATTENTION, NORM_BOUND
 from wemmu.noise import Noise
 from wemmu.parallel.single import SingleEngine
-from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.types import LossFn
+from wemmu.types import Batch, Losses, LossFn
 
 # Of attention in bfloat16, relative to the norm: probabilities are rounded before they are multiplied, 2^-9 each.
 ATTENTION_BOUND = 2**-7
@@ -78,7 +78,8 @@ def attended(backend: SDPBackend, inputs: list[Tensor], mask: Tensor | None, dty
     *leaves, gradient = (x.to(dtype) for x in inputs)
     leaves = [leaf.requires_grad_() for leaf in leaves]
     with sdpa_kernel(backend):
-        y = F.scaled_dot_product_attention(*leaves, mask)
+        q, k, v = leaves
+        y = F.scaled_dot_product_attention(q, k, v, mask)
         return [y.detach(), *torch.autograd.grad(y, leaves, gradient)]
 
 
@@ -98,13 +99,13 @@ def waits(device: torch.device) -> Iterator[Row]:
     class Watched(SingleEngine):
         taken = 0
 
-        def accumulate(self, micro_batches, step):
+        def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
             self.taken += 1
             # The first steps make what later ones find.
             torch.cuda.set_sync_debug_mode("warn" if self.taken == 3 else "default")
             return super().accumulate(micro_batches, step)
 
-        def step(self, lr_share):
+        def step(self, lr_share: float) -> SupportsFloat:
             norm = super().step(lr_share)
             torch.cuda.set_sync_debug_mode("default")
             return norm
@@ -135,7 +136,7 @@ def compiled(device: torch.device) -> Iterator[Row]:
 
 
 def _step(case: Case, device: torch.device, compiled: bool) -> Outcome:
-    def make(model: WeMMU, loss: LossFn, run: StageRun) -> SingleEngine:
+    def make(model: Any, loss: LossFn, run: StageRun) -> SingleEngine:
         apply_kernels(model.to(device), KernelsConfig(fused_norms=compiled, compile=compiled), run, device)
         return SingleEngine(model, loss, run.stage.optimizer, GLOBAL_BATCH)
 

@@ -96,8 +96,10 @@ def sampling(setting: Setting) -> Iterator[Row]:
     generator = torch.Generator().manual_seed(2)
     words = torch.randint(FIRST_WORD, 500, (size.text,), generator=generator).tolist()
 
-    def encoder(texts: Sequence[str], grids: Sequence[Any]) -> Prompts:
+    def prompts(texts: Sequence[str], grids: Sequence[Any]) -> Prompts:
         return prompts_of([words for _ in texts], [])
+
+    encoder: Any = prompts
 
     sampler = Sampler(model, encoder, 3.0, device=device)
     request = GenerationRequest(Task.T2I, ["words"], torch.empty(1, 0, 3, px, px), (px, px), torch.tensor([0]))

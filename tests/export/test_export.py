@@ -38,7 +38,8 @@ from wemmu.checkpoint.state import TrainState
 from wemmu.command_line import FINAL, UsageError
 from wemmu.config import load_stage
 from wemmu.images import fit
-from wemmu.pipeline import _DEFAULTS, WeMMUPipeline, beyond
+from wemmu.pipeline import WeMMUPipeline, beyond
+from wemmu.pipeline.pipeline import _DEFAULTS
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity
 from wemmu.recipes.staged import startable

@@ -8,6 +8,7 @@ from typing import Any
 from wemmu.checkpoint.manifest import Manifest
 from wemmu.config import StageRun, load_stages
 from wemmu.pipeline import ARGUMENTS
+from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.shapes.vocabulary import WORLD
 
 _CARD = Template("""\
@@ -81,6 +82,7 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
     """The card of the checkpoint with `manifest` of the stage `run` in `folder`."""
     usage = Template(_USAGE_WITHOUT_VLM if without_vlm else _USAGE)
     own, stages = run.world == WORLD, stages_until(run, folder)
+    assert isinstance(run.recipe, WeMMU)
     settings = {"height, width": f"{manifest.resolution} px"} | {
         argument: getattr(run.sampling, field) for field, argument in ARGUMENTS.items()
     }
@@ -105,6 +107,7 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
 
 
 def _backbones(run: StageRun) -> str:
+    assert run.backbones.dit is not None
     names = {"VLM": run.backbones.vlm, "DiT": run.backbones.dit, "autoencoder": run.backbones.vae}
     # The DiT and the autoencoder lie in one directory, which has the model's name.
     return ", ".join(

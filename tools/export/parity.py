@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tools.export.report import ParityError
 from wemmu.backbones.weights import load_vlm
 from wemmu.config import StageRun
+from wemmu.config.objectives import Objective
 from wemmu.config.schema import Sampling
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
@@ -45,10 +46,12 @@ def compare_outputs(
     forgetful = run.memory.model_copy(update={"cached_images": 0})
     run = run.model_copy(update={"backbones": float32, "memory": forgetful})
     made = load_trained(run, checkpoint, ema)
-    trained = draw_trained(made.model, made.encoder, run)
-    _round(made.model, dtype)
-    rounded = draw_trained(made.model, made.encoder, run) if dtype != torch.float32 else trained
-    del made
+    model = made.model
+    assert isinstance(model, WeMMU)
+    trained = draw_trained(model, made.encoder, run)
+    _round(model, dtype)
+    rounded = draw_trained(model, made.encoder, run) if dtype != torch.float32 else trained
+    del made, model
     given = {}
     if without_vlm:
         given["vlm"] = load_vlm(run.backbones.vlm, torch.float32)[0]
@@ -59,8 +62,9 @@ def compare_outputs(
 
 def draw_trained(model: WeMMU, encoder: PromptEncoder, run: StageRun) -> Tensor:
     """The fixed requests, drawn as training draws its samples: [R, 3, H, W] in [0, 1]."""
-    resolution, time = run.stage.resolution, run.stage.objective.time
-    sampler = Sampler(model, encoder, time.shift_at(resolution))
+    resolution, objective = run.stage.resolution, run.stage.objective
+    assert isinstance(objective, Objective)
+    sampler = Sampler(model, encoder, objective.time.shift_at(resolution))
     sampling = run.sampling.model_copy(update={"steps": STEPS, "seed": 0})
     drawn = [_draw(sampler, sampling, text, number, resolution) for text, number in REQUESTS]
     return (torch.cat(drawn) / 2 + 0.5).clamp(0, 1)
@@ -70,7 +74,7 @@ def draw_exported(pipe: WeMMUPipeline) -> Tensor:
     """The fixed requests, as a user of the export asks for them."""
     pipe.set_progress_bar_config(disable=True)
     texts = [text for text, _ in REQUESTS]
-    given = [[Image.fromarray(p) for p in _inputs(number, pipe.config.resolution)] for _, number in REQUESTS]
+    given = [[Image.fromarray(p) for p in _inputs(number, pipe.config["resolution"])] for _, number in REQUESTS]
     return pipe(texts, image=given, num_inference_steps=STEPS, seed=[SEED] * len(texts), output_type="pt").images
 
 
@@ -113,6 +117,6 @@ def _draw(sampler: Sampler, sampling: Sampling, text: str, number: int, resoluti
     return sampler(request, sampling)
 
 
-def _inputs(number: int, resolution: int) -> np.ndarray:
+def _inputs(number: int, resolution: int) -> np.ndarray[Any, Any]:
     """`number` images of noise: uint8 [number, H, W, 3]."""
     return np.random.default_rng(SEED).integers(0, 256, (number, resolution, resolution, 3), np.uint8)

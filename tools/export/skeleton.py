@@ -1,9 +1,10 @@
 """The model of a stage without memory: names, shapes and configs, from the backbones' directories alone."""
 
 from pathlib import Path
+from typing import Any
 
 from accelerate import init_empty_weights
-from diffusers import ModelMixin
+from diffusers.models import ModelMixin
 
 from wemmu.backbones.adapters import class_of
 from wemmu.backbones.vae import FrozenVAE
@@ -26,6 +27,7 @@ def skeleton(run: StageRun) -> WeMMU:
     """
     check_backbones(run.backbones, run.recipe.backbones)
     vlm = vlm_without_weights(run.backbones.vlm)
+    assert run.backbones.dit is not None
     vae, dit = FrozenVAE(_of_config(run.backbones.vae, AUTOENCODER)), _of_config(run.backbones.dit, TRANSFORMER)
     with init_empty_weights():
         return assemble(run, vlm, vae, dit)[0]
@@ -42,6 +44,6 @@ def shapes(model: WeMMU) -> dict[str, list[int]]:
 
 
 def _of_config(directory: Path, kind: str) -> ModelMixin:
-    cls = class_of(directory, kind)
+    cls: Any = class_of(directory, kind)
     with init_empty_weights():
         return cls.from_config(cls.load_config(directory))

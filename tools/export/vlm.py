@@ -5,9 +5,10 @@ The head that reconstructs is left out: nothing that is asked of the VLM needs i
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tools.export.report import ParityError, Report, compare_component
 from tools.export.stored import VLM_FILE, Stored, published, trained, write_component
@@ -103,7 +104,7 @@ def _compare_logits(
     exported, _ = load_vlm(directory, dtype)
     prompts = PromptEncoder(directory).answered([SAID], [SAID], [[]])[0]
 
-    def logits(vlm: nn.Module) -> Tensor:
+    def logits(vlm: Any) -> Tensor:
         return vlm.eval()(input_ids=prompts.input_ids, attention_mask=prompts.mask.long()).logits.float()
 
     apart = float((logits(original) - logits(exported)).abs().max())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from transformers import AutoProcessor
 
 from tools.export.card import model_card, stages_until
@@ -23,8 +23,10 @@ from tools.export.stored import (
 from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
+from wemmu.config.objectives import Objective
 from wemmu.pipeline import WeMMUPipeline, write_entry
 from wemmu.recipes.wemmu.component import COMPONENTS, WeMMUBridge
+from wemmu.recipes.wemmu.config import WeMMU as Recipe
 from wemmu.recipes.wemmu.model import WeMMU
 
 
@@ -95,14 +97,16 @@ def _components(run: StageRun, pipe: WeMMUPipeline, weights: StoredTensors) -> d
 
 def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[int]) -> WeMMUPipeline:
     """The model without memory as a pipeline, for its configs."""
-    sampling, stage = run.sampling, run.stage
+    sampling, stage, recipe, objective = run.sampling, run.stage, run.recipe, run.stage.objective
+    assert isinstance(recipe, Recipe)
+    assert isinstance(objective, Objective)
     pipe = WeMMUPipeline(
         vlm=model.vlm.vlm,
         processor=AutoProcessor.from_pretrained(run.backbones.vlm, use_fast=True),
         transformer=model.dit,
         vae=model.vae.vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=stage.objective.time.shift_at(stage.resolution)),
-        bridge=WeMMUBridge.of(model, run.recipe.bridge),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=objective.time.shift_at(stage.resolution)),
+        bridge=WeMMUBridge.of(model, recipe.bridge),
         resolution=stage.resolution,
         num_inference_steps=sampling.steps,
         t2i_guidance_scale=sampling.t2i,

@@ -7,17 +7,21 @@ leave the places open: there the cells have to agree on one layout, which is dec
 """
 
 import random
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+from diffusers.models import AutoencoderDC, SanaTransformer2DModel
+from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-from tools.pretraining.loop import fit
+from tools.pretraining.loop import fit, held_out
 from wemmu.backbones.sana.adapter import TIME_SCALE
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.config.objectives import TimeSampling
@@ -88,7 +92,7 @@ class Painter:
             x_t, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * TIME_SCALE, return_dict=False
         )[0]
 
-    def loss(self, phase: str, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, phase: str, batch_size: int, step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"{phase}-{step}")
         layouts = phase == "dit-layouts"
         generator = torch.Generator().manual_seed(2 * step + 1 if layouts else step)
@@ -154,9 +158,7 @@ def train(
 
     def evaluate() -> dict[str, float]:
         dit.eval(), gemma.eval()
-        scores = {
-            f"{split} {px}": painter.exact(split, px) for split in ("test", "composition") for px in (LOW_PX, HIGH_PX)
-        }
+        scores = held_out(painter.exact)
         dit.train(), gemma.train()
         return scores
 
@@ -165,14 +167,15 @@ def train(
         fit(
             phase,
             modules,
-            lambda step, phase=phase: painter.loss(phase, step, batch_size),
+            partial(painter.loss, phase, batch_size),
             steps=count,
             lr=lr,
             work=work,
             evaluate=evaluate,
         )
     # The stock pipeline writes the published layout, model_index.json included.
-    SanaPipeline(tokenizer, gemma, vae, dit, FlowMatchEulerDiscreteScheduler(shift=SHIFT)).save_pretrained(out)
+    words: Any = tokenizer
+    SanaPipeline(words, gemma, vae, dit, FlowMatchEulerDiscreteScheduler(shift=SHIFT)).save_pretrained(out)
 
 
 def load(sana: Path, vae: FrozenVAE) -> Painter:

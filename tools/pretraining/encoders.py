@@ -44,7 +44,8 @@ def _attribute(name: str, choices: tuple[str, ...]) -> Callable[[Scene, random.R
     def change(scene: Scene, rng: random.Random) -> Scene | None:
         old = rng.choice(scene.objects)
         new = rng.choice([choice for choice in choices if choice != getattr(old, name)])
-        return _swapped(scene, old, replace(old, **{name: new}))
+        changed: dict[str, Any] = {name: new}
+        return _swapped(scene, old, replace(old, **changed))
 
     return change
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wemmu.shapes.backbones import HIGH_PX, LOW_PX
+from wemmu.shapes.scene import Split
+
 SAVE_EVERY = 500
+HELD_OUT: tuple[Split, ...] = ("test", "composition")
+
+
+def held_out(measure: Callable[[Split, int], float]) -> dict[str, float]:
+    """What `measure` gives for each held-out split at both resolutions."""
+    return {f"{split} {px}": measure(split, px) for split in HELD_OUT for px in (LOW_PX, HIGH_PX)}
 
 
 def fit(

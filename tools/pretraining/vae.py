@@ -5,32 +5,29 @@ confused. Noise on the latents during training makes the decoder forgive what a 
 """
 
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC
+from diffusers.models import AutoencoderDC
 from torch import Tensor
 
-from tools.pretraining.loop import fit
+from tools.pretraining.loop import fit, held_out
 from wemmu.pixels import to_images, to_pixels
 from wemmu.shapes.backbones import HIGH_PX, LOW_PX, VAE_CONFIG
 from wemmu.shapes.render import render
-from wemmu.shapes.scene import BACKGROUNDS, Scene, random_scene
+from wemmu.shapes.scene import BACKGROUNDS, Split, random_scene
 from wemmu.shapes.scorer import same_scene
 
 FOREGROUND_WEIGHT = 6.0
 LATENT_NOISE = 0.15
 
 
-def _scene(rng: random.Random) -> Scene:
-    return random_scene(rng, "train")
-
-
 def _batch(step: int, size: int) -> tuple[Tensor, Tensor]:
     """Pixels [B, 3, px, px] in [-1, 1] and the weight of each pixel [B, 1, px, px]."""
     rng = random.Random(f"vae-{step}")
     px = LOW_PX if step % 3 == 0 else HIGH_PX
-    scenes = [_scene(rng) for _ in range(size)]
+    scenes = [random_scene(rng) for _ in range(size)]
     pixels = to_pixels([render(s, px) for s in scenes])
     empty = torch.stack([torch.tensor(BACKGROUNDS[s.background]) for s in scenes]).float() / 127.5 - 1
     foreground = ((pixels - empty[:, :, None, None]).abs().amax(1, keepdim=True) > 0.02).float()
@@ -38,7 +35,7 @@ def _batch(step: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def round_trip(vae: AutoencoderDC, split: str, px: int, count: int = 256) -> float:
+def round_trip(vae: AutoencoderDC, split: Split, px: int, count: int = 256) -> float:
     """Share of renders whose scene is still read exactly after encode and decode."""
     rng = random.Random(f"vae-eval-{split}")
     scenes = [random_scene(rng, split) for _ in range(count)]
@@ -65,12 +62,8 @@ def train(work: Path, steps: int, batch_size: int = 48) -> AutoencoderDC:
         loss = loss + 1e-4 * z.square().mean()
         return loss, {"loss": loss.item(), "mse": error.square().mean().item(), "latent rms": rms.item()}
 
-    def evaluate() -> dict[str, float]:
-        return {
-            f"{split} {px}": round_trip(vae, split, px) for split in ("test", "composition") for px in (LOW_PX, HIGH_PX)
-        }
-
-    fit("vae", {"vae": vae}, loss_fn, steps=steps, lr=2e-3, work=work, evaluate=evaluate)
+    measured = partial(held_out, partial(round_trip, vae))
+    fit("vae", {"vae": vae}, loss_fn, steps=steps, lr=2e-3, work=work, evaluate=measured)
     vae.register_to_config(scaling_factor=_scaling_factor(vae))
     return vae
 
@@ -79,6 +72,6 @@ def train(work: Path, steps: int, batch_size: int = 48) -> AutoencoderDC:
 def _scaling_factor(vae: AutoencoderDC) -> float:
     """1 / standard deviation of the latents at the high resolution, over training scenes."""
     rng = random.Random("vae-scale")
-    pixels = to_pixels([render(_scene(rng), HIGH_PX) for _ in range(512)])
+    pixels = to_pixels([render(random_scene(rng), HIGH_PX) for _ in range(512)])
     latents = torch.cat([vae.encode(p).latent for p in pixels.split(64)])
     return round(1 / latents.std().item(), 5)

@@ -10,6 +10,7 @@ that the layers above have something to do with them.
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -179,7 +180,7 @@ class Teacher:
 
     def mentions(self, examples: list[Example], px: int) -> tuple[list[int], list[int], list[Object]]:
         """Rows whose prompt names an object, the index of the token that ends its name, and the object."""
-        rows, tokens, objects = [], [], []
+        found: list[tuple[int, int, Object]] = []
         for row, e in enumerate(examples):
             grids = _grids(e, px)
             whole = self.encoder.token_ids(e.prompt, grids)
@@ -187,8 +188,8 @@ class Teacher:
                 # No prompt of the world holds "#", so the two rows part right behind the name.
                 cut = self.encoder.token_ids(e.prompt[:end] + "#", grids)
                 after = next(i for i, (a, b) in enumerate(zip(whole, cut, strict=False)) if a != b)
-                rows, tokens, objects = [*rows, row], [*tokens, after - 1], [*objects, obj]
-        return rows, tokens, objects
+                found.append((row, after - 1, obj))
+        return [row for row, _, _ in found], [token for _, token, _ in found], [obj for _, _, obj in found]
 
     def answer(self, examples: list[Example], px: int, limit: int = 40) -> list[str]:
         """Greedy answers."""
@@ -196,7 +197,8 @@ class Teacher:
         rows = [self.encoder.token_ids(e.prompt, _grids(e, px)) for e in examples]
         asked = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
         stop = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": self.encoder.pad_token_id}
-        said = self.vlm.generate(**asked, **self.images(examples, px), **stop, max_new_tokens=limit, do_sample=False)
+        vlm: Any = self.vlm
+        said = vlm.generate(**asked, **self.images(examples, px), **stop, max_new_tokens=limit, do_sample=False)
         return tokenizer.batch_decode(said[:, asked.input_ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -206,8 +208,11 @@ def right(kind: str, e: Example, answer: str) -> bool:
         return answer == e.answer
     try:
         said = parse_caption(answer)
-        objects = tuple(Object(m.cell, m.shape, m.color, m.size) for m in said.mentions)
-        return parse_caption(e.prompt).satisfied_by(Scene(said.background, objects))
+        # None where the answer leaves something open, which `Object` and `Scene` refuse.
+        mentions: Any = said.mentions
+        background: Any = said.background
+        objects = tuple(Object(m.cell, m.shape, m.color, m.size) for m in mentions)
+        return parse_caption(e.prompt).satisfied_by(Scene(background, objects))
     except (ValueError, TypeError):
         return False
 
@@ -246,7 +251,7 @@ def deepened(vlm: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditiona
 def train(
     out: Path, work: Path, steps: int, deep_steps: int, batch_size: int = 40
 ) -> Qwen2_5_VLForConditionalGeneration:
-    processor = save_processor(out)
+    processor: Any = save_processor(out)
     torch.manual_seed(0)
     shallow = vlm_config(len(processor.tokenizer), special_ids(processor))
     shallow["text_config"]["num_hidden_layers"] = 4

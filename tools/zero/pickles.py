@@ -52,7 +52,8 @@ class Values:
         """Where the values of a tensor lie that `load` returned of `file`; raises FolderError if it is none."""
         if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
             raise FolderError(f"{file} holds a {type(tensor).__name__} where a tensor was expected")
-        begin = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * tensor.itemsize
+        storage: Any = tensor.untyped_storage()
+        begin = int(storage._checkpoint_offset + tensor.storage_offset() * tensor.itemsize)
         return cls(file, begin, tensor.dtype, tensor.numel())
 
     def part(self, begin: int, count: int) -> "Values":

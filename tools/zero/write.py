@@ -35,6 +35,8 @@ LEFT_OUT = "-"
 class Unread(ShardedTensor):
     """A whole tensor that is read when it is written, and not kept."""
 
+    read: Callable[[], Tensor]
+
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], read: Callable[[], Tensor]) -> "Unread":
         tensor = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 def with_cache(module: nn.Module, kv: Any) -> dict[str, Any]:
     """Return the argument that gives a language model or one of its layers a cache of keys and values."""
-    return {_cache_argument(type(module)): kv}
+    cls: Any = type(module)
+    return {_cache_argument(cls): kv}
 
 
 @cache
@@ -49,7 +50,7 @@ def vision_tokens(output: Any) -> tuple[Tensor, list[Tensor]]:
     return output.pooler_output, getattr(output, "deepstack_features", None) or []
 
 
-def image_kinds(vlm: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+def image_kinds(vlm: Any, ids: Tensor) -> dict[str, Tensor]:
     """Return the argument that says which of the ids [B, L] are image tokens, where the whole VLM takes one.
 
     transformers 5 needs it for the positions of images; transformers 4 looks for the ids itself.

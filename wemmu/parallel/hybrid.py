@@ -8,11 +8,11 @@ part of the DiT over the ranks that hold the same part (`shards`).
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from wemmu.checkpoint.sharded_tensor import ShardedTensor, TensorSlice
 from wemmu.checkpoint.state import TrainState
@@ -38,14 +38,14 @@ class HybridEngine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         loss: LossInParts,
         run: StageRun,
         topology: Topology,
         device: torch.device,
         apex: bool = False,
     ):
-        """apex: see `wemmu.parallel.adamw.AdamW`."""
+        """model: see `wemmu.recipes.wemmu.model.WeMMU`. apex: see `wemmu.parallel.adamw.AdamW`."""
         self.config, self._loss, self._topology = run.stage.optimizer, loss, topology
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.parameters = trained, sum(p.numel() for p in model.parameters()) - trained
@@ -59,7 +59,9 @@ class HybridEngine:
         runner = StageRunner(part)
         model.vlm.to(device), model.vae.to(device)
         shards.shard(runner, part.blocks, data_group, device)
-        shards.shard(model.bridge, model.bridge.pathway.layers, dist.group.WORLD, device)
+        everyone = dist.group.WORLD
+        assert everyone is not None
+        shards.shard(model.bridge, model.bridge.pathway.layers, everyone, device)
         self._pipeline = Pipeline(
             runner, topology.stage, topology.pp, stage_group, device,
             loss=lambda flow, predicted: loss.values(predicted, flow), scale=1 / run.stage.global_batch,
@@ -67,7 +69,7 @@ class HybridEngine:
         model.run_dit_by(self._pipeline.velocity)
 
         # Canonical name -> sharded parameter, and where that stands in the whole one; what tensor ranks have alike.
-        self._sharded: dict[str, nn.Parameter] = {}
+        self._sharded: dict[str, Any] = {}
         self._places: dict[str, TensorSlice] = {}
         self._alike: set[str] = set()
         for name, parameter in model.bridge.named_parameters(prefix="bridge"):
@@ -91,36 +93,32 @@ class HybridEngine:
         # The first rank of a group has the first stage, the first of its last stage the losses; tensor ranks agree.
         first, last = 0, self._topology.tp * (self._topology.pp - 1)
         here = self._topology.rank % self._boundary.size
-        gradients = [states.grad for _, states in together] if here == first else None
+        gradients: list[Any] | None = [states.grad for _, states in together] if here == first else None
         gradient = self._boundary.give_back(gradients, condition.states, first)
         mine = self._boundary.give_back(values if here == last else None, flow.t, last)
         condition.states.backward(gradient)
         return Losses(mine, tags)
 
     def step(self, lr_share: float) -> float:
-        masters = self._adamw.weights
+        masters, gradients = self._adamw.weights, {}
         for name, parameter in self._trained.items():
-            masters[name].grad = (
-                torch.zeros_like(masters[name]) if parameter.grad is None else shards.local(parameter.grad)
-            )
-        norm = self._norm()
+            none = parameter.grad is None
+            gradients[name] = torch.zeros_like(masters[name]) if none else shards.local(parameter.grad)
+            masters[name].grad = gradients[name]
+        norm = self._norm(gradients)
         factor = self.config.clip / (norm + 1e-6)
         if factor < 1:
-            for master in masters.values():
-                master.grad.mul_(factor)
+            for gradient in gradients.values():
+                gradient.mul_(factor)
         self._adamw.step(lr_share, torch.tensor(norm))
         self._adamw.zero_grad()
         for parameter in self._trained.values():
             parameter.grad = None
         return norm
 
-    def _norm(self) -> float:
+    def _norm(self, gradients: dict[str, Tensor]) -> float:
         """The norm of the whole gradient: every shard once, and what tensor ranks have alike on one of them."""
-        masters = self._adamw.weights
-        counted = [
-            master.grad for name, master in masters.items()
-            if self._topology.tensor == 0 or name not in self._alike
-        ]  # fmt: skip
+        counted = [g for name, g in gradients.items() if self._topology.tensor == 0 or name not in self._alike]
         square = torch.stack([g.square().sum() for g in counted]).sum()
         dist.all_reduce(square)
         return math.sqrt(float(square)) if float(square) >= 0 else math.nan

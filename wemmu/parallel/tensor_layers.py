@@ -82,7 +82,7 @@ class _Layer(nn.Module):
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **rest: Any) -> Tensor:
         # Megatron multiplies by matrices only; the weight of a 1x1 convolution stays what checkpoints know.
-        return super()._forward_impl(input, weight.flatten(1), **rest)
+        return super()._forward_impl(input, weight.flatten(1), **rest)  # type: ignore[misc]  # megatron's
 
     # State dicts have the parameters and nothing else: no `_extra_state` of None.
     get_extra_state = nn.Module.get_extra_state

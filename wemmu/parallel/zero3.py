@@ -40,7 +40,7 @@ class _Trainable(nn.Module):
     DeepSpeed follows the order of its modules from one such call to the next, to gather ahead.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFn):
+    def __init__(self, model: Any, loss: LossFn):
         super().__init__()
         for part in model.sharded:
             self.add_module(part, model.get_submodule(part))
@@ -105,13 +105,13 @@ class Zero3Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         loss: LossFn,
         run: StageRun,
         topology: Topology,
         device: torch.device,
     ):
-        """Shards the parts of the model that it calls `sharded`; the others are never trained and stay whole.
+        """Shards the parts of the model, an nn.Module, that it calls `sharded`; the others stay whole, untrained.
 
         Raises ValueError if there is nothing to train.
         """
@@ -122,12 +122,14 @@ class Zero3Engine:
             part.to(device)
         trainable = _Trainable(model, loss)
         shard(trainable, device)
-        self._trained = {name: p for name, p in trainable.named_parameters() if p.requires_grad}
+        # DeepSpeed gives parameters attributes: ds_id, ds_shape, ds_numel, ds_tensor.
+        self._trained: dict[str, Any] = {name: p for name, p in trainable.named_parameters() if p.requires_grad}
+        sharded: list[Any] = list(trainable.parameters())
         if not self._trained:
             raise ValueError("nothing to train: every parameter is frozen")
         trained = sum(p.ds_numel for p in self._trained.values())
         whole = sum(p.numel() for part in others for p in part.parameters())
-        self.parameters = trained, whole + sum(p.ds_numel for p in trainable.parameters()) - trained
+        self.parameters = trained, whole + sum(p.ds_numel for p in sharded) - trained
 
         # DeepSpeed keeps a group's shards in one flat tensor, hence one type in each.
         groups: dict[tuple[torch.dtype, tuple[float, float]], list[nn.Parameter]] = {}
@@ -205,7 +207,7 @@ class Zero3Engine:
         )
 
     def local_parameters(self, names: Iterable[str]) -> dict[str, Tensor]:
-        parameters = {name: self._model.get_parameter(name) for name in names}
+        parameters: dict[str, Any] = {name: self._model.get_parameter(name) for name in names}
         return {n: _place(p, p.ds_tensor) if hasattr(p, "ds_id") else p.detach() for n, p in parameters.items()}
 
     @torch.no_grad()
@@ -245,7 +247,7 @@ def shard(module: nn.Module, device: torch.device) -> None:
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, buffer.to(device))
         if type(part) is nn.Linear:
-            part.forward = partial(_linear, part)
+            part.forward = partial(_linear, part)  # type: ignore[method-assign]
     new = [p for p in module.parameters() if not hasattr(p, "ds_id")]
     if new:
         deepspeed.zero.Init(module=module, config_dict_or_path=_config(new[0].dtype, clip=0.0), dtype=new[0].dtype)
@@ -271,7 +273,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return _Linear.apply(x, layer.weight, layer.bias)
 
 
-def _place(parameter: nn.Parameter, part: Tensor) -> ShardedTensor:
+def _place(parameter: Any, part: Tensor) -> ShardedTensor:
     """`part`: this rank's elements of a sharded parameter, flat; behind the last one's there may be padding."""
     return ShardedTensor(parameter.ds_shape, flat_parts(parameter.ds_shape, dist.get_rank() * part.numel(), part))
 

@@ -1,7 +1,7 @@
 """Qwen-Image as a velocity field: an MM-DiT, whose blocks attend over the tokens of image and condition together."""
 
 import torch.nn.functional as F
-from diffusers import QwenImageTransformer2DModel
+from diffusers.models import QwenImageTransformer2DModel
 from torch import Tensor
 
 from wemmu.backbones.adapters import DiTStage
@@ -13,7 +13,7 @@ class QwenImage:
     model_class = QwenImageTransformer2DModel
 
     def caption_channels(self, dit: QwenImageTransformer2DModel) -> int:
-        return dit.config.joint_attention_dim
+        return dit.config["joint_attention_dim"]
 
     def velocity(self, dit: QwenImageTransformer2DModel, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """Call the model, which takes and returns one token for p x p latents.
@@ -25,7 +25,7 @@ class QwenImage:
         Raises:
             ValueError: for an image or a condition whose size the model cannot take.
         """
-        p, (height, width), queries = dit.config.patch_size, x_t.shape[-2:], states.shape[1]
+        p, (height, width), queries = dit.config["patch_size"], x_t.shape[-2:], states.shape[1]
         if height % p or width % p:
             raise ValueError(
                 f"Qwen-Image packs {p} x {p} latents into a token and cannot take {height} x {width} latents; each "

@@ -1,7 +1,7 @@
 """The autoencoder of Qwen-Image: one for videos, of which an image is one frame; latents normalised by channel."""
 
 import torch
-from diffusers import AutoencoderKLQwenImage
+from diffusers.models import AutoencoderKLQwenImage
 from torch import Tensor, nn
 
 
@@ -11,11 +11,11 @@ class QwenImageVAE:
     model_class = AutoencoderKLQwenImage
 
     def geometry(self, vae: AutoencoderKLQwenImage) -> tuple[int, int]:
-        return vae.config.z_dim, vae.spatial_compression_ratio
+        return vae.config["z_dim"], vae.spatial_compression_ratio
 
     def scaling_factor(self, vae: AutoencoderKLQwenImage) -> float:
         """Return the mean over the channels, each of which has its own."""
-        return float((1 / torch.tensor(vae.config.latents_std)).mean())
+        return float((1 / torch.tensor(vae.config["latents_std"])).mean())
 
     def encode(self, vae: AutoencoderKLQwenImage, x: Tensor) -> Tensor:
         # Not a sample of the distribution: latents must be the same every time.
@@ -34,7 +34,7 @@ class QwenImageVAE:
 
 def _statistics(vae: AutoencoderKLQwenImage, latents: Tensor) -> tuple[Tensor, ...]:
     """Return mean and standard deviation of each channel [C, 1, 1], as `latents` are stored."""
-    both = vae.config.latents_mean, vae.config.latents_std
+    both = vae.config["latents_mean"], vae.config["latents_std"]
     return tuple(torch.tensor(values, dtype=latents.dtype, device=latents.device)[:, None, None] for values in both)
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
-from diffusers import SanaTransformer2DModel
+from diffusers.models import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -13,9 +14,9 @@ from wemmu.checkpoint.sharded_tensor import TensorSlice
 # Sana counts time from 0 to 1000.
 TIME_SCALE = 1000.0
 
-# Activations between stages: image tokens [B, h * w, D], projected condition [B, Q, D], the modulation of every
-# block [B, 6 D] and the embedding of the time [B, D].
-Activations = tuple[Tensor, Tensor, Tensor, Tensor]
+# Between stages four: image tokens [B, h * w, D], projected condition [B, Q, D], the modulation of every block [B, 6 D]
+# and the embedding of the time [B, D].
+Activations = tuple[Tensor, ...]
 
 
 class Sana:
@@ -24,7 +25,7 @@ class Sana:
     model_class = SanaTransformer2DModel
 
     def caption_channels(self, dit: SanaTransformer2DModel) -> int:
-        return dit.config.caption_channels
+        return dit.config["caption_channels"]
 
     def velocity(self, dit: SanaTransformer2DModel, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         # Every state is real, so there is no mask.
@@ -44,8 +45,8 @@ class SanaStage(nn.Module):
     `canonical` maps its parameters to their names in the whole.
     """
 
-    def __init__(self, dit: SanaTransformer2DModel, stage: int, stages: int):
-        """Raises ValueError if there are more stages than blocks."""
+    def __init__(self, dit: Any, stage: int, stages: int):
+        """dit: a SanaTransformer2DModel. Raises ValueError if there are more stages than blocks."""
         super().__init__()
         blocks = len(dit.transformer_blocks)
         if stages > blocks:
@@ -73,13 +74,13 @@ class SanaStage(nn.Module):
     def activations(self, x_t: Tensor, states: Tensor) -> Activations:
         """What stages hand on for latents x_t [B, C, h, w] and a condition [B, Q, caption channels], without data."""
         config, (b, queries, _) = self.dit.config, states.shape
-        d = config.num_attention_heads * config.attention_head_dim
+        d = config["num_attention_heads"] * config["attention_head_dim"]
         shapes = (b, prod(self._grid(x_t.shape)), d), (b, queries, d), (b, 6 * d), (b, d)
         return tuple(torch.empty(s, dtype=states.dtype, device="meta", requires_grad=True) for s in shapes)
 
     def _grid(self, latents: Sequence[int]) -> tuple[int, int]:
         """(rows, columns) of image tokens for latents of the shape [B, C, h, w]."""
-        p = self.dit.config.patch_size
+        p = self.dit.config["patch_size"]
         return latents[-2] // p, latents[-1] // p
 
     def canonical(self, name: str) -> str:
@@ -89,9 +90,7 @@ class SanaStage(nn.Module):
             parts[1] = str(int(parts[1]) + self.begin)
         return ".".join(parts)
 
-    def forward(
-        self, inputs: Activations | tuple[Tensor, Tensor, Tensor], latents: Sequence[int]
-    ) -> Activations | Tensor:
+    def forward(self, inputs: tuple[Tensor, ...], latents: Sequence[int]) -> Activations | Tensor:
         """Run this stage.
 
         inputs: for the first stage x_t [B, C, h, w], t [B] and the condition's states [B, Q, caption channels]; for
@@ -115,7 +114,7 @@ class SanaStage(nn.Module):
         return h, dit.caption_norm(dit.caption_projection(states)), modulation, time
 
     def _velocity(self, h: Tensor, time: Tensor, grid: tuple[int, int]) -> Tensor:
-        dit, p = self.dit, self.dit.config.patch_size
+        dit, p = self.dit, self.dit.config["patch_size"]
         patches = dit.proj_out(dit.norm_out(h, time, dit.scale_shift_table))
         patches = patches.unflatten(1, grid).unflatten(-1, (p, p, -1))  # [B, rows, columns, p, p, C]
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3).float()

@@ -16,9 +16,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import SanaTransformer2DModel
-from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
-from diffusers.models.transformers.sana_transformer import GLUMBConv
+from diffusers.models import SanaTransformer2DModel
+from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -52,6 +51,7 @@ def split(dit: SanaTransformer2DModel, group: ProcessGroup) -> dict[str, TensorS
     """
     _check(dit.config, group.size())
     splitter = _Splitter(group)
+    block: Any
     for block in dit.transformer_blocks:
         for attention in (block.attn1, block.attn2):
             splitter.attention(attention)
@@ -106,7 +106,8 @@ class _Splitter:
         shape, dim, cut = self._places[parameter]
         return TensorSlice(name, shape, dim, cut.ranges)
 
-    def attention(self, attention: Attention) -> None:
+    def attention(self, attention: Any) -> None:
+        """attention: of diffusers' class `Attention`, whose layers become ours."""
         width = attention.to_q.out_features
         cut = self._heads(width, attention.heads)
         for name in ("to_q", "to_k", "to_v"):
@@ -119,7 +120,7 @@ class _Splitter:
         attention.heads = math.ceil(attention.heads / self._group.size())
         attention.register_forward_pre_hook(partial(_enter, self._group), with_kwargs=True)
 
-    def _norms(self, attention: Attention, width: int, cut: _Cut) -> None:
+    def _norms(self, attention: Any, width: int, cut: _Cut) -> None:
         q, k = (self._part(norm.weight, 0, cut) for norm in (attention.norm_q, attention.norm_k))
         attention.norm_k = AcrossHeadsRMSNorm(k, width, attention.norm_k.eps, self._group)
         if isinstance(attention.processor, SanaLinearAttnProcessor2_0):
@@ -129,7 +130,8 @@ class _Splitter:
         else:
             attention.norm_q = AcrossHeadsRMSNorm(q, width, attention.norm_q.eps, self._group)
 
-    def feed_forward(self, ff: GLUMBConv) -> None:
+    def feed_forward(self, ff: Any) -> None:
+        """ff: of diffusers' class `GLUMBConv`."""
         hidden = ff.conv_point.in_channels
         cut = self._halves(hidden)
         ff.conv_inverted = PointwiseColumn(*self._rows(ff.conv_inverted, cut), self._group)
@@ -157,7 +159,7 @@ class _Splitter:
         return self._part(layer.weight, 0, cut), None if layer.bias is None else self._part(layer.bias, 0, cut)
 
     @torch.no_grad()
-    def _part(self, whole: nn.Parameter, dim: int, cut: _Cut) -> nn.Parameter:
+    def _part(self, whole: Tensor, dim: int, cut: _Cut) -> nn.Parameter:
         shape = [*whole.shape]
         shape[dim] = cut.size
         local = whole.new_zeros(shape)

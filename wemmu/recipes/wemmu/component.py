@@ -1,13 +1,13 @@
 """The bridge as a component of a diffusers pipeline: config.json and safetensors, loaded strictly."""
 
-from pathlib import Path
+from os import PathLike
 from typing import Any, Self
 
 from accelerate import init_empty_weights
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 # Diffusers searches this module for `ModelMixin`, to know how to load a foreign component.
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.models import ModelMixin
 from transformers import AutoConfig, AutoModel
 
 from wemmu.backbones.versions import portable
@@ -19,7 +19,7 @@ from wemmu.recipes.wemmu.model import WeMMU
 COMPONENTS = {"bridge": "bridge", "dit": "transformer"}
 
 
-class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
+class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):  # type: ignore[misc]  # as diffusers' own, of two config_names
     """A `Bridge` with its own config. Its tensors have their training names without `bridge.`."""
 
     @register_to_config
@@ -49,14 +49,17 @@ class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):
         return component.eval().requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]  # diffusers' first argument has a longer name
+        cls, directory: str | PathLike[str] | None, **kwargs: Any
+    ) -> Any:
         """Like `ModelMixin.from_pretrained`, but strict.
 
         Raises:
             ValueError: names missing and unexpected tensors.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        component, info = super().from_pretrained(directory, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(directory, output_loading_info=True, **kwargs)
+        component, info = loaded
         problems = {"lacks": info["missing_keys"], "holds unknown": info["unexpected_keys"]}
         if any(problems.values()):
             told = [f"{what} {', '.join(sorted(names)[:5])}" for what, names in problems.items() if names]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BitImageProcessorFast, Dinov2Config, Dinov2Model
-from transformers.image_utils import PILImageResampling
 
 from wemmu.backbones.encoders.vit import ViT
 from wemmu.backbones.weights import LoadReport
@@ -49,14 +49,14 @@ class DeiT3(ViT):
         (file,) = weight_files(directory, TRANSFORMERS)
         stored = load_file(file)
         try:
-            config, state = _config(stored, HEADS[size]), _renamed(stored)
+            vit, state = _config(stored, HEADS[size]), _renamed(stored)
         except (KeyError, ValueError, IndexError) as error:
             raise BackboneError(f"{file} does not hold a DeiT III in timm's layout: {error}") from error
         # Masked patches exist in DINOv2's pre-training only.
-        state["embeddings.mask_token"] = torch.zeros(1, config.hidden_size)
+        state["embeddings.mask_token"] = torch.zeros(1, vit.hidden_size)
         # The names are those of published files; transformers 5 has others in memory.
         model, info = Dinov2Model.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            None, config=vit, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
         problems = [*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
         if problems:
@@ -71,7 +71,7 @@ class DeiT3(ViT):
         return BitImageProcessorFast(
             size={"shortest_edge": int(px / pretrained.get("crop_pct", 1.0))},
             crop_size={"height": px, "width": px},
-            resample=PILImageResampling[pretrained["interpolation"].upper()],
+            resample=Image.Resampling[pretrained["interpolation"].upper()],
             image_mean=pretrained["mean"],
             image_std=pretrained["std"],
         )

@@ -1,31 +1,17 @@
-"""WeMMU as a diffusers pipeline, loaded from an export.
-
-    pipe = WeMMUPipeline.from_pretrained(directory)
-    pipe("a red circle at the top left and a blue square at the bottom right").images[0]
-    pipe("make the circle green", image=image).images[0]
-
-The model computes the condition and the sampler solves; this module translates a call into requests to them.
-"""
+"""The pipeline: its components, a call, and the file in which diffusers finds its class."""
 
 import json
-import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import BytesIO
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    ImagePipelineOutput,
-    ModelMixin,
-)
+from diffusers.models import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -34,33 +20,33 @@ from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import rope_theta
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config.schema import Sampling
-from wemmu.pixels import as_image, fitted, to_images
-from wemmu.positions import token_grid
+from wemmu.config.task import Task
+from wemmu.pipeline.arguments import (
+    ARGUMENTS,
+    OUTPUT_TYPES,
+    Images,
+    beyond,
+    check_size,
+    first,
+    output,
+    repeated,
+    requests,
+    sampling_of,
+    seeds,
+)
+from wemmu.pixels import fitted
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu import component
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
-from wemmu.sampling.solvers import SOLVERS, OnStep, Solver, Step, heun, keep
-from wemmu.shapes.vocabulary import WORLD, unknown
+from wemmu.sampling.solvers import OnStep, Solver, Step, heun, keep
 from wemmu.timesteps import VelocityField, shift_time
 
 logger = logging.get_logger(__name__)
 # The module that earlier exports name in model_index.json.
 sys.modules["wemmu.models.component"] = component
-# No warning if a side differs from a trained one by at most this share.
-_NEAR = 0.15
-OUTPUT_TYPES = ("pil", "pt", "np", "latent")
-# Field of `Sampling` -> argument of a call.
-ARGUMENTS = {
-    "steps": "num_inference_steps",
-    "solver": "solver",
-    "t2i": "t2i_guidance_scale",
-    "image": "image_guidance_scale",
-    "instruction": "instruction_guidance_scale",
-    "multi": "multi_guidance_scale",
-}
 # Arguments of `__init__` besides the components.
 _DEFAULTS = ("resolution", *ARGUMENTS.values(), "resolutions", "world")
 PIPELINE_FILE = '''\
@@ -70,9 +56,6 @@ from wemmu.pipeline import WeMMUPipeline
 
 __all__ = ["WeMMUPipeline"]
 '''
-# One input image: see `wemmu.pixels.as_image`.
-ImageLike = Image.Image | str | Path | bytes | BytesIO | np.ndarray | Tensor
-Images = ImageLike | Sequence[ImageLike] | None
 
 
 class WeMMUPipeline(DiffusionPipeline):
@@ -83,8 +66,8 @@ class WeMMUPipeline(DiffusionPipeline):
     """
 
     # An export may leave out the VLM, which training never changes; it must then be given when loading.
-    _optional_components: ClassVar[list[str]] = ["vlm"]
-    model_cpu_offload_seq = "vlm->bridge->transformer->vae"
+    _optional_components = ["vlm"]  # noqa: RUF012  # as diffusers declares it
+    model_cpu_offload_seq: Any = "vlm->bridge->transformer->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "estimate"]
 
     def __init__(
@@ -101,13 +84,14 @@ class WeMMUPipeline(DiffusionPipeline):
         image_guidance_scale: float = 2.0,
         instruction_guidance_scale: float = 3.0,
         multi_guidance_scale: float = 3.0,
-        resolutions: list | tuple = (),
+        resolutions: list[int] | tuple[int, ...] = (),
         world: str | None = None,
         solver: str = "euler",
     ):
         super().__init__()
         _check_layers(vlm, bridge)
         for part in (vlm, transformer):
+            assert part is not None
             keep_float32_buffers(part)
         self.register_modules(
             vlm=vlm, processor=processor, transformer=transformer, vae=vae, scheduler=scheduler, bridge=bridge
@@ -124,7 +108,7 @@ class WeMMUPipeline(DiffusionPipeline):
             solver=solver,
         )
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As diffusers does it, with the file in which diffusers finds this class."""
         super().save_pretrained(save_directory, *args, **kwargs)
         write_entry(Path(save_directory))
@@ -165,7 +149,7 @@ class WeMMUPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> Any:
         """Make `num_images_per_prompt` images for each prompt, those of one prompt beside each other.
 
         A request without images is text to image, with one image an edit (without text: a reconstruction), with
@@ -193,28 +177,28 @@ class WeMMUPipeline(DiffusionPipeline):
                 with the tensors of `callback_on_step_end_tensor_inputs`: "latents", and "estimate", the latents that
                 the step aims at. The solver goes on from the "latents" of the dict it returns. Requests of different
                 kinds are solved one kind after the other.
-            return_dict: whether to return an object with `images`, else a tuple.
+            return_dict: whether to return an `ImagePipelineOutput`, with `images`, else a tuple.
 
         Raises:
             ValueError: if the arguments do not fit each other or the model; names the valid ones.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
-        texts, inputs, negatives = _repeated(num_images_per_prompt, *_requests(prompt, image, negative_prompt))
+        texts, inputs, negatives = repeated(num_images_per_prompt, *requests(prompt, image, negative_prompt))
         size = self._size(height, width)
-        for line in beyond(self.config.world, self.config.resolutions, texts, size):
+        for line in beyond(self.config["world"], self.config["resolutions"], texts, size):
             logger.warning(line)
-        seeds = _seeds(seed, generator, len(texts))
+        keys = seeds(seed, generator, len(texts))
         sampling = self.sampling(
             steps=num_inference_steps,
             solver=solver,
-            t2i=_first(t2i_guidance_scale, guidance_scale),
+            t2i=first(t2i_guidance_scale, guidance_scale),
             image=image_guidance_scale,
-            instruction=_first(instruction_guidance_scale, guidance_scale),
-            multi=_first(multi_guidance_scale, guidance_scale),
+            instruction=first(instruction_guidance_scale, guidance_scale),
+            multi=first(multi_guidance_scale, guidance_scale),
         )
         sampler = self._sampler()
-        groups: dict[tuple[str, int], list[int]] = {}
+        groups: dict[tuple[Task, int], list[int]] = {}
         for i, (text, given) in enumerate(zip(texts, inputs, strict=True)):
             groups.setdefault((task_of(text, len(given)), len(given)), []).append(i)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -223,7 +207,7 @@ class WeMMUPipeline(DiffusionPipeline):
         for (task, _), members in groups.items():
             images = torch.stack([fitted(inputs[i], size) for i in members]).to(self._execution_device)
             given, unwanted = [texts[i] for i in members], [negatives[i] for i in members]
-            request = GenerationRequest(task, given, images, size, seeds[members], unwanted)
+            request = GenerationRequest(task, given, images, size, keys[members], unwanted)
             with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
                 made |= zip(members, draw(request, sampling, on_step), strict=True)
         if not all(image.isfinite().all() for image in made.values()):
@@ -232,8 +216,8 @@ class WeMMUPipeline(DiffusionPipeline):
                 f"is too large ({sampling.model_dump(include=set(ARGUMENTS) - {'steps', 'solver'})})"
             )
         self.maybe_free_model_hooks()
-        images = _output(torch.stack([made[i] for i in range(len(texts))]), output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        found: Any = output(torch.stack([made[i] for i in range(len(texts))]), output_type)
+        return ImagePipelineOutput(images=found) if return_dict else (found,)
 
     def _on_step(self, callback: Callable[..., dict[str, Any]] | None, names: Sequence[str]) -> OnStep:
         """A callback of diffusers for the solver."""
@@ -256,31 +240,13 @@ class WeMMUPipeline(DiffusionPipeline):
         return on_step
 
     def sampling(self, **given: Any) -> Sampling:
-        """Return the settings of a call: its defaults, and what is given under the names of `Sampling`."""
-        defaults = {
-            "steps": self.config.num_inference_steps,
-            "solver": self.config.solver,
-            "t2i": self.config.t2i_guidance_scale,
-            "image": self.config.image_guidance_scale,
-            "instruction": self.config.instruction_guidance_scale,
-            "multi": self.config.multi_guidance_scale,
-        }
-        for name, value in given.items():
-            if value is None:
-                continue
-            if name == "solver":
-                if value not in SOLVERS:
-                    raise ValueError(f"solver is {value!r}; valid choices: {', '.join(SOLVERS)}")
-                continue
-            if name == "steps" and not (_whole(value) and value > 0):
-                raise ValueError(f"num_inference_steps is {value!r}; valid: a whole number from 1")
-            if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value)):
-                raise ValueError(f"{ARGUMENTS[name]} is {value!r}; valid: a finite number")
-        return Sampling(**defaults | {name: value for name, value in given.items() if value is not None})
+        """Return the settings of a call: this pipeline's defaults, and what is given under the names of `Sampling`."""
+        return sampling_of({name: self.config[argument] for name, argument in ARGUMENTS.items()}, given)
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Return (height, width) px of the images to generate."""
-        size = tuple(self.config.resolution if side is None else side for side in (height, width))
+        own = self.config["resolution"]
+        size = (own if height is None else height, own if width is None else width)
         pixels = self.processor.image_processor
         token_px = pixels.patch_size * pixels.merge_size
         check_size(size, self.bridge.position_mlp.table.shape[0], token_px, self.vae.spatial_compression_ratio)
@@ -317,12 +283,13 @@ def scheduler_solver(
     def solve(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
         # One of its own for each call: a scheduler counts its steps, and calls may run beside each other. It adds the
         # last time, 0, itself.
-        scheduler = type(given).from_config(given.config)
+        scheduler: Any = type(given).from_config(given.config)
         scheduler.set_timesteps(sigmas=ts[:-1].tolist(), device=x.device)
         for i, t in enumerate(progress(scheduler.timesteps)):
             v = velocity(x, (t / scheduler.config.num_train_timesteps).expand(len(x)))
             x = scheduler.step(v, t, x, return_dict=False)[0]
-            x = on_step(Step(i, *scheduler.sigmas[i : i + 2].tolist(), x, v))
+            now, then = scheduler.sigmas[i : i + 2].tolist()
+            x = on_step(Step(i, now, then, x, v))
         return x
 
     return solve
@@ -335,35 +302,6 @@ def _shifted(solver: Solver, shift: float) -> Solver:
         return solver(velocity, x, shift_time(ts, shift), on_step)
 
     return solve
-
-
-def check_size(size: tuple[Any, Any], table: int, token_px: int, latent_px: int) -> None:
-    """Raises ValueError unless images of `size` = (height, width) px can be drawn.
-
-    table: side of the position table, tokens. token_px, latent_px: side of a VLM token and of a latent, px.
-    """
-    # From the smallest that has a VLM token.
-    sides = range(-(-token_px // latent_px) * latent_px, (table + 1) * token_px, latent_px)
-    largest = max(px for px in sides if max(token_grid(px, px, token_px)) <= table)
-    for name, side in zip(("height", "width"), size, strict=True):
-        if not _whole(side) or side <= 0:
-            raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
-        if side > largest:
-            raise ValueError(f"{name} is {side} px; the largest that this model draws is {largest} px")
-
-
-def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], size: tuple[int, int]) -> Iterator[str]:
-    """Return a warning for each property of a request that training did not cover.
-
-    world: "shapes" if all training used the miniature. resolutions: px of the stages. size: (height, width) px; sizes
-    with the area of one of these squares are known, like aspect-ratio buckets.
-    """
-    if world == WORLD and (words := list(dict.fromkeys(word for text in texts for word in unknown(text)))):
-        yield f"the model knows only the shapes world and has never read: {', '.join(words)}"
-    side = math.sqrt(size[0] * size[1])
-    if resolutions and not any(abs(side / known - 1) < _NEAR for known in resolutions):
-        known = ", ".join(f"{px} px" for px in resolutions)
-        yield f"the model was trained at {known}; {size[0]} x {size[1]} px is beyond that"
 
 
 def write_entry(directory: Path) -> None:
@@ -385,102 +323,9 @@ def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
             "this export does not hold the VLM; load the one it was trained beside (its README.md says which) and give "
             "it as vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(...)"
         )
-    own, copied = vlm.config.text_config, bridge.config.text_config
+    own, copied = vlm.config.text_config, bridge.config["text_config"]
     shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     pairs = {name: (getattr(own, name), copied[name]) for name in shape}
     for name, (has, needs) in (pairs | {"rope_theta": (rope_theta(own), rope_theta(copied))}).items():
         if has != needs:
             raise ValueError(f"the bridge was trained beside a VLM with {name} {needs}, the one given has {has}")
-
-
-def _requests(
-    prompt: str | Sequence[str] | None,
-    image: Images | Sequence[Images],
-    negative: str | Sequence[str] | None,
-) -> tuple[list[str], list[list[Image.Image]], list[str]]:
-    """Texts and, for each, its list of images and its negative text."""
-    alone = prompt is None or isinstance(prompt, str)
-    if not alone and not isinstance(prompt, Sequence):
-        raise ValueError(f"prompt is of type {type(prompt).__name__}; valid: a text, or a list of texts")
-    texts = [prompt or ""] if alone else list(prompt)
-    if not texts:
-        raise ValueError("prompt is an empty list; give one text for each image to make")
-    if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
-        raise ValueError(f"prompt[{wrong[0]}] is of type {type(texts[wrong[0]]).__name__}; valid: a text")
-    if broken := [text for text in texts if not text.isascii() and text != text.encode(errors="ignore").decode()]:
-        raise ValueError(f"prompt {broken[0]!r} holds half a character (a surrogate), which no text has")
-    if alone or image is None:
-        entries: list[Any] = [image] * len(texts)
-    elif not isinstance(image, list | tuple) or len(image) != len(texts):
-        got = f"a list of {len(image)}" if isinstance(image, list | tuple) else f"one {type(image).__name__}"
-        raise ValueError(
-            f"a list of {len(texts)} prompts needs a list of {len(texts)} entries as image, each an image, a list of "
-            f"images or None; got {got}"
-        )
-    else:
-        entries = list(image)
-    given = [[] if e is None else list(e) if isinstance(e, list | tuple) else [e] for e in entries]
-    negatives = [negative or ""] * len(texts) if isinstance(negative, str | None) else list(negative)
-    if len(negatives) != len(texts) or not all(isinstance(text, str) for text in negatives):
-        raise ValueError(
-            f"negative_prompt is {negative!r}; valid: a text, or a list of {len(texts)}, one for each prompt"
-        )
-    return texts, [[_opened(one) for one in images] for images in given], negatives
-
-
-def _repeated(times: int, *lists: list[Any]) -> Iterator[list[Any]]:
-    """Each list with `times` copies of each entry beside each other."""
-    if not (_whole(times) and times > 0):
-        raise ValueError(f"num_images_per_prompt is {times!r}; valid: a whole number from 1")
-    return ([entry for entry in entries for _ in range(times)] for entries in lists)
-
-
-def _opened(value: Any) -> Image.Image:
-    try:
-        return as_image(value)
-    except ValueError as error:
-        raise ValueError(f"image: {error}") from error
-
-
-def _seeds(
-    seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
-) -> Tensor:
-    """The seed of each image, int64 [number]."""
-    if seed is not None and generator is not None:
-        raise ValueError("give either seed or generator, not both")
-    if _whole(seed):
-        seed = [int(seed) + i for i in range(number)]
-    several = seed if seed is not None else generator
-    listed = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)
-    if seed is not None and not (listed and all(_whole(s) and -(2**63) <= s < 2**63 for s in seed)):
-        raise ValueError(
-            f"seed is {seed!r}; valid: a whole number, or a list with one for each prompt, of 64 bits at most"
-        )
-    if isinstance(several, Sequence | np.ndarray) and len(several) != number:
-        raise ValueError(f"{number} prompts need {number} seeds or generators, got {len(several)}")
-    if seed is not None:
-        return torch.tensor([int(s) for s in seed])
-    sources = generator if isinstance(generator, Sequence) else [generator] * number
-    if wrong := [g for g in sources if g is not None and not isinstance(g, torch.Generator)]:
-        raise ValueError(f"generator is of type {type(wrong[0]).__name__}; valid: torch.Generator, or a list of them")
-    drawn = [torch.randint(2**62, (1,), generator=g, device=g.device if g else "cpu") for g in sources]
-    return torch.cat([d.cpu() for d in drawn])
-
-
-def _first(*values: Any) -> Any:
-    """The first that is not None."""
-    return next((value for value in values if value is not None), None)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _output(pixels: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
-    """Pixels [B, 3, H, W] in [-1, 1] in the form that was asked for; latents as they are."""
-    if output_type == "latent":
-        return pixels
-    if output_type == "pil":
-        return to_images(pixels)
-    unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
-    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()

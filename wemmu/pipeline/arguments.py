@@ -1,0 +1,172 @@
+"""The arguments of a call of the pipeline: checked, and in the forms that the sampler takes."""
+
+import math
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wemmu.config.schema import Sampling
+from wemmu.pixels import as_image, to_images
+from wemmu.positions import token_grid
+from wemmu.sampling.solvers import SOLVERS
+from wemmu.shapes.vocabulary import WORLD, unknown
+
+# No warning if a side differs from a trained one by at most this share.
+_NEAR = 0.15
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+# Field of `Sampling` -> argument of a call.
+ARGUMENTS = {
+    "steps": "num_inference_steps",
+    "solver": "solver",
+    "t2i": "t2i_guidance_scale",
+    "image": "image_guidance_scale",
+    "instruction": "instruction_guidance_scale",
+    "multi": "multi_guidance_scale",
+}
+# One input image: see `wemmu.pixels.as_image`.
+ImageLike = Image.Image | str | Path | bytes | BytesIO | np.ndarray[Any, Any] | Tensor
+Images = ImageLike | Sequence[ImageLike] | None
+
+
+def requests(
+    prompt: str | Sequence[str] | None,
+    image: Images | Sequence[Images],
+    negative: str | Sequence[str] | None,
+) -> tuple[list[str], list[list[Image.Image]], list[str]]:
+    """Texts and, for each, its list of images and its negative text."""
+    alone = prompt is None or isinstance(prompt, str)
+    if not alone and not isinstance(prompt, Sequence):
+        raise ValueError(f"prompt is of type {type(prompt).__name__}; valid: a text, or a list of texts")
+    texts = [prompt or ""] if isinstance(prompt, str | None) else list(prompt)
+    if not texts:
+        raise ValueError("prompt is an empty list; give one text for each image to make")
+    if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
+        raise ValueError(f"prompt[{wrong[0]}] is of type {type(texts[wrong[0]]).__name__}; valid: a text")
+    if broken := [text for text in texts if not text.isascii() and text != text.encode(errors="ignore").decode()]:
+        raise ValueError(f"prompt {broken[0]!r} holds half a character (a surrogate), which no text has")
+    if alone or image is None:
+        entries: list[Any] = [image] * len(texts)
+    elif not isinstance(image, list | tuple) or len(image) != len(texts):
+        got = f"a list of {len(image)}" if isinstance(image, list | tuple) else f"one {type(image).__name__}"
+        raise ValueError(
+            f"a list of {len(texts)} prompts needs a list of {len(texts)} entries as image, each an image, a list of "
+            f"images or None; got {got}"
+        )
+    else:
+        entries = list(image)
+    given = [[] if e is None else list(e) if isinstance(e, list | tuple) else [e] for e in entries]
+    negatives = [negative or ""] * len(texts) if isinstance(negative, str | None) else list(negative)
+    if len(negatives) != len(texts) or not all(isinstance(text, str) for text in negatives):
+        raise ValueError(
+            f"negative_prompt is {negative!r}; valid: a text, or a list of {len(texts)}, one for each prompt"
+        )
+    return texts, [[_opened(one) for one in images] for images in given], negatives
+
+
+def repeated(times: int, *lists: list[Any]) -> Iterator[list[Any]]:
+    """Each list with `times` copies of each entry beside each other."""
+    if not (_whole(times) and times > 0):
+        raise ValueError(f"num_images_per_prompt is {times!r}; valid: a whole number from 1")
+    return ([entry for entry in entries for _ in range(times)] for entries in lists)
+
+
+def _opened(value: Any) -> Image.Image:
+    try:
+        return as_image(value)
+    except ValueError as error:
+        raise ValueError(f"image: {error}") from error
+
+
+def seeds(
+    seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
+) -> Tensor:
+    """The seed of each image, int64 [number]."""
+    if seed is not None and generator is not None:
+        raise ValueError("give either seed or generator, not both")
+    if isinstance(seed, int | np.integer) and _whole(seed):
+        seed = [int(seed) + i for i in range(number)]
+    several: Any = seed if seed is not None else generator
+    listed = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)
+    if seed is not None and not (listed and all(_whole(s) and -(2**63) <= s < 2**63 for s in several)):
+        raise ValueError(
+            f"seed is {seed!r}; valid: a whole number, or a list with one for each prompt, of 64 bits at most"
+        )
+    if isinstance(several, Sequence | np.ndarray) and len(several) != number:
+        raise ValueError(f"{number} prompts need {number} seeds or generators, got {len(several)}")
+    if seed is not None:
+        return torch.tensor([int(s) for s in several])
+    sources = generator if isinstance(generator, Sequence) else [generator] * number
+    if wrong := [g for g in sources if g is not None and not isinstance(g, torch.Generator)]:
+        raise ValueError(f"generator is of type {type(wrong[0]).__name__}; valid: torch.Generator, or a list of them")
+    drawn = [torch.randint(2**62, (1,), generator=g, device=g.device if g else "cpu") for g in sources]
+    return torch.cat([d.cpu() for d in drawn])
+
+
+def first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def output(pixels: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray[Any, Any]:
+    """Pixels [B, 3, H, W] in [-1, 1] in the form that was asked for; latents as they are."""
+    if output_type == "latent":
+        return pixels
+    if output_type == "pil":
+        return to_images(pixels)
+    unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
+    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def sampling_of(defaults: dict[str, Any], given: dict[str, Any]) -> Sampling:
+    """Return the settings of a call: the defaults, and what is given and not None, under the names of `Sampling`."""
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if name == "solver":
+            if value not in SOLVERS:
+                raise ValueError(f"solver is {value!r}; valid choices: {', '.join(SOLVERS)}")
+            continue
+        if name == "steps" and not (_whole(value) and value > 0):
+            raise ValueError(f"num_inference_steps is {value!r}; valid: a whole number from 1")
+        if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value)):
+            raise ValueError(f"{ARGUMENTS[name]} is {value!r}; valid: a finite number")
+    return Sampling(**defaults | given)
+
+
+def check_size(size: tuple[Any, Any], table: int, token_px: int, latent_px: int) -> None:
+    """Raises ValueError unless images of `size` = (height, width) px can be drawn.
+
+    table: side of the position table, tokens. token_px, latent_px: side of a VLM token and of a latent, px.
+    """
+    # From the smallest that has a VLM token.
+    sides = range(-(-token_px // latent_px) * latent_px, (table + 1) * token_px, latent_px)
+    largest = max(px for px in sides if max(token_grid(px, px, token_px)) <= table)
+    for name, side in zip(("height", "width"), size, strict=True):
+        if not _whole(side) or side <= 0:
+            raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
+        if side > largest:
+            raise ValueError(f"{name} is {side} px; the largest that this model draws is {largest} px")
+
+
+def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], size: tuple[int, int]) -> Iterator[str]:
+    """Return a warning for each property of a request that training did not cover.
+
+    world: "shapes" if all training used the miniature. resolutions: px of the stages. size: (height, width) px; sizes
+    with the area of one of these squares are known, like aspect-ratio buckets.
+    """
+    if world == WORLD and (words := list(dict.fromkeys(word for text in texts for word in unknown(text)))):
+        yield f"the model knows only the shapes world and has never read: {', '.join(words)}"
+    side = math.sqrt(size[0] * size[1])
+    if resolutions and not any(abs(side / known - 1) < _NEAR for known in resolutions):
+        known = ", ".join(f"{px} px" for px in resolutions)
+        yield f"the model was trained at {known}; {size[0]} x {size[1]} px is beyond that"
