@@ -14,13 +14,7 @@ Captioned = prepare.FolderSource | prepare.ParquetSource | prepare.HuggingFaceSo
 class FolderSource(TableSource[prepare.FolderSource]):
     """Reads text-to-image records, or understanding records if the config names a field for the answer."""
 
-    @property
-    def _images(self) -> dict[str, str]:
-        return {"image": self._config.image}
-
-    @property
-    def _texts(self) -> dict[str, str]:
-        return _named({"caption": self._config.caption, "answer": self._config.answer})
+    texts = ("caption", "answer")
 
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
         config = self._config
@@ -40,14 +34,6 @@ class ParquetSource(TableSource[prepare.ParquetSource]):
 
     expected, pattern = "Parquet files", "*.parquet"
 
-    @property
-    def _images(self) -> dict[str, str]:
-        return {"image": self._config.image}
-
-    @property
-    def _texts(self) -> dict[str, str]:
-        return _named({"caption": self._config.caption})
-
     def _is_parquet(self, file: File) -> bool:
         return True
 
@@ -60,10 +46,6 @@ def captioned(config: Captioned, key: str, fields: dict[str, Any], root: Root | 
     prompt = None if config.caption is None else prompt_of(fields.get(config.caption), config.caption, key)
     image = one_of(fields.get(config.image), config.image)
     return RawRecord(key, Task.T2I, prompt, target=image_of(image, key, root))
-
-
-def _named(fields: dict[str, str | None]) -> dict[str, str]:
-    return {field: column for field, column in fields.items() if column is not None}
 
 
 def _answer(value: object, field: str) -> str:

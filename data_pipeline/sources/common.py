@@ -135,11 +135,7 @@ def conversation(value: object, field: str) -> Conversation:
     Raises:
         RejectedError: BAD_RECORD if the number of turns is another, or the value is not a conversation.
     """
-    if not _is_conversation(value):
-        raise RejectedError(Reason.BAD_RECORD, f"{field} is {type(value).__name__}, not a conversation")
-    assert isinstance(value, list)
-    turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in value]
-    turns = [turn for turn in turns if turn[0] != "system"]
+    turns = _turns(value, field)
     if len(turns) != 2 or turns[0][0] not in _HUMAN or turns[1][0] not in _MODEL:
         roles = ", ".join(str(role) for role, _ in turns)
         raise RejectedError(
@@ -154,17 +150,22 @@ def turns(value: object, field: str) -> list[Conversation]:
     Raises:
         RejectedError: BAD_RECORD if the turns do not alternate, beginning with the human and ending with the model.
     """
-    if not _is_conversation(value):
-        raise RejectedError(Reason.BAD_RECORD, f"{field} is {type(value).__name__}, not a conversation")
-    assert isinstance(value, list)
-    found = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in value]
-    found = [turn for turn in found if turn[0] != "system"]
+    found = _turns(value, field)
     sides = [_HUMAN, _MODEL] * (len(found) // 2)
     if not found or len(found) % 2 or any(role not in side for (role, _), side in zip(found, sides, strict=True)):
         roles = ", ".join(str(role) for role, _ in found) or "none"
         raise RejectedError(Reason.BAD_RECORD, f"{field} has the turns {roles}; they must alternate: human, model, ...")
     said = [(text(words, field) or "").replace(TURN, " ") for _, words in found]
     return [Conversation(*pair) for pair in zip(said[::2], said[1::2], strict=True)]
+
+
+def _turns(value: object, field: str) -> list[tuple[Any, Any]]:
+    """Return role and words of each turn, without system; RejectedError with BAD_RECORD if it is no conversation."""
+    if not _is_conversation(value):
+        raise RejectedError(Reason.BAD_RECORD, f"{field} is {type(value).__name__}, not a conversation")
+    assert isinstance(value, list)
+    turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in value]
+    return [turn for turn in turns if turn[0] != "system"]
 
 
 def _is_conversation(value: object) -> bool:

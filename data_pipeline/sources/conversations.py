@@ -16,14 +16,7 @@ class ConversationsSource(TableSource[prepare.ConversationsSource]):
     """Reads understanding records; `wemmu.config.shards.TURN` separates the turns of prompt and answer."""
 
     version = 1
-
-    @property
-    def _images(self) -> dict[str, str]:
-        return {"image": self._config.image}
-
-    @property
-    def _texts(self) -> dict[str, str]:
-        return {"conversations": self._config.conversations}
+    texts = ("conversations",)
 
     def _parts(self, file: File, size: int) -> Iterator[SourcePartition]:
         if file.broken or self._is_parquet(file):

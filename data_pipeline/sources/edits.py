@@ -4,15 +4,7 @@ import re
 from typing import Any
 
 from data_pipeline.records import RawRecord, Reason, RejectedError
-from data_pipeline.sources.common import (
-    Root,
-    conversation,
-    image_of,
-    listed,
-    one_of,
-    prompt_of,
-    without_marks,
-)
+from data_pipeline.sources.common import Root, conversation, image_of, listed, one_of, prompt_of, without_marks
 from data_pipeline.sources.table import TableSource
 from wemmu.config import Task, prepare
 
@@ -23,13 +15,7 @@ _IMAGE = re.compile(r"<\w*image\w*>")
 class EditsSource(TableSource[prepare.EditsSource]):
     """Reads edit records: task edit for one input image, multi_edit for several."""
 
-    @property
-    def _images(self) -> dict[str, str]:
-        return {"input": self._config.input, "target": self._config.target}
-
-    @property
-    def _texts(self) -> dict[str, str]:
-        return {"instruction": self._config.instruction}
+    images, texts = ("input", "target"), ("instruction",)
 
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
         config = self._config

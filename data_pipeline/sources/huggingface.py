@@ -9,6 +9,7 @@ from data_pipeline.records import RawRecord, Reason, RejectedError, Rejection, S
 from data_pipeline.sources.captioned import captioned
 from data_pipeline.sources.common import record_or_rejection
 from data_pipeline.sources.rows import check_fields
+from data_pipeline.sources.table import columns
 from wemmu.config import ConfigError, prepare
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class HuggingFaceSource:
         from datasets import Image
 
         config, dataset = self._config, self._split()
-        wanted = {"image": config.image} | ({} if config.caption is None else {"caption": config.caption})
+        wanted = columns(config, ("image", "caption"))
         check_fields(config.name, config.path, dataset.column_names, wanted)
         dataset = dataset.select_columns(list(wanted.values()))
         if isinstance(dataset.features[config.image], Image):

@@ -2,7 +2,7 @@
 
 import posixpath
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -18,25 +18,24 @@ Config = TypeVar(
 )
 
 
+def columns(config: prepare.Source, fields: Iterable[str]) -> dict[str, str]:
+    """{config field: column} of those fields that name one."""
+    return {field: column for field in fields if (column := getattr(config, field)) is not None}
+
+
 class TableSource(ABC, Generic[Config]):
     """A source whose records are rows."""
 
     version = 2
+    # Config fields that name the columns of images and of texts.
+    images: tuple[str, ...] = ("image",)
+    texts: tuple[str, ...] = ("caption",)
     expected, pattern = "JSONL files, JSON arrays or Parquet files", "*.jsonl"
 
     def __init__(self, config: Config):
         self._config: Config = config
+        self._images, self._texts = columns(config, self.images), columns(config, self.texts)
         self._files = Files(config.name, config.path, self.expected, self.pattern)
-
-    @property
-    @abstractmethod
-    def _images(self) -> dict[str, str]:
-        """{config field: column} of the images."""
-
-    @property
-    @abstractmethod
-    def _texts(self) -> dict[str, str]:
-        """{config field: column} of the texts."""
 
     @abstractmethod
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
@@ -80,8 +79,8 @@ class TableSource(ABC, Generic[Config]):
 
     def _rows(self, part: SourcePartition) -> Iterator[tuple[str, Callable[[], dict[str, Any]]] | Rejection]:
         if "groups" in part.place:
-            columns = [*self._images.values(), *self._texts.values()]
-            return parquet.read_groups(self._files, part, list(dict.fromkeys(columns)))
+            named = [*self._images.values(), *self._texts.values()]
+            return parquet.read_groups(self._files, part, list(dict.fromkeys(named)))
         return ((key, partial(parse, row)) for key, row in read_rows(self._files, part))
 
     def _root(self, part: SourcePartition | None) -> Root | None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,18 @@ def tensors(directory: Path, single: str) -> dict[str, StoredTensor]:
 
 
 def header(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a safetensors file, by offset.
+    """Return the tensors of a safetensors file, by offset; read once, unless the file changes. Do not change it.
 
     Raises:
         BackboneError: if it is not a safetensors file, or its size differs from its header.
     """
-    size = file.stat().st_size
+    state = file.stat()
+    return _header(file, state.st_size, state.st_mtime_ns)
+
+
+# Several checks of one start read the same headers, which are tens of kB of JSON.
+@cache
+def _header(file: Path, size: int, _: int) -> dict[str, StoredTensor]:
     with file.open("rb") as stream:
         begin = stream.read(len(_POINTER))
         refuse_pointer(file, begin)
