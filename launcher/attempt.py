@@ -19,7 +19,7 @@ import typer
 
 from launcher import folder, gate, slurm, step
 from launcher.cluster import Cluster
-from launcher.ending import CRASHES, crashes, outcome, reason
+from launcher.ending import CRASHES, crashes, ending
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Happening, Ledger
 from launcher.lock import at_work
@@ -96,7 +96,7 @@ class Attempt:
         """Record how the attempt ended, after the warnings in `told`, and act on it."""
         job = self.job
         self._told += told
-        ended, why = outcome(job, code), reason(job, code)
+        ended, why = ending(job, code)
         if code != FINAL and is_finished(job):
             # A warning during the exit of a finished rank ends it by the signal.
             ended, why = "finished", "finished"

@@ -14,35 +14,28 @@ CRASHES = 3
 Outcome = Literal["finished", "saved", "crashed", "failed"]
 
 
-def outcome(job: Job, code: int) -> Outcome:
-    """Classify the end. saved: resumes, nothing is lost. crashed: another attempt may succeed. failed: none can."""
-    if code == 0 and not missing(job):
-        return "finished"
-    if code == SAVED:
-        return "saved"
-    # Exit code 0 without products: another attempt would do the same.
-    return "failed" if code in (0, FINAL) else "crashed"
+def ending(job: Job, code: int) -> tuple[Outcome, str]:
+    """Classify the end of an attempt, and say why, as the rest of a sentence that begins with the job's name.
 
-
-def reason(job: Job, code: int) -> str:
-    """Return why an attempt ended, as the rest of a sentence that begins with the job's name."""
-    if code == 0 and not missing(job):
-        return "finished"
+    saved: resumes, nothing is lost. crashed: another attempt may succeed. failed: none can.
+    """
     if code == 0:
-        return f"exited well but left no whole {', '.join(map(str, missing(job)))}"
+        # Without products another attempt would do the same.
+        lacking = ", ".join(map(str, missing(job)))
+        return ("failed", f"exited well but left no whole {lacking}") if lacking else ("finished", "finished")
     if code == SAVED:
-        return "was interrupted and saved its state"
+        return "saved", "was interrupted and saved its state"
     if code == FINAL:
-        return "failed for good: another attempt would fail as well"
+        return "failed", "failed for good: another attempt would fail as well"
     if code == HUNG:
-        return "failed: a rank made no step for too long; the stacks of all ranks are in its log"
+        return "crashed", "failed: a rank made no step for too long; the stacks of all ranks are in its log"
     # A shell and srun add 128 to the number of a signal.
     number = -code if code < 0 else code - 128
     if number == signal.SIGKILL:
-        return "failed: killed by SIGKILL, by a person or because memory ran out"
+        return "crashed", "failed: killed by SIGKILL, by a person or because memory ran out"
     if number in signal.valid_signals() and number > 0:
-        return f"failed: killed by {signal.Signals(number).name}"
-    return f"failed with exit code {code}"
+        return "crashed", f"failed: killed by {signal.Signals(number).name}"
+    return "crashed", f"failed with exit code {code}"
 
 
 def crashes(events: Sequence[Event]) -> int:

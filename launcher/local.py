@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Self
 
 from launcher import gate
-from launcher.ending import outcome, reason
+from launcher.ending import ending
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
 from launcher.plan import EVALUATION
@@ -130,8 +130,11 @@ def _run_job(job: Job, place: str, ledger: Ledger, lock: int, interrupts: _Inter
     ledger.append(Event(job.name, attempt, "started", process.pid, from_step=before))
     code = _attend(job, process, follower, interrupts)
     follower.show()
-    why, after = _why(job, code, len(interrupts.received)), last_step(job)
-    ledger.append(Event(job.name, attempt, "ended", process.pid, code, before, after, why, outcome(job, code)))
+    ended, why = ending(job, code)
+    if ended == "crashed" and interrupts.received:
+        why = "was interrupted" if len(interrupts.received) == 1 else "was killed by a second interrupt"
+    after = last_step(job)
+    ledger.append(Event(job.name, attempt, "ended", process.pid, code, before, after, why, ended))
     if why != "finished":
         where = "" if after is None else f" at step {after} of {job.steps}"
         print(f"\n{job.name} {why}{where}. Its log: {job.log}", file=sys.stderr)
@@ -189,10 +192,3 @@ def _attend(job: Job, process: subprocess.Popen[bytes], follower: _Follower, int
             return process.wait(timeout=0.1)
         except subprocess.TimeoutExpired:
             continue
-
-
-def _why(job: Job, code: int, interrupts: int) -> str:
-    """Return why a job ended, as the rest of a sentence that begins with its name."""
-    if interrupts and outcome(job, code) == "crashed":
-        return "was interrupted" if interrupts == 1 else "was killed by a second interrupt"
-    return reason(job, code)

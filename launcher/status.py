@@ -44,11 +44,7 @@ def statuses(jobs: Sequence[Job], ledger: Ledger, queued: Mapping[str, Queued] |
     """Return the status of each job, in order. `queued`: jobs in Slurm's queue; None if Slurm was not asked."""
     # A changed config does not affect the state.
     events = [event for event in ledger.events() if event.event != "changed"]
-    rows: list[Status] = []
-    for job in jobs:
-        own = [event for event in events if event.job == job.name]
-        rows.append(_status(job, own, queued))
-    return rows
+    return [_status(job, [event for event in events if event.job == job.name], queued) for job in jobs]
 
 
 def _status(job: Job, events: Sequence[Event], queued: Mapping[str, Queued] | None) -> Status:

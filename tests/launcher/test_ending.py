@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ending import crashes, outcome, reason
+from launcher.ending import crashes, ending
 from launcher.job import Job
 from launcher.ledger import Event
 
@@ -25,14 +25,15 @@ JOB = Job("stage1", (), Path("log"), (Path("not-there"),), steps=9)
     ],
 )
 def test_an_exit_code_in_words(code: int, ended: str, why: str):
-    assert outcome(JOB, code) == ended
-    assert why in reason(JOB, code)
+    found, said = ending(JOB, code)
+    assert found == ended
+    assert why in said
 
 
 def test_a_job_whose_product_is_there_is_finished(tmp_path: Path):
     product = tmp_path / "made.txt"
     product.write_text("x")
-    assert outcome(Job("stage1", (), Path("log"), (product,)), 0) == "finished"
+    assert ending(Job("stage1", (), Path("log"), (product,)), 0) == ("finished", "finished")
 
 
 def history(*attempts: tuple[str, int, int]) -> list[Event]:
