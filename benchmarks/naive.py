@@ -82,7 +82,7 @@ class NaiveModel(nn.Module):
         ).last_hidden_state
         if self.way.logits:
             self.vlm.vlm.lm_head(states)
-        return Condition(self.position_mlp(states[:, -rows * columns :], rows, columns))
+        return Condition(self.position_mlp(states[:, -rows * columns :, None], rows, columns))
 
     def _prompt(self, prompts: Prompts, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, L, D] of the prompts with their images, and the images' positions [3, B, N * h * w]."""

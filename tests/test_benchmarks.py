@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import step_variants
+from benchmarks import ablation, step_variants
 from benchmarks.gpu import verdict
 from benchmarks.naive import Way
 from benchmarks.step_sizes import SIZES
 from wemmu.command_line import FINAL
+from wemmu.config import load_curriculum
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
@@ -195,6 +196,35 @@ def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: 
     text = verdict.save(tmp_path, about, [good, crashed, beyond])
     assert "**Verdict: not equal, or not finished: part, b**; what cannot be run here: 1 rows." in text
     assert [one["failed"] for one in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True, True]
+
+
+@pytest.mark.parametrize("study", ablation.Study)
+def test_every_arm_of_an_ablation_differs_from_the_first_in_its_fields_alone(study: ablation.Study, tmp_path: Path):
+    count, arms = ablation.STUDIES[study]
+    dumped = {}
+    for arm, fields in arms.items():
+        job = ablation._job(tmp_path, tmp_path / "data", arm, 1, 100, count, fields)
+        stages = (config := load_curriculum(job.curriculum).model_dump())["stages"]
+        assert [stage["steps"] for stage in stages] == [100, 110, 225][:count]
+        dumped[arm] = [config | {"name": "", "recipe": None}, config["recipe"]]
+    whole = dumped.pop(next(iter(arms)))
+    for config, recipe in dumped.values():
+        assert recipe != whole[1]
+        assert {k: v for k, v in config.items() if k != "stages"} == {
+            k: v for k, v in whole[0].items() if k != "stages"
+        }
+
+
+def test_arms_of_an_ablation_are_compared_seed_by_seed():
+    rows = [
+        {"arm": arm, "seed": seed, "stages": {"stage1": {"edit": value}}}
+        for arm, values in {"base": (0.1, 0.5, 0.3), "other": (0.2, 0.7, 0.6)}.items()
+        for seed, value in enumerate(values)
+    ]
+    (found,) = ablation.compared(rows, "base")
+    assert found["difference"] == pytest.approx(0.2)
+    # 4.303 is Student's t for two degrees of freedom; 0.1 is the standard deviation of 0.1, 0.2, 0.3.
+    assert found["half"] == pytest.approx(4.303 * 0.1 / 3**0.5, abs=1e-4)
 
 
 GPU = [sys.executable, "-m", "benchmarks.gpu"]

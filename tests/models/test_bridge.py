@@ -1,16 +1,24 @@
 """Query designs, VAE branch and position MLP: from a prefix to a condition."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tests.models.world import make_batch, make_model
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.noise import Noise
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
+from wemmu.recipes.wemmu.config import States
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.recipes.wemmu.position_mlp import PositionMLP, center_crop
-from wemmu.recipes.wemmu.queries import LearnableFixedQueries, NoisyQueries
+from wemmu.recipes.wemmu.pathway import Pathway
+from wemmu.recipes.wemmu.position_mlp import PositionMLP, center_crop, span
+from wemmu.recipes.wemmu.queries import LearnableFixedQueries, NoisyQueries, sincos
 from wemmu.types import Batch, Condition
 
 DESIGNS = ("noisy", "learnable_fixed", "learnable_dynamic")
@@ -145,12 +153,63 @@ def test_fixed_queries_need_a_square_number():
 
 @torch.no_grad()
 def test_the_position_mlp_is_the_gated_mlp_of_state_plus_position():
-    mlp = PositionMLP(4, 6, side=5, std=1.0)
+    mlp = PositionMLP(BridgeConfig(position_table=5), 4, 6)
     states = torch.randn(2, 3, 4)
     x = states[1, 2] + mlp.table[2, 3]  # row 0 and column 2 of a 1 x 3 grid in a table of 5
     gate, up = mlp.gate.weight @ x, mlp.up.weight @ x
     expected = mlp.down.weight @ (gate * torch.sigmoid(gate) * up)
-    torch.testing.assert_close(mlp(states, 1, 3)[1, 2], expected)
+    torch.testing.assert_close(mlp(states[:, :, None], 1, 3)[1, 2], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalise", [False, True])
+def test_states_of_several_layers_are_stacked_or_routed_by_the_last_one(normalise: bool):
+    states = torch.randn(2, 3, 2, 4)
+    first, last = (F.normalize(states, dim=-1) * 2 if normalise else states)[1, 2]  # a root mean square of 1
+
+    def condition(combine: str, x: Callable[[PositionMLP], Tensor]) -> tuple[Tensor, Tensor]:
+        several = States(layers=2, combine=combine, normalise=normalise)
+        mlp = PositionMLP(BridgeConfig(position_table=5, states=several), 4, 6)
+        return mlp(states, 1, 3)[1, 2], mlp.down(F.silu(mlp.gate(x(mlp))) * mlp.up(x(mlp)))
+
+    def routed(mlp: PositionMLP) -> Tensor:
+        w = (mlp.router.weight @ last + mlp.router.bias).softmax(0)
+        return w[0] * first + w[1] * last + mlp.table[2, 3]
+
+    torch.testing.assert_close(*condition("stack", lambda mlp: torch.cat([first, last + mlp.table[2, 3]])))
+    torch.testing.assert_close(*condition("route", routed))
+
+
+@torch.no_grad()
+def test_states_come_from_evenly_spaced_layers_the_last_among_them(model: WeMMU, encoder: PromptEncoder):
+    batch, language = make_batch(encoder, [0, 1]), model.vlm.language_model
+    prefix = model.vlm.prefix(batch.prompts, batch.images)
+    tokens, positions = torch.randn(2, 4, language.config.hidden_size), torch.arange(4).expand(3, 2, 4)
+    one, several = Pathway(language), Pathway(language, 2)
+    depth = len(several.layers)
+    found = several(tokens, positions, prefix)
+    assert torch.equal(found[:, :, -1], one(tokens, positions, prefix)[:, :, 0])
+    del several.layers[depth // 2 :]
+    half = replace(prefix, keys=prefix.keys[: depth // 2], values=prefix.values[: depth // 2])
+    assert torch.equal(found[:, :, 0], several(tokens, positions, half)[:, :, 0])
+    with pytest.raises(ValueError, match=f"states.layers = {depth + 1}, but the VLM has {depth}"):
+        Pathway(language, depth + 1)
+
+
+def test_the_span_of_a_small_grid_reaches_over_the_whole_table():
+    table = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij"), dim=-1)
+    assert span(table, 2, 4)[:, :, 0].tolist() == [[2] * 4, [6] * 4]
+    assert span(table, 2, 4)[:, :, 1].tolist() == [[1, 3, 5, 7]] * 2
+    assert torch.equal(span(table, 8, 8), table)
+
+
+@torch.no_grad()
+def test_sincos_tells_every_cell_from_every_other():
+    code = sincos(37, 40, 64)
+    distances = torch.cdist(code, code).fill_diagonal_(9.0)
+    assert float(distances.min()) > 0.5
+    drawn = NoisyQueries(64, 1.0)(3, 3, Noise(0, 0, torch.arange(2000))) + sincos(3, 3, 64)
+    torch.testing.assert_close(drawn.mean(0), sincos(3, 3, 64), atol=0.1, rtol=0)
 
 
 def test_the_pathway_starts_as_a_copy_that_is_not_shared_with_the_vlm(model: WeMMU):

@@ -41,7 +41,7 @@ def test_with_its_first_weights_and_a_causal_mask_it_continues_the_prompt_as_the
     causal = torch.ones(g, g, dtype=torch.bool).tril().expand(2, -1, -1)
     mask = torch.cat([prefix.mask[:, None].expand(-1, g, -1), causal], dim=-1)
     embedded = model.vlm.language_model.embed_tokens(answer).expand(2, -1, -1)
-    ours = model.bridge.pathway.run(embedded, positions, prefix, mask)
+    ours = model.bridge.pathway.run(embedded, positions, prefix, mask)[:, :, 0]
     for b in range(2):
         real = batch.prompts.mask[b]
         ids = torch.cat([batch.prompts.input_ids[b, real], answer])[None]

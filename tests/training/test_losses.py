@@ -64,6 +64,32 @@ def test_each_samples_loss_has_the_weight_of_its_time(kind: str):
     torch.testing.assert_close(other, plain * torch.tensor([16.0, 4.0, 1.0]))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("task", [Task.RECONSTRUCTION, Task.EDIT])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_self_reconstruction_hides_the_latents_of_its_share_of_reconstructions(
+    model: WeMMU, encoder: PromptEncoder, task: Task, share: float
+):
+    bridge = STAGE_RUN.recipe.bridge.model_copy(update={"reconstruct_without_vae": share})
+    recipe = STAGE_RUN.recipe.model_copy(update={"bridge": bridge})
+    loss = FlowMatchingLoss(model, STAGE_RUN.model_copy(update={"recipe": recipe}))
+    batch, branch = make_batch(encoder, IDS, task), model.bridge.vae_branch.linear
+
+    def without(step: int) -> bool:
+        states = loss.condition(batch, step).states
+        branch.weight.mul_(2)
+        other = loss.condition(batch, step).states
+        branch.weight.div_(2)
+        return torch.equal(states, other)
+
+    hidden = sum(without(step) for step in range(12)) / 12
+    if task is Task.EDIT or share in (0, 1):
+        assert hidden == (share if task is Task.RECONSTRUCTION else 0)
+    else:
+        assert 0 < hidden < 1
+    assert without(3) == without(3), "a function of the step"
+
+
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (1, 4), (2, 1), (4, 1), (2, 2)])
 def test_a_samples_loss_does_not_depend_on_the_layout(
     model: WeMMU, encoder: PromptEncoder, world: int, accumulation: int

@@ -58,7 +58,7 @@ def check_fits(source: Path, manifest: Manifest, known: Mapping[str, Sequence[in
     if missing or unknown:
         raise CheckpointError(
             f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
-            "trained with another bridge (queries.design, vae_branch)?"
+            "trained with another bridge (queries.design, vae_branch, states)?"
         )
     _check_frozen(source, manifest, frozen)
     for name, shape in manifest.tensors.items():

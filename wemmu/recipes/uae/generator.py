@@ -1,7 +1,6 @@
 """The decoder of the auto-encoder: captions -> images, by the frozen generator."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -77,5 +76,4 @@ class Renderer:
             prompts = self.encoder(captions, [[]] * len(captions))
         prefix = reader.prefix(prompts.to(images.device), images if sees else images[:, :0])
         # The image goes through the VLM only: the VAE branch would hand it over pixel by pixel.
-        prefix = replace(prefix, image_positions=prefix.image_positions[..., :0])
         return generator.bridge(prefix, generator.input_latents(images[:, :0]), grid, noise)

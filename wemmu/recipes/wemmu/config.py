@@ -23,6 +23,24 @@ class Queries(Config):
     # A learnable scale stayed at 1.0 over 80M samples in the paper, hence plain N(0, I).
     std: Annotated[float, Field(gt=0)] = 1.0
     number: Positive = 64
+    # sincos: add the 2-D sine-cosine code of a query's row and column. Without it a noise token knows its place by
+    # M-RoPE alone, whose bases at full size turn a column by 2e-4 rad or less in the slowest section.
+    position: Literal["none", "sincos"] = "none"
+
+
+class States(Config):
+    """The states of the pathway that the condition is made of.
+
+    layers: how many layers give states, evenly spaced, the last one among them; each state passes the final norm.
+    combine: `stack` puts them side by side on the channels (DeepGen); `route` takes a mean for each token, weighted by
+    the softmax of a linear layer of the last state (SPAR). With one layer both are the paper's.
+    normalise: divide each state by its root mean square before the position table is added, so that the table's share
+    does not depend on the gains of the VLM's final norm (InternVL-U).
+    """
+
+    layers: Positive = 1
+    combine: Literal["stack", "route"] = "stack"
+    normalise: bool = False
 
 
 class Bridge(Config):
@@ -30,11 +48,18 @@ class Bridge(Config):
 
     queries: Queries = Queries()
     vae_branch: bool = True
+    # Share of the steps of the task reconstruction in which the image reaches the pathway through the VLM alone: the
+    # self-reconstruction of RecA, from what the VLM understands and not from latents.
+    reconstruct_without_vae: Annotated[float, Field(ge=0, le=1)] = 0.0
+    states: States = States()
     # Side of the position table in tokens; it bounds the resolution. 64 tokens are 1792 px of Qwen2.5-VL.
     position_table: Positive = 64
     # OPEN in the paper. The usual 0.02 is too small beside the pathway's outputs for thousands of steps, and noisy
     # queries have no other strong mark of their column.
     position_std: Annotated[float, Field(ge=0)] = 1.0
+    # Which entries of the table an image uses. centre: the crop of its size (the paper). span: entries over the whole
+    # table, evenly spaced, so that a low resolution trains the corners that a high one uses (InternVL-U).
+    position_crop: Literal["centre", "span"] = "centre"
 
 
 class WeMMU(RecipeConfig):

@@ -5,9 +5,11 @@ from torch import Tensor
 
 from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
+from wemmu.config.task import Task
 from wemmu.noise import Noise
 from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
 from wemmu.objectives.path import sample_path, sample_time
+from wemmu.recipes.wemmu.config import WeMMU as WeMMUConfig
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Batch, Begun, Condition, Flow, Losses
 
@@ -26,6 +28,8 @@ class FlowMatchingLoss:
         assert isinstance(run.stage.objective, Objective), "the config gives this recipe no other"
         self.config = run.stage.objective
         self.resolution = run.stage.resolution
+        assert isinstance(run.recipe, WeMMUConfig)
+        self.reconstruct_without_vae = run.recipe.bridge.reconstruct_without_vae
 
     def __call__(self, batch: Batch, step: int) -> Losses:
         begun = self.begin(batch, step)
@@ -61,7 +65,14 @@ class FlowMatchingLoss:
         """Return the condition for a micro-batch, with the bridge's gradient."""
         height, width = _target(batch).shape[-2:]
         inputs = None if batch.latents is None else batch.latents.images
-        return self.model.condition(batch.prompts, batch.images, (height, width), self._noise(batch, step), inputs)
+        by_latents = not (batch.task is Task.RECONSTRUCTION and self._without_vae(step))
+        noise = self._noise(batch, step)
+        return self.model.condition(batch.prompts, batch.images, (height, width), noise, inputs, by_latents)
+
+    def _without_vae(self, step: int) -> bool:
+        """One draw for a step, whose samples all have one task: the same on all ranks."""
+        draw = Noise(self.seed, step, torch.zeros(1, dtype=torch.int64)).uniform("without vae")
+        return bool(draw < self.reconstruct_without_vae)
 
     def values(self, predicted: Tensor, flow: Flow) -> Tensor:
         """Return one loss per sample, [B], of velocities predicted at the points of `flow`, weighted by time."""

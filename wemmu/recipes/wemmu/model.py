@@ -29,14 +29,26 @@ class WeMMU(Staged):
         self._run_dit: VelocityOf = self._run_whole_dit
 
     def condition(
-        self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise, stored: Tensor | None = None
+        self,
+        prompts: Prompts,
+        images: Tensor,
+        size: tuple[int, int],
+        noise: Noise,
+        stored: Tensor | None = None,
+        by_latents: bool = True,
     ) -> Condition:
         """Condition of the DiT for images of `size` = (height, width) px.
 
         images: uint8 [B, N, 3, H, W], the input images of each prompt; stored: their latents, see `input_latents`.
+        by_latents: False where only the VLM may see the images.
         """
         prefix = self.vlm.prefix(prompts, images)
-        return self.bridge(prefix, self.input_latents(images, stored), token_grid(*size, self.vlm.token_px), noise)
+        return self.bridge(
+            prefix,
+            self.input_latents(images if by_latents else images[:, :0], stored),
+            token_grid(*size, self.vlm.token_px),
+            noise,
+        )
 
     def input_latents(self, images: Tensor, stored: Tensor | None = None) -> Tensor:
         """Latents [B, N, C, h, w] of the input images, on the grid of their VLM tokens.

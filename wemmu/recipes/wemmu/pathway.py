@@ -37,16 +37,26 @@ class Pathway(nn.Module):
 
     checkpointing = False
 
-    def __init__(self, language_model: Any):
-        """Copy the layers, the final norm and the rotary embedding of `language_model`, weights included."""
+    def __init__(self, language_model: Any, states: int = 1):
+        """Copy the layers, the final norm and the rotary embedding of `language_model`, weights included.
+
+        states: of how many layers the states are returned, evenly spaced, the last one among them.
+
+        Raises:
+            ValueError: if there are fewer layers.
+        """
         super().__init__()
+        depth = len(language_model.layers)
+        if states > depth:
+            raise ValueError(f"recipe.bridge.states.layers = {states}, but the VLM has {depth} layers")
+        self.returned = frozenset(depth * (i + 1) // states - 1 for i in range(states))
         self.layers = deepcopy(language_model.layers)
         self.norm = deepcopy(language_model.norm)
         self.rotary = deepcopy(language_model.rotary_emb)
         keep_float32_buffers(self)
 
     def forward(self, tokens: Tensor, positions: Tensor, prefix: Prefix) -> Tensor:
-        """tokens [B, G, D], positions [3, B, G] -> states [B, G, D], normed."""
+        """tokens [B, G, D], positions [3, B, G] -> states [B, G, layers, D], normed, the last layer's last."""
         if not prefix.padded:
             return self.run(tokens, positions, prefix, None)
         b, g, _ = tokens.shape
@@ -65,12 +75,14 @@ class Pathway(nn.Module):
             # The additive form, once instead of in every layer.
             added = torch.zeros(mask.shape, dtype=tokens.dtype, device=mask.device)
             added = added.masked_fill_(~mask, float("-inf"))[:, None]
-        states = tokens
+        states, returned = tokens, []
         recompute = self.checkpointing and torch.is_grad_enabled()
-        for layer, keys, values in zip(self.layers, prefix.keys, prefix.values, strict=True):
+        for i, (layer, keys, values) in enumerate(zip(self.layers, prefix.keys, prefix.values, strict=True)):
             cache = with_cache(layer, PrefixView(keys, values))
             call = partial(recomputed, layer) if recompute else layer
             # Without a mask Hugging Face's attention would take itself for causal.
             out = call(states, attention_mask=added, is_causal=False, position_embeddings=rotation, **cache)
             states = layer_states(out)
-        return self.norm(states)
+            if i in self.returned:
+                returned.append(self.norm(states))
+        return torch.stack(returned, dim=2)

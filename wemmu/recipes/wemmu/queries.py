@@ -7,11 +7,26 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wemmu.noise import Noise
 from wemmu.recipes.wemmu.config import Queries as QueryConfig
 from wemmu.recipes.wemmu.position_mlp import center_crop
+
+
+def sincos(height: int, width: int, channels: int, device: torch.device | str | None = None) -> Tensor:
+    """The 2-D sine-cosine code of a grid, [h * w, channels]: rows in the first half of the channels, columns in the
+    second; angles `index / 100^k` with k from 0 to 1, which tell neighbours of a grid of up to 100 tokens apart."""
+    quarter = channels // 4
+    frequencies = 100.0 ** -torch.linspace(0, 1, quarter, device=device)
+    codes = []
+    for n in (height, width):
+        angles = torch.arange(n, device=device)[:, None] * frequencies
+        codes.append(F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, channels // 2 - 2 * quarter)))
+    rows, columns = codes
+    code = torch.cat([rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)], dim=-1)
+    return F.pad(code, (0, channels - code.shape[-1])).flatten(0, 1)
 
 
 class NoisyQueries(nn.Module):
