@@ -2,17 +2,13 @@
 
 import csv
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.evaluation.servers import MODEL, Reply, Server, says
 from wemmu.config.benchmarks import DPGOptions, ImgEditOptions, ServerOptions
 from wemmu.evaluation.benchmark import BenchmarkError, Mark
 from wemmu.evaluation.dpg import benchmark as dpg
@@ -21,60 +17,6 @@ from wemmu.evaluation.imgedit import benchmark as imgedit
 from wemmu.evaluation.imgedit.benchmark import ImgEdit
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.server_judge import ServerJudge
-
-# (status, body of the answer, seconds to wait) of the n-th question, by its text.
-Reply = tuple[int, Any, float]
-MODEL = {"model": "gray"}
-
-
-def says(text: str) -> Reply:
-    return 200, {"model": "judge-2026", "choices": [{"message": {"content": text}}]}, 0.0
-
-
-class Server(ThreadingHTTPServer):
-    """Answers as `replies` says; remembers the questions and the headers."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.replies: Callable[[str, int], Reply] = lambda text, number: says("yes")
-        self.asked: list[str] = []
-        self.headers: list[str | None] = []
-        self.lock = threading.Lock()
-
-    def options(self, folder: Path, **changes: Any) -> ServerOptions:
-        given = {"url": f"http://127.0.0.1:{self.server_port}/v1", "model": "judge", "cache": folder / "answers.jsonl"}
-        return ServerOptions(**given | {"timeout_s": 5, "attempts": 3} | changes)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = body["messages"][0]["content"][0]["text"]
-        with self.server.lock:
-            self.server.asked.append(text)
-            self.server.headers.append(self.headers.get("Authorization"))
-            number = self.server.asked.count(text)
-        status, answer, seconds = self.server.replies(text, number)
-        time.sleep(seconds)
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.end_headers()
-        # The client may have given up.
-        with suppress(OSError):
-            self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
-        yield one
-        one.shutdown()
 
 
 def _judge(server: Server, folder: Path, **changes: Any) -> ServerJudge:
@@ -188,6 +130,8 @@ def test_dpg_end_to_end_with_failures_counted(server: Server, dpg_file: Path, tm
     card = run_benchmark("dpg", lying, None, tmp_path / "out", lambda: draw, MODEL, "score")
     assert card is not None
     assert (card["score"], card["failures"]) == ("partial DPG-Bench (2 of 4 not judged)", 2)
+    # Its interval is of all resamples, not of those that happen to lack as many verdicts.
+    assert card["scores"][card["score"]] == {"value": 100, "low": 100, "high": 100}
 
 
 def test_foreign_dpg_files_are_named(dpg_file: Path, tmp_path: Path, server: Server) -> None:

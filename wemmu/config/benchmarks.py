@@ -99,13 +99,31 @@ class ImgEditOptions(BenchmarkOptions):
     judge: ServerOptions
 
 
+class WISEOptions(BenchmarkOptions):
+    """data: a checkout, with gpt_eval.py and the three files of data/."""
+
+    data: LocalPath
+    judge: ServerOptions
+
+
+class GEditOptions(BenchmarkOptions):
+    """data: the folder of parquet files. viescore: the folder with vie_prompts.py. language: of the instructions."""
+
+    data: LocalPath
+    viescore: LocalPath
+    language: Literal["en", "cn"] = "en"
+    judge: ServerOptions
+
+
 OPTIONS: dict[str, type[BenchmarkOptions]] = {
     "shapes": ShapesOptions,
     "fidelity": FidelityOptions,
     "unified_bench": UnifiedBenchOptions,
     "geneval": GenEvalOptions,
     "dpg": DPGOptions,
+    "wise": WISEOptions,
     "imgedit": ImgEditOptions,
+    "gedit": GEditOptions,
 }
 
 

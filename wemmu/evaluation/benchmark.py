@@ -1,5 +1,7 @@
 """One protocol for all benchmarks: which images to generate, how to judge one, what the scores are."""
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -12,6 +14,9 @@ from wemmu.config import ConfigError, StageRun
 from wemmu.config.benchmarks import OPTIONS
 from wemmu.config.task import Task
 from wemmu.sampling.request import task_of
+
+# What `title_of` returns.
+_PARTIAL = re.compile(r"^partial (.+) \(.*\)$")
 
 
 class BenchmarkError(ConfigError):
@@ -130,12 +135,52 @@ def mean_of(marks: Iterable[Mark], measure: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def published(folder: Path, name: str, repository: str) -> Path:
-    """Return a published file.
+def by_category(marks: Sequence[Mark], measure: str) -> dict[str, float]:
+    """Return category -> mean of a measure, in the marks' order, without categories that have none."""
+    groups: dict[str, list[Mark]] = {}
+    for mark in marks:
+        groups.setdefault(mark.category, []).append(mark)
+    means = {name: mean_of(group, measure) for name, group in groups.items()}
+    return {name: value for name, value in means.items() if value is not None}
+
+
+def title_of(score: str, marks: Sequence[Mark], measure: str, categories: Sequence[str] = ()) -> str:
+    """Return the name of a score, or one that says what it lacks: images without a verdict, or whole categories."""
+    lacking = []
+    if failed := sum(mark.values.get(measure) is None for mark in marks):
+        lacking.append(f"{failed} of {len(marks)} not judged")
+    if categories and (present := len(set(categories) & by_category(marks, measure).keys())) < len(categories):
+        lacking.append(f"{present} of {len(categories)} categories")
+    return f"partial {score} ({', '.join(lacking)})" if lacking else score
+
+
+def plain(title: str) -> str:
+    """Return the name of a score without what it lacks."""
+    return _PARTIAL.sub(r"\1", title)
+
+
+def published(folder: Path, name: str, repository: str, inside: str = "") -> Path:
+    """Return a published file. inside: its folder in a checkout of the repository.
 
     Raises:
         BenchmarkError: if it is missing; names the repository that has it.
     """
+    folder = folder / inside if inside and (folder / inside).is_dir() else folder
     if not (folder / name).is_file():
         raise BenchmarkError(f"{folder / name} is missing; {repository} publishes it: put it there as it is")
     return folder / name
+
+
+def read_json(file: Path, form: type, repository: str) -> Any:
+    """Read a published JSON file.
+
+    Raises:
+        BenchmarkError: if it holds anything but `form`, a list or a dict.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchmarkError(f"{file} is not JSON: {error}; {repository} has it") from error
+    if not isinstance(found, form):
+        raise BenchmarkError(f"{file} holds no JSON {form.__name__}; {repository} has it")
+    return found

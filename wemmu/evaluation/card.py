@@ -13,7 +13,7 @@ import numpy as np
 
 from wemmu.checkpoint.manifest import sha256_of
 from wemmu.config.files import replace_text
-from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, Mark
+from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, Mark, plain
 from wemmu.revision import revision
 
 FORMAT = 1
@@ -54,7 +54,10 @@ def intervals(headline: Headline, marks: Sequence[Mark], resamples: int) -> dict
     """Return name -> value, low, high: the 95 % percentile interval of a bootstrap over units within each category."""
     value = headline(marks)
     draws = _resampled(headline, marks, resamples)
-    return {name: {"value": value[name], **_interval([one[name] for one in draws if name in one])} for name in value}
+    return {
+        name: {"value": value[name], **_interval([one[plain(name)] for one in draws if plain(name) in one])}
+        for name in value
+    }
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:
@@ -63,9 +66,10 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def _resampled(headline: Headline, marks: Sequence[Mark], resamples: int) -> list[dict[str, float]]:
-    """Return scores of so many resamples; the same every time for the same units."""
-    drawn = _draws(marks, resamples)
-    return [headline([mark for unit in units for mark in unit]) for units in drawn]
+    """Return scores of so many resamples by their plain names; the same every time for the same units."""
+    drawn = [headline([mark for unit in units for mark in unit]) for units in _draws(marks, resamples)]
+    # How many images of a resample have no verdict is chance, so it is no part of a name.
+    return [{plain(name): value for name, value in scores.items()} for scores in drawn]
 
 
 def _draws(marks: Sequence[Mark], resamples: int) -> list[list[list[Mark]]]:
@@ -127,7 +131,7 @@ def compare(a: Path, b: Path, headline: Headline, resamples: int = 1000) -> dict
     )
     found = {}
     for name in values[0]:
-        changes = [y[name] - x[name] for x, y in pairs if name in x and name in y]
+        changes = [y[plain(name)] - x[plain(name)] for x, y in pairs if plain(name) in x and plain(name) in y]
         found[name] = {
             "a": values[0][name],
             "b": values[1][name],

@@ -51,15 +51,17 @@ class ServerJudge:
         """Return the judge for the card: the asked model and the names that the server gave it."""
         return {"model": self.options.model, "served": sorted(self.models), "temperature": 0}
 
-    def ask(self, text: str, images: Sequence[Image.Image], understood: Callable[[str], T | None]) -> T | None:
+    def ask(
+        self, text: str, images: Sequence[Image.Image], understood: Callable[[str], T | None], system: str = ""
+    ) -> T | None:
         """Return what `understood` makes of the answer to a text and images; None if no attempt gave such an answer.
 
-        Only an answer that is understood is kept.
+        Only an answer that is understood is kept. system: a message before the text.
 
         Raises:
             BenchmarkError: if the server refuses the request itself, such as for a wrong key.
         """
-        body = self._body(text, images)
+        body = self._body(text, images, system)
         name = hashlib.sha256(json.dumps([self.options.url, body], sort_keys=True).encode()).hexdigest()
         if (kept := self._cache.get(name)) and (found := understood(kept.text)) is not None:
             return found
@@ -93,12 +95,13 @@ class ServerJudge:
             for future in waiting:
                 yield future.result()
 
-    def _body(self, text: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+    def _body(self, text: str, images: Sequence[Image.Image], system: str) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         content += [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
+        before = [{"role": "system", "content": system}] if system else []
         return {
             "model": self.options.model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [*before, {"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": self.options.max_tokens,
         }

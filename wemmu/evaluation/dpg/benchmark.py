@@ -6,15 +6,14 @@ the images, in percent. The publication asks mPLUG-large; another VLM's scores a
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import DPGOptions
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopted, mean_of, published
-from wemmu.evaluation.server_judge import ServerJudge
+from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of, published, title_of
+from wemmu.evaluation.server_benchmark import ServerBenchmark
 
 REPOSITORY = "TencentQQGYLab/ELLA (dpg_bench/dpg_bench.csv)"
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
@@ -68,7 +67,7 @@ def understood(text: str) -> bool | None:
     return words == {"yes"} if len(words) == 1 else None
 
 
-class DPG:
+class DPG(ServerBenchmark):
     """See `wemmu.evaluation.benchmark.Benchmark`."""
 
     title = "DPG-Bench"
@@ -76,13 +75,9 @@ class DPG:
 
     def __init__(self, options: DPGOptions, run: StageRun | None) -> None:
         self._options = options
-        folder = options.data / "dpg_bench" if (options.data / "dpg_bench").is_dir() else options.data
-        self._file = published(folder, "dpg_bench.csv", REPOSITORY)
-        self._items = read_items(self._file)
-        self._judge = ServerJudge(options.judge, options.judge.cache)
-
-    def files(self) -> Mapping[str, Path]:
-        return {self._file.name: self._file}
+        file = published(options.data, "dpg_bench.csv", REPOSITORY, "dpg_bench")
+        self._items = read_items(file)
+        super().__init__(options.judge, [file])
 
     def requests(self) -> list[BenchmarkRequest]:
         return [
@@ -91,20 +86,11 @@ class DPG:
             for image in range(self._options.images)
         ]
 
-    def adopt(self, folder: Path) -> Mapping[str, Path]:
-        return adopted({request.key: folder / f"{request.key}.png" for request in self.requests()})
-
-    def judges(self) -> Mapping[str, Any]:
-        return {"vlm": self._judge.identity()}
-
-    def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
-        return self._judge.each(self._one, images)
-
-    def _one(self, judged: Judged) -> Mapping[str, float | None]:
+    def verdict(self, judged: Judged) -> Mapping[str, float | None]:
         item = self._items[judged.request.unit]
         answers: dict[int, bool] = {}
         for number, question in item.questions.items():
-            answer = self._judge.ask(f"{question} Answer with yes or no.", [judged.image], understood)
+            answer = self.server.ask(f"{question} Answer with yes or no.", [judged.image], understood)
             if answer is None:
                 return {"score": None}
             answers[number] = answer
@@ -120,11 +106,10 @@ class DPG:
         overall = mean_of(marks, "score")
         if overall is None:
             return {}
-        failed = sum(mark.values.get("score") is None for mark in marks)
-        name = "DPG-Bench" if not failed else f"partial DPG-Bench ({failed} of {len(marks)} not judged)"
         categories = dict.fromkeys(key for mark in marks for key in mark.values if key != "score")
         found = {key: mean_of(marks, key) for key in sorted(categories)}
-        return {name: overall, **{key: value for key, value in found.items() if value is not None}}
+        shares = {key: value for key, value in found.items() if value is not None}
+        return {title_of("DPG-Bench", marks, "score"): overall, **shares}
 
 
 BENCHMARK = DPG

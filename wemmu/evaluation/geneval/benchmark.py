@@ -30,8 +30,8 @@ class GenEval:
 
     def __init__(self, options: GenEvalOptions, run: StageRun | None) -> None:
         self._options = options
-        self._prompts = published(_inside(options.data, "prompts"), "evaluation_metadata.jsonl", REPOSITORY)
-        self._names = published(_inside(options.data, "evaluation"), "object_names.txt", REPOSITORY)
+        self._prompts = published(options.data, "evaluation_metadata.jsonl", REPOSITORY, "prompts")
+        self._names = published(options.data, "object_names.txt", REPOSITORY, "evaluation")
         self._classes = [line.strip() for line in self._names.read_text(encoding="utf-8").splitlines() if line.strip()]
         self._asked = self._read()
         # Before anything is generated.
@@ -113,11 +113,6 @@ class GenEval:
                 ColorJudge(self._options.clip, place),
             )
         return self._judges
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Return the folder in a checkout of the repository, or the folder itself."""
-    return folder / name if (folder / name).is_dir() else folder
 
 
 BENCHMARK = GenEval
