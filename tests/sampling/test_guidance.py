@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from wemmu.config.schema import Sampling
 from wemmu.config.task import GENERATION_TASKS, Task
-from wemmu.sampling.guidance import Branch, guidance_weights
+from wemmu.sampling.guidance import Branch, guidance_weights, guided_velocity
 
 SCALES = st.builds(Sampling, **{name: st.floats(-2, 10) for name in ("t2i", "image", "instruction", "multi")})
 
@@ -53,3 +54,21 @@ def test_defaults_are_the_papers():
 def test_a_task_without_a_image_is_refused():
     with pytest.raises(ValueError, match="understanding makes no image"):
         guidance_weights(Task.UNDERSTANDING, Sampling())
+
+
+def test_branches_are_asked_together_and_add_up_by_their_weights():
+    """w v_full + (1 - w) v_empty is v_empty + w (v_full - v_empty)."""
+    states, x = torch.randn(2, 3, 5, 4), torch.randn(3, 2, 4, 6)
+    calls = []
+
+    def velocity(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x * t[:, None, None, None] * condition.mean((1, 2))[:, None, None, None]
+
+    t = torch.full((3,), 0.4)
+    full, empty = (velocity(x, t, one) for one in states)
+    calls.clear()
+    both = guided_velocity(velocity, [(states[0], 2.5), (states[1], -1.5)])(x, t)
+    assert torch.allclose(both, empty + 2.5 * (full - empty), atol=1e-6)
+    assert calls == [6]
+    assert torch.equal(guided_velocity(velocity, [(states[0], 1.0)])(x, t), full)

@@ -8,10 +8,16 @@ rule is a sum of branches whose weights add up to one (paper, "Inference"):
     multi-image edit    v = v_un + w (v_full - v_un)
 """
 
+from collections.abc import Sequence
 from enum import Enum
+
+import torch
+from torch import Tensor
 
 from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
+from wemmu.timesteps import VelocityField
+from wemmu.types import VelocityOf
 
 
 class Branch(Enum):
@@ -50,3 +56,18 @@ def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
         case _:
             raise ValueError(f"the task {task} makes no image")
     return {branch: weight for branch, weight in weights.items() if weight != 0}
+
+
+def guided_velocity(velocity: VelocityOf, branches: Sequence[tuple[Tensor, float]]) -> VelocityField:
+    """Return the weighted sum of the branches' velocities, which are asked for together.
+
+    velocity: (x_t, t, states of the condition) -> velocity. branches: states [B, Q, C_y] and their weight.
+    """
+    n, states = len(branches), torch.cat([states for states, _ in branches])
+    weights = torch.tensor([weight for _, weight in branches], device=states.device)
+
+    def summed(x: Tensor, t: Tensor) -> Tensor:
+        v = velocity(x.repeat(n, *[1] * (x.dim() - 1)), t.repeat(n), states).unflatten(0, (n, -1))
+        return (weights.view(n, *[1] * x.dim()) * v).sum(0)
+
+    return summed

@@ -11,7 +11,7 @@ from wemmu.config.schema import Sampling
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
-from wemmu.sampling.guidance import Branch, guidance_weights, wordless
+from wemmu.sampling.guidance import Branch, guidance_weights, guided_velocity, wordless
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.request import GenerationRequest
 from wemmu.sampling.solvers import SOLVERS, OnStep, Solver, keep, times
@@ -55,17 +55,11 @@ class Sampler:
         noise = Noise(sampling.seed, 0, request.sample_ids, request.images.device)
         weights = guidance_weights(request.task, sampling)
         # One Prefix and one Condition for each branch serve every step of the solver.
-        states = torch.cat([self._condition(branch, request, noise).states for branch in weights])
-        scale = torch.tensor(list(weights.values()), device=states.device)[:, None, None, None, None]
-
-        def guided(x: Tensor, t: Tensor) -> Tensor:
-            n = len(weights)
-            v = self.model.velocity(x.repeat(n, 1, 1, 1), t.repeat(n), Condition(states))
-            return (scale * v.unflatten(0, (n, -1))).sum(0)
-
+        branches = [(self._condition(branch, request, noise).states, weight) for branch, weight in weights.items()]
+        velocity = guided_velocity(lambda x, t, states: self.model.velocity(x, t, Condition(states)), branches)
         shape = (self.model.vae.latent_channels, request.size[0] // latent_px, request.size[1] // latent_px)
         x_1 = noise.normal("latent", shape)
-        return self.solvers[sampling.solver](guided, x_1, times(sampling.steps, self.shift), on_step)
+        return self.solvers[sampling.solver](velocity, x_1, times(sampling.steps, self.shift), on_step)
 
     def _condition(self, branch: Branch, request: GenerationRequest, noise: Noise) -> Condition:
         texts, images = request.texts, request.images
