@@ -30,6 +30,7 @@ from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, noise_image
 from tools.convert_ckpt import Dtype, main
 from tools.export import replacing
+from tools.export.card import trained_commit
 from tools.export.stored import Stored, write_component
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
@@ -120,6 +121,16 @@ def test_the_card_tells_the_stages_the_settings_the_licence_and_the_parity(expor
     assert "| `num_inference_steps` | 3 |" in card
     # The miniature's weights are this repository's own.
     assert "license: apache-2.0" in card
+
+
+def test_the_card_names_the_commit_unless_the_run_recorded_none(tmp_path: Path):
+    record = tmp_path / "environment.jsonl"
+    assert trained_commit(tmp_path) == "unknown"
+    record.write_text('{"commit": "old"}\n{"commit": "new"}\n', encoding="utf-8")
+    assert trained_commit(tmp_path) == "new"
+    # As a downloaded archive without git writes it.
+    record.write_text('{"host": "here"}\n', encoding="utf-8")
+    assert trained_commit(tmp_path) == "unknown"
 
 
 def test_a_seed_decides_the_image(pipe: WeMMUPipeline):

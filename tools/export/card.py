@@ -99,7 +99,7 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
         terms=_OWN_TERMS if own else Template(_TERMS).substitute(names=_backbones(run)),
         settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
         samples=f"{sum(each.stage.steps * each.stage.global_batch for each in stages):,}",
-        commit=_commit(folder),
+        commit=trained_commit(folder),
         stages="\n".join(_stage_row(stage) for stage in stages),
         scores=_scores(folder / "evaluation.json", manifest),
         parity="\n".join(parity),
@@ -115,11 +115,12 @@ def _backbones(run: StageRun) -> str:
     )
 
 
-def _commit(folder: Path) -> str:
-    """The commit that trained the stage last."""
+def trained_commit(folder: Path) -> str:
+    """Return the commit that last trained the stage."""
     file = folder / "environment.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return (json.loads(lines[-1])["commit"] if lines else None) or "unknown"
+    # A folder without git, such as a downloaded archive, records no commit.
+    return json.loads(lines[-1]).get("commit", "unknown") if lines else "unknown"
 
 
 def stages_until(run: StageRun, folder: Path) -> list[StageRun]:
