@@ -37,6 +37,8 @@ class Own:
 OURS = {"ours": Own(), "ours, checkpointing": Own(checkpointing=True)}
 # On a GPU, what the kernels gain. Nothing can be given back its plain kernel, so it has a process of its own.
 PLAIN = {"ours, plain kernels": Own(kernels=Kernels(fused_norms=False, compile=False, noise="host"))}
+# What it costs that every run computes the same bits: it is switched on for the whole process.
+DETERMINISTIC = {"ours, deterministic": Own(kernels=Kernels(deterministic=True))}
 NAIVE = {
     "naive": Way(),
     "naive, no logits": Way(logits=False),
@@ -103,7 +105,8 @@ def prepare(
             else:
                 off.off = max(off.off, assert_equal(name, found, exact[way.mask]))
         steps |= _naive_steps(naive, run, batch, ways, device)
-    own = {name: (OURS | PLAIN)[name] for name in names if name in OURS | PLAIN}
+    every = OURS | PLAIN | DETERMINISTIC
+    own = {name: every[name] for name in names if name in every}
     if own:
         steps |= our_steps(model, run, batch, own, device)
     return {name: steps[name] for name in names}, off
@@ -192,6 +195,8 @@ def causal_pathway(model: WeMMU) -> Iterator[None]:
 
 def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.device) -> None:
     """Give the model the kernels that training gives it."""
+    if config.deterministic:
+        kernels.make_deterministic()
     language = model.vlm.language_model
     heads = language.config.hidden_size // language.config.num_attention_heads
     chosen = kernels.choose(config, run.parallel.engine, device, getattr(torch, run.backbones.dtype), heads)

@@ -35,6 +35,8 @@ ATTENTION = {
     SDPBackend.CUDNN_ATTENTION: "cuDNN",
     SDPBackend.MATH: "math",
 }
+# Sizes of cuBLAS's workspace with which it sums in one order.
+CUBLAS_VARIABLE, CUBLAS_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 APEX_PARTS = ("normalization", "optimizers")
 
 # (x [..., D], weight [D], eps) -> x / rms(x) * weight.
@@ -54,6 +56,7 @@ class Kernels:
     masked_attention: str
     compiled: bool
     noise: str = "host"
+    deterministic: bool = False
     refused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -62,6 +65,8 @@ class Kernels:
             f"AdamW {self.adamw}, norms {self.norms}, attention {self.attention} ({self.masked_attention} where "
             f"prompts are padded), noise drawn on the {self.noise}{compiled}"
         )
+        if self.deterministic:
+            chosen += ", deterministic: every sum in one order, cuDNN's attention not used; on a GPU this is slower"
         return "; ".join([chosen, *self.refused])
 
 
@@ -101,7 +106,34 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
                 break
     without, masked = (attention_taken(device, dtype, head_dim, mask) for mask in (False, True))
     noise = "device" if on_device(config.noise, device) else "host"
-    return Kernels("Apex" if fused else "torch", norms, without, masked, compiled, noise, tuple(refused))
+    adamw = "Apex" if fused else "torch"
+    return Kernels(adamw, norms, without, masked, compiled, noise, config.deterministic, tuple(refused))
+
+
+def make_deterministic() -> None:
+    """Let every operation of this process compute the same bits each time, or fail with its name.
+
+    Call it before anything runs on the GPU.
+
+    Raises:
+        ValueError: if the environment sets a workspace for cuBLAS with which it sums in any order.
+    """
+    workspace = os.environ.setdefault(CUBLAS_VARIABLE, CUBLAS_WORKSPACES[0])
+    if workspace not in CUBLAS_WORKSPACES:
+        raise ValueError(
+            f"kernels.deterministic: the environment sets {CUBLAS_VARIABLE}={workspace}, with which cuBLAS sums in any "
+            f"order; unset it, or use one of {', '.join(CUBLAS_WORKSPACES)}"
+        )
+    from torch._inductor import config as inductor
+
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory before it writes it, so filling it would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    # It adds gradients up in any order. The flash and the memory-efficient kernel follow torch's switch.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Else it chooses kernels by time, which the next process may measure otherwise.
+    inductor.deterministic = True
 
 
 def objection(difference: Callable[[], float], bound: float) -> str | None:

@@ -14,7 +14,7 @@ from benchmarks.gpu.verdict import Row, Setting
 from benchmarks.measure import watch
 from benchmarks.step import Settings, apart, peak_of
 from benchmarks.step_sizes import FIRST_WORD, Cell, make_model, prompts_of
-from benchmarks.step_variants import PLAIN, counted_flops
+from benchmarks.step_variants import DETERMINISTIC, PLAIN, counted_flops
 from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
 from wemmu.sampling.request import GenerationRequest
@@ -25,7 +25,7 @@ from wemmu.types import Prompts
 LARGE, SAMPLES = 120, (12, 8, 3, 2)
 ROUNDS = 7
 # Variants that fit into one process; those that are compared stand beside each other.
-GROUPS = (("ours", "ours, checkpointing"), ("naive",), tuple(PLAIN))
+GROUPS = (("ours", "ours, checkpointing"), ("naive",), tuple(PLAIN), tuple(DETERMINISTIC))
 GOAL, GOAL_EDIT = 0.40, 0.35
 SOLVER_STEPS = (10, 20, 30)
 
@@ -41,7 +41,7 @@ def settings_of(setting: Setting) -> tuple[Settings, list[Cell]]:
 
 
 def steps(setting: Setting) -> Iterator[Row]:
-    """Every cell: ours with and without checkpointing, then the naive one, then ours with plain kernels."""
+    """Every cell: ours with and without checkpointing, then the naive one, then ours with plain and with deterministic kernels."""
     settings, cells = settings_of(setting)
     if not setting.real:
         cells = cells[:1]
@@ -51,6 +51,9 @@ def steps(setting: Setting) -> Iterator[Row]:
         found: list[dict[str, dict[str, Any]]] = [{} for _ in cells]
         for group in GROUPS:
             for number, cell in enumerate(cells):
+                if number and group == tuple(DETERMINISTIC):
+                    # Its price is that of operations that all cells share.
+                    continue
                 if not setting.real and group == tuple(PLAIN):
                     continue
                 measured = apart(settings, cell, group, rounds)
@@ -80,8 +83,8 @@ def row(cell: Cell, name: str, found: dict[str, Any], flops: float, real: bool) 
 
 
 def ratios(cell: Cell, group: Sequence[str], found: dict[str, dict[str, Any]]) -> Iterator[Row]:
-    """At equal checkpointing, of the naive step; without, of plain kernels."""
-    for name, against in (("naive", "ours, checkpointing"), (*PLAIN, "ours")):
+    """At equal checkpointing, of the naive step; without, of plain kernels and of deterministic ones."""
+    for name, against in (("naive", "ours, checkpointing"), (*PLAIN, "ours"), (*DETERMINISTIC, "ours")):
         if name in group and found[name] and found[against]:
             ratio = median(found[name]["seconds"]) / median(found[against]["seconds"])
             goal = " (goal 1.5)" if name == "naive" else ""

@@ -1,5 +1,6 @@
 """Fused kernels are taken only where they agree with the plain ones; what is chosen is told and recorded."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch._inductor import config as inductor
 
 from tests.conftest import make_backbones
 from tests.models.world import make_batch, make_model
@@ -228,3 +230,32 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match=r"kernels\.compile needs a C\+\+ compiler"):
         chosen(compile=True)
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as it is, whatever a test makes deterministic."""
+    monkeypatch.delenv(kernels.CUBLAS_VARIABLE, raising=False)
+    kept = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = kept[0]
+    torch.backends.cuda.enable_cudnn_sdp(kept[1])
+    inductor.deterministic = False
+    # `setdefault` wrote it, so monkeypatch does not know it.
+    os.environ.pop(kernels.CUBLAS_VARIABLE, None)
+
+
+def test_where_runs_are_to_be_deterministic_an_operation_that_is_not_ends_them_with_its_name(forgotten: None):
+    kernels.make_deterministic()
+    assert os.environ[kernels.CUBLAS_VARIABLE] in kernels.CUBLAS_WORKSPACES
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(RuntimeError, match="put_ does not have a deterministic implementation"):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    assert "deterministic" in str(chosen(deterministic=True))
+
+
+def test_a_workspace_of_cublas_that_forbids_it_is_named(forgotten: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(kernels.CUBLAS_VARIABLE, ":0:0")
+    with pytest.raises(ValueError, match=r"sets CUBLAS_WORKSPACE_CONFIG=:0:0, .*use one of :4096:8, :16:8"):
+        kernels.make_deterministic()

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training.runs import STAGE_RUN
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin
 from wemmu.config import StageRun
 from wemmu.config.task import Task
+from wemmu.kernels import Kernels
 from wemmu.training import resume
 
 RECORDS = {"t2i/32x32": 8}
@@ -21,9 +23,12 @@ def run() -> StageRun:
     return STAGE_RUN
 
 
-def origin_of(run: StageRun, **changes: Any) -> Origin:
+CHOSEN = Kernels("torch", "plain", "flash", "math", compiled=False)
+
+
+def origin_of(run: StageRun, kernels: Kernels = CHOSEN, device: str = "cpu", **changes: Any) -> Origin:
     origin = Origin(run.stage.name, run.seed, run.stage.resolution, {"vlm": "a" * 64, "vae": "b" * 64})
-    return replace(origin, settings=resume.settings(run, RECORDS), **changes)
+    return replace(origin, settings=resume.settings(run, RECORDS, kernels, torch.device(device)), **changes)
 
 
 def manifest_of(run: StageRun, step: int = 2, **changes: Any) -> Manifest:
@@ -81,6 +86,12 @@ def test_another_noise_of_the_queries_is_named_and_taken(run: StageRun):
     now = run.model_copy(update={"recipe": run.recipe.model_copy(update={"bridge": bridge})})
     said = ["recipe.bridge.queries.std: 1.0 -> 0.25"]
     assert resume.check(Path("step"), manifest_of(run), origin_of(now), now) == said
+
+
+def test_another_device_with_its_own_noise_and_kernels_is_named_and_taken(run: StageRun):
+    moved = origin_of(run, replace(CHOSEN, noise="device", norms="torch", refused=("told elsewhere",)), "cuda")
+    said = ["kernels.device: cpu -> cuda", "kernels.norms: plain -> torch", "kernels.noise: host -> device"]
+    assert resume.check(Path("step"), manifest_of(run), moved, run) == said
 
 
 def test_fields_that_an_earlier_version_had_elsewhere_are_compared(run: StageRun):

@@ -81,6 +81,9 @@ class Kernels(Config):
     compile: Literal["auto"] | bool = "auto"
     # host: on the CPU, the same numbers everywhere. device: on the GPU, without waiting. auto: where the model is.
     noise: NoiseSource = "auto"
+    # The same bits from every run on the same kind of GPU, at a price: torch's deterministic algorithms, no cuDNN
+    # attention. An operation that has no deterministic form ends the run with its name.
+    deterministic: bool = False
 
 
 class Parallel(Config):

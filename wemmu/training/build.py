@@ -50,8 +50,11 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         BackboneError: if a backbone cannot be loaded whole, or the engine cannot divide the DiT.
         CheckpointError: if `stage.start` lacks a module that this stage needs or holds something unknown.
         ShardError: if the data set cannot be read or stores latents of another autoencoder.
-        ValueError: if layers are to be compiled and there is no compiler.
+        ValueError: if layers are to be compiled and there is no compiler, or if the environment forbids cuBLAS to be
+            deterministic.
     """
+    if run.kernels.deterministic:
+        kernels.make_deterministic()
     check_engine(run.backbones, run.recipe.backbones, run.parallel.engine)
     device = torch.device(device)
     made = recipe(run, place_blocks(run, device), device)

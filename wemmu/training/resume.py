@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
@@ -12,6 +14,7 @@ from wemmu.checkpoint.manifest import Manifest, Origin
 from wemmu.config.base import Config, leaves
 from wemmu.config.schema import StageRun
 from wemmu.config.upgrade import upgraded_settings
+from wemmu.kernels import Kernels
 from wemmu.published.identity import is_same, short
 
 # Settings that determine the samples of a step.
@@ -19,13 +22,19 @@ _ORDER = re.compile(r"(seed|global_batch|validation):|mixture\.|records\.")
 REORDER = "data.resume_reordered"
 
 
-def settings(run: StageRun, records: Mapping[str, int]) -> dict[str, Any]:
-    """Return the config's settings of a stage's training: field -> value. records: number in each stream."""
+def settings(run: StageRun, records: Mapping[str, int], kernels: Kernels, device: torch.device) -> dict[str, Any]:
+    """Return the settings of a stage's training: field -> value.
+
+    records: number in each stream. kernels: the choice on `device`, as noise that another source draws is other noise,
+    and each kernel rounds in its own way.
+    """
     stage = run.stage.model_dump(
         mode="json", include={"global_batch", "steps", "trains", "objective", "optimizer", "mixture"}
     )
     shared = run.model_dump(mode="json", include={"recipe": True, "backbones": {"dtype"}})
     own = {"seed": run.seed, "validation": run.data.validation, **stage, "records": dict(records)}
+    chosen = {field: value for field, value in asdict(kernels).items() if field != "refused"}
+    own["kernels"] = {"device": device.type, **chosen}
     return dict(leaves(own | shared))
 
 

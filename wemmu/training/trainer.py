@@ -221,7 +221,7 @@ class Trainer:
         """Fill the state from the newest checkpoint; return the step at which this attempt begins."""
         origin = Origin(
             self.stage.name, self.run.seed, self.stage.resolution, self.parts.frozen, self.run.parallel.model_dump(),
-            resume.settings(self.run, self.parts.loader.records),
+            resume.settings(self.run, self.parts.loader.records, self.parts.kernels, self.device),
         )  # fmt: skip
 
         def check(directory: Path, manifest: Manifest) -> None:
