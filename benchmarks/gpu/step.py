@@ -43,19 +43,14 @@ def settings_of(setting: Setting) -> tuple[Settings, list[Cell]]:
 def steps(setting: Setting) -> Iterator[Row]:
     """Every cell: ours with and without checkpointing, then the naive one, then ours with plain and with deterministic kernels."""
     settings, cells = settings_of(setting)
-    if not setting.real:
-        cells = cells[:1]
+    cells, groups = (cells, GROUPS) if setting.real else (cells[:1], GROUPS[:2])
     rounds = ROUNDS if setting.real else 1
     with ProcessPoolExecutor(len(cells) if setting.real else 1, multiprocessing.get_context("spawn")) as counting:
         counted = [counting.submit(counted_flops, settings.load(), cell, ["ours"]) for cell in cells]
         found: list[dict[str, dict[str, Any]]] = [{} for _ in cells]
-        for group in GROUPS:
-            for number, cell in enumerate(cells):
-                if number and group == tuple(DETERMINISTIC):
-                    # Its price is that of operations that all cells share.
-                    continue
-                if not setting.real and group == tuple(PLAIN):
-                    continue
+        for group in groups:
+            # The price of determinism is that of operations that all cells share.
+            for number, cell in enumerate(cells[:1] if group == tuple(DETERMINISTIC) else cells):
                 measured = apart(settings, cell, group, rounds)
                 found[number] |= measured
                 flops = counted[number].result()["ours"]
