@@ -41,7 +41,7 @@ def settings_of(setting: Setting) -> tuple[Settings, list[Cell]]:
 
 
 def steps(setting: Setting) -> Iterator[Row]:
-    """Every cell: ours with and without checkpointing, the naive one, ours with plain and with deterministic kernels."""
+    """Each cell: ours with and without checkpointing, the naive one, ours with plain and deterministic kernels."""
     settings, cells = settings_of(setting)
     cells, groups = (cells, GROUPS) if setting.real else (cells[:1], GROUPS[:2])
     rounds = ROUNDS if setting.real else 1
