@@ -10,6 +10,7 @@ from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 from wemmu.config.base import differences
+from wemmu.config.benchmarks import inputs
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
@@ -17,7 +18,10 @@ CLUSTER = "cluster.yaml"
 _FIRST_TRACES = {LOCK, SUBMISSION, "curriculum.yaml.tmp"}
 _SHOWN = 20
 # Fields that do not change the result: they may change between two launches.
-_FREE = re.compile(r"parallel\.|memory\.|logging\.|threads$|data\.resume_reordered$|stages\.[^.]+\.gate\.")
+_FREE = re.compile(
+    r"parallel\.|memory\.|logging\.|threads$|data\.resume_reordered$|stages\.[^.]+\.gate\."
+    r"|evaluation\.(benchmarks|ranks)|stages\.[^.]+\.benchmarks"
+)
 
 
 class RefusedError(ValueError):
@@ -71,9 +75,20 @@ def check(curriculum: Curriculum, run: Path) -> None:
     needed |= {f"stages.{stage.name}.start": stage.start for stage in curriculum.stages if stage.start}
     if curriculum.data.prepare is None and curriculum.data.remote is None:
         needed["data.shards"] = curriculum.data.shards
-    if absent := [f"  {field}: {path} is not a directory" for field, path in needed.items() if not path.is_dir()]:
+    absent = [f"  {field}: {path} is not a directory" for field, path in needed.items() if not path.is_dir()]
+    if absent := [*absent, *_absent_of_benchmarks(curriculum)]:
         raise RefusedError("\n".join([f"the curriculum {curriculum.name} names paths that do not exist:", *absent]))
     _check_folder(curriculum, run)
+
+
+def _absent_of_benchmarks(curriculum: Curriculum) -> Iterator[str]:
+    for stage in curriculum.stages:
+        where = "evaluation" if stage.benchmarks is None else f"stages.{stage.name}"
+        for name, options in curriculum.evaluation.after(stage).items():
+            for field, path in inputs(options).items():
+                # The run's own data set may still be written.
+                if path != curriculum.data.shards and not path.exists():
+                    yield f"  {where}.benchmarks.{name}.{field}: {path} does not exist"
 
 
 def write(curriculum: Curriculum, run: Path) -> None:

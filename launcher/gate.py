@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wemmu.config.benchmarks import card_file
 from wemmu.config.checkpoints import says_its_step
+from wemmu.config.stage import BenchmarkGate
 from wemmu.jsonlines import read_lines
 
 
@@ -15,7 +17,7 @@ class Gate:
     """folder: of the stage that ended. manifest: of its last checkpoint. modules: what it trained -> how the names of
     its weights begin.
 
-    max_loss and scores: see `wemmu.config.stage.Gate`.
+    max_loss, scores and benchmarks: see `wemmu.config.stage.Gate`.
     """
 
     stage: str
@@ -24,11 +26,12 @@ class Gate:
     modules: Mapping[str, tuple[str, ...]]
     max_loss: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    benchmarks: Sequence[BenchmarkGate] = ()
 
 
 def reasons(gate: Gate) -> list[str]:
     """Return the reasons why the next stage may not begin, each a sentence; empty if it may."""
-    return [*_of_checkpoint(gate), *_of_record(gate), *_of_scores(gate)]
+    return [*_of_checkpoint(gate), *_of_record(gate), *_of_scores(gate), *_of_benchmarks(gate)]
 
 
 def _of_checkpoint(gate: Gate) -> Iterator[str]:
@@ -82,3 +85,26 @@ def _of_scores(gate: Gate) -> Iterator[str]:
         if share < lowest:
             of = f"{shares[task]['successes']} of {shares[task]['count']}"
             yield f"{gate.stage} answered {share:.2f} of {task} ({of}); its gate asks for {lowest:g}."
+
+
+def _of_benchmarks(gate: Gate) -> Iterator[str]:
+    for bound in gate.benchmarks:
+        file = card_file(gate.folder, bound.benchmark)
+        try:
+            card = json.loads(file.read_text(encoding="utf-8"))
+            scores = {name: float(score["value"]) for name, score in card["scores"].items()}
+            name = bound.score or next(iter(scores))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            why = f"{type(error).__name__}: {error}"
+            yield f"{gate.stage} has a gate on {bound.benchmark}, but {file} has no scores ({why})."
+            continue
+        if name not in scores:
+            yield f"{gate.stage} has a gate on {name} of {bound.benchmark}; the scores in {file}: {', '.join(scores)}."
+            continue
+        value = scores[name]
+        asks = f"{gate.stage} has {name} {value:.4g} in {bound.benchmark}; its gate asks for"
+        # Written so that a score that is not a number passes no bound.
+        if bound.at_least is not None and not value >= bound.at_least:
+            yield f"{asks} {bound.at_least:g} or more."
+        if bound.at_most is not None and not value <= bound.at_most:
+            yield f"{asks} {bound.at_most:g} or less."

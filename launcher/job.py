@@ -42,6 +42,11 @@ class Job:
     resolution: int | None = None
 
     @property
+    def evaluates(self) -> bool:
+        """Whether it scores a stage: what follows waits for it only where a gate reads its scores."""
+        return self.script == "evaluate.sh"
+
+    @property
     def folder(self) -> Path:
         return self.log.parent
 

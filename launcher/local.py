@@ -16,7 +16,6 @@ from launcher import gate
 from launcher.ending import ending
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
-from launcher.plan import EVALUATION
 from wemmu.command_line import SAVED
 from wemmu.readable import duration
 
@@ -52,7 +51,8 @@ def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
 def seconds_left(jobs: Sequence[Job], ledger: Ledger) -> float | None:
     """Seconds that `jobs` still need at the speed of this run's finished jobs; None before a stage has finished.
 
-    A step counts as one of the last finished stage, an evaluation as the last one, any other job as 0.
+    A step counts as one of the last finished stage, an evaluation or a benchmark (STAGE/NAME) as the last one, any
+    other job as 0.
     """
     began: dict[str, Event] = {}
     per_step, per_evaluation = None, 0.0
@@ -65,13 +65,13 @@ def seconds_left(jobs: Sequence[Job], ledger: Ledger) -> float | None:
             ).total_seconds()
             if event.to_step is not None and event.to_step > (event.from_step or 0):
                 per_step = seconds / (event.to_step - (event.from_step or 0))
-            elif event.job.endswith(EVALUATION):
+            elif "/" in event.job:
                 per_evaluation = seconds
     if per_step is None:
         return None
     waiting = [job for job in jobs if not is_finished(job)]
     steps = sum(job.steps - (last_step(job) or 0) for job in waiting if job.steps is not None)
-    return steps * per_step + per_evaluation * sum(job.name.endswith(EVALUATION) for job in waiting)
+    return steps * per_step + per_evaluation * sum("/" in job.name for job in waiting)
 
 
 class _Interrupts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from launcher.gate import Gate
 from launcher.job import Job, checkpoint, is_finished
 from wemmu.config import Curriculum, ResolutionStep, Stage, StageRun
+from wemmu.config.benchmarks import card_file
 from wemmu.config.checkpoints import MANIFEST
 from wemmu.config.next_resolution import record_file
 
@@ -67,7 +68,7 @@ def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
     manifest = checkpoint(run / last.name, last.steps) / MANIFEST
     results = tuple(product for job in jobs for product in job.products)
     export = _export(run, manifest, last.resolution_steps[-1].label)
-    evaluations = [job.name for job in jobs if job.name.endswith(EVALUATION)]
+    evaluations = [job.name for job in jobs if job.evaluates]
     return (*jobs, export, _report(run, (*results, *export.products), (*evaluations, export.name)))
 
 
@@ -77,9 +78,11 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
     # A stage with `start` does not need the previous stage.
     gate = _gate(curriculum, curriculum.stages[index - 1], run) if index and stage.start is None else None
     # A stage waits for the previous stage, and for its evaluation only if the gate needs scores.
-    waits = [job.name for job in before if not job.name.endswith(EVALUATION)][-1:]
+    waits = [job.name for job in before if not job.evaluates][-1:]
     if gate and gate.scores:
         waits.append(gate.stage + EVALUATION)
+    if gate:
+        waits += dict.fromkeys(f"{gate.stage}/{bound.benchmark}" for bound in gate.benchmarks)
     jobs: list[Job] = []
     for step in stage.resolution_steps:
         jobs.append(
@@ -97,8 +100,12 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
                 resolution=step.resolution if step.resolutions else None,
             )
         )
-    evaluation = _evaluation(stage.name, folder, manifest, jobs[-1].name)
-    return [*jobs, evaluation] if curriculum.evaluation.prompts else jobs
+    last = jobs[-1].name
+    if curriculum.evaluation.prompts:
+        jobs.append(_evaluation(stage.name, folder, manifest, last))
+    for name in curriculum.evaluation.after(stage):
+        jobs.append(_benchmark(curriculum, stage.name, name, folder, manifest, last))
+    return jobs
 
 
 def _gate(curriculum: Curriculum, stage: Stage, run: Path) -> Gate:
@@ -106,7 +113,7 @@ def _gate(curriculum: Curriculum, stage: Stage, run: Path) -> Gate:
     manifest = checkpoint(folder, stage.steps) / MANIFEST
     scores = {str(task): lowest for task, lowest in stage.gate.scores.items()}
     modules = {module: curriculum.recipe.modules[module] for module in stage.trains}
-    return Gate(stage.name, folder, manifest, modules, stage.gate.max_loss, scores)
+    return Gate(stage.name, folder, manifest, modules, stage.gate.max_loss, scores, stage.gate.benchmarks)
 
 
 def _data(run: Path) -> Job:
@@ -123,6 +130,21 @@ def _evaluation(stage: str, folder: Path, manifest: Path, after: str) -> Job:
         products=(folder / "evaluation.json",),
         inputs=(manifest,),
         after=(after,),
+        script="evaluate.sh",
+    )
+
+
+def _benchmark(curriculum: Curriculum, stage: str, name: str, folder: Path, manifest: Path, after: str) -> Job:
+    ranks = curriculum.evaluation.ranks
+    return Job(
+        f"{stage}/{name}",
+        _python("-m", "wemmu.evaluate", folder, "--benchmark", name, "--replace"),
+        folder / f"{name}.log",
+        products=(card_file(folder, name),),
+        inputs=(manifest,),
+        after=(after,),
+        ranks=ranks,
+        hang_after=curriculum.logging.hang_after if ranks > 1 else None,
         script="evaluate.sh",
     )
 

@@ -32,7 +32,7 @@ def command(job: Job, cluster: Cluster | None) -> list[str]:
         srun += _in_container(container)
         python = container.python
     own = [python if word == sys.executable else word for word in job.command]
-    if not trains:
+    if not trains and job.ranks == 1:
         return [*srun, *own]
     watch = ["--nodes", str(nodes), "--hang-after", str(job.hang_after), str(job.ranks // nodes)]
     return [*srun, python, "-m", "launcher.ranks", *watch, *own]

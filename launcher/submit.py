@@ -146,7 +146,8 @@ def _environment(job: Job, run: Path, cluster: Cluster) -> dict[str, str]:
     own = {"PYTHON": sys.executable, "WEMMU_HOME": str(HOME), "RUN": str(run), "MODULES": " ".join(cluster.modules)}
     if cluster.prolog is not None:
         own["PROLOG"] = str(cluster.prolog)
-    return own | {"STAGE": job.name.removesuffix(EVALUATION)}
+    stage, _, benchmark = job.name.removesuffix(EVALUATION).partition("/")
+    return own | {"STAGE": stage} | ({"BENCHMARK": benchmark} if benchmark else {})
 
 
 def _site(cluster: Cluster, job: Job) -> list[str]:
@@ -191,7 +192,10 @@ def _gpus(cluster: Cluster, job: Job) -> int:
     if not cluster.gpus:
         return 0
     kind = _kind(cluster, job)
-    return kind.gpus if kind else job.ranks // cluster.nodes(job.ranks)
+    if kind is None:
+        return job.ranks // cluster.nodes(job.ranks)
+    # Each rank of a benchmark has a GPU, too.
+    return max(kind.gpus, job.ranks) if kind.gpus and job.evaluates else kind.gpus
 
 
 def _kind(cluster: Cluster, job: Job) -> Kind | None:
@@ -200,4 +204,4 @@ def _kind(cluster: Cluster, job: Job) -> Kind | None:
         return None
     if job.name == "data":
         return cluster.data
-    return cluster.evaluation if job.script == "evaluate.sh" else cluster.export
+    return cluster.evaluation if job.evaluates else cluster.export

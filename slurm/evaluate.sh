@@ -8,7 +8,8 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #
-# Scores a stage on held-out requests, and draws them: RUN/STAGE/evaluation.json. From the root of the repository:
+# Scores a stage on held-out requests, and draws them: RUN/STAGE/evaluation.json. With BENCHMARK=NAME, one that the
+# curriculum names for the stage: RUN/STAGE/benchmarks/NAME. From the root of the repository:
 #
 #   RUN=runs/mine STAGE=stage3 sbatch slurm/evaluate.sh
 #
@@ -16,4 +17,4 @@
 set -euo pipefail
 # shellcheck source=slurm/job.sh
 source "${WEMMU_HOME:-.}/slurm/job.sh"
-attempt "${STAGE:?which? STAGE=stage3 sbatch slurm/evaluate.sh}/evaluation" "$@"
+attempt "${STAGE:?which? STAGE=stage3 sbatch slurm/evaluate.sh}/${BENCHMARK:-evaluation}" "$@"

@@ -6,6 +6,7 @@
 #   CURRICULUM, CLUSTER   configs for a run folder that does not exist yet (CURRICULUM: configs/curriculum/paper.yaml)
 #   STAGE     name of the stage in the curriculum; of one with several resolutions, one of them, as stage2@512, or else
 #             the first that has not ended is run
+#   BENCHMARK name of a benchmark of the stage, for evaluate.sh
 #   PYTHON    another Python than .venv/bin/python
 #   MODULES   names for `module load`, separated by spaces
 #   PROLOG    a file that is sourced then

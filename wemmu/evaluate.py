@@ -1,5 +1,6 @@
 """Score a model: `wemmu evaluate RUN` on the miniature's held-out requests, `--benchmark NAME` on a benchmark."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ import typer
 
 from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
-from wemmu.config.benchmarks import OPTIONS, from_pairs, options
+from wemmu.config.benchmarks import OPTIONS, card_folder, from_pairs, options
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def main(
         typer.Option("--set", metavar="NAME=VALUE", help="An option of the benchmark, e.g. encoders.clip=DIR."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the benchmark's images and card.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Delete what an earlier checkpoint or other settings left in the folder.")
+    ] = False,
     only: Annotated[str | None, typer.Option(metavar="STEP", help="Only `generate`, or only `score`.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
 ) -> None:
@@ -43,9 +47,10 @@ def main(
     if benchmark is not None:
         if only not in (None, "generate", "score"):
             raise UsageError(f"--only {only} is no step; valid choices: generate, score")
-        _benchmark(source, benchmark, from_pairs(set_ or ()), checkpoint, ema, out, only, device)
+        _benchmark(source, benchmark, from_pairs(set_ or ()), checkpoint, ema, out, only, device, replace)
         return
-    if unused := [name for name, value in {"--set": set_, "--out": out, "--only": only}.items() if value]:
+    for_benchmarks = {"--set": set_, "--out": out, "--only": only, "--replace": replace}
+    if unused := [name for name, value in for_benchmarks.items() if value]:
         raise UsageError(f"{unused[0]} goes with --benchmark NAME; valid names: {', '.join(OPTIONS)}")
     folder = stage_folder(source)
     run = load_stage(folder / "config.yaml")
@@ -91,19 +96,24 @@ def _benchmark(
     out: Path | None,
     only: Any,
     device: str | None,
+    replace: bool,
 ) -> None:
-    checked = options(name, values)
     exported = (source / "model_index.json").is_file()
     others = not exported and source.is_dir() and not (source / "config.yaml").is_file() and not load_stages(source)
     if (exported or others) and (checkpoint or ema is not None):
         raise UsageError(f"{source} is not a run, and only runs have checkpoints; leave out --checkpoint and --ema")
     stage = None if exported or others else stage_folder(source)
     run = None if stage is None else load_stage(stage / "config.yaml")
+    # What the config of the run says, unless --set says otherwise.
+    configured = run.evaluation.after(run.stage).get(name) if run else None
+    checked = options(name, _merged(configured.model_dump() if configured else {}, values))
     import torch
 
     from wemmu.evaluation.run_benchmark import run_benchmark
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # Each rank of a node takes a GPU.
+    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    place = torch.device(device or (f"cuda:{local % gpus}" if gpus else "cpu"))
     if run is not None and run.threads is not None:
         torch.set_num_threads(run.threads)
     opened: Any = source
@@ -117,12 +127,22 @@ def _benchmark(
     else:
         model = _Stage(run, _checkpoint(stage, checkpoint), ema, place)
         opened, described = model.open, model.settings()
-        folder = out or stage / "benchmarks" / name
-    card = run_benchmark(name, checked, run, folder, opened, described, only)
+        folder = out or card_folder(stage, name)
+    card = run_benchmark(name, checked, run, folder, opened, described, only, replace)
     if card is not None:
         for title, one in card["scores"].items():
             print(f"{title:32} {one['value']:8.4f}  [{one['low']:.4f}, {one['high']:.4f}]", flush=True)
         print(f"{card['n']} images; card in {folder / 'card.json'}, page in {folder / 'index.html'}", flush=True)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested options with changes."""
+    nested = {
+        name: _merged(base[name], value)
+        for name, value in changes.items()
+        if isinstance(value, dict) and isinstance(base.get(name), dict)
+    }
+    return base | changes | nested
 
 
 class _Stage:

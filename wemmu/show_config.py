@@ -9,9 +9,9 @@ import typer
 import yaml
 
 from wemmu.command_line import AsJson, Overrides, UsageError, plainly, program, start
-from wemmu.config.base import leaves
+from wemmu.config.base import ConfigError, leaves
 from wemmu.config.files import replace_text
-from wemmu.config.load import ConfigError, load_traced
+from wemmu.config.load import load_traced
 from wemmu.config.rewrite import rewritten
 from wemmu.config.schema import Curriculum
 

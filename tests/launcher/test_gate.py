@@ -1,11 +1,14 @@
 """A stage begins only when what the one before left is what it should be."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from launcher.gate import Gate, reasons
+from wemmu.config.benchmarks import card_file
+from wemmu.config.stage import BenchmarkGate
 
 METRICS = [{"step": 4, "loss": 0.9}, {"step": 8, "loss": 0.5}, {"step": 8, "images": 3, "blank_images": 0}]
 
@@ -96,3 +99,27 @@ def test_a_score_that_is_too_low_or_unknown(gate: Gate):
     assert reasons(higher) == ["a answered 0.60 of t2i (6 of 10); its gate asks for 0.61."]
     (gate.folder / "evaluation.json").unlink()
     assert "does not tell them" in reasons(gate)[0]
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [
+        ({}, ""),
+        ({"at_least": 20.5}, ""),
+        ({"at_least": 20.6}, "a has psnr 20.5 in fidelity; its gate asks for 20.6 or more."),
+        ({"score": "edit/follows", "at_least": 0.3}, "a has edit/follows 0.25 in fidelity"),
+        ({"score": "edit/lpips", "at_least": 0.0, "at_most": 0.2}, "edit/lpips 0.3 in fidelity; its gate asks for 0.2"),
+        ({"score": "edit/lost", "at_least": 0.0}, "edit/lost nan"),
+        ({"score": "ssim", "at_least": 0.3}, "a has a gate on ssim of fidelity; the scores in"),
+        ({"benchmark": "wise", "at_least": 0.3}, "wise/card.json has no scores (FileNotFoundError"),
+    ],
+)
+def test_a_gate_on_a_benchmark(gate: Gate, bound: dict, said: str):
+    values = {"psnr": 20.5, "edit/follows": 0.25, "edit/lpips": 0.3, "edit/lost": float("nan")}
+    file = card_file(gate.folder, "fidelity")
+    file.parent.mkdir(parents=True)
+    write(file, {"scores": {name: {"value": value, "low": 0, "high": 99} for name, value in values.items()}})
+    bounds = (BenchmarkGate(**{"benchmark": "fidelity", "at_least": 0.0} | bound),)
+    found = reasons(dataclasses.replace(gate, benchmarks=bounds))
+    assert len(found) == bool(said)
+    assert said in "".join(found)

@@ -8,6 +8,7 @@ import pytest
 from launcher.job import Job, checkpoint, is_finished, missing
 from launcher.plan import chain, find, stage_runs
 from wemmu.config import Curriculum, dump, load_stage
+from wemmu.config.benchmarks import FidelityOptions
 
 RUN = Path("runs/x")
 
@@ -140,3 +141,42 @@ def test_a_stage_cannot_take_a_name_of_the_run_folder(name: str):
     stages = [stage.model_dump() | {"name": name} for stage in curriculum().stages[:1]]
     with pytest.raises(ValueError, match=f"{name}.*taken: data, export"):
         chain(curriculum(stages=stages), RUN)
+
+
+def test_benchmarks_follow_a_stage_and_hold_up_the_next_one_only_for_its_gate():
+    stages = [stage.model_dump(exclude_none=True) for stage in curriculum().stages]
+    stages[0]["gate"] = {"benchmarks": [{"benchmark": "shapes", "at_least": 0.5}]}
+    stages[1]["benchmarks"] = {}
+    stages[3]["benchmarks"] = {"fidelity": {"shards": "others", "records": 4}}
+    named = {"shapes": {"prompts": 3}, "dpg": {"data": "dpg", "judge": {"url": "http://here", "model": "m"}}}
+    config = curriculum(evaluation={"prompts": 5, "benchmarks": named, "ranks": 2}, stages=stages)
+    jobs = by_name(chain(config, RUN))
+    scored = [name for name, job in jobs.items() if job.evaluates]
+    after_c = ["c/evaluation", "c/shapes", "c/dpg", "d/evaluation", "d/fidelity"]
+    assert scored == ["a/evaluation", "a/shapes", "a/dpg", "b/evaluation", *after_c]
+    assert jobs["b"].after == ("a", "a/shapes")
+    assert jobs["d"].after == ("c",)
+    assert jobs["d/fidelity"].products == (RUN / "d/benchmarks/fidelity/card.json",)
+    assert jobs["a/shapes"].inputs == jobs["a"].products
+    assert (jobs["a/shapes"].ranks, jobs["a/evaluation"].ranks) == (2, 1)
+    assert set(scored) < set(jobs["report"].after)
+    # The options come back from the file of a stage.
+    (last,) = [run for run in stage_runs(config, RUN) if run.stage.name == "d"]
+    assert last.evaluation.after(last.stage) == {"fidelity": FidelityOptions(shards=Path("others"), records=4)}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "gate", "words"),
+    [
+        ({}, {"benchmark": "wise", "at_least": 0.5}, r"its gate reads wise, which does not run after it.*there: none"),
+        ({"shapes": {}}, {"benchmark": "shapes"}, "needs at_least or at_most"),
+        ({"shapes": {"prompt": 3}}, None, r"evaluation\.benchmarks\.shapes\.prompt"),
+        ({"gen_eval": {}}, None, r"evaluation\.benchmarks\.gen_eval"),
+        ({"fidelity": {}}, None, r"data\.validation is 0"),
+    ],
+)
+def test_benchmarks_and_gates_that_cannot_be_are_refused(evaluation: dict, gate: dict | None, words: str):
+    stages = [stage.model_dump(exclude_none=True) for stage in curriculum().stages]
+    stages[0]["gate"] = {"benchmarks": [gate] if gate else []}
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        curriculum(evaluation={"benchmarks": evaluation}, stages=stages)

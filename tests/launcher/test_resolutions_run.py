@@ -13,6 +13,8 @@ FEW = {
     "data.prepare.sources.0.samples": "{t2i: 40, reconstruction: 16, unconditional: 8}",
     "data.validation": "2",
     "evaluation.prompts": "0",
+    "evaluation.benchmarks": "{shapes: {prompts: 2, tasks: [t2i]}, fidelity: {records: 2, tasks: [reconstruction]}}",
+    "evaluation.ranks": "2",
     "sampling.steps": "1",
     "sampling.prompts": "[{text: a red circle}]",
     "logging.every": "1",
@@ -43,4 +45,15 @@ def test_the_example_rises_and_is_exported_at_its_last_resolution(tmp_path: Path
     assert told == [(32, 0, 2, "plateau"), (64, 2, 6, "steps")]
     checkpoints = sorted((run / "stage2" / "checkpoints").glob("step_*/manifest.json"))
     assert [json.loads(file.read_text())["resolution"] for file in checkpoints] == [32, 64]
+    # Benchmarks of the curriculum, with two processes each: on the miniature's requests, and on records that nobody
+    # trained on.
+    cards = {
+        name: json.loads((run / f"stage2/benchmarks/{name}/card.json").read_text()) for name in ("shapes", "fidelity")
+    }
+    assert (cards["shapes"]["score"], cards["shapes"]["n"]) == ("correct", 2)
+    assert "reconstruction/psnr" in cards["fidelity"]["scores"]
+    assert all("rank 1 of 2" in (run / "stage2" / f"{name}.log").read_text() for name in cards)
+    report = (run / "report.html").read_text()
+    assert 'href="stage2/benchmarks/fidelity/index.html"' in report
+    assert 'href="benchmarks/shapes/index.html"' in (run / "stage2" / "index.html").read_text()
     assert json.loads((run / "export" / "model_index.json").read_text())["resolution"] == 64

@@ -45,6 +45,10 @@ def _whole(value: Any, folder: str) -> Any:
     return os.path.normpath(os.path.join(folder, value)) if isinstance(value, str) else value
 
 
+class ConfigError(ValueError):
+    """An invalid config; the message names the file, the field, the value and the reason."""
+
+
 class Config(BaseModel):
     """An immutable config that rejects unknown fields, non-finite numbers, and booleans in place of numbers."""
 

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
-from wemmu.config.base import Config, LocalPath, Positive, Seed
-from wemmu.config.load import ConfigError
+from wemmu.config.base import Config, ConfigError, LocalPath, Positive, Seed, leaves
 from wemmu.config.task import Task
 
 Encoder = Literal["clip", "longclip", "dinov2", "dinov3"]
+
+
+# The file of a result card.
+CARD = "card.json"
 
 
 class BenchmarkOptions(Config):
@@ -115,16 +119,41 @@ class GEditOptions(BenchmarkOptions):
     judge: ServerOptions
 
 
+class Benchmarks(TypedDict, total=False):
+    """Benchmarks with their options, by name."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    shapes: ShapesOptions
+    fidelity: FidelityOptions
+    unified_bench: UnifiedBenchOptions
+    geneval: GenEvalOptions
+    dpg: DPGOptions
+    wise: WISEOptions
+    imgedit: ImgEditOptions
+    gedit: GEditOptions
+
+
 OPTIONS: dict[str, type[BenchmarkOptions]] = {
-    "shapes": ShapesOptions,
-    "fidelity": FidelityOptions,
-    "unified_bench": UnifiedBenchOptions,
-    "geneval": GenEvalOptions,
-    "dpg": DPGOptions,
-    "wise": WISEOptions,
-    "imgedit": ImgEditOptions,
-    "gedit": GEditOptions,
+    name: kind for name, kind in get_type_hints(Benchmarks).items() if not name.startswith("_")
 }
+BenchmarkName = Literal["shapes", "fidelity", "unified_bench", "geneval", "dpg", "wise", "imgedit", "gedit"]
+
+
+def card_folder(stage_folder: Path, name: str) -> Path:
+    """Return the folder of a stage's benchmark."""
+    return stage_folder / "benchmarks" / name
+
+
+def card_file(stage_folder: Path, name: str) -> Path:
+    """Return the result card of a stage's benchmark."""
+    return card_folder(stage_folder, name) / CARD
+
+
+def inputs(options: BenchmarkOptions) -> dict[str, Path]:
+    """Return the folders and files that a benchmark reads: dotted name of the option -> path."""
+    found = leaves(options.model_dump())
+    return {name: value for name, value in found if isinstance(value, Path) and name != "judge.cache"}
 
 
 def options(name: str, values: Mapping[str, Any]) -> BenchmarkOptions:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from wemmu.config.load import ConfigError, load_stages
+from wemmu.config.base import ConfigError
+from wemmu.config.load import load_stages
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 _NAME = re.compile(r"step_(\d{8})")

@@ -16,17 +16,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import ScalarEvent, YAMLError
 
-from wemmu.config.base import Named, leaves
+from wemmu.config.base import ConfigError, Named, leaves
 from wemmu.config.files import YAML_LOADER, replace_text
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
 
 Schema = TypeVar("Schema", bound=BaseModel)
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
-
-
-class ConfigError(ValueError):
-    """An invalid config; the message names the file, the field, the value and the reason."""
 
 
 def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:

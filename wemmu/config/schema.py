@@ -1,10 +1,11 @@
 """The schema of a curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, LocalPath, Location, Named, Positive, Seed
+from wemmu.config.benchmarks import BenchmarkOptions, Benchmarks, FidelityOptions
 from wemmu.config.prepare import Prepare
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.upgrade import upgraded
@@ -174,10 +175,21 @@ class Logging(Config):
 
 
 class Evaluation(Config):
-    """Exact scores after a stage, on `prompts` held-out prompts for each task; 0 skips the evaluation."""
+    """Exact scores after a stage, on `prompts` held-out prompts for each task; 0 skips the evaluation.
+
+    benchmarks: what else runs after each stage that names none of its own. ranks: processes that share the images of a
+    benchmark.
+    """
 
     prompts: Annotated[int, Field(ge=0)] = 0
     batch: Positive = 64
+    benchmarks: Benchmarks = Field(default_factory=lambda: Benchmarks())
+    ranks: Positive = 1
+
+    def after(self, stage: Stage | ResolutionStep) -> dict[str, BenchmarkOptions]:
+        """Return the benchmarks that run after a stage, with their options."""
+        named = self.benchmarks if stage.benchmarks is None else stage.benchmarks
+        return dict(cast(dict[str, BenchmarkOptions], named))
 
 
 class _HasRecipe(Config):
@@ -225,11 +237,26 @@ class Curriculum(_HasRecipe):
                 )
             if stage.gate.scores and not self.evaluation.prompts:
                 raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
+            self._check_benchmarks(stage)
             if stage.has_plateau and not self.data.validation:
                 raise ValueError(
                     f"stage {stage.name}: next_resolution.plateau wants held-out records, but data.validation is 0"
                 )
         return self
+
+    def _check_benchmarks(self, stage: Stage) -> None:
+        named = self.evaluation.after(stage)
+        if lacking := [one.benchmark for one in stage.gate.benchmarks if one.benchmark not in named]:
+            raise ValueError(
+                f"stage {stage.name}: its gate reads {lacking[0]}, which does not run after it; name it in "
+                f"evaluation.benchmarks or in the stage's benchmarks (there: {', '.join(named) or 'none'})"
+            )
+        fidelity = named.get("fidelity")
+        if isinstance(fidelity, FidelityOptions) and fidelity.shards is None and not self.data.validation:
+            raise ValueError(
+                f"stage {stage.name}: fidelity scores records that no stage trains on, but data.validation is 0; set "
+                "it, or name another data set in the benchmark's shards"
+            )
 
     def stage_run(self, name: str) -> "StageRun":
         """The self-contained config of a stage's job; of its last resolution's if it has several.

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from wemmu.config.base import Config, LocalPath, Positive, Share
+from wemmu.config.benchmarks import BenchmarkName, Benchmarks
 from wemmu.config.next_resolution import NextResolution
 from wemmu.config.objectives import CaptionTuning, Objective, ReconstructiveTuning, UnifiedGRPO
 from wemmu.config.task import Task
@@ -73,14 +74,31 @@ class Optimizer(Config):
         return self.final_lr_share + (1 - self.final_lr_share) * cosine
 
 
+class BenchmarkGate(Config):
+    """A bound of a score on the result card of a benchmark. score: its name on the card; else the first one there."""
+
+    benchmark: BenchmarkName
+    score: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"a gate on {self.benchmark} needs at_least or at_most")
+        return self
+
+
 class Gate(Config):
     """What must hold of a stage before the next one begins, besides a finite loss and images with something on.
 
     max_loss: of the last line of its record. scores: lowest share of right answers of a task in the stage's evaluation.
+    benchmarks: bounds of scores of benchmarks that run after the stage.
     """
 
     max_loss: float | None = None
     scores: dict[Task, Share] = Field(default_factory=dict)
+    benchmarks: tuple[BenchmarkGate, ...] = ()
 
 
 class _Training(Config):
@@ -100,6 +118,8 @@ class _Training(Config):
     # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
     start: LocalPath | None = None
     gate: Gate = Gate()
+    # Benchmarks that run after the stage, instead of those of `evaluation`.
+    benchmarks: Benchmarks | None = None
     # Ends each of several resolutions but the last.
     next_resolution: NextResolution | None = None
 

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from wemmu.config import Curriculum, load_curriculum
-from wemmu.config.load import ConfigError
+from wemmu.config.base import ConfigError
 from wemmu.config.patterns import escaped, expanded
 from wemmu.config.prepare import Prepare, ShapesSource
 from wemmu.config.serving import check_files, check_preparable, check_readable, needs, serving

@@ -8,6 +8,7 @@ from wemmu.config.base import leaves
 from wemmu.config.files import replace_text
 from wemmu.evaluation.benchmark import Mark
 from wemmu.evaluation.generation import IMAGES, INPUTS
+from wemmu.evaluation.run_record import StageRecord
 from wemmu.jsonlines import read_lines
 from wemmu.report import page as kit
 
@@ -40,6 +41,29 @@ def write_page(folder: Path, card: Mapping[str, Any], marks: Sequence[Mark]) -> 
     page = kit.Page(f"{card['title']}: result card", f"Written {kit.now()}", blocks)
     replace_text(folder / PAGE, kit.html(page))
     return folder / PAGE
+
+
+def cards_section(stages: Sequence[StageRecord], all_scores: bool, root: str | None = None) -> kit.Section | str:
+    """Return a table of the stages' result cards, empty without any: their first scores, or all.
+
+    root: what addresses begin with; else each stage's folder.
+    """
+    rows: list[list[str | kit.Cell]] = []
+    for stage in stages:
+        for name, card in stage.cards.items():
+            address = f"{stage.name + '/' if root is None else root}benchmarks/{name}/{PAGE}"
+            about = f"{card['n']} images" + (f", {card['failures']} not judged" if card["failures"] else "")
+            title = kit.Cell(kit.link(address, card["title"]), about)
+            for score, one in list(card["scores"].items())[: None if all_scores else 1]:
+                interval = f"{one['low']:.4g} – {one['high']:.4g}"
+                rows.append([stage.name, title, score, f"{one['value']:.4g}", interval])
+            if not card["scores"]:
+                rows.append([stage.name, title, "no score", "", ""])
+    if not rows:
+        return ""
+    words = "Scores of benchmarks with their 95 % intervals; each name leads to the result card with its images."
+    columns = ("Stage", "Benchmark", "Score", ">Value", ">95 % interval")
+    return kit.Section("Benchmarks", [words, kit.Table("", columns, rows)])
 
 
 def _galleries(folder: Path, marks: Sequence[Mark]) -> list[kit.Block]:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from wemmu.checkpoint.manifest import sha256_of
+from wemmu.config.benchmarks import CARD
 from wemmu.config.files import replace_text
 from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, Mark, plain
 from wemmu.revision import revision
 
 FORMAT = 1
-CARD, MARKS = "card.json", "marks.jsonl"
+MARKS = "marks.jsonl"
 Headline = Callable[[Sequence[Mark]], dict[str, float]]
 
 

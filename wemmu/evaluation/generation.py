@@ -8,6 +8,7 @@ FOLDER/images/         generated images, KEY.png, written by rename
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,22 @@ from PIL import Image
 from wemmu.config.base import differences
 from wemmu.config.files import replace_text
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest
+from wemmu.heartbeat import beat
+from wemmu.locks import hold
 
 SETTINGS, REQUESTS, INPUTS, IMAGES = "settings.json", "requests.jsonl", "inputs", "images"
+# Seconds until a rank gives up on the others: as the launcher's default for a rank that hangs.
+PATIENCE_S = 1800.0
 # Generates the images of requests that have one task, number of inputs and size.
 Draw = Callable[[Sequence[BenchmarkRequest]], list[Image.Image]]
 
 
-def prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Mapping[str, Any]) -> None:
+def prepare(
+    folder: Path, requests: Sequence[BenchmarkRequest], settings: Mapping[str, Any], replace: bool = False
+) -> None:
     """Write the settings and the requests; all ranks may call it.
+
+    replace: whether images of other settings are deleted; the first rank does it, the others find its settings.
 
     Raises:
         BenchmarkError: if the folder holds images of other settings or of other requests.
@@ -33,12 +42,23 @@ def prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Mappin
     settings = json.loads(json.dumps(settings))
     keys = [request.key for request in requests]
     assert len(set(keys)) == len(keys), "keys are unique"
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder / ".lock", lambda _: f"another process prepares {folder}", patience_s=PATIENCE_S):
+        _prepare(folder, requests, settings, replace)
+
+
+def _prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Any, replace: bool) -> None:
     file = folder / SETTINGS
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
-        if changes := [f"{name} was {a!r} and is {b!r}" for name, a, b in differences(before, settings)]:
+        changes = [f"{name} was {a!r} and is {b!r}" for name, a, b in differences(before, settings)]
+        if changes and replace:
+            for name in (INPUTS, IMAGES):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        elif changes:
             raise BenchmarkError(
-                f"{folder} holds images of other settings ({'; '.join(changes[:4])}); give another --out, or delete it"
+                f"{folder} holds images of other settings ({'; '.join(changes[:4])}); give another --out, or --replace "
+                "them"
             )
     for name in (INPUTS, IMAGES):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -61,6 +81,7 @@ def generate(
         for request, image in zip(several, draw(several), strict=True):
             _save_inputs(folder, request)
             _save(image, folder / IMAGES / f"{request.key}.png")
+        beat()
         done += len(several)
         left = (time.monotonic() - begun) / done * (len(mine) - done)
         print(f"generated {done}/{len(mine)}, {left / 60:.1f} min left", flush=True)
@@ -70,6 +91,22 @@ def generate(
 def missing(folder: Path, requests: Sequence[BenchmarkRequest]) -> list[BenchmarkRequest]:
     """Return the requests without an image."""
     return [request for request in requests if not (folder / IMAGES / f"{request.key}.png").is_file()]
+
+
+def wait_for_others(folder: Path, requests: Sequence[BenchmarkRequest]) -> None:
+    """Return when the other ranks have generated their images.
+
+    Raises:
+        BenchmarkError: if no image came for a long time.
+    """
+    lacking, since = len(missing(folder, requests)), time.monotonic()
+    while lacking:
+        if time.monotonic() - since > PATIENCE_S:
+            raise BenchmarkError(f"{folder / IMAGES} lacks {lacking} images, and no other rank writes any")
+        time.sleep(1.0)
+        beat()
+        if (now := len(missing(folder, requests))) < lacking:
+            lacking, since = now, time.monotonic()
 
 
 def adopt(folder: Path, requests: Sequence[BenchmarkRequest], files: Mapping[str, Path]) -> None:

@@ -10,7 +10,8 @@ from wemmu.config.benchmarks import BenchmarkOptions
 from wemmu.evaluation.benchmark import Judged, Mark, benchmark_class
 from wemmu.evaluation.benchmark_page import write_page
 from wemmu.evaluation.card import write_card
-from wemmu.evaluation.generation import Draw, adopt, generate, load, missing, prepare
+from wemmu.evaluation.generation import Draw, adopt, generate, load, missing, prepare, wait_for_others
+from wemmu.heartbeat import beat
 
 Only = Literal["generate", "score"]
 
@@ -23,27 +24,34 @@ def run_benchmark(
     open_model: Callable[[], Draw] | Path,
     settings: Mapping[str, Any],
     only: Only | None = None,
+    replace: bool = False,
 ) -> dict[str, Any] | None:
     """Run a benchmark in `folder`; return the card, None if this process only generates.
 
+    Of several ranks, each generates its share, and rank 0 waits for the others and scores.
+
     open_model: loads the model; not called if nothing is missing. Or a folder of images that another program wrote in
-    the benchmark's published layout. settings: what the images depend on.
+    the benchmark's published layout. settings: what the images depend on. replace: whether images of other settings in
+    the folder are deleted, else they are an error.
     """
     benchmark = benchmark_class(name)(options, run)
     requests = benchmark.requests()
     rank, world = share()
     settings = {**settings, "seed": options.seed}
-    prepare(folder, requests, settings)
+    prepare(folder, requests, settings, replace)
     if isinstance(open_model, Path):
         adopt(folder, requests, benchmark.adopt(open_model))
     elif only != "score" and missing(folder, requests[rank::world]):
         generate(folder, requests, open_model(), options.batch, rank, world)
-    if only == "generate" or world > 1:
-        print(f"{folder} holds the images of rank {rank} of {world}; `--only score` scores all of them", flush=True)
+    if only == "generate" or rank > 0:
+        print(f"{folder} holds the images of rank {rank} of {world}", flush=True)
         return None
+    if world > 1 and only is None:
+        wait_for_others(folder, requests)
     judged = (Judged(request, image) for request, image in load(folder, requests))
     marks = []
     for request, values in zip(requests, benchmark.judge(judged), strict=True):
+        beat()
         marks.append(Mark(request.key, request.category, request.unit, values))
         if len(marks) % 100 == 0 or len(marks) == len(requests):
             print(f"judged {len(marks)}/{len(requests)}", flush=True)

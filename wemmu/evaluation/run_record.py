@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage, load_stages
+from wemmu.config.benchmarks import card_file
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints, sheets
 from wemmu.config.shards import DataSet, ShardError
 from wemmu.evaluation.runner import IMAGES, RESULTS_FILE, SAMPLES_FILE
 from wemmu.jsonlines import read_lines
+
+# Result cards in the folder of a stage.
+CARDS = str(card_file(Path(), "*"))
 
 
 class ReportError(ValueError):
@@ -30,7 +34,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage. manifest: of its newest checkpoint. metrics: lines of metrics.jsonl. given_start: weights that were
+    """One stage. manifest: of its newest checkpoint. metrics: lines of metrics.jsonl. cards: benchmark -> result card,
+    in the order of their names. given_start: weights that were
     named in the curriculum, with `start_manifest` if they still exist; None if it starts from the previous stage."""
 
     run: StageRun
@@ -39,6 +44,7 @@ class StageRecord:
     metrics: list[dict[str, Any]]
     results: dict[str, Any] | None
     samples: list[Sample]
+    cards: dict[str, dict[str, Any]]
     given_start: Path | None
     start_manifest: dict[str, Any] | None
 
@@ -131,6 +137,7 @@ def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRec
         samples=[
             Sample(e, {k: home / IMAGES / name for k, name in (e.get("images") or e["pictures"]).items()}) for e in kept
         ],
+        cards={file.parent.name: card for file in sorted(home.glob(CARDS)) if (card := _json(file))},
         given_start=start,
         start_manifest=_json(start / MANIFEST) if start else None,
     )

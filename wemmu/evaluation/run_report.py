@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from wemmu.config.files import replace_text
 from wemmu.config.task import TASK_NAMES
+from wemmu.evaluation.benchmark_page import cards_section
 from wemmu.evaluation.run_charts import SPLITS, loss_charts, score_charts
 from wemmu.evaluation.run_record import RunRecord, StageRecord, read_run
 from wemmu.evaluation.run_samples import samples_section, sheet, split_words
@@ -64,7 +65,7 @@ def _page(record: RunRecord) -> kit.Page:
         pages,
         kit.Notes("Not everything is here.", missing(record)),
     ]
-    sections = (samples_section, _scores, _losses, _modules, _time, _data, _configuration)
+    sections = (samples_section, _scores, _cards, _losses, _modules, _time, _data, _configuration)
     about = f"Report of a run, written {kit.now()}"
     return kit.Page(record.stages[0].run.name, about, [*blocks, *(describe(record) for describe in sections)])
 
@@ -105,6 +106,9 @@ def missing(record: RunRecord) -> list[str]:
             notes.append(f"{stage.name} has not been evaluated.")
         elif stage.results and (at := stage.results.get("checkpoint", {}).get("step", stage.step)) != stage.step:
             notes.append(f"The scores of {stage.name} are of step {at}, its newest checkpoint is of step {stage.step}.")
+        named = stage.run.evaluation.after(stage.run.stage)
+        if stage.manifest and (absent := [name for name in named if name not in stage.cards]):
+            notes.append(f"{stage.name} lacks the result cards of {listed(absent)}.")
     if not record.timings:
         notes.append("The launcher's ledger is missing or empty, so times are not known.")
     if record.data is None:
@@ -137,6 +141,10 @@ def _scores(record: RunRecord) -> kit.Section | str:
     charts = kit.Gallery("charts", score_charts(stages))
     details = _details(next(stage for stage in reversed(stages) if stage.results))
     return kit.Section("Exact scores", [words, charts, kit.Table("", columns, rows), details])
+
+
+def _cards(record: RunRecord) -> kit.Section | str:
+    return cards_section(record.stages, all_scores=False)
 
 
 def _share(share: dict[str, Any] | None) -> kit.Cell:

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from wemmu.config.checkpoints import step_of
 from wemmu.config.files import replace_text
+from wemmu.evaluation.benchmark_page import cards_section
 from wemmu.evaluation.run_charts import loss_charts, machine_charts, share_charts
 from wemmu.evaluation.run_record import StageRecord, read_stage
 from wemmu.jsonlines import read_lines, stage_events
@@ -38,7 +39,8 @@ def _page(record: StageRecord) -> kit.Page:
         f"Step {step} of {stage.steps}, of {stage.global_batch} samples each, at {stage.resolution} px: "
         f"{objective(record)} that trains {', '.join(stage.trains).replace('_', ' ')}."
     )
-    sections = _metrics(record, events, newest), _samples(record), _events(events), _configuration(record)
+    cards = cards_section([record], all_scores=True, root="")
+    sections = _metrics(record, events, newest), _samples(record), cards, _events(events), _configuration(record)
     return kit.Page(f"{record.run.name}: {record.name}", about, [kit.Text(lead, "lead"), *sections])
 
 
