@@ -18,12 +18,12 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.pipeline_bubble import Slot, idle_share
 from tests.planning.worlds import curriculum_with, write_published
 from wemmu.config.schema import Backbones, Curriculum, Parallel
 from wemmu.planning.ask import Shape
 from wemmu.planning.layout import Degrees
 from wemmu.planning.plan import Assumptions, Machine, StagePlan, plan, shape_of
+from wemmu.planning.schedule import Slot, idle_share
 from wemmu.readable import human
 
 PAPER = Path("configs/curriculum/paper.yaml")
@@ -84,7 +84,7 @@ def play(case: Case, backbones: Backbones) -> dict[str, Any]:
     }
     return {
         **asdict(case), "curriculum": str(case.curriculum), "global_batch": run.stage.global_batch, "task": shape.task,
-        "peak": found.peak, "memory": found.memory, "traffic": traffic, "slots": [asdict(s) for s in found.slots],
+        "peak": found.peak, "memory": found.memory, "traffic": traffic, "slots": [s._asdict() for s in found.slots],
     }  # fmt: skip
 
 

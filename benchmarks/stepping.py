@@ -15,12 +15,12 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from torch.distributed.pipelining import PipelineStage
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.pipeline_bubble import Slot
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import FakeWorld, Traffic, fake_world
 from wemmu.measuring.model import make_batch, make_model
 from wemmu.parallel.topology import Topology
 from wemmu.planning.ask import Shape
+from wemmu.planning.schedule import Slot
 from wemmu.training.build import make_engine
 
 WEIGHTS, MOMENTS, GRADIENTS, GATHERED, ACTIVATIONS = "weights", "moments", "gradients", "gathered", "activations"

@@ -65,17 +65,18 @@ def test_memory_traffic_and_idle_time_are_as_planned(
 
 def test_the_idle_share_of_equal_stages_is_the_published_one():
     for stages, micro_batches in ((1, 4), (2, 4), (4, 8), (4, 32)):
-        share = idle_share([(1.0, 2.0)] * stages, micro_batches)
+        share = idle_share([list(order(i, stages, micro_batches, (1.0, 2.0))) for i in range(stages)])
         assert share == pytest.approx((stages - 1) / (micro_batches + stages - 1))
 
 
 def test_a_stage_that_is_slower_makes_the_others_wait():
     # All is over when the slow stage is: it works without a pause but for the other's first and last slots.
-    assert idle_share([(1.0, 2.0), (2.0, 4.0)], 4) == pytest.approx(1 - 4 * 9 / (2 * (1 + 4 * 6 + 2)))
+    slots = [list(order(i, 2, 4, flops)) for i, flops in enumerate([(1.0, 2.0), (2.0, 4.0)])]
+    assert idle_share(slots) == pytest.approx(1 - 4 * 9 / (2 * (1 + 4 * 6 + 2)))
 
 
 def test_every_micro_batch_goes_forward_and_back_once():
     for place in range(3):
-        slots = list(order(place, 3, 5))
+        slots = [slot[:2] for slot in order(place, 3, 5)]
         assert sorted(slots) == [(backward, i) for backward in (False, True) for i in range(5)]
         assert slots[: 3 - place] == [(False, i) for i in range(3 - place)]

@@ -246,8 +246,9 @@ def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine
     flops = sum(stage.mixture[task] / weight * sum(map(sum, parts.values())) for task, parts in by_task.items())
     idle = waited = 0.0
     if rank.slices is not None:
-        slots = [place["flops"] for place in rank.slices["places"]]
-        idle = schedule.idle_share(slots, degrees.tp * degrees.pp)
+        places, rounds = rank.slices["places"], degrees.tp * degrees.pp
+        slots = [list(schedule.order(i, degrees.pp, rounds, place["flops"])) for i, place in enumerate(places)]
+        idle = schedule.idle_share(slots)
         # The DiT's share of a sample is the same whatever the task.
         waited = sum(next(iter(by_task.values()))["dit"]) * idle / (1 - idle)
     begin, end = stage.span

@@ -1,41 +1,48 @@
 """The DiT's pipeline: one forward, one backward (PipeDream-Flush, arXiv 2006.09503), and how long its stages wait."""
 
 from collections.abc import Iterator, Sequence
-
-# (whether backward, number of the micro-batch)
-Slot = tuple[bool, int]
+from typing import NamedTuple
 
 
-def order(place: int, stages: int, micro_batches: int) -> Iterator[Slot]:
+class Slot(NamedTuple):
+    """Forward or backward of one micro-batch through one stage of a pipeline; it takes as long as its FLOPs."""
+
+    backward: bool
+    micro_batch: int
+    flops: float
+
+
+def order(place: int, stages: int, micro_batches: int, flops: Sequence[float] = (0, 0)) -> Iterator[Slot]:
     """What the stage at `place` does, in turn, for one round of `micro_batches`, at least as many as there are stages.
 
-    Torch's way: as many forward as there are stages from here on, then backward and forward by turns.
+    Torch's way: as many forward as there are stages from here on, then backward and forward by turns. flops: of a
+    forward and of a backward slot.
     """
     ahead = min(micro_batches, stages - place)
-    yield from ((False, i) for i in range(ahead))
+    yield from (Slot(False, i, flops[False]) for i in range(ahead))
     for i in range(micro_batches):
-        yield True, i
+        yield Slot(True, i, flops[True])
         if ahead + i < micro_batches:
-            yield False, ahead + i
+            yield Slot(False, ahead + i, flops[False])
 
 
-def idle_share(slots: Sequence[Sequence[float]], micro_batches: int) -> float:
+def idle_share(stages: Sequence[Sequence[Slot]]) -> float:
     """The share of a round in which a stage waits for another, over all stages.
 
-    slots: time of a forward and of a backward slot of each stage; sending takes no time.
+    stages: the slots of each, in its own order. A slot begins when its stage is free and what it needs has come from
+    the stage before (forward) or behind (backward); sending takes no time.
     """
-    stages = len(slots)
-    orders = [list(order(place, stages, micro_batches)) for place in range(stages)]
     ends: dict[tuple[int, bool, int], float] = {}
-    now = [0.0] * stages
-    while any(orders):
-        for place, left in enumerate(orders):
-            while left:
-                backward, number = left[0]
-                source = place + 1 if backward else place - 1
-                if 0 <= source < stages and (source, backward, number) not in ends:
+    now, left = [0.0] * len(stages), [list(slots) for slots in stages]
+    while any(left):
+        before = len(ends)
+        for place, slots in enumerate(left):
+            while slots:
+                backward, number, flops = slots[0]
+                needed = (place + 1 if backward else place - 1, backward, number)
+                if 0 <= needed[0] < len(stages) and needed not in ends:
                     break
-                start = max(now[place], ends.get((source, backward, number), 0.0))
-                now[place] = ends[place, backward, number] = start + slots[place][backward]
-                left.pop(0)
-    return 1 - micro_batches * sum(map(sum, slots)) / (stages * max(now))
+                now[place] = ends[place, backward, number] = max(now[place], ends.get(needed, 0.0)) + flops
+                slots.pop(0)
+        assert len(ends) > before, "the stages wait for each other"
+    return 1 - sum(slot.flops for slots in stages for slot in slots) / (len(stages) * max(now))
