@@ -18,20 +18,20 @@ import matplotlib
 import torch
 import typer
 
-from wemmu.checkpoint import retention, store
-from wemmu.checkpoint.manifest import read_manifest
-from wemmu.config import StageRun, dump, load_curriculum
+from benchmarks.measure import RESULTS, ROOT, Out
+from wemmu.checkpoint import retention
+from wemmu.checkpoint.stored import StoredTensors
+from wemmu.config import StageRun, dump, load_curriculum, load_stage
 from wemmu.config.task import Task
 from wemmu.evaluation.runner import evaluate
+from wemmu.jsonlines import read_lines
 from wemmu.training.build import load_trained
 from wemmu.training.trainer import Trainer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "shapes" / "uae.yaml"
-OUT = ROOT / "benchmarks" / "results"
 # Arm -> control of the reward, and its share of the steps.
 ARMS = {"reward": ("none", 1.0), "deranged": ("deranged", 1.0), "constant": ("constant", 0.1)}
 CURVES = ("reward", "reward/own", "reward/held_out", "length", "entropy", "zero_std")
@@ -42,7 +42,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     steps: Annotated[int, typer.Option(min=10)] = 200,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out scenes of each evaluation.")] = 90,
-    out: Annotated[Path, typer.Option(help="Where uae.json, uae.md and uae.png go.")] = OUT,
+    out: Out = RESULTS,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Of every run.")] = None,
 ) -> None:
     """Train, score and tell."""
@@ -81,8 +81,6 @@ def scored(folder: Path, prompts: int) -> dict[str, float]:
     """Return shares of held-out test scenes: captions that are true, that are complete, and images restored."""
     file = folder / f"scores-{prompts}.json"
     if not file.exists():
-        from wemmu.config import load_stage
-
         run, newest = load_stage(folder / "config.yaml"), retention.latest(folder / "checkpoints")
         assert newest is not None
         made = load_trained(run, newest)
@@ -94,20 +92,12 @@ def scored(folder: Path, prompts: int) -> dict[str, float]:
 
 def equal(one: Path, other: Path) -> bool:
     """Whether two checkpoints have the same weights, bit for bit."""
-
-    def read(directory: Path) -> dict[str, torch.Tensor]:
-        manifest = read_manifest(directory)
-        tensors = {name: torch.empty(shape) for name, shape in manifest.tensors.items()}
-        store.fill_weights(directory, manifest, tensors)
-        return tensors
-
-    ours, theirs = read(one), read(other)
-    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    ours, theirs = StoredTensors(one), StoredTensors(other)
+    return all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.manifest.tensors)
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if "reward" in line]
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if "reward" in line]
     return {name: [line[name] for line in lines] for name in ("step", *CURVES) if name in lines[0]}
 
 

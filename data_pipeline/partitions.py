@@ -19,6 +19,7 @@ from data_pipeline.ledger import (
 )
 from data_pipeline.plan import Job
 from data_pipeline.records import Reason, RejectedError, Rejection, SourcePartition
+from wemmu.config.files import sync
 from wemmu.config.shards import COLUMNS, StreamSettings
 from wemmu.config.task import Task
 
@@ -116,7 +117,9 @@ class _Writers:
             writer.finish()
             held.append(Shards(settings=stream, shards=tuple(writer.shards)))
             aside, place = self._path(stream, self._aside), self._path(stream, partition_name(self._number))
-            _to_disk(aside)
+            # Before the rename: one that survives a power failure must not point to lost content.
+            for path in (*aside.iterdir(), aside):
+                sync(path)
             try:
                 os.replace(aside, place)
             except OSError:
@@ -129,13 +132,3 @@ class _Writers:
     def abandon(self) -> None:
         for stream in self._writers:
             shutil.rmtree(self._path(stream, self._aside), ignore_errors=True)
-
-
-def _to_disk(directory: Path) -> None:
-    """Sync before a rename: a rename that survives a power failure must not point to lost content."""
-    for path in (*directory.iterdir(), directory):
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)

@@ -8,9 +8,10 @@ from pathlib import Path
 from data_pipeline.ledger import Entry
 from data_pipeline.records import Reason, Rejection
 from wemmu.config import Curriculum
+from wemmu.config.serving import serving, sources_of
 from wemmu.config.shards import INDEX_FILE, DataSet, Schema, Stream
 from wemmu.config.stage import ResolutionStep
-from wemmu.config.task import FROM_T2I, Task
+from wemmu.config.task import Task
 
 JSON_FILE, TEXT_FILE, HTML_FILE = "report.json", "report.txt", "report.html"
 # Examples of each reason for a rejection.
@@ -165,13 +166,11 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
 def stage_steps(stage: ResolutionStep, streams: Iterable[Stream]) -> StageSteps:
     """Return the length of an epoch of each task of the stage at this resolution."""
     begin, end = stage.span
-    at_resolution = [stream for stream in streams if stream.settings.resolution == stage.resolution]
-    rows = []
+    streams, rows = list(streams), []
     for task, weight in stage.mixture.items():
-        records_of = task
-        if task in FROM_T2I and all(stream.settings.task != task for stream in at_resolution):
-            records_of = Task.T2I
-        counts = {s.settings.name: s.samples for s in at_resolution if s.settings.task == records_of}
+        serve = serving(streams, task, stage.resolution)
+        records_of = serve[0].settings.task if serve else sources_of(task)[-1]
+        counts = {stream.settings.name: stream.samples for stream in serve}
         samples, share = sum(counts.values()), weight / sum(stage.mixture.values())
         steps = round((end - begin) * share)
         rows.append(

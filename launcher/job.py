@@ -14,6 +14,7 @@ from wemmu.config.checkpoints import (
     says_its_step,
 )
 from wemmu.config.next_resolution import record_file
+from wemmu.jsonlines import read_lines
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,9 @@ def last_step(job: Job) -> int | None:
 
 def resolution_end(job: Job) -> int | None:
     """Return the step at which a resolution of a stage ended; None before that, and for other jobs."""
-    file = record_file(job.folder)
-    if job.resolution is None or not file.exists():
+    if job.resolution is None:
         return None
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    lines = read_lines(record_file(job.folder))
     return next((line["to_step"] for line in lines if line["resolution"] == job.resolution), None)
 
 

@@ -14,6 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config.schema import Backbones
 from wemmu.published.identity import hash_files, identity, is_same
+from wemmu.published.layout import header
 
 SHAPES = Path(__file__).parents[2] / "assets/shapes"
 FILES = {"vlm": "model.safetensors", "sana/transformer": "diffusion_pytorch_model.safetensors"}
@@ -87,3 +88,14 @@ def test_an_identity_is_a_text_wherever_it_goes(backbones: Backbones):
     # A text that came back from a file is enough to be compared with.
     assert is_same(str(one), one)
     assert not is_same("0" * 64, str(one))
+
+
+def test_a_header_is_read_once_until_its_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "a.safetensors"
+    save_file({"one": torch.zeros(2)}, file)
+    before = header(file)
+    with monkeypatch.context() as closed:
+        closed.setattr(Path, "open", None)
+        assert header(file) == before
+    save_file({"two": torch.zeros(2, 3)}, file)
+    assert list(header(file)) == ["two"]

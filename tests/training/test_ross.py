@@ -324,6 +324,7 @@ def test_the_example_runs_from_shards_to_a_vlm_that_transformers_loads(tmp_path:
     record = [json.loads(line) for line in (run / "tune" / "metrics.jsonl").read_text().splitlines()]
     losses = [line for line in record if "loss" in line]
     assert [line["step"] for line in losses] == [1, 2, 3]
+    assert losses[0]["head_lr"] / losses[0]["lr"] == pytest.approx(1e-3 / 3e-4)
     for line in losses:
         assert line["loss"] == pytest.approx(line["loss/text"] + line["loss/visual"], rel=1e-5)
     scores = json.loads((run / "tune" / "evaluation.json").read_text())["tasks"]["understanding"]["test"]

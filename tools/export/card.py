@@ -7,6 +7,7 @@ from typing import Any
 
 from wemmu.checkpoint.manifest import Manifest
 from wemmu.config import StageRun, load_stages
+from wemmu.jsonlines import read_lines
 from wemmu.pipeline import ARGUMENTS
 from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.shapes.vocabulary import WORLD
@@ -117,10 +118,9 @@ def _backbones(run: StageRun) -> str:
 
 def trained_commit(folder: Path) -> str:
     """Return the commit that last trained the stage."""
-    file = folder / "environment.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = read_lines(folder / "environment.jsonl")
     # A folder without git, such as a downloaded archive, records no commit.
-    return json.loads(lines[-1]).get("commit", "unknown") if lines else "unknown"
+    return lines[-1].get("commit") or "unknown" if lines else "unknown"
 
 
 def stages_until(run: StageRun, folder: Path) -> list[StageRun]:

@@ -17,10 +17,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from wemmu.backbones.weights import stored_files
 from wemmu.checkpoint.finite import narrowed
 from wemmu.checkpoint.stored import StoredTensors
-from wemmu.checkpoint.stream import as_bytes, write_safetensors
+from wemmu.checkpoint.stream import NAMES, as_bytes, write_safetensors
+from wemmu.published.layout import tensors
 
 # Bytes of a file, as the published models have them.
 LIMIT = 5_000_000_000
@@ -41,14 +41,17 @@ class Stored:
 
 
 def published(directory: Path, single: str) -> dict[str, Stored]:
-    """The tensors of a directory in the published layout, under the names that they have there."""
-    found = {}
-    for name, file in stored_files(directory, single).items():
-        with safe_open(file, "pt") as opened:
-            part = opened.get_slice(name)
-            shape, dtype = tuple(part.get_shape()), opened.get_tensor(name).dtype
-        found[name] = Stored(shape, dtype, partial(_read, file, name))
-    return found
+    """The tensors of a directory in the published layout, under the names that they have there.
+
+    Raises:
+        BackboneError: if the directory is not whole.
+        ValueError: for a tensor of a type that exports do not hold.
+    """
+    types = {word: dtype for dtype, word in NAMES.items()}
+    stored = tensors(directory, single)
+    if odd := [f"{name}: {each.dtype}" for name, each in stored.items() if each.dtype not in types]:
+        raise ValueError(f"{directory} holds types that no export has ({odd[0]}); valid choices: {', '.join(types)}")
+    return {n: Stored(each.shape, types[each.dtype], partial(_read, each.file, n)) for n, each in stored.items()}
 
 
 def trained(checkpoint: StoredTensors, prefix: str) -> dict[str, Stored]:

@@ -188,17 +188,6 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield "", model
 
 
-def stored_files(directory: Path, single: str = DIFFUSERS) -> dict[str, Path]:
-    """Name -> the file that holds this tensor; of the two published layouts, one file or several with an index.
-
-    single: the one file's name, which is diffusers' unless given.
-
-    Raises:
-        BackboneError: if the directory has neither, or not all of one.
-    """
-    return {name: tensor.file for name, tensor in tensors(directory, single).items()}
-
-
 def _report(
     directory: Path, parameters: int, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
 ) -> LoadReport:

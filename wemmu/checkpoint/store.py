@@ -36,6 +36,7 @@ from wemmu.checkpoint.retention import discard, make_room, newest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor, WholePlanner
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.checkpoints import directory_name
+from wemmu.config.files import sync
 
 # One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -141,11 +142,11 @@ def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
         )
     write_manifest(aside, manifest)
     for directory in (aside / "state", aside):
-        _sync(directory)
+        sync(directory)
     make_room(final, manifest.step)
     os.replace(aside, final)
     # On the disk before older ones go.
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def load_state(directory: Path, state: TrainState) -> Manifest:
@@ -270,12 +271,3 @@ def read(directory: Path, into: Mapping[str, Tensor], ranks: Ranks, reader: Chec
 def _reasons(error: CheckpointException) -> str:
     failures = error.failures.items()
     return "; ".join(f"rank {rank}: {type(cause).__name__}: {cause}" for rank, (cause, _) in failures)
-
-
-def _sync(directory: Path) -> None:
-    """Wait until the names in it are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

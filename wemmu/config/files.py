@@ -14,6 +14,15 @@ YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Replace the content of `path` atomically: after a crash it is either the old or the new one."""
     aside = path.with_name(path.name + ".tmp")

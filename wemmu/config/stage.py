@@ -52,13 +52,18 @@ class Optimizer(Config):
         warmup, decay = (n if isinstance(n, int) else int(n * steps + 1e-9) for n in (self.warmup, self.decay))
         return warmup, decay
 
+    @property
+    def own_rates(self) -> dict[str, float]:
+        """Peak learning rates of modules that have their own."""
+        return {name: lr for name, lr in (("dit", self.dit_lr), ("head", self.head_lr)) if lr is not None}
+
     def rates(self, name: str, ndim: int) -> tuple[float, float]:
         """(peak learning rate, weight decay) of the parameter with this canonical name and number of dimensions.
 
         Vectors (norms, biases) are never decayed; those without a rate of their module learn `vector_scale` times as
         fast.
         """
-        own = {"dit": self.dit_lr, "head": self.head_lr}.get(name.partition(".")[0])
+        own = self.own_rates.get(name.partition(".")[0])
         shared = self.lr * self.vector_scale if ndim < 2 else self.lr
         return shared if own is None else own, 0.0 if ndim < 2 else self.weight_decay
 

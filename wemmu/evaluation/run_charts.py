@@ -25,7 +25,7 @@ MACHINE = (
         ("peak host memory of a rank, GB", {"memory/host_gb": ""}, 1.0),
     ),
     (("time spent waiting for data, %", {"data_wait_share": ""}, 0.01),),
-    (("learning rate", {"lr": "bridge", "dit_lr": "DiT"}, 1.0),),
+    (("learning rate", {"lr": "bridge", "dit_lr": "DiT", "head_lr": "head"}, 1.0),),
 )
 
 

@@ -13,7 +13,6 @@ So a killed run that resumes ends its resolutions at the same steps as an undist
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +21,9 @@ from typing import Any, Literal
 
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.config import ResolutionStep
-from wemmu.config.files import replace_text
+from wemmu.config.files import replace_text, sync
 from wemmu.config.next_resolution import Plateau, record_file
+from wemmu.jsonlines import read_lines
 from wemmu.parallel.topology import gathered
 
 METRICS = "metrics.jsonl"
@@ -64,7 +64,7 @@ class ResolutionSchedule:
         self.stage, self._file, self._metrics, self._leads = stage, record_file(folder), folder / METRICS, leads
         self._losses: list[float] = []
         lower = stage.resolutions[: stage.resolutions.index(stage.resolution)] if stage.resolutions else ()
-        lines: list[dict[str, Any]] = gathered(_lines(self._file) if leads else None)[0]
+        lines: list[dict[str, Any]] = gathered(read_lines(self._file) if leads else None)[0]
         ended = {line["resolution"]: line for line in lines}
         if lower and lower[-1] not in ended:
             raise CheckpointError(
@@ -114,8 +114,7 @@ class ResolutionSchedule:
         self._losses.append(loss)
         if self._leads:
             # Sync: a checkpoint that survives a crash of the machine needs this line.
-            with self._metrics.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(self._metrics)
 
     def ending(self, step: int) -> Ending | None:
         """Return why the resolution ends at `step`; None if it does not."""
@@ -158,17 +157,15 @@ class ResolutionSchedule:
 
     def _recorded(self, step: int, every: int) -> list[float]:
         """Return the validation losses of this resolution up to `step` or the first gap."""
-        told = {line["step"]: line["validation_loss"] for line in _lines(self._metrics) if "validation_loss" in line}
+        told = {
+            line["step"]: line["validation_loss"] for line in read_lines(self._metrics) if "validation_loss" in line
+        }
         found = []
         for at in range(self.begin + every, step + 1, every):
             if at not in told:
                 break
             found.append(told[at])
         return found
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _write(file: Path, lines: Sequence[dict[str, Any]]) -> None:

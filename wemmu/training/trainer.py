@@ -171,8 +171,8 @@ class Trainer:
             "lr": optimizer.lr * share,
             "time": time.time(),
         }
-        if "dit" in self.stage.trains and optimizer.dit_lr is not None:
-            values["dit_lr"] = optimizer.dit_lr * share
+        own = optimizer.own_rates
+        values |= {f"{module}_lr": own[module] * share for module in self.stage.trains if module in own}
         if self.peak is not None and "flops_per_s" in values:
             values["mfu"] = values["flops_per_s"] / (self.peak * self.topology.world)
         self.record.write(values)

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor
 
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
-from wemmu.backbones.weights import LoadReport, load_vlm, stored_files
+from wemmu.backbones.weights import LoadReport, load_vlm
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.manifest import read_manifest, sha256_of, some, verify
 from wemmu.checkpoint.start import start_from
@@ -22,6 +22,7 @@ from wemmu.checkpoint.store import fill_weights
 from wemmu.config.objectives import UnifiedGRPO
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.prompts import PromptEncoder
+from wemmu.published.layout import DIFFUSERS, tensors
 from wemmu.recipes.staged import startable
 from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.loss import loss_of
@@ -90,7 +91,7 @@ def fill_from_export(model: WeMMU, directory: Path) -> str:
     live, files = startable(model), set()
     for folder, part in COMPONENTS.items():
         own = {name.removeprefix(f"{part}."): t for name, t in live.items() if name.startswith(f"{part}.")}
-        stored = stored_files(directory / folder)
+        stored = {name: tensor.file for name, tensor in tensors(directory / folder, DIFFUSERS).items()}
         if missing := sorted(own.keys() ^ stored.keys()):
             raise CheckpointError(
                 f"{directory / folder} is not this generator's: {some(missing)} is in one of them only"
