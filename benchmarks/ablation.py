@@ -35,6 +35,7 @@ from wemmu.evaluation.scores import HEADLINE
 from wemmu.jsonlines import read_lines
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
+from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.training.build import load_trained
 
 matplotlib.use("Agg")
@@ -212,15 +213,18 @@ def attention(folder: Path, requests: int = 32) -> dict[str, float]:
     assert newest is not None, "the stage is finished"
     made = load_trained(run, newest)
     model, weights = made.model, list[Tensor]()
+    assert isinstance(model, WeMMU)
     asked = batch(
         [ask for ask, _ in zip(held_out(Task.EDIT, "test", 0), range(requests), strict=False)], run.stage.resolution
     )
-    grid = token_grid(*asked.images.shape[-2:], made.token_px)
+    height, width = asked.images.shape[-2:]
+    grid = token_grid(height, width, made.token_px)
     prompts = made.encoder(asked.texts, [[grid]] * requests)
 
     def keep(module: nn.Module, arguments: Any, result: tuple[Tensor, Tensor]) -> None:
         weights.append(result[1])  # [B, heads, VAE tokens and queries, prompt and these]
 
+    layer: Any
     for layer in model.bridge.pathway.layers:
         # Only this implementation returns its weights.
         layer.self_attn.config._attn_implementation = "eager"
