@@ -1,5 +1,6 @@
 """Benchmarks behind one protocol: generation resumes and splits, scores repeat, cards compare only what is alike."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged,
 from wemmu.evaluation.card import compare, intervals, read_card
 from wemmu.evaluation.fidelity.benchmark import Fidelity
 from wemmu.evaluation.fidelity.measures import HIGHEST_DB, closer_to_target, identity, psnr, unasked
+from wemmu.evaluation.fidelity.perceptual import LPIPS
 from wemmu.evaluation.requests import held_out
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.shapes.benchmark import Shapes
@@ -256,3 +258,45 @@ def test_a_painted_scene_is_scored_by_its_task() -> None:
     assert request.task is Task.RECONSTRUCTION
     images = [Judged(request, request.images[0]), Judged(request, render(scenes["right"], 64))]
     assert [values["correct"] for values in benchmark.judge(images)] == [1, 0]
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AlexNet with random weights, named as torchvision names its file: by the beginning of its SHA-256."""
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "weights.pth"
+    # LPIPS uses the features alone.
+    torch.save({n: v for n, v in alexnet().state_dict().items() if n.startswith("features.")}, file)
+    return file.rename(file.with_name(f"alexnet-owt-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"))
+
+
+def test_lpips_is_the_packages_with_the_named_weights(alexnet: Path, tmp_path: Path) -> None:
+    ours = LPIPS(alexnet)
+    x, y = torch.rand(2, 3, 32, 32)
+    # The definition: unit features, squared differences, weighted by the package's linear layers, averaged, added up.
+    net, weights = ours._loaded(), torch.load(alexnet)
+    assert torch.equal(net.net.slice5[0].weight, weights["features.10.weight"])
+    total = 0.0
+    for layer, (a, b) in enumerate(zip(*(net.net(net.scaling_layer(2 * i[None] - 1)) for i in (x, y)), strict=True)):
+        a, b = (f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in (a, b))
+        total += (net.lins[layer].model[1].weight * (a - b).square()).sum(1).mean().item()
+    assert ours(x, y) == pytest.approx(total, rel=1e-4)
+    assert ours(x, x) == 0 < ours(x, 0.9 * x) < ours(x, y)
+    damaged = tmp_path / alexnet.name
+    damaged.write_bytes(alexnet.read_bytes()[:-1])
+    with pytest.raises(BenchmarkError, match="its SHA-256 begins with"):
+        LPIPS(damaged)
+    with pytest.raises(BenchmarkError, match=r"valid: alexnet-owt-7be5be79\.pth"):
+        LPIPS(tmp_path / "vgg19-dcbb9e9d.pth")
+
+
+def test_fidelity_measures_lpips_if_its_weights_are_named(alexnet: Path, shards: Path, tmp_path: Path) -> None:
+    chosen = FidelityOptions(shards=shards, resolution=32, validation=3, lpips=alexnet, resamples=20)
+    copies = lambda requests: [request.images[0] for request in requests]  # noqa: E731
+    card = run_benchmark("fidelity", chosen, None, tmp_path, lambda: copies, MODEL)
+    assert card is not None
+    scores = {name: one["value"] for name, one in card["scores"].items()}
+    assert scores["reconstruction/lpips"] < 1e-3 < scores["edit/lpips"]
+    assert card["judges"]["lpips"]["trunk"] == "alex"

@@ -35,6 +35,7 @@ class ShapesOptions(BenchmarkOptions):
 
 class FidelityOptions(BenchmarkOptions):
     """Held-out records of a data set, without a judge. shards: else the run's. encoders: name -> folder, may be none.
+    lpips: torchvision's weights of AlexNet or VGG-16, for LPIPS.
 
     records: at most so many of each stream. validation: how many records of a stream are held out, else the run's.
     """
@@ -45,6 +46,7 @@ class FidelityOptions(BenchmarkOptions):
     records: Positive = 100
     tasks: tuple[Task, ...] = (Task.RECONSTRUCTION, Task.EDIT)
     encoders: dict[str, LocalPath] = Field(default_factory=dict)
+    lpips: LocalPath | None = None
 
 
 class UnifiedBenchOptions(BenchmarkOptions):

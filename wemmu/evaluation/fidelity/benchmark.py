@@ -18,13 +18,14 @@ from wemmu.config.task import Task
 from wemmu.data.streams import open_held_out
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopt_by_key, mean_of
 from wemmu.evaluation.fidelity.measures import closer_to_target, identity, psnr, unasked
+from wemmu.evaluation.fidelity.perceptual import LPIPS, SMALLEST
 from wemmu.pixels import to_images, to_pixels
 from wemmu.published.check import check
 from wemmu.published.known import ENCODER
 
 
 class Fidelity:
-    """See `wemmu.evaluation.benchmark.Benchmark`. LPIPS is left out: no maintained package has it with safe weights."""
+    """See `wemmu.evaluation.benchmark.Benchmark`."""
 
     title = "Fidelity"
     repository = ""
@@ -39,6 +40,9 @@ class Fidelity:
         # Before anything is generated.
         for folder in options.encoders.values():
             check(folder, ENCODER)
+        self._lpips = None if options.lpips is None else LPIPS(options.lpips)
+        if self._lpips and self._resolution < SMALLEST:
+            raise BenchmarkError(f"LPIPS needs {SMALLEST} px or more, the images have {self._resolution}")
         self._directories, self._encoders = dict(options.encoders), dict[str, ImageEncoder]()
         self._targets: dict[str, Tensor] = {}
         self._requests: list[BenchmarkRequest] = []
@@ -65,7 +69,8 @@ class Fidelity:
         return adopt_by_key(folder, self.requests())
 
     def judges(self) -> Mapping[str, Any]:
-        return {name: encoder.report.sha256 for name, encoder in self._loaded().items()}
+        lpips = {"lpips": self._lpips.identity()} if self._lpips else {}
+        return {name: encoder.report.sha256 for name, encoder in self._loaded().items()} | lpips
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
         for request, image in images:
@@ -73,6 +78,8 @@ class Fidelity:
             if output.shape != target.shape:
                 raise BenchmarkError(f"{request.key}.png is {image.size}, its target is {tuple(target.shape[1:])}")
             values: dict[str, float | None] = {"psnr": psnr(output, target)}
+            if self._lpips:
+                values["lpips"] = self._lpips(output, target)
             for name, encoder in self._loaded().items():
                 with torch.no_grad():
                     values[name] = cosine(*encoder.embed(torch.stack([output, target]))).item()
