@@ -1,6 +1,7 @@
 """What a choice of the bridge is worth: the same curriculum with each choice, from zero, with several seeds.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ablation options --jobs 2    # options of the bridge, stage 1
+    OMP_NUM_THREADS=1 python -m benchmarks.ablation edits --jobs 2      # source latents, stages 1 to 3
     OMP_NUM_THREADS=1 python -m benchmarks.ablation claim --jobs 2      # the claim of the paper, stages 1 to 3
 
 Each arm is `configs/shapes/curriculum.yaml` with the fields of `STUDIES`; arms differ in nothing else, and the runs of
@@ -46,6 +47,7 @@ CONFIG = ROOT / "configs" / "shapes" / "curriculum.yaml"
 
 class Study(StrEnum):
     OPTIONS = "options"
+    EDITS = "edits"
     CLAIM = "claim"
 
 
@@ -72,6 +74,7 @@ STUDIES: dict[Study, tuple[int, dict[str, list[str]]]] = {
             "half of the reconstruction without VAE": ["recipe.bridge.reconstruct_without_vae=0.5"],
         },
     ),
+    Study.EDITS: (3, {"as the paper": [], "source latents": ["recipe.bridge.source_latents=true"]}),
     Study.CLAIM: (
         3,
         {

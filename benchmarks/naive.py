@@ -66,7 +66,13 @@ class NaiveModel(nn.Module):
             self.dit.disable_gradient_checkpointing()
 
     def condition(
-        self, prompts: Prompts, images: Tensor, size: tuple[int, int], noise: Noise, stored: Tensor | None = None
+        self,
+        prompts: Prompts,
+        images: Tensor,
+        size: tuple[int, int],
+        noise: Noise,
+        stored: Tensor | None = None,
+        *_: object,
     ) -> Condition:
         rows, columns = token_grid(*size, self.vlm.token_px)
         embeds, image_positions = self._prompt(prompts, images)

@@ -152,9 +152,14 @@ class Prefix(_OnDevice):
 
 @dataclass(frozen=True)
 class Condition(_OnDevice):
-    """The condition of the DiT: states [B, Q, caption channels]; without padding, hence without a mask."""
+    """The condition of the DiT: states [B, Q, caption channels]; without padding, hence without a mask.
+
+    source: latents [B, C, h, w] of the image to edit, for a DiT that takes them (`recipe.bridge.source_latents`);
+    None stands for zeros.
+    """
 
     states: Tensor
+    source: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,28 @@ class DiTStage(Protocol):
 
 
 class DiTAdapter(Protocol):
-    """A diffusion transformer with its blocks in `transformer_blocks`."""
+    """A diffusion transformer with its blocks in `transformer_blocks`.
+
+    input_weight: name of the weight that the channels of x_t enter by, along its second dimension.
+    """
 
     model_class: type[nn.Module]
+    input_weight: str
 
     def caption_channels(self, dit: nn.Module) -> int:
         """Channels of the condition's states."""
+        ...
+
+    def latent_channels(self, dit: nn.Module) -> int:
+        """Channels of x_t, with those of source latents."""
+        ...
+
+    def widen(self, dit: nn.Module) -> None:
+        """Let the DiT take as many channels again behind those of x_t: double `input_weight`, in place, by zeros.
+
+        Raises:
+            ValueError: if this family cannot.
+        """
         ...
 
     def velocity(self, dit: nn.Module, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:

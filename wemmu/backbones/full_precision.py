@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -38,7 +39,22 @@ class Made:
         return self.tensor[box]
 
 
-Sources = Mapping[str, Stored | Made]
+@dataclass(frozen=True)
+class Widened:
+    """A stored tensor with zeros behind it, see `with_zeros`."""
+
+    stored: Stored
+
+    def read(self, box: tuple[slice, ...]) -> Tensor:
+        return with_zeros(self.stored.read(()))[box]
+
+
+def with_zeros(weight: Tensor) -> Tensor:
+    """Return [D, C, ...] as [D, 2 C, ...], for a layer that takes C more channels and does not use them yet."""
+    return torch.cat([weight, torch.zeros_like(weight)], dim=1)
+
+
+Sources = Mapping[str, Stored | Made | Widened]
 
 
 def stored_vlm(directory: Path, every: bool = False) -> dict[str, Stored]:

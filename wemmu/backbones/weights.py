@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from wemmu.backbones.adapters import class_of
-from wemmu.backbones.full_precision import in_memory
+from wemmu.backbones.adapters import DiTAdapter, adapter_of, class_of
+from wemmu.backbones.full_precision import in_memory, with_zeros
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import vlm_config
 from wemmu.published.check import check
@@ -95,14 +95,21 @@ def load_autoencoder(directory: Path, dtype: torch.dtype) -> tuple[FrozenVAE, Lo
 
 
 def load_dit(
-    directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded | None = keep_local
+    directory: Path,
+    dtype: torch.dtype,
+    on_block_loaded: OnBlockLoaded | None = keep_local,
+    source_latents: bool = False,
 ) -> tuple[nn.Module, LoadReport]:
-    """A DiT, block by block; `on_block_loaded` gets names that begin `dit.`. Raises as `load_vlm`."""
+    """A DiT, block by block; `on_block_loaded` gets names that begin `dit.`. Raises as `load_vlm`.
+
+    source_latents: whether it takes the latents of a source image behind x_t's; see `DiTAdapter.widen`.
+    """
     check(directory, TRANSFORMER)
     cls = class_of(directory, TRANSFORMER)
     if on_block_loaded is None:
-        return load_by_blocks(cls, directory, dtype, None)
-    return load_by_blocks(cls, directory, dtype, lambda prefix, block: on_block_loaded(f"dit.{prefix}", block))
+        return load_by_blocks(cls, directory, dtype, None, source_latents)
+    placed = on_block_loaded
+    return load_by_blocks(cls, directory, dtype, lambda prefix, block: placed(f"dit.{prefix}", block), source_latents)
 
 
 def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -138,11 +145,15 @@ def load_strict(
 
 
 def load_by_blocks(
-    cls: type[Any], directory: Path, dtype: torch.dtype, on_block_loaded: OnBlockLoaded | None
+    cls: type[Any],
+    directory: Path,
+    dtype: torch.dtype,
+    on_block_loaded: OnBlockLoaded | None,
+    source_latents: bool = False,
 ) -> tuple[nn.Module, LoadReport]:
     """Like `load_strict` for a diffusers model, but block by block; checks everything before it reads a weight.
 
-    Without `on_block_loaded` no weight is read: they stay on the meta device.
+    Without `on_block_loaded` no weight is read: they stay on the meta device. source_latents: see `load_dit`.
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -154,6 +165,7 @@ def load_by_blocks(
     model.register_to_config(_name_or_path=directory)
     stored = tensors(directory, DIFFUSERS)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    widened = widen(model) if source_latents else None
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     report = _report(
         directory,
@@ -166,9 +178,24 @@ def load_by_blocks(
         return model.eval(), report
     for prefix, block in blocks(model):
         empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
-        fill(block, {name: _read(stored[prefix + name].file, prefix + name, dtype) for name in empty})
+        found = {name: _read(stored[prefix + name].file, prefix + name, dtype) for name in empty}
+        fill(block, {name: with_zeros(t) if prefix + name == widened else t for name, t in found.items()})
         on_block_loaded(prefix, block)
     return model.eval(), report
+
+
+def widen(dit: nn.Module) -> str:
+    """Do as `DiTAdapter.widen`; return the name of the weight.
+
+    Raises:
+        BackboneError: if the family of the DiT cannot.
+    """
+    adapter: DiTAdapter = adapter_of(dit)
+    try:
+        adapter.widen(dit)
+    except ValueError as error:
+        raise BackboneError(str(error)) from error
+    return adapter.input_weight
 
 
 def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:

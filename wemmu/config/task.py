@@ -23,6 +23,7 @@ class Task(StrEnum):
 # Tasks that use the images of text-to-image records if a data set has no records of their own.
 FROM_T2I = (Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.CAPTION)
 GENERATION_TASKS = (Task.T2I, Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.EDIT, Task.MULTI_EDIT)
+EDITS = (Task.EDIT, Task.MULTI_EDIT)
 UNDERSTANDING_TASKS = (Task.UNDERSTANDING,)
 # Names in reports.
 TASK_NAMES: dict[str, str] = {

@@ -1,6 +1,6 @@
 """From a request to images: prefixes and conditions once, then the solver over guided velocities."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,8 +55,12 @@ class Sampler:
         noise = Noise(sampling.seed, 0, request.sample_ids, request.images.device)
         weights = guidance_weights(request.task, sampling)
         # One Prefix and one Condition for each branch serve every step of the solver.
-        branches = [(self._condition(branch, request, noise).states, weight) for branch, weight in weights.items()]
-        velocity = guided_velocity(lambda x, t, states: self.model.velocity(x, t, Condition(states)), branches)
+        conditions = [self._condition(branch, request, noise) for branch in weights]
+        source = _sources(conditions)
+        velocity = guided_velocity(
+            lambda x, t, states: self.model.velocity(x, t, Condition(states, source)),
+            [(condition.states, weight) for condition, weight in zip(conditions, weights.values(), strict=True)],
+        )
         shape = (self.model.vae.latent_channels, request.size[0] // latent_px, request.size[1] // latent_px)
         x_1 = noise.normal("latent", shape)
         return self.solvers[sampling.solver](velocity, x_1, times(sampling.steps, self.shift), on_step)
@@ -71,4 +75,12 @@ class Sampler:
         height, width = images.shape[-2:]
         grid = token_grid(height, width, self.model.vlm.token_px) if images.shape[1] else (0, 0)
         prompts = self.encoder(texts, [[grid] * images.shape[1]] * len(texts)).to(images.device)
-        return self.model.condition(prompts, images, request.size, noise)
+        return self.model.condition(prompts, images, request.size, noise, task=request.task)
+
+
+def _sources(conditions: Sequence[Condition]) -> Tensor | None:
+    """The source latents of branches that the DiT runs together; zeros for branches without."""
+    given = [condition.source for condition in conditions if condition.source is not None]
+    if not given:
+        return None
+    return torch.cat([torch.zeros_like(given[0]) if c.source is None else c.source for c in conditions])

@@ -11,9 +11,16 @@ class QwenImage:
     """See `wemmu.backbones.adapters.DiTAdapter`."""
 
     model_class = QwenImageTransformer2DModel
+    input_weight = "img_in.weight"
 
     def caption_channels(self, dit: QwenImageTransformer2DModel) -> int:
         return dit.config["joint_attention_dim"]
+
+    def latent_channels(self, dit: QwenImageTransformer2DModel) -> int:
+        return dit.config["in_channels"] // dit.config["patch_size"] ** 2
+
+    def widen(self, dit: QwenImageTransformer2DModel) -> None:
+        raise ValueError("Qwen-Image takes no source latents (recipe.bridge.source_latents); valid with it: Sana")
 
     def velocity(self, dit: QwenImageTransformer2DModel, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """Call the model, which takes and returns one token for p x p latents.

@@ -9,6 +9,7 @@ from diffusers.models import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from wemmu.backbones.full_precision import with_zeros
 from wemmu.checkpoint.sharded_tensor import TensorSlice
 
 # Sana counts time from 0 to 1000.
@@ -23,9 +24,21 @@ class Sana:
     """See `wemmu.backbones.adapters.DiTAdapter`."""
 
     model_class = SanaTransformer2DModel
+    input_weight = "patch_embed.proj.weight"
 
     def caption_channels(self, dit: SanaTransformer2DModel) -> int:
         return dit.config["caption_channels"]
+
+    def latent_channels(self, dit: SanaTransformer2DModel) -> int:
+        return dit.config.in_channels
+
+    def widen(self, dit: SanaTransformer2DModel) -> None:
+        layer = dit.patch_embed.proj
+        dit.register_to_config(
+            in_channels=2 * layer.in_channels, out_channels=dit.config.out_channels or layer.in_channels
+        )
+        layer.in_channels *= 2
+        layer.weight = nn.Parameter(with_zeros(layer.weight.detach()), requires_grad=layer.weight.requires_grad)
 
     def velocity(self, dit: SanaTransformer2DModel, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         # Every state is real, so there is no mask.

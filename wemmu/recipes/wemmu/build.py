@@ -9,10 +9,19 @@ from torch import nn
 from transformers import AutoImageProcessor
 
 from wemmu.backbones.adapters import adapter_of
-from wemmu.backbones.full_precision import LANGUAGE, Made, Sources, stored_dit, stored_vlm
+from wemmu.backbones.full_precision import LANGUAGE, Made, Sources, Widened, stored_dit, stored_vlm
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
-from wemmu.backbones.weights import LoadReport, OnBlockLoaded, fill, keep_local, load_autoencoder, load_dit, load_vlm
+from wemmu.backbones.weights import (
+    LoadReport,
+    OnBlockLoaded,
+    fill,
+    keep_local,
+    load_autoencoder,
+    load_dit,
+    load_vlm,
+    widen,
+)
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.published.check import check_backbones
 from wemmu.recipes.wemmu.bridge import Bridge
@@ -38,7 +47,7 @@ def build_model(
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
     vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
     assert backbones.dit is not None, "it was checked"
-    dit, reports["dit"] = load_dit(backbones.dit, dtype, on_block_loaded)
+    dit, reports["dit"] = load_dit(backbones.dit, dtype, on_block_loaded, config.source_latents)
     pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     bridge = new_bridge(config, frozen.language_model, vae.latent_channels, caption_channels(dit), seed)
@@ -59,6 +68,8 @@ def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[W
     """The model and its loss of backbones without weights: to be measured, or for its names, shapes and configs."""
     frozen = FrozenVLM(vlm, [0.5] * 3, [0.5] * 3)
     assert isinstance(run.recipe, WeMMUConfig)
+    if run.recipe.bridge.source_latents:
+        widen(dit)
     bridge = Bridge(run.recipe.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
     model = WeMMU(frozen, vae, bridge.to(vlm.dtype), dit)
     return model, FlowMatchingLoss(model, run)
@@ -91,7 +102,11 @@ def sources(backbones: Backbones, config: BridgeConfig, seed: int, model: WeMMU,
         if name.startswith(LANGUAGE)
     }
     assert backbones.dit is not None, "the model has one"
-    dit = {f"dit.{name}": source for name, source in stored_dit(backbones.dit, every).items()}
+    entry = adapter_of(model.dit).input_weight if config.source_latents else None
+    dit = {
+        f"dit.{name}": Widened(source) if name == entry else source
+        for name, source in stored_dit(backbones.dit, every).items()
+    }
     # The same draws again.
     new = new_bridge(config, model.vlm.language_model, model.vae.latent_channels, model.caption_channels, seed)
     made: Mapping[str, Made] = {f"bridge.{n}": Made(p.detach()) for n, p in new.named_parameters() if not p.is_meta}

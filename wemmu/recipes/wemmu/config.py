@@ -1,6 +1,6 @@
 """The config of WeMMU: noisy query tokens that bridge a frozen VLM and a DiT."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -52,6 +52,9 @@ class Bridge(Config):
     # self-reconstruction of RecA, from what the VLM understands and not from latents.
     reconstruct_without_vae: Annotated[float, Field(ge=0, le=1)] = 0.0
     states: States = States()
+    # The DiT takes the latents of an edit's first input image behind those of the noisy image, on the channels (VIBE,
+    # DIM). Their weights begin at zero; without an edit the latents are zero.
+    source_latents: bool = False
     # Side of the position table in tokens; it bounds the resolution. 64 tokens are 1792 px of Qwen2.5-VL.
     position_table: Positive = 64
     # OPEN in the paper. The usual 0.02 is too small beside the pathway's outputs for thousands of steps, and noisy
@@ -80,6 +83,11 @@ class WeMMU(RecipeConfig):
     objectives: ClassVar[tuple[str, ...]] = ("flow", "contrastive")
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3", "hybrid")
     draws: ClassVar[bool] = True
+
+    def check(self, stages: Sequence[Stage | ResolutionStep], engine: str) -> None:
+        super().check(stages, engine)
+        if self.bridge.source_latents and engine == "hybrid":
+            raise ValueError("recipe.bridge.source_latents does not run on engine hybrid; valid: single, zero3")
 
     def check_stage(self, stage: Stage | ResolutionStep) -> None:
         """Refuse a stage that trains a part that this bridge lacks, or does not train learnable queries."""

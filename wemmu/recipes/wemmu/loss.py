@@ -66,8 +66,9 @@ class FlowMatchingLoss:
         height, width = _target(batch).shape[-2:]
         inputs = None if batch.latents is None else batch.latents.images
         by_latents = not (batch.task is Task.RECONSTRUCTION and self._without_vae(step))
-        noise = self._noise(batch, step)
-        return self.model.condition(batch.prompts, batch.images, (height, width), noise, inputs, by_latents)
+        return self.model.condition(
+            batch.prompts, batch.images, (height, width), self._noise(batch, step), inputs, by_latents, batch.task
+        )
 
     def _without_vae(self, step: int) -> bool:
         """One draw for a step, whose samples all have one task: the same on all ranks."""

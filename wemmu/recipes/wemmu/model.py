@@ -1,13 +1,16 @@
 """WeMMU on one device: from a prompt to a velocity."""
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wemmu.backbones.adapters import DiTAdapter, DiTStage, adapter_of
 from wemmu.backbones.recompute import recomputed
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
+from wemmu.config.task import EDITS, Task
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.recipes.staged import Staged
@@ -27,6 +30,7 @@ class WeMMU(Staged):
         self.vlm, self.vae, self.bridge, self.dit = vlm, vae, bridge, dit
         self._dit_adapter: DiTAdapter = adapter_of(dit)
         self._run_dit: VelocityOf = self._run_whole_dit
+        self._takes_source = self._dit_adapter.latent_channels(dit) > vae.latent_channels
 
     def condition(
         self,
@@ -36,19 +40,19 @@ class WeMMU(Staged):
         noise: Noise,
         stored: Tensor | None = None,
         by_latents: bool = True,
+        task: Task | None = None,
     ) -> Condition:
         """Condition of the DiT for images of `size` = (height, width) px.
 
         images: uint8 [B, N, 3, H, W], the input images of each prompt; stored: their latents, see `input_latents`.
-        by_latents: False where only the VLM may see the images.
+        by_latents: False where only the VLM may see the images. task: edits give the DiT their source, if it takes one.
         """
         prefix = self.vlm.prefix(prompts, images)
-        return self.bridge(
-            prefix,
-            self.input_latents(images if by_latents else images[:, :0], stored),
-            token_grid(*size, self.vlm.token_px),
-            noise,
-        )
+        inputs = self.input_latents(images if by_latents else images[:, :0], stored)
+        condition: Condition = self.bridge(prefix, inputs, token_grid(*size, self.vlm.token_px), noise)
+        if not self._takes_source or task not in EDITS or images.shape[1] == 0:
+            return condition
+        return replace(condition, source=self.source_latents(images[:, 0], size, stored))
 
     def input_latents(self, images: Tensor, stored: Tensor | None = None) -> Tensor:
         """Latents [B, N, C, h, w] of the input images, on the grid of their VLM tokens.
@@ -64,6 +68,14 @@ class WeMMU(Staged):
             return stored.to(self.vae.vae.dtype)
         return self.vae.encode(images.flatten(0, 1), grid).unflatten(0, (b, n))
 
+    @torch.no_grad()
+    def source_latents(self, image: Tensor, size: tuple[int, int], stored: Tensor | None = None) -> Tensor:
+        """Latents [B, C, h, w] of the images to edit, uint8 [B, 3, H, W], on the grid of images of `size`."""
+        grid = (size[0] // self.vae.latent_px, size[1] // self.vae.latent_px)
+        if stored is not None and stored.shape[-2:] == grid:
+            return stored[:, 0].to(self.vae.vae.dtype)
+        return self.vae.encode(image, grid)
+
     def target_latents(self, target: Tensor, stored: Tensor | None = None) -> Tensor:
         """Latents [B, C, h, w] of the images to make, uint8 [B, 3, H, W]; `stored` ones need no encoding."""
         return self.vae.encode(target) if stored is None else stored.to(self.vae.vae.dtype)
@@ -78,7 +90,11 @@ class WeMMU(Staged):
 
         The DiT computes in the type of the condition; the velocity has that of x_t, for a path lives in float32.
         """
-        return self._run_dit(x_t, t, condition.states).to(x_t.dtype)
+        entering = x_t
+        if self._takes_source:
+            source = torch.zeros_like(x_t) if condition.source is None else condition.source.to(x_t.dtype)
+            entering = torch.cat([x_t, source], dim=1)
+        return self._run_dit(entering, t, condition.states).to(x_t.dtype)
 
     def _run_whole_dit(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         return self._dit_adapter.velocity(self.dit, x_t.to(states.dtype), t, states)
