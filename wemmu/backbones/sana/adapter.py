@@ -30,12 +30,12 @@ class Sana:
         return dit.config["caption_channels"]
 
     def latent_channels(self, dit: SanaTransformer2DModel) -> int:
-        return dit.config.in_channels
+        return dit.config["in_channels"]
 
     def widen(self, dit: SanaTransformer2DModel) -> None:
         layer = dit.patch_embed.proj
         dit.register_to_config(
-            in_channels=2 * layer.in_channels, out_channels=dit.config.out_channels or layer.in_channels
+            in_channels=2 * layer.in_channels, out_channels=dit.config["out_channels"] or layer.in_channels
         )
         layer.in_channels *= 2
         layer.weight = nn.Parameter(with_zeros(layer.weight.detach()), requires_grad=layer.weight.requires_grad)
