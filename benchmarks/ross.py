@@ -1,11 +1,13 @@
 """Does it help a VLM to answer if it must also restore the image? The same runs with and without that loss.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.ross --work runs/ross-evidence      # some 5 minutes for each of 12 runs
+    OMP_NUM_THREADS=1 python -m benchmarks.ross --work runs/ross-evidence      # some 2 minutes for each of 12 runs
 
-The start is the shipped VLM with a new projector: a language model that knows its words, a vision tower that sees, and
-nothing between them, as where LLaVA's recipe begins. All runs of a seed have the same steps, see the same questions in
-the same order, and are asked the same held-out ones, which need fine detail: what a small object is, and what objects
-are whose colour and shape never came together in training.
+The start is the shipped VLM with a new projector (another one for each seed): a language model that knows its words, a
+vision tower that sees, and nothing between them, as where LLaVA's recipe begins. Each image of training comes with a
+conversation of four turns, "what is at the top left?" and so on. All runs of a seed have the same start and steps, see
+the same conversations in the same order, and are asked the same held-out questions, which need fine detail: what a
+small object is, and what objects are whose colour and shape never came together in training. They are asked at half,
+three quarters and the end of the steps.
 
 `--work` keeps the runs; the same command continues where it was stopped. The results are written after each run.
 """
@@ -23,7 +25,7 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.measure import RESULTS, ROOT, Out, Quick, save
-from benchmarks.ross_report import Differences, compared, figure, markdown
+from benchmarks.ross_report import KINDS, Differences, compared, figure, markdown
 from wemmu.config import dump, load_curriculum
 from wemmu.config.checkpoints import own_checkpoints
 from wemmu.config.files import replace_text
@@ -60,22 +62,22 @@ def main(
     work: Annotated[Path, typer.Option(help="Keeps data, runs and scores.")] = Path("runs/ross-evidence"),
     out: Out = RESULTS,
     seeds: Annotated[int, typer.Option(min=2, max=5, help="Runs of each arm.")] = 3,
-    steps: Annotated[int, typer.Option(min=2, help="Steps of each run, of 32 questions.")] = 120,
-    questions: Annotated[int, typer.Option(min=1, help="Held-out questions of each kind.")] = 300,
+    steps: Annotated[int, typer.Option(min=4, help="Steps of each run, of 16 images and 64 questions.")] = 200,
+    questions: Annotated[int, typer.Option(min=1, help="Held-out questions of each kind.")] = 200,
     quick: Quick = False,
 ) -> None:
     """Train, ask, compare."""
-    records = 20_000
+    images = 6000
     if quick:
-        seeds, steps, questions, records = 2, 2, 8, 64
+        seeds, steps, questions, images = 2, 4, 8, 64
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    start = new_projector(work / "vlm")
-    write_data(work, records)
+    write_data(work, images)
     rows: list[dict[str, Any]] = []
-    # The first comparison is whole before the second one begins.
-    for arm, (weight, recipe) in ARMS.items():
-        for seed in range(seeds):
+    # All arms of a seed are whole before the next one begins.
+    for seed in range(seeds):
+        start = new_projector(work / f"vlm-{seed}", seed)
+        for arm, (weight, recipe) in ARMS.items():
             folder = work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
             run = stage(work, start, seed, steps, weight, recipe)
             train(folder, run)
@@ -99,10 +101,10 @@ def stage(work: Path, start: Path, seed: int, steps: int, weight: float, recipe:
         "threads": 1,
         "logging.wandb": "disabled",
         "logging.samples_every": steps,
-        "logging.checkpoint_every": 50,
-        "logging.keep_checkpoints": 1,
+        "logging.checkpoint_every": steps // 4,
+        "logging.keep_checkpoints": 4,
         "stages.tune.steps": steps,
-        "stages.tune.global_batch": 32,
+        "stages.tune.global_batch": 16,
         "stages.tune.objective.weight": weight,
         "stages.tune.optimizer.lr": 1e-3,
         "stages.tune.optimizer.warmup": min(20, steps // 4),
@@ -112,13 +114,13 @@ def stage(work: Path, start: Path, seed: int, steps: int, weight: float, recipe:
     return run.model_copy(update={"recipe": Ross.model_validate(recipe)})
 
 
-def new_projector(folder: Path) -> Path:
+def new_projector(folder: Path, seed: int) -> Path:
     """Write the shipped VLM with a projector drawn anew."""
     if (folder / "config.json").is_file():
         return folder
     source = load_curriculum(CONFIG).backbones.vlm
     vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(source)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for layer in vlm.model.visual.merger.modules():
         if isinstance(layer, torch.nn.Linear):
             torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
@@ -128,11 +130,36 @@ def new_projector(folder: Path) -> Path:
     return folder
 
 
-def write_data(work: Path, records: int) -> None:
-    """Write the questions of training, or find them there."""
-    fields = {"data.shards": work / "data", "data.prepare.sources.0.samples": f"{{understanding: {records}}}"}
+def write_data(work: Path, images: int) -> None:
+    """Write images and conversations in LLaVA's format, and their shards; or find them there."""
+    talks, rng = work / "talks", random.Random("ross/train")
+    if not (talks / "talks.json").is_file():
+        talks.mkdir(exist_ok=True)
+        rows = [_conversation(talks / f"{number}.png", rng) for number in range(images)]
+        replace_text(talks / "talks.json", json.dumps(rows))
+    source = f"[{{kind: conversations, name: talks, path: {talks}/talks.json, root: {talks}}}]"
+    fields = {"data.shards": work / "data", "data.prepare.sources": source}
     command = [sys.executable, "-m", "data_pipeline", "write", str(CONFIG)]
     subprocess.run(command + [p for f, v in fields.items() for p in ("--set", f"{f}={v}")], cwd=ROOT, check=True)
+
+
+def _conversation(file: Path, rng: random.Random) -> dict[str, Any]:
+    """Draw a scene of training, and ask about its four cells in any order."""
+    scene = random_scene(rng)
+    render(scene, 64).save(file)
+    turns = []
+    for number, cell in enumerate(rng.sample(range(len(CELLS)), len(CELLS))):
+        question = _question(cell) if number else f"<image>\n{_question(cell)}"
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": _answer(scene.at(cell))}]
+    return {"id": file.stem, "image": file.name, "conversations": turns}
+
+
+def _question(cell: int) -> str:
+    return f"what is at the {CELLS[cell]}?"
+
+
+def _answer(obj: Object | None) -> str:
+    return f"a {obj.size} {obj.color} {obj.shape}" if obj else "nothing"
 
 
 def train(folder: Path, run: StageRun) -> None:
@@ -146,17 +173,29 @@ def train(folder: Path, run: StageRun) -> None:
 
 
 def scored(folder: Path, run: StageRun, questions: int) -> dict[str, Any]:
-    """Ask the trained model, or read what it answered before."""
+    """Ask the model at half, three quarters and all of its steps, or read what it answered before.
+
+    `right` and `nll` are those of the end, `right over the run` is the mean of the three.
+    """
     file = folder / "scores.json"
     if not file.is_file():
-        made: Any = load_trained(run, own_checkpoints(folder / "checkpoints")[-1])
-        kinds = {kind: ask(made, asked(kind, questions)) for kind in ("small", "large", "new pair")}
+        points = []
+        for checkpoint in own_checkpoints(folder / "checkpoints")[1:]:
+            made: Any = load_trained(run, checkpoint)
+            points.append({kind: ask(made, asked(kind, questions)) for kind in KINDS})
         objective = run.stage.objective
         assert isinstance(objective, ReconstructiveTuning)
         images = restored(made, questions) if objective.weight else {}
-        found = {name: {kind: one[name] for kind, one in kinds.items()} for name in ("right", "nll")}
-        replace_text(file, json.dumps(found | images))
-    return json.loads(file.read_text(encoding="utf-8"))
+        replace_text(file, json.dumps({"points": points} | images))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    points = found.pop("points")
+    for name in ("right", "nll"):
+        found[name] = {kind: points[-1][kind][name] for kind in KINDS}
+        found[f"{name} over the run"] = {
+            kind: np.mean([point[kind][name] for point in points], axis=0).tolist() for kind in KINDS
+        }
+    found["progress"] = {kind: [float(np.mean(point[kind]["right"])) for point in points] for kind in KINDS}
+    return found
 
 
 def asked(kind: str, number: int) -> list[tuple[Scene, str, str]]:
@@ -167,7 +206,7 @@ def asked(kind: str, number: int) -> list[tuple[Scene, str, str]]:
         scene = random_scene(rng, split)
         if objects := [obj for obj in scene.objects if _is(kind, obj)]:
             obj = rng.choice(objects)
-            found.append((scene, f"what is at the {CELLS[obj.cell]}?", f"a {obj.size} {obj.color} {obj.shape}"))
+            found.append((scene, _question(obj.cell), _answer(obj)))
     return found
 
 

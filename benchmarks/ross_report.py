@@ -22,6 +22,13 @@ PAIRS = (
     ("latents, denoised", "latents, regressed"),
     ("latents, regressed", "pixels, regressed"),
 )
+# Measure -> (its name, factor).
+MEASURES = {
+    "right": ("right answers at the end, points", 100),
+    "right over the run": ("right answers, mean of the three points of the run", 100),
+    "nll": ("nats per answer token at the end", 1),
+    "nll over the run": ("nats per answer token, mean of the three points of the run", 1),
+}
 DRAWS = 4000
 Rows = Sequence[dict[str, Any]]
 Differences = list[dict[str, Any]]
@@ -39,7 +46,7 @@ def compared(rows: Rows) -> Iterator[dict[str, Any]]:
         if not seeds:
             continue
         for kind in KINDS:
-            for measure in ("right", "nll"):
+            for measure in MEASURES:
                 # [seeds, questions]
                 table = np.stack([_of(rows, one, s, measure, kind) - _of(rows, other, s, measure, kind) for s in seeds])
                 chosen = generator.integers(len(seeds), size=(DRAWS, len(seeds)))
@@ -64,7 +71,8 @@ def _of(rows: Rows, arm: str, seed: int, measure: str, kind: str) -> Any:
 
 def markdown(rows: Rows, differences: Differences, steps: int, questions: int) -> list[str]:
     lines = [
-        f"{steps} steps of 32 questions from a new projector; {questions} held-out questions of each kind and seed.",
+        f"{steps} steps of 16 images with 4 questions, from a new projector; {questions} held-out questions of each "
+        "kind and seed.",
         "Right answers, % (95 % Wilson interval over all questions of all seeds):",
         "",
         f"| trained | seeds | {' | '.join(KINDS)} | images restored, % | pixel error |",
@@ -77,7 +85,12 @@ def markdown(rows: Rows, differences: Differences, steps: int, questions: int) -
         cells += [f"{mean(100 * row['restored'] for row in images):.0f}" if images else "-"]
         cells += [f"{mean(row['rmse'] for row in images):.3f}" if images else "-"]
         lines.append(f"| {arm} | {len(mine)} | {' | '.join(cells)} |")
-    for measure, name, scale in (("right", "right answers, points", 100), ("nll", "nats per answer token", 1)):
+    lines += ["", f"Right answers after {steps // 2}, {steps * 3 // 4} and {steps} steps, %, mean of the seeds:", ""]
+    lines += [f"| trained | {' | '.join(KINDS)} |", f"|---|{'---:|' * len(KINDS)}"]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        means = {kind: np.mean([row["progress"][kind] for row in rows if row["arm"] == arm], axis=0) for kind in KINDS}
+        lines.append(f"| {arm} | {' | '.join(' / '.join(f'{100 * v:.0f}' for v in means[kind]) for kind in KINDS)} |")
+    for measure, (name, scale) in MEASURES.items():
         lines += ["", f"Differences in {name} (95 % bootstrap over seeds and questions; each seed):", ""]
         lines += [f"| arm - other | {' | '.join(KINDS)} |", f"|---|{'---:|' * len(KINDS)}"]
         for one, other in PAIRS:
