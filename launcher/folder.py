@@ -71,7 +71,8 @@ def check(curriculum: Curriculum, run: Path) -> None:
         RefusedError: names every missing path of the curriculum; or, if the folder holds another run, the fields that
             differ and the choices.
     """
-    needed = {f"backbones.{name}": getattr(curriculum.backbones, name) for name in curriculum.recipe.backbones}
+    given = curriculum.backbones.directories(curriculum.recipe.backbones)
+    needed = {f"backbones.{name}": directory for name, directory in given.items()}
     needed |= {f"stages.{stage.name}.start": stage.start for stage in curriculum.stages if stage.start}
     if curriculum.data.prepare is None and curriculum.data.remote is None:
         needed["data.shards"] = curriculum.data.shards

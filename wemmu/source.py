@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from wemmu.command_line import UsageError, without_scipy
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 from wemmu.config.schema import Sampling
+from wemmu.images import fit
 from wemmu.revision import revision
+from wemmu.shapes.language import DESCRIBE
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,8 @@ class Source:
 
     name: for people. origin: stage and step of the weights. resolution: px of its images unless another size is asked
     for; resolutions: px of all stages. sampling: its defaults. draws: whether it makes images of prompts, else it
-    answers about images. respond: one response for each of the `count` seeds of the options.
+    answers about images. does: what it does, for people. question: what a VLM is asked if nothing is asked. respond:
+    one response for each of the `count` seeds of the options.
     """
 
     name: str
@@ -79,7 +82,9 @@ class Source:
     resolutions: Sequence[int]
     sampling: Sampling
     draws: bool
+    does: str
     respond: "Callable[[SampleOptions, OnImages | None], list[Response]]"
+    question: str = ""
 
     def size(self, options: SampleOptions) -> tuple[int, int]:
         """(height, width) px of the images."""
@@ -144,12 +149,18 @@ def open_source(source: Path, ema: bool | None = None, device: str | None = None
     Raises:
         ConfigError: if `source` is not a run, a stage or an export, or its config is invalid.
     """
-    if (source / EXPORT).is_file():
+    exported = _exported if (source / EXPORT).is_file() else _exported_vlm if is_tuned_vlm(source) else None
+    if exported is not None:
         if ema is not None:
             raise UsageError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
-        return _exported(source, device)
+        return exported(source, device)
     stage = stage_folder(source)
     return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
+
+
+def is_tuned_vlm(directory: Path) -> bool:
+    """Whether it is the export of a recipe that tunes a VLM: a VLM's directory with the report of the export."""
+    return (directory / "config.json").is_file() and (directory / "parity.json").is_file()
 
 
 def choose_device(name: str | None) -> "torch.device":
@@ -206,10 +217,12 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 
         return [Response(i) for i in to_images(made.sampler(request, options.sampling(task, run.sampling), on_step))]
 
+    question = run.recipe.asks_for_captions or DESCRIBE
+
     def answer(options: SampleOptions, _: OnImages | None) -> list[Response]:
         if not options.images:
             raise UsageError("a question needs an image; give one")
-        return made.respond(request_of(Task.UNDERSTANDING, options))
+        return made.respond(request_of(Task.UNDERSTANDING, replace(options, prompt=options.prompt or question)))
 
     return Source(
         name=str(folder),
@@ -219,6 +232,8 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
         resolutions=resolutions,
         sampling=run.sampling,
         draws=run.recipe.draws,
+        does=run.recipe.does,
+        question=question,
         respond=draw if run.recipe.draws else answer,
     )
 
@@ -269,5 +284,41 @@ def _exported(directory: Path, device: str | None) -> Source:
         resolutions=pipe.config["resolutions"],
         sampling=pipe.sampling(),
         draws=True,
+        does="generates and edits images",
         respond=draw,
+    )
+
+
+def _exported_vlm(directory: Path, device: str | None) -> Source:
+    """A tuned VLM without what the training had beside it; shown with an answer is the image that was asked about."""
+    import torch
+
+    from wemmu.pixels import fitted
+
+    with without_scipy():
+        from wemmu.recipes.tuned_vlm import ExportedVLM
+        from wemmu.sampling.request import GenerationRequest, Response
+
+    vlm = ExportedVLM(directory, choose_device(device))
+    side = int(vlm.origin["resolution"])
+
+    def answer(options: SampleOptions, _: OnImages | None) -> list[Response]:
+        if not options.images:
+            raise UsageError("a question needs an image; give one")
+        size = options.size or (side, side)
+        images, ids = fitted(options.images, size)[None], torch.tensor([options.seed])
+        request = GenerationRequest(Task.UNDERSTANDING, [options.prompt or vlm.question], images, size, ids)
+        return [Response(fit(options.images[0], *size), words) for words in vlm.answers(request)] * options.count
+
+    return Source(
+        name=str(directory),
+        origin={name: vlm.origin[name] for name in ("stage", "step")},
+        world=None,
+        resolution=side,
+        resolutions=[side],
+        sampling=Sampling(),
+        draws=False,
+        does="answers about an image; the run beside it also makes the image again",
+        question=vlm.question,
+        respond=answer,
     )

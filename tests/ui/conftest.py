@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(run: Path) -> Iterator[str]:
-    """The page of the export, served by the command."""
-    command = [sys.executable, "-m", "wemmu", "ui", run / "export"]
+    """The page of the export."""
+    with page_of(run / "export") as address:
+        yield address
+
+
+@contextmanager
+def page_of(source: Path) -> Iterator[str]:
+    """The address of a page that the command serves."""
+    command = [sys.executable, "-m", "wemmu", "ui", source]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:

@@ -29,7 +29,8 @@ class Report:
     ema: whether the weights are moving averages. origin: what the manifest of the checkpoint says of itself (stage,
     step, seed, resolution, frozen). components: name -> number of tensors and parameters, SHA-256 of its files, and how
     far its type moved the values. tensors: component -> name -> shape, type and SHA-256 of the stored values. outputs:
-    how far the images of both models on the fixed requests are apart, or why they were not drawn.
+    how far the images of both models on the fixed requests are apart, or why they were not drawn. question: of a tuned
+    VLM, what it is asked about an image that comes without words.
     """
 
     dtype: str
@@ -39,6 +40,7 @@ class Report:
     tensors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
+    question: str = ""
 
     @classmethod
     def of(cls, manifest: Manifest, dtype: str, ema: bool) -> "Report":

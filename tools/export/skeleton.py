@@ -27,7 +27,8 @@ def skeleton(run: StageRun) -> WeMMU:
     """
     check_backbones(run.backbones, run.recipe.backbones)
     vlm = vlm_without_weights(run.backbones.vlm)
-    assert run.backbones.dit is not None
+    assert run.backbones.vae is not None, "the recipe wemmu has one"
+    assert run.backbones.dit is not None, "the recipe wemmu has one"
     vae, dit = FrozenVAE(_of_config(run.backbones.vae, AUTOENCODER)), _of_config(run.backbones.dit, TRANSFORMER)
     with init_empty_weights():
         return assemble(run, vlm, vae, dit)[0]
@@ -35,7 +36,8 @@ def skeleton(run: StageRun) -> WeMMU:
 
 def identities(run: StageRun) -> dict[str, str]:
     """Backbone -> what its weights are named, as checkpoints tell which they were trained beside."""
-    return {name: identity(getattr(run.backbones, name)) for name in run.recipe.backbones}
+    given = run.backbones.directories(run.recipe.backbones)
+    return {name: identity(directory) for name, directory in given.items()}
 
 
 def shapes(model: WeMMU) -> dict[str, list[int]]:

@@ -50,6 +50,7 @@ def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str,
             shutil.copy2(file, directory)
     write_component(directory, VLM_FILE, stored, dtype)
     report = Report.of(weights.manifest, dtype_name, ema)
+    report.question = run.recipe.asks_for_captions
     compare_component(report, directory, "vlm", VLM_FILE, stored, dtype)
     if forward:
         report.outputs = _compare_logits(run, checkpoint, directory, dtype, ema)

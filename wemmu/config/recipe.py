@@ -16,7 +16,7 @@ class RecipeConfig(Config):
     modules: what a stage can name in `trains` -> how the canonical names of its weights begin.
     backbones: the fields of `backbones` that the recipe loads; they are the first words of these weights' names, too.
     tasks, objectives, engines: those that it can train with.
-    draws: whether the model makes images from prompts.
+    draws: whether the model makes images from prompts. does: what it does, on a page.
     """
 
     modules: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -25,6 +25,12 @@ class RecipeConfig(Config):
     objectives: ClassVar[tuple[str, ...]]
     engines: ClassVar[tuple[str, ...]]
     draws: ClassVar[bool]
+    does: ClassVar[str]
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The `backbones` that this config can do without."""
+        return ()
 
     @property
     def asks_for_captions(self) -> str:

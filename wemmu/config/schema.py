@@ -1,5 +1,7 @@
 """The schema of a curriculum. Where the paper is silent (facts marked OPEN), the default is argued beside the field."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
@@ -24,7 +26,7 @@ class Backbones(Config):
     """
 
     vlm: LocalPath
-    vae: LocalPath
+    vae: LocalPath | None = None
     dit: LocalPath | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -38,6 +40,11 @@ class Backbones(Config):
             parts = {"dit": "transformer", "vae": "vae"}
             return {name: Named.of(f"{pipeline}/{part}", folders) for name, part in parts.items()} | rest
         return values
+
+    def directories(self, kinds: Sequence[str]) -> dict[str, Path]:
+        """Return kind -> directory of those of `kinds` that are given."""
+        found = {kind: getattr(self, kind) for kind in kinds}
+        return {kind: directory for kind, directory in found.items() if directory is not None}
 
 
 class Memory(Config):
@@ -226,8 +233,11 @@ class Curriculum(_HasRecipe):
         if self.kernels.compile is True and self.parallel.engine != "single":
             # Both take the layers apart with hooks and slices that are made after this.
             raise ValueError(f"kernels.compile is not for engine {self.parallel.engine}; valid with it: single")
-        if lacking := [name for name in self.recipe.backbones if getattr(self.backbones, name) is None]:
+        given = self.backbones.directories(self.recipe.backbones)
+        if lacking := [name for name in self.recipe.backbones if name not in (*given, *self.recipe.optional)]:
             raise ValueError(f"the recipe {self.recipe.kind} needs backbones.{lacking[0]}, a directory")
+        if self.backbones.vae is None and self.data.prepare is not None and self.data.prepare.latents is not None:
+            raise ValueError("data.prepare.latents needs backbones.vae, the directory of the autoencoder")
         self.recipe.check(self.stages, self.parallel.engine)
         for stage in self.stages:
             if stage.global_batch % self.parallel.ranks:

@@ -68,7 +68,7 @@ def backbones(curriculum: Curriculum) -> Finding:
     return Finding(
         "backbones",
         "ok",
-        f"{', '.join(str(getattr(wanted, kind)) for kind in curriculum.recipe.backbones)}, in the published layout",
+        f"{', '.join(map(str, wanted.directories(curriculum.recipe.backbones).values()))}, in the published layout",
     )
 
 

@@ -53,7 +53,7 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         "homes": homes,
         "sharded": list(model.sharded),
         **pixels(model),
-        "latent_channels": vae_of(model).latent_channels,
+        "latent_channels": vae_of(model).latent_channels if model.vae is not None else 0,
         "width": vlm.language_model.config.hidden_size,
     }
     if "hybrid" in run.recipe.engines:
@@ -63,8 +63,9 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
 
 
 def pixels(model: Staged) -> dict[str, int]:
-    """Sides of a VLM token and of a latent."""
-    return {"token_px": vlm_of(model).token_px, "latent_px": vae_of(model).latent_px}
+    """Sides of a VLM token and of a latent; without an autoencoder the token's stands for both."""
+    token_px = vlm_of(model).token_px
+    return {"token_px": token_px, "latent_px": vae_of(model).latent_px if model.vae is not None else token_px}
 
 
 def units(root: _Parametrised, blocks: nn.ModuleList) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _points(model: WeMMU, shape: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor
 def measure(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
     """Measure one item of a request, of backbones whose config.json files are in `folder`; see `wemmu.planning.ask`."""
     run = StageRun.model_validate(item["run"])
-    here = {kind: folder / kind for kind in run.recipe.backbones}
+    here = {kind: folder / kind for kind in run.backbones.directories(run.recipe.backbones)}
     run = run.model_copy(update={"backbones": run.backbones.model_copy(update=here)})
     world = Observed()
     with fake_world(world):

@@ -24,7 +24,8 @@ def make_model(run: StageRun) -> tuple[Staged, LossFn]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, run.backbones.dtype))
     try:
-        parts = {kind: make_backbone(getattr(run.backbones, kind), kind) for kind in run.recipe.backbones}
+        given = run.backbones.directories(run.recipe.backbones)
+        parts = {kind: make_backbone(directory, kind) for kind, directory in given.items()}
     finally:
         torch.set_default_dtype(before)
     made: tuple[Staged, LossFn] = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **parts)

@@ -102,8 +102,7 @@ def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """
     found: dict[str, Any] = {}
     absent: list[Path] = []
-    for kind in run.recipe.backbones:
-        directory: Path = getattr(run.backbones, kind)
+    for kind, directory in run.backbones.directories(run.recipe.backbones).items():
         file = directory / "config.json"
         try:
             config = read_json(file) if directory.exists() else packaged(directory)

@@ -34,12 +34,12 @@ def check_backbones(backbones: Backbones, kinds: Sequence[str]) -> None:
 def problems(backbones: Backbones, kinds: Sequence[str]) -> list[str]:
     """Return all problems of these kinds of backbones; a sentence each."""
     found: list[str] = []
-    for kind in kinds:
-        directory: Path = getattr(backbones, kind)
+    given = backbones.directories(kinds)
+    for kind, directory in given.items():
         found += _model(directory, kind)
         # A missing directory is one problem.
         found += _processor(directory) if kind == VLM and directory.is_dir() else []
-    if found or not {TRANSFORMER, AUTOENCODER} <= set(kinds):
+    if found or not {TRANSFORMER, AUTOENCODER} <= given.keys():
         return found
     return list(_fit(backbones))
 
@@ -143,7 +143,8 @@ def _check_text(file: Path) -> None:
 
 def _fit(backbones: Backbones) -> Iterator[str]:
     dit, vae = backbones.dit, backbones.vae
-    assert dit is not None, "a recipe with a DiT has its directory"
+    assert dit is not None, "it is given"
+    assert vae is not None, "it is given"
     takes = _latent_channels(dit / "config.json", TRANSFORMER)
     makes = _latent_channels(vae / "config.json", AUTOENCODER)
     if takes != makes:

@@ -26,14 +26,15 @@ class Recipe(Protocol):
     model: its parameters have their canonical names. reports: field of `backbones` -> what was loaded; the names of
     that backbone's weights begin with the field, and weights of other names are new. caches: of frozen features, which
     remember nothing until training begins. token_px: side of a VLM token, px.
-    language, normed: the language model whose sizes decide which kernels fit; the modules whose norms get the kernels.
+    vae: None where the recipe does without. language, normed: the language model whose sizes decide which kernels fit;
+    the modules whose norms get the kernels.
     period: steps that one `prepare` serves; checkpoints lie between.
     """
 
     model: Staged
     encoder: PromptEncoder
     reports: Mapping[str, LoadReport]
-    vae: FrozenVAE
+    vae: FrozenVAE | None
     caches: tuple[FeatureCache, ...]
     token_px: int
     language: Any  # a class of transformers

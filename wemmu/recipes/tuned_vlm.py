@@ -1,23 +1,31 @@
 """What recipes share that tune the VLM itself: a model with its head, its questions and answers."""
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AutoImageProcessor, DynamicCache
 
 from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.versions import with_cache
 from wemmu.backbones.vlm import VLM
+from wemmu.backbones.weights import load_vlm
 from wemmu.config.schema import StageRun
 from wemmu.objectives.reconstruction import answer_cross_entropy
 from wemmu.parallel.topology import Topology, any_rank
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.staged import Staged
+from wemmu.sampling.mode import evaluating
+from wemmu.sampling.request import GenerationRequest
+from wemmu.shapes.language import DESCRIBE
 from wemmu.types import IGNORE_INDEX, Prompts
 
+# Maximal number of tokens of an answer.
+LIMIT = 128
 # (logits [N, V] of the next tokens, their number) -> the tokens, int64 [N].
 Choose = Callable[[Tensor, int], Tensor]
 
@@ -123,3 +131,40 @@ def decode(
         place = place + 1
     rows: list[list[int]] = torch.stack(tokens, 1).tolist()
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
+def answers(
+    model: TunedVLM, encoder: PromptEncoder, request: GenerationRequest, device: torch.device, limit: int = LIMIT
+) -> list[str]:
+    """Answer the questions of a request greedily, up to `limit` tokens each."""
+    rows, grids = question_rows(encoder, request.texts, request.images, model.token_px)
+    end: int = encoder.tokenizer.eos_token_id
+    with evaluating(model):
+        images = request.images.to(device)
+        found = decode(model, encoder.pad(rows, grids).to(device), images, lambda x, _: x.argmax(-1), end, limit)
+    return [encoder.tokenizer.decode(row[:-1] if row[-1] == end else row) for row in found]
+
+
+class _Answering(TunedVLM):
+    """A VLM that nothing trains."""
+
+    def modules_by_name(self) -> dict[str, nn.Module]:
+        return {}
+
+
+class ExportedVLM:
+    """The export of a recipe that tunes a VLM, loaded to answer. origin: its stage, step and resolution."""
+
+    def __init__(self, directory: Path, device: torch.device):
+        """Raises BackboneError as `load_vlm`."""
+        report = json.loads((directory / "parity.json").read_text(encoding="utf-8"))
+        self.origin: dict[str, Any] = report["origin"]
+        # Exports of earlier versions do not say it.
+        self.question: str = report.get("question") or DESCRIBE
+        vlm, _ = load_vlm(directory, getattr(torch, report["dtype"]))
+        pixels = AutoImageProcessor.from_pretrained(directory, use_fast=True)
+        self._model = _Answering(vlm, pixels.image_mean, pixels.image_std).requires_grad_(False).eval().to(device)
+        self._encoder, self._device = PromptEncoder(directory), device
+
+    def answers(self, request: GenerationRequest) -> list[str]:
+        return answers(self._model, self._encoder, request, self._device)

@@ -28,10 +28,14 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Response:
-    """The answer to one sample of a request: the image that was made, or the input restored, and the words."""
+    """The answer to one sample of a request: an image and words.
+
+    restored: whether the image is the input made again. A VLM that only answers returns the input itself.
+    """
 
     image: Image.Image
     words: str = ""
+    restored: bool = False
 
 
 def task_of(text: str, images: int) -> Task:

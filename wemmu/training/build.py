@@ -70,7 +70,8 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         fill_empty(made, engine, empty)
     carried, started = begin(run, made, engine, resting)
     loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
-    check_latents(loader.settings, made.vae, identities(made)["vae"])
+    if made.vae is not None:
+        check_latents(loader.settings, made.vae, identities(made)["vae"])
     # A backbone that an earlier stage or this one trains no longer has the identity of its directory.
     frozen = {
         backbone: sha256

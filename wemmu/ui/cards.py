@@ -7,13 +7,14 @@ from itertools import groupby
 from markupsafe import Markup
 from PIL import Image
 
+from wemmu.config import Task
 from wemmu.shapes.verdict import Verdict
 from wemmu.source import png
 from wemmu.ui.work import Result, State
 
 # Images up to this side keep their pixels as they are, enlarged.
 PIXELATED = 96
-EMPTY = Markup('<div class="empty">The images appear here.</div>')
+EMPTY = Markup('<div class="empty">The results appear here.</div>')
 
 
 def html(state: State) -> str:
@@ -58,13 +59,17 @@ def _card(number: int, result: Result) -> Markup:
         lines.append(
             Markup(
                 '<span class="actions"><a download="{}" href="{}" title="Save the PNG with its settings">Download</a>'
-                '<button data-use="{}" title="Make it the input image">Edit this</button></span>'
-            ).format(name, _source(result), number)
+                '<button data-use="{}" title="Make it the input image">{}</button></span>'
+            ).format(name, _source(result), number, "Ask about this" if _answered(result) else "Edit this")
         )
     words = Markup('<p class="words">{}</p>').format(result.words) if result.words else Markup("")
     return Markup('<figure>{}<figcaption><div class="line">{}</div>{}{}</figcaption></figure>').format(
         shown, Markup("").join(lines), words, _verdict(result.verdict)
     )
+
+
+def _answered(result: Result) -> bool:
+    return result.settings is not None and result.settings["task"] == Task.UNDERSTANDING
 
 
 def _verdict(verdict: Verdict | None) -> Markup:

@@ -8,7 +8,7 @@ from pathlib import Path
 from wemmu.config import load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, stage_folder
 from wemmu.shapes.vocabulary import WORLD
-from wemmu.source import EXPORT, Source, open_source
+from wemmu.source import EXPORT, Source, is_tuned_vlm, open_source
 
 
 @dataclass
@@ -31,6 +31,10 @@ class Models:
             earlier = {name: folder for name, folder in _stages(source.resolve().parent).items() if name != last}
             newest = last or source.resolve().name
             return cls({**earlier, newest: source} if last else {newest: source}, newest, device)
+        if is_tuned_vlm(source):
+            # The stage has what its export leaves out, so it is offered beside it.
+            name = source.resolve().name
+            return cls({**_stages(source.resolve().parent), name: source}, name, device)
         folder = stage_folder(source)
         return cls({**_stages(folder.resolve().parent), folder.resolve().name: folder}, folder.resolve().name, device)
 

@@ -112,15 +112,14 @@ def build(models: Models) -> gr.Blocks:
 
 def _heading(models: Models, source: Source) -> str:
     said = f"{models.newest}, step {source.origin['step']}, " if "step" in source.origin else ""
-    doing = "generates and edits images" if source.draws else "answers about an image and makes the image again"
-    return f"<h1>WeMMU</h1><p>{source.name}: {said}{source.resolution} px. It {doing}.</p>"
+    return f"<h1>WeMMU</h1><p>{source.name}: {said}{source.resolution} px. It {source.does}.</p>"
 
 
 def _inputs(source: Source) -> tuple[gr.Textbox, gr.Gallery]:
     prompt = gr.Textbox(
         "",
         label="Prompt" if source.draws else "Question",
-        placeholder="What to generate, or what to do with the images" if source.draws else "describe the image",
+        placeholder="What to generate, or what to do with the images" if source.draws else source.question,
         lines=2,
         max_lines=6,
         submit_btn=False,
@@ -157,7 +156,9 @@ def _settings(models: Models, source: Source) -> dict[str, gr.components.Compone
         elem_id="stages",
     )
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        count = gr.Slider(1, MAX_COUNT, 4, step=1, label="Images", elem_id="count", visible=source.draws)
+        count = gr.Slider(
+            1, MAX_COUNT, 4 if source.draws else 1, step=1, label="Images", elem_id="count", visible=source.draws
+        )
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed", min_width=100)
             again = gr.Checkbox(False, label="Another seed each time", elem_id="again", min_width=100)

@@ -141,6 +141,6 @@ def _results(name: str, source: Source, options: SampleOptions, responses: Seque
     inputs = [fit(image, *source.size(options)) for image in options.images]
     for i, response in enumerate(responses):
         judged = None
-        if source.world == WORLD:
+        if source.world == WORLD and (source.draws or response.restored):
             judged = verdict(response.image, options.prompt if source.draws else "", inputs)
         yield Result(name, options.seed + i, response.image, response.words, judged, source.settings(options, i))

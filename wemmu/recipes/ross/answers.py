@@ -13,16 +13,13 @@ from wemmu.pixels import as_image, to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.config import Denoiser
-from wemmu.recipes.tuned_vlm import decode, question_rows
+from wemmu.recipes.tuned_vlm import LIMIT, answers, question_rows
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.request import GenerationRequest
 from wemmu.sampling.solvers import ddim
 from wemmu.types import Prompts
-
-# Maximal number of tokens of an answer.
-LIMIT = 128
 
 
 class Answerer:
@@ -36,14 +33,9 @@ class Answerer:
         rows, grids = question_rows(self.encoder, request.texts, request.images, self.model.token_px)
         return self.encoder.pad(rows, grids)
 
-    @in_eval_mode
     def answers(self, request: GenerationRequest, limit: int = LIMIT) -> list[str]:
         """Decode greedily, up to `limit` tokens."""
-        prompts, images = self.prompts(request).to(self.device), request.images.to(self.device)
-        tokenizer = self.encoder.tokenizer
-        end: int = tokenizer.eos_token_id
-        rows = decode(self.model, prompts, images, lambda logits, _: logits.argmax(-1), end, limit)
-        return [tokenizer.decode(row[:-1] if row[-1] == end else row) for row in rows]
+        return answers(self.model, self.encoder, request, self.device, limit)
 
     @in_eval_mode
     def restored(self, request: GenerationRequest, steps: int, seed: int) -> Tensor:

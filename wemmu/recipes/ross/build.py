@@ -26,7 +26,9 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
     check_backbones(backbones, RossConfig.backbones)
     reports = {}
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
-    vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
+    vae = None
+    if backbones.vae is not None:
+        vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
     pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
     teacher = None
     if isinstance(config.target, Features):
@@ -39,7 +41,7 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
     return model, reports
 
 
-def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE) -> tuple[Ross, ReconstructiveLoss]:
+def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE | None = None) -> tuple[Ross, ReconstructiveLoss]:
     """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`.
 
     A teacher of features is not measured: pixels stand in for what it makes.

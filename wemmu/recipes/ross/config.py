@@ -140,6 +140,12 @@ class Ross(RecipeConfig):
     objectives: ClassVar[tuple[str, ...]] = ("reconstructive",)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     draws: ClassVar[bool] = False
+    does: ClassVar[str] = "answers about an image, and its head restores the image from the language model's states"
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Pixels and features are made without the autoencoder."""
+        return ("vae",) if isinstance(self.target, Pixels | Features) else ()
 
     @model_validator(mode="before")
     @classmethod

@@ -36,11 +36,15 @@ class Ross(TunedVLM):
         vlm: nn.Module,
         mean: list[float],
         std: list[float],
-        vae: FrozenVAE,
+        vae: FrozenVAE | None,
         config: RossConfig,
         teacher: ImageEncoder | None = None,
     ):
-        """teacher: the frozen encoder of a target of features. Raises ValueError if the VLM lacks the layer."""
+        """vae: of a target of latents. teacher: the frozen encoder of a target of features.
+
+        Raises:
+            ValueError: if the VLM lacks the layer.
+        """
         super().__init__(vlm, mean, std)
         layers = len(self.language_model.layers)
         if config.layer != "last" and config.layer > layers:

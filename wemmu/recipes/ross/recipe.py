@@ -41,7 +41,7 @@ class RossRecipe(TunesVLM):
         self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.token_px, self.model.language_model
-        self.caches = (self.vae.cache,)
+        self.caches = (self.vae.cache,) if self.vae is not None else ()
         if isinstance(self.model.targets, FeatureTarget):
             self.caches = (self.model.targets.cache,)
         self.normed = (self.language,)
@@ -65,7 +65,7 @@ class RossRecipe(TunesVLM):
         """Return the reconstruction of each sample's first image, and the answers."""
         sampling = self._run.sampling
         restored = to_images(self.answerer.restored(request, sampling.steps, sampling.seed)[:, 0])
-        return [Response(*pair) for pair in zip(restored, self.answerer.answers(request), strict=True)]
+        return [Response(*pair, True) for pair in zip(restored, self.answerer.answers(request), strict=True)]
 
     def sampling(self) -> dict[str, Any]:
         denoises = isinstance(self.model.config.head, Denoiser)

@@ -157,14 +157,16 @@ class LatentToPixelTarget(LatentTarget):
         return F.pixel_unshuffle(self._vae.decode_with_gradient(latents).float(), self._side)
 
 
-def make_target(config: Ross, side: int, vae: FrozenVAE, teacher: ImageEncoder | None) -> Target:
-    """Return the target of a config. side: px of a VLM token. teacher: of `Features`."""
+def make_target(config: Ross, side: int, vae: FrozenVAE | None, teacher: ImageEncoder | None) -> Target:
+    """Return the target of a config. side: px of a VLM token. vae: of latents. teacher: of `Features`."""
     match config.target:
         case Pixels():
             return PixelTarget(config.target, side)
         case LatentToPixel():
+            assert vae is not None, "the config asks for it"
             return LatentToPixelTarget(config.target, vae)
         case Latents():
+            assert vae is not None, "the config asks for it"
             return LatentTarget(config.target, vae)
         case Features():
             assert teacher is not None, "`build_ross` loads it"

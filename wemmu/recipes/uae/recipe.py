@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.command_line import UsageError
 from wemmu.config.objectives import UnifiedGRPO
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
@@ -71,15 +72,22 @@ class UAERecipe(TunesVLM):
         return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)
 
     def respond(self, request: GenerationRequest) -> list[Response]:
-        """Return the likeliest captions of the images, or answers to the texts, and what is rendered from them."""
+        """Return the likeliest caption of each image and its rendering; of a question, the likeliest answer."""
         config = self._run.recipe
         assert isinstance(config, UAEConfig)
-        images = request.images[:, :1].to(self._device)
+        if (count := request.images.shape[1]) > 1:
+            raise UsageError(f"{count} images were given; the recipe uae captions one image")
+        images = request.images.to(self._device)
         with evaluating(self.model):
             asked = [text or config.instruction for text in request.texts]
             words = self.policy.most_likely(asked, images).texts
-            made = self.renderer(words, images, request.sample_ids)
-        return [Response(image, text) for image, text in zip(to_images(made * 2 - 1), words, strict=True)]
+            captions = [i for i, text in enumerate(asked) if text == config.instruction]
+            shown = [as_image(image) for image in request.images[:, 0].cpu()]
+            if captions:
+                made = self.renderer([words[i] for i in captions], images[captions], request.sample_ids[captions])
+                for i, image in zip(captions, to_images(made * 2 - 1), strict=True):
+                    shown[i] = image
+        return [Response(image, text, i in captions) for i, (image, text) in enumerate(zip(shown, words, strict=True))]
 
     def sampling(self) -> dict[str, Any]:
         config = self._run.recipe

@@ -45,6 +45,7 @@ def build_model(
     check_backbones(backbones, WeMMUConfig.backbones)
     reports = {}
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
+    assert backbones.vae is not None, "the config asks for it"
     vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
     assert backbones.dit is not None, "it was checked"
     dit, reports["dit"] = load_dit(backbones.dit, dtype, on_block_loaded, config.source_latents)

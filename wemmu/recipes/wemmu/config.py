@@ -83,6 +83,7 @@ class WeMMU(RecipeConfig):
     objectives: ClassVar[tuple[str, ...]] = ("flow", "contrastive")
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3", "hybrid")
     draws: ClassVar[bool] = True
+    does: ClassVar[str] = "generates and edits images"
 
     def check(self, stages: Sequence[Stage | ResolutionStep], engine: str) -> None:
         super().check(stages, engine)
