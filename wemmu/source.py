@@ -19,7 +19,6 @@ from wemmu.command_line import UsageError, without_scipy
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 from wemmu.config.schema import Sampling
-from wemmu.images import fit
 from wemmu.revision import revision
 from wemmu.shapes.language import DESCRIBE
 
@@ -293,6 +292,7 @@ def _exported_vlm(directory: Path, device: str | None) -> Source:
     """A tuned VLM without what the training had beside it; shown with an answer is the image that was asked about."""
     import torch
 
+    from wemmu.images import fit
     from wemmu.pixels import fitted
 
     with without_scipy():

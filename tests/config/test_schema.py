@@ -31,6 +31,7 @@ def put(*path: Any) -> Bend:
     return bend
 
 
+EXAMPLE = Path(__file__).parents[2] / "configs/shapes/ross.yaml"
 LEARNABLE = put("bridge", "queries", {"design": "learnable_fixed"})
 
 RESOLUTIONS = put("stages", 0, "resolution", [32, 48, 64])
@@ -324,3 +325,15 @@ def test_several_resolutions_are_the_stage_at_each():
     assert curriculum.stage_run("first").stage == steps[-1]
     [whole] = curriculum.resolution_runs("second")
     assert (whole.stage.label, whole.stage.span) == ("second", (0, 100))
+
+
+def test_an_autoencoder_is_asked_for_only_where_the_target_is_made_with_it():
+    alone = ["backbones={vlm: assets/shapes/vlm}"]
+    for target in ("pixels", "{kind: features, encoder: assets/shapes/encoders/dino}"):
+        curriculum = load_curriculum(EXAMPLE, [*alone, f"recipe.target={target}"])
+        assert curriculum.backbones.directories(curriculum.recipe.backbones).keys() == {"vlm"}
+    for target in ("latents", "latent2pixel"):
+        with pytest.raises(ConfigError, match=r"the recipe ross needs backbones\.vae, a directory"):
+            load_curriculum(EXAMPLE, [*alone, f"recipe.target={target}", "recipe.head={kind: mlp}"])
+    with pytest.raises(ConfigError, match=r"data\.prepare\.latents needs backbones\.vae"):
+        load_curriculum(EXAMPLE, [*alone, "recipe.target=pixels", "data.prepare.latents={}"])

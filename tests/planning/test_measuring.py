@@ -14,7 +14,7 @@ from tests.models.world import make_batch, make_model, make_ross
 from tests.planning.worlds import MINIATURE, ROOT, curriculum_with
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
-from wemmu.config import Task
+from wemmu.config import Task, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.measuring.__main__ import step, with_gradients
 from wemmu.measuring.fake_world import fake_world
@@ -49,6 +49,13 @@ def test_parameters_are_those_of_loaded_models(model: WeMMU, backbones: Backbone
     real = parts_of(ross, {**ross.modules_by_name(), "vision": ross.vlm.model.visual, "vae": ross.vae})
     real["vision"] -= real["projector"]
     assert measured["parts"] == real
+    # Pixels are made without an autoencoder.
+    changes = [f"backbones={{vlm: {backbones.vlm}}}", "recipe={kind: ross, target: pixels, head: {kind: linear}}"]
+    measured = parameters_of(load_curriculum(ROOT / "configs/shapes/ross.yaml", changes))
+    assert "vae" not in measured["parts"]
+    assert {name: measured["parts"][name] for name in ("projector", "llm")} == {
+        n: real[n] for n in ("projector", "llm")
+    }
 
 
 class Small(nn.Module):

@@ -25,6 +25,7 @@ from wemmu.objectives.reconstruction import alpha_bar
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer
+from wemmu.recipes.ross.build import build_ross
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
@@ -218,6 +219,17 @@ def test_answers_are_those_of_the_libraries_own_generation(shipped) -> None:
             do_sample=False,
         )
         assert answer == encoder.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_pixels_are_learnt_and_restored_without_an_autoencoder(backbones, encoder) -> None:
+    config = RossConfig(target="pixels", head={"kind": "linear"})
+    model, reports = build_ross(Backbones(vlm=backbones.vlm), config, seed=0)
+    assert reports.keys() == {"vlm"}
+    batch = make_questions(encoder, [0, 1])
+    loss = ReconstructiveLoss(model, RossCase(head={"kind": "linear"}).run)(batch, step=0)
+    assert loss.parts["loss/visual"].isfinite().all()
+    asked = request_of(["", ""], batch.images, torch.arange(2))
+    assert Answerer(model, encoder).restored(asked, steps=1, seed=0).shape == batch.images.shape
 
 
 @pytest.fixture(scope="module")
