@@ -108,7 +108,8 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
 
 
 def _backbones(run: StageRun) -> str:
-    assert run.backbones.dit is not None
+    assert run.backbones.dit is not None, "the recipe wemmu has one"
+    assert run.backbones.vae is not None, "the recipe wemmu has one"
     names = {"VLM": run.backbones.vlm, "DiT": run.backbones.dit, "autoencoder": run.backbones.vae}
     # The DiT and the autoencoder lie in one directory, which has the model's name.
     return ", ".join(

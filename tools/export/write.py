@@ -83,6 +83,7 @@ def _file_of(component: str) -> str:
 
 def _components(run: StageRun, pipe: WeMMUPipeline, weights: StoredTensors) -> dict[str, dict[str, Stored]]:
     """Component -> its tensors, by their names in a published file."""
+    assert run.backbones.vae is not None, "the recipe wemmu has one"
     found = {"vae": published(run.backbones.vae, DIFFUSERS_FILE)}
     for word, part in COMPONENTS.items():
         original = published(getattr(run.backbones, word), DIFFUSERS_FILE) if word in run.recipe.backbones else {}
