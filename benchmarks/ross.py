@@ -22,13 +22,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.measure import RESULTS, ROOT, Out, Quick, save
 from benchmarks.ross_report import KINDS, Differences, compared, figure, markdown
 from wemmu.config import dump, load_curriculum
-from wemmu.config.checkpoints import own_checkpoints
+from wemmu.config.checkpoints import own_checkpoints, sheet
 from wemmu.config.files import replace_text
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
@@ -79,7 +80,7 @@ def main(
     for seed in range(seeds):
         start = new_projector(work / f"vlm-{seed}", seed)
         for arm, (weight, recipe) in ARMS.items():
-            folder = work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+            folder = folder_of(work, arm, seed)
             run = stage(work, start, seed, steps, weight, recipe)
             train(folder, run)
             rows.append({"arm": arm, "seed": seed, **scored(folder, run, questions)})
@@ -88,6 +89,22 @@ def main(
             about = {"steps": steps, "questions": questions, "differences": differences}
             save(out, "ross", markdown(rows, differences, steps, questions), short, **about)
             figure(rows, differences, out / "ross.png")
+        if seed == 0:
+            restorations(work, steps).save(out / "ross-restored.png")
+
+
+def folder_of(work: Path, arm: str, seed: int) -> Path:
+    return work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def restorations(work: Path, steps: int) -> Image.Image:
+    """Return the last sheets of samples of the arms that restore, one below the other, of the first seed."""
+    arms = [arm for arm, (weight, _) in ARMS.items() if weight]
+    sheets = [Image.open(sheet(folder_of(work, arm, 0), steps)) for arm in arms]
+    page = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+    for number, each in enumerate(sheets):
+        page.paste(each, (0, sum(s.height for s in sheets[:number])))
+    return page
 
 
 def _means(by_kind: dict[str, list[float]]) -> dict[str, float]:
