@@ -29,12 +29,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from benchmarks.measure import RESULTS, ROOT, Memory, Out, Quick, save, watch
 from tools.convert_ckpt import Source, export, return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
-from tools.export.start import ship_export
 from tools.zero.folder import read_folder
 from tools.zero.write import write_checkpoint
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.state import TrainState
+from wemmu.checkpoint.stored import ship
 from wemmu.config import StageRun, dump, load_curriculum
 from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
 from wemmu.shapes.processor import save_processor, special_ids
@@ -120,7 +120,7 @@ def to_pipeline(folder: Path, run: StageRun, name: str = "pipeline", images: boo
 
 
 def to_start(folder: Path, run: StageRun) -> None:
-    ship_export(folder / "pipeline", folder / "start", torch.float16)
+    ship(folder / "pipeline", folder / "start", torch.float16)
 
 
 def from_deepspeed(folder: Path, run: StageRun) -> None:

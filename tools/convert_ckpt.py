@@ -118,12 +118,11 @@ def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool |
     """Ship the weights of a checkpoint, or of a pipeline if there is no `found`."""
     import torch
 
-    from tools.export.start import ship_export
     from wemmu.checkpoint.stored import ship
 
     if found is None:
         with replacing.aside(out) as directory:
-            ship_export(source, directory, getattr(torch, dtype))
+            ship(source, directory, getattr(torch, dtype))
         return [f"{source} -> {out}, stored in {dtype}"]
     averaged = found.run.stage.averages(ema)
     with replacing.aside(out) as directory:

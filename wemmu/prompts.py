@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, ProcessorMixin
 
+from wemmu.config.exported import processor_folder
 from wemmu.positions import prompt_positions
 from wemmu.types import IGNORE_INDEX, Prompts
 
@@ -36,7 +37,7 @@ class PromptEncoder:
         # Of a class of the checkpoint.
         processor: Any = vlm
         if not isinstance(vlm, ProcessorMixin):
-            processor = AutoProcessor.from_pretrained(vlm, use_fast=True)
+            processor = AutoProcessor.from_pretrained(processor_folder(Path(vlm)), use_fast=True)
         self._processor, self.tokenizer = processor, processor.tokenizer
         # A second tokenizer for users' text, which reads special tokens as text. A copy, because the switch is part of
         # a fast tokenizer's state, which threads share.

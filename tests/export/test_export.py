@@ -527,10 +527,10 @@ def test_a_pipeline_starts_a_stage_with_the_bits_of_the_checkpoint(trained: Trai
     with (copy / BRIDGE_FILE).open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"x")
-    with pytest.raises(SystemExit, match="is not the file that was exported"):
+    with pytest.raises(SystemExit, match="is damaged"):
         main(copy, ship=tmp_path / "other")
     (copy / "parity.json").unlink()
-    with pytest.raises(SystemExit, match=r"has no parity\.json"):
+    with pytest.raises(SystemExit, match=r"has no readable parity\.json"):
         main(copy, ship=tmp_path / "other")
     with pytest.raises(SystemExit, match="is a pipeline already"):
         main(exported, out=tmp_path / "other")

@@ -23,6 +23,7 @@ from tools.export.stored import (
 from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
+from wemmu.config.exported import processor_folder
 from wemmu.config.objectives import Objective
 from wemmu.pipeline import WeMMUPipeline, write_entry
 from wemmu.recipes.wemmu.component import COMPONENTS, WeMMUBridge
@@ -103,7 +104,7 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
     assert isinstance(objective, Objective)
     pipe = WeMMUPipeline(
         vlm=model.vlm.vlm,
-        processor=AutoProcessor.from_pretrained(run.backbones.vlm, use_fast=True),
+        processor=AutoProcessor.from_pretrained(processor_folder(run.backbones.vlm), use_fast=True),
         transformer=model.dit,
         vae=model.vae.vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=objective.time.shift_at(stage.resolution)),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks
+from wemmu.checkpoint.exported import read_export
+from wemmu.config.exported import is_export
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -68,11 +70,13 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and check the manifest only.
+    """Read and check the manifest only; an exported pipeline gets one from its parity.json.
 
     Raises:
         CheckpointError: if it is missing, damaged or of another format.
     """
+    if is_export(directory):
+        return Manifest(format=FORMAT, **read_export(directory))
     try:
         data = json.loads((directory / FILE).read_text(encoding="utf-8"))
         # Absent in the first checkpoints of this format.

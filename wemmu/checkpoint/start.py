@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
+from wemmu.checkpoint.exported import is_own
 from wemmu.checkpoint.manifest import Manifest, some, verify
 from wemmu.checkpoint.store import fill_weights
 from wemmu.published.identity import is_same, short
@@ -68,7 +69,8 @@ def check_fits(source: Path, manifest: Manifest, known: Mapping[str, Sequence[in
 
 def _check_frozen(source: Path, manifest: Manifest, frozen: Mapping[str, str]) -> None:
     for part, sha256 in manifest.frozen.items():
-        if not is_same(sha256, frozen[part]):
+        # The folder of the very export was compared with its source when it was written, and may be of another type.
+        if not is_same(sha256, frozen[part]) and not is_own(source, part, getattr(frozen[part], "directory", None)):
             raise CheckpointError(
                 f"{source} was trained beside another {part} (SHA-256 {short(sha256)}, here {short(frozen[part])})"
             )

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from wemmu.checkpoint.collective import CheckpointError, Ranks, all_ranks
+from wemmu.checkpoint.exported import exported_tensors
 from wemmu.checkpoint.finite import check_finite
 from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
 from wemmu.checkpoint.metadata import CheckedReader
@@ -36,6 +37,7 @@ from wemmu.checkpoint.retention import discard, make_room, newest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor, WholePlanner
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.checkpoints import directory_name
+from wemmu.config.exported import is_export
 from wemmu.config.files import sync
 
 # One process is what `no_dist` asks for; torch warns of it at every save and load all the same.
@@ -194,19 +196,34 @@ def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]
         CheckpointError: if averages are to be read and there are none.
     """
     prefixes = weight_prefixes(directory, manifest, ema)
-    if not (directory / SHIPPED).is_file():
+    places = stored_weights(directory, manifest)
+    if places is None:
         read(
             directory,
             {f"{prefixes[name]}.{name}": ShardedTensor.of(tensor) for name, tensor in into.items()},
             all_ranks(),
         )
     else:
-        with safe_open(directory / SHIPPED, framework="pt") as file:
-            for name, tensor in into.items():
-                for offset, part in ShardedTensor.of(tensor).parts:
-                    box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
-                    part.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
+        for path in sorted({places[name][0] for name in into}):
+            with safe_open(path, framework="pt") as file:
+                for name, tensor in into.items():
+                    if places[name][0] != path:
+                        continue
+                    for offset, part in ShardedTensor.of(tensor).parts:
+                        box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
+                        key = places[name][1]
+                        part.copy_(file.get_slice(key)[box] if box else file.get_tensor(key))
     check_finite(f"{directory} cannot be used", into, all_ranks())
+
+
+def stored_weights(directory: Path, manifest: Manifest) -> dict[str, tuple[Path, str]] | None:
+    """Return name -> safetensors file and name there, of shipped weights or an export; None for a checkpoint (DCP)."""
+    if (directory / SHIPPED).is_file():
+        return {name: (directory / SHIPPED, name) for name in manifest.tensors}
+    if not is_export(directory):
+        return None
+    held = exported_tensors(directory, manifest.frozen)
+    return {name: (tensor.file, name.partition(".")[2]) for name, tensor in held.items()}
 
 
 def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str, str]:

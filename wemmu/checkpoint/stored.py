@@ -11,13 +11,13 @@ from wemmu.checkpoint.collective import ALONE, CheckpointError
 from wemmu.checkpoint.finite import check_finite, narrowed
 from wemmu.checkpoint.manifest import sha256_of, verify, write_manifest
 from wemmu.checkpoint.metadata import CheckedReader
-from wemmu.checkpoint.store import EMA, MOMENTS, SHIPPED, WEIGHTS, read, weight_prefixes
+from wemmu.checkpoint.store import EMA, MOMENTS, SHIPPED, WEIGHTS, read, stored_weights, weight_prefixes
 from wemmu.checkpoint.stream import write_safetensors
 from wemmu.config.checkpoints import own_checkpoints
 
 
 class StoredTensors:
-    """What lies in a checkpoint or in shipped weights, one tensor at a time, by this process alone.
+    """What lies in a checkpoint, in shipped weights or in an export, one tensor at a time, by this process alone.
 
     manifest: of what was verified when this was made. ema: whether moving averages stand for the weights that have one.
 
@@ -28,7 +28,7 @@ class StoredTensors:
     def __init__(self, directory: Path, ema: bool = False):
         self.manifest = verify(directory)
         self._prefixes = weight_prefixes(directory, self.manifest, ema)
-        self._directory, self._shipped = directory, (directory / SHIPPED).is_file()
+        self._directory, self._places = directory, stored_weights(directory, self.manifest)
         self._reader = CheckedReader(directory / "state")
 
     def read(self, name: str, part: str = WEIGHTS) -> Tensor:
@@ -37,9 +37,11 @@ class StoredTensors:
         Raises:
             NotFiniteError: if it holds infinities or NaN.
         """
-        if self._shipped:
-            with safe_open(self._directory / SHIPPED, framework="pt") as file:
-                tensor = file.get_tensor(name).float()
+        if self._places is not None:
+            file_name, key = self._places[name]
+            # Opened for each: pages of an open file stay in memory.
+            with safe_open(file_name, framework="pt") as file:
+                tensor = file.get_tensor(key).float()
         else:
             tensor = torch.empty(self.manifest.tensors[name])
             prefix = self._prefixes[name] if part == WEIGHTS else part
@@ -65,7 +67,7 @@ def newest_finite(root: Path) -> Path | None:
 
 
 def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16, ema: bool = False) -> None:
-    """Write the weights of a checkpoint, or their averages, as one small file that a stage can start from."""
+    """Write the weights of a checkpoint, their averages, or those of an export as one file that a stage starts from."""
     stored = StoredTensors(directory, ema)
     out.mkdir(parents=True, exist_ok=True)
     announced = {name: (dtype, shape) for name, shape in stored.manifest.tensors.items()}

@@ -94,6 +94,11 @@ class Named(str):
         return named
 
 
+def local_path(value: str) -> Path:
+    """Return the path that a string of a config means. Raises ValueError if there is no home directory for `~`."""
+    return Path(_local(value))
+
+
 def _local(value: Any) -> Any:
     """Expand `~` and search a relative path in its folders; return other values unchanged."""
     if not isinstance(value, str | Path):

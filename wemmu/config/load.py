@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import ScalarEvent, YAMLError
 
-from wemmu.config.base import ConfigError, Named, leaves
+from wemmu.config.base import ConfigError, Named, leaves, local_path
+from wemmu.config.exported import completed
 from wemmu.config.files import YAML_LOADER, replace_text
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
@@ -107,6 +108,7 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
         origins = {name: _origin(origins, name) for name, _ in leaves(data)}
+        data, origins = _with_export(data, origins)
         config = schema.model_validate(_with_folders(data, origins))
         return config, {name: origin.source for name, origin in origins.items()}
     except ValidationError as error:
@@ -229,6 +231,20 @@ def _origin(origins: Mapping[str, Origin], name: str) -> Origin:
     while name and name not in origins:
         name = name.rpartition(".")[0]
     return origins.get(name, Origin("an older form"))
+
+
+def _with_export(data: Any, origins: dict[str, Origin]) -> tuple[Any, dict[str, Origin]]:
+    """Return the tree completed by the pipeline that `export` names, with the origins of what it says."""
+    if not isinstance(data.get("export"), str):
+        return data, origins
+    export = local_path(Named.of(data["export"], origins["export"].folders))
+    try:
+        whole = completed(data, export)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    # Its paths start where this process does.
+    said = Origin(str(export), (Path.cwd(),))
+    return whole, {name: origins.get(name, said) for name, _ in leaves(whole)}
 
 
 def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> Any:

@@ -213,6 +213,9 @@ class Curriculum(_HasRecipe):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
     seed: Seed = 0
+    # An exported pipeline to begin with. What this config leaves out of backbones, bridge, sampling, resolution,
+    # timestep shift and the first stage's start is the export's (`wemmu.config.exported`).
+    export: LocalPath | None = None
     backbones: Backbones
     recipe: Recipe = WeMMU()
     data: Data

@@ -120,7 +120,8 @@ class _Training(Config):
     optimizer: Optimizer
     # Weight of each task among the steps: a step draws its whole global batch from one task.
     mixture: dict[Task, Annotated[float, Field(gt=0)]]
-    # Weights to start from instead of those the stage before left: a checkpoint directory or an exported bridge.
+    # Weights to start from instead of those the stage before left: a checkpoint, shipped weights or an exported
+    # pipeline.
     start: LocalPath | None = None
     gate: Gate = Gate()
     # Benchmarks that run after the stage, instead of those of `evaluation`.

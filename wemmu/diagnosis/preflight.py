@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.base import ConfigError
+from wemmu.config.exported import is_export
 from wemmu.config.patterns import escaped, expanded
 from wemmu.config.prepare import Prepare, ShapesSource
 from wemmu.config.serving import check_files, check_preparable, check_readable, needs, serving
@@ -74,8 +75,9 @@ def backbones(curriculum: Curriculum) -> Finding:
 
 def starts(curriculum: Curriculum) -> Finding:
     wanted = {stage.name: stage.start for stage in curriculum.stages if stage.start}
-    if absent := [f"stages.{name}.start: {path}" for name, path in wanted.items() if not (path / _MANIFEST).is_file()]:
-        remedy = "name the directory of a checkpoint or of shipped weights, or remove `start`"
+    lacking = {name: path for name, path in wanted.items() if not ((path / _MANIFEST).is_file() or is_export(path))}
+    if absent := [f"stages.{name}.start: {path}" for name, path in lacking.items()]:
+        remedy = "name the directory of a checkpoint, of shipped weights or of an exported pipeline, or remove `start`"
         found = f"no checkpoint, since it holds no {_MANIFEST}: {'; '.join(absent)}"
         return Finding("weights to start from", "problem", found, remedy)
     found = f"{len(wanted)} of {len(curriculum.stages)} stages start from weights of their own"

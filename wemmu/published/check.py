@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones
 from wemmu.published.known import AUTOENCODER, ENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_json, refuse_pointer, tensors
@@ -21,7 +22,7 @@ def check(directory: Path, kind: str, with_processor: bool = False) -> None:
     Raises:
         BackboneError: names every missing or wrong file.
     """
-    if found := [*_model(directory, kind), *(_processor(directory) if with_processor else ())]:
+    if found := [*_model(directory, kind), *(_processor(processor_folder(directory)) if with_processor else ())]:
         raise BackboneError("; ".join(found))
 
 
@@ -38,7 +39,7 @@ def problems(backbones: Backbones, kinds: Sequence[str]) -> list[str]:
     for kind, directory in given.items():
         found += _model(directory, kind)
         # A missing directory is one problem.
-        found += _processor(directory) if kind == VLM and directory.is_dir() else []
+        found += _processor(processor_folder(directory)) if kind == VLM and directory.is_dir() else []
     if found or not {TRANSFORMER, AUTOENCODER} <= given.keys():
         return found
     return list(_fit(backbones))

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from wemmu.backbones.full_precision import Sources
 from wemmu.checkpoint.collective import all_ranks
+from wemmu.checkpoint.exported import is_own
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.checkpoint.start import start_from
 from wemmu.config import StageRun
+from wemmu.config.exported import FOLDERS
 from wemmu.parallel.engine import Engine
 from wemmu.recipes.recipe import Recipe, identities
 
@@ -32,7 +34,7 @@ def begin(
     if not widens and start is None:
         return engine.local_parameters(new), frozenset()
     held, masters = engine.local_parameters(resting), engine.state().weights
-    inside = _names(start) if start else frozenset()
+    inside = _names(run, start) if start else frozenset()
     carried = {name: tensor for name, tensor in held.items() if name in new | inside}
     if widens:
         # A copy in host memory, made once, because carried weights do not change.
@@ -54,10 +56,18 @@ def fill_empty(made: Recipe, engine: Engine, names: set[str]) -> None:
     engine.on_restore(0)
 
 
-def _names(source: Path) -> frozenset[str]:
-    """Read the weights in a checkpoint; an error on one rank is an error on all."""
+def _names(run: StageRun, source: Path) -> frozenset[str]:
+    """Read the weights in a checkpoint that are not a backbone's own; an error on one rank is an error on all.
+
+    An export may be the backbones as well: what is not trained need not be carried then.
+    """
+    own = tuple(f"{part}." for part in FOLDERS if is_own(source, part, getattr(run.backbones, part)))
     what = f"{source} cannot be started from"
-    return all_ranks().together(what, lambda: frozenset(read_manifest(source).tensors), lambda found: found[0])
+    return all_ranks().together(
+        what,
+        lambda: frozenset(n for n in read_manifest(source).tensors if not n.startswith(own)),
+        lambda found: found[0],
+    )
 
 
 @torch.no_grad()

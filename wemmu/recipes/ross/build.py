@@ -7,6 +7,7 @@ from transformers import AutoImageProcessor
 from wemmu.backbones.encoders import load_encoder
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, load_autoencoder, load_vlm
+from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.published.check import check_backbones
 from wemmu.recipes.ross.config import Features, Pixels
@@ -29,7 +30,7 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
     vae = None
     if backbones.vae is not None:
         vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
-    pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    pixels = AutoImageProcessor.from_pretrained(processor_folder(backbones.vlm), use_fast=True)
     teacher = None
     if isinstance(config.target, Features):
         # In float32: what it makes are targets, and it is small beside the VLM.

@@ -19,6 +19,7 @@ from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.manifest import read_manifest, sha256_of, some, verify
 from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.store import fill_weights
+from wemmu.config.exported import processor_folder
 from wemmu.config.objectives import UnifiedGRPO
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.prompts import PromptEncoder
@@ -50,7 +51,7 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
     assert isinstance(config, UAEConfig)
     generator, reports = build_generator(backbones, config, run.seed)
     vlm, reports["vlm"] = load_vlm(backbones.vlm, getattr(torch, backbones.dtype))
-    pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    pixels = AutoImageProcessor.from_pretrained(processor_folder(backbones.vlm), use_fast=True)
     model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, keeps_reference(run))
     if model.reference is not None and run.stage.start is not None:
         fill_reference(model.reference, run.stage.start)

@@ -22,6 +22,7 @@ from wemmu.backbones.weights import (
     load_vlm,
     widen,
 )
+from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.published.check import check_backbones
 from wemmu.recipes.wemmu.bridge import Bridge
@@ -49,7 +50,7 @@ def build_model(
     vae, reports["vae"] = load_autoencoder(backbones.vae, dtype)
     assert backbones.dit is not None, "it was checked"
     dit, reports["dit"] = load_dit(backbones.dit, dtype, on_block_loaded, config.source_latents)
-    pixels = AutoImageProcessor.from_pretrained(backbones.vlm, use_fast=True)
+    pixels = AutoImageProcessor.from_pretrained(processor_folder(backbones.vlm), use_fast=True)
     frozen = FrozenVLM(vlm, pixels.image_mean, pixels.image_std)
     bridge = new_bridge(config, frozen.language_model, vae.latent_channels, caption_channels(dit), seed)
     bridge.to(frozen.vlm.dtype)

@@ -1,0 +1,81 @@
+"""An exported pipeline as the model to begin with: what its small files say, for a curriculum. Free of torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+INDEX, PARITY = "model_index.json", "parity.json"
+# Field of `backbones` -> its folder in an export; the bridge has one, too.
+FOLDERS = {"vlm": "vlm", "vae": "vae", "dit": "transformer"}
+BRIDGE, PROCESSOR = "bridge", "processor"
+# Field of `sampling` -> its name in model_index.json.
+SAMPLING = {
+    "steps": "num_inference_steps",
+    "solver": "solver",
+    "t2i": "t2i_guidance_scale",
+    "image": "image_guidance_scale",
+    "instruction": "instruction_guidance_scale",
+    "multi": "multi_guidance_scale",
+}
+
+
+def is_export(directory: Path) -> bool:
+    """Whether `wemmu export` wrote a pipeline into this directory."""
+    return (directory / INDEX).is_file() and (directory / BRIDGE).is_dir()
+
+
+def processor_folder(vlm: Path) -> Path:
+    """Return the folder of the files that write a VLM's prompts: its own, or in an export the one beside it."""
+    own = any((vlm / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    beside = vlm.parent / PROCESSOR
+    return beside if not own and is_export(vlm.parent) and beside.is_dir() else vlm
+
+
+def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
+    """Return the tree of a curriculum with what `export` says of the fields that it leaves out.
+
+    These are the backbones, the bridge, the sampling settings, and of each stage the resolution and the timestep shift;
+    the first stage starts from the exported weights.
+
+    Raises:
+        ValueError: if `export` is not an exported pipeline or lacks what the curriculum does not name.
+    """
+    stages = tree.get("stages")
+    if not (isinstance(stages, list) and stages and all(isinstance(stage, dict) for stage in stages)):
+        return dict(tree)
+    # A resolved config needs nothing, also where the export is gone.
+    if "backbones" in tree and all("start" in stage and "objective" in stage for stage in stages):
+        return dict(tree)
+    if not is_export(export):
+        raise ValueError(
+            f"export: {export} is not an exported pipeline (it has no {INDEX} and {BRIDGE}/); `wemmu export RUN --out "
+            "DIR` writes one"
+        )
+    backbones = {name: str(export / folder) for name, folder in FOLDERS.items()} | (tree.get("backbones") or {})
+    if not Path(backbones["vlm"]).is_dir():
+        raise ValueError(f"export: {export} was written without its VLM; set backbones.vlm to the one of its README.md")
+    index = _read(export / INDEX)
+    bridge = _read(export / BRIDGE / "config.json")["bridge"]
+    px = index["resolution"]
+    time = {"shift": _read(export / "scheduler" / "scheduler_config.json")["shift"], "reference_resolution": px}
+    whole = {
+        "backbones": backbones,
+        "recipe": {"kind": "wemmu", "bridge": bridge} | (tree.get("recipe") or {}),
+        "sampling": {field: index[name] for field, name in SAMPLING.items() if name in index}
+        | (tree.get("sampling") or {}),
+        "stages": [
+            {"resolution": px} | stage | {"objective": {"kind": "flow", "time": time} | (stage.get("objective") or {})}
+            for stage in stages
+        ],
+    }
+    whole["stages"][0].setdefault("start", str(export))
+    return {**tree, **whole}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"export: {file} cannot be read: {error}") from error
+    return found
