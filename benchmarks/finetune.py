@@ -42,7 +42,11 @@ def write(
     rows = []
     for number in range(edits):
         edit = painted(rng, "train")
-        row = {"instruction": edit.instruction, "input": f"{number:04d}_before.png", "target": f"{number:04d}_after.png"}
+        row = {
+            "instruction": edit.instruction,
+            "input": f"{number:04d}_before.png",
+            "target": f"{number:04d}_after.png",
+        }
         _save(folder / "my-edits", {row["input"]: edit.sources[0], row["target"]: edit.target})
         rows.append(row)
     _list(folder / "my-edits", rows)
@@ -64,7 +68,7 @@ def score(
 
     rng = random.Random("held out")
     edits = [painted(rng, "test") for _ in range(count)]
-    pipe = WeMMUPipeline.from_pretrained(export)
+    pipe = WeMMUPipeline.from_pretrained(str(export))
     pipe.set_progress_bar_config(disable=True)
     asked, given = [edit.instruction for edit in edits], [render(edit.sources[0], PX) for edit in edits]
     scores = [score_edit(*pair) for pair in zip(pipe(asked, image=given, seed=0).images, edits, strict=True)]

@@ -66,8 +66,17 @@ def loss_charts(stage: StageRecord) -> list[Markup]:
         chart("loss by task", by_task, log=True),
         chart("loss by noise level t (1 is noise)", by_level, log=True),
         chart("gradient norm before clipping", [_curve(stage, "grad_norm")], log=True, level=clip),
+        *copy_charts(stage),
         *reward_charts(stage),
     ]
+
+
+def copy_charts(stage: StageRecord) -> list[Markup]:
+    """Chart the copy rate of held-out edits, if it was measured: the paper's collapse, as it happens."""
+    keys = dict.fromkeys(key for line in stage.metrics for key in line if key.startswith("copy_rate/"))
+    tasks = [key.removeprefix("copy_rate/") for key in keys]
+    lines = [_curve(stage, f"copy_rate/{task}", TASK_NAMES[task], TASK_COLORS[task], 0.01) for task in tasks]
+    return [chart("held-out edits that come out as their input, %", lines, top=100)] if lines else []
 
 
 def reward_charts(stage: StageRecord) -> list[Markup]:

@@ -91,6 +91,14 @@ class Recipe(Protocol):
         """Return the validation loss on held-out records; all ranks call it, between steps."""
         ...
 
+    def copying(self, topology: Topology, device: torch.device | str) -> Callable[[], Mapping[str, float]] | None:
+        """Return what measures how many held-out edits are copies, as `validation`; None for a recipe without edits.
+
+        Raises:
+            ShardError: if no edit is held out.
+        """
+        ...
+
 
 def recipe(
     run: StageRun, on_block_loaded: OnBlockLoaded | None = keep_local, device: torch.device | str = "cpu"

@@ -58,6 +58,9 @@ class TunesVLM:
     def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
         raise NotImplementedError("the config refuses a plateau, which alone asks for it")
 
+    def copying(self, topology: Topology, device: torch.device | str) -> None:
+        """No copy rate: a VLM that is tuned edits no image."""
+
 
 def question_rows(
     encoder: PromptEncoder, texts: Sequence[str], images: Tensor, token_px: int

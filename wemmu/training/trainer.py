@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from wemmu.command_line import SAVED
 from wemmu.config.checkpoints import CHECKPOINTS, directory_name, own_checkpoints, sheet
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
+from wemmu.config.shards import ShardError
 from wemmu.config.wandb_mode import wandb_mode
 from wemmu.heartbeat import beat
 from wemmu.jsonlines import append_event
@@ -26,6 +27,7 @@ from wemmu.parallel.rendezvous import connect
 from wemmu.parallel.topology import any_rank
 from wemmu.training import environment, resume
 from wemmu.training.build import StageParts, build
+from wemmu.training.copying import copies, last_measured
 from wemmu.training.hold import held
 from wemmu.training.resolutions import ResolutionSchedule
 from wemmu.training.signals import StopFlag
@@ -78,6 +80,7 @@ class Trainer:
         self.validation: Callable[[], float] | None = None
         if self.schedule.validates:
             self.validation = self.parts.recipe.validation(self.topology, self.device)
+        self.copying = self._copying()
 
     def train(self) -> int:
         """Run to the end of the stage or its resolution, or to a signal; return the exit code of the process."""
@@ -103,6 +106,7 @@ class Trainer:
                 window = self._window()
             if self.step % logging.samples_every == 0 or final:
                 self._draw()
+                self._watch_copies()
             due = due or self.step % logging.checkpoint_every == 0 or final
             if due and self._resumable:
                 self._save()
@@ -187,6 +191,29 @@ class Trainer:
             self.record.write({"step": self.step, "validation_loss": loss})
         self.schedule.note(loss)
         self._say(f"validation loss {loss:.5f} at step {self.step}")
+
+    def _copying(self) -> Callable[[], Mapping[str, float]] | None:
+        """Return what measures the copy rate of edits, if records are held out."""
+        if not self.run.data.validation:
+            return None
+        try:
+            return self.parts.recipe.copying(self.topology, self.device)
+        except ShardError as error:
+            self._say(f"the copy rate of edits is not measured: {error}")
+            return None
+
+    def _watch_copies(self) -> None:
+        """Measure the copy rate, and warn when the model begins to copy. All ranks call it."""
+        if self.copying is None:
+            return
+        found = self.copying()
+        if self.record is not None and found:
+            before = last_measured(self.folder / "metrics.jsonl")
+            self.record.write({"step": self.step, **found})
+            rates = (f"{key.partition('/')[2]} {value:.0%}" for key, value in found.items() if "copy_rate/" in key)
+            self._say(f"held-out edits copied at step {self.step}: {', '.join(rates)}")
+            for sentence in copies(before, found):
+                self._say(f"warning: {sentence}")
 
     def _draw(self) -> None:
         """Draw the fixed prompts as the model now answers them. All ranks do, since each holds a part of the model."""

@@ -16,6 +16,7 @@ from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.build import build_model, sources
 from wemmu.recipes.wemmu.config import WeMMU
+from wemmu.recipes.wemmu.copying import CopyRate, edits_of
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.validation import Validation
 from wemmu.sampling.grid import sample_grid
@@ -69,6 +70,9 @@ class WeMMURecipe:
 
     def validation(self, topology: Topology, device: torch.device | str) -> Callable[[], float]:
         return Validation(self._run, self.model, self.encoder, topology, device)
+
+    def copying(self, topology: Topology, device: torch.device | str) -> CopyRate | None:
+        return CopyRate(self._run, self.model, self.encoder, topology, device) if edits_of(self._run) else None
 
 
 def sampling_of(run: StageRun) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""An export is a model to begin with: alone, it gives a curriculum its backbones, its bridge and its weights."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.export.conftest import REPOSITORY, Trained
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.start import start_from
+from wemmu.config import ConfigError, dump, load_curriculum
+from wemmu.recipes.recipe import identities, recipe
+from wemmu.recipes.staged import startable
+from wemmu.training.start import _names
+
+
+def test_an_export_alone_is_what_a_curriculum_begins_with(trained: Trained, exported: Path, tmp_path: Path):
+    """Backbones, bridge, sampling, resolution, timestep shift and weights, all of one folder."""
+    overrides = [f"export={exported}", "backbones.dtype=float32"]
+    curriculum = load_curriculum(REPOSITORY / "configs/curriculum/finetune.yaml", overrides)
+    run = curriculum.stage_run("finetune")
+    assert (run.recipe, run.stage.resolution) == (trained.run.recipe, trained.run.stage.resolution)
+    before = trained.run.stage.objective.time
+    assert run.stage.objective.time.shift_at(64) == before.shift_at(64)
+    assert run.sampling.model_copy(update={"prompts": ()}) == trained.run.sampling.model_copy(update={"prompts": ()})
+    made = recipe(run)
+    # Nothing of the backbones is left for checkpoints to carry.
+    assert {name.partition(".")[0] for name in _names(run, exported)} == {"bridge"}
+    assert made.encoder(["a red circle"], [[]]).input_ids.numel() > 1
+    with torch.no_grad():
+        for weight in startable(made.model).values():
+            weight.fill_(7.0)
+    start_from(exported, startable(made.model), identities(made))
+    expected = startable(trained.model)
+    assert startable(made.model).keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in startable(made.model).items())
+    # What is set wins; what was resolved needs the export no more.
+    changed = load_curriculum(REPOSITORY / "configs/curriculum/finetune.yaml", [*overrides, "sampling.t2i=7"])
+    assert (changed.sampling.t2i, changed.sampling.steps) == (7.0, trained.run.sampling.steps)
+    dump(curriculum.model_copy(update={"export": tmp_path / "gone"}), tmp_path / "curriculum.yaml")
+    assert load_curriculum(tmp_path / "curriculum.yaml").stages == curriculum.stages
+    with pytest.raises(ConfigError, match=r"export: .*gone is not an exported pipeline .*wemmu export RUN"):
+        load_curriculum(REPOSITORY / "configs/curriculum/finetune.yaml", [f"export={tmp_path / 'gone'}"])
+
+
+def test_an_export_is_no_start_beside_other_backbones(trained: Trained, exported: Path, tmp_path: Path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (name,) = (copy / "vae").glob("*.safetensors")
+    weights = load_file(name)
+    save_file({key: value + 1 for key, value in weights.items()}, name)
+    run = load_curriculum(
+        REPOSITORY / "configs/curriculum/finetune.yaml",
+        [f"export={exported}", f"backbones.vae={copy / 'vae'}", "backbones.dtype=float32"],
+    ).stage_run("finetune")
+    made = recipe(run)
+    with pytest.raises(CheckpointError, match="was trained beside another vae"):
+        start_from(exported, startable(made.model), identities(made))

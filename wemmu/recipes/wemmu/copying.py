@@ -1,0 +1,86 @@
+"""The copy rate of held-out edits during training: from one evaluation of the DiT on pure noise."""
+
+from collections import defaultdict
+
+import torch
+
+from wemmu.config import StageRun
+from wemmu.config.task import Task
+from wemmu.data.validation import HeldOut
+from wemmu.heartbeat import beat
+from wemmu.noise import Noise
+from wemmu.objectives.copying import COPIED, copy_position
+from wemmu.parallel.topology import Topology, gathered
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU
+from wemmu.recipes.wemmu.validation import STEP
+from wemmu.sampling.mode import in_eval_mode
+
+
+def edits_of(run: StageRun) -> dict[Task, float]:
+    """Return the edit tasks of a stage's mixture."""
+    return {task: weight for task, weight in run.stage.mixture.items() if task in (Task.EDIT, Task.MULTI_EDIT)}
+
+
+class CopyRate:
+    """How many held-out edits a model answers by copying. All ranks make one and call it alike, between two steps.
+
+    At t = 1 the DiT sees noise alone, so x_0 = eps - v is what the condition makes it expect: nothing of the target
+    leaks in, and one evaluation shows what the first step of sampling aims at. Guidance is not applied.
+
+    Raises:
+        ShardError: if no edit of the stage's mixture is held out.
+    """
+
+    def __init__(
+        self, run: StageRun, model: WeMMU, encoder: PromptEncoder, topology: Topology, device: torch.device | str
+    ):
+        edits = edits_of(run)
+        run = run.model_copy(update={"stage": run.stage.model_copy(update={"mixture": edits})})
+        self.model, self._loss, self._seed, self._source = (
+            model,
+            FlowMatchingLoss(model, run),
+            run.seed,
+            run.kernels.noise,
+        )
+        # Ranks that share a DiT are asked the same.
+        shares = topology.world // (topology.tp * topology.pp)
+        self._held_out = HeldOut(run, encoder, model.vlm.token_px, topology.data, shares)
+        self._device = device
+
+    @in_eval_mode
+    def __call__(self) -> dict[str, float]:
+        """Return `copy_rate/TASK`, the share of copied edits, and `copy_position/TASK`, their mean `copy_position`."""
+        found = defaultdict[str, list[float]](list)
+        for _, batch, counted in self._held_out.batches():
+            batch = batch.to(self._device)
+            assert batch.target is not None, "edits have one"
+            stored = (None, None) if batch.latents is None else (batch.latents.target, batch.latents.images)
+            target = self.model.target_latents(batch.target, stored[0]).float()  # [B, C, h, w]
+            inputs = torch.stack(
+                [
+                    self.model.target_latents(image, None if stored[1] is None else stored[1][:, n])
+                    for n, image in enumerate(batch.images.unbind(1))
+                ],
+                dim=1,
+            )
+            noise = Noise(self._seed, STEP, batch.sample_ids, target.device, self._source)
+            eps = noise.normal("eps", tuple(target.shape[1:]))
+            v = self.model.velocity(eps, eps.new_ones(len(eps)), self._loss.condition(batch, STEP))
+            position = copy_position(eps - v, target, inputs).cpu()[counted]
+            found[str(batch.task)] += position[~position.isnan()].tolist()
+            beat()
+        told = gathered(dict(found))
+        every = {
+            task: [p for rank in told for p in rank.get(task, ())] for task in dict.fromkeys(t for r in told for t in r)
+        }
+        return {
+            f"copy_{what}/{task}": value
+            for task, positions in every.items()
+            if positions
+            for what, value in (
+                ("rate", sum(p > COPIED for p in positions) / len(positions)),
+                ("position", sum(positions) / len(positions)),
+            )
+        }
