@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cluster import Cluster
-from tests.config.curricula import tree, write
+from tests.config.curricula import load_shipped, tree, write
 from wemmu.config import ConfigError, dump, load, load_curriculum, load_stage
 
 REPOSITORY = Path(__file__).parents[2]
@@ -147,13 +147,13 @@ def test_a_dumped_stage_is_read_back_equal_and_holds_all_that_is_shared(tmp_path
     assert load_stage(tmp_path / "config.yaml") == run
 
 
-def test_every_config_of_the_repository_is_valid():
+def test_every_config_of_the_repository_is_valid(tmp_path: Path):
     curricula = [file for file in (REPOSITORY / "configs").rglob("*.yaml") if file.parent.name != "cluster"]
     clusters = [*(REPOSITORY / "configs" / "cluster").glob("*.yaml")]
     assert curricula
     assert clusters
     for file in curricula:
-        load_curriculum(file)
+        load_shipped(file, tmp_path)
     for file in clusters:
         load(file, Cluster)
 

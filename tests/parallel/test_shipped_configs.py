@@ -11,10 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.config.curricula import load_shipped
 from tests.models.world import micro_batches
 from tests.parallel.ranks import on_ranks
 from wemmu.config import StageRun
-from wemmu.config.load import load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.parallel.topology import Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
@@ -26,12 +26,12 @@ EXAMPLE = REPOSITORY / "assets/shapes/examples/first.png"
 GLOBAL_BATCH, STEPS = 4, 2
 
 
-def shipped() -> dict[str, StageRun]:
+def shipped(export: Path) -> dict[str, StageRun]:
     """One stage of each kind; a curriculum is what has stages, or a base that has."""
     kinds: dict[str, StageRun] = {}
     for file in sorted((REPOSITORY / "configs").rglob("*.yaml")):
         if {"stages", "base"} & OmegaConf.load(file).keys():
-            curriculum = load_curriculum(file)
+            curriculum = load_shipped(file, export)
             for name in (stage.name for stage in curriculum.stages):
                 run = curriculum.stage_run(name)
                 kinds.setdefault(json.dumps(kind(run), sort_keys=True), run)
@@ -102,7 +102,9 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_kind_of_stage_that_is_shipped_takes_steps(backbones: Backbones, world: int) -> None:
     # Stages of UAE need captions or a generator: tests/parallel/test_zero3_uae.py.
-    small = {name: shrunk(run, backbones) for name, run in shipped().items() if run.recipe.kind != "uae"}
+    small = {
+        name: shrunk(run, backbones) for name, run in shipped(tmp_path / "export").items() if run.recipe.kind != "uae"
+    }
     assert {run.parallel.ranks for run in small.values()} <= {1, 2}
     here = {name: run for name, run in small.items() if run.parallel.ranks == world}
     exact = {

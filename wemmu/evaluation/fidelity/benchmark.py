@@ -17,7 +17,7 @@ from wemmu.config.shards import DATASET_FILE
 from wemmu.config.task import Task
 from wemmu.data.streams import open_held_out
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopt_by_key, mean_of
-from wemmu.evaluation.fidelity.measures import closer_to_target, identity, psnr, unasked
+from wemmu.evaluation.fidelity.measures import closer_to_target, identity, pixel_shift, psnr, unasked
 from wemmu.evaluation.fidelity.perceptual import LPIPS, SMALLEST
 from wemmu.pixels import to_images, to_pixels
 from wemmu.published.check import check
@@ -83,6 +83,8 @@ class Fidelity:
             for name, encoder in self._loaded().items():
                 with torch.no_grad():
                     values[name] = cosine(*encoder.embed(torch.stack([output, target]))).item()
+            if request.task is Task.RECONSTRUCTION and (shift := pixel_shift(target, output)) is not None:
+                values["pixel shift"] = shift
             if request.task is Task.EDIT:
                 source = _tensor(request.images[0])
                 mask = unasked(source, target)
@@ -90,6 +92,7 @@ class Fidelity:
                 edit = {
                     "identity": identity(source, output, mask),
                     "unasked psnr": psnr(source, output, mask),
+                    "pixel shift": pixel_shift(source, output, mask),
                     "follows": closer_to_target(source, target, output),
                 }
                 values |= {name: value for name, value in edit.items() if value is not None}

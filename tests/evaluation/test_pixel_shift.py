@@ -1,0 +1,51 @@
+"""The registration that tells by how much edits and reconstructions shift an image."""
+
+import math
+import random
+
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
+
+from wemmu.evaluation.fidelity.measures import pixel_shift, unasked
+from wemmu.shapes.render import render
+from wemmu.shapes.scene import random_scene
+
+PX, FINE = 56, 8
+
+
+def cut(image: Image.Image, rows: int, columns: int) -> Tensor:
+    """A piece of a large image, `FINE` times smaller, that begins so many of the large one's px further."""
+    side = PX * FINE
+    box = (32 + columns, 32 + rows, 32 + columns + side, 32 + rows + side)
+    return pil_to_tensor(image.crop(box).resize((PX, PX), Image.Resampling.BOX)).float() / 255
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.fromarray(skimage.data.astronaut()), render(random_scene(random.Random(2)), 512)],
+    ids=["photo", "scene"],
+)
+@pytest.mark.parametrize("by", [(0, 0), (2, -2), (4, 4), (0, 16), (24, -8)])
+def test_a_shift_by_a_fraction_of_a_pixel_is_measured(image: Image.Image, by: tuple[int, int]):
+    source, output = cut(image, 0, 0), cut(image, *by)
+    true = math.hypot(*by) / FINE
+    assert pixel_shift(source, output) == pytest.approx(true, abs=0.02)
+    # What a model adds on top: blur and noise are no shift.
+    noise = 0.03 * torch.randn(source.shape, generator=torch.Generator().manual_seed(0))
+    assert pixel_shift(source, gaussian_blur(output, [5, 5], [1.0]) + noise) == pytest.approx(true, abs=0.05)
+
+
+def test_what_an_edit_changes_is_left_out_and_a_flat_image_has_no_place():
+    image = Image.fromarray(skimage.data.astronaut())
+    source, output = cut(image, 0, 0), cut(image, 4, 0)
+    target = source.clone()
+    target[:, 16:40, 16:40] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    output[:, 16:40, 16:40] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    assert pixel_shift(source, output, unasked(source, target)) == pytest.approx(0.5, abs=0.1)
+    flat = torch.full((3, PX, PX), 0.5)
+    assert pixel_shift(flat, flat) is None
+    assert pixel_shift(source, source, torch.zeros(PX, PX, dtype=torch.bool)) is None
