@@ -100,11 +100,10 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_every_kind_of_stage_that_is_shipped_takes_steps(backbones: Backbones, world: int) -> None:
+def test_every_kind_of_stage_that_is_shipped_takes_steps(backbones: Backbones, world: int, tmp_path: Path) -> None:
     # Stages of UAE need captions or a generator: tests/parallel/test_zero3_uae.py.
-    small = {
-        name: shrunk(run, backbones) for name, run in shipped(tmp_path / "export").items() if run.recipe.kind != "uae"
-    }
+    found = shipped(tmp_path / "export")
+    small = {name: shrunk(run, backbones) for name, run in found.items() if run.recipe.kind != "uae"}
     assert {run.parallel.ranks for run in small.values()} <= {1, 2}
     here = {name: run for name, run in small.items() if run.parallel.ranks == world}
     exact = {

@@ -59,7 +59,7 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
     bridge = _read(export / BRIDGE / "config.json")["bridge"]
     px = index["resolution"]
     time = {"shift": _read(export / "scheduler" / "scheduler_config.json")["shift"], "reference_resolution": px}
-    whole = {
+    whole: dict[str, Any] = {
         "backbones": backbones,
         "recipe": {"kind": "wemmu", "bridge": bridge} | (tree.get("recipe") or {}),
         "sampling": {field: index[name] for field, name in SAMPLING.items() if name in index}

@@ -75,14 +75,15 @@ def pixel_shift(source: Tensor, output: Tensor, mask: Tensor | None = None) -> f
             return None
         error = (fixed - loose)[:, counted].flatten()
         moved = moved + torch.linalg.solve(curvature, slope @ error / slope.shape[1])
-    return moved.norm().item()
+    return float(moved.norm())
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:
     wide = 2 * math.ceil(2 * sigma) + 1
     # Odd, and below the side, since the border is reflected.
     sizes = [min(wide, side - 1 + side % 2) for side in (image.shape[-1], image.shape[-2])]
-    return gaussian_blur(image, sizes, [sigma])
+    blurred: Tensor = gaussian_blur(image, sizes, [sigma])
+    return blurred
 
 
 def _translated(image: Tensor, by: Tensor) -> Tensor:
