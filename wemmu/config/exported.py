@@ -57,6 +57,11 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
         raise ValueError(f"export: {export} was written without its VLM; set backbones.vlm to the one of its README.md")
     index = _read(export / INDEX)
     bridge = _read(export / BRIDGE / "config.json")["bridge"]
+    if bridge.get("source_latents") and "dit" not in (tree.get("backbones") or {}):
+        raise ValueError(
+            f"export: the DiT of {export} was widened for recipe.bridge.source_latents, as a published one is; "
+            "set backbones.dit to the DiT that it was made from"
+        )
     px = index["resolution"]
     time = {"shift": _read(export / "scheduler" / "scheduler_config.json")["shift"], "reference_resolution": px}
     whole: dict[str, Any] = {
