@@ -1,5 +1,6 @@
 """The numbers of the report, computed from the ledger."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -8,6 +9,7 @@ from pathlib import Path
 from data_pipeline.ledger import Entry
 from data_pipeline.records import Reason, Rejection
 from wemmu.config import Curriculum
+from wemmu.config.prepare import EditsSource, Source
 from wemmu.config.serving import serving, sources_of
 from wemmu.config.shards import INDEX_FILE, DataSet, Schema, Stream
 from wemmu.config.stage import ResolutionStep
@@ -159,7 +161,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         sides=dict(sorted(sides.items())),
         captions=dict(sorted(captions.items())),
         stages=tuple(stages),
-        notes=tuple(_notes(sources, stages, unused)),
+        notes=tuple([*_notes(sources, stages, unused), *swapped(prepare.sources if prepare else ())]),
     )
 
 
@@ -255,6 +257,30 @@ def _notes(sources: list[SourceCount], stages: list[StageSteps], unused: Counter
                     f"{'has' if len(small) == 1 else 'have'} fewer records: some occur more than once in a step."
                 )
     return list(dict.fromkeys(notes))
+
+
+# Words in the names of columns. "image" and the like tell nothing; "source" and "original" name what is edited.
+_BEFORE = {"input", "source", "src", "original", "orig", "before", "unedited", "reference"}
+_AFTER = {"output", "target", "edited", "edit", "after", "result", "modified", "generated", "tgt"}
+
+
+def swapped(sources: Iterable[Source]) -> list[str]:
+    """Return a sentence for each source of edits whose columns seem to be swapped, by their names alone.
+
+    A hint and no proof: a set may say `source` of what it makes. A set whose columns have names without such words, or
+    that lists all images in one column, is not judged.
+    """
+    found = []
+    for source in (s for s in sources if isinstance(s, EditsSource) and s.input != s.target):
+        given, made = (set(re.findall("[a-z]+", name.lower())) for name in (source.input, source.target))
+        wrong = [f"input is the column {source.input}"] * bool(given & _AFTER and not given & _BEFORE)
+        wrong += [f"target is the column {source.target}"] * bool(made & _BEFORE and not made & _AFTER)
+        if wrong:
+            found.append(
+                f"The source {source.name} may have its columns swapped: {' and '.join(wrong)}. A model that trains on "
+                "swapped edits learns to undo them; look at the first records below, left of the arrow is the input."
+            )
+    return found
 
 
 def _some(names: list[str]) -> str:

@@ -14,11 +14,12 @@ from data_pipeline import report as reporting
 from data_pipeline.contents import records
 from data_pipeline.ledger import Ledger
 from data_pipeline.report import as_text, bins
-from data_pipeline.report_record import Report, report_of
+from data_pipeline.report_record import Report, report_of, swapped
 from data_pipeline.write import write
 from tests.data_pipeline.worlds import SHAPES, curriculum_of, photograph, write_in_process
 from tests.report.pages import Page
 from wemmu.config import Curriculum
+from wemmu.config.prepare import EditsSource
 from wemmu.config.shards import DataSet
 from wemmu.config.task import Task
 
@@ -167,3 +168,28 @@ def test_bins_run_from_the_first_to_the_last_that_hold_anything() -> None:
     assert bins({1: 5, 64: 2}, (0, 1, 16, 64)) == [("1–15", 5), ("16–63", 0), ("64 or more", 2)]
     assert bins({0: 1}, (0, 1, 16)) == [("0", 1)]
     assert bins({}, (0, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "made", "noted"),
+    [
+        # As the published sets of docs/data.md name them, and the default.
+        ("input", "target", 0),
+        ("image", "image", 0),
+        ("input_images", "output_images", 0),
+        ("src_img", "edited_img", 0),
+        ("source_img", "target_img", 0),
+        # Swapped.
+        ("edited_img", "src_img", 2),
+        ("output_images", "image", 1),
+        ("image", "original_image", 1),
+        # Names that tell nothing, or both.
+        ("image_a", "image_b", 0),
+        ("edit_source", "edit_target", 0),
+    ],
+)
+def test_columns_of_edits_whose_names_say_the_opposite_are_noted(given: str, made: str, noted: int) -> None:
+    source = EditsSource(kind="edits", name="mine", path="a.jsonl", input=given, target=made)
+    notes = swapped([source])
+    assert len(notes) == (noted > 0)
+    assert sum(note.count(" is the column ") for note in notes) == noted
