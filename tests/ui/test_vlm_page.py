@@ -59,8 +59,10 @@ def visitor(request: pytest.FixtureRequest, chromium: Chrome, tuned: Path) -> It
 
 def answers(visitor: Visitor, count: int = 1) -> list[str]:
     """Start, and wait for the finished answers."""
+    # An answer may come before anybody sees that the page was empty, so the old ones are marked.
+    visitor.chrome.execute_script("document.querySelectorAll('#results .words').forEach(e => e.dataset.old = 1)")
     visitor.click("#generate")
-    visitor.until(lambda: not visitor.all("#results .words"))
+    visitor.until(lambda: not visitor.all("#results .words[data-old]"))
     visitor.until(lambda: len(visitor.all("#results .words")) == count and not visitor.all("#results .progress"))
     return visitor.words("#results .words")
 
