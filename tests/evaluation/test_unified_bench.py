@@ -3,15 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.backbones.test_encoders import make_folder
-from wemmu.config.benchmarks import UnifiedBenchOptions, options
+from tests.evaluation.servers import Server, says
+from wemmu.config.benchmarks import UnifiedBenchCaptionsOptions, UnifiedBenchOptions, options
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Mark
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.unified_bench.benchmark import CAPTION, DIRECT, ENCODERS, SCORE, UnifiedBench, pairs
+from wemmu.evaluation.unified_bench_captions import benchmark as duel
 
 # Table 2 of arXiv 2509.09666: CLIP, LongCLIP, DINOv2, DINOv3, overall.
 TABLE = {
@@ -118,3 +121,57 @@ def test_missing_images_and_unknown_encoders_are_named(images: Path, tmp_path: P
     (images / "3.png").write_bytes(b"no image")
     with pytest.raises(BenchmarkError, match=r"3\.png cannot be read as an image"):
         UnifiedBench(UnifiedBenchOptions(data=images, encoders=encoder), None).requests()
+
+
+# --------------------------------------------------------------------------------------------------- protocol 2
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B is shorter.\nA", "A"),
+        ("**B**", "B"),
+        ("Both are fine.\n\nAnswer: T.", "T"),
+        ("Winner: [b]", "B"),
+        ("A\nbut I am not sure", None),
+        ("A or B", None),
+        ("", None),
+    ],
+)
+def test_the_last_line_is_the_verdict(text: str, letter: str | None) -> None:
+    assert duel.understood(text) == letter
+
+
+def test_a_caption_wins_against_its_rivals_in_both_orders(images: Path, server: Server, tmp_path: Path) -> None:
+    """The judge prefers our caption of 0, ties on 2, takes what it sees first on 10, and is silent on one rival's 2."""
+
+    def reply(text: str, number: int) -> Any:
+        a, b = (text.split(f"Caption {letter}:\n")[1].split("\n")[0] for letter in "AB")
+        if "mute" in a + b and "2" in a + b:
+            return says("I cannot compare.")
+        best = {"0": "A" if a.startswith("ours") else "B", "2": "T", "10": "A"}[a.split()[-1]]
+        return says(f"Reasons.\n{best}")
+
+    server.replies = reply
+    files = {}
+    for name in ("ours", "good", "mute"):
+        files[name] = tmp_path / f"{name}.jsonl"
+        lines = [{"image": f"{n}.jpg", "caption": f"{name} {n}"} for n in (0, 2, 10)]
+        files[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = {"data": images, "captions": files["ours"], "resamples": 20, "judge": server.options(tmp_path, attempts=1)}
+    options = UnifiedBenchCaptionsOptions(rivals={"good": files["good"]}, **given)
+    card = run_benchmark("unified_bench_captions", options, None, tmp_path / "out", images, {"model": "files"})
+    assert card is not None
+    # 1, 1/2 and 1/2: who always takes the first one does not tell them apart.
+    expected = {"win rate": 50 * 4 / 3, "win rate against good": 50 * 4 / 3}
+    expected |= {"tie": 100 / 3, "first place": 100 * (0.5 + 0.5 + 1) / 3, "agreement": 200 / 3}
+    assert {name: one["value"] for name, one in card["scores"].items()} == pytest.approx(expected)
+    assert len(server.asked) == 6
+
+    options = UnifiedBenchCaptionsOptions(rivals={"mute": files["mute"], "good": files["good"]}, **given)
+    card = run_benchmark("unified_bench_captions", options, None, tmp_path / "two", images, {"model": "files"})
+    assert card is not None
+    assert (card["score"], card["failures"]) == ("partial win rate (1 of 6 not judged)", 1)
+    assert card["scores"]["win rate against mute"]["value"] == pytest.approx(75)
+    # What was asked before is not asked again: two images of the new rival in both orders, and what failed.
+    assert len(server.asked) == 6 + 6
+    with pytest.raises(BenchmarkError, match="generates nothing: give the folder of its images"):
+        run_benchmark("unified_bench_captions", options, None, tmp_path / "model", lambda: lambda asked: [], {})

@@ -121,8 +121,18 @@ class GEditOptions(BenchmarkOptions):
     judge: ServerOptions
 
 
+class UnifiedBenchCaptionsOptions(BenchmarkOptions):
+    """data: the folder of images. captions, rivals: files of lines {"image": NAME, "caption": TEXT}, one a model."""
+
+    data: LocalPath
+    captions: LocalPath
+    # Their names are part of file names.
+    rivals: Annotated[dict[Annotated[str, Field(pattern=r"^[\w.\-]+$")], LocalPath], Field(min_length=1)]
+    judge: ServerOptions
+
+
 class Benchmarks(TypedDict, total=False):
-    """Benchmarks with their options, by name."""
+    """Benchmarks of stages with their options, by name."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -138,7 +148,7 @@ class Benchmarks(TypedDict, total=False):
 
 OPTIONS: dict[str, type[BenchmarkOptions]] = {
     name: kind for name, kind in get_type_hints(Benchmarks).items() if not name.startswith("_")
-}
+} | {"unified_bench_captions": UnifiedBenchCaptionsOptions}
 BenchmarkName = Literal["shapes", "fidelity", "unified_bench", "geneval", "dpg", "wise", "imgedit", "gedit"]
 
 

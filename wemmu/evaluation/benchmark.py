@@ -63,10 +63,12 @@ class Judged(NamedTuple):
 class Benchmark(Protocol):
     """A benchmark with its options; constructing it reads its files and loads no judge.
 
-    title: for people. repository: which one publishes its files, "" if it needs none.
+    title: for people. repository: which one publishes its files, "" if it needs none. generates: whether a model makes
+    the images, else they are those of a folder.
     """
 
     title: str
+    generates: bool
     repository: str
 
     def __init__(self, options: Any, run: StageRun | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import BenchmarkOptions
-from wemmu.evaluation.benchmark import Judged, Mark, benchmark_class
+from wemmu.evaluation.benchmark import BenchmarkError, Judged, Mark, benchmark_class
 from wemmu.evaluation.benchmark_page import write_page
 from wemmu.evaluation.card import write_card
 from wemmu.evaluation.generation import Draw, adopt, generate, load, missing, prepare, wait_for_others
@@ -35,6 +35,8 @@ def run_benchmark(
     the folder are deleted, else they are an error.
     """
     benchmark = benchmark_class(name)(options, run)
+    if not benchmark.generates and not isinstance(open_model, Path):
+        raise BenchmarkError(f"{benchmark.title} generates nothing: give the folder of its images as SOURCE")
     requests = benchmark.requests()
     rank, world = share()
     settings = {**settings, "seed": options.seed}

@@ -13,6 +13,8 @@ from wemmu.evaluation.server_judge import ServerJudge
 class ServerBenchmark(ABC):
     """See `wemmu.evaluation.benchmark.Benchmark`. `server` answers questions; `read` are the published files."""
 
+    generates = True
+
     def __init__(self, options: ServerOptions, read: Sequence[Path]) -> None:
         self.server = ServerJudge(options, options.cache)
         self._read = read

@@ -28,6 +28,7 @@ class Fidelity:
     """See `wemmu.evaluation.benchmark.Benchmark`."""
 
     title = "Fidelity"
+    generates = True
     repository = ""
 
     def __init__(self, options: FidelityOptions, run: StageRun | None) -> None:

@@ -26,6 +26,7 @@ class GenEval:
     """See `wemmu.evaluation.benchmark.Benchmark`."""
 
     title = "GenEval"
+    generates = True
     repository = REPOSITORY
 
     def __init__(self, options: GenEvalOptions, run: StageRun | None) -> None:

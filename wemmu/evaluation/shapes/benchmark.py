@@ -19,6 +19,7 @@ class Shapes:
     """See `wemmu.evaluation.benchmark.Benchmark`."""
 
     title = "Shapes"
+    generates = True
     repository = ""
 
     def __init__(self, options: ShapesOptions, run: StageRun | None) -> None:

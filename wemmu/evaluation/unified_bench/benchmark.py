@@ -34,28 +34,17 @@ class UnifiedBench:
     """See `wemmu.evaluation.benchmark.Benchmark`."""
 
     title = "Unified-Bench"
+    generates = True
     repository = "PKU-YuanGroup/UAE (Unified-Bench's Image.zip)"
 
     def __init__(self, options: UnifiedBenchOptions, run: StageRun | None) -> None:
         self._options = options
-        self._images = _images(options.data)
-        if not self._images:
-            raise BenchmarkError(f"{options.data} holds no images ({', '.join(SUFFIXES)}); {self.repository} has them")
+        self._images = images_in(options.data)
         # Before anything is generated.
         for folder in options.encoders.values():
             check(folder, ENCODER)
-        self._captions = {} if options.captions is None else self._read_captions(options.captions)
+        self._captions = {} if options.captions is None else read_captions(options.captions, self._images)
         self._encoders: dict[str, ImageEncoder] = {}
-
-    def _read_captions(self, file: Path) -> dict[str, str]:
-        lines = read_lines(file)
-        found = {Path(str(line.get("image"))).stem: str(line.get("caption", "")).strip() for line in lines}
-        if missing := [image.name for image in self._images if not found.get(image.stem)]:
-            raise BenchmarkError(
-                f"{file} has no caption of {len(missing)} of {len(self._images)} images, the first is {missing[0]}; "
-                'every line is {"image": NAME, "caption": TEXT}'
-            )
-        return found
 
     def files(self) -> Mapping[str, Path]:
         return {image.name: image for image in self._images}
@@ -111,6 +100,28 @@ class UnifiedBench:
             place = "cuda" if torch.cuda.is_available() else "cpu"
             self._encoders = {name: load_encoder(folder, name=name).to(place) for name, folder in folders.items()}
         return self._encoders
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Raises BenchmarkError if there are none."""
+    if not (found := _images(folder)):
+        raise BenchmarkError(f"{folder} holds no images ({', '.join(SUFFIXES)}); {UnifiedBench.repository} has them")
+    return found
+
+
+def read_captions(file: Path, images: Sequence[Path]) -> dict[str, str]:
+    """Return stem -> caption of every image.
+
+    Raises:
+        BenchmarkError: if an image has none.
+    """
+    found = {Path(str(line.get("image"))).stem: str(line.get("caption", "")).strip() for line in read_lines(file)}
+    if missing := [image.name for image in images if not found.get(image.stem)]:
+        raise BenchmarkError(
+            f"{file} has no caption of {len(missing)} of {len(images)} images, the first is {missing[0]}; "
+            'every line is {"image": NAME, "caption": TEXT}'
+        )
+    return found
 
 
 def pairs(images: Sequence[Path], folder: Path) -> dict[str, Path]:
