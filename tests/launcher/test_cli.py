@@ -16,7 +16,7 @@ from launcher.ledger import Event, Ledger
 from launcher.plan import chain
 from launcher.slurm import Queued
 from launcher.status import statuses
-from tests.launcher.test_plan import curriculum, ended, rising
+from tests.launcher.test_plan import curriculum, ended, rising, written
 from wemmu.command_line import FINAL
 from wemmu.config import Curriculum, dump
 
@@ -63,9 +63,7 @@ def test_what_is_missing_is_refused_before_anything_starts(runnable: Curriculum,
 
 
 def test_a_changed_config_is_refused_and_the_run_is_not_touched(runnable: Curriculum, tmp_path: Path):
-    run = tmp_path / "runs" / "x"
-    run.mkdir(parents=True)
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "runs" / "x")
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     result = call("run", "x.yaml", "--set", "stages.*.global_batch=8")
     assert result.exit_code == FINAL
@@ -75,9 +73,7 @@ def test_a_changed_config_is_refused_and_the_run_is_not_touched(runnable: Curric
 
 def test_a_stage_that_no_data_serves_is_refused_by_every_command(runnable: Curriculum, tmp_path: Path, site: str):
     edit = ("--set", "stages.c.mixture={edit: 1.0}")
-    run = tmp_path / "runs" / "x"
-    run.mkdir(parents=True)
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "runs" / "x")
     dump(Cluster(name="site"), run / folder.CLUSTER)
     for command in (("run", "x.yaml"), ("run", "x.yaml", "--dry-run"), ("submit", "x.yaml", "--cluster", site)):
         result = call(*command, *edit, "--out", "other")
@@ -104,9 +100,7 @@ def test_an_invalid_override_is_refused_with_the_choices(runnable: Curriculum):
 
 
 def test_status_tells_each_kind_of_job_apart(runnable: Curriculum, tmp_path: Path):
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "run")
     [manifest] = chain(runnable, run)[1].products
     manifest.parent.mkdir(parents=True)
     manifest.write_text(f'{{"step": {int(manifest.parent.name[-8:])}}}')
@@ -167,9 +161,7 @@ def test_an_attempt_outside_of_a_slurm_job_is_refused(runnable: Curriculum, monk
 
 
 def test_the_log_of_a_job(runnable: Curriculum, tmp_path: Path):
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "run")
     assert call("logs", str(run), "b").exit_code == 1
     (run / "b" / "log.txt").write_text("step 1\n")
     assert call("logs", str(run), "b").output == "step 1\n"
@@ -182,9 +174,7 @@ def test_without_a_run_the_newest_is_shown(runnable: Curriculum, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     assert "holds none; name one" in call("status").stderr
     for number, name in enumerate(("later", "earlier")):
-        run = tmp_path / "runs" / name
-        run.mkdir(parents=True)
-        folder.write(runnable, run)
+        run = written(runnable, tmp_path / "runs" / name)
         (run / "b" / "log.txt").write_text(f"of {name}\n")
         os.utime(run / folder.CURRICULUM, (1000 - number, 1000 - number))
     assert call("logs").output == call("logs", "b").output == "of later\n"
@@ -205,9 +195,7 @@ def test_status_of_jobs_that_slurm_has(runnable: Curriculum, tmp_path: Path, mon
     scontrol.write_text(f"#!/bin/bash\n{answers}\n")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "run")
     ledger = Ledger(run / "ledger.jsonl")
     for name in ("data", "a", "b", "c", "d", "export"):
         ledger.append(Event(name, 0, "submitted", slurm=7))
@@ -239,9 +227,7 @@ def test_a_dry_run_shows_what_each_resolution_of_a_stage_is(runnable: Curriculum
 
 
 def test_status_has_a_line_for_each_resolution(runnable: Curriculum, tmp_path: Path):
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(rising(), run)
+    run = written(rising(), tmp_path / "run")
     ended(run, 32, 8)
     (run / "b" / "checkpoints" / "step_00000012").mkdir()
     (run / "b" / "checkpoints" / "step_00000012" / "manifest.json").write_text('{"step": 12}')
@@ -264,9 +250,7 @@ def test_status_has_a_line_for_each_resolution(runnable: Curriculum, tmp_path: P
 
 
 def test_the_log_of_a_resolution_is_found_by_its_name(runnable: Curriculum, tmp_path: Path):
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(rising(), run)
+    run = written(rising(), tmp_path / "run")
     (run / "b" / "log-48.txt").write_text("what b@48 said")
     assert call("logs", str(run), "b@48").output == "what b@48 said"
     assert "valid choices: data, a, a/evaluation, b@32, b@48" in call("logs", str(run), "b@96").stderr
@@ -281,9 +265,7 @@ def test_a_folder_that_holds_no_run_is_not_cancelled(tmp_path: Path):
 def test_a_folder_from_a_cluster_goes_on_without_slurm(
     runnable: Curriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = tmp_path / "runs" / "x"
-    run.mkdir(parents=True)
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "runs" / "x")
     Ledger(run / "ledger.jsonl").append(Event("a", 0, "submitted", slurm=7))
     monkeypatch.setenv("PATH", str(tmp_path))
     begun: list[object] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher import folder
-from tests.launcher.test_plan import curriculum, rising
+from tests.launcher.test_plan import curriculum, rising, written
 from wemmu.config import Curriculum, load_curriculum, load_stage
 from wemmu.config.schema import Parallel
 
@@ -24,18 +24,14 @@ def everything_in(place: Path) -> dict[Path, bytes]:
 
 
 def test_what_is_written_reads_back_equal_and_may_go_on(runnable: Curriculum, tmp_path: Path):
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "run")
     assert load_curriculum(run / "curriculum.yaml") == runnable
     assert load_stage(run / "b" / "config.yaml").stage.start == run / "a" / "checkpoints" / "step_00000030"
     folder.check(runnable, run)
 
 
 def test_another_curriculum_is_refused_with_the_fields_that_differ(runnable: Curriculum, tmp_path: Path):
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "run")
     before = everything_in(run)
     stages = list(runnable.stages)
     stages[1] = stages[1].model_copy(update={"steps": 71})
@@ -51,9 +47,7 @@ def test_another_curriculum_is_refused_with_the_fields_that_differ(runnable: Cur
 
 def test_a_run_may_go_on_in_another_layout(runnable: Curriculum, tmp_path: Path):
     """Checkpoints fit every layout, and the samples of a step do not depend on it."""
-    run = tmp_path / "run"
-    run.mkdir()
-    folder.write(runnable, run)
+    run = written(runnable, tmp_path / "run")
     memory = runnable.memory.model_copy(update={"micro_batch": 1, "checkpointing": True})
     moved = runnable.model_copy(update={"parallel": Parallel(engine="zero3", ranks=2), "memory": memory, "threads": 1})
     folder.check(moved, run)

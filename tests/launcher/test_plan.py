@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import folder
 from launcher.job import Job, checkpoint, is_finished, missing
 from launcher.plan import chain, find, stage_runs
 from wemmu.config import Curriculum, dump, load_stage
@@ -27,6 +28,13 @@ def curriculum(**changes: object) -> Curriculum:
         "stages": [stage("a"), stage("b", steps=70), stage("c", start="elsewhere"), stage("d")],
     }
     return Curriculum.model_validate(fields | changes)
+
+
+def written(made: Curriculum, run: Path) -> Path:
+    """Return the folder `run` as a launcher leaves it before the first job."""
+    run.mkdir(parents=True)
+    folder.write(made, run)
+    return run
 
 
 def by_name(jobs: tuple[Job, ...]) -> dict[str, Job]:

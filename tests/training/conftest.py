@@ -1,13 +1,24 @@
-"""The fixtures `model` and `encoder`, and the signals of pytest."""
+"""The fixtures `model`, `encoder` and `shards`, and the signals of pytest."""
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.data.handmade import all_tasks, write
 from tests.models.fixtures import encoder, model
+from wemmu.config.task import Task
 
 __all__ = ["encoder", "model"]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of eight records for each of two tasks."""
+    root = tmp_path_factory.mktemp("shards")
+    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
+    return root
 
 
 @pytest.fixture(autouse=True)

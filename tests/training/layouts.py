@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from math import ceil
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.manifest import Manifest, Origin, read_manifest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor, flat_parts, row_parts
 from wemmu.checkpoint.state import TrainState
 
@@ -127,3 +129,15 @@ def _rows(local: Tensor, rank: int, world: int) -> tuple[int, Tensor]:
     share = ceil(len(local) / world)
     first = min(rank * share, len(local))
     return first, local[first : first + share].clone()
+
+
+def newest_state(folder: Path) -> tuple[Manifest, TrainState]:
+    """The newest checkpoint of the stage in `folder`, whole."""
+    newest = retention.latest(folder / "checkpoints")
+    assert newest is not None
+    manifest = read_manifest(newest)
+    parts = PARTS if manifest.ema else PARTS[:3]
+    empty = {part: {name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for part in parts}
+    state = TrainState(**empty, steps=manifest.step)
+    store.load_state(newest, state)
+    return manifest, state

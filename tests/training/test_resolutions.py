@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.models.world import make_model
+from tests.training.layouts import newest_state
 from tests.training.rising import BOUNDARY, MOMENTS, STEPS, config, curriculum_of, prepare, train, write_shards
-from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
-from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.next_resolution import Plateau
 from wemmu.config.schema import Backbones, Parallel
@@ -135,13 +134,8 @@ def undisturbed(backbones: Backbones, shards: Path, tmp_path_factory: pytest.Tem
 
 
 def final_state(folder: Path) -> TrainState:
-    newest = retention.latest(folder / "checkpoints")
-    assert newest is not None
-    manifest = read_manifest(newest)
-    assert (manifest.step, manifest.resolution) == (STEPS, 64)
-    parts = ({name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for _ in range(3))
-    state = TrainState(*parts, manifest.step)
-    store.load_state(newest, state)
+    newest, state = newest_state(folder)
+    assert (newest.step, newest.resolution) == (STEPS, 64)
     return state
 
 

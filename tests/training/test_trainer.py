@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.checkpoints import load_weights
-from tests.data.handmade import all_tasks, write
-from tests.training.layouts import PARTS
+from tests.training.layouts import PARTS, newest_state
 from tests.training.runs import make_run
 from wemmu import train
 from wemmu.checkpoint import retention, store
@@ -28,7 +27,6 @@ from wemmu.checkpoint.state import TrainState
 from wemmu.command_line import FINAL, SAVED
 from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
-from wemmu.config.task import Task
 from wemmu.parallel.adamw import AdamW
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss, Losses
 from wemmu.training import resume
@@ -38,13 +36,6 @@ from wemmu.training.trainer import Trainer
 REPOSITORY = Path(__file__).parents[2]
 IMAGE, CONFIG = "image.png", "config.yaml"
 PATIENCE_S = 300
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
-    return root
 
 
 def prepare(folder: Path, backbones: Backbones, shards: Path, **logging: object) -> Path:
@@ -153,13 +144,8 @@ def disturbed(
 
 
 def final_state(folder: Path) -> TrainState:
-    newest = retention.latest(folder / "checkpoints")
-    assert newest is not None
-    assert newest.name == store.directory_name(8)
-    manifest = read_manifest(newest)
-    parts = ({name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for _ in PARTS)
-    state = TrainState(**dict(zip(PARTS, parts, strict=True)), steps=manifest.step)
-    store.load_state(newest, state)
+    newest, state = newest_state(folder)
+    assert newest.step == 8
     return state
 
 

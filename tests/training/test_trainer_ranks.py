@@ -13,24 +13,15 @@ import torch
 from torch import Tensor
 
 from tests.checkpoints import load_weights
-from tests.data.handmade import all_tasks, write
 from tests.training.runs import make_run
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config import dump
 from wemmu.config.schema import Backbones, Parallel
-from wemmu.config.task import Task
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 400
 ZERO3, HYBRID, SINGLE = Parallel(engine="zero3", ranks=2), Parallel(engine="hybrid", ranks=2, pp=2), Parallel()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
-    return root
 
 
 def run(folder: Path, backbones: Backbones, shards: Path, layout: Parallel, kill_at: int | None = None) -> str:
