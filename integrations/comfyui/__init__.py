@@ -11,16 +11,16 @@ from torch import Tensor
 from wemmu.pipeline import WeMMUPipeline
 
 PIPELINE = "WEMMU_PIPELINE"
-# As large as the pipeline's seeds, of which image i adds i.
+# The largest seed of the pipeline; image i uses seed + i.
 _MAX_SEED = 2**62
-# Of every node that samples; 0 stands for the export's own value.
+# Inputs of every node that samples; 0 means the value of the export.
 _SAMPLING = {
     "seed": ("INT", {"default": 0, "min": 0, "max": _MAX_SEED, "control_after_generate": True}),
-    "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "0: the export's own"}),
+    "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "0: the value of the export"}),
     "solver": (["euler", "heun"],),
-    "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1, "tooltip": "Of the text; 0: its own"}),
-    "height": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: as trained"}),
-    "width": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: as trained"}),
+    "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1, "tooltip": "Guidance scale of the text; 0: the value of the export"}),
+    "height": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: the size of training"}),
+    "width": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: the size of training"}),
 }
 _PROMPT = ("STRING", {"multiline": True, "default": ""})
 
