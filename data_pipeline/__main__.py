@@ -25,7 +25,7 @@ def lines() -> Console:
 def buckets(
     curriculum: CurriculumFile,
     overrides: Overrides = None,
-    sample: Annotated[int, typer.Option(min=1, help="Records to look at of each source.")] = 1000,
+    sample: Annotated[int, typer.Option(min=1, help="Records to read from each source.")] = 1000,
 ) -> None:
     """Show the buckets of CURRICULUM and the share of records in each, without writing."""
     from data_pipeline.preview_text import show_buckets
@@ -52,7 +52,7 @@ def write(
 
 @plainly()
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="A data set that `write` wrote, or any MDS shards.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of a data set, or of any MDS shards.")],
     images: Annotated[
         Path | None,
         typer.Option(
@@ -68,7 +68,7 @@ def inspect(
 
 @plainly()
 def verify(
-    directory: Annotated[Path, typer.Argument(help="A data set that `write` wrote or began.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of a data set, finished or not.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.")] = None,
 ) -> None:
     """Read and hash a data set again; exit with 1 unless it is complete and undamaged."""

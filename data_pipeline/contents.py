@@ -31,7 +31,7 @@ def look(root: Path) -> Contents:
         parts = Settings.load(root / SETTINGS_FILE).parts
     except FileNotFoundError as error:
         raise ShardError(
-            f"{root} holds no data set: it has no {SETTINGS_FILE}. `wemmu data write CURRICULUM` makes one"
+            f"{root} contains no data set: it has no {SETTINGS_FILE}. Write one with `wemmu data write CURRICULUM`"
         ) from error
     if (root / DATASET_FILE).exists():
         return Contents(root, DataSet.at(root).streams, parts, parts, complete=True)

@@ -49,7 +49,7 @@ def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> Non
             console.print(Text(f"The first records of {len(streams)} streams: {sheet_file}"))
     elif (root / INDEX_FILE).exists():
         if sheet_file is not None:
-            raise ShardError(f"{root} is not a data set of this project, so no images are drawn of it")
+            raise ShardError(f"{root} is not a data set of this project, so there are no images to show")
         _show_foreign(root, console)
     else:
         raise ShardError(

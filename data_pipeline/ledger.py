@@ -141,7 +141,7 @@ def begin(root: Path, settings: Settings) -> None:
         if before is not None and any((root / LEDGER).glob("*.json")):
             raise ShardError(
                 f"the sources of {root} have changed since writing began: {before.parts} parts then, "
-                f"{settings.parts} now, or parts of other sizes{_changed(before, settings)}. Bring them back, or write "
+                f"{settings.parts} now, or parts of other sizes{_changed(before, settings)}. Restore them, or write "
                 "into another directory"
             )
         # Nothing is finished yet, so there are no records of the old sources.

@@ -113,7 +113,8 @@ def _report(curriculum: Curriculum, dataset: DataSet, console: Console) -> None:
 
 def _summary(dataset: DataSet) -> str:
     samples, size = (sum(getattr(s, field) for s in dataset.streams) for field in ("samples", "bytes"))
-    return f"{len(dataset.streams)} streams, {samples} records, {size / 1e6:.1f} MB"
+    streams = len(dataset.streams)
+    return f"{streams} stream{'s' * (streams != 1)}, {samples} records, {size / 1e6:.1f} MB"
 
 
 def _write(job: Job, console: Console, workers: int | None, address: str | None) -> DataSet:
@@ -181,7 +182,7 @@ class Damage:
             more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise ShardError(
                 f"containers that are lost, whole or in part: {len(lost)}, but data.prepare.max_lost_containers "
-                f"allows {allowed}. {some}{more}. Nobody knows how many records they held. Restore them and run "
+                f"allows {allowed}. {some}{more}. The number of records in them is unknown. Restore them and run "
                 "the same command again (into another directory once a partition is finished), or allow that many"
             )
 

@@ -51,10 +51,10 @@ class Attempt:
         with at_work(self.run, job):
             self._close_lost()
             if is_finished(job):
-                print(f"{job.name}: finished before", flush=True)
+                print(f"{job.name}: already finished", flush=True)
                 return 0
             if job.gate and (closed := gate.reasons(job.gate)):
-                print("\n".join([f"{job.name} may not begin:", *(f"  {why}" for why in closed)]), flush=True)
+                print("\n".join([f"{job.name} cannot start:", *(f"  {why}" for why in closed)]), flush=True)
                 self._note("refused", 0, reason=" ".join(closed), outcome="failed")
                 return FINAL
             try:
@@ -130,7 +130,7 @@ class Attempt:
     def _give_up(self) -> int:
         why = f"{CRASHES} attempts in a row crashed without getting further"
         self._note("refused", self.ledger.attempts(self.job.name), reason=why, outcome="failed")
-        print(f"--- {self.job.name} is given up: {why}", flush=True)
+        print(f"--- {self.job.name} failed and is not requeued: {why}", flush=True)
         return 1
 
     def _pass_on(self, number: int, _: object) -> None:
@@ -144,7 +144,7 @@ class Attempt:
                 slurm.signal_steps(self.id, "USR1")
             except slurm.SlurmError as error:
                 # SIGTERM still reaches the ranks; otherwise they resume from the last checkpoint.
-                print(f"--- could not forward the warning to the ranks: {error}", flush=True)
+                print(f"--- could not send the warning signal to the ranks: {error}", flush=True)
 
     def _cause(self) -> str:
         if self._preempted():
@@ -191,13 +191,13 @@ class Attempt:
 
 @plainly()
 def attempt(
-    name: Annotated[str, typer.Argument(metavar="JOB", help="As `status` names it.")],
+    name: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job, as in `wemmu status`.")],
     overrides: Overrides = None,
 ) -> None:
     """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh lists the settings."""
     given = {key: Path(value) for key in ("RUN", "CURRICULUM", "CLUSTER") if (value := os.environ.get(key))}
     if "SLURM_JOB_ID" not in os.environ:
-        raise ValueError("an attempt is part of a Slurm job; here: wemmu run CURRICULUM")
+        raise ValueError("this command runs only inside a Slurm job; outside, use `wemmu run CURRICULUM`")
     config, run_folder = _resolve(given, overrides or ())
     job = find(chain(config, run_folder), name)
     site = run_folder / folder.CLUSTER

@@ -46,7 +46,7 @@ from wemmu.locks import LockedError
 
 ClusterFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="What the cluster is like; configs/cluster/ has examples."),
+    typer.Option(metavar="FILE", help="Cluster file; configs/cluster/ has examples."),
 ]
 
 
@@ -81,7 +81,9 @@ def submit(
 def resume(
     run_folder: RunFolder,
     overrides: Overrides = None,
-    here: Annotated[bool, typer.Option("--here", help="On this machine, though the run was sent to Slurm.")] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="Continue on this machine, even if the run was submitted to Slurm.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Resume the unfinished jobs of a run, where it ran before: on this machine or on Slurm."""
@@ -95,7 +97,9 @@ def resume(
         _check(config, run_folder, site)
         _submit(config, run_folder, site, as_json)
     except slurm.AbsentError as error:
-        raise UsageError(f"{error} {run_folder} was sent to Slurm; --here goes on with it on this machine") from error
+        raise UsageError(
+            f"{error} {run_folder} was submitted to Slurm; add --here to continue on this machine"
+        ) from error
 
 
 @plainly()
@@ -130,7 +134,10 @@ def cancel(run_folder: RunFolder) -> None:
         ledger.append(Event(name, 0, "cancelled", slurm=queued.id, reason="by `wemmu cancel`"))
     # From the end, so that no job starts because its predecessor is gone.
     slurm.cancel([queued.id for queued in reversed(list(jobs.values()))])
-    print("\n".join(f"cancelled {name} (job {queued.id})" for name, queued in jobs.items()) or "nothing was queued")
+    print(
+        "\n".join(f"cancelled {name} (job {queued.id})" for name, queued in jobs.items())
+        or "no job of this run is queued"
+    )
 
 
 @plainly()
@@ -149,7 +156,7 @@ def logs(
     jobs = chain(folder.opened(run_folder), run_folder)
     job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
     if not job.log.exists():
-        fail(f"{job.name} has not been started: {job.log} is not there", FAILED)
+        fail(f"{job.name} has not started: {job.log} does not exist", FAILED)
     with job.log.open(errors="replace", encoding="utf-8") as log, suppress(KeyboardInterrupt):
         while True:
             print(log.read(), end="", flush=True)
@@ -197,7 +204,7 @@ def _run_here(config: Curriculum, into: Path | None, dry_run: bool = False) -> N
 def _cluster(run_folder: Path, file: Path | None) -> Cluster:
     own = run_folder / folder.CLUSTER
     if file is None and not own.exists():
-        raise UsageError("describe the cluster: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
+        raise UsageError("submit needs a cluster file: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
     return load(file or own, Cluster)
 
 
@@ -229,14 +236,14 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster, as_json: boo
     if as_json:
         print(json.dumps(ids))
         return
-    print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "everything is finished")
+    print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "all jobs are finished")
     print(f"progress: wemmu status {run_folder}")
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
     if jobs := live(ledger):
         told = ", ".join(f"{name} (job {queued.id})" for name, queued in jobs.items())
-        raise LockedError(f"{run_folder} is at work in Slurm: {told}. Wait, or `wemmu cancel {run_folder}` first")
+        raise LockedError(f"{run_folder} has jobs in Slurm: {told}. Wait, or `wemmu cancel {run_folder}` first")
 
 
 def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:
@@ -245,8 +252,8 @@ def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:
         _refuse_if_live(ledger, run_folder)
     except slurm.AbsentError:
         names = ", ".join(latest_ids(ledger))
-        sentence = f"warning: no Slurm here to ask whether jobs of {run_folder} are still queued ({names}); going on"
-        typer.echo(f"{sentence}. The folder's lock keeps out those that see this file system", err=True)
+        sentence = f"warning: without Slurm here, the launcher cannot check for queued jobs of {run_folder} ({names})"
+        typer.echo(f"{sentence}; it continues. The folder's lock still excludes jobs on this file system", err=True)
 
 
 def _run_and_job(words: list[str]) -> tuple[Path, str | None]:
@@ -261,7 +268,7 @@ def _run_and_job(words: list[str]) -> tuple[Path, str | None]:
 def _wrote_last(jobs: Sequence[Job], run_folder: Path) -> Job:
     started = [job for job in jobs if job.log.exists()]
     if not started:
-        raise ValueError(f"no job of {run_folder} has been started")
+        raise ValueError(f"no job of {run_folder} has started")
     return max(started, key=lambda job: job.log.stat().st_mtime_ns)
 
 
@@ -276,5 +283,5 @@ def _statuses(config: Curriculum, run_folder: Path) -> list[Status]:
         try:
             queued = live(ledger)
         except slurm.SlurmError as error:
-            Console(stderr=True).print(f"Slurm was not asked: {error}")
+            Console(stderr=True).print(f"the state in Slurm is unknown: {error}")
     return statuses(chain(config, run_folder), ledger, queued)

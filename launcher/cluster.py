@@ -33,7 +33,7 @@ class Container(Config):
     mounts: tuple[str, ...] = ()
 
 
-class Kind(Config):
+class JobResources(Config):
     """Resources of a job that does not train; one node by default."""
 
     time: TimeLimit = "04:00:00"
@@ -80,9 +80,9 @@ class Cluster(Config):
     times: Mapping[str, TimeLimit] = Field(default_factory=dict)
     # Seconds before that limit at which the ranks save.
     warn_before: Annotated[int, Field(ge=30)] = 600
-    data: Kind = Kind(time="24:00:00", nodes=4)
-    evaluation: Kind = Kind(gpus=1)
-    export: Kind = Kind()
+    data: JobResources = JobResources(time="24:00:00", nodes=4)
+    evaluation: JobResources = JobResources(gpus=1)
+    export: JobResources = JobResources()
     # The job runs `module load` for each, then sources the prolog.
     modules: tuple[str, ...] = ()
     prolog: LocalPath | None = None

@@ -1,4 +1,4 @@
-"""How an attempt at a job ended, and what follows from that."""
+"""Classifies how an attempt at a job ended, which decides what the launcher does next."""
 
 import signal
 from collections.abc import Sequence
@@ -22,11 +22,13 @@ def ending(job: Job, code: int) -> tuple[Outcome, str]:
     if code == 0:
         # Without products another attempt would do the same.
         lacking = ", ".join(map(str, missing(job)))
-        return ("failed", f"exited well but left no whole {lacking}") if lacking else ("finished", "finished")
+        return (
+            ("failed", f"exited with code 0 but wrote no complete {lacking}") if lacking else ("finished", "finished")
+        )
     if code == SAVED:
         return "saved", "was interrupted and saved its state"
     if code == FINAL:
-        return "failed", "failed for good: another attempt would fail as well"
+        return "failed", "failed: another attempt would fail in the same way"
     if code == HUNG:
         return "crashed", "failed: a rank made no step for too long; the stacks of all ranks are in its log"
     # A shell and srun add 128 to the number of a signal.

@@ -47,7 +47,7 @@ def newest(runs: Path = Path("runs")) -> Path:
         return (ledger if ledger.exists() else curriculum).stat().st_mtime_ns
 
     if not (found := sorted(runs.glob(f"*/{CURRICULUM}"), key=touched)):
-        raise ValueError(f"no run folder was named, and {runs}/ holds none; name one")
+        raise ValueError(f"no run folder was given, and {runs}/ contains none; give one")
     return found[-1].parent
 
 
@@ -60,7 +60,7 @@ def curriculum_file(run: Path) -> Path:
     """Raises RefusedError if `run` is not a run folder; names those beside it."""
     if not (run / CURRICULUM).exists():
         there = ", ".join(sorted(str(file.parent) for file in run.parent.glob(f"*/{CURRICULUM}"))) or "none"
-        raise RefusedError(f"{run} is not a run folder: it holds no {CURRICULUM}; run folders in {run.parent}: {there}")
+        raise RefusedError(f"{run} is not a run folder: it has no {CURRICULUM}; run folders in {run.parent}: {there}")
     return run / CURRICULUM
 
 

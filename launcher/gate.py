@@ -1,4 +1,4 @@
-"""Conditions on a stage that must hold before the next one begins. Reads files, computes nothing."""
+"""Checks a stage before the next one starts. Reads files, computes nothing."""
 
 import json
 import math

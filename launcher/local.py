@@ -35,7 +35,7 @@ def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
     with _Interrupts() as interrupts:
         for number, job in enumerate(jobs, 1):
             if is_finished(job):
-                print(f"{job.name}: finished before", flush=True)
+                print(f"{job.name}: already finished", flush=True)
                 continue
             place = f"job {number} of {len(jobs)}"
             if left := seconds_left(jobs[number - 1 :], ledger):
@@ -121,7 +121,7 @@ class _Follower:
 def _run_job(job: Job, place: str, ledger: Ledger, lock: int, interrupts: _Interrupts) -> int:
     if job.gate and (closed := gate.reasons(job.gate)):
         ledger.append(Event(job.name, 0, "refused", reason=" ".join(closed), outcome="failed"))
-        print("\n".join([f"\n{job.name} may not begin:", *(f"  {why}" for why in closed)]), file=sys.stderr)
+        print("\n".join([f"\n{job.name} cannot start:", *(f"  {why}" for why in closed)]), file=sys.stderr)
         return 1
     attempt, before = 1 + ledger.attempts(job.name), last_step(job)
     _announce(job, place, attempt, before)

@@ -1,4 +1,4 @@
-"""One launcher at a time on a run folder."""
+"""Locks a run folder for one launcher, and a job for one attempt."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager

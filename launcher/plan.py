@@ -1,4 +1,4 @@
-"""A curriculum as a chain of jobs. Nothing is written or started here."""
+"""Turns a curriculum into a chain of jobs. Writes and starts nothing."""
 
 import sys
 from collections.abc import Sequence

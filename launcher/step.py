@@ -48,8 +48,8 @@ def check_layout(job: Job) -> None:
     if job.steps is not None and job.ranks % nodes:
         valid = ", ".join(str(n) for n in range(1, job.ranks + 1) if job.ranks % n == 0)
         raise ValueError(
-            f"parallel.ranks is {job.ranks}, which the {nodes} nodes of this Slurm job cannot share; valid numbers of "
-            f"nodes: {valid} (sbatch --nodes=N); or engine zero3 and a multiple of {nodes} in parallel.ranks"
+            f"parallel.ranks is {job.ranks}, which cannot be divided among the {nodes} nodes of this Slurm job; valid "
+            f"numbers of nodes: {valid} (sbatch --nodes=N); or engine zero3 and a multiple of {nodes} in parallel.ranks"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import slurm
-from launcher.cluster import Cluster, Kind
+from launcher.cluster import Cluster, JobResources
 from launcher.folder import CURRICULUM
 from launcher.job import Job, is_finished
 from launcher.ledger import Event, Ledger
@@ -151,9 +151,9 @@ def _environment(job: Job, run: Path, cluster: Cluster) -> dict[str, str]:
 
 
 def _site(cluster: Cluster, job: Job) -> list[str]:
-    own = _kind(cluster, job) or Kind()
+    own = _kind(cluster, job) or JobResources()
     # QOS and constraint belong to a partition: a job in another partition uses its own or none.
-    common = cluster if own.partition is None else Kind()
+    common = cluster if own.partition is None else JobResources()
     said = {
         "partition": own.partition or cluster.partition,
         "account": own.account or cluster.account,
@@ -198,7 +198,7 @@ def _gpus(cluster: Cluster, job: Job) -> int:
     return max(kind.gpus, job.ranks) if kind.gpus and job.evaluates else kind.gpus
 
 
-def _kind(cluster: Cluster, job: Job) -> Kind | None:
+def _kind(cluster: Cluster, job: Job) -> JobResources | None:
     """Return the resources of a job that does not train."""
     if job.steps is not None:
         return None

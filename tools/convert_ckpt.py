@@ -57,20 +57,26 @@ def main(
     out: Annotated[
         Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces only an earlier export.")
     ] = None,
-    ship: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory for the weights alone.")] = None,
+    ship: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for weights to start a stage from.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where a DeepSpeed folder's step goes.")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the checkpoint made from a DeepSpeed folder.")
     ] = None,
-    stage: Annotated[Path | None, typer.Option(metavar="RUN/STAGE", help="Whose model that folder holds.")] = None,
-    rename: Annotated[list[str] | None, typer.Option(metavar="OLD=NEW", help="Prefix of names; OLD=- drops.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Type stored: float32, of --ship float16 if not given.")] = None,
+    stage: Annotated[
+        Path | None, typer.Option(metavar="RUN/STAGE", help="Stage that defines the model of the DeepSpeed folder.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Replace a prefix of parameter names; OLD=- drops them.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Type of the written weights; default: float32, with --ship float16.")
+    ] = None,
     without_vlm: Annotated[
         bool, typer.Option("--without-vlm", help="Leave out the VLM, which training never changes.")
     ] = False,
     ema: Ema = None,
     forward: Annotated[bool, typer.Option(help="Load both models and compare images after writing.")] = True,
 ) -> None:
-    """Convert weights."""
+    """Export a diffusers pipeline, weights to start a stage from, or a checkpoint made from a DeepSpeed folder."""
     return_what_is_freed()
     if sum(target is not None for target in (out, ship, checkpoint)) != 1:
         raise UsageError(
@@ -86,7 +92,7 @@ def main(
         replacing.check_shipped(ship, source)
     pipeline = replacing.is_pipeline(source)
     if pipeline and ship is None:
-        raise UsageError(f"{source} is a pipeline already; --ship DIR makes weights to start a stage from of it")
+        raise UsageError(f"{source} is already a pipeline; --ship DIR writes its weights, to start a stage from")
     found = None if pipeline or checkpoint is not None else find(source)
     if found is None and ema is not None:
         raise UsageError(f"--ema is for a checkpoint of a run, which {source} is not")

@@ -26,24 +26,24 @@ class Program(NamedTuple):
 
 
 PROGRAMS = {
-    "data": Program("Write and look at the shards that training reads.", "data_pipeline.__main__", "app"),
+    "data": Program("Write and inspect the shards that training reads.", "data_pipeline.__main__", "app"),
     "config": Program(
         "Check a curriculum, show where each value comes from, or upgrade it.", "wemmu.show_config", "app"
     ),
-    "plan": Program("Compute what a curriculum costs: parameters, memory, FLOPs, hours.", "wemmu.plan"),
-    "doctor": Program("Check this machine and, if given, a curriculum.", "wemmu.doctor"),
+    "plan": Program("Compute parameters, memory, FLOPs and hours of a curriculum.", "wemmu.plan"),
+    "doctor": Program("Check this machine and, if you name one, a curriculum.", "wemmu.doctor"),
     "run": Program("Run a curriculum on this machine.", "launcher.cli", "run"),
-    "submit": Program("Send a curriculum to Slurm.", "launcher.cli", "submit"),
-    "status": Program("Show how far each job of a run is.", "launcher.cli", "status"),
+    "submit": Program("Submit a curriculum to Slurm.", "launcher.cli", "submit"),
+    "status": Program("Show the progress of each job of a run.", "launcher.cli", "status"),
     "logs": Program("Show the log of a job.", "launcher.cli", "logs"),
     "cancel": Program("Cancel the Slurm jobs of a run.", "launcher.cli", "cancel"),
-    "resume": Program("Go on with what is not finished of a run, here or on Slurm.", "launcher.cli", "resume"),
+    "resume": Program("Resume the unfinished jobs of a run, here or on Slurm.", "launcher.cli", "resume"),
     "train": Program("Train one stage.", "wemmu.train"),
     "sample": Program("Generate images from a run or an exported model.", "wemmu.sample"),
-    "ui": Program("Open a page on which to try a model.", "wemmu.ui.__main__"),
-    "evaluate": Program("Score a stage or an export; with --benchmark on a benchmark.", "wemmu.evaluate"),
+    "ui": Program("Start a page in the browser to try a model.", "wemmu.ui.__main__"),
+    "evaluate": Program("Score a stage on held-out requests, or run a benchmark.", "wemmu.evaluate"),
     "compare": Program("Compare two result cards of a benchmark.", "wemmu.compare"),
-    "export": Program("Convert weights: to a pipeline, or from DeepSpeed.", "tools.convert_ckpt"),
+    "export": Program("Export a diffusers pipeline, or convert other weights.", "tools.convert_ckpt"),
     "report": Program("Write the report of a run or the page of a stage.", "wemmu.report.__main__"),
 }
 
@@ -96,7 +96,7 @@ def _about(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Show version and commit.")
     ] = False,
 ) -> None:
-    """Train, run and look at WeMMU. `wemmu COMMAND --help` explains a command; docs/cli.md lists exit codes."""
+    """Train, evaluate and use WeMMU. `wemmu COMMAND --help` explains a command; docs/cli.md lists exit codes."""
 
 
 def main() -> None:

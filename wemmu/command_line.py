@@ -17,19 +17,19 @@ CurriculumFile = Annotated[
     Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML; configs/ has examples.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-NewestRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder; else the newest under runs/.")]
+NewestRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder; default: the newest under runs/.")]
 # --out is the old name.
 Into = Annotated[
-    Path | None, typer.Option("--run", "--out", metavar="RUN", help="Run folder to write; else runs/NAME.")
+    Path | None, typer.Option("--run", "--out", metavar="RUN", help="Run folder to write; default: runs/NAME.")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override, e.g. stages.stage1.steps=100. Repeatable."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change one field, e.g. stages.stage1.steps=100. Repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan and stop.")]
 Ema = Annotated[
-    bool | None, typer.Option(help="Use the moving average of the weights, or not; else if the stage keeps one.")
+    bool | None, typer.Option(help="Use the moving average of the weights, or not; default: use it if there is one.")
 ]
 
 

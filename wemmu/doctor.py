@@ -16,9 +16,9 @@ from wemmu.diagnosis.report import as_json, diagnose, of_status, render
 @plainly()
 def main(
     curriculum: Annotated[
-        Path | None, typer.Argument(metavar="[CURRICULUM]", help="Curriculum in YAML: can it run here?")
+        Path | None, typer.Argument(metavar="[CURRICULUM]", help="Curriculum to check, in YAML.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Also list what is fine.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also list the checks that pass.")] = False,
     json_wanted: AsJson = False,
 ) -> None:
     """Check this machine and a curriculum; exit with 1 if there is a problem. Changes nothing and uses no network."""

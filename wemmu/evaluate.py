@@ -28,22 +28,24 @@ def main(
             help="RUN (its newest finished stage) or RUN/STAGE; for a benchmark also an export, or a folder of images.",
         ),
     ],
-    prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each task; else evaluation.prompts.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint; else the newest.")] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Requests per task; default: evaluation.prompts.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint; default: the newest.")] = None,
     ema: Ema = None,
     benchmark: Annotated[str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(OPTIONS)}.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An option of the benchmark, e.g. encoders.clip=DIR."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the benchmark's images and card.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the benchmark's images and result card.")
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Delete what an earlier checkpoint or other settings left in the folder.")
     ] = False,
     only: Annotated[str | None, typer.Option(metavar="STEP", help="Only `generate`, or only `score`.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda if there is one.")] = None,
 ) -> None:
-    """Answer held-out requests with a trained stage and score them exactly, or run a benchmark."""
+    """Score a trained stage on held-out requests, or run a benchmark."""
     if benchmark is not None:
         if only not in (None, "generate", "score"):
             raise UsageError(f"--only {only} is no step; valid choices: generate, score")

@@ -33,9 +33,9 @@ def take(descriptor: int, kind: int, file: Path | str, wait: bool = False) -> bo
         return False
     except OSError as error:
         raise LockedError(
-            f"{file} cannot be locked ({error.strerror}): its file system has no file locks, so nothing would keep two "
-            "processes from destroying each other's work. Use a folder on another file system, or have this one "
-            "mounted with them (Lustre: the option flock; NFS: a server with its lock service)"
+            f"{file} cannot be locked ({error.strerror}): its file system has no file locks, so two processes "
+            "could overwrite each other's files. Use a folder on another file system, or mount this one with locks "
+            "(Lustre: the option flock; NFS: a server with its lock service)"
         ) from error
     return True
 

@@ -127,7 +127,7 @@ def shards_of(index: bytes, directory: Path) -> list[Shard]:
     try:
         tree = json.loads(index)
         if tree["version"] != 2 or any(shard["format"] != "mds" for shard in tree["shards"]):
-            raise ShardError(f"{path} is not of version 2 of the format MDS, the only one that this reads")
+            raise ShardError(f"{path} is not MDS version 2, the only version that can be read")
         return [_shard(directory, shard) for shard in tree["shards"]]
     except ShardError:
         raise

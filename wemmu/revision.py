@@ -1,4 +1,4 @@
-"""Which version of the code this is."""
+"""Finds the commit of this code."""
 
 import subprocess
 from pathlib import Path
@@ -15,11 +15,11 @@ class Revision(NamedTuple):
 
 
 def revision() -> Revision | None:
-    """That of the checkout this module lies in; None outside of one, without git, or where git does not answer."""
+    """Return the revision of this checkout; None outside of a checkout, without git, or if git does not answer."""
 
     def git(*arguments: str) -> str:
         here = Path(__file__).parent
-        # Without the lock that `status` takes in passing: ranks and people may ask at once.
+        # `status` would take a lock; several ranks and people may call git at once.
         command = ["git", "--no-optional-locks", *arguments]
         done = subprocess.run(
             command, cwd=here, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=_PATIENCE_S

@@ -22,21 +22,23 @@ def main(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="IMAGE", help="Image to write, several side by side; else a new sample.png here."),
+        typer.Option(metavar="IMAGE", help="Image to write; several go side by side. Default: a new sample.png here."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="What to generate, or what to do with the images.")] = "",
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An input image; repeat for more.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="PX", help="Side, or HEIGHTxWIDTH; else as trained.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Image i uses seed + i.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 1,
+    size: Annotated[
+        str | None, typer.Option(metavar="PX", help="Side in px, or HEIGHTxWIDTH; default: as in training.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; image i uses seed + i.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; default: the config's.")] = None,
     solver: Annotated[str | None, typer.Option(help="euler or heun; default: the config's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the text; default: the config's.")] = None,
     image_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the image, in an edit.")] = None,
     ema: Ema = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda if there is one.")] = None,
 ) -> None:
-    """Generate images for a prompt, input images, or both; a VLM answers the prompt and restores the image."""
+    """Generate images from a prompt, input images, or both; a run of ROSS or UAE answers a question about an image."""
     inputs = tuple(open_image(path) for path in image or ())
     if len(inputs) > 1 and not prompt:
         raise UsageError(f"{len(inputs)} --image were given without --prompt; say what to do with them")
@@ -67,7 +69,7 @@ def check_out(out: Path) -> None:
     Image.init()
     written = sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE)
     if out.suffix.lower() not in written:
-        raise UsageError(f"--out {out} names no kind of image that can be written; valid choices: .png, .jpg, .webp")
+        raise UsageError(f"--out {out} has no image format that can be written; valid choices: .png, .jpg, .webp")
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; give the name of an image in it")
     there = next(parent for parent in out.absolute().parents if parent.exists())

@@ -1,6 +1,7 @@
-"""The conventions of time, shared by training and sampling.
+"""Timesteps, the same for training and sampling.
 
-Of a flow: t = 1 is noise, t = 0 is data, and both shift it alike. Of a head that denoises: steps of a cosine schedule.
+For a flow, t = 1 is noise and t = 0 is data; training and sampling use the same shift. For a denoising head, t counts
+the steps of a cosine schedule.
 """
 
 import math

@@ -16,7 +16,9 @@ from wemmu.training.signals import StopFlag
 
 @plainly()
 def main(
-    config: Annotated[Path, typer.Argument(metavar="RUN/STAGE/config.yaml", help="As the launcher writes it.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="RUN/STAGE/config.yaml", help="Config of the stage; the launcher writes it.")
+    ],
 ) -> None:
     """Train a stage to its end; the same command resumes it from its last checkpoint."""
     # First: a signal during the import of libraries or the build of the model must not kill the rank.

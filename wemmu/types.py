@@ -186,8 +186,8 @@ class Begun(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """values: [B], float32. tags: name of a metric -> which samples count for it, bool [B]. parts: name of a metric ->
-    what it is of each sample, [B], where the loss is made of several."""
+    """values: [B], float32. tags: name of a metric -> which samples count for it, bool [B]. parts:
+    components of the loss per sample, name of the metric -> [B]; empty if there is one."""
 
     values: Tensor
     tags: dict[str, Tensor]

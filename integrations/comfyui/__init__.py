@@ -18,7 +18,16 @@ _SAMPLING = {
     "seed": ("INT", {"default": 0, "min": 0, "max": _MAX_SEED, "control_after_generate": True}),
     "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "0: the value of the export"}),
     "solver": (["euler", "heun"],),
-    "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1, "tooltip": "Guidance scale of the text; 0: the value of the export"}),
+    "guidance": (
+        "FLOAT",
+        {
+            "default": 0.0,
+            "min": 0.0,
+            "max": 30.0,
+            "step": 0.1,
+            "tooltip": "Guidance scale of the text; 0: the value of the export",
+        },
+    ),
     "height": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: the size of training"}),
     "width": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: the size of training"}),
 }

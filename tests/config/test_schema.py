@@ -72,7 +72,7 @@ REFUSED = {
     ),
     "a plateau without held-out records": (
         [RESOLUTIONS, put("stages", 0, "next_resolution", {"samples": 640, "plateau": PLATEAU})],
-        r"next_resolution\.plateau wants held-out records, but data\.validation is 0",
+        r"next_resolution\.plateau needs held-out records, but data\.validation is 0",
     ),
     "a plateau that cannot be seen in time": (
         [RESOLUTIONS, put("stages", 0, "next_resolution", {"samples": [640, 624], "plateau": PLATEAU})],
@@ -143,7 +143,7 @@ REFUSED = {
     ),
     "ranks that are no groups": (
         [put("parallel", {"engine": "hybrid", "ranks": 4, "tp": 3})],
-        "4 ranks cannot be shared by groups of tp 3 x pp 1",
+        "4 ranks cannot be divided into groups of tp 3 x pp 1",
     ),
     "no clipping": ([put("stages", 0, "optimizer", {"lr": 1, "clip": 0})], "greater than 0"),
 }

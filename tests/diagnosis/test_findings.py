@@ -19,7 +19,7 @@ def leaves() -> Finding:
 def test_a_check_that_fails_itself_is_a_problem_that_names_it_and_the_error():
     found = examine(breaks, "anvil")
     assert found.status == "problem"
-    assert "breaks of anvil failed itself: LookupError: no anvil" in found.found
+    assert "breaks of anvil crashed: LookupError: no anvil" in found.found
     assert found.remedy
     assert "a library gave up" in examine(leaves).found
 

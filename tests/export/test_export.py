@@ -413,7 +413,7 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
     assert list(tmp_path.iterdir()) == [out]
     with safe_open(out / BRIDGE_FILE, "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-    with pytest.raises(ValueError, match="does not hold the VLM"):
+    with pytest.raises(ValueError, match="does not contain the VLM"):
         WeMMUPipeline.from_pretrained(out)
     loaded = WeMMUPipeline.from_pretrained(out, vlm=trained.model.vlm.vlm, torch_dtype=torch.bfloat16)
     trained_image = by_training(trained, CASES["text to image, 32 px"])
@@ -532,7 +532,7 @@ def test_a_pipeline_starts_a_stage_with_the_bits_of_the_checkpoint(trained: Trai
     (copy / "parity.json").unlink()
     with pytest.raises(SystemExit, match=r"has no readable parity\.json"):
         main(copy, ship=tmp_path / "other")
-    with pytest.raises(SystemExit, match="is a pipeline already"):
+    with pytest.raises(SystemExit, match="is already a pipeline"):
         main(exported, out=tmp_path / "other")
 
 
@@ -564,7 +564,7 @@ def test_an_export_with_a_users_own_files_in_it_is_left_alone(
     out = shutil.copytree(exported, tmp_path / "hub")
     (out / mine).parent.mkdir(exist_ok=True)
     (out / mine).write_text("mine")
-    with pytest.raises(SystemExit, match=r"holds what no export wrote \(.*move that elsewhere"):
+    with pytest.raises(SystemExit, match=r"contains files that no export wrote \(.*move them elsewhere"):
         main(trained.folder, out=out)
     assert (out / mine).read_text() == "mine"
 
@@ -595,7 +595,7 @@ def test_replacing_touches_no_folder_of_another_name(exported: Path, tmp_path: P
 def test_a_users_file_named_like_a_shipped_one_is_left_alone(tmp_path: Path, mine: dict[str, str]):
     for name, text in mine.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match="holds what no export wrote"):
+    with pytest.raises(ValueError, match="contains files that no export wrote"):
         replacing.check_shipped(tmp_path, tmp_path / "source")
 
 
@@ -647,7 +647,7 @@ def test_weights_are_shipped_into_no_folder_of_anything_else(trained: Trained, e
         (trained.checkpoint, trained.checkpoint), (trained.checkpoint, tmp_path / "mine"), (exported, exported)
     ):  # fmt: skip
         with pytest.raises(
-            SystemExit, match=r"is the source itself|holds what no export wrote|is among a stage's checkpoints"
+            SystemExit, match=r"is the source itself|contains files that no export wrote|is among a stage's checkpoints"
         ):
             main(source, ship=out)
     assert (trained.checkpoint / "manifest.json").read_bytes() == before

@@ -150,7 +150,7 @@ def test_a_dry_run_of_a_submission_shows_plan_commands_and_all_that_is_wrong(
 def test_a_submission_needs_to_know_the_cluster(runnable: Curriculum):
     result = call("submit", "x.yaml")
     assert result.exit_code == 2
-    assert "describe the cluster: --cluster" in result.stderr
+    assert "submit needs a cluster file: --cluster" in result.stderr
 
 
 def test_an_attempt_outside_of_a_slurm_job_is_refused(runnable: Curriculum, monkeypatch: pytest.MonkeyPatch):
@@ -172,7 +172,7 @@ def test_the_log_of_a_job(runnable: Curriculum, tmp_path: Path):
 
 def test_without_a_run_the_newest_is_shown(runnable: Curriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert "holds none; name one" in call("status").stderr
+    assert "contains none; give one" in call("status").stderr
     for number, name in enumerate(("later", "earlier")):
         run = written(runnable, tmp_path / "runs" / name)
         (run / "b" / "log.txt").write_text(f"of {name}\n")
@@ -272,7 +272,7 @@ def test_a_folder_from_a_cluster_goes_on_without_slurm(
     monkeypatch.setattr("launcher.cli.local.run", lambda jobs, ledger, lock: begun.append(jobs) or 1)
     result = call("run", "x.yaml")
     assert len(begun) == 1, result.output
-    assert "no Slurm here to ask whether jobs of runs/x are still queued (a)" in result.stderr
+    assert "without Slurm here, the launcher cannot check for queued jobs of runs/x (a)" in result.stderr
     assert call("cancel", "runs/x").exit_code == 1
     # Without a cluster.yaml it has run here; with one `resume` goes to Slurm, unless it is told not to.
     call("resume", "runs/x")

@@ -15,8 +15,8 @@ JOB = Job("stage1", (), Path("log"), (Path("not-there"),), steps=9)
     ("code", "ended", "why"),
     [
         (75, "saved", "was interrupted and saved its state"),
-        (78, "failed", "another attempt would fail as well"),
-        (0, "failed", "left no whole not-there"),
+        (78, "failed", "another attempt would fail in the same way"),
+        (0, "failed", "wrote no complete not-there"),
         (124, "crashed", "the stacks of all ranks are in its log"),
         (1, "crashed", "failed with exit code 1"),
         (-9, "crashed", "killed by SIGKILL"),

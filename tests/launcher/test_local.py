@@ -118,7 +118,7 @@ def test_the_reason_shows_the_lines_of_this_attempt_only(tmp_path: Path, capfd: 
 
 def test_success_without_the_product_is_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert run(tmp_path, script(tmp_path, "empty", "pass", tmp_path / "made.json")) == 1
-    assert f"left no whole {tmp_path}/made.json" in capfd.readouterr().err
+    assert f"wrote no complete {tmp_path}/made.json" in capfd.readouterr().err
 
 
 def test_a_job_killed_by_a_signal_is_told_from_one_that_failed(tmp_path: Path):

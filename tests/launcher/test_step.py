@@ -54,7 +54,9 @@ def test_what_trains_nothing_runs_in_the_container_too_by_its_python():
 
 def test_ranks_that_nodes_cannot_share_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
-    with pytest.raises(ValueError, match=r"ranks is 8, which the 3 nodes .* cannot share; valid .* 1, 2, 4, 8 "):
+    with pytest.raises(
+        ValueError, match=r"ranks is 8, which cannot be divided among the 3 nodes .*; valid .* 1, 2, 4, 8 "
+    ):
         step.check_layout(TRAINING)
 
 

@@ -217,7 +217,7 @@ def test_slices_are_of_the_whole_and_degrees_that_cannot_be_are_refused(backbone
     assert sum(sum(place["flops"]) for place in split) == pytest.approx(sum(whole[0]["flops"]) / 2, rel=0.15)
     with pytest.raises(ValueError, match=r"cannot be split over 3 tensor ranks.*valid: 1, 2"):
         ask([Item("slices", run, shape, 3, 1)])
-    with pytest.raises(ValueError, match=r"99 stages cannot share the .* blocks"):
+    with pytest.raises(ValueError, match=r"99 pipeline stages are too many for the .* blocks"):
         ask([Item("slices", run, shape, 1, 99)])
 
 

@@ -52,7 +52,7 @@ def test_defaults_are_the_papers():
 
 
 def test_a_task_without_a_image_is_refused():
-    with pytest.raises(ValueError, match="understanding makes no image"):
+    with pytest.raises(ValueError, match="understanding has no image to generate"):
         guidance_weights(Task.UNDERSTANDING, Sampling())
 
 

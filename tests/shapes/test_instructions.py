@@ -26,7 +26,7 @@ def test_an_instruction_is_read_back_as_the_target_of_its_edit(rng: random.Rando
 @pytest.mark.parametrize(
     ("instruction", "reason"),
     [
-        ("make the circle happy", "is no edit"),
+        ("make the circle happy", "is not an edit"),
         ("remove the cross", "means no object"),
         ("move the circle to the bottom right", "the bottom right of the image is not free"),
         ("add a large red cross at the top left", "the top left of the image is not free"),

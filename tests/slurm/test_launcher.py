@@ -232,8 +232,8 @@ def test_a_failure_for_good_ends_the_chain_and_resume_brings_it_to_its_end(
     strict = ("--set", "stages.stage1.gate.max_loss=-1")
     launcher("submit", curriculum, "--cluster", profile, "--out", run, *strict)
     try:
-        assert "is at work in Slurm" in launcher("submit", curriculum, "--out", run, *strict, code=78)
-        assert "is at work in Slurm" in launcher("run", curriculum, "--out", run, *strict, code=78)
+        assert "has jobs in Slurm" in launcher("submit", curriculum, "--out", run, *strict, code=78)
+        assert "has jobs in Slurm" in launcher("run", curriculum, "--out", run, *strict, code=78)
         status = partial(launcher, "status", run)
         # Asking costs a core a second.
         eventually(lambda: "cancelled" in status(), status, seconds=PATIENCE_S, every=4)

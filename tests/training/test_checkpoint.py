@@ -316,7 +316,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damag
     assert debris.exists()
     retention.clear_debris(tmp_path)
     assert not debris.exists()
-    assert f"passing over a checkpoint: {newest}" in capsys.readouterr().out
+    assert f"skipping a checkpoint: {newest}" in capsys.readouterr().out
 
 
 def test_an_empty_folder_has_no_latest(tmp_path: Path):
@@ -403,7 +403,7 @@ def test_a_stage_starts_from_a_bridge_whose_dit_was_frozen(tmp_path: Path):
 
 @pytest.mark.parametrize("part", FROZEN)
 def test_another_frozen_backbone_is_refused(tmp_path: Path, part: str):
-    with pytest.raises(CheckpointError, match=f"trained beside another {part}"):
+    with pytest.raises(CheckpointError, match=f"trained with another {part}"):
         start(make_model(), save(tmp_path), FROZEN | {part: "f" * 64})
 
 

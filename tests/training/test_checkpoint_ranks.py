@@ -131,7 +131,7 @@ def test_all_ranks_pass_over_a_damaged_checkpoint_and_hash_every_file_once(saved
 def test_all_ranks_refuse_to_resume_if_one_has_another_backbone(tmp_path: Path):
     told = on_ranks(2, saving.resume_beside_another_vlm, STAGE_RUN)
     assert told[0] == told[1]
-    assert "step_00000002 cannot be resumed from: it was trained beside another vlm" in told[0]
+    assert "step_00000002 cannot be resumed from: it was trained with another vlm" in told[0]
 
 
 def test_training_goes_on_while_the_state_of_the_moment_is_written(tmp_path: Path):

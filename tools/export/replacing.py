@@ -54,11 +54,11 @@ def check_export(out: Path) -> None:
 def check_shipped(out: Path, source: Path) -> None:
     """Raises ValueError unless `out` is free or holds weights that were shipped earlier and are not the source."""
     if out.absolute().parent.name == CHECKPOINTS:
-        raise ValueError(f"{out} is among a stage's checkpoints, which it would pass for; give a folder elsewhere")
+        raise ValueError(f"{out} is among a stage's checkpoints, and would look like one; give another folder")
     if not (out.exists() or out.is_symlink()):
         return
     if not out.is_dir() or out.resolve() == source.resolve():
-        raise ValueError(f"{out} is {'the source itself' if out.is_dir() else 'no folder'}; give a name that is free")
+        raise ValueError(f"{out} is {'the source itself' if out.is_dir() else 'not a folder'}; give another name")
     try:
         shipped = set(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]) == {WEIGHTS}
     except (OSError, ValueError, KeyError, TypeError):
@@ -102,8 +102,8 @@ def _refuse(out: Path, foreign: list[Path]) -> None:
     if foreign:
         named = sorted({str(path) if path.parts[0] in _FOLDERS else path.parts[0] for path in foreign})
         raise ValueError(
-            f"{out} holds what no export wrote ({', '.join(named[:_SHOWN])}); move that elsewhere, or give a name that "
-            "is free"
+            f"{out} contains files that no export wrote ({', '.join(named[:_SHOWN])}); "
+            "move them elsewhere, or give another name"
         )
 
 

@@ -67,7 +67,9 @@ def check_names(component: nn.Module, stored: Mapping[str, Stored], what: str) -
     """Raises ValueError unless the tensors are those of the component, by name and shape."""
     needed = {name: tuple(tensor.shape) for name, tensor in component.state_dict().items()}
     if odd := sorted(needed.items() ^ {name: each.shape for name, each in stored.items()}.items()):
-        raise ValueError(f"the {what} is not whole or not of its config; first of it: {odd[0][0]}")
+        raise ValueError(
+            f"the {what} does not have exactly the tensors of its config; the first difference: {odd[0][0]}"
+        )
 
 
 def write_component(directory: Path, single: str, stored: Mapping[str, Stored], dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""What differs between transformers 4.57 and 5, the versions that the adapters work with.
+"""Handles the differences between transformers 4.57 and 5.
 
 Most of it would fail silently: an argument of a wrong name is swallowed, and a fixed index into a layer's output takes
 the first sample instead of the states.

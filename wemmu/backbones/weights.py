@@ -83,7 +83,9 @@ def vlm_without_weights(directory: Path) -> nn.Module:
     # The head may share the weights of the embedding.
     optional = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     if odd := sorted(n for n in stored.keys() | expected.keys() - optional if stored.get(n) != expected.get(n)):
-        raise BackboneError(f"{directory} is not whole or not of its config; first of it: {', '.join(odd[:5])}")
+        raise BackboneError(
+            f"{directory} does not have exactly the tensors of its config; the first differences: {', '.join(odd[:5])}"
+        )
     return model
 
 

@@ -86,9 +86,7 @@ def _tell_stand_ins(root: Path) -> None:
     """Print links and files named like a checkpoint, for example a link to another disk."""
     for entry in stand_ins(root):
         kind = f"a link to {os.readlink(entry)}" if entry.is_symlink() else "a file"
-        print(
-            f"passing over {entry}: it is {kind}, and a checkpoint is a directory; move it here to use it", flush=True
-        )
+        print(f"skipping {entry}: it is {kind}, and a checkpoint is a directory; move it here to use it", flush=True)
 
 
 def newest_whole(directories: Sequence[Path], ranks: Ranks) -> tuple[Path, Manifest] | None:
@@ -97,7 +95,7 @@ def newest_whole(directories: Sequence[Path], ranks: Ranks) -> tuple[Path, Manif
             return directory, verify(directory, ranks)
         except CheckpointError as error:
             if ranks.rank == 0:
-                print(f"passing over a checkpoint: {error}", flush=True)
+                print(f"skipping a checkpoint: {error}", flush=True)
     return None
 
 

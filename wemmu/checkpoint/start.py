@@ -72,5 +72,5 @@ def _check_frozen(source: Path, manifest: Manifest, frozen: Mapping[str, str]) -
         # The folder of the very export was compared with its source when it was written, and may be of another type.
         if not is_same(sha256, frozen[part]) and not is_own(source, part, getattr(frozen[part], "directory", None)):
             raise CheckpointError(
-                f"{source} was trained beside another {part} (SHA-256 {short(sha256)}, here {short(frozen[part])})"
+                f"{source} was trained with another {part} (SHA-256 {short(sha256)}, here {short(frozen[part])})"
             )

@@ -1,4 +1,4 @@
-"""The YAML text of a config of an earlier version in today's form; comments and layout stay."""
+"""Rewrites the YAML text of a config of an earlier version with today's fields; keeps comments and layout."""
 
 import textwrap
 from collections.abc import Iterator

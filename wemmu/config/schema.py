@@ -114,7 +114,7 @@ class Parallel(Config):
         if self.engine != "hybrid" and degrees > 1:
             raise ValueError(f"engine {self.engine} has no tensor or pipeline parallelism; valid with it: hybrid")
         if self.ranks % degrees:
-            raise ValueError(f"{self.ranks} ranks cannot be shared by groups of tp {self.tp} x pp {self.pp}")
+            raise ValueError(f"{self.ranks} ranks cannot be divided into groups of tp {self.tp} x pp {self.pp}")
         return self
 
 
@@ -249,11 +249,11 @@ class Curriculum(_HasRecipe):
                     f"{self.parallel.ranks} ranks"
                 )
             if stage.gate.scores and not self.evaluation.prompts:
-                raise ValueError(f"stage {stage.name}: gate.scores wants an evaluation, but evaluation.prompts is 0")
+                raise ValueError(f"stage {stage.name}: gate.scores needs an evaluation, but evaluation.prompts is 0")
             self._check_benchmarks(stage)
             if stage.has_plateau and not self.data.validation:
                 raise ValueError(
-                    f"stage {stage.name}: next_resolution.plateau wants held-out records, but data.validation is 0"
+                    f"stage {stage.name}: next_resolution.plateau needs held-out records, but data.validation is 0"
                 )
         return self
 

@@ -150,7 +150,7 @@ class _Training(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if unasked := [t for t in self.gate.scores if t not in self.mixture]:
-            raise ValueError(f"stage {self.name}: gate.scores of {unasked[0]}, which its mixture has not")
+            raise ValueError(f"stage {self.name}: gate.scores names {unasked[0]}, which is not in its mixture")
         if sum(self.optimizer.schedule(self.steps)) > self.steps:
             raise ValueError(
                 f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps; as shares of the steps "

@@ -1,4 +1,4 @@
-"""Configs of earlier versions, as this one writes them."""
+"""Converts configs of earlier versions to today's fields."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -35,7 +35,7 @@ class Files:
         return self._root / stream.settings.name / name
 
     def check(self, stream: Stream, name: str, size: int) -> None:
-        """A cheap look before anything is read; raises LostShardError if the file cannot be the one of `size` bytes."""
+        """Check a shard file without reading it; raise LostShardError if the file cannot be the one of `size` bytes."""
         path = self.path(stream, name)
         if fault := fault_of(path, size):
             raise LostShardError(f"the shard file {path} is {fault}; {self.remedy(stream, name)}")

@@ -132,7 +132,7 @@ class Loader:
                 except ValueError as own:
                     raise ShardError(
                         f"the record {sample.id} in {stream.where(int(index))} cannot become part of a batch: {own}. "
-                        "It is what was written, so data.damaged does not apply: mend or remove it in its source and "
+                        "It is what was written, so data.damaged does not apply: fix or remove it in its source and "
                         "write the data set into another directory"
                     ) from error
             raise

@@ -1,4 +1,4 @@
-"""What is drawn when: pure functions of a seed and a count, so that the place in the data is one number, the step."""
+"""Computes the samples of each step from seed and step alone, so the step is the data position."""
 
 import hashlib
 import random

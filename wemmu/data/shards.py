@@ -1,4 +1,4 @@
-"""One stream of a prepared data set: opened with a cheap look, then every record verified when it is read."""
+"""Reads one stream of a prepared data set; checks file sizes when it opens and every record when it reads."""
 
 import threading
 import warnings

@@ -45,7 +45,7 @@ def examine(check: Callable[..., Finding], *arguments: object) -> Finding:
         finding = Finding(
             check.__name__.replace("_", " "),
             "problem",
-            f"the check {check.__name__}{_told(arguments)} failed itself: {type(error).__name__}: {error}",
+            f"the check {check.__name__}{_told(arguments)} crashed: {type(error).__name__}: {error}",
             "read the error: a library or the check is broken; if it is the check, report it",
         )
     return replace(finding, found=redact(finding.found), remedy=finding.remedy and redact(finding.remedy))

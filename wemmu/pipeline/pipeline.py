@@ -320,12 +320,12 @@ def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
     """Refuse a VLM with another shape than the one that the bridge's layers were copied from."""
     if vlm is None:
         raise ValueError(
-            "this export does not hold the VLM; load the one it was trained beside (its README.md says which) and give "
-            "it as vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(...)"
+            "this export does not contain the VLM; load the one that it was trained with (its README.md says which) "
+            "and give it as vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(...)"
         )
     own, copied = vlm.config.text_config, bridge.config["text_config"]
     shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     pairs = {name: (getattr(own, name), copied[name]) for name in shape}
     for name, (has, needs) in (pairs | {"rope_theta": (rope_theta(own), rope_theta(copied))}).items():
         if has != needs:
-            raise ValueError(f"the bridge was trained beside a VLM with {name} {needs}, the one given has {has}")
+            raise ValueError(f"the bridge was trained with a VLM with {name} {needs}, the one given has {has}")

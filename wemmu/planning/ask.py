@@ -189,9 +189,12 @@ def _child(request: dict[str, Any]) -> Iterator[Answer]:
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     number, console = len(request["items"]), Console(stderr=True)
     if not console.is_terminal:
-        print(f"measuring the model once, {number} parts, kept in {_folder()}", file=sys.stderr)
+        print(
+            f"measuring the model: {number} part{'s' * (number > 1)}; the results are cached in {_folder()}",
+            file=sys.stderr,
+        )
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors, Progress(console=console, transient=True) as bar:
-        task = bar.add_task("measuring the model (once)", total=number)
+        task = bar.add_task("measuring the model", total=number)
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", cwd=place,
             env=environment,

@@ -42,16 +42,16 @@ class Degrees:
 
     @property
     def split(self) -> bool:
-        """Whether the DiT is, which only the hybrid engine does."""
+        """Whether the DiT is split; only the hybrid engine does this."""
         return self.tp * self.pp > 1
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Bytes that there are at one time of a step, beside what a rank always holds.
+class MemoryPeak:
+    """Temporary memory at one point of a step, in bytes, in addition to what a rank always holds.
 
-    gathered: whole weights, and buffers of all-gathers. gradients: whole ones, and buffers of reduce-scatters.
-    activations: what is kept for the backward pass, or is there while something is computed.
+    gathered: whole weights, and buffers of all-gathers. gradients: whole gradients, and buffers of reduce-scatters.
+    activations: tensors kept for the backward pass, or alive during a computation.
     """
 
     gathered: float = 0.0
@@ -144,7 +144,7 @@ def states(rank: RankWorkload) -> dict[str, float]:
     }
 
 
-def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str, Moment]:
+def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str, MemoryPeak]:
     """What the fullest GPU holds beside its states, at each time of a step at which that may be most.
 
     step: a measured micro-batch; slices: of a split DiT, measured alike.
@@ -154,11 +154,11 @@ def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str
     for name, size in step["peaks"].items():
         phase, part = name.split()
         (others if rank.is_sharded(part) or phase == "backward" or part == "rest" else frozen).append((part, size))
-    found = {"encoders at work": Moment(activations=max((size for _, size in frozen), default=0))}
+    found = {"encoders at work": MemoryPeak(activations=max((size for _, size in frozen), default=0))}
     if slices is None:
         gathered = rank.width * min(LIVE, sharded(rank)) * (rank.degrees.world > 1)
-        found["end of forward"] = Moment(gathered, activations=sum(step["kept"].values()))
-        found["layers at work"] = Moment(gathered, activations=max(size for _, size in others))
+        found["end of forward"] = MemoryPeak(gathered, activations=sum(step["kept"].values()))
+        found["layers at work"] = MemoryPeak(gathered, activations=max(size for _, size in others))
         return found
     first, width, bridge = slices["places"][0], rank.width, rank.model["bridge"]
     kept = sum(size for part, size in step["kept"].items() if rank.home(part) == "bridge")
@@ -167,20 +167,20 @@ def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str
     dit = numbers({**first, "layers": 1}, rank.degrees.dp) * (rank.degrees.dp > 1)
     summed = rank.share["dit"] * ("dit" in rank.run.stage.trains and rank.degrees.dp > 1)
     # Torch's pipeline sums a DiT's gradients whole for a round.
-    found["end of forward"] = Moment(width * (rest + dit), FP32 * summed, kept + under_way)
+    found["end of forward"] = MemoryPeak(width * (rest + dit), FP32 * summed, kept + under_way)
     if "pathway" in rank.run.stage.trains:
         # FSDP2 goes back through the layers: halfway through one it has its weights and those of the next, and the
         # gradients of the one behind it in float32; as one is reduced there are two such buffers beside its own
         # gradients (torch 2.12 fills the second while a loop variable still holds the first).
         layer, layers = numbers({**bridge, "layers": 1}, rank.degrees.world, ["layer"]), bridge["layers"]
-        halfway = Moment(width * (rest + 2 * layer), FP32 * layer, step["peaks"].get("backward pathway", 0))
+        halfway = MemoryPeak(width * (rest + 2 * layer), FP32 * layer, step["peaks"].get("backward pathway", 0))
         left = kept * max(0, layers - 2) / layers
-        reduced = Moment(width * (rest + layer), (2 * FP32 + width) * layer, left)
+        reduced = MemoryPeak(width * (rest + layer), (2 * FP32 + width) * layer, left)
         found["backward of the bridge"] = fullest([halfway, reduced])
     return found
 
 
-def fullest(moments: Iterable[Moment]) -> Moment:
+def fullest(moments: Iterable[MemoryPeak]) -> MemoryPeak:
     return max(moments, key=lambda moment: moment.total)
 
 

@@ -9,7 +9,7 @@ from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.task import Task
 from wemmu.planning import layout, schedule
 from wemmu.planning.ask import Answer, Item, PlanError, Shape, ask, configs_of
-from wemmu.planning.layout import Degrees, Moment, RankWorkload
+from wemmu.planning.layout import Degrees, MemoryPeak, RankWorkload
 from wemmu.readable import human
 
 # Samples of the micro-batches that are measured where one of more is asked for: all grows linearly with them.
@@ -83,7 +83,7 @@ class StagePlan:
     trained: int
     frozen: int
     gpu_memory: dict[str, float]
-    gpu_peak: Moment
+    gpu_peak: MemoryPeak
     gpu_total: float
     gpu_total_checkpointed: float
     host_memory: dict[str, float]

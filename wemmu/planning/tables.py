@@ -18,7 +18,7 @@ def render(plan: Plan) -> Group:
 
 def _to_know(plan: Plan) -> Iterator[Text]:
     if plan.known:
-        yield Text(f"Not here, so by the published sizes of their names: {', '.join(plan.known)}")
+        yield Text(f"Not on disk, so planned with the published config.json of that name: {', '.join(plan.known)}")
     for sentence in above_memory(plan):
         yield Text(f"(!) {sentence}", "bold red")
 

@@ -36,7 +36,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise BackboneError(f"{file} is needed but unreadable: {error.strerror or error}") from error
+        raise BackboneError(f"{file} is needed but cannot be read: {error.strerror or error}") from error
     refuse_pointer(file, data)
     try:
         found = json.loads(data)

@@ -1,4 +1,4 @@
-"""What recipes share that tune the VLM itself: a model with its head, its questions and answers."""
+"""Shared parts of the recipes that tune the VLM itself: a model with its head, its questions and answers."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -38,7 +38,7 @@ def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
     """Weight of each branch; branches of weight zero are left out, so that guidance 1 costs and changes nothing.
 
     Raises:
-        ValueError: for a task that makes no image.
+        ValueError: for a task that has no image to generate.
     """
     un, image, full = Branch.UNCONDITIONAL, Branch.IMAGE, Branch.FULL
     match task:
@@ -54,7 +54,7 @@ def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
         case Task.MULTI_EDIT:
             weights = {un: 1 - sampling.multi, full: sampling.multi}
         case _:
-            raise ValueError(f"the task {task} makes no image")
+            raise ValueError(f"the task {task} has no image to generate")
     return {branch: weight for branch, weight in weights.items() if weight != 0}
 
 

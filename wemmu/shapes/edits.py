@@ -1,4 +1,4 @@
-"""Instruction edits on one image and on two: what is asked, in words, and the scene that must come out."""
+"""Edits of one or two images: the instruction in words, and the scene that must result."""
 
 import random
 from collections.abc import Callable, Iterator

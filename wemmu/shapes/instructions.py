@@ -40,7 +40,7 @@ def target_of(instruction: str, scenes: Sequence[Scene]) -> Scene:
             return target
     elif len(scenes) == 1:
         return _edited(text, scenes[0])
-    raise ValueError(f"{instruction!r} is no edit of these images in the shapes world")
+    raise ValueError(f"{instruction!r} is not an edit of these images in the shapes world")
 
 
 def _edited(text: str, scene: Scene) -> Scene:
@@ -58,7 +58,7 @@ def _edited(text: str, scene: Scene) -> Scene:
                 {"cell": CELLS.index(value)} if field == "cell" else {field: _SIZE_OF.get(value, value)}
             )
             return _with(_without(scene, old), replace(old, **values))
-    raise ValueError(f"{text!r} is no edit of one image in the shapes world")
+    raise ValueError(f"{text!r} is not an edit of one image in the shapes world")
 
 
 def _with(scene: Scene, obj: Object) -> Scene:

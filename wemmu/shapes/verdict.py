@@ -1,4 +1,4 @@
-"""What the exact scorer says of a generated image, given the request, in words."""
+"""Says in words how a generated image fits its request, by the exact scorer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -82,7 +82,7 @@ def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
         if here is None:
             yield f"{part} was frozen in it and is trained here"
         elif not is_same(recorded, here):
-            yield f"it was trained beside another {part} (SHA-256 {short(recorded)}, here {short(here)})"
+            yield f"it was trained with another {part} (SHA-256 {short(recorded)}, here {short(here)})"
     if manifest.step > run.stage.steps:
         yield f"it has {manifest.step} steps, and the stage ends after {run.stage.steps}; set stage.steps to more"
 

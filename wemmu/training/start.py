@@ -1,4 +1,4 @@
-"""Loads the weights that a stage starts with into the tensors, or parts, that this rank holds."""
+"""Loads the initial weights of a stage into the tensors, or parts of tensors, that this rank holds."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

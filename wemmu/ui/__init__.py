@@ -1,1 +1,1 @@
-"""A page in the browser on which a model is tried: `wemmu ui EXPORT`."""
+"""A page in the browser to try a model: `wemmu ui EXPORT`."""

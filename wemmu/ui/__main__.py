@@ -19,12 +19,14 @@ def main(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="An exported model, RUN (its newest finished stage), or RUN/STAGE.")
     ],
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = LOOPBACK,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; else the first free one from 7860.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else cuda where there is one.")] = None,
-    browser: Annotated[bool, typer.Option(help="Open a browser, too.")] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = LOOPBACK,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; default: the first free one from 7860.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda if there is one.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = False,
 ) -> None:
-    """Open a page on which to generate, edit and reconstruct images, and to question a VLM."""
+    """Start a page in the browser: generate, edit and reconstruct images, and ask a VLM questions."""
     if find_spec("gradio") is None:
         raise UsageError("the page needs Gradio, which is not installed; install it: pip install 'wemmu[ui]'")
     # Before Gradio is imported: nothing is sent anywhere.

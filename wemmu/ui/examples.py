@@ -1,4 +1,4 @@
-"""Requests to begin with, in the miniature."""
+"""Example requests for the miniature."""
 
 from dataclasses import dataclass
 

@@ -13,9 +13,9 @@ from wemmu.source import EXPORT, Source, is_tuned_vlm, open_source
 
 @dataclass
 class Models:
-    """folders: the name of a model on the page -> its folder, in the order of training. newest: where the page starts.
+    """folders: name of a model on the page -> its folder, in the order of training. newest: the model opened first.
 
-    Of the miniature, all stay open; else one, since two models may not fit into memory.
+    All models of the miniature stay open. Otherwise only one is open, because two may not fit into memory.
     """
 
     folders: Mapping[str, Path]

@@ -1,4 +1,4 @@
-"""A request of the page, from its fields to images, and what it looks like meanwhile."""
+"""Runs a request of the page, from its fields to images, and yields its progress."""
 
 import time
 import traceback

@@ -1,4 +1,4 @@
-"""What vision transformers of transformers share: a sequence of one CLS token, register tokens, then patches."""
+"""Shared code for ViTs of transformers: a sequence of one CLS token, register tokens, then patches."""
 
 from pathlib import Path
 from typing import Any, ClassVar

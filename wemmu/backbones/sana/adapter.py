@@ -63,7 +63,9 @@ class SanaStage(nn.Module):
         super().__init__()
         blocks = len(dit.transformer_blocks)
         if stages > blocks:
-            raise ValueError(f"{stages} stages cannot share the {blocks} blocks of the DiT; valid: 1 to {blocks}")
+            raise ValueError(
+                f"{stages} pipeline stages are too many for the {blocks} blocks of the DiT; valid: 1 to {blocks}"
+            )
         self.is_first, self.is_last = stage == 0, stage == stages - 1
         self.begin = blocks * stage // stages
         dit.transformer_blocks = dit.transformer_blocks[self.begin : blocks * (stage + 1) // stages]
