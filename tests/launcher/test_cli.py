@@ -278,7 +278,7 @@ def test_a_folder_from_a_cluster_goes_on_without_slurm(
     call("resume", "runs/x")
     dump(Cluster(name="site", ranks_per_node=1), run / folder.CLUSTER)
     refused = call("resume", "runs/x")
-    assert (refused.exit_code, "runs/x was sent to Slurm; --here goes on" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "runs/x was submitted to Slurm; add --here" in refused.stderr) == (2, True)
     assert len(begun) == 2
     call("resume", "runs/x", "--here")
     assert len(begun) == 3
