@@ -55,5 +55,5 @@ def test_an_export_is_no_start_beside_other_backbones(trained: Trained, exported
         [f"export={exported}", f"backbones.vae={copy / 'vae'}", "backbones.dtype=float32"],
     ).stage_run("finetune")
     made = recipe(run)
-    with pytest.raises(CheckpointError, match="was trained beside another vae"):
+    with pytest.raises(CheckpointError, match="was trained with another vae"):
         start_from(exported, startable(made.model), identities(made))

@@ -50,7 +50,7 @@ def test_an_unchanged_stage_resumes_in_silence(run: StageRun):
     ("made", "words"),
     [
         ({"stage": "other"}, "it is of the stage other"),
-        ({"frozen": {"vlm": "c" * 64, "vae": "b" * 64}}, "trained beside another vlm"),
+        ({"frozen": {"vlm": "c" * 64, "vae": "b" * 64}}, "trained with another vlm"),
         ({"frozen": {"vlm": "a" * 64, "vae": "b" * 64, "dit": "d" * 64}}, "dit was frozen in it and is trained here"),
         ({"resolution": 4096}, "it was trained at 4096 px"),
     ],
