@@ -16,7 +16,17 @@ from wemmu.config.schema import Backbones
 from wemmu.measuring.__main__ import measure
 from wemmu.planning import ask as asking
 from wemmu.planning.ask import Item, PlanError, ask, configs_of
-from wemmu.planning.plan import GPUS, Assumptions, Machine, above_memory, check_degrees, parameters_of, plan
+from wemmu.planning.plan import (
+    GPUS,
+    Assumptions,
+    Machine,
+    above_memory,
+    check_degrees,
+    loader_threads,
+    parameters_of,
+    plan,
+    starving,
+)
 from wemmu.planning.tables import _gpu
 from wemmu.readable import human
 
@@ -65,6 +75,21 @@ def test_a_stage_is_flagged_exactly_where_it_exceeds_the_gpu(backbones: Backbone
     assert re.match(r"stage1 needs .*; with memory.checkpointing: true it is", *flagged(kept - 1))
     assert re.match(r"stage1 needs .*, with memory.checkpointing: true still", *flagged(again - 1))
     assert "checkpointing" not in flagged(again - 1, checkpointing=True)[0]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_stage_whose_loader_is_too_slow_says_how_many_threads_it_needs(backbones: Backbones):
+    planned = plan(short(backbones), on(1), Assumptions(20))
+    (stage,) = planned.stages
+    # One image to a sample.
+    needed = stage.loader_threads
+    assert needed == loader_threads(stage.samples_per_s, 1, 32) > 1
+    assert starving(replace(planned, workers=needed)) == []
+    assert starving(replace(planned, workers=needed - 1))[0].endswith(f"set data.workers={needed}")
+    # As many samples with three images each, and at twice the side.
+    assert loader_threads(160.0, 1, 1024) == 1
+    assert loader_threads(160.0, 3, 1024) == 3
+    assert loader_threads(160.0, 3, 2048) == 12
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ GPUS = {
 }
 
 
+# Seconds of a core to read, check, decode, tokenize and collate an image: for a record, by `python -m benchmarks.data
+# growth`, and for a pixel, by `python -m benchmarks.data feed`, which has 163 images of 1024 px in a second.
+LOADING_S, LOADING_S_PER_PX = 133e-6, (1 / 163 - 133e-6) / 1024**2
+
+
 @dataclass(frozen=True)
 class Machine:
     """mfu: model FLOPs per second as a share of the peak of all GPUs."""
@@ -69,7 +74,7 @@ class StagePlan:
     Memory in bytes. by_task: FLOPs of one sample by task and part, forward and backward; `flops` of the average sample.
     traffic: bytes of a step by collective, see `layout.traffic`. idle: the share of its time in the DiT that a rank
     waits for other stages of the pipeline. gpu_peak: what a GPU holds beside its states where, without checkpointing,
-    that is most.
+    that is most. loader_threads: how many a rank needs if every sample has as many images as the task with most.
     """
 
     name: str
@@ -96,11 +101,13 @@ class StagePlan:
     samples_per_s: float
     hours: float
     gpu_hours: float
+    loader_threads: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """checkpointing: whether the curriculum asks for it. known: absent backbones, planned by their published names."""
+    """checkpointing: whether the curriculum asks for it. known: absent backbones, planned by their published names.
+    workers: the loader threads of a rank."""
 
     name: str
     machine: Machine
@@ -109,6 +116,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     checkpointing: bool
     known: tuple[str, ...]
+    workers: int
 
 
 def above_memory(plan: Plan) -> list[str]:
@@ -126,6 +134,21 @@ def above_memory(plan: Plan) -> list[str]:
             told += f", with memory.checkpointing: true still {human(again, 'B')}"
         found.append(told)
     return found
+
+
+def starving(plan: Plan) -> list[str]:
+    """A sentence for each stage whose GPUs would wait for the loader."""
+    return [
+        f"{stage.name} needs {stage.loader_threads} loader threads per rank, and has {plan.workers}; set "
+        f"data.workers={stage.loader_threads}"
+        for stage in plan.stages
+        if stage.loader_threads > max(1, plan.workers)
+    ]
+
+
+def loader_threads(samples_per_s: float, images: int, px: int) -> int:
+    """Return the threads, a core each, that load samples of so many square images as fast as a rank takes them."""
+    return max(1, math.ceil(samples_per_s * images * (LOADING_S + LOADING_S_PER_PX * px**2)))
 
 
 def shape_of(task: Task, run: StageRun, assumed: Assumptions) -> Shape:
@@ -176,7 +199,8 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
     ask([item for one in measures for item in one.items])
     stages = tuple(_plan_stage(curriculum, one, model, machine) for one in measures)
     known = tuple(map(str, absent))
-    return Plan(curriculum.name, machine, assumptions, model["parts"], stages, curriculum.memory.checkpointing, known)
+    checkpointing, workers = curriculum.memory.checkpointing, curriculum.data.workers
+    return Plan(curriculum.name, machine, assumptions, model["parts"], stages, checkpointing, known, workers)
 
 
 class _Measures:
@@ -287,6 +311,7 @@ def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine
         samples_per_s=rate,
         hours=samples / rate / 3600,
         gpu_hours=samples / rate / 3600 * degrees.world,
+        loader_threads=loader_threads(rate / degrees.world, 1 + asked.largest.images, stage.resolution),
     )
 
 
