@@ -13,6 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -41,8 +42,9 @@ PARTS = {
     "zero3": Part("ZeRO-3 on one rank against the engine single", "engines", "zero3", 90),
     "hybrid": Part("tensor layers and the pipeline, on two processes that share the GPU", "engines", "hybrid", 90),
     "miniature": Part("a run of the launcher, killed and resumed; export and samples", "miniature", "miniature", 240),
-    "step": Part("time, memory and MFU of a step, ours and the naive one", "step", "steps", 300),
     "sampling": Part("seconds for an image and memory, by steps of the solver", "step", "sampling", 60),
+    # The last one: it has the time that is left, and says what it leaves out.
+    "step": Part("time, memory and MFU of a step, ours and the naive one", "step", "steps", 300),
 }
 
 
@@ -54,6 +56,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="for all parts together; what is left then is not run")] = 9.5,
     one: Annotated[str, typer.Option(hidden=True)] = "",
     rows: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    seconds: Annotated[float, typer.Option(hidden=True)] = 0.0,
     out: Out = RESULTS,
 ) -> None:
     if list_:
@@ -67,18 +70,18 @@ def main(
     about = _about(device)
     if one:
         assert rows is not None, "the parent says where rows go"
-        _play(one, device, steps, rows)
+        _play(one, Setting(device, Path(), steps, seconds), rows)
         return
     results = _run(names, ["--device", device, "--steps", str(steps)], minutes, out, about)
     print("\n" + verdict.table(about, results))
     raise typer.Exit(FAILED if any(result.failed for result in results) else 0)
 
 
-def _play(name: str, device: str, steps: int, rows: Path) -> None:
+def _play(name: str, setting: Setting, rows: Path) -> None:
     """In the process of a part."""
     function = getattr(import_module(f"benchmarks.gpu.{PARTS[name].module}"), PARTS[name].function)
     with tempfile.TemporaryDirectory() as scratch:
-        for row in function(Setting(device, Path(scratch), steps)):
+        for row in function(replace(setting, scratch=Path(scratch))):
             print(row, flush=True)
             verdict.write_row(rows, row)
 
@@ -94,6 +97,7 @@ def _run(names: list[str], options: list[str], minutes: float, out: Path, about:
             if limit > 0:
                 file = Path(folder) / f"{name}.jsonl"
                 command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--rows", str(file), *options]
+                command += ["--seconds", str(limit)]
                 results[number] = verdict.run_part(name, command, file, limit)
             result = results[number]
             print(f"{name}: {result.ended if result.failed else 'ok'}, {result.seconds:.0f} s", flush=True)

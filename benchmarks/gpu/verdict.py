@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """device: cpu or cuda; scratch: an empty folder of the part; steps: of the miniature's run.
+    """device: cpu or cuda; scratch: an empty folder of the part; steps: of the miniature's run; seconds: for the part.
 
     On a CPU the parts take the miniature's sizes where they take the published ones on a GPU.
     """
@@ -36,6 +36,7 @@ class Setting:
     device: str
     scratch: Path
     steps: int
+    seconds: float
 
     @property
     def real(self) -> bool:
