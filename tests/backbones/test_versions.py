@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.world import make_batch, make_model
-from wemmu.backbones.versions import layer_states, portable, rope_theta, vision_tokens, vlm_config, with_cache
+from wemmu.backbones.versions import layer_states, portable, rope_theta, vlm_config, with_cache
 from wemmu.backbones.vlm import VLM
 from wemmu.backbones.weights import load_vlm
 from wemmu.config.schema import Backbones
@@ -85,13 +85,3 @@ class Renamed(nn.Module):
 def test_a_version_with_another_name_for_its_cache_is_refused():
     with pytest.raises(ValueError, match="Renamed of the installed transformers takes its cache neither as `cache` "):
         with_cache(Renamed(), None)
-
-
-def test_a_towers_output_has_tokens_and_features_in_each_form():
-    class Output:
-        pooler_output, deepstack_features = torch.ones(2), [torch.zeros(2)]
-
-    for output in (Output(), (Output.pooler_output, Output.deepstack_features)):
-        tokens, deep = vision_tokens(output)
-        assert (tokens.sum(), len(deep)) == (2, 1)
-    assert vision_tokens(torch.ones(2))[1] == []

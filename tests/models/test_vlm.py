@@ -48,7 +48,7 @@ def fed_to_the_tower(vlm: FrozenVLM, pixels: Tensor) -> Tensor:
         caught.append(inputs[0])
         raise _Fed
 
-    hook = vlm.vlm.model.visual.register_forward_pre_hook(stop)
+    hook = vlm.vlm.model.visual.patch_embed.register_forward_pre_hook(stop)
     try:
         with pytest.raises(_Fed):
             vlm.vision(pixels)

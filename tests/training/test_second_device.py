@@ -17,6 +17,7 @@ from tests.models.world import micro_batches, random_images
 from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outcome, RossCase, single
 from wemmu.backbones.full_precision import Made
 from wemmu.config.schema import Backbones, Sampling
+from wemmu.config.task import Task
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer
@@ -164,16 +165,18 @@ aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
 
 
-@pytest.mark.parametrize("name", ["contrastive", "flow in bfloat16, with an average"])
-def test_a_step_from_words_waits_for_the_device_once(backbones: Backbones, encoder: PromptEncoder, name: str):
-    """transformers asks whether the mask of padded prompts hides anything. (Its vision tower asks in every layer.)"""
-    case = replace(CASES[name], tasks=(T2I,))
+@pytest.mark.parametrize(("name", "task"), [("contrastive", T2I), ("flow in bfloat16, with an average", MULTI)])
+def test_a_step_does_not_wait_for_the_device(backbones: Backbones, encoder: PromptEncoder, name: str, task: Task):
+    """From padded words and, where the task has some, images of a grid that an earlier step had."""
+    case = replace(CASES[name], tasks=(task,))
     model = case.model(backbones)
     with Waiting() as world:
         model = moved(case, model)
         engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
-        (batch,) = micro_batches(encoder, list(range(GLOBAL_BATCH)), case.tasks[0], 0, 1, 1)
+        (batch,) = micro_batches(encoder, list(range(GLOBAL_BATCH)), task, 0, 1, 1)
+        assert batch.prompts.padded
         batch = batch.to(ELSEWHERE)
-        world.waits.clear()
-        engine.accumulate([batch], 0)
-    assert world.waits == ["aten._local_scalar_dense.default"]
+        for step in range(2):
+            world.waits.clear()
+            engine.accumulate([batch], step)
+    assert world.waits == []

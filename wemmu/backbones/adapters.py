@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from wemmu.backbones.vision_tower import Grid
 from wemmu.checkpoint.sharded_tensor import TensorSlice
 from wemmu.published.check import check_class
 from wemmu.published.known import KNOWN
@@ -22,12 +23,16 @@ class VLMAdapter(Protocol):
 
     model_class: type[nn.Module]
 
+    def prepare(self, vlm: nn.Module) -> None:
+        """Let the vision tower take a `Grid`, before `vision` is called."""
+        ...
+
     def projector(self, vlm: nn.Module) -> nn.Module:
         """What maps the tower's features to the language model's width."""
         ...
 
-    def vision(self, vlm: nn.Module, patches: Tensor, grid: Tensor) -> Tensor:
-        """Patches as `wemmu.backbones.patches` makes them, grid [n, 3] -> [all tokens, F], what `inputs` needs."""
+    def vision(self, vlm: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
+        """Patches of images of one size, as `wemmu.backbones.patches` makes them -> [all tokens, F] for `inputs`."""
         ...
 
     def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:

@@ -10,7 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
+
+
+def transformers_5() -> bool:
+    return int(transformers.__version__.partition(".")[0]) >= 5
 
 
 def with_cache(module: nn.Module, kv: Any) -> dict[str, Any]:
@@ -35,19 +40,6 @@ def _cache_argument(cls: type[nn.Module]) -> str:
 def layer_states(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the states [B, L, D] of a layer's output, which is a tuple in some versions and a tensor in others."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def vision_tokens(output: Any) -> tuple[Tensor, list[Tensor]]:
-    """Return (tokens after the merger [N, D], DeepStack features) of a vision tower's output.
-
-    transformers 4 returns the tokens, or (tokens, features); transformers 5 an object.
-    """
-    if isinstance(output, Tensor):
-        return output, []
-    if type(output) is tuple:
-        tokens, deep = output
-        return tokens, deep
-    return output.pooler_output, getattr(output, "deepstack_features", None) or []
 
 
 def image_kinds(vlm: Any, ids: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from wemmu.backbones.cache import FeatureCache
 from wemmu.backbones.patches import patchify, resize
 from wemmu.backbones.precision import KeepsFloat32, keep_float32_buffers
 from wemmu.backbones.versions import with_cache
+from wemmu.backbones.vision_tower import Grid
 from wemmu.positions import token_grid
 from wemmu.types import Prefix, Prompts
 
@@ -50,6 +51,12 @@ def places_of(mask: Tensor, count: int) -> Tensor:
     return mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
+def causal_mask(mask: Tensor) -> Tensor:
+    """Mask of real tokens bool [B, L] -> which tokens each one sees, bool [B, 1, L, L]: itself and real ones before."""
+    length = mask.shape[1]
+    return mask[:, None, None, :] & mask.new_ones(length, length).tril()
+
+
 class VLM(KeepsFloat32, nn.Module):
     """The VLM with everything needed to feed it batches of images."""
 
@@ -78,6 +85,7 @@ class VLM(KeepsFloat32, nn.Module):
         keep_float32_buffers(vlm)
         self.vlm = vlm
         self.adapter: VLMAdapter = adapter_of(vlm)
+        self.adapter.prepare(vlm)
         vision = self.vlm.config.vision_config
         self.patch, self.merge, self.temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         self.token_px = self.patch * self.merge
@@ -114,8 +122,8 @@ class VLM(KeepsFloat32, nn.Module):
         rows, columns = token_grid(height, width, self.token_px)
         scaled = (self.resized(pixels) / 255 - self.mean) / self.std
         patches = patchify(scaled, self.patch, self.merge, self.temporal)
-        grid = torch.tensor([1, rows * self.merge, columns * self.merge], device=pixels.device)
-        return self.adapter.vision(self.vlm, patches, grid.expand(len(pixels), -1)).unflatten(0, (len(pixels), -1))
+        grid = Grid(len(pixels), rows * self.merge, columns * self.merge)
+        return self.adapter.vision(self.vlm, patches, grid).unflatten(0, (len(pixels), -1))
 
     @torch.no_grad()
     def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
@@ -136,8 +144,8 @@ class VLM(KeepsFloat32, nn.Module):
         with suppress(_Complete):
             self.language_model(
                 **inputs,
-                # Of a mask that hides nothing the model would ask the device.
-                attention_mask=prompts.mask.long() if prompts.padded else None,
+                # Whole, or None: else the model would ask the device whether it hides anything.
+                attention_mask=causal_mask(prompts.mask) if prompts.padded else None,
                 position_ids=prompts.positions,
                 use_cache=True,
                 **with_cache(self.language_model, cache),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
-from wemmu.backbones.versions import vision_tokens
+from wemmu.backbones.vision_tower import Grid, Known, Places, interpolation, prepare, rotary
 
 
 class Qwen3VL:
@@ -18,12 +18,14 @@ class Qwen3VL:
 
     model_class = Qwen3VLForConditionalGeneration
 
+    def prepare(self, vlm: Qwen3VLForConditionalGeneration) -> None:
+        prepare(vlm.model.visual, tower)
+
     def projector(self, vlm: Qwen3VLForConditionalGeneration) -> nn.Module:
         return nn.ModuleList([vlm.model.visual.merger, *vlm.model.visual.deepstack_merger_list])
 
-    def vision(self, vlm: Qwen3VLForConditionalGeneration, patches: Tensor, grid: Tensor) -> Tensor:
-        tokens, deep = vision_tokens(vlm.model.visual(patches, grid))
-        return torch.cat([tokens, *deep], dim=-1)
+    def vision(self, vlm: Qwen3VLForConditionalGeneration, patches: Tensor, grid: Grid) -> Tensor:
+        return vlm.model.visual(patches, grid)
 
     def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:
         tokens, *deep = vision.to(embeds.dtype).flatten(0, 1).split(embeds.shape[-1], dim=-1)
@@ -32,6 +34,26 @@ class Qwen3VL:
             "visual_pos_masks": at_images,
             "deepstack_visual_embeds": deep,
         }
+
+
+def tower(visual: Any, patches: Tensor, grid: Grid, known: Known) -> Tensor:
+    """The tower's forward: patches -> [images * merged tokens, F], DeepStack's features behind the tokens."""
+    states = visual.patch_embed(patches)
+    here = known.get(grid, states, lambda grid, like: places(visual, grid, like))
+    assert here.table is not None
+    states = (states.unflatten(0, (grid.images, -1)) + here.table(visual.pos_embed).to(states.dtype)).flatten(0, 1)
+    deep = []
+    for number, block in enumerate(visual.blocks):
+        states = block(states, cu_seqlens=here.whole, position_embeddings=here.rotary)
+        if number in visual.deepstack_visual_indexes:
+            merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(number)]
+            deep.append(merger(states))
+    return torch.cat([visual.merger(states), *deep], dim=-1)
+
+
+def places(visual: Any, grid: Grid, like: Tensor) -> Places:
+    whole = ((0, 1, grid.rows * grid.columns),)
+    return Places(rotary(visual, grid, like), whole, table=interpolation(visual, grid, like))
 
 
 ADAPTER = Qwen3VL()
