@@ -142,6 +142,23 @@ def test_a_gate_on_scores_waits_for_the_evaluation(tmp_path: Path, monkeypatch: 
     assert sbatch.dependencies()[3] == "--dependency=afterok:101:102"
 
 
+def test_a_benchmark_has_a_gpu_for_each_rank_and_holds_up_the_stage_whose_gate_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sbatch = Sbatch(monkeypatch)
+    bound = {"benchmarks": [{"benchmark": "shapes", "at_least": 0.5}]}
+    evaluation = {"prompts": 5, "ranks": 3, "benchmarks": {"shapes": {}}}
+    config = curriculum(evaluation=evaluation, stages=[wide("a") | {"gate": bound}, wide("b")])
+    jobs = submissions(chain(config, tmp_path), tmp_path, CLUSTER)
+    (job,) = [one for one in jobs if one.job.name == "a/shapes"]
+    assert {"--gres=gpu:3", "--nodes=1"} < set(job.options)
+    # slurm/evaluate.sh names the job by both.
+    assert (job.script.name, job.environment["STAGE"], job.environment["BENCHMARK"]) == ("evaluate.sh", "a", "shapes")
+    submit_all(jobs, Ledger(tmp_path / "ledger.jsonl"))
+    # data, a, a/evaluation, a/shapes, b
+    assert sbatch.dependencies()[4] == "--dependency=afterok:101:103"
+
+
 def test_what_is_finished_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sbatch = Sbatch(monkeypatch)
     config = curriculum(data={"shards": "shards"}, evaluation={"prompts": 0}, stages=[wide("a"), wide("b")])
