@@ -12,6 +12,7 @@ from tests.models.world import SMALL_HEAD, awake, make_model, make_ross, micro_b
 from tests.training.runs import STAGE_RUN
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config import StageRun
+from wemmu.config.lora import LoRA
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import Backbones, Kernels
 from wemmu.config.stage import Optimizer
@@ -19,6 +20,7 @@ from wemmu.config.task import Task
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.lora import adapt
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
@@ -51,6 +53,8 @@ class Case:
     noise: str = "host"
     # Of a question, by step; the last one counts for all further steps.
     images: tuple[int, ...] = (1,)
+    # Modules that learn by adapters.
+    lora: tuple[str, ...] = ()
 
     @property
     def run(self) -> StageRun:
@@ -65,11 +69,17 @@ class Case:
                 "stage": stage.model_copy(update=changed),
                 "backbones": STAGE_RUN.backbones.model_copy(update={"dtype": self.dtype}),
                 "kernels": Kernels(noise=self.noise),
+                "recipe": STAGE_RUN.recipe.model_copy(update={"lora": self.adapters}),
             }
         )
 
+    @property
+    def adapters(self) -> dict[str, LoRA]:
+        return {module: LoRA(rank=3, alpha=6.0) for module in self.lora}
+
     def model(self, backbones: Backbones) -> WeMMU:
         model = make_model(backbones.model_copy(update={"dtype": self.dtype}), self.design, self.vae_branch)
+        adapt(model, self.run.recipe, seed=3)
         model.freeze_all_but(self.trains)
         return model.train()
 
@@ -89,12 +99,13 @@ class RossCase(Case):
     def run(self) -> StageRun:
         run = super().run
         stage = run.stage.model_copy(update={"objective": ReconstructiveTuning(kind="reconstructive", weight=0.5)})
-        recipe = RossConfig.model_validate({"head": self.head})
+        recipe = RossConfig.model_validate({"head": self.head, "lora": self.adapters})
         return run.model_copy(update={"stage": stage, "recipe": recipe})
 
     def model(self, backbones: Backbones) -> Ross:
         model = make_ross(backbones.model_copy(update={"dtype": self.dtype}), head=self.head)
         awake(model.head, std=0.05)
+        adapt(model, self.run.recipe, seed=3)
         model.freeze_all_but(self.trains)
         return model.train()
 

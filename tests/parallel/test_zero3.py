@@ -36,7 +36,8 @@ from wemmu.recipes.wemmu.model import WeMMU
 BF16 = {f"{name} in bf16": replace(STAGES[name], dtype="bfloat16") for name in ("stage1", "stage3")}
 # With four samples, four ranks have no second micro-batch.
 TWO_RANKS = {"accumulation": Case(tasks=(EDIT, T2I), accumulation=2), "long": Case(tasks=(EDIT, T2I) * 10)}
-FLOAT32 = {2: STAGES | DESIGNS | TWO_RANKS, 4: STAGES | DESIGNS}
+LORA = {"lora": Case(tasks=(EDIT, T2I), lora=("pathway", "dit"), ema=0.9)}
+FLOAT32 = {2: STAGES | DESIGNS | TWO_RANKS | LORA, 4: STAGES | DESIGNS}
 
 
 def engine_of(model: nn.Module, loss: Callable, run: StageRun) -> Zero3Engine:
@@ -110,7 +111,7 @@ def test_every_stage_and_query_design_equals_the_single_engine(
 def test_weights_that_are_always_gathered_anew_change_nothing(
     backbones: Backbones, reference: dict[str, Outcome], make: Callable
 ):
-    cases = {name: STAGES[name] for name in ("stage1", "stage4")}
+    cases = {name: STAGES[name] for name in ("stage1", "stage4")} | LORA
     for name, ours in on(2, backbones, cases, make, nothing_stays).items():
         check(ours, reference[name])
 

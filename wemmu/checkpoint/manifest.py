@@ -22,6 +22,8 @@ class Origin:
     seed: with the step, the key of all randomness. frozen: backbone -> SHA-256 of the weights it was trained beside.
     layout: engine and degrees of parallelism, for people; any other layout can load them. settings: what the config
     says of the training, field -> value (`wemmu.training.resume`). first_step, first_samples: where this attempt began.
+    adapters: how the names of layers with adapters inside begin -> their alpha / rank. copied: how the names of weights
+    begin that are not inside because they are copies of a frozen backbone's -> the backbone.
     """
 
     stage: str
@@ -32,6 +34,8 @@ class Origin:
     settings: dict[str, Any] = field(default_factory=dict)
     first_step: int = 0
     first_samples: int = 0
+    adapters: dict[str, float] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
     first_step: int = 0
     first_samples: int = 0
+    adapters: dict[str, float] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

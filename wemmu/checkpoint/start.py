@@ -1,12 +1,13 @@
 """Fills a model with the weights of a checkpoint, or of one that was shipped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from wemmu.checkpoint.adapters import add_merged, is_adapter, scale_of, to_merge
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.exported import is_own
 from wemmu.checkpoint.manifest import Manifest, some, verify
@@ -21,14 +22,16 @@ def start_from(
     frozen: Mapping[str, str],
     ema: bool = False,
     also: Mapping[str, Tensor] = MappingProxyType({}),
+    scales: Mapping[str, float] = MappingProxyType({}),
 ) -> frozenset[str]:
-    """Fill `held` with the weights of a checkpoint, or of one that was shipped; returns the names of what is in it.
+    """Fill `held` with the weights of a checkpoint, or of one that was shipped; return the names of what it determines.
 
     held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. frozen:
     backbone -> SHA-256 of the weights that it was loaded with. ema: whether the averages of the weights are meant.
-    also: further tensors, for some of the same weights.
+    also: further tensors, for some of the same weights. scales: how the names of adapted layers begin -> alpha / rank.
     What no backbone gave must be inside whole. A backbone's weights that are not inside were frozen when the checkpoint
-    was made, so they must have been those of the very backbone that is loaded now.
+    was made, so they must have been those of the very backbone that is loaded now. Adapters go on learning where the
+    model has the same ones, and are merged where it has none.
 
     Raises:
         CheckpointError: naming the tensors that are missing, unknown or of another shape, or the frozen part that
@@ -38,24 +41,63 @@ def start_from(
     manifest = verify(source, ranks)
 
     def check(shapes: list[dict[str, list[int]]]) -> None:
-        check_fits(source, manifest, {name: shape for mine in shapes for name, shape in mine.items()}, frozen)
+        known = {name: shape for mine in shapes for name, shape in mine.items()}
+        check_fits(source, manifest, known, frozen, scales)
 
     ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
-    fill_weights(source, manifest, {name: tensor for name, tensor in held.items() if name in manifest.tensors}, ema)
+    fill_merged(source, manifest, held, held, ema)
     if also:
-        fill_weights(source, manifest, {name: tensor for name, tensor in also.items() if name in manifest.tensors}, ema)
-    return frozenset(manifest.tensors)
+        fill_merged(source, manifest, also, held, ema)
+    return determined(manifest, held)
 
 
-def check_fits(source: Path, manifest: Manifest, known: Mapping[str, Sequence[int]], frozen: Mapping[str, str]) -> None:
+def determined(manifest: Manifest, known: Collection[str]) -> frozenset[str]:
+    """Return the names of the weights `known` that a checkpoint gives their values, alone or by its adapters."""
+    return frozenset(manifest.tensors.keys() | to_merge(manifest.tensors, known).keys())
+
+
+def fill_merged(
+    source: Path, manifest: Manifest, into: Mapping[str, Tensor], known: Collection[str], ema: bool = False
+) -> None:
+    """Read weights as `fill_weights`, and merge adapters into weights that `into` holds; all ranks call it.
+
+    known: names of all weights of the model; adapters among them are not merged.
+    """
+    fill_weights(source, manifest, {name: tensor for name, tensor in into.items() if name in manifest.tensors}, ema)
+    merging = {name: pair for name, pair in to_merge(manifest.tensors, known).items() if name in into}
+    adapters = {name: torch.empty(manifest.tensors[name]) for pair in merging.values() for name in pair}
+    if adapters:
+        fill_weights(source, manifest, adapters, ema)
+    for name, (a, b) in merging.items():
+        scale = scale_of(name, manifest.adapters)
+        assert scale is not None, "checked"
+        add_merged(into[name], adapters[a], adapters[b], scale)
+
+
+def check_fits(
+    source: Path,
+    manifest: Manifest,
+    known: Mapping[str, Sequence[int]],
+    frozen: Mapping[str, str],
+    scales: Mapping[str, float] = MappingProxyType({}),
+) -> None:
     """Refuse a checkpoint that a stage whose startable weights have the shapes `known` cannot start from.
 
     Raises:
         CheckpointError: as `start_from`.
     """
-    # What is not inside was not trained, so it is the backbone's, which `_check_frozen` compares.
-    needed = {n for n in known if n.partition(".")[0] not in manifest.frozen}
-    missing, unknown = sorted(needed - manifest.tensors.keys()), sorted(manifest.tensors.keys() - known.keys())
+    _check_adapters(source, manifest, known, scales)
+    merging = to_merge(manifest.tensors, known)
+    copied = tuple(manifest.copied)
+    # What is not inside was not trained, so it is the backbone's, which `_check_frozen` compares. Adapters that are not
+    # inside are new.
+    needed = {
+        n for n in known
+        if n.partition(".")[0] not in manifest.frozen and not n.startswith(copied) and not is_adapter(n)
+    }  # fmt: skip
+    merged = {name for pair in merging.values() for name in pair}
+    missing = sorted(needed - manifest.tensors.keys())
+    unknown = sorted(manifest.tensors.keys() - known.keys() - merged | merging.keys() - known.keys())
     if missing or unknown:
         raise CheckpointError(
             f"{source} does not fit this stage: it lacks {some(missing)} and holds unknown {some(unknown)}. Was it "
@@ -63,8 +105,29 @@ def check_fits(source: Path, manifest: Manifest, known: Mapping[str, Sequence[in
         )
     _check_frozen(source, manifest, frozen)
     for name, shape in manifest.tensors.items():
-        if list(known[name]) != shape:
+        if name not in merged and list(known[name]) != shape:
             raise CheckpointError(f"{source}: {name} has shape {shape}, not {list(known[name])}")
+    for name, (a, b) in merging.items():
+        if list(known[name]) != [manifest.tensors[b][0], manifest.tensors[a][1]]:
+            raise CheckpointError(f"{source}: the adapters of {name} are not of its shape {list(known[name])}")
+
+
+def _check_adapters(
+    source: Path, manifest: Manifest, known: Mapping[str, Sequence[int]], scales: Mapping[str, float]
+) -> None:
+    """Adapters either go on as they are or are merged whole."""
+    for prefix in manifest.adapters.keys() & scales.keys():
+        inside, here = (
+            {name: list(shape) for name, shape in shapes.items() if name.startswith(prefix) and is_adapter(name)}
+            for shapes in (manifest.tensors, known)
+        )
+        was, now = manifest.adapters[prefix], scales[prefix]
+        if inside != here or was != now:
+            raise CheckpointError(
+                f"{source} holds other adapters (LoRA) of {prefix}* than recipe.lora: their layers, rank or alpha / "
+                f"rank ({was:g}, here {now:g}) differ. Adapters go on learning as they are; to begin others, export "
+                "the run, which merges them, and start from the export"
+            )
 
 
 def _check_frozen(source: Path, manifest: Manifest, frozen: Mapping[str, str]) -> None:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from wemmu.config.base import Config
+from wemmu.config.lora import LoRA
 from wemmu.config.task import Task
 
 if TYPE_CHECKING:
@@ -17,7 +20,12 @@ class RecipeConfig(Config):
     backbones: the fields of `backbones` that the recipe loads; they are the first words of these weights' names, too.
     tasks, objectives, engines: those that it can train with.
     draws: whether the model makes images from prompts. does: what it does, on a page.
+    adaptable: the modules that can learn by adapters; these are in what the first of the module's prefixes names.
+    copies: how names of weights begin that are copies of a backbone's until they are trained -> the backbone.
+    lora: module -> its adapters. A stage that trains such a module trains the adapters alone.
     """
+
+    lora: dict[str, LoRA] = Field(default_factory=dict)
 
     modules: ClassVar[Mapping[str, tuple[str, ...]]]
     backbones: ClassVar[tuple[str, ...]]
@@ -25,6 +33,8 @@ class RecipeConfig(Config):
     objectives: ClassVar[tuple[str, ...]]
     engines: ClassVar[tuple[str, ...]]
     draws: ClassVar[bool]
+    adaptable: ClassVar[tuple[str, ...]] = ()
+    copies: ClassVar[Mapping[str, str]] = {}
     does: ClassVar[str]
 
     @property
@@ -51,6 +61,16 @@ class RecipeConfig(Config):
         name = self.__class__.model_fields["kind"].default
         if engine not in self.engines:
             raise ValueError(f"the recipe {name} does not run on engine {engine}; valid: {', '.join(self.engines)}")
+        if odd := [module for module in self.lora if module not in self.adaptable]:
+            raise ValueError(
+                f"recipe.lora: the recipe {name} has no adapters for {', '.join(odd)}; valid: "
+                f"{', '.join(self.adaptable) or 'none'}"
+            )
+        if self.lora and engine == "hybrid":
+            raise ValueError(
+                "recipe.lora: engine hybrid slices the layers themselves and has no slices of adapters; valid engines "
+                "with it: single, zero3"
+            )
         for stage in stages:
             if (kind := stage.objective.kind) not in self.objectives:
                 raise ValueError(

@@ -15,6 +15,7 @@ from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.positions import prompt_positions, token_grid
 from wemmu.published import known
+from wemmu.recipes.lora import adapt
 from wemmu.recipes.staged import Staged
 from wemmu.types import IGNORE_INDEX, Batch, Latents, LossFn, Negatives, Prompts
 
@@ -30,6 +31,7 @@ def make_model(run: StageRun) -> tuple[Staged, LossFn]:
         torch.set_default_dtype(before)
     made: tuple[Staged, LossFn] = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **parts)
     model, loss = made
+    adapt(model, run.recipe, run.seed)
     model.ready_to_train(run.stage.trains, run.memory.checkpointing)
     return model, loss
 

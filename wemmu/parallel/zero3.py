@@ -123,7 +123,7 @@ class Zero3Engine:
         trainable = _Trainable(model, loss)
         shard(trainable, device)
         # DeepSpeed gives parameters attributes: ds_id, ds_shape, ds_numel, ds_tensor.
-        self._trained: dict[str, Any] = {name: p for name, p in trainable.named_parameters() if p.requires_grad}
+        self._trained: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         sharded: list[Any] = list(trainable.parameters())
         if not self._trained:
             raise ValueError("nothing to train: every parameter is frozen")

@@ -1,17 +1,30 @@
 """The base class of models that stages train."""
 
+import re
 from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from wemmu.checkpoint.adapters import is_adapter
+
+if TYPE_CHECKING:
+    from wemmu.recipes.lora import Adapted
 
 
 class Staged(nn.Module):
     """A model whose parts a stage can name in `trains`.
 
-    sharded: its children that hold all that stages can train, which engines may shard.
+    sharded: its children that hold all that stages can train, which engines may shard. adapters: those of its parts
+    that learn by adapters (`wemmu.recipes.lora`).
     """
 
     sharded: tuple[str, ...]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.adapters: dict[str, Adapted] = {}
 
     @abstractmethod
     def modules_by_name(self) -> dict[str, nn.Module]:
@@ -21,11 +34,37 @@ class Staged(nn.Module):
     def checkpoint_activations(self) -> None:
         """Recompute activations of the layers that run with gradients in the backward pass."""
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield parameters by their canonical names, in which adapters change no name of a weight."""
+        named = super().named_parameters(prefix, recurse, remove_duplicate)
+        if not self.adapters:
+            yield from named
+            return
+        for name, parameter in named:
+            # Frozen adapters beside those that learn: what a stage began with, which nothing saves.
+            if ".reference." not in name:
+                yield re.sub(r"\.lora_([AB])\.default\.", r".lora_\1.", name.replace(".base_layer.", ".")), parameter
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Return the parameter of a canonical name."""
+        layer, _, last = target.rpartition(".")
+        if is_adapter(target):
+            return super().get_parameter(f"{layer}.default.{last}")
+        adapted = any(layer in one.layers for one in self.adapters.values())
+        return super().get_parameter(f"{layer}.base_layer.{last}" if adapted else target)
+
     def freeze_all_but(self, trains: tuple[str, ...]) -> None:
-        """Set requires_grad so that exactly the parameters of the modules in `trains` learn."""
+        """Set requires_grad so that exactly the parameters of the modules in `trains` learn, or their adapters."""
         self.requires_grad_(False)
         for name in trains:
-            self.modules_by_name()[name].requires_grad_(True)
+            if name not in self.adapters:
+                self.modules_by_name()[name].requires_grad_(True)
+        learn = tuple(self.adapters[name].prefix for name in trains if name in self.adapters)
+        for name, parameter in self.named_parameters():
+            if is_adapter(name) and name.startswith(learn):
+                parameter.requires_grad_(True)
 
     def ready_to_train(self, trains: tuple[str, ...], checkpointing: bool) -> None:
         """Go into training mode with exactly the modules in `trains` learning, and activations recomputed or kept."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wemmu import kernels
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.start import start_from
 from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
@@ -21,9 +22,9 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.published.check import check_engine
 from wemmu.published.identity import is_same
-from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe
+from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe, scales
 from wemmu.recipes.staged import startable
-from wemmu.training.start import begin, fill_empty
+from wemmu.training.start import begin, copies_of, fill_empty
 from wemmu.types import LossFn
 
 
@@ -32,7 +33,7 @@ class StageParts:
     """What the trainer runs.
 
     carried: weights that this stage neither trains nor gets from a backbone, by canonical name; its checkpoints hold
-    them. frozen: backbone -> identity of its loaded weights.
+    them. frozen: backbone -> identity of its loaded weights. adapters, copied: as `wemmu.checkpoint.manifest.Origin`.
     """
 
     recipe: Recipe
@@ -40,6 +41,8 @@ class StageParts:
     loader: Loader
     carried: dict[str, Tensor]
     frozen: dict[str, str]
+    adapters: dict[str, float]
+    copied: dict[str, str]
     kernels: Kernels
 
 
@@ -78,7 +81,23 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         for backbone, sha256 in identities(made).items()
         if not trained | started >= {name for name in names if name.startswith(f"{backbone}.")}
     }
-    return StageParts(recipe=made, engine=engine, loader=loader, carried=carried, frozen=frozen, kernels=chosen)
+    saved = tuple(trained | carried.keys())
+    return StageParts(
+        recipe=made,
+        engine=engine,
+        loader=loader,
+        carried=carried,
+        frozen=frozen,
+        adapters={
+            prefix: scale for prefix, scale in scales(made).items()
+            if any(name.startswith(prefix) and is_adapter(name) for name in saved)
+        },
+        copied={
+            prefix: backbone for prefix, backbone in copies_of(run, made).items()
+            if not any(name.startswith(prefix) and not is_adapter(name) for name in saved)
+        },
+        kernels=chosen,
+    )  # fmt: skip
 
 
 def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
@@ -135,7 +154,7 @@ def load_trained(
         CheckpointError: as `start_from`.
     """
     made = recipe(run, device=device)
-    start_from(checkpoint, startable(made.model), identities(made), run.stage.averages(ema))
+    start_from(checkpoint, startable(made.model), identities(made), run.stage.averages(ema), scales=scales(made))
     made.model.requires_grad_(False).eval().to(device)
     return made
 

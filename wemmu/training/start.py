@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from wemmu.backbones.full_precision import Sources
+from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.collective import all_ranks
 from wemmu.checkpoint.exported import is_own
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
-from wemmu.checkpoint.start import start_from
+from wemmu.checkpoint.start import determined, start_from
 from wemmu.config import StageRun
 from wemmu.config.exported import FOLDERS
 from wemmu.parallel.engine import Engine
-from wemmu.recipes.recipe import Recipe, identities
+from wemmu.recipes.recipe import Recipe, identities, scales
 
 
 def begin(
@@ -24,24 +25,28 @@ def begin(
     """Give an engine the weights that a stage starts with, in the full precision of their sources.
 
     resting: the names of what the stage could train and does not. Returns the weights that it only carries and
-    the names of all that `stage.start` holds.
+    the names of all that `stage.start` determines.
 
     Raises:
         CheckpointError: as `start_from`.
     """
     start, widens = run.stage.start, run.backbones.dtype != "float32"
-    new = {name for name in resting if name.partition(".")[0] not in made.reports}
+    copies = copies_of(run, made)
+    new = {
+        name for name in resting
+        if name.partition(".")[0] not in made.reports and (is_adapter(name) or not name.startswith(tuple(copies)))
+    }  # fmt: skip
     if not widens and start is None:
         return engine.local_parameters(new), frozenset()
     held, masters = engine.local_parameters(resting), engine.state().weights
-    inside = _names(run, start) if start else frozenset()
+    inside = _inside(run, start, held | masters) if start else frozenset()
     carried = {name: tensor for name, tensor in held.items() if name in new | inside}
     if widens:
         # A copy in host memory, made once, because carried weights do not change.
         carried = {name: _wide(tensor) for name, tensor in carried.items()}
         fill_from(made.sources(), masters | carried)
     if start:
-        start_from(start, held | masters, identities(made), also=carried if widens else {})
+        start_from(start, held | masters, identities(made), also=carried if widens else {}, scales=scales(made))
     engine.state().begin_average()
     engine.on_restore(0)
     return carried, inside
@@ -56,16 +61,23 @@ def fill_empty(made: Recipe, engine: Engine, names: set[str]) -> None:
     engine.on_restore(0)
 
 
-def _names(run: StageRun, source: Path) -> frozenset[str]:
-    """Read the weights in a checkpoint that are not a backbone's own; an error on one rank is an error on all.
+def copies_of(run: StageRun, made: Recipe) -> dict[str, str]:
+    """Return how the names of weights begin that adapters leave what they were, a backbone's -> the backbone."""
+    adapted = {one.prefix for one in made.model.adapters.values()}
+    return {prefix: backbone for prefix, backbone in run.recipe.copies.items() if prefix in adapted}
 
-    An export may be the backbones as well: what is not trained need not be carried then.
+
+def _inside(run: StageRun, source: Path, known: Collection[str]) -> frozenset[str]:
+    """Read the names of the weights that a checkpoint determines, but for a backbone's own.
+
+    An export may be the backbones as well: what is not trained need not be carried then. An error on one rank is an
+    error on all.
     """
     own = tuple(f"{part}." for part in FOLDERS if is_own(source, part, getattr(run.backbones, part)))
     what = f"{source} cannot be started from"
     return all_ranks().together(
         what,
-        lambda: frozenset(n for n in read_manifest(source).tensors if not n.startswith(own)),
+        lambda: frozenset(n for n in determined(read_manifest(source), known) if not n.startswith(own)),
         lambda found: found[0],
     )
 

@@ -249,6 +249,7 @@ class Trainer:
         origin = Origin(
             self.stage.name, self.run.seed, self.stage.resolution, self.parts.frozen, self.run.parallel.model_dump(),
             resume.settings(self.run, self.parts.loader.records, self.parts.kernels, self.device),
+            adapters=self.parts.adapters, copied=self.parts.copied,
         )  # fmt: skip
 
         def check(directory: Path, manifest: Manifest) -> None:
@@ -280,13 +281,21 @@ class Trainer:
             self._say(f"tokens and FLOPs are not counted: {self.workload.unknown}")
         layout = self.run.parallel
         self._say(
-            f"trains {', '.join(self.stage.trains)} ({trained / 1e6:.2f} M parameters), {frozen / 1e6:.2f} M frozen, "
+            f"trains {', '.join(map(self._described, self.stage.trains))} ({trained / 1e6:.2f} M of "
+            f"{(trained + frozen) / 1e6:.2f} M parameters), "
             f"{self.stage.resolution} px, {self.stage.steps} steps of {self.stage.global_batch}, engine {layout.engine}"
             + (f" on {layout.ranks} ranks, tp {layout.tp}, pp {layout.pp}" if layout.ranks > 1 else "")
         )
         self._say(f"kernels on {self.device}: {self.parts.kernels}")
         if self.topology.leads:
             replace_text(self.folder / "kernels.json", json.dumps(asdict(self.parts.kernels), indent=1) + "\n")
+
+    def _described(self, module: str) -> str:
+        """Name a module, and how it learns if not by its own weights."""
+        adapted = self.parts.recipe.model.adapters.get(module)
+        if adapted is None:
+            return module
+        return f"{module} by LoRA of rank {self.run.recipe.lora[module].rank} in {len(adapted.layers)} layers"
 
     def _say(self, what: str) -> None:
         if self.topology.leads:

@@ -140,6 +140,7 @@ class Ross(RecipeConfig):
     objectives: ClassVar[tuple[str, ...]] = ("reconstructive",)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     draws: ClassVar[bool] = False
+    adaptable: ClassVar[tuple[str, ...]] = ("llm",)
     does: ClassVar[str] = "answers about an image, and its head restores the image from the language model's states"
 
     @property

@@ -13,6 +13,7 @@ from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import gathered
 from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.lora import adapt
 from wemmu.recipes.ross.answers import Answerer, answer_grid
 from wemmu.recipes.ross.build import build_ross
 from wemmu.recipes.ross.config import Denoiser
@@ -39,6 +40,7 @@ class RossRecipe(TunesVLM):
         assert isinstance(run.recipe, RossConfig)
         self._run = run
         self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
+        adapt(self.model, run.recipe, run.seed)
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.token_px, self.model.language_model
         self.caches = (self.vae.cache,) if self.vae is not None else ()

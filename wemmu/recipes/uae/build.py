@@ -17,13 +17,13 @@ from wemmu.backbones.vlm import FrozenVLM
 from wemmu.backbones.weights import LoadReport, load_vlm
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.manifest import read_manifest, sha256_of, some, verify
-from wemmu.checkpoint.start import start_from
-from wemmu.checkpoint.store import fill_weights
+from wemmu.checkpoint.start import fill_merged, start_from
 from wemmu.config.exported import processor_folder
 from wemmu.config.objectives import UnifiedGRPO
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.prompts import PromptEncoder
 from wemmu.published.layout import DIFFUSERS, tensors
+from wemmu.recipes.lora import adapt, add_reference
 from wemmu.recipes.staged import startable
 from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.loss import loss_of
@@ -52,15 +52,21 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
     generator, reports = build_generator(backbones, config, run.seed)
     vlm, reports["vlm"] = load_vlm(backbones.vlm, getattr(torch, backbones.dtype))
     pixels = AutoImageProcessor.from_pretrained(processor_folder(backbones.vlm), use_fast=True)
-    model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, keeps_reference(run))
-    if model.reference is not None and run.stage.start is not None:
-        fill_reference(model.reference, run.stage.start)
+    model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, copies_reference(run))
+    adapt(model, config, run.seed)
+    if penalised(run) and run.stage.start is not None:
+        fill_reference(model, config, run.stage.start)
     return model, reports
 
 
-def keeps_reference(run: StageRun) -> bool:
+def penalised(run: StageRun) -> bool:
     """Whether a stage penalises the distance from the policy that it began with."""
     return isinstance(run.stage.objective, UnifiedGRPO) and run.stage.objective.beta > 0
+
+
+def copies_reference(run: StageRun) -> bool:
+    """Whether that policy is a copy of the language model; of one with adapters it is the same with others."""
+    return penalised(run) and "llm" not in run.recipe.lora
 
 
 def build_generator(backbones: Backbones, config: UAEConfig, seed: int) -> tuple[WeMMU, dict[str, LoadReport]]:
@@ -113,16 +119,24 @@ def _digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
 
 
-def fill_reference(reference: nn.ModuleDict, start: Path) -> None:
-    """Give the frozen copy the weights that the stage starts with; what is not inside is the backbone's already."""
+def fill_reference(model: UAE, config: UAEConfig, start: Path) -> None:
+    """Give the reference what the stage starts with: the frozen copy its weights, or frozen adapters theirs.
+
+    What is not inside is the backbone's already; without adapters inside the reference has none.
+    """
     manifest = verify(start, all_ranks())
+    if model.reference is None:
+        if model.adapters["llm"].prefix in manifest.adapters:
+            adapters = {name: p.detach() for name, p in add_reference(model, config, "llm").items()}
+            fill_merged(start, manifest, adapters, manifest.tensors)
+        return
     renamed = {
         new + name.removeprefix(old): parameter.detach()
-        for name, parameter in reference.named_parameters()
+        for name, parameter in model.reference.named_parameters()
         for old, new in REFERENCE.items()
         if name.startswith(old)
     }
-    fill_weights(start, manifest, {name: t for name, t in renamed.items() if name in manifest.tensors})
+    fill_merged(start, manifest, renamed, renamed)
 
 
 def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[UAE, LossFn]:
@@ -135,7 +149,7 @@ def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[U
     frozen = FrozenVLM(deepcopy(vlm), [0.5] * 3, [0.5] * 3)
     bridge = Bridge(config.generator.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
     generator = WeMMU(frozen, vae, bridge.to(vlm.dtype), dit)
-    model = UAE(vlm, [0.5] * 3, [0.5] * 3, generator, keeps_reference(run))
+    model = UAE(vlm, [0.5] * 3, [0.5] * 3, generator, copies_reference(run))
     return model, Measured(run, model)
 
 

@@ -80,6 +80,7 @@ class UAE(RecipeConfig):
     objectives: ClassVar[tuple[str, ...]] = ("caption", "unified_grpo")
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     draws: ClassVar[bool] = False
+    adaptable: ClassVar[tuple[str, ...]] = ("llm",)
     does: ClassVar[str] = "captions an image, draws it again from the caption alone, and answers questions"
 
     @property

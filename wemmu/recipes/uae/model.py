@@ -1,5 +1,6 @@
 """The auto-encoder: a VLM that captions images, and a frozen WeMMU model that draws what the captions say."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.recipes.lora import as_it_began
 from wemmu.recipes.tuned_vlm import TunedVLM
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Prompts
@@ -15,8 +17,9 @@ from wemmu.types import Prompts
 class UAE(TunedVLM):
     """The language model learns; the vision tower with its projector and the generator never do.
 
-    reference: a frozen copy of the language model with its head, for the penalty of GRPO; None without one. Weights of
-    the generator have their names after `generator.`.
+    reference: a frozen copy of the language model with its head, for the penalty of GRPO; None without one. A language
+    model with adapters needs no copy: it is its own reference with the adapters it began with. Weights of the generator
+    have their names after `generator.`.
     """
 
     # See `WeMMU.sharded`.
@@ -54,26 +57,25 @@ class UAE(TunedVLM):
             vision = self.vision(images.flatten(0, 1)).repeat_interleave(group, 0)
         model = self.language_model_of(reference)
         embeds = model.embed_tokens(prompts.input_ids)
-        seen = model(
-            **self.adapter.inputs(embeds, at_images, vision),
-            attention_mask=prompts.mask.long(),
-            position_ids=prompts.positions,
-            use_cache=False,
-        )
+        with as_it_began(self, "llm") if reference and self.reference is None else nullcontext():
+            seen = model(
+                **self.adapter.inputs(embeds, at_images, vision),
+                attention_mask=prompts.mask.long(),
+                position_ids=prompts.positions,
+                use_cache=False,
+            )
         return seen.last_hidden_state
 
     def logits(self, states: Tensor, reference: bool = False) -> Tensor:
         """[..., D] -> [..., vocabulary]."""
-        if not reference:
+        if not reference or self.reference is None:
             return super().logits(states)
-        assert self.reference is not None, "the penalty is on"
         return self.reference["lm_head"](states)
 
     def language_model_of(self, reference: bool) -> Any:
         """Return the policy's language model or the frozen copy."""
-        if not reference:
+        if not reference or self.reference is None:
             return self.language_model
-        assert self.reference is not None, "the penalty is on"
         return self.reference["language_model"]
 
     def modules_by_name(self) -> dict[str, nn.Module]:

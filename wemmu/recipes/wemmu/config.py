@@ -83,6 +83,8 @@ class WeMMU(RecipeConfig):
     objectives: ClassVar[tuple[str, ...]] = ("flow", "contrastive")
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3", "hybrid")
     draws: ClassVar[bool] = True
+    adaptable: ClassVar[tuple[str, ...]] = ("pathway", "dit")
+    copies: ClassVar[Mapping[str, str]] = {"bridge.pathway.": "vlm"}
     does: ClassVar[str] = "generates and edits images"
 
     def check(self, stages: Sequence[Stage | ResolutionStep], engine: str) -> None:

@@ -14,6 +14,7 @@ from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.lora import adapt
 from wemmu.recipes.wemmu.build import build_model, sources
 from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.recipes.wemmu.copying import CopyRate, edits_of
@@ -41,6 +42,7 @@ class WeMMURecipe:
         assert isinstance(run.recipe, WeMMU)
         self._run, self._bridge = run, run.recipe.bridge
         self.model, self.reports = build_model(run.backbones, self._bridge, run.seed, on_block_loaded)
+        adapt(self.model, run.recipe, run.seed)
         self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
         self.caches = (self.vae.cache, self.model.vlm.cache)

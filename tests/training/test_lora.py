@@ -1,0 +1,237 @@
+"""Adapters learn in place of the weights they adapt: nothing else moves, checkpoints hold them alone, they merge."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.data.handmade import all_tasks, write
+from tests.models.world import make_batch
+from tests.training.runs import STAGE, make_run
+from tests.training.test_uae import batch_of, make
+from wemmu.checkpoint import retention, store
+from wemmu.checkpoint.adapters import is_adapter
+from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.manifest import read_manifest
+from wemmu.checkpoint.stored import StoredTensors
+from wemmu.config import StageRun, dump, load_stage
+from wemmu.config.schema import Backbones
+from wemmu.config.task import Task
+from wemmu.parallel.single import SingleEngine
+from wemmu.recipes.recipe import Recipe, recipe
+from wemmu.training.build import load_trained
+from wemmu.training.trainer import Trainer
+
+LORA = {"pathway": {"rank": 2}, "dit": {"rank": 3, "alpha": 12.0, "targets": ["attn2.to_q", "*.0.attn1.*"]}}
+NEW = ("bridge.vae_branch.", "bridge.position_mlp.")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
+    return root
+
+
+def run_of(backbones: Backbones, shards: Path, lora: object, **stage: object) -> StageRun:
+    optimizer = {"lr": 1e-2, "dit_lr": 1e-2, "ema_decay": 0.5}
+    changed = {**STAGE, "steps": 4, "optimizer": optimizer, **stage}
+    return make_run(
+        backbones, shards, stages=[changed], recipe={"kind": "wemmu", "bridge": {"position_table": 8}, "lora": lora}
+    )
+
+
+def train(run: StageRun, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    dump(run, folder / "config.yaml")
+    assert Trainer(load_stage(folder / "config.yaml"), folder).train() == 0
+    newest = retention.latest(folder / "checkpoints")
+    assert newest is not None
+    return newest
+
+
+@pytest.fixture(scope="module")
+def trained(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageRun, Path]:
+    """A stage that trains all parts, two of them by adapters, and its last checkpoint."""
+    run = run_of(backbones, shards, LORA)
+    return run, train(run, tmp_path_factory.mktemp("lora") / "stage")
+
+
+def load_weights(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
+    stored = StoredTensors(checkpoint, ema)
+    return {name: stored.read(name) for name in stored.manifest.tensors}
+
+
+@torch.no_grad()
+def velocity(made: Recipe) -> Tensor:
+    batch = make_batch(made.encoder, [0, 1])
+    losses = made.loss(batch, 0)
+    return losses.values
+
+
+def test_a_checkpoint_holds_the_adapters_and_not_what_they_adapt(trained: tuple[StageRun, Path]) -> None:
+    run, checkpoint = trained
+    manifest = read_manifest(checkpoint)
+    others = {name for name in manifest.tensors if not is_adapter(name)}
+    assert others
+    assert all(name.startswith(NEW) for name in others)
+    assert set(manifest.trained) == manifest.tensors.keys()
+    assert manifest.ema
+    assert manifest.adapters == {"bridge.pathway.": 1.0, "dit.": 4.0}
+    assert manifest.copied == {"bridge.pathway.": "vlm"}
+    assert manifest.frozen.keys() == {"vlm", "vae", "dit"}
+    layers = {name.rpartition(".lora_")[0] for name in manifest.tensors if name.startswith("dit.")}
+    linear = {"to_q", "to_k", "to_v", "to_out.0"}
+    expected = {f"dit.transformer_blocks.0.attn1.{name}" for name in linear}
+    blocks = len(load_trained(run, checkpoint).model.dit.transformer_blocks)
+    assert layers == expected | {f"dit.transformer_blocks.{i}.attn2.to_q" for i in range(blocks)}
+    # B began at zero and has learnt; A is what the seed says or has moved.
+    weights = load_weights(checkpoint)
+    assert all(weights[name].any() for name in weights if name.endswith("lora_B.weight"))
+
+
+def test_nothing_moves_but_adapters_and_new_parts(trained: tuple[StageRun, Path]) -> None:
+    run, checkpoint = trained
+    before, after = recipe(run).model, load_trained(run, checkpoint).model
+    moved = {name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))}
+    assert moved == set(read_manifest(checkpoint).tensors)
+    plain = recipe(run.model_copy(update={"recipe": run.recipe.model_copy(update={"lora": {}})})).model
+    names = [name for name, _ in after.named_parameters()]
+    assert [name for name in names if not is_adapter(name)] == [name for name, _ in plain.named_parameters()]
+    assert type(after.dit) is type(plain.dit)
+
+
+def test_a_resumed_run_is_the_undisturbed_one(trained: tuple[StageRun, Path], tmp_path: Path) -> None:
+    run, checkpoint = trained
+    half = checkpoint.with_name(store.directory_name(2))
+    shutil.copytree(half, tmp_path / "again" / "checkpoints" / half.name)
+    resumed = train(run, tmp_path / "again")
+    assert resumed.name == checkpoint.name
+    for ema in (False, True):
+        ours, theirs = load_weights(resumed, ema), load_weights(checkpoint, ema)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_next_stage_goes_on_with_the_adapters_or_merges_them(
+    trained: tuple[StageRun, Path], shards: Path, tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    weights = load_weights(checkpoint)
+    expected = velocity(load_trained(run, checkpoint, ema=False))
+    frozen = {"lr": 1e-12, "dit_lr": 1e-12}
+    for name, lora in (("goes on", LORA), ("merged", {}), ("half", {"dit": LORA["dit"]})):
+        after = run_of(run.backbones, shards, lora, steps=1, start=str(checkpoint), optimizer=frozen)
+        last = train(after, tmp_path / name.replace(" ", "_"))
+        manifest = read_manifest(last)
+        assert torch.allclose(velocity(load_trained(after, last)), expected, atol=1e-5), name
+        assert any(name.startswith("dit.") for name in manifest.tensors)
+        if lora == LORA:
+            found = load_weights(last)
+            assert all(torch.allclose(found[n], weights[n], atol=1e-9) for n in weights)
+        assert manifest.adapters.keys() == {
+            p for p, m in (("bridge.pathway.", "pathway"), ("dit.", "dit")) if m in lora
+        }
+        assert bool(manifest.copied) == ("pathway" in lora)
+
+
+def test_other_adapters_are_refused_with_the_way_out(
+    trained: tuple[StageRun, Path], shards: Path, tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    for changed in ({"rank": 2, "alpha": 8.0}, {"rank": 3, "alpha": 12.0}, {**LORA["dit"], "alpha": 3.0}):
+        other = run_of(run.backbones, shards, {**LORA, "dit": changed}, start=str(checkpoint))
+        with pytest.raises(CheckpointError, match=r"other adapters \(LoRA\) of dit\.\*.*export the run"):
+            train(other, tmp_path / f"other{len(list(tmp_path.iterdir()))}")
+
+
+def test_adapters_of_a_frozen_module_rest_and_are_carried(
+    trained: tuple[StageRun, Path], shards: Path, tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    after = run_of(
+        run.backbones, shards, LORA, steps=1, start=str(checkpoint), trains=["position_mlp", "pathway"],
+        optimizer={"lr": 1e-2},
+    )  # fmt: skip
+    last = train(after, tmp_path / "resting")
+    manifest = read_manifest(last)
+    assert manifest.adapters == {"bridge.pathway.": 1.0, "dit.": 4.0}
+    ours, theirs = load_weights(last), load_weights(checkpoint)
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == set(manifest.trained)
+
+
+# ------------------------------------------------------------------------------------------------------------ configs
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"vae_branch": {}}, "no adapters for vae_branch; valid: pathway, dit"),
+        ({"dit": {"rank": 0}}, "greater than 0"),
+    ],
+)
+def test_a_config_of_adapters_that_cannot_be_is_refused(backbones: Backbones, lora: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_of(backbones, Path("shards"), lora)
+
+
+def test_hybrid_says_that_it_has_no_adapters(backbones: Backbones) -> None:
+    with pytest.raises(ValueError, match="valid engines with it: single, zero3"):
+        make_run(
+            backbones, Path("shards"), parallel={"engine": "hybrid", "ranks": 2, "tp": 2},
+            recipe={"kind": "wemmu", "bridge": {"position_table": 8}, "lora": {"dit": {}}},
+        )  # fmt: skip
+
+
+def test_an_unknown_target_names_the_layers_there_are(backbones: Backbones) -> None:
+    run = run_of(backbones, Path("shards"), {"pathway": {"targets": ["q_proj", "to_q"]}})
+    with pytest.raises(
+        ValueError, match=r"recipe\.lora\.pathway\.targets: no linear layer matches 'to_q'; valid: .*q_proj"
+    ):
+        recipe(run)
+
+
+# ---------------------------------------------------------------------------------------------------------------- UAE
+def test_a_policy_with_adapters_is_its_own_reference() -> None:
+    """The penalty is on, and there is no second language model: the reference is the policy without its adapters."""
+    made = make("recipe.lora={llm: {rank: 2}}", beta=0.05)
+    model = made.model
+    assert model.reference is None
+    batch = batch_of(made)
+    plain = model.states(batch.prompts, batch.images)
+    engine = SingleEngine(model, made.loss, made._run.stage.optimizer.model_copy(update={"lr": 1e-2}), 3)
+    kl = []
+    for step in range(2):
+        (losses,) = engine.accumulate(made.prepare([batch], step).batches, step)
+        kl.append(float(losses.parts["kl"].mean()))
+        engine.step(1.0)
+    assert kl[0] == 0
+    assert kl[1] > 0
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learns == {name for name, _ in model.named_parameters() if is_adapter(name)}
+    with torch.no_grad():
+        assert torch.equal(model.states(batch.prompts, batch.images, reference=True), plain)
+        assert not torch.allclose(model.states(batch.prompts, batch.images), plain)
+
+
+def test_the_reference_of_a_later_stage_has_the_adapters_it_began_with(tmp_path: Path) -> None:
+    first = make("recipe.lora={llm: {rank: 2}}", beta=0.05)
+    for name, p in first.model.named_parameters():
+        if name.endswith("lora_B.weight"):
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(1))
+    engine = SingleEngine(first.model, first.loss, first._run.stage.optimizer, 3)
+    origin = store.Origin(
+        "cold", 0, 64, {name: report.sha256 for name, report in first.reports.items()},
+        adapters={"vlm.model.language_model.": 1.0},
+    )  # fmt: skip
+    start = store.save(tmp_path, replace(engine.state(), steps=1), {}, origin)
+    batch = batch_of(first)
+    with torch.no_grad():
+        expected = first.model.states(batch.prompts, batch.images)
+    later = make("recipe.lora={llm: {rank: 2}}", f"stages.reward.start={start}", beta=0.05)
+    with torch.no_grad():
+        assert torch.equal(later.model.states(batch.prompts, batch.images, reference=True), expected)
+        assert not torch.allclose(later.model.states(batch.prompts, batch.images), expected)
+    assert not any("reference" in name for name, _ in later.model.named_parameters())
