@@ -1,17 +1,20 @@
 """Adapters learn in place of the weights they adapt: nothing else moves, checkpoints hold them alone, they merge."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.data.handmade import all_tasks, write
 from tests.models.world import make_batch
 from tests.training.runs import STAGE, make_run
 from tests.training.test_uae import batch_of, make
+from tools.convert_ckpt import export, find
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.collective import CheckpointError
@@ -21,6 +24,9 @@ from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.parallel.single import SingleEngine
+from wemmu.planning.ask import Item, ask
+from wemmu.planning.layout import Degrees, RankWorkload, states
+from wemmu.planning.layout import checkpoint as stored_bytes
 from wemmu.recipes.recipe import Recipe, recipe
 from wemmu.training.build import load_trained
 from wemmu.training.trainer import Trainer
@@ -144,7 +150,7 @@ def test_other_adapters_are_refused_with_the_way_out(
     run, checkpoint = trained
     for changed in ({"rank": 2, "alpha": 8.0}, {"rank": 3, "alpha": 12.0}, {**LORA["dit"], "alpha": 3.0}):
         other = run_of(run.backbones, shards, {**LORA, "dit": changed}, start=str(checkpoint))
-        with pytest.raises(CheckpointError, match=r"other adapters \(LoRA\) of dit\.\*.*export the run"):
+        with pytest.raises(CheckpointError, match=r"other adapters \(LoRA\) of dit\.\*.*merge them with `wemmu export`"):
             train(other, tmp_path / f"other{len(list(tmp_path.iterdir()))}")
 
 
@@ -162,6 +168,39 @@ def test_adapters_of_a_frozen_module_rest_and_are_carried(
     ours, theirs = load_weights(last), load_weights(checkpoint)
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == set(manifest.trained)
+
+
+@pytest.mark.slow
+def test_an_export_holds_merged_weights_and_draws_what_the_adapters_draw(
+    trained: tuple[StageRun, Path], tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    lines = export(find(checkpoint), tmp_path / "export", "float32", False, True, ema=False)
+    assert any("max abs difference" in line for line in lines)
+    weights = load_weights(checkpoint)
+    base = recipe(run).model
+    for file, word, scale in (("transformer", "dit", 4.0), ("bridge", "bridge", 1.0)):
+        exported = load_file(tmp_path / "export" / file / "diffusion_pytorch_model.safetensors")
+        assert not any(map(is_adapter, exported))
+        a = next(n for n in weights if n.startswith(f"{word}.") and n.endswith("lora_A.weight"))
+        name = a.replace("lora_A.", "")
+        delta = scale * weights[a.replace("lora_A", "lora_B")] @ weights[a]
+        assert torch.allclose(exported[name.removeprefix(f"{word}.")], base.get_parameter(name) + delta, atol=1e-6)
+        assert delta.abs().max() > 1e-5
+
+
+def test_a_plan_counts_moments_and_checkpoints_of_adapters_alone(trained: tuple[StageRun, Path]) -> None:
+    run, checkpoint = trained
+    manifest = read_manifest(checkpoint)
+    numbers = sum(math.prod(shape) for shape in manifest.tensors.values())
+    (model,) = ask([Item("parameters", run)])
+    rank = RankWorkload(run, model, Degrees(1, 1, 1), 1, 1)
+    held = states(rank)
+    assert held["moments"] == 8 * numbers
+    assert held["moving average"] == 4 * numbers
+    everything = sum(p.numel() for p in recipe(run).model.parameters())
+    assert held["frozen weights"] == 4 * (everything - numbers)
+    assert stored_bytes(model, run, []) == 16 * numbers
 
 
 # ------------------------------------------------------------------------------------------------------------ configs

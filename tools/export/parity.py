@@ -15,6 +15,7 @@ from wemmu.config.objectives import Objective
 from wemmu.config.schema import Sampling
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.lora import merge
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
@@ -49,8 +50,10 @@ def compare_outputs(
     model = made.model
     assert isinstance(model, WeMMU)
     trained = draw_trained(model, made.encoder, run)
+    same = dtype == torch.float32 and not model.adapters
+    merge(model)
     _round(model, dtype)
-    rounded = draw_trained(model, made.encoder, run) if dtype != torch.float32 else trained
+    rounded = trained if same else draw_trained(model, made.encoder, run)
     del made, model
     given = {}
     if without_vlm:

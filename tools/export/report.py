@@ -46,6 +46,9 @@ class Report:
     def of(cls, manifest: Manifest, dtype: str, ema: bool) -> "Report":
         kept = ("stage", "step", "seed", "resolution", "frozen", "layout")
         origin = {name: value for name, value in asdict(manifest).items() if name in kept}
+        # Merged adapters make another DiT of it.
+        trained = any(name.startswith("dit.") for name in manifest.tensors)
+        origin["frozen"] = {name: sha256 for name, sha256 in manifest.frozen.items() if name != "dit" or not trained}
         libraries = ("safetensors", *LIBRARIES)
         versions = {"python": platform.python_version()} | {name: version(name) for name in libraries}
         return cls(dtype, ema, origin, libraries=versions)

@@ -8,7 +8,7 @@ or map at once.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from wemmu.checkpoint.adapters import add_merged, is_adapter, scale_of, to_merge
 from wemmu.checkpoint.finite import narrowed
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.checkpoint.stream import NAMES, as_bytes, write_safetensors
@@ -61,6 +62,25 @@ def trained(checkpoint: StoredTensors, prefix: str) -> dict[str, Stored]:
         for name, shape in checkpoint.manifest.tensors.items()
         if name.startswith(prefix)
     }
+
+
+def with_adapters(stored: Mapping[str, Stored], checkpoint: StoredTensors, prefix: str) -> dict[str, Stored]:
+    """The weights of a checkpoint as `trained`, in the place of the `stored` ones; adapters are merged into theirs."""
+    own = trained(checkpoint, prefix)
+    found = {**stored, **{name: each for name, each in own.items() if not is_adapter(name)}}
+    for name, (a, b) in to_merge(own, ()).items():
+        scale = scale_of(prefix + name, checkpoint.manifest.adapters)
+        assert scale is not None, "the manifest has that of all adapters inside"
+        found[name] = replace(
+            found[name], dtype=torch.float32, read=partial(_merged, found[name], own[a], own[b], scale)
+        )
+    return found
+
+
+def _merged(base: Stored, a: Stored, b: Stored, scale: float) -> Tensor:
+    merged = base.read().float()
+    add_merged(merged, a.read(), b.read(), scale)
+    return merged
 
 
 def check_names(component: nn.Module, stored: Mapping[str, Stored], what: str) -> None:

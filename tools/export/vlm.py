@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from tools.export.report import ParityError, Report, compare_component
-from tools.export.stored import VLM_FILE, Stored, published, trained, write_component
+from tools.export.stored import VLM_FILE, Stored, published, trained, with_adapters, write_component
+from wemmu.backbones.full_precision import in_memory
 from wemmu.backbones.weights import load_vlm
+from wemmu.checkpoint.adapters import is_adapter, to_merge
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import Manifest, some
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity, is_same, short
+from wemmu.recipes.lora import merge
 from wemmu.training.build import load_trained
 
 # What is said to both models, and how far their logits may be apart for rounding in float32.
@@ -26,8 +29,6 @@ SAID = "describe the image"
 BOUND = 1e-4
 # Formats that published folders hold beside safetensors.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
-# Prefixes in memory -> in files of the layout in which Qwen2.5-VL was published; a directory may have either.
-PUBLISHED = {"model.language_model.": "model.", "model.visual.": "visual."}
 
 
 def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str, forward: bool, ema: bool) -> list[str]:
@@ -68,10 +69,13 @@ def _holds_weights(file: Path) -> bool:
 def _tuned(stored: dict[str, Stored], weights: StoredTensors, checkpoint: Path, source: Path) -> dict[str, Stored]:
     """The published tensors, those that were trained in the place of what they began as."""
     _check_origin(weights.manifest, checkpoint, source)
-    tuned = {_published(name, stored): each for name, each in trained(weights, "vlm.").items()}
-    if odd := [name for name, each in tuned.items() if name not in stored or stored[name].shape != each.shape]:
+    begun = {in_memory(name): each for name, each in stored.items()}
+    own = trained(weights, "vlm.")
+    wrong = {n for n, t in own.items() if not is_adapter(n) and (n not in begun or begun[n].shape != t.shape)}
+    if odd := sorted(wrong | to_merge(own, ()).keys() - begun.keys()):
         raise CheckpointError(f"{checkpoint} does not fit {source}, which has no {some(odd)} of that shape")
-    return stored | tuned
+    tuned = with_adapters(begun, weights, "vlm.")
+    return {name: tuned[in_memory(name)] for name in stored}
 
 
 def _check_origin(manifest: Manifest, checkpoint: Path, source: Path) -> None:
@@ -80,14 +84,6 @@ def _check_origin(manifest: Manifest, checkpoint: Path, source: Path) -> None:
         raise CheckpointError(
             f"{checkpoint} is of another VLM than {source} (SHA-256 {short(there)}, here {short(here)})"
         )
-
-
-def _published(name: str, stored: dict[str, Stored]) -> str:
-    """The name in the files of a weight that is called `name` in memory."""
-    if name in stored:
-        return name
-    prefix = next((p for p in PUBLISHED if name.startswith(p)), "")
-    return PUBLISHED.get(prefix, "") + name.removeprefix(prefix)
 
 
 @torch.no_grad()
@@ -101,7 +97,9 @@ def _compare_logits(
     """
     # The checkpoint's numbers rounded to the type of the export, once, whatever type they were trained in.
     exact = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
-    original = load_trained(exact, checkpoint, ema).model.vlm.to(dtype)
+    model = load_trained(exact, checkpoint, ema).model
+    merge(model)
+    original = model.vlm.to(dtype)
     exported, _ = load_vlm(directory, dtype)
     prompts = PromptEncoder(directory).answered([SAID], [SAID], [[]])[0]
 

@@ -17,9 +17,10 @@ from tools.export.stored import (
     Stored,
     check_names,
     published,
-    trained,
+    with_adapters,
     write_component,
 )
+from wemmu.backbones.full_precision import LANGUAGE, in_memory
 from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
@@ -88,12 +89,27 @@ def _components(run: StageRun, pipe: WeMMUPipeline, weights: StoredTensors) -> d
     found = {"vae": published(run.backbones.vae, DIFFUSERS_FILE)}
     for word, part in COMPONENTS.items():
         original = published(getattr(run.backbones, word), DIFFUSERS_FILE) if word in run.recipe.backbones else {}
-        found[part] = original | trained(weights, f"{word}.")
+        found[part] = with_adapters(original | _copies(run, weights, f"{word}."), weights, f"{word}.")
     for name, tensors in found.items():
         check_names(pipe.components[name], tensors, name)
     if pipe.vlm is not None:
         # Checked when the skeleton was made: names in its files are not those in memory.
         found["vlm"] = published(run.backbones.vlm, VLM_FILE)
+    return found
+
+
+def _copies(run: StageRun, weights: StoredTensors, word: str) -> dict[str, Stored]:
+    """The tensors that the checkpoint leaves out as copies of the VLM's, by their names after `word`."""
+    found = {}
+    for prefix, backbone in weights.manifest.copied.items():
+        assert backbone == "vlm", "nothing is copied of another"
+        if prefix.startswith(word):
+            inside = prefix.removeprefix(word)
+            for name, each in published(run.backbones.vlm, VLM_FILE).items():
+                memory = in_memory(name)
+                # The vocabulary is no part of the copy.
+                if memory.startswith(LANGUAGE) and not memory.startswith(f"{LANGUAGE}embed_tokens."):
+                    found[inside + memory.removeprefix(LANGUAGE)] = each
     return found
 
 

@@ -125,8 +125,8 @@ def _check_adapters(
         if inside != here or was != now:
             raise CheckpointError(
                 f"{source} holds other adapters (LoRA) of {prefix}* than recipe.lora: their layers, rank or alpha / "
-                f"rank ({was:g}, here {now:g}) differ. Adapters go on learning as they are; to begin others, export "
-                "the run, which merges them, and start from the export"
+                f"rank ({was:g}, here {now:g}) differ. Adapters go on learning as they are; to begin others, merge "
+                "them with `wemmu export` and begin with what it writes"
             )
 
 

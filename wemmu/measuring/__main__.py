@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from wemmu.backbones.adapters import class_of
+from wemmu.checkpoint.adapters import is_adapter
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import fake_world
 from wemmu.measuring.model import make_batch, make_model, vae_of, vlm_of
@@ -43,13 +44,16 @@ class _Parametrised(Protocol):
 
 def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
     """Numbers of every part, what engines shard, and the sizes that a sample's tokens follow from."""
-    parts, numbers, homes = Parts(run.recipe.modules), Counter[str](), dict[str, str]()
+    parts, numbers, adapters, homes = Parts(run.recipe.modules), Counter[str](), Counter[str](), dict[str, str]()
     for path, parameter in model.named_parameters():
         numbers[parts[path]] += parameter.numel()
+        adapters[parts[path]] += parameter.numel() * is_adapter(path)
         homes[parts[path]] = path.split(".")[0]
     vlm = vlm_of(model)
     found: dict[str, Any] = {
         "parts": {**dict.fromkeys(run.recipe.modules, 0), **numbers},
+        # Of the parts that learn by adapters, how many of their numbers these are.
+        "adapters": {part: adapters[part] for part in model.adapters},
         "homes": homes,
         "sharded": list(model.sharded),
         **pixels(model),

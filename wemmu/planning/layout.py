@@ -108,7 +108,13 @@ class RankWorkload:
     @property
     def trained(self) -> float:
         """Numbers that this rank trains."""
-        return sum(self.share[part] / self.shards(part) for part in self.run.stage.trains)
+        return sum(self.learns(part) / self.shards(part) for part in self.run.stage.trains)
+
+    def learns(self, part: str) -> float:
+        """Return the numbers of `share` that the stage trains: of a part with adapters, these alone."""
+        if part not in self.run.stage.trains:
+            return 0
+        return float(self.model["adapters"].get(part, self.share[part]))
 
 
 def numbers(units: Answer, ranks: int, what: Sequence[str] = ("layer", "rest")) -> int:
@@ -123,13 +129,12 @@ def numbers(units: Answer, ranks: int, what: Sequence[str] = ("layer", "rest")) 
 
 def states(rank: RankWorkload) -> dict[str, float]:
     """Bytes that a rank holds throughout a step."""
-    width, split, trains, trained = rank.width, rank.degrees.split, rank.run.stage.trains, rank.trained
+    width, split, trained = rank.width, rank.degrees.split, rank.trained
     # FSDP2's shards are float32, those of a frozen DiT, too; ZeRO-3 has them in the working type, with float32 masters
     # of what is trained. Weights in fp32 are their own.
     frozen = sum(
-        n / rank.shards(part) * (FP32 if split and rank.is_sharded(part) else width)
+        (n - rank.learns(part)) / rank.shards(part) * (FP32 if split and rank.is_sharded(part) else width)
         for part, n in rank.share.items()
-        if part not in trains
     )
     working = FP32 if split else width
     # ZeRO-3 has its bucket from the start.
@@ -218,7 +223,8 @@ def checkpoint(model: Answer, run: StageRun, earlier: Iterable[str]) -> float:
 
     Carried is what no backbone gave, and parts of backbones that stages before have trained (`earlier`).
     """
-    parts, trains = model["parts"], run.stage.trains
+    # Adapters stand for the parts that have them: the weights they adapt are the backbones' and are not saved.
+    parts, trains = {**model["parts"], **model["adapters"]}, run.stage.trains
     carried = {part for part in parts if model["homes"].get(part, "") not in run.recipe.backbones} | set(earlier)
     of_trained = (FP32 + MOMENTS + _average(run)) * sum(parts[part] for part in trains)
     return float(of_trained + FP32 * sum(n for part, n in parts.items() if part in carried - set(trains)))
@@ -254,7 +260,7 @@ def traffic(rank: RankWorkload) -> dict[str, float]:
 def _zero3(rank: RankWorkload) -> Traffic:
     """Every weight forward and again backward, but for those that are still there; gradients in float32."""
     whole, world = sharded(rank), rank.degrees.world
-    trained = sum(rank.model["parts"][part] for part in rank.run.stage.trains)
+    trained = sum({**rank.model["parts"], **rank.model["adapters"]}[part] for part in rank.run.stage.trains)
     gathered = rank.width * (2 * whole - min(whole, LIVE))
     return Counter({("all_gather", world): gathered, ("reduce_scatter", world): FP32 * trained})
 

@@ -24,12 +24,13 @@ class GPU:
     memory: float
 
 
-# A100, H100, H200 as SXM modules, B200 in an HGX board.
+# A100, H100, H200 as SXM modules, B200 in an HGX board; a card of a workstation.
 GPUS = {
     "a100": GPU(312e12, 80e9),
     "h100": GPU(989e12, 80e9),
     "h200": GPU(989e12, 141e9),
     "b200": GPU(2250e12, 180e9),
+    "rtx4090": GPU(165e12, 24e9),
 }
 
 
@@ -277,7 +278,7 @@ def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine
         waited = sum(next(iter(by_task.values()))["dit"]) * idle / (1 - idle)
     begin, end = stage.span
     samples, rate = (end - begin) * stage.global_batch, machine.flops / (flops + waited)
-    trained = sum(model["parts"][part] for part in stage.trains)
+    trained = sum({**model["parts"], **model["adapters"]}[part] for part in stage.trains)
     host = layout.host(rank, 1 + asked.largest.images)
     earlier = {part for one in curriculum.stages[: run.stage_index] for part in one.trains}
     return StagePlan(
