@@ -150,7 +150,9 @@ def test_other_adapters_are_refused_with_the_way_out(
     run, checkpoint = trained
     for changed in ({"rank": 2, "alpha": 8.0}, {"rank": 3, "alpha": 12.0}, {**LORA["dit"], "alpha": 3.0}):
         other = run_of(run.backbones, shards, {**LORA, "dit": changed}, start=str(checkpoint))
-        with pytest.raises(CheckpointError, match=r"other adapters \(LoRA\) of dit\.\*.*merge them with `wemmu export`"):
+        with pytest.raises(
+            CheckpointError, match=r"other adapters \(LoRA\) of dit\.\*.*merge them with `wemmu export`"
+        ):
             train(other, tmp_path / f"other{len(list(tmp_path.iterdir()))}")
 
 

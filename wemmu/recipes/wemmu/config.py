@@ -91,6 +91,11 @@ class WeMMU(RecipeConfig):
         super().check(stages, engine)
         if self.bridge.source_latents and engine == "hybrid":
             raise ValueError("recipe.bridge.source_latents does not run on engine hybrid; valid: single, zero3")
+        if self.bridge.source_latents and "dit" in self.lora:
+            raise ValueError(
+                "recipe.bridge.source_latents gives the DiT channels that must learn whole, and recipe.lora.dit freezes "
+                "them; set one of the two"
+            )
 
     def check_stage(self, stage: Stage | ResolutionStep) -> None:
         """Refuse a stage that trains a part that this bridge lacks, or does not train learnable queries."""
