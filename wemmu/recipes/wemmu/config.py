@@ -93,7 +93,7 @@ class WeMMU(RecipeConfig):
             raise ValueError("recipe.bridge.source_latents does not run on engine hybrid; valid: single, zero3")
         if self.bridge.source_latents and "dit" in self.lora:
             raise ValueError(
-                "recipe.bridge.source_latents gives the DiT channels that must learn whole, and recipe.lora.dit freezes "
+                "recipe.bridge.source_latents gives the DiT channels that learn whole, and recipe.lora.dit freezes "
                 "them; set one of the two"
             )
 
