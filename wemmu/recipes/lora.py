@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,9 +70,9 @@ def _inject(root: nn.Module, layers: list[str], lora: LoRA, adapter: str = "defa
     # peft is slow to import, and most runs have no adapters.
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.scale * lora.rank, target_modules=f"({'|'.join(map(re.escape, layers))})"
-    )
+    # peft declares a whole number and takes any.
+    alpha: Any = lora.scale * lora.rank
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=f"({'|'.join(map(re.escape, layers))})")
     with warnings.catch_warnings():
         # Of adapters beside others, which is what a reference is.
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
@@ -86,7 +87,7 @@ def add_reference(model: Staged, config: RecipeConfig, module: str) -> dict[str,
         _inject(root, sorted(name.removeprefix(adapted.prefix) for name in adapted.layers), lora, REFERENCE)
     found = {}
     for layer in sorted(adapted.layers):
-        part = model.get_submodule(layer)
+        part: Any = model.get_submodule(layer)
         for letter in ("lora_A", "lora_B"):
             weight = part.get_submodule(letter)[REFERENCE].weight
             found[f"{layer}.{letter}.weight"] = weight.requires_grad_(False)
@@ -96,7 +97,7 @@ def add_reference(model: Staged, config: RecipeConfig, module: str) -> dict[str,
 @contextmanager
 def as_it_began(model: Staged, module: str) -> Iterator[None]:
     """Run a module with its reference adapters, or, where it has none, with none at all."""
-    layers = [model.get_submodule(name) for name in model.adapters[module].layers]
+    layers: list[Any] = [model.get_submodule(name) for name in model.adapters[module].layers]
     # `set_adapter` would change which parameters learn, too.
     for layer in layers:
         layer._active_adapter = [REFERENCE]
@@ -112,7 +113,7 @@ def merge(model: Staged) -> None:
     """Add the adapters to the weights and take them away: the model computes the same without them."""
     for adapted in model.adapters.values():
         for name in adapted.layers:
-            layer = model.get_submodule(name)
+            layer: Any = model.get_submodule(name)
             layer.merge()
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, layer.get_base_layer())
