@@ -1,7 +1,7 @@
 """Converts weights. Never unpickles anything that could run code.
 
     wemmu export RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers, or, of
-                                      reconstructive tuning, a VLM for transformers
+                                      stages that tune a VLM, a VLM for transformers
     wemmu export RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
     wemmu export PIPELINE --ship DIR  the same, of a pipeline that was exported
     wemmu export DEEPSPEED --stage RUN/STAGE --checkpoint DIR
@@ -17,9 +17,10 @@ parity.json in it records the comparison.
 import ctypes
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -183,16 +184,21 @@ def export(
         CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
     with without_scipy():
+        from tools.export.generator import as_wemmu
         from tools.export.vlm import write_vlm
         from tools.export.write import Choices, write_pipeline
 
-    averaged = source.run.stage.averages(ema)
-    with replacing.aside(out) as aside:
-        if not source.run.recipe.draws:
-            report = write_vlm(source.run, source.checkpoint, aside, dtype, forward, averaged)
+    run, averaged = source.run, source.run.stage.averages(ema)
+    with replacing.aside(out) as aside, TemporaryDirectory(dir=aside.parent) as work:
+        choices = Choices(dtype, without_vlm, forward, averaged)
+        if run.recipe.draws:
+            report = write_pipeline(run, source.folder, source.checkpoint, aside, choices)
+        elif run.stage.trains == ("dit",):
+            # A stage of UAE for its generator. The weights that it hands on are the averages already.
+            generator, weights = as_wemmu(run, source.checkpoint, Path(work), averaged)
+            report = write_pipeline(generator, source.folder, weights, aside, replace(choices, ema=False))
         else:
-            choices = Choices(dtype, without_vlm, forward, averaged)
-            report = write_pipeline(source.run, source.folder, source.checkpoint, aside, choices)
+            report = write_vlm(run, source.checkpoint, aside, dtype, forward, averaged)
         replacing.note_files(aside)
     return [f"{_named(source.checkpoint, averaged)} -> {out}, stored in {dtype}", *report]
 

@@ -1,7 +1,7 @@
 """Values that cross folders. B samples, L prompt tokens, N input images, G pathway tokens, Q queries."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -91,6 +91,26 @@ class Rollout(_OnDevice):
 
 
 @dataclass(frozen=True)
+class Paths(_OnDevice):
+    """What the images that a sampler drew are learnt from: G for each sample, group after group.
+
+    states: x at each stochastic step and after the last one, float32 [B * G, W + 1, C, h, w]; of a cold start x at the
+    first step with a gradient, [B, 1, C, h, w]. full, empty: states of the condition with and without words,
+    [B, Q, C_y]. advantages: float32 [B * G]. logp_old: log-probabilities of the steps under the policy that sampled
+    them, float32 [B * G, W]; None where it is the policy itself. means: where the reference expected each step to end,
+    float32 [B * G, W, C, h, w]; None without a penalty. measures: name of a metric -> [B].
+    """
+
+    states: Tensor
+    full: Tensor
+    empty: Tensor
+    advantages: Tensor
+    logp_old: Tensor | None = None
+    means: Tensor | None = None
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Batch(_OnDevice):
     """One micro-batch: one task and one shape.
 
@@ -99,8 +119,8 @@ class Batch(_OnDevice):
     input. target: uint8 [B, 3, H, W], or None when sampling and where words are wanted. latents: of the very same
     images, where the data set stores them. negatives: for contrastive stages. labels: int64 [B, L], of understanding:
     the token to predict at each token, or `IGNORE_INDEX`. rollout: of captions that a policy sampled; prompts and
-    labels then have G rows for each sample. answer_length: the mean number of labels of a sample over the whole step on
-    all ranks, where the loss is a mean over tokens.
+    labels then have G rows for each sample. paths: of images that a sampler drew. answer_length: the mean number of
+    labels of a sample over the whole step on all ranks, where the loss is a mean over tokens.
     """
 
     task: Task
@@ -112,6 +132,7 @@ class Batch(_OnDevice):
     negatives: Negatives | None = None
     labels: Tensor | None = None
     rollout: Rollout | None = None
+    paths: Paths | None = None
     answer_length: float | None = None
 
 

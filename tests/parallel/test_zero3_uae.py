@@ -1,4 +1,7 @@
-"""Under ZeRO-3 a policy samples, is rewarded and learns as on one device, although captions differ in length."""
+"""Under ZeRO-3 a policy samples, is rewarded and learns as on one device, although captions differ in length.
+
+And the generator draws, is rewarded and learns as there.
+"""
 
 from typing import NamedTuple
 
@@ -7,6 +10,7 @@ import torch
 
 from tests.parallel.cases import difference, portable, whole
 from tests.parallel.ranks import on_ranks
+from tests.training import test_uae_paths as paths
 from tests.training.test_uae import batch_of, make
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
@@ -70,5 +74,58 @@ def test_two_ranks_are_one() -> None:
         assert ours[0].captions[step] + ours[1].captions[step] == theirs.captions[step]
         assert ours[0].losses[step] + ours[1].losses[step] == pytest.approx(theirs.losses[step], rel=1e-3, abs=1e-4)
         assert ours[0].norms[step] == ours[1].norms[step] == pytest.approx(theirs.norms[step], rel=1e-3)
+    worst, name = difference(whole([one.weights for one in ours]), whole([theirs.weights]), floor=1e-4)
+    assert worst < 1e-3, f"{name} differs by {worst:.1e}"
+
+
+# ------------------------------------------------------------------------------------------------------- the generator
+GENERATOR = {
+    "flow_grpo": (paths.FLOW % "updates: 2, beta: 0.1, scale: batch", "[dit]"),
+    "cold_start": (paths.COLD % "last: 2", "[llm, dit]"),
+}
+
+
+class Drawn(NamedTuple):
+    losses: list[list[float]]
+    rewards: list[list[float]]
+    weights: dict[str, tuple]
+
+
+def generator(objective: str) -> UAERecipe:
+    chosen, trains = GENERATOR[objective]
+    return paths.make(
+        chosen, "recipe.cond_encoder=policy", f"stages.reward.global_batch={IMAGES}",
+        "stages.reward.optimizer.lr=0.0001", trains=trains,
+    )  # fmt: skip
+
+
+def draw(made: UAERecipe, engine: Engine, rank: int, world: int) -> Drawn:
+    found, own = Drawn([], [], {}), IMAGES // world
+    for step in range(STEPS):
+        batch = paths.batches(made, *[own] * world)[rank]
+        (losses,) = engine.accumulate(made.prepare([batch], step).batches, step)
+        found.losses.append(losses.values.tolist())
+        found.rewards.append(losses.parts["reward"].tolist())
+        engine.step(1.0)
+    return found._replace(weights=portable(engine.state().weights))
+
+
+def draw_on_rank(rank: int, world: int, objective: str) -> Drawn:
+    made = generator(objective)
+    engine = Zero3Engine(made.model, made.loss, made._run, Topology(rank, world), torch.device("cpu"))
+    sharded = {name for name, p in made.model.named_parameters() if hasattr(p, "ds_id")}
+    assert {name.partition(".")[0] for name in sharded} == {"vlm", "generator"}
+    assert all(name.startswith(("vlm.", "generator.dit.")) for name in sharded)
+    return draw(made, engine, rank, world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", GENERATOR)
+def test_two_ranks_draw_as_one(objective: str) -> None:
+    ours, made = on_ranks(2, draw_on_rank, objective), generator(objective)
+    theirs = draw(made, SingleEngine(made.model, made.loss, made._run.stage.optimizer, IMAGES), 0, 1)
+    for step in range(STEPS):
+        assert ours[0].rewards[step] + ours[1].rewards[step] == pytest.approx(theirs.rewards[step], abs=2e-3)
+        assert ours[0].losses[step] + ours[1].losses[step] == pytest.approx(theirs.losses[step], rel=1e-2, abs=1e-3)
     worst, name = difference(whole([one.weights for one in ours]), whole([theirs.weights]), floor=1e-4)
     assert worst < 1e-3, f"{name} differs by {worst:.1e}"

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from wemmu.config.objectives import SDE
 from wemmu.objectives.flow_grpo import divergence, log_probability
 from wemmu.objectives.grpo import advantages, surrogate
-from wemmu.sampling.sde import Kind, sample, transition
+from wemmu.sampling.sde import sample, transition
 from wemmu.sampling.solvers import euler, times
 
-KINDS: tuple[Kind, ...] = ("flow", "constant", "cps")
+KINDS: tuple[SDE, ...] = ("flow", "constant", "cps")
 TRUE_STD = 0.5
 
 
@@ -23,7 +24,7 @@ def field(x: Tensor, t: Tensor) -> Tensor:
     return (t - (1 - t) * TRUE_STD**2) / ((1 - t) ** 2 * TRUE_STD**2 + t**2) * x
 
 
-def reached(kind: Kind, steps: int, level: float) -> float:
+def reached(kind: SDE, steps: int, level: float) -> float:
     """The standard deviation at t = 0, exactly: every step is linear in x."""
     one, variance = torch.ones(1, 1, dtype=torch.float64), 1.0
     for t, t_next in pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()):
@@ -42,7 +43,7 @@ REACHED = [
 
 
 @pytest.mark.parametrize(("kind", "level", "expected"), REACHED, ids=str)
-def test_the_marginal_is_the_flows_but_for_cps(kind: Kind, level: float, expected: tuple[float, ...]) -> None:
+def test_the_marginal_is_the_flows_but_for_cps(kind: SDE, level: float, expected: tuple[float, ...]) -> None:
     found = [reached(kind, steps, level) for steps in (10, 40, 200, 1000)]
     assert found[: len(expected)] == pytest.approx(expected, abs=0.006)
     assert (abs(found[2] - TRUE_STD) < 0.02 * TRUE_STD) == (kind != "cps")
@@ -60,7 +61,7 @@ def test_a_sampled_path_has_that_marginal_and_the_ode_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_noise_every_kind_is_euler(kind: Kind) -> None:
+def test_without_noise_every_kind_is_euler(kind: SDE) -> None:
     x, v = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
     for t, t_next in ((1.0, 0.9), (0.5, 0.4), (0.1, 0.0)):
         mean, std = transition(kind, v, x, t, t_next, 0.0)
@@ -69,7 +70,7 @@ def test_without_noise_every_kind_is_euler(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_ends_of_time_are_finite(kind: Kind) -> None:
+def test_the_ends_of_time_are_finite(kind: SDE) -> None:
     x, v = torch.ones(1, 4), torch.full((1, 4), 0.3)
     for t, t_next in ((1.0, 0.98), (1e-3, 0.0), (1e-6, 0.0)):
         mean, std = transition(kind, v, x, t, t_next, 0.7)
@@ -99,7 +100,7 @@ def test_a_score_is_the_normal_distributions_mean_over_elements() -> None:
 
 @pytest.mark.parametrize("kind", ["flow", "constant"])
 @pytest.mark.parametrize(("t", "t_next"), [(0.9, 0.8), (0.5, 0.45), (0.2, 0.0)])
-def test_the_divergence_is_the_normal_distributions_and_the_closed_form(kind: Kind, t: float, t_next: float) -> None:
+def test_the_divergence_is_the_normal_distributions_and_the_closed_form(kind: SDE, t: float, t_next: float) -> None:
     x, v, other = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1)).unbind()
     (mean, std), (reference, _) = (transition(kind, one, x, t, t_next, 0.7) for one in (v, other))
     found = divergence(mean, reference, std)

@@ -127,7 +127,11 @@ class VLM(KeepsFloat32, nn.Module):
 
     @torch.no_grad()
     def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
-        """Run the VLM over a batch of prompts.
+        """Run the VLM over a batch of prompts. Arguments and errors as `prefix_with_gradient`."""
+        return self.prefix_with_gradient(prompts, images)
+
+    def prefix_with_gradient(self, prompts: Prompts, images: Tensor) -> Prefix:
+        """Run the VLM over a batch of prompts. The language model has a gradient, the vision tower has none.
 
         images: uint8 [B, N, 3, H, W], the images of each prompt in their order; N may be 0.
 
@@ -136,7 +140,8 @@ class VLM(KeepsFloat32, nn.Module):
         """
         n = images.shape[1]
         at_images = self.image_tokens(prompts, images)
-        vision = self._features(images.flatten(0, 1)) if n else None
+        with torch.no_grad():
+            vision = self._features(images.flatten(0, 1)) if n else None
         inputs = self.inputs(prompts, at_images, vision)
         # Engines that gather sharded weights count on every forward pass to end.
         cache = _KeysAndValues(len(self.language_model.layers), ends=self._ends_early)

@@ -10,6 +10,7 @@ Metric = Literal["mse", "cosine", "smooth_l1"]
 Aggregate = Literal["grpo", "dr_grpo", "dapo"]
 Scale = Literal["group", "batch", "none"]
 Std = Literal["unbiased", "population"]
+SDE = Literal["flow", "constant", "cps"]
 
 
 class TimeSampling(Config):
@@ -114,3 +115,49 @@ class UnifiedGRPO(Config):
         if self.delta is not None and self.delta <= 1 + self.high:
             raise ValueError(f"objective.delta {self.delta} must be above the clip range, 1 + {self.high}")
         return self
+
+
+class ColdStart(Config):
+    """UAE, first stage of arXiv 2509.09666 v1: 1 - cosine of image and reconstruction, differentiated.
+
+    The VLM's captions are sampled at `temperature`; no gradient goes through the choice of words. The gradient reaches
+    the DiT through the last steps of the sampler, and the language model through the condition.
+    """
+
+    kind: Literal["cold_start"]
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    # Steps of the sampler that have a gradient, the last ones. OPEN in the paper; the released code takes all of 10.
+    last: Positive = 1
+
+
+class FlowGRPO(Config):
+    """UAE, third stage of arXiv 2509.09666 v1: GRPO over the sampler's path, which moves the DiT (arXiv 2505.05470).
+
+    The paper does not name the algorithm; this is the field's. For each image the VLM writes one caption, and the
+    sampler draws a group of images from it: they begin with the same noise and differ by the stochastic steps of a
+    window, see `wemmu.sampling.sde`. Defaults: Flow-GRPO and its fast variant.
+    """
+
+    kind: Literal["flow_grpo"]
+    # Images drawn of each caption.
+    group: Annotated[int, Field(ge=2)] = 8
+    # Who wrote the captions: the VLM, or whoever wrote those of the data set.
+    captions: Literal["policy", "data"] = "policy"
+    # Of sampling captions.
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    sde: SDE = "flow"
+    noise_level: Annotated[float, Field(gt=0, le=1)] = 0.7
+    # The stochastic steps: `window` steps from step `first` on, of recipe.generator.steps. Other steps are Euler's.
+    first: Annotated[int, Field(ge=0)] = 0
+    window: Positive = 2
+    scale: Scale = "group"
+    std: Std = "population"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-4
+    # Advantages are cut at plus and minus this.
+    limit: Annotated[float, Field(gt=0)] = 5.0
+    # Log-probabilities are means over latent elements, hence a small range.
+    clip: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    # Weight of KL to the DiT that the stage began with. With 0 no copy of it is kept.
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    # Optimizer steps for each rollout, as in UnifiedGRPO.
+    updates: Positive = 1

@@ -8,7 +8,14 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from wemmu.config.base import Config, LocalPath, Positive, Share
 from wemmu.config.benchmarks import BenchmarkName, Benchmarks
 from wemmu.config.next_resolution import NextResolution
-from wemmu.config.objectives import CaptionTuning, Objective, ReconstructiveTuning, UnifiedGRPO
+from wemmu.config.objectives import (
+    CaptionTuning,
+    ColdStart,
+    FlowGRPO,
+    Objective,
+    ReconstructiveTuning,
+    UnifiedGRPO,
+)
 from wemmu.config.task import Task
 
 
@@ -63,7 +70,8 @@ class Optimizer(Config):
         Vectors (norms, biases) are never decayed; those without a rate of their module learn `vector_scale` times as
         fast.
         """
-        own = self.own_rates.get(name.partition(".")[0])
+        # The DiT of UAE is its generator's.
+        own = self.own_rates.get(name.removeprefix("generator.").partition(".")[0])
         shared = self.lr * self.vector_scale if ndim < 2 else self.lr
         return shared if own is None else own, 0.0 if ndim < 2 else self.weight_decay
 
@@ -115,7 +123,8 @@ class _Training(Config):
     # Modules of the recipe's model; its config lists them.
     trains: tuple[str, ...]
     objective: Annotated[
-        Objective | ReconstructiveTuning | CaptionTuning | UnifiedGRPO, Field(discriminator="kind")
+        Objective | ReconstructiveTuning | CaptionTuning | UnifiedGRPO | ColdStart | FlowGRPO,
+        Field(discriminator="kind"),
     ] = Objective()
     optimizer: Optimizer
     # Weight of each task among the steps: a step draws its whole global batch from one task.

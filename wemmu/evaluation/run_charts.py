@@ -80,7 +80,7 @@ def copy_charts(stage: StageRecord) -> list[Markup]:
 
 
 def reward_charts(stage: StageRecord) -> list[Markup]:
-    """Chart rewards, lengths and times of captions that learn from rewards; none for other stages."""
+    """Chart rewards, lengths, ratios and times of what learns from rewards; none for other stages."""
     recorded = dict.fromkeys(key for line in stage.metrics for key in line)
     if "reward" not in recorded:
         return []
@@ -88,9 +88,12 @@ def reward_charts(stage: StageRecord) -> list[Markup]:
         "reward, and what rewards nothing": {key: key.removeprefix("reward/") for key in recorded if _is_reward(key)},
         "tokens of a caption": {"length/max": "longest", "length": "mean", "length/min": "shortest"},
         "entropy of a token, nats": {"entropy": ""},
-        "seconds of a step": {f"time/{what}_s": what for what in ("rollout", "reward", "update")},
+        "share of ratios that are clipped": {"clipped_high": "above", "clipped_low": "below"},
+        "KL to the model that the stage began with": {"kl": ""},
+        "seconds of a step": {f"time/{what}_s": what for what in ("caption", "rollout", "reward", "update")},
     }
-    drawn = {title: zip(keys.items(), PALETTE, strict=False) for title, keys in charts.items()}
+    there = {title: {key: keys[key] for key in keys if key in recorded} for title, keys in charts.items()}
+    drawn = {title: zip(keys.items(), PALETTE, strict=False) for title, keys in there.items() if keys}
     return [
         chart(title, [_curve(stage, key, label, color) for (key, label), color in curves])
         for title, curves in drawn.items()

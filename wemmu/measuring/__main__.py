@@ -48,7 +48,8 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
     for path, parameter in model.named_parameters():
         numbers[parts[path]] += parameter.numel()
         adapters[parts[path]] += parameter.numel() * is_adapter(path)
-        homes[parts[path]] = path.split(".")[0]
+        inside = (part for part in model.sharded if path.startswith(f"{part}."))
+        homes[parts[path]] = next(inside, path.split(".")[0])
     vlm = vlm_of(model)
     found: dict[str, Any] = {
         "parts": {**dict.fromkeys(run.recipe.modules, 0), **numbers},

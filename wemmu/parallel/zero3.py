@@ -9,7 +9,7 @@ Only this file uses DeepSpeed beyond its documented interface; read in and teste
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -43,11 +43,27 @@ class _Trainable(nn.Module):
     def __init__(self, model: Any, loss: LossFn):
         super().__init__()
         for part in model.sharded:
-            self.add_module(part, model.get_submodule(part))
+            *outer, name = part.split(".")
+            place: nn.Module = self
+            for word in outer:
+                if word not in dict(place.named_children()):
+                    place.add_module(word, nn.Module())
+                place = place.get_submodule(word)
+            place.add_module(name, model.get_submodule(part))
         self._loss = loss
 
     def forward(self, batch: Batch, step: int) -> Losses:
         return self._loss(batch, step)
+
+
+def _unsharded(module: nn.Module, sharded: Sequence[str], before: str = "") -> Iterator[nn.Module]:
+    """Yield the parts of a model that are outside of those named in `sharded`, as whole as possible."""
+    for name, part in module.named_children():
+        path = before + name
+        if any(one.startswith(f"{path}.") for one in sharded):
+            yield from _unsharded(part, sharded, f"{path}.")
+        elif path not in sharded:
+            yield part
 
 
 class _Linear(torch.autograd.Function):
@@ -117,7 +133,7 @@ class Zero3Engine:
         """
         self._deepspeed = load_deepspeed(device)
         self._model, self._world, self._global_batch = model, topology.world, run.stage.global_batch
-        others = [part for name, part in model.named_children() if name not in model.sharded]
+        others = list(_unsharded(model, model.sharded))
         for part in others:
             part.to(device)
         trainable = _Trainable(model, loss)

@@ -13,14 +13,13 @@ all are Euler's step.
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wemmu.config.objectives import SDE
 from wemmu.timesteps import VelocityField
-
-Kind = Literal["flow", "constant", "cps"]
 
 
 class Transition(NamedTuple):
@@ -37,7 +36,7 @@ class Window(NamedTuple):
     states: Tensor
 
 
-def transition(kind: Kind, velocity: Tensor, x: Tensor, t: float, t_next: float, level: float) -> Transition:
+def transition(kind: SDE, velocity: Tensor, x: Tensor, t: float, t_next: float, level: float) -> Transition:
     """Return the distribution of x at t_next, given x [N, ...] at t and its velocity.
 
     At t = 1, where `flow` divides by 0, 1 - t_next takes the place of 1 - t in s.
@@ -53,7 +52,7 @@ def transition(kind: Kind, velocity: Tensor, x: Tensor, t: float, t_next: float,
 
 
 def sample(
-    kind: Kind,
+    kind: SDE,
     velocity: VelocityField,
     x: Tensor,
     ts: Tensor,

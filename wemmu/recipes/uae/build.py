@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoImageProcessor
 
 from wemmu.backbones.vae import FrozenVAE
@@ -19,25 +18,23 @@ from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.manifest import read_manifest, sha256_of, some, verify
 from wemmu.checkpoint.start import fill_merged, start_from
 from wemmu.config.exported import processor_folder
-from wemmu.config.objectives import UnifiedGRPO
+from wemmu.config.objectives import FlowGRPO, UnifiedGRPO
 from wemmu.config.schema import Backbones, StageRun
-from wemmu.prompts import PromptEncoder
 from wemmu.published.layout import DIFFUSERS, tensors
 from wemmu.recipes.lora import adapt, add_reference
 from wemmu.recipes.staged import startable
 from wemmu.recipes.uae.config import UAE as UAEConfig
-from wemmu.recipes.uae.loss import loss_of
+from wemmu.recipes.uae.measured import Measured
 from wemmu.recipes.uae.model import UAE
-from wemmu.recipes.uae.policy import Policy
 from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.build import build_model, caption_channels
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.types import Batch, Losses, LossFn, Rollout
+from wemmu.types import LossFn
 
 # Of an export, the folder of a component -> the first word of its weights' names in training.
 COMPONENTS = {"bridge": "bridge", "transformer": "dit"}
 # Names of the frozen copy -> of the policy, whose weights it begins with.
-REFERENCE = {"language_model.": "vlm.model.language_model.", "lm_head.": "vlm.lm_head."}
+REFERENCE = {"language_model.": "vlm.model.language_model.", "lm_head.": "vlm.lm_head.", "dit.": "generator.dit."}
 
 
 def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
@@ -52,7 +49,7 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
     generator, reports = build_generator(backbones, config, run.seed)
     vlm, reports["vlm"] = load_vlm(backbones.vlm, getattr(torch, backbones.dtype))
     pixels = AutoImageProcessor.from_pretrained(processor_folder(backbones.vlm), use_fast=True)
-    model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, copies_reference(run))
+    model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, reference_of(run))
     adapt(model, config, run.seed)
     if penalised(run) and run.stage.start is not None:
         fill_reference(model, config, run.stage.start)
@@ -60,13 +57,16 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
 
 
 def penalised(run: StageRun) -> bool:
-    """Whether a stage penalises the distance from the policy that it began with."""
-    return isinstance(run.stage.objective, UnifiedGRPO) and run.stage.objective.beta > 0
+    """Whether a stage penalises the distance from the weights that it began with."""
+    return isinstance(run.stage.objective, UnifiedGRPO | FlowGRPO) and run.stage.objective.beta > 0
 
 
-def copies_reference(run: StageRun) -> bool:
-    """Whether that policy is a copy of the language model; of one with adapters it is the same with others."""
-    return penalised(run) and "llm" not in run.recipe.lora
+def reference_of(run: StageRun) -> Literal["llm", "dit"] | None:
+    """Return the module of whose first weights a copy is kept; one with adapters is the same model with others."""
+    if not penalised(run):
+        return None
+    module: Literal["llm", "dit"] = "dit" if isinstance(run.stage.objective, FlowGRPO) else "llm"
+    return None if module in run.recipe.lora else module
 
 
 def build_generator(backbones: Backbones, config: UAEConfig, seed: int) -> tuple[WeMMU, dict[str, LoadReport]]:
@@ -140,48 +140,11 @@ def fill_reference(model: UAE, config: UAEConfig, start: Path) -> None:
 
 
 def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[UAE, LossFn]:
-    """The model and its loss of backbones without weights; see `wemmu.measuring`.
-
-    It is the update that is measured; a rollout and its rendering are not.
-    """
+    """The model and a step of it, of backbones without weights; see `wemmu.measuring`."""
     config = run.recipe
     assert isinstance(config, UAEConfig)
     frozen = FrozenVLM(deepcopy(vlm), [0.5] * 3, [0.5] * 3)
     bridge = Bridge(config.generator.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
     generator = WeMMU(frozen, vae, bridge.to(vlm.dtype), dit)
-    model = UAE(vlm, [0.5] * 3, [0.5] * 3, generator, copies_reference(run))
+    model = UAE(vlm, [0.5] * 3, [0.5] * 3, generator, reference_of(run))
     return model, Measured(run, model)
-
-
-class Measured:
-    """The loss of a stage on a batch of the data set: of a rollout whose captions are as long as the labels."""
-
-    def __init__(self, run: StageRun, model: UAE):
-        assert isinstance(run.recipe, UAEConfig)
-        self.objective = run.stage.objective
-        # It reads no text, and there may be no tokenizer.
-        self.policy = Policy(model, cast(PromptEncoder, None), run.recipe.max_length)
-        self.policy.banned = torch.zeros(model.vlm.lm_head.out_features, dtype=torch.bool)
-        self.loss = loss_of(self.policy, self.objective)
-
-    def __call__(self, batch: Batch, step: int) -> Losses:
-        return self.loss(self._rolled_out(batch) if isinstance(self.objective, UnifiedGRPO) else batch, step)
-
-    def _rolled_out(self, batch: Batch) -> Batch:
-        objective, prompts, labels = self.objective, batch.prompts, batch.labels
-        assert isinstance(objective, UnifiedGRPO)
-        assert labels is not None
-
-        def repeated(tensor: Tensor, dim: int = 0) -> Tensor:
-            return tensor.repeat_interleave(objective.group, dim)
-
-        prompts = type(prompts)(
-            repeated(prompts.input_ids), repeated(prompts.mask), repeated(prompts.positions, 1),
-            repeated(prompts.next_position), prompts.padded,
-            tuple(n for n in prompts.image_tokens for _ in range(objective.group)),
-        )  # fmt: skip
-        labels = repeated(labels)
-        zeros = torch.zeros(labels.shape, device=labels.device)
-        old, reference = (zeros if kept else None for kept in (objective.updates > 1, objective.beta > 0))
-        rollout = Rollout(zeros[:, 0], 1.0, old, reference, {})
-        return replace(batch, prompts=prompts, labels=labels, rollout=rollout)

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from wemmu.config.base import Config, LocalPath, Positive, Seed
-from wemmu.config.objectives import UnifiedGRPO
+from wemmu.config.objectives import ColdStart, FlowGRPO, UnifiedGRPO
 from wemmu.config.recipe import RecipeConfig
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import Task
@@ -18,7 +18,7 @@ from wemmu.recipes.wemmu.config import Bridge
 
 
 class Generator(Config):
-    """The frozen decoder, a WeMMU model, and how it renders captions.
+    """The decoder, a WeMMU model, and how it renders captions.
 
     weights: a checkpoint, shipped weights or an exported bridge, as `start` of a stage takes; what it does not hold are
     the backbones' own.
@@ -74,10 +74,13 @@ class UAE(RecipeConfig):
     generator: Generator
     reward: Reward
 
-    modules: ClassVar[Mapping[str, tuple[str, ...]]] = {"llm": ("vlm.model.language_model.", "vlm.lm_head.")}
+    modules: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "llm": ("vlm.model.language_model.", "vlm.lm_head."),
+        "dit": ("generator.dit.",),
+    }
     backbones: ClassVar[tuple[str, ...]] = ("vlm", "vae", "dit")
     tasks: ClassVar[tuple[Task, ...]] = (Task.CAPTION, Task.UNDERSTANDING)
-    objectives: ClassVar[tuple[str, ...]] = ("caption", "unified_grpo")
+    objectives: ClassVar[tuple[str, ...]] = ("caption", "unified_grpo", "cold_start", "flow_grpo")
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     draws: ClassVar[bool] = False
     adaptable: ClassVar[tuple[str, ...]] = ("llm",)
@@ -94,12 +97,39 @@ class UAE(RecipeConfig):
                 f"stage {stage.name}: next_resolution.plateau needs the validation loss, which exists for generation; "
                 "the recipe uae ends a resolution by samples"
             )
-        if not isinstance(stage.objective, UnifiedGRPO):
-            return
-        if Task.UNDERSTANDING in stage.mixture:
-            raise ValueError(f"stage {stage.name}: unified_grpo rewards captions; valid tasks: caption")
-        if stage.steps % stage.objective.updates:
+        objective, name = stage.objective, f"stage {stage.name}"
+        if Task.UNDERSTANDING in stage.mixture and objective.kind != "caption":
+            raise ValueError(f"{name}: {objective.kind} compares images of captions; valid tasks: caption")
+        self._check_trains(stage)
+        if isinstance(objective, UnifiedGRPO | FlowGRPO) and stage.steps % objective.updates:
             raise ValueError(
-                f"stage {stage.name}: its {stage.steps} steps are no multiple of objective.updates "
-                f"{stage.objective.updates}, the steps of one rollout"
+                f"{name}: its {stage.steps} steps are no multiple of objective.updates {objective.updates}, the steps "
+                "of one rollout"
+            )
+        steps = self.generator.steps
+        if isinstance(objective, FlowGRPO) and objective.first + objective.window > steps:
+            raise ValueError(
+                f"{name}: objective.first {objective.first} + objective.window {objective.window} are more than "
+                f"recipe.generator.steps {steps}"
+            )
+        if isinstance(objective, ColdStart) and objective.last > steps:
+            raise ValueError(f"{name}: objective.last {objective.last} is more than recipe.generator.steps {steps}")
+        if isinstance(objective, ColdStart) and self.reward.control != "none":
+            raise ValueError(f"{name}: recipe.reward.control is for rewards, and cold_start has none; valid: none")
+
+    def _check_trains(self, stage: Stage | ResolutionStep) -> None:
+        """Refuse modules that the objective gives no gradient."""
+        name, kind, trains = f"stage {stage.name}", stage.objective.kind, set(stage.trains)
+        valid = {"cold_start": {"llm", "dit"}, "flow_grpo": {"dit"}}.get(kind, {"llm"})
+        if wrong := sorted(trains - valid):
+            raise ValueError(f"{name}: {kind} does not train {', '.join(wrong)}; valid: {', '.join(sorted(valid))}")
+        if kind == "cold_start" and "llm" in trains and self.cond_encoder != "policy":
+            raise ValueError(
+                f"{name}: cold_start trains llm through the generator's condition, which recipe.cond_encoder: "
+                "reference takes from another VLM; set recipe.cond_encoder=policy, or train dit alone"
+            )
+        if "dit" in trains and self.generator.offload:
+            raise ValueError(
+                f"{name}: recipe.generator.offload keeps the generator in host memory, and this stage trains its DiT; "
+                "set recipe.generator.offload=false"
             )

@@ -1,37 +1,53 @@
-"""The auto-encoder: a VLM that captions images, and a frozen WeMMU model that draws what the captions say."""
+"""The auto-encoder: a VLM that captions images, and a WeMMU model that draws what the captions say."""
 
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from wemmu.backbones.recompute import recomputed
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.recipes.lora import as_it_began
 from wemmu.recipes.tuned_vlm import TunedVLM
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.types import Prompts
+from wemmu.types import Condition, Prompts
 
 
 class UAE(TunedVLM):
-    """The language model learns; the vision tower with its projector and the generator never do.
+    """The language model learns, and the DiT; the vision tower with its projector and the generator's rest never do.
 
-    reference: a frozen copy of the language model with its head, for the penalty of GRPO; None without one. A language
-    model with adapters needs no copy: it is its own reference with the adapters it began with. Weights of the generator
-    have their names after `generator.`.
+    reference: frozen copies of what a stage trains, for the penalty of GRPO: `language_model` and `lm_head`, or `dit`;
+    None without one. A language model with adapters needs no copy: it is its own reference with the adapters it began
+    with. Weights of the generator have their names after `generator.`.
     """
 
-    # See `WeMMU.sharded`.
-    sharded = ("vlm",)
-
-    def __init__(self, vlm: nn.Module, mean: list[float], std: list[float], generator: WeMMU, keep_reference: bool):
+    def __init__(
+        self,
+        vlm: nn.Module,
+        mean: list[float],
+        std: list[float],
+        generator: WeMMU,
+        refers_to: Literal["llm", "dit"] | None = None,
+    ):
         super().__init__(vlm, mean, std)
         self.generator = generator.requires_grad_(False)
         self.reference: nn.ModuleDict | None = None
-        if keep_reference:
+        if refers_to == "llm":
             copied = deepcopy({"language_model": self.language_model, "lm_head": self.vlm.lm_head})
             self.reference = nn.ModuleDict(copied).requires_grad_(False)
+        elif refers_to == "dit":
+            self.reference = nn.ModuleDict({"dit": deepcopy(generator.dit)}).requires_grad_(False)
+
+    @property
+    def sharded(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `WeMMU.sharded`. A DiT that does not learn stays whole."""
+        return ("vlm", "generator.dit") if self.trains_dit else ("vlm",)
+
+    @property
+    def trains_dit(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.generator.dit.parameters())
 
     @property
     def vae(self) -> FrozenVAE:
@@ -80,4 +96,17 @@ class UAE(TunedVLM):
 
     def modules_by_name(self) -> dict[str, nn.Module]:
         """Return the parts that a stage can name in `trains`."""
-        return {"llm": nn.ModuleList([self.language_model, self.vlm.lm_head])}
+        return {"llm": nn.ModuleList([self.language_model, self.vlm.lm_head]), "dit": self.generator.dit}
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer of the language model, and of a DiT that learns, in the backward pass."""
+        super().checkpoint_activations()
+        if self.trains_dit:
+            self.generator.dit.enable_gradient_checkpointing(recomputed)
+
+    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, reference: bool = False) -> Tensor:
+        """Return the generator's velocity, see `WeMMU.velocity`, or that of the DiT that the stage began with."""
+        if not reference:
+            return self.generator.velocity(x_t, t, Condition(states))
+        assert self.reference is not None, "the penalty is on"
+        return self.generator.velocity_of(self.reference["dit"], x_t, t, states)

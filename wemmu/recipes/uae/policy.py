@@ -88,6 +88,11 @@ class Policy:
         text: str = self.encoder.tokenizer.decode(row[:-1] if row[-1] == self.end else row)
         return text.strip()
 
+    def given(self, labels: Tensor) -> Captions:
+        """Return the captions that labels hold, see `Batch.labels`."""
+        rows = [row[row != IGNORE_INDEX].tolist() for row in labels.cpu()]
+        return Captions(rows, [self._text(row) for row in rows], [False] * len(rows))
+
     def asked(self, texts: Sequence[str], images: Tensor) -> Prompts:
         """Return the prompts of the images up to where the captions begin."""
         rows, grids = self._rows(texts, images)

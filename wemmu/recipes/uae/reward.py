@@ -31,7 +31,7 @@ class Pixels:
     """Scales an image down and takes its mean away, so that a cosine of two is their correlation."""
 
     def embed(self, images: Tensor) -> Tensor:
-        low, high = (float(value) for value in images.aminmax())
+        low, high = (float(value) for value in images.detach().aminmax())
         if low < 0 or high > 1:
             raise ValueError(f"an image holds values from {low:g} to {high:g}; valid: 0 to 1")
         small = F.interpolate(images.float(), (PIXELS_SIDE, PIXELS_SIDE), mode="area")
@@ -64,10 +64,22 @@ class ReconstructionReward:
         Raises:
             ValueError: if the control `deranged` has one image only.
         """
-        device = images.device
-        self._move(device)
+        self._move(images.device)
         group = len(captions) // len(images)
         made = self._rendered(captions, images.repeat_interleave(group, 0), sample_ids.repeat_interleave(group))
+        rewards, also = self.compared(made, images)
+        if self.config.generator.offload:
+            self._move("cpu")
+        return rewards, also
+
+    @torch.no_grad()
+    def compared(self, made: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return rewards and further cosines of G reconstructions of each image, [B * G, 3, H, W] in [0, 1].
+
+        Raises:
+            ValueError: as for captions.
+        """
+        self._move_encoders(images.device)
         own = images[:, 0]
         compared = own
         if self.config.reward.control == "deranged":
@@ -83,8 +95,6 @@ class ReconstructionReward:
         also = {name: self._cosines(encoder, made, own) for name, encoder in self.held_out.items()}
         if self.config.reward.control != "none":
             also["own"] = self._cosines(self.encoder, made, own)
-        if self.config.generator.offload:
-            self._move("cpu")
         return rewards, also
 
     def _rendered(self, captions: Sequence[str], images: Tensor, sample_ids: Tensor) -> Tensor:
@@ -107,6 +117,9 @@ class ReconstructionReward:
 
     def _move(self, device: torch.device | str) -> None:
         self.renderer.model.generator.to(device)
+        self._move_encoders(device)
+
+    def _move_encoders(self, device: torch.device | str) -> None:
         for encoder in (self.encoder, *self.held_out.values()):
             if isinstance(encoder, nn.Module):
                 encoder.to(device)

@@ -95,8 +95,8 @@ class Rollouts:
 
 
 def measures(captions: Captions, rewards: Tensor, also: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is recorded of each image, name -> [B]; rewards and `also`: [B, G]."""
-    group = rewards.shape[1]
+    """Return what is recorded of each image, name -> [B]; rewards and `also`: [B, G], of one caption or of G."""
+    group = len(captions.tokens) // len(rewards)
     lengths = torch.tensor([float(len(tokens)) for tokens in captions.tokens]).unflatten(0, (-1, group))
     cut = torch.tensor(captions.truncated).float().unflatten(0, (-1, group))
     return {

@@ -96,6 +96,10 @@ class WeMMU(Staged):
             entering = torch.cat([x_t, source], dim=1)
         return self._run_dit(entering, t, condition.states).to(x_t.dtype)
 
+    def velocity_of(self, dit: nn.Module, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """As `velocity`, of another DiT of the same class."""
+        return self._dit_adapter.velocity(dit, x_t.to(states.dtype), t, states).to(x_t.dtype)
+
     def _run_whole_dit(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         return self._dit_adapter.velocity(self.dit, x_t.to(states.dtype), t, states)
 
