@@ -18,6 +18,7 @@ from wemmu.recipes.uae.model import UAE
 from wemmu.recipes.uae.paths import FlowPolicy
 from wemmu.recipes.uae.policy import Policy
 from wemmu.recipes.uae.reward import Pixels
+from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.solvers import euler
 from wemmu.types import Batch, Losses, LossFn, Paths, Prompts, Rollout
 
@@ -63,11 +64,11 @@ class Measured:
                 batch = self._drawn(batch, count, 1, False)
         return self.loss(batch, step)
 
-    @torch.no_grad()
+    @in_eval_mode
     def _generated(self, prompts: Prompts, images: Tensor) -> None:
         self.model.prefix(prompts, images)
 
-    @torch.no_grad()
+    @in_eval_mode
     def _rendered(self, batch: Batch, rows: int) -> None:
         """Draw `rows` images, some at a time."""
         several = self.config.generator.micro_batch
