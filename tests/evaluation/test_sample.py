@@ -64,10 +64,10 @@ def test_bad_input_ends_in_one_sentence(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(file)
     with pytest.raises(SystemExit, match="2 --image were given without --prompt"):
         main(tmp_path, tmp_path / "out.png", image=[file, file], prompt="", size=None)
-    with pytest.raises(SystemExit, match=r"--out .* names no kind of image that can be written"):
+    with pytest.raises(SystemExit, match=r"--out .* has no image format that can be written"):
         main(tmp_path, tmp_path / "out", image=[], prompt="a red circle", size=None)
     # Pillow reads these, and fails when it is to write one: before anything is drawn.
-    with pytest.raises(SystemExit, match=r"--out .*a.psd names no kind of image that can be written"):
+    with pytest.raises(SystemExit, match=r"--out .*a.psd has no image format that can be written"):
         main(tmp_path, tmp_path / "a.psd", image=[], prompt="a red circle", size=None)
     with pytest.raises(SystemExit, match="--guidance nan is not a weight"):
         main(tmp_path, tmp_path / "a.png", image=[], prompt="a red circle", size=None, guidance=float("nan"))
