@@ -100,7 +100,7 @@ def test_a_stage_whose_gate_does_not_hold_never_begins(stage) -> None:
     [refused] = story(run, "stage2")
     assert (refused.event, refused.outcome) == ("refused", "failed")
     assert "stage1 has no whole checkpoint of its last step" in refused.reason
-    assert "stage2 may not begin" in jobs.output(job)
+    assert "stage2 cannot start" in jobs.output(job)
 
 
 def test_a_preempted_stage_saves_and_goes_on_as_the_same_job(stage, straight: Path, tmp_path: Path) -> None:

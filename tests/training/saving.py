@@ -199,7 +199,7 @@ POINTS: dict[str, tuple[object, str, str]] = {
     "files are being hashed": (store, "sha256_of", "before"),
     "the manifest is about to be written": (store, "write_manifest", "before"),
     "the manifest is written": (store, "write_manifest", "after"),
-    "the name is given": (store, "_sync", "third"),
+    "the name is given": (store, "sync", "third"),
     "an older one is about to go": (retention, "_remove", "before"),
     "an older one is half removed": (retention.shutil, "rmtree", "half"),
 }
