@@ -120,7 +120,9 @@ def test_every_name_and_shape_of_the_published_size_is_accepted(tmp_path: Path, 
     changed = json.loads(config.read_text())
     (changed.get("text_config") or changed)["intermediate_size"] += 8
     config.write_text(json.dumps(changed))
-    with pytest.raises(BackboneError, match=r"the first differences: model\.language_model\.layers\.0\.mlp\.down_proj\.weight"):
+    with pytest.raises(
+        BackboneError, match=r"first differences: model\.language_model\.layers\.0\.mlp\.down_proj\.weight"
+    ):
         skeleton(run)
 
 
