@@ -7,8 +7,8 @@ from typing import Any
 
 from wemmu.checkpoint.manifest import Manifest
 from wemmu.config import StageRun, load_stages
+from wemmu.config.exported import ARGUMENTS
 from wemmu.jsonlines import read_lines
-from wemmu.pipeline import ARGUMENTS
 from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.shapes.vocabulary import WORLD
 

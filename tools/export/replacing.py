@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST
+from wemmu.config.exported import PARITY
 from wemmu.config.files import replace_text
 from wemmu.locks import is_alive
 
 PIPELINE = "WeMMUPipeline"
-# What an export tells of itself, written last.
-PARITY = "parity.json"
 WEIGHTS = "weights.safetensors"
 _FOLDERS = {"vlm", "processor", "transformer", "vae", "bridge", "scheduler"}
 # What exports wrote that do not list their files, weights apart.

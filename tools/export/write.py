@@ -21,13 +21,14 @@ from tools.export.stored import (
     write_component,
 )
 from wemmu.backbones.full_precision import LANGUAGE, in_memory
+from wemmu.checkpoint.exported import COMPONENTS
 from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 from wemmu.config.exported import processor_folder
 from wemmu.config.objectives import Objective
 from wemmu.pipeline import WeMMUPipeline, write_entry
-from wemmu.recipes.wemmu.component import COMPONENTS, WeMMUBridge
+from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.config import WeMMU as Recipe
 from wemmu.recipes.wemmu.model import WeMMU
 

@@ -8,8 +8,8 @@ from wemmu.checkpoint.collective import CheckpointError
 from wemmu.config.exported import BRIDGE, FOLDERS, PARITY, is_export
 from wemmu.published.layout import DIFFUSERS, BackboneError, StoredTensor, tensors
 
-# First word of the canonical names of weights -> the folder that holds them.
-STARTS = {"bridge": BRIDGE, "dit": FOLDERS["dit"]}
+# First word of the canonical names of weights -> the component of an exported pipeline that holds them.
+COMPONENTS = {"bridge": BRIDGE, "dit": FOLDERS["dit"]}
 
 
 def exported_tensors(export: Path, frozen: dict[str, str]) -> dict[str, StoredTensor]:
@@ -21,7 +21,7 @@ def exported_tensors(export: Path, frozen: dict[str, str]) -> dict[str, StoredTe
     try:
         return {
             f"{word}.{name}": tensor
-            for word, folder in STARTS.items()
+            for word, folder in COMPONENTS.items()
             if word not in frozen
             for name, tensor in tensors(export / folder, DIFFUSERS).items()
         }
@@ -41,9 +41,9 @@ def read_export(export: Path) -> dict[str, Any]:
         held = exported_tensors(export, origin["frozen"])
         words = {name.partition(".")[0] for name in held}
         files = {
-            f"{STARTS[word]}/{name}": sha256
+            f"{COMPONENTS[word]}/{name}": sha256
             for word in words
-            for name, sha256 in components[STARTS[word]]["files"].items()
+            for name, sha256 in components[COMPONENTS[word]]["files"].items()
         }
         shapes = {name: list(tensor.shape) for name, tensor in held.items()}
         return {**origin, "tensors": shapes, "trained": [], "files": files, "libraries": report["libraries"]}

@@ -9,8 +9,8 @@ INDEX, PARITY = "model_index.json", "parity.json"
 # Field of `backbones` -> its folder in an export; the bridge has one, too.
 FOLDERS = {"vlm": "vlm", "vae": "vae", "dit": "transformer"}
 BRIDGE, PROCESSOR = "bridge", "processor"
-# Field of `sampling` -> its name in model_index.json.
-SAMPLING = {
+# Field of `sampling` -> argument of a call of the pipeline, whose default stands in model_index.json by that name.
+ARGUMENTS = {
     "steps": "num_inference_steps",
     "solver": "solver",
     "t2i": "t2i_guidance_scale",
@@ -67,7 +67,7 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "backbones": backbones,
         "recipe": {"kind": "wemmu", "bridge": bridge} | (tree.get("recipe") or {}),
-        "sampling": {field: index[name] for field, name in SAMPLING.items() if name in index}
+        "sampling": {field: index[name] for field, name in ARGUMENTS.items() if name in index}
         | (tree.get("sampling") or {}),
         "stages": [
             {"resolution": px} | stage | {"objective": {"kind": "flow", "time": time} | (stage.get("objective") or {})}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from wemmu.config.base import Config, LocalPath, Location, Positive, Seed, Share
-from wemmu.config.task import Task
+from wemmu.config.task import EDITS, Task
 
 # A ratio of the longer to the shorter side, at least 1.
 Ratio = Annotated[float, Field(ge=1)]
@@ -142,7 +142,7 @@ class EditsSource(_Table):
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        return (Task.EDIT, Task.MULTI_EDIT)
+        return EDITS
 
 
 class HuggingFaceSource(_ImageSource):

@@ -7,11 +7,10 @@
 `arguments` reads a call; the model computes the condition and the sampler solves.
 """
 
-from wemmu.pipeline.arguments import ARGUMENTS, beyond, check_size
+from wemmu.pipeline.arguments import beyond, check_size
 from wemmu.pipeline.pipeline import PIPELINE_FILE, WeMMUPipeline, scheduler_solver, write_entry
 
 __all__ = [
-    "ARGUMENTS",
     "PIPELINE_FILE",
     "WeMMUPipeline",
     "beyond",

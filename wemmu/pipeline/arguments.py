@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wemmu.config.exported import ARGUMENTS
 from wemmu.config.schema import Sampling
 from wemmu.pixels import as_image, to_images
 from wemmu.positions import token_grid
@@ -21,15 +22,6 @@ from wemmu.shapes.vocabulary import WORLD, unknown
 # No warning if a side differs from a trained one by at most this share.
 _NEAR = 0.15
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
-# Field of `Sampling` -> argument of a call.
-ARGUMENTS = {
-    "steps": "num_inference_steps",
-    "solver": "solver",
-    "t2i": "t2i_guidance_scale",
-    "image": "image_guidance_scale",
-    "instruction": "instruction_guidance_scale",
-    "multi": "multi_guidance_scale",
-}
 # One input image: see `wemmu.pixels.as_image`.
 ImageLike = Image.Image | str | Path | bytes | BytesIO | np.ndarray[Any, Any] | Tensor
 Images = ImageLike | Sequence[ImageLike] | None

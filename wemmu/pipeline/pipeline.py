@@ -19,10 +19,10 @@ from wemmu.backbones.precision import keep_float32_buffers
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import rope_theta
 from wemmu.backbones.vlm import FrozenVLM
+from wemmu.config.exported import ARGUMENTS
 from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
 from wemmu.pipeline.arguments import (
-    ARGUMENTS,
     OUTPUT_TYPES,
     Images,
     beyond,

@@ -15,6 +15,7 @@ from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.backbones.weights import LoadReport, load_vlm
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
+from wemmu.checkpoint.exported import COMPONENTS
 from wemmu.checkpoint.manifest import read_manifest, sha256_of, some, verify
 from wemmu.checkpoint.start import fill_merged, start_from
 from wemmu.config.exported import processor_folder
@@ -31,8 +32,6 @@ from wemmu.recipes.wemmu.build import build_model, caption_channels
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import LossFn
 
-# Of an export, the folder of a component -> the first word of its weights' names in training.
-COMPONENTS = {"bridge": "bridge", "transformer": "dit"}
 # Names of the frozen copy -> of the policy, whose weights it begins with.
 REFERENCE = {"language_model.": "vlm.model.language_model.", "lm_head.": "vlm.lm_head.", "dit.": "generator.dit."}
 
@@ -96,7 +95,7 @@ def fill_from_export(model: WeMMU, directory: Path) -> str:
         CheckpointError: if they are those of another architecture.
     """
     live, files = startable(model), set()
-    for folder, part in COMPONENTS.items():
+    for part, folder in COMPONENTS.items():
         own = {name.removeprefix(f"{part}."): t for name, t in live.items() if name.startswith(f"{part}.")}
         stored = {name: tensor.file for name, tensor in tensors(directory / folder, DIFFUSERS).items()}
         if missing := sorted(own.keys() ^ stored.keys()):

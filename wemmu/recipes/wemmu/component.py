@@ -15,9 +15,6 @@ from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
 from wemmu.recipes.wemmu.model import WeMMU
 
-# First word of the canonical names of weights -> the component of an exported pipeline that holds them.
-COMPONENTS = {"bridge": "bridge", "dit": "transformer"}
-
 
 class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):  # type: ignore[misc]  # as diffusers' own, of two config_names
     """A `Bridge` with its own config. Its tensors have their training names without `bridge.`."""

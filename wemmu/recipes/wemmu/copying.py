@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 
 from wemmu.config import StageRun
-from wemmu.config.task import Task
+from wemmu.config.task import EDITS, Task
 from wemmu.data.validation import HeldOut
 from wemmu.heartbeat import beat
 from wemmu.noise import Noise
@@ -20,7 +20,7 @@ from wemmu.sampling.mode import in_eval_mode
 
 def edits_of(run: StageRun) -> dict[Task, float]:
     """Return the edit tasks of a stage's mixture."""
-    return {task: weight for task, weight in run.stage.mixture.items() if task in (Task.EDIT, Task.MULTI_EDIT)}
+    return {task: weight for task, weight in run.stage.mixture.items() if task in EDITS}
 
 
 class CopyRate:
