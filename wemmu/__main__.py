@@ -27,9 +27,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "data": Program("Write and inspect the shards that training reads.", "data_pipeline.__main__", "app"),
-    "config": Program(
-        "Check a curriculum, show where each value comes from, or upgrade it.", "wemmu.show_config", "app"
-    ),
+    "config": Program("Check a curriculum, or show where each value comes from.", "wemmu.show_config", "app"),
     "plan": Program("Compute parameters, memory, FLOPs and hours of a curriculum.", "wemmu.plan"),
     "doctor": Program("Check this machine and, if you name one, a curriculum.", "wemmu.doctor"),
     "run": Program("Run a curriculum on this machine.", "launcher.cli", "run"),

@@ -1,4 +1,4 @@
-"""`wemmu config`: check a curriculum, show the source of each value, upgrade a file of an earlier version."""
+"""`wemmu config`: check a curriculum, show the source of each value."""
 
 import json
 import math
@@ -8,11 +8,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from wemmu.command_line import AsJson, Overrides, UsageError, plainly, program, start
-from wemmu.config.base import ConfigError, leaves
-from wemmu.config.files import replace_text
+from wemmu.command_line import AsJson, Overrides, plainly, program, start
+from wemmu.config.base import leaves
 from wemmu.config.load import load_traced
-from wemmu.config.rewrite import rewritten
 from wemmu.config.schema import Curriculum
 
 Source = Annotated[Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML, or a run folder.")]
@@ -52,36 +50,6 @@ def check(
         print(f"{source}: valid, stages {', '.join(stage.name for stage in config.stages)}")
 
 
-@plainly()
-def upgrade(
-    source: Source,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Write over the file.")] = False,
-    output: Annotated[Path | None, typer.Option(help="File to write, in the same folder.")] = None,
-) -> None:
-    """Rewrite a config of an earlier version with today's fields; comments stay.
-
-    Without an option the result is NAME.upgraded.yaml beside the file.
-    """
-    file = _file(source)
-    into = file if in_place else output or file.with_name(f"{file.stem}.upgraded.yaml")
-    if in_place and output:
-        raise UsageError("--in-place and --output exclude each other")
-    if into.absolute().parent != file.absolute().parent:
-        raise UsageError(f"--output {into} is in another folder; relative paths and `base` start at {file.parent}")
-    if into.exists() and not in_place:
-        raise UsageError(f"{into} exists; give another --output")
-    text = file.read_text(encoding="utf-8-sig")
-    try:
-        new = rewritten(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot upgrade {file}: {error}") from error
-    if new == text:
-        print(f"{file} has no field of an earlier version; nothing was written")
-        return
-    replace_text(into, new)
-    print(f"{into}: upgraded")
-
-
 def _file(source: Path) -> Path:
     return source / "curriculum.yaml" if source.is_dir() else source
 
@@ -98,7 +66,7 @@ def _as_typed(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-app = program(show, check, upgrade, help="Check a curriculum, show where each value comes from, or upgrade it.")
+app = program(show, check, help="Check a curriculum, or show where each value comes from.")
 
 if __name__ == "__main__":
     start(app)

@@ -210,7 +210,6 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
         if written is None and not old.keys() >= MOVED.keys():
             for field in old:
                 print(f"{path}: the field `{field}` has moved, write {old[field]}; it is read as that", file=sys.stderr)
-            print(f"`wemmu config upgrade {path}` writes it in today's form", file=sys.stderr)
     folders = _folders(written, path)
     origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:
