@@ -43,17 +43,6 @@ def test_the_data_benchmark_has_every_row(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_checkpoint_benchmark_has_both_ways_of_saving(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.checkpoint", "--quick", "--out", tmp_path]
-    subprocess.run(command, cwd=ROOT, check=True)
-    rows = json.loads((tmp_path / "checkpoint.json").read_text())["rows"]
-    assert [row["saving"] for row in rows][1:] == ["at once", "in the background"]
-    assert all(math.isfinite(row[column]) for row in rows for column in ("call", "lost", "late"))
-    text = (tmp_path / "checkpoint.md").read_text()
-    assert all(row["saving"] in text for row in rows)
-
-
-@pytest.mark.slow
 def test_conversions_hold_a_small_part_of_what_they_convert(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.convert", "--out", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True)
