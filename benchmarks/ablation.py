@@ -28,6 +28,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from benchmarks.measure import RESULTS, ROOT, Out, Quick, save
+from benchmarks.study import table, write_data
 from wemmu.checkpoint import retention
 from wemmu.config import Curriculum, dump, load_curriculum, load_stage
 from wemmu.config.task import Task
@@ -153,7 +154,7 @@ def main(
         for seed in range(seeds)
         for arm, fields in chosen.items()
     ]
-    subprocess.run([sys.executable, "-m", "wemmu", "data", "write", str(planned[0].curriculum)], cwd=ROOT, check=True)
+    write_data(planned[0].curriculum)
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(jobs) as pool:
         for ended in as_completed([pool.submit(job.run) for job in planned]):
@@ -265,27 +266,26 @@ def markdown(rows: list[dict[str, Any]], differences: list[dict[str, Any]], base
         f"Stage 1 has {steps} steps of 64 samples; shares of 200 held-out requests, mean over seeds (each seed).",
         "",
     ]
-    stages = list(dict.fromkeys(stage for row in rows for stage in row["stages"]))
-    for stage in stages:
-        measures = next(list(row["stages"][stage]) for row in rows if stage in row["stages"])
-        lines += [f"After {stage}:", "", f"| arm | {' | '.join(measures)} |", f"|---|{'---:|' * len(measures)}"]
-        for arm in dict.fromkeys(row["arm"] for row in rows):
-            mine = [row["stages"][stage] for row in rows if row["arm"] == arm and stage in row["stages"]]
-            cells = [[each[measure] for each in mine] for measure in measures]
-            texts = (_shares(cell, 3 if name == LOSS else 2) for name, cell in zip(measures, cells, strict=True))
-            lines.append(f"| {arm} | {' | '.join(texts)} |")
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    for stage in dict.fromkeys(stage for row in rows for stage in row["stages"]):
+        of = {
+            arm: [row["stages"][stage] for row in rows if row["arm"] == arm and stage in row["stages"]] for arm in arms
+        }
+        measures = next(list(each[0]) for each in of.values() if each)
+        cells = (
+            [arm, *(_shares([one[m] for one in each], 3 if m == LOSS else 2) for m in measures)]
+            for arm, each in of.items()
+        )
+        lines += [f"After {stage}:", "", *table(["arm", *measures], cells)]
         lines += ["", f"Difference from `{base}`, shares in points (95 % interval of the mean over seeds):", ""]
-        lines += [f"| arm | {' | '.join(measures)} |", f"|---|{'---:|' * len(measures)}"]
-        for arm in dict.fromkeys(d["arm"] for d in differences):
-            mine = [d for d in differences if (d["arm"], d["stage"]) == (arm, stage)]
-            lines.append(f"| {arm} | {' | '.join(map(_difference, mine))} |")
+        apart = {arm: [d for d in differences if (d["arm"], d["stage"]) == (arm, stage)] for arm in arms if arm != base}
+        lines += table(["arm", *measures], ([arm, *map(_difference, each)] for arm, each in apart.items() if each))
         lines.append("")
-    if any("attention" in row for row in rows):
+    if attended := [row for row in rows if "attention" in row]:
+        looks = {arm: [row["attention"] for row in attended if row["arm"] == arm] for arm in arms}
         lines += ["Attention of the queries after the last stage, edits:", ""]
-        lines += [f"| arm | {' | '.join(KINDS)} |", f"|---|{'---:|' * len(KINDS)}"]
-        for arm in dict.fromkeys(row["arm"] for row in rows):
-            mine = [row["attention"] for row in rows if row["arm"] == arm]
-            lines.append(f"| {arm} | {' | '.join(_shares([each[kind] for each in mine]) for kind in KINDS)} |")
+        cells = ([arm, *(_shares([one[kind] for one in each]) for kind in KINDS)] for arm, each in looks.items())
+        lines += table(["arm", *KINDS], cells)
     return lines
 
 

@@ -20,13 +20,11 @@ from typing import Any
 
 import torch
 import typer
-from diffusers.models import AutoencoderDC, SanaTransformer2DModel
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.measure import RESULTS, ROOT, Memory, Out, Quick, save, watch
+from tests.models.on_disk import make_backbones
 from tools.convert_ckpt import Source, export, return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
 from tools.zero.folder import read_folder
@@ -36,8 +34,6 @@ from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.stored import ship
 from wemmu.config import StageRun, dump, load_curriculum
-from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
-from wemmu.shapes.processor import save_processor, special_ids
 
 WORLD = 2
 # In MB of 10^6 bytes.
@@ -68,18 +64,10 @@ def main(quick: Quick = False, out: Out = RESULTS) -> None:
 
 def make_run(folder: Path, sizes: Sizes) -> StageRun:
     """Backbones and a run's stage under `folder`, with a checkpoint and a folder as DeepSpeed's ZeRO-3 leaves it."""
-    torch.manual_seed(0)
-    processor: Any = save_processor(folder / "vlm")
-    config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
-    text = config.text_config
-    text.num_hidden_layers, text.intermediate_size = sizes.layers, sizes.width
-    text.layer_types = text.layer_types[:1] * sizes.layers
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "vlm")
-    AutoencoderDC(**VAE_CONFIG, scaling_factor=0.5).save_pretrained(folder / "sana" / "vae")
-    SanaTransformer2DModel(**DIT_CONFIG | {"num_layers": sizes.blocks}).save_pretrained(folder / "sana/transformer")
-    FlowMatchEulerDiscreteScheduler(shift=4.0).save_pretrained(folder / "sana" / "scheduler")
-    paths = (f"backbones.vlm={folder / 'vlm'}", f"backbones.sana={folder / 'sana'}")
-    run = load_curriculum(ROOT / "configs/shapes/curriculum.yaml", paths).stage_run("stage2")
+    text = {"num_hidden_layers": sizes.layers, "intermediate_size": sizes.width}
+    backbones = make_backbones(folder, text=text, dit={"num_layers": sizes.blocks})
+    curriculum = load_curriculum(ROOT / "configs/shapes/curriculum.yaml")
+    run = curriculum.model_copy(update={"backbones": backbones}).stage_run("stage2")
     (folder / "run" / "stage2").mkdir(parents=True)
     dump(run, folder / "run" / "stage2" / "config.yaml")
     weights = {name: torch.randn(shape) for name, shape in shapes(skeleton(run)).items()}

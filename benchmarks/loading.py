@@ -21,23 +21,19 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 import typer
-from diffusers.models import AutoencoderDC, SanaTransformer2DModel
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.step_sizes import make_run, second
+from tests.models.on_disk import make_backbones
 from wemmu.config import StageRun
 from wemmu.config.schema import Backbones, Parallel
 from wemmu.config.task import Task
 from wemmu.parallel.topology import Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
-from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
-from wemmu.shapes.processor import special_ids
 from wemmu.training.build import make_engine, place_blocks
 from wemmu.training.start import fill_from
 
 # Imported once, before the ranks are forked: what libraries take is not of loading.
 PRELOADED = ("deepspeed", "wemmu.backbones.sana.tensor", "wemmu.parallel.hybrid", "wemmu.recipes.wemmu.recipe")
-SHAPES = Path(__file__).resolve().parents[1] / "assets/shapes"
 ENGINES: dict[str, dict[str, Any]] = {
     "zero3": {"engine": "zero3"},
     "hybrid tp 2": {"engine": "hybrid", "tp": 2},
@@ -46,25 +42,14 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 def write_backbones(root: Path, width: int, layers: int) -> Backbones:
-    """Backbones of `width` channels and `layers` layers, the autoencoder as in the miniature."""
-    processor = AutoProcessor.from_pretrained(SHAPES / "vlm", use_fast=True)
-    processor.save_pretrained(root / "vlm")
-    config = vlm_config(len(processor.tokenizer), special_ids(processor))
-    config["text_config"] |= {
-        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
-        "num_attention_heads": width // 32, "num_key_value_heads": width // 64,
-    }  # fmt: skip
-    config["vision_config"] |= {"out_hidden_size": width}
-    dit = DIT_CONFIG | {
-        "num_layers": layers, "num_attention_heads": width // 32, "num_cross_attention_heads": width // 32,
-        "cross_attention_dim": width,
-    }  # fmt: skip
+    """Backbones of `width` channels and `layers` layers in bfloat16, the autoencoder as in the miniature."""
+    text = {"hidden_size": width, "intermediate_size": 4 * width}
+    text |= {"num_attention_heads": width // 32, "num_key_value_heads": width // 64}
+    dit = {"num_attention_heads": width // 32, "num_cross_attention_heads": width // 32, "cross_attention_dim": width}
     torch.set_default_dtype(torch.bfloat16)
-    Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).save_pretrained(root / "vlm")
-    SanaTransformer2DModel(**dit).save_pretrained(root / "sana/transformer")
-    AutoencoderDC(**VAE_CONFIG).save_pretrained(root / "sana/vae")
+    made = make_backbones(root, layers, text, dit)
     torch.set_default_dtype(torch.float32)
-    return Backbones.model_validate({"vlm": root / "vlm", "sana": root / "sana", "dtype": "bfloat16"})
+    return made.model_copy(update={"dtype": "bfloat16"})
 
 
 def stage(backbones: Backbones, parallel: dict[str, Any], ranks: int) -> StageRun:

@@ -14,8 +14,6 @@ three quarters and the end of the steps.
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +24,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks import study
 from benchmarks.measure import RESULTS, ROOT, Out, Quick, save
-from benchmarks.ross_report import KINDS, Differences, compared, figure, markdown
-from wemmu.config import dump, load_curriculum
+from benchmarks.ross_report import KINDS, Differences, compared, markdown
+from wemmu.config import load_curriculum
 from wemmu.config.checkpoints import own_checkpoints, sheet
 from wemmu.config.files import replace_text
 from wemmu.config.objectives import ReconstructiveTuning
@@ -45,7 +44,6 @@ from wemmu.shapes.render import render
 from wemmu.shapes.scene import CELLS, HELD_OUT, Object, Scene, Split, random_scene
 from wemmu.shapes.scorer import same_scene
 from wemmu.training.build import load_trained
-from wemmu.training.trainer import Trainer
 from wemmu.types import IGNORE_INDEX
 
 CONFIG = ROOT / "configs" / "shapes" / "ross.yaml"
@@ -82,13 +80,12 @@ def main(
         for arm, (weight, recipe) in ARMS.items():
             folder = folder_of(work, arm, seed)
             run = stage(work, start, seed, steps, weight, recipe)
-            train(folder, run)
+            study.trained(folder, run)
             rows.append({"arm": arm, "seed": seed, **scored(folder, run, questions)})
             differences: Differences = list(compared(rows))
             short = [{k: _means(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
             about = {"steps": steps, "questions": questions, "differences": differences}
             save(out, "ross", markdown(rows, differences, steps, questions), short, **about)
-            figure(rows, differences, out / "ross.png")
         if seed == 0:
             restorations(work, steps).save(out / "ross-restored.png")
 
@@ -156,9 +153,7 @@ def write_data(work: Path, images: int) -> None:
         rows = [_conversation(talks / f"{number}.png", rng) for number in range(images)]
         replace_text(talks / "talks.json", json.dumps(rows))
     source = f"[{{kind: conversations, name: talks, path: {talks}/talks.json, root: {talks}}}]"
-    fields = {"data.shards": work / "data", "data.prepare.sources": source}
-    command = [sys.executable, "-m", "data_pipeline", "write", str(CONFIG)]
-    subprocess.run(command + [p for f, v in fields.items() for p in ("--set", f"{f}={v}")], cwd=ROOT, check=True)
+    study.write_data(CONFIG, [f"data.shards={work / 'data'}", f"data.prepare.sources={source}"])
 
 
 def _conversation(file: Path, rng: random.Random) -> dict[str, Any]:
@@ -178,16 +173,6 @@ def _question(cell: int) -> str:
 
 def _answer(obj: Object | None) -> str:
     return f"a {obj.size} {obj.color} {obj.shape}" if obj else "nothing"
-
-
-def train(folder: Path, run: StageRun) -> None:
-    """Train from where it stopped; a signal ends it, and all is saved."""
-    if (folder / "scores.json").is_file():
-        return
-    folder.mkdir(exist_ok=True)
-    dump(run, folder / "config.yaml")
-    if code := Trainer(run, folder).train():
-        raise typer.Exit(code)
 
 
 def scored(folder: Path, run: StageRun, questions: int) -> dict[str, Any]:

@@ -1,17 +1,13 @@
-"""Compares the arms of `benchmarks.ross`: paired differences over seeds and questions, a table, a figure."""
+"""Compares the arms of `benchmarks.ross`: paired differences over seeds and questions, and tables."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
 import numpy as np
 
+from benchmarks.study import table
 from wemmu.evaluation.scores import wilson
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 KINDS = ("small", "large", "new pair")
 BASE = "answers only"
@@ -48,15 +44,15 @@ def compared(rows: Rows) -> Iterator[dict[str, Any]]:
         for kind in KINDS:
             for measure in MEASURES:
                 # [seeds, questions]
-                table = np.stack([_of(rows, one, s, measure, kind) - _of(rows, other, s, measure, kind) for s in seeds])
+                apart = np.stack([_of(rows, one, s, measure, kind) - _of(rows, other, s, measure, kind) for s in seeds])
                 chosen = generator.integers(len(seeds), size=(DRAWS, len(seeds)))
-                places = generator.integers(table.shape[1], size=(DRAWS, len(seeds), table.shape[1]))
-                means = table[chosen[..., None], places].mean((1, 2))
+                places = generator.integers(apart.shape[1], size=(DRAWS, len(seeds), apart.shape[1]))
+                means = apart[chosen[..., None], places].mean((1, 2))
                 low, high = np.quantile(means, [0.025, 0.975])
                 yield {
                     "arm": one, "against": other, "kind": kind, "measure": measure, "seeds": len(seeds),
-                    "difference": float(table.mean()), "low": float(low), "high": float(high),
-                    "by_seed": table.mean(1).tolist(),
+                    "difference": float(apart.mean()), "low": float(low), "high": float(high),
+                    "by_seed": apart.mean(1).tolist(),
                 }  # fmt: skip
 
 
@@ -75,28 +71,27 @@ def markdown(rows: Rows, differences: Differences, steps: int, questions: int) -
         "kind and seed.",
         "Right answers, % (95 % Wilson interval over all questions of all seeds):",
         "",
-        f"| trained | seeds | {' | '.join(KINDS)} | images restored, % | pixel error |",
-        f"|---|---:|{'---:|' * (len(KINDS) + 2)}",
     ]
+    scores, progress = list[list[Any]](), list[list[str]]()
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
-        cells = [_share([r for row in mine for r in row["right"][kind]]) for kind in KINDS]
         images = [row for row in mine if "restored" in row]
-        cells += [f"{mean(100 * row['restored'] for row in images):.0f}" if images else "-"]
-        cells += [f"{mean(row['rmse'] for row in images):.3f}" if images else "-"]
-        lines.append(f"| {arm} | {len(mine)} | {' | '.join(cells)} |")
+        scores.append([arm, len(mine), *(_share([r for row in mine for r in row["right"][kind]]) for kind in KINDS)])
+        scores[-1] += [f"{mean(100 * row['restored'] for row in images):.0f}" if images else "-"]
+        scores[-1] += [f"{mean(row['rmse'] for row in images):.3f}" if images else "-"]
+        means = [np.mean([row["progress"][kind] for row in mine], axis=0) for kind in KINDS]
+        progress.append([arm, *(" / ".join(f"{100 * share:.0f}" for share in of) for of in means)])
+    lines += table(["trained", "seeds", *KINDS, "images restored, %", "pixel error"], scores)
     lines += ["", f"Right answers after {steps // 2}, {steps * 3 // 4} and {steps} steps, %, mean of the seeds:", ""]
-    lines += [f"| trained | {' | '.join(KINDS)} |", f"|---|{'---:|' * len(KINDS)}"]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        means = {kind: np.mean([row["progress"][kind] for row in rows if row["arm"] == arm], axis=0) for kind in KINDS}
-        lines.append(f"| {arm} | {' | '.join(' / '.join(f'{100 * v:.0f}' for v in means[kind]) for kind in KINDS)} |")
+    lines += table(["trained", *KINDS], progress)
     for measure, (name, scale) in MEASURES.items():
         lines += ["", f"Differences in {name} (95 % bootstrap over seeds and questions; each seed):", ""]
-        lines += [f"| arm - other | {' | '.join(KINDS)} |", f"|---|{'---:|' * len(KINDS)}"]
-        for one, other in PAIRS:
-            found = [d for d in differences if (d["arm"], d["against"], d["measure"]) == (one, other, measure)]
-            if found:
-                lines.append(f"| {one} - {other} | {' | '.join(_difference(d, scale) for d in found)} |")
+        found = {
+            pair: [d for d in differences if (d["arm"], d["against"], d["measure"]) == (*pair, measure)]
+            for pair in PAIRS
+        }
+        cells = ([" - ".join(pair), *(_difference(d, scale) for d in of)] for pair, of in found.items() if of)
+        lines += table(["arm - other", *KINDS], cells)
     return lines
 
 
@@ -110,30 +105,3 @@ def _difference(found: dict[str, Any], scale: int) -> str:
     values = ", ".join(f"{scale * value:+.{digits}f}" for value in found["by_seed"])
     low, high = scale * found["low"], scale * found["high"]
     return f"{scale * found['difference']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}; {values})"
-
-
-def figure(rows: Rows, differences: Differences, file: Path) -> None:
-    """Draw the differences to the arm without reconstruction, with intervals, each seed as a dot."""
-    against = [d for d in differences if d["against"] == BASE]
-    if not against:
-        return
-    drawn, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    names = {"right": "right answers, points (more is better)", "nll": "nats per answer token (less is better)"}
-    for axis, (measure, name) in zip(axes, names.items(), strict=True):
-        scale = 100 if measure == "right" else 1
-        for k, arm in enumerate(dict.fromkeys(d["arm"] for d in against)):
-            mine = [d for d in against if (d["arm"], d["measure"]) == (arm, measure)]
-            x = np.arange(len(mine)) + 0.2 * (k - 1)
-            y = np.array([scale * d["difference"] for d in mine])
-            bars = np.abs(np.array([[scale * d["low"], scale * d["high"]] for d in mine]).T - y)
-            axis.errorbar(x, y, bars, fmt="o", capsize=3, label=arm, color=f"C{k}")
-            for at, d in zip(x, mine, strict=True):
-                axis.scatter([at + 0.06] * len(d["by_seed"]), [scale * v for v in d["by_seed"]], s=8, color=f"C{k}")
-        axis.axhline(0, color="gray", linewidth=0.8)
-        axis.set_xticks(range(len(KINDS)), KINDS)
-        axis.set_xlim(-0.5, len(KINDS) - 0.5)
-        axis.set_title(f"against answers only: {name}", fontsize=9)
-    axes[0].legend(fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(file, dpi=110)
-    plt.close(drawn)

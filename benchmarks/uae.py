@@ -9,24 +9,20 @@ it goes on.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import matplotlib
-import torch
 import typer
 
 from benchmarks.measure import RESULTS, ROOT, Out
+from benchmarks.study import table, trained, unchanged, write_data
 from wemmu.checkpoint import retention
-from wemmu.checkpoint.stored import StoredTensors
-from wemmu.config import StageRun, dump, load_curriculum, load_stage
+from wemmu.config import load_curriculum, load_stage
 from wemmu.config.task import Task
 from wemmu.evaluation.runner import evaluate
 from wemmu.jsonlines import read_lines
 from wemmu.training.build import load_trained
-from wemmu.training.trainer import Trainer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -48,8 +44,7 @@ def main(
     """Train, score and tell."""
     work.mkdir(parents=True, exist_ok=True)
     shared = [*(overrides or []), f"data.shards={work / 'data'}", "logging.wandb=disabled", "sampling.prompts=[]"]
-    words = [word for one in shared for word in ("--set", one)]
-    subprocess.run([sys.executable, "-m", "wemmu", "data", "write", str(CONFIG), *words], cwd=ROOT, check=True)
+    write_data(CONFIG, shared)
     cold = trained(work / "cold", load_curriculum(CONFIG, shared).stage_run("cold"))
     before = scored(work / "cold", prompts)
     found: list[dict[str, Any]] = []
@@ -59,22 +54,9 @@ def main(
             own += [f"stages.reward.steps={int(share * steps)}", "logging.every=5"]
             folder = work / f"{arm}-{seed}"
             newest = trained(folder, load_curriculum(CONFIG, [*shared, *own]).stage_run("reward"))
-            same = equal(newest, cold)
-            found.append({"arm": arm, "seed": seed, "scores": scored(folder, prompts), "unchanged": same})
-            found[-1]["curves"] = curves(folder)
+            scores, same = scored(folder, prompts), unchanged(newest, cold)
+            found.append({"arm": arm, "seed": seed, "scores": scores, "unchanged": same, "curves": curves(folder)})
             report(out, before, found, steps)
-
-
-def trained(folder: Path, run: StageRun) -> Path:
-    """Train a stage, or go on with it; return its last checkpoint."""
-    folder.mkdir(exist_ok=True)
-    if not (folder / "done").exists():
-        dump(run, folder / "config.yaml")
-        Trainer(run, folder).train()
-        (folder / "done").touch()
-    newest = retention.latest(folder / "checkpoints")
-    assert newest is not None
-    return newest
 
 
 def scored(folder: Path, prompts: int) -> dict[str, float]:
@@ -88,12 +70,6 @@ def scored(folder: Path, prompts: int) -> dict[str, float]:
         shares = results["tasks"][Task.CAPTION]["test"]["measures"]
         file.write_text(json.dumps({name: of["share"] for name, of in shares.items()}), encoding="utf-8")
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def equal(one: Path, other: Path) -> bool:
-    """Whether two checkpoints have the same weights, bit for bit."""
-    ours, theirs = StoredTensors(one), StoredTensors(other)
-    return all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.manifest.tensors)
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
@@ -112,24 +88,23 @@ def report(out: Path, before: dict[str, float], found: list[dict[str, Any]], ste
         "encoder that rewards and under one that rewards nothing, of the first and the last steps recorded. Likeliest",
         "captions of held-out scenes, by the exact scorer: true; complete; restored, whose rendering shows the scene.",
         "",
-        "| arm | seed | own, first -> last | held out, first -> last | length | true | complete | restored | weights |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| cold start | | | | | {_shares(before)} | |",
     ]
+    columns = ("arm", "seed", "own, first -> last", "held out, first -> last", "length")
+    rows = [["cold start", "", "", "", "", *_shares(before), ""]]
     for run in found:
         of = run["curves"]
         own = of.get("reward/own", of["reward"])
         ends = [f"{curve[0]:.3f} -> {curve[-1]:.3f}" for curve in (own, of["reward/held_out"])]
         length = f"{of['length'][0]:.1f} -> {of['length'][-1]:.1f}"
         weights = "unchanged" if run["unchanged"] else "moved"
-        cells = [run["arm"], run["seed"], *ends, length, _shares(run["scores"]), weights]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        rows.append([run["arm"], run["seed"], *ends, length, *_shares(run["scores"]), weights])
+    lines += table([*columns, "true", "complete", "restored", "weights"], rows)
     (out / "uae.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     figure(out / "uae.png", found)
 
 
-def _shares(scores: dict[str, float]) -> str:
-    return " | ".join(f"{scores[name]:.2f}" for name in ("true", "complete", "same"))
+def _shares(scores: dict[str, float]) -> list[str]:
+    return [f"{scores[name]:.2f}" for name in ("true", "complete", "same")]
 
 
 def figure(file: Path, found: list[dict[str, Any]]) -> None:

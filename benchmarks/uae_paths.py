@@ -9,23 +9,21 @@ scorer. `--work` keeps the runs; run again, it goes on.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import RESULTS, ROOT, Out
+from benchmarks.measure import RESULTS, Out
 from benchmarks.prompts import right
-from benchmarks.uae import CONFIG, trained
+from benchmarks.study import table, trained, unchanged, write_data
+from benchmarks.uae import ARMS, CONFIG, curves
 from tools.convert_ckpt import export, find
-from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import load_curriculum
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.recipes.uae.config import UAE
 
-ARMS = {"reward": ("none", 1.0), "deranged": ("deranged", 1.0), "constant": ("constant", 0.1)}
 PROMPTS = (
     "a red circle above a blue square",
     "a yellow triangle below a green cross",
@@ -48,8 +46,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     source = "data.prepare.sources=[{kind: shapes, samples: {t2i: 4000}, captions: {related: 1.0}}]"
     shared = [source, f"data.shards={work / 'data'}", "logging.wandb=disabled", "sampling.prompts=[]"]
-    words = [word for one in shared for word in ("--set", one)]
-    subprocess.run([sys.executable, "-m", "wemmu", "data", "write", str(CONFIG), *words], cwd=ROOT, check=True)
+    write_data(CONFIG, shared)
     found: list[dict[str, Any]] = []
     for arm in arms or list(ARMS):
         control, share = ARMS[arm]
@@ -61,23 +58,10 @@ def main(
         newest = trained(work / arm, run)
         if not (work / f"{arm}-export").exists():
             export(find(newest), work / f"{arm}-export", "float32", without_vlm=False, forward=True)
-        found.append(
-            {"arm": arm, "curve": curve(work / arm), "unchanged": unchanged(newest, run.recipe.generator.weights)}
-        )
-        found[-1]["right"] = counted(work / f"{arm}-export", seeds)
+        same = unchanged(newest, run.recipe.generator.weights, "generator.")
+        right_ones = counted(work / f"{arm}-export", seeds)
+        found.append({"arm": arm, "curves": curves(work / arm), "unchanged": same, "right": right_ones})
         report(out, found, steps, seeds, rate)
-
-
-def curve(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "reward" in line]
-
-
-def unchanged(newest: Path, before: Path) -> bool:
-    """Whether the DiT has every bit of the one that the stage began with."""
-    ours, theirs = StoredTensors(newest), StoredTensors(before)
-    names = [name.removeprefix("generator.") for name in ours.manifest.tensors]
-    return all(bool((ours.read(f"generator.{name}") == theirs.read(name)).all()) for name in names)
 
 
 def counted(export: Path, seeds: int) -> dict[str, int]:
@@ -100,18 +84,14 @@ def report(out: Path, found: list[dict[str, Any]], steps: int, seeds: int, rate:
         f"Cosines: the mean of the first and of the last five records. Prompts: right images of {seeds}",
         "by the exact scorer. `constant` is the generator as it was.",
         "",
-        f"| arm | CLIP's cosine | DINOv2's | weights | {' | '.join(PROMPTS)} |",
-        "|---|---|---|---|" + "---|" * len(PROMPTS),
     ]
+    rows = []
     for run in found:
-        own = "reward/own" if "reward/own" in run["curve"][0] else "reward"
-        ends = []
-        for name in (own, "reward/held_out"):
-            values = [line[name] for line in run["curve"]]
-            first, last = values[:5], values[-5:]
-            ends.append(f"{sum(first) / len(first):.3f} -> {sum(last) / len(last):.3f}")
-        cells = [run["arm"], *ends, "unchanged" if run["unchanged"] else "moved", *run["right"].values()]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        of = run["curves"]
+        cosines = (of.get("reward/own", of["reward"]), of["reward/held_out"])
+        ends = [f"{mean(one[:5]):.3f} -> {mean(one[-5:]):.3f}" for one in cosines]
+        rows.append([run["arm"], *ends, "unchanged" if run["unchanged"] else "moved", *run["right"].values()])
+    lines += table(["arm", "CLIP's cosine", "DINOv2's", "weights", *PROMPTS], rows)
     (out / "uae_paths.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "uae_paths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

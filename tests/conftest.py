@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.measuring import in_forks
+from tests.models.on_disk import make_backbones
 from wemmu.config.schema import Backbones
 from wemmu.planning import ask
-from wemmu.shapes.backbones import DIT_CONFIG, VAE_CONFIG, vlm_config
-from wemmu.shapes.processor import save_processor, special_ids
 
 torch.set_num_threads(1)
 # A developer's own key must not send the runs of tests anywhere.
@@ -55,19 +52,3 @@ def quick_measuring() -> Iterator[None]:
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
     """Directories that `load_backbones` takes: sizes of the miniature, weights at random (seeded)."""
     return make_backbones(tmp_path_factory.mktemp("backbones"))
-
-
-def make_backbones(root: Path, layers: int | None = None) -> Backbones:
-    """Backbones under `root`; `layers`: of the VLM's language model and of the DiT, instead of the miniature's."""
-    processor = save_processor(root / "vlm")
-    torch.manual_seed(1)
-    config = Qwen2_5_VLConfig(**vlm_config(len(processor.tokenizer), special_ids(processor)))
-    dit = dict(DIT_CONFIG)
-    if layers is not None:
-        config.text_config.num_hidden_layers = dit["num_layers"] = layers
-        config.text_config.layer_types = config.text_config.layer_types[:layers]
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(root / "vlm")
-    AutoencoderDC(**VAE_CONFIG, scaling_factor=0.5).save_pretrained(root / "sana" / "vae")
-    SanaTransformer2DModel(**dit).save_pretrained(root / "sana" / "transformer")
-    FlowMatchEulerDiscreteScheduler(shift=4.0).save_pretrained(root / "sana" / "scheduler")
-    return Backbones(vlm=root / "vlm", sana=root / "sana")

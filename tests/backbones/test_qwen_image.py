@@ -17,8 +17,8 @@ from diffusers import (
 from torch import Tensor
 
 from tests.checkpoints import load_weights
-from tests.conftest import make_backbones
 from tests.data.handmade import all_tasks, write
+from tests.models.on_disk import make_backbones
 from tests.models.world import random_images
 from tests.parallel.cases import EDIT, T2I, Case, merged, single
 from tests.parallel.test_zero3 import check, engine_of, nothing_stays, on, recomputing

@@ -14,8 +14,8 @@ import pytest
 import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
-from tests.conftest import make_backbones
 from tests.export.folders import STEPS, TABLE, TAG, Content, Saved, save_folder, universal
+from tests.models.on_disk import make_backbones
 from tests.models.world import micro_batches
 from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH
 from tests.parallel.ranks import on_ranks

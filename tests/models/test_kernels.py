@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._inductor import config as inductor
 
-from tests.conftest import make_backbones
+from tests.models.on_disk import make_backbones
 from tests.models.world import make_batch, make_model
 from tests.parallel.cases import difference
 from tests.training.runs import STAGE_RUN

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import make_backbones
+from tests.models.on_disk import make_backbones
 from wemmu.config.schema import Backbones
 
 

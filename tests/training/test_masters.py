@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.conftest import make_backbones
+from tests.models.on_disk import make_backbones
 from tests.parallel.cases import ALL, Case, RossCase, portable, whole
 from tests.parallel.ranks import on_ranks
 from wemmu.checkpoint import store

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
-from tests.conftest import make_backbones
 from tests.models.elsewhere import ELSEWHERE, Elsewhere, twin
+from tests.models.on_disk import make_backbones
 from tests.models.world import micro_batches, random_images
 from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outcome, RossCase, single
 from wemmu.backbones.full_precision import Made
