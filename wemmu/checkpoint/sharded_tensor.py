@@ -17,14 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-# Where a part begins in the whole tensor, and the part; the same with its sizes alone.
+# Where a part begins in the whole tensor, and the part.
 TensorShard = tuple[tuple[int, ...], Tensor]
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-
-
 # (begin in the whole, end in the whole, begin in the local tensor)
 TensorRange = tuple[int, int, int]
 
@@ -178,8 +181,7 @@ def row_parts(
 class WholePlanner(DefaultSavePlanner):
     """Saves in float32, and only what is whole: each element of every tensor once, whoever holds it.
 
-    The same rectangle on several ranks is a replica, which DCP writes once. It tells replicas by name and offset alone,
-    so rectangles of other sizes at one offset would be lost in silence, and a hole would be loaded as garbage.
+    The same rectangle on several ranks is a replica, which DCP writes once.
     """
 
     def create_local_plan(self) -> SavePlan:
@@ -191,50 +193,24 @@ class WholePlanner(DefaultSavePlanner):
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         """Raises ValueError naming the tensors that are not whole."""
-        boxes: dict[str, set[Box]] = {}
-        shapes: dict[str, set[torch.Size]] = {}
-        for plan in all_plans:
-            # The names of all tensors that a rank knows, also those of which it holds nothing.
-            for name in plan.planner_data:
-                boxes.setdefault(name, set())
-            for item in plan.items:
-                data = item.tensor_data
-                assert data is not None, "a checkpoint has tensors only"
-                boxes[item.index.fqn].add((tuple(data.chunk.offsets), tuple(data.chunk.sizes)))
-                shapes.setdefault(item.index.fqn, set()).add(data.size)
-        if flaws := [f"{name}: {flaw}" for name, held in boxes.items() if (flaw := _flaw(shapes.get(name), held))]:
+        # Refuses overlaps, and holes in what several ranks hold.
+        plan, metadata = super().create_global_plan(all_plans)
+        flaws = []
+        # The names of all tensors that a rank knows, also those of which it holds nothing.
+        for name in sorted({name for one in all_plans for name in one.planner_data}):
+            stored = metadata.state_dict_metadata.get(name)
+            if stored is None:
+                flaws.append(f"{name}: no rank holds any of it")
+                continue
+            assert isinstance(stored, TensorStorageMetadata), "a checkpoint has tensors only"
+            if missing := prod(stored.size) - sum(prod(chunk.sizes) for chunk in stored.chunks):
+                flaws.append(f"{name}: {missing} of its {prod(stored.size)} elements are held by no rank")
+        if flaws:
             more = f"; and {len(flaws) - 3} more" if len(flaws) > 3 else ""
             raise ValueError(f"the ranks do not hold whole tensors: {'; '.join(flaws[:3])}{more}")
-        return super().create_global_plan(all_plans)
+        return plan, metadata
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         data = super().resolve_data(write_item)
         assert isinstance(data, Tensor), "a checkpoint has tensors only"
         return data.float()
-
-
-def _flaw(shapes: set[torch.Size] | None, boxes: set[Box]) -> str | None:
-    """What keeps the rectangles from being one tensor, each element once; None if nothing does."""
-    if shapes is None:
-        return "no rank holds any of it"
-    if len(shapes) > 1:
-        return f"the ranks do not agree on its shape: {sorted(map(list, shapes))}"
-    (shape,) = shapes
-    if len(boxes) > 1:
-        # Along the dimension that is cut most, few rectangles stand abreast.
-        axis = max(range(len(shape)), key=lambda d: len({offset[d] for offset, _ in boxes}))
-        abreast: list[Box] = []
-        for box in sorted(boxes, key=lambda box: box[0][axis]):
-            abreast = [(offset, sizes) for offset, sizes in abreast if offset[axis] + sizes[axis] > box[0][axis]]
-            for other in abreast:
-                if _overlap(box, other):
-                    (at, size), (at_other, size_other) = sorted((box, other))
-                    return f"{list(size)} at {list(at)} and {list(size_other)} at {list(at_other)} overlap"
-            abreast.append(box)
-    missing = prod(shape) - sum(prod(sizes) for _, sizes in boxes)
-    return f"{missing} of its {prod(shape)} elements are held by no rank" if missing else None
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    dims = zip(*one, *other, strict=True)
-    return all(begin < at + length and at < begin + size for begin, size, at, length in dims)
