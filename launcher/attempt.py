@@ -26,6 +26,7 @@ from launcher.lock import at_work
 from launcher.plan import chain, find
 from wemmu.command_line import FAILED, FINAL, SAVED, Overrides, plainly
 from wemmu.config import Curriculum, dump, load, load_curriculum
+from wemmu.diagnosis.preflight import inputs
 
 # Exit codes of ranks that a warning killed before their handlers were set, and of scripts that end on a warning.
 BY_WARNING = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
@@ -233,6 +234,7 @@ def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[
     config = load_curriculum(source, overrides)
     run_folder = folder.normalise(given.get("RUN", Path("runs") / config.name))
     if not (run_folder / folder.CURRICULUM).exists() or overrides:
+        folder.refuse_problems(config, inputs(config))
         folder.check(config, run_folder)
         run_folder.mkdir(parents=True, exist_ok=True)
         folder.write(config, run_folder)

@@ -213,9 +213,7 @@ def _check(config: Curriculum, run_folder: Path, site: Cluster | None = None) ->
     gpu = site.gpu if site and site.gpus else None
     if gpu and (memory := examine(planned_memory, config, gpu)).status != "ok":
         typer.echo(f"warning: {memory.words}", err=True)
-    findings = [examine(check, *arguments) for check, *arguments in calls(config, run_folder)]
-    if wrong := [f"  {finding.words}" for finding in findings if finding.status == "problem"]:
-        raise ValueError("\n".join([f"the curriculum {config.name} cannot run here:", *wrong]))
+    folder.refuse_problems(config, calls(config, run_folder))
     folder.check(config, run_folder)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 from wemmu.config.base import differences
-from wemmu.config.benchmarks import inputs
+from wemmu.diagnosis.findings import Call, examine
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
@@ -64,32 +64,11 @@ def curriculum_file(run: Path) -> Path:
     return run / CURRICULUM
 
 
-def check(curriculum: Curriculum, run: Path) -> None:
-    """Check paths and run folder.
-
-    Raises:
-        RefusedError: names every missing path of the curriculum; or, if the folder holds another run, the fields that
-            differ and the choices.
-    """
-    given = curriculum.backbones.directories(curriculum.recipe.backbones)
-    needed = {f"backbones.{name}": directory for name, directory in given.items()}
-    needed |= {f"stages.{stage.name}.start": stage.start for stage in curriculum.stages if stage.start}
-    if curriculum.data.prepare is None and curriculum.data.remote is None:
-        needed["data.shards"] = curriculum.data.shards
-    absent = [f"  {field}: {path} is not a directory" for field, path in needed.items() if not path.is_dir()]
-    if absent := [*absent, *_absent_of_benchmarks(curriculum)]:
-        raise RefusedError("\n".join([f"the curriculum {curriculum.name} names paths that do not exist:", *absent]))
-    _check_folder(curriculum, run)
-
-
-def _absent_of_benchmarks(curriculum: Curriculum) -> Iterator[str]:
-    for stage in curriculum.stages:
-        where = "evaluation" if stage.benchmarks is None else f"stages.{stage.name}"
-        for name, options in curriculum.evaluation.after(stage).items():
-            for field, path in inputs(options).items():
-                # The run's own data set may still be written.
-                if path != curriculum.data.shards and not path.exists():
-                    yield f"  {where}.benchmarks.{name}.{field}: {path} does not exist"
+def refuse_problems(curriculum: Curriculum, calls: Iterable[Call]) -> None:
+    """Raises RefusedError naming all problems that the checks find (`wemmu.diagnosis.preflight`)."""
+    findings = [examine(check, *arguments) for check, *arguments in calls]
+    if wrong := [f"  {finding.words}" for finding in findings if finding.status == "problem"]:
+        raise RefusedError("\n".join([f"the curriculum {curriculum.name} cannot run here:", *wrong]))
 
 
 def write(curriculum: Curriculum, run: Path) -> None:
@@ -103,7 +82,8 @@ def write(curriculum: Curriculum, run: Path) -> None:
             dump(config, home / "config.yaml")
 
 
-def _check_folder(curriculum: Curriculum, run: Path) -> None:
+def check(curriculum: Curriculum, run: Path) -> None:
+    """Raises RefusedError if the folder holds another run, with the fields that differ and the choices."""
     file = run / CURRICULUM
     if file.exists():
         if changed := list(changes(load_curriculum(file), curriculum)):

@@ -408,6 +408,7 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
     (out / "model_index.json").write_text(json.dumps({"_class_name": "WeMMUPipeline"}))
     (out / "vlm").mkdir()
     (out / "vlm" / "config.json").write_text("{}")
+    (out / "parity.json").write_text('{"written": ["model_index.json", "parity.json", "vlm/config.json"]}')
     main(trained.folder, out=out, dtype=Dtype.BFLOAT16, without_vlm=True)
     assert not (out / "vlm").exists()
     assert list(tmp_path.iterdir()) == [out]

@@ -8,6 +8,7 @@ from launcher import folder
 from tests.launcher.test_plan import curriculum, rising, written
 from wemmu.config import Curriculum, load_curriculum, load_stage
 from wemmu.config.schema import Parallel
+from wemmu.diagnosis.preflight import inputs
 
 
 @pytest.fixture
@@ -75,15 +76,22 @@ def test_a_folder_in_which_the_first_launcher_died_early_is_free(runnable: Curri
     folder.check(runnable, run)
 
 
-def test_every_missing_path_is_named_at_once(tmp_path: Path):
+def test_every_missing_path_is_named_at_once():
+    wanted = curriculum(
+        data={"shards": "no/shards"}, sampling={"prompts": [{"images": ["no.png"]}]},
+        evaluation={"benchmarks": {"unified_bench": {"data": "no/photos", "encoders": {"clip": "no/clip"}}}},
+    )  # fmt: skip
     with pytest.raises(folder.RefusedError) as refusal:
-        folder.check(curriculum(data={"shards": "no/shards"}), tmp_path / "run")
+        folder.refuse_problems(wanted, inputs(wanted))
     for named in (
-        "backbones.vlm: vlm",
-        "backbones.dit: sana/transformer",
-        "backbones.vae: sana/vae",
+        "vlm is not a directory",
+        "sana/transformer is not a directory",
+        "sana/vae is not a directory",
         "stages.c.start: elsewhere",
-        "data.shards: no/shards",
+        "no/shards",
+        "no such image: no.png",
+        "evaluation.benchmarks.unified_bench.data: no/photos",
+        "evaluation.benchmarks.unified_bench.encoders.clip: no/clip",
     ):
         assert named in str(refusal.value)
 

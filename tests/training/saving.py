@@ -264,7 +264,7 @@ def save_until_killed(rank: int, world: int, root: Path, saves: float) -> None:
 def resume_beside_another_vlm(rank: int, world: int, run: StageRun) -> str:
     """Only the second rank's disk has other weights; returns what this rank is told."""
     was = Origin(run.stage.name, run.seed, run.stage.resolution, {"vlm": "a" * 64})
-    manifest = Manifest(FORMAT, step=2, tensors={}, trained=[], files={}, libraries={}, **vars(was))
+    manifest = Manifest(format=FORMAT, step=2, tensors={}, trained=[], files={}, libraries={}, **vars(was))
     here = replace(was, frozen={"vlm": "b" * 64 if rank == 1 else "a" * 64})
     try:
         resume.check(Path("step_00000002"), manifest, here, run)

@@ -80,7 +80,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
             "and holds unknown ema.dit.to_out.bias, exp_avg.dit.to_out.bias, exp_avg_sq.dit.to_out.bias",
         ),
         ("shape", "model.dit.to_out.bias has shape [7], not [8]"),
-        ("hole", "exp_avg.dit.qk.weight: 15 of its 30 elements are held by no rank"),
+        ("hole", "exp_avg.dit.qk.weight invalid fill tensor-volume: 30 chunks-volume: 15"),
         ("steps", "the ranks are at different steps: [0, 1]"),
         ("infinite", "step_00000004 was not written: not finite are exp_avg_sq.dit.qk.weight"),
         ("busy", "is being trained in by another process (pid 1 on another)"),

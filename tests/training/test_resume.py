@@ -33,7 +33,7 @@ def origin_of(run: StageRun, kernels: Kernels = CHOSEN, device: str = "cpu", **c
 
 def manifest_of(run: StageRun, step: int = 2, **changes: Any) -> Manifest:
     origin = origin_of(run, **changes)
-    return Manifest(FORMAT, step=step, tensors={}, trained=[], files={}, libraries={}, **vars(origin))
+    return Manifest(format=FORMAT, step=step, tensors={}, trained=[], files={}, libraries={}, **vars(origin))
 
 
 def changed(run: StageRun, **fields: Any) -> StageRun:

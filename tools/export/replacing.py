@@ -5,7 +5,6 @@ Free of torch, so bad input is refused at once.
 
 import json
 import os
-import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -20,14 +19,6 @@ from wemmu.locks import is_alive
 PIPELINE = "WeMMUPipeline"
 WEIGHTS = "weights.safetensors"
 _FOLDERS = {"vlm", "processor", "transformer", "vae", "bridge", "scheduler"}
-# What exports wrote that do not list their files, weights apart.
-_NAMES = re.compile(
-    r"README\.md|pipeline\.py|parity\.json|model_index\.json|(transformer|vae|bridge|vlm)/(generation_)?config\.json"
-    r"|(transformer|vae|bridge|vlm)/[a-z_]+\.safetensors\.index\.json|scheduler/scheduler_config\.json"
-    r"|(processor/)?(added_tokens|special_tokens_map|tokenizer|tokenizer_config|vocab|(video_)?preprocessor_config"
-    r"|processor_config|chat_template|config|generation_config|model\.safetensors\.index)\.json"
-    r"|(processor/)?(merges\.txt|chat_template\.jinja)"
-)
 _SHOWN = 5
 
 
@@ -120,13 +111,8 @@ def note_files(directory: Path) -> None:
 
 
 def _written(out: Path) -> set[str]:
-    """The files that an earlier export wrote: by its report, or, of earlier versions, by the names that they gave."""
+    """The files that an earlier export wrote, by its report; none if it does not say."""
     try:
-        report = json.loads((out / PARITY).read_text(encoding="utf-8"))
-        weights = {f"{part}/{name}" for part, of in report["components"].items() for name in of["files"]}
+        return set(json.loads((out / PARITY).read_text(encoding="utf-8"))["written"])
     except (OSError, ValueError, KeyError):
-        report, weights = {}, set()
-    if "written" in report:
-        return set(report["written"])
-    known = {str(path) for path in _files(out) if _NAMES.fullmatch(str(path))}
-    return known | weights | {path.split("/", 1)[1] for path in weights}
+        return set()

@@ -17,7 +17,7 @@ FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where checkpoints come from; the same for all of a run.
+    """Where checkpoints come from; the same for all of a run. The first checkpoints of this format lack the defaults.
 
     seed: with the step, the key of all randomness. frozen: backbone -> SHA-256 of the weights it was trained beside.
     layout: engine and degrees of parallelism, for people; any other layout can load them. settings: what the config
@@ -38,32 +38,21 @@ class Origin:
     copied: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """step: optimizer steps taken, which is also the data position. stage to layout: see `Origin`.
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Origin):
+    """step: optimizer steps taken, which is also the data position.
 
     tensors: name -> shape of every weight inside. trained: those of them that have moments. ema: whether these have a
     moving average, too. files: path within the checkpoint -> SHA-256.
     """
 
     format: int
-    stage: str
     step: int
-    seed: int
-    resolution: int
     tensors: dict[str, list[int]]
     trained: list[str]
-    frozen: dict[str, str]
     files: dict[str, str]
     libraries: dict[str, str]
-    # Absent in the first checkpoints of this format.
-    layout: dict[str, str | int] = field(default_factory=dict)
     ema: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-    first_step: int = 0
-    first_samples: int = 0
-    adapters: dict[str, float] = field(default_factory=dict)
-    copied: dict[str, str] = field(default_factory=dict)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.base import ConfigError
+from wemmu.config.benchmarks import inputs as files_of
 from wemmu.config.exported import is_export
 from wemmu.config.patterns import escaped, expanded
 from wemmu.config.prepare import Prepare, ShapesSource
@@ -42,8 +43,13 @@ MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; 
 
 def calls(curriculum: Curriculum, run: Path) -> list[Call]:
     """The checks that need neither torch nor the machine that trains."""
-    checks = (backbones, starts, sample_images, degrees, data)
-    return [*((check, curriculum) for check in checks), (checkpoint_disk, curriculum, run), (data_disk, curriculum)]
+    layout_and_disks = [(degrees, curriculum), (checkpoint_disk, curriculum, run), (data_disk, curriculum)]
+    return [*inputs(curriculum), *layout_and_disks]
+
+
+def inputs(curriculum: Curriculum) -> list[Call]:
+    """The checks of what the curriculum reads from disk; none takes longer than a second."""
+    return [(check, curriculum) for check in (backbones, starts, sample_images, benchmark_inputs, data)]
 
 
 def loads(path: Path) -> Finding:
@@ -91,6 +97,21 @@ def sample_images(curriculum: Curriculum) -> Finding:
         remedy = "name existing files, or remove these prompts"
         return Finding("sampling.prompts", "problem", f"no such image: {', '.join(absent)}", remedy)
     return Finding("sampling.prompts", "ok", f"{len(curriculum.sampling.prompts)} prompts with {len(images)} images")
+
+
+def benchmark_inputs(curriculum: Curriculum) -> Finding:
+    """Check the folders and files that benchmarks read; one runs only after its stage."""
+    absent: list[str] = []
+    for stage in curriculum.stages:
+        where = "evaluation" if stage.benchmarks is None else f"stages.{stage.name}"
+        for name, options in curriculum.evaluation.after(stage).items():
+            # The run's own data set may still be written.
+            read = {field: path for field, path in files_of(options).items() if path != curriculum.data.shards}
+            absent += [f"{where}.benchmarks.{name}.{field}: {p}" for field, p in read.items() if not p.exists()]
+    if absent:
+        remedy = "name existing folders and files, or remove these benchmarks"
+        return Finding("benchmarks", "problem", f"not there: {'; '.join(dict.fromkeys(absent))}", remedy)
+    return Finding("benchmarks", "ok", "all that they read is there")
 
 
 def degrees(curriculum: Curriculum) -> Finding:
