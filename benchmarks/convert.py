@@ -27,12 +27,12 @@ from benchmarks.measure import RESULTS, ROOT, Memory, Out, Quick, save, watch
 from tests.models.on_disk import make_backbones
 from tools.convert_ckpt import Source, export, return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
+from tools.zero.checkpoint import write_checkpoint
 from tools.zero.folder import read_folder
-from tools.zero.write import write_checkpoint
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.state import TrainState
-from wemmu.checkpoint.stored import ship
+from wemmu.checkpoint.stored import export_weights
 from wemmu.config import StageRun, dump, load_curriculum
 
 WORLD = 2
@@ -108,7 +108,7 @@ def to_pipeline(folder: Path, run: StageRun, name: str = "pipeline", images: boo
 
 
 def to_start(folder: Path, run: StageRun) -> None:
-    ship(folder / "pipeline", folder / "start", torch.float16)
+    export_weights(folder / "pipeline", folder / "start", torch.float16)
 
 
 def from_deepspeed(folder: Path, run: StageRun) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from data_pipeline.contents import Contents, look, records
 from data_pipeline.report import number, streams_table
-from data_pipeline.report_record import in_order, stream_counts
+from data_pipeline.report_record import in_order
 from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, Bytes, ShardError, StoredRecord
 from wemmu.mds import Shard, read_index
 from wemmu.report.page import Table
@@ -59,7 +59,7 @@ def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> Non
 
 def _show(contents: Contents, console: Console) -> None:
     state = "complete" if contents.complete else f"{contents.finished} of {contents.parts} partitions are finished"
-    console.print(table(streams_table(f"{contents.root}: {state}", stream_counts(contents.streams))))
+    console.print(table(streams_table(f"{contents.root}: {state}", contents.streams)))
     for stream in in_order(contents.streams):
         record = next(records(contents.root, stream))
         console.print(Text(f"{stream.settings.name}: {plain(record.id)}", "bold"), soft_wrap=True)

@@ -57,7 +57,6 @@ def _tables(curriculum: Curriculum, job: Job, surveys: list[Survey], about: Coun
     left_out = [
         ReasonCount(
             reason=reason,
-            damaged=reason.damaged,
             count=found.scaled(count),
             examples=(found.examples[reason],),
         )

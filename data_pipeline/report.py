@@ -6,7 +6,7 @@ from operator import attrgetter
 
 from markupsafe import Markup
 
-from data_pipeline.contents import records
+from data_pipeline.contents import records, shard_files
 from data_pipeline.ledger import CAPTION_EDGES, SIDE_EDGES, Ledger
 from data_pipeline.plan import Settings
 from data_pipeline.records import Rejection
@@ -17,9 +17,9 @@ from data_pipeline.report_record import (
     ReasonCount,
     Report,
     StageSteps,
-    StreamCount,
     in_order,
     report_of,
+    samples_at,
 )
 from wemmu.config import Curriculum
 from wemmu.config.files import replace_text
@@ -177,7 +177,7 @@ def reasons_table(
 ) -> kit.Table:
     rows = [
         (
-            kit.Cell(reason.reason, "damaged" if reason.damaged else "not wanted"),
+            kit.Cell(reason.reason, "damaged" if reason.reason.damaged else "not wanted"),
             count(reason.count),
             kit.Cell("\n".join(map(_example, reason.examples)), kind="lines"),
         )
@@ -209,19 +209,23 @@ def steps_table(title: str, stages: Iterable[StageSteps], count: Callable[[int],
     return kit.Table(title, ("Stage", "Task", ">Records", ">Steps an epoch", ">Its steps", ">Epochs"), rows)
 
 
-def streams_table(title: str, streams: Iterable[StreamCount], note: str = "") -> kit.Table:
-    rows = [
-        (
-            stream.name,
-            kit.outline(stream.height, stream.width),
-            number(stream.samples),
-            kit.Cell(percent(stream.share), bar=stream.share),
-            kit.Cell(number(stream.shards), human(stream.bytes, "B")),
-            number(stream.bytes // stream.samples),
-            stream.latents or "none",
+def streams_table(title: str, streams: Iterable[Stream], note: str = "") -> kit.Table:
+    streams = in_order(streams)
+    totals = samples_at(streams)
+    rows = []
+    for stream in streams:
+        of, share = stream.settings, stream.samples / totals[stream.settings.task, stream.settings.resolution]
+        rows.append(
+            (
+                of.name,
+                kit.outline(of.height, of.width),
+                number(stream.samples),
+                kit.Cell(percent(share), bar=share),
+                kit.Cell(number(len(shard_files(stream))), human(stream.bytes, "B")),
+                number(stream.bytes // stream.samples),
+                of.latents.dtype if of.latents else "none",
+            )
         )
-        for stream in streams
-    ]
     columns = ("Stream", "Height × width", ">Records", "Share", ">Shards", ">Bytes a record", "Latents")
     return kit.Table(title, columns, rows, note)
 

@@ -11,7 +11,7 @@ from data_pipeline.records import Reason, Rejection
 from wemmu.config import Curriculum
 from wemmu.config.prepare import EditsSource, Source
 from wemmu.config.serving import serving, sources_of
-from wemmu.config.shards import INDEX_FILE, DataSet, Schema, Stream
+from wemmu.config.shards import DataSet, Schema, Stream
 from wemmu.config.stage import ResolutionStep
 from wemmu.config.task import Task
 
@@ -34,7 +34,6 @@ class SourceCount(Schema):
 
 class ReasonCount(Schema):
     reason: Reason
-    damaged: bool
     count: int
     examples: tuple[Rejection, ...]
 
@@ -45,22 +44,6 @@ class TaskCount(Schema):
     task: Task
     kept: int
     resolutions: dict[int, int]
-
-
-class StreamCount(Schema):
-    """A stream. share: of the records of its task and resolution; latents: the type of stored ones, else ""."""
-
-    name: str
-    task: Task
-    resolution: int
-    height: int
-    width: int
-    inputs: int
-    shards: int
-    samples: int
-    bytes: int
-    share: float
-    latents: str
 
 
 class TaskSteps(Schema):
@@ -103,14 +86,14 @@ class Report(Schema):
     # Records of unused tasks.
     unused: int
     tasks: tuple[TaskCount, ...]
-    streams: tuple[StreamCount, ...]
+    streams: tuple[Stream, ...]
     sides: dict[int, int]
     captions: dict[int, int]
     stages: tuple[StageSteps, ...]
     notes: tuple[str, ...]
 
     def left_out(self, damaged: bool) -> int:
-        return sum(reason.count for reason in self.reasons if reason.damaged == damaged)
+        return sum(reason.count for reason in self.reasons if reason.reason.damaged == damaged)
 
 
 def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry]) -> Report:
@@ -138,7 +121,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         for s in (prepare.sources if prepare else ())
     ]
     stages = [stage_steps(step, dataset.streams) for stage in curriculum.stages for step in stage.resolution_steps]
-    samples = _samples(dataset.streams)
+    samples = samples_at(dataset.streams)
     return Report(
         curriculum=curriculum.name,
         root=curriculum.data.shards,
@@ -149,7 +132,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
         bytes=sum(s.bytes for s in dataset.streams),
         sources=tuple(sources),
         reasons=tuple(
-            ReasonCount(reason=reason, damaged=reason.damaged, count=count, examples=tuple(examples[reason]))
+            ReasonCount(reason=reason, count=count, examples=tuple(examples[reason]))
             for reason, count in reasons.most_common()
         ),
         tasks=tuple(
@@ -157,7 +140,7 @@ def report_of(curriculum: Curriculum, dataset: DataSet, ledger: Iterable[Entry])
             for task in Task
             if task in tasks
         ),
-        streams=stream_counts(dataset.streams),
+        streams=tuple(in_order(dataset.streams)),
         sides=dict(sorted(sides.items())),
         captions=dict(sorted(captions.items())),
         stages=tuple(stages),
@@ -210,29 +193,12 @@ def in_order(streams: Iterable[Stream]) -> list[Stream]:
     )
 
 
-def _samples(streams: Iterable[Stream]) -> Counter[tuple[Task, int]]:
+def samples_at(streams: Iterable[Stream]) -> Counter[tuple[Task, int]]:
     """Records of each task and resolution, from low to high."""
     found: Counter[tuple[Task, int]] = Counter()
     for stream in in_order(streams):
         found[stream.settings.task, stream.settings.resolution] += stream.samples
     return found
-
-
-def stream_counts(streams: Iterable[Stream]) -> tuple[StreamCount, ...]:
-    streams = in_order(streams)
-    totals = _samples(streams)
-    return tuple(
-        StreamCount(
-            **stream.settings.model_dump(include={"task", "resolution", "height", "width", "inputs"}),
-            name=stream.settings.name,
-            shards=len(set(stream.files) - {INDEX_FILE}),
-            samples=stream.samples,
-            bytes=stream.bytes,
-            share=stream.samples / totals[stream.settings.task, stream.settings.resolution],
-            latents=stream.settings.latents.dtype if stream.settings.latents else "",
-        )
-        for stream in streams
-    )
 
 
 def _notes(sources: list[SourceCount], stages: list[StageSteps], unused: Counter[Task]) -> list[str]:

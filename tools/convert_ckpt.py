@@ -125,16 +125,12 @@ def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool |
     """Ship the weights of a checkpoint, or of a pipeline if there is no `found`."""
     import torch
 
-    from wemmu.checkpoint.stored import ship
+    from wemmu.checkpoint.stored import export_weights
 
-    if found is None:
-        with replacing.aside(out) as directory:
-            ship(source, directory, getattr(torch, dtype))
-        return [f"{source} -> {out}, stored in {dtype}"]
-    averaged = found.run.stage.averages(ema)
-    with replacing.aside(out) as directory:
-        ship(found.checkpoint, directory, getattr(torch, dtype), averaged)
-    return [f"{_named(found.checkpoint, averaged)} -> {out}, stored in {dtype}"]
+    directory, averaged = (source, False) if found is None else (found.checkpoint, found.run.stage.averages(ema))
+    with replacing.aside(out) as aside:
+        export_weights(directory, aside, getattr(torch, dtype), averaged)
+    return [f"{_named(directory, averaged)} -> {out}, stored in {dtype}"]
 
 
 def _named(checkpoint: Path, averaged: bool) -> str:
@@ -142,8 +138,8 @@ def _named(checkpoint: Path, averaged: bool) -> str:
 
 
 def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[str]:
+    from tools.zero.checkpoint import parse_table, write_checkpoint
     from tools.zero.folder import is_folder, read_folder
-    from tools.zero.write import parse_table, write_checkpoint
 
     if not is_folder(source):
         inside = sorted(str(path) for path in source.glob("*") if path.is_dir() and is_folder(path))
@@ -185,8 +181,8 @@ def export(
     """
     with without_scipy():
         from tools.export.generator import as_wemmu
+        from tools.export.pipeline import Choices, write_pipeline
         from tools.export.vlm import write_vlm
-        from tools.export.write import Choices, write_pipeline
 
     run, averaged = source.run, source.run.stage.averages(ema)
     with replacing.aside(out) as aside, TemporaryDirectory(dir=aside.parent) as work:

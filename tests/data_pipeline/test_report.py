@@ -13,7 +13,7 @@ from rich.console import Console
 from data_pipeline import report as reporting
 from data_pipeline.contents import records
 from data_pipeline.ledger import Ledger
-from data_pipeline.report import as_text, bins
+from data_pipeline.report import as_text, bins, streams_table
 from data_pipeline.report_record import Report, report_of, swapped
 from data_pipeline.write import write
 from tests.data_pipeline.worlds import SHAPES, curriculum_of, photograph, write_in_process
@@ -36,7 +36,7 @@ def test_every_record_that_was_read_was_kept_or_left_out_for_a_reason(written: C
     lines = [json.loads(line) for line in (written.data.shards / "rejected.jsonl").read_text().splitlines()]
     assert {r.reason: r.count for r in report.reasons} == Counter(line["reason"] for line in lines)
     assert [asdict(e) for r in report.reasons for e in r.examples] == lines
-    assert {r.reason.name: r.damaged for r in report.reasons} == {
+    assert {r.reason.name: r.reason.damaged for r in report.reasons} == {
         "TRUNCATED": True,
         "NO_IMAGE": True,
         "TOO_SMALL": False,
@@ -48,21 +48,21 @@ def test_every_record_that_was_read_was_kept_or_left_out_for_a_reason(written: C
 def test_streams_and_resolutions_count_what_is_on_disk(written: Curriculum, report: Report) -> None:
     root = written.data.shards
     stored = {s.settings.name: len(list(records(root, s))) for s in DataSet.at(root).streams}
-    assert {s.name: s.samples for s in report.streams} == stored
+    assert {s.settings.name: s.samples for s in report.streams} == stored
     for task in report.tasks:
         for resolution, samples in task.resolutions.items():
-            same = [s for s in report.streams if (s.task, s.resolution) == (task.task, resolution)]
+            same = [s for s in report.streams if (s.settings.task, s.settings.resolution) == (task.task, resolution)]
             assert sum(s.samples for s in same) == samples <= task.kept
-            assert sum(s.share for s in same) == pytest.approx(1)
+            assert sum(row[3].bar for row in streams_table("", same).rows) == pytest.approx(1)
     assert sum(report.captions.values()) == report.kept
     assert sum(report.sides.values()) == report.kept - 43, "drawings have no size of their own"
 
 
 def test_an_epoch_is_exactly_the_records_over_the_global_batch(report: Report) -> None:
     for stage in report.stages:
-        at_resolution = [s for s in report.streams if s.resolution == stage.resolution]
+        at_resolution = [s for s in report.streams if s.settings.resolution == stage.resolution]
         for row in stage.tasks:
-            samples = sum(s.samples for s in at_resolution if s.task == row.records_of)
+            samples = sum(s.samples for s in at_resolution if s.settings.task == row.records_of)
             assert Fraction(row.epoch) == Fraction(samples, stage.global_batch)
             assert sum(row.streams.values()) == pytest.approx(row.epoch)
             assert row.steps == round(stage.steps * row.share)
@@ -98,7 +98,7 @@ def test_the_page_holds_its_images_and_loads_nothing(written: Curriculum, report
     assert not page.tags.keys() & {"script", "link", "iframe"}
     assert "url(" not in html
     for stream in report.streams:
-        assert f"{stream.height} × {stream.width}" in html
+        assert f"{stream.settings.height} × {stream.settings.width}" in html
     assert "a tabby cat" in html
     order = ["records read", "Worth a look", "Where the records came from", "Why records were left out", "gone.jpg"]
     order += ["How long an epoch is", "reconstruction from t2i", "Steps an epoch of each stream", "What was written"]

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tools.export.pipeline as write
 import tools.export.stored as stored
-import tools.export.write as write
 from data_pipeline.images import decode
 from data_pipeline.records import EncodedImage
 from tests.checkpoints import load_weights

@@ -21,10 +21,10 @@ from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH
 from tests.parallel.ranks import on_ranks
 from tools.convert_ckpt import main
 from tools.export.skeleton import identities
+from tools.zero.checkpoint import rename
 from tools.zero.folder import Folder, read_folder
 from tools.zero.partitions import MOMENTS
 from tools.zero.pickles import FolderError, load
-from tools.zero.write import rename
 from wemmu.checkpoint.manifest import verify
 from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.store import load_state

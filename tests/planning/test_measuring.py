@@ -18,7 +18,7 @@ from wemmu.config import Task, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.measuring.__main__ import step, with_gradients
 from wemmu.measuring.fake_world import fake_world
-from wemmu.measuring.observe import Observed, Parts
+from wemmu.measuring.observe import Observed, PartNames
 from wemmu.measuring.operators import Operators
 from wemmu.parallel import zero3
 from wemmu.parallel.single import SingleEngine
@@ -76,7 +76,7 @@ def test_flops_are_those_counted_by_hand():
         model = Small()
         with_gradients(model)
         world.start()
-        with world.watching(model, Parts({"trained": ("trained.",)})):
+        with world.watching(model, PartNames({"trained": ("trained.",)})):
             model(torch.zeros(batch, tokens, 8)).sum().backward()
     rows = batch * tokens
     assert world.flops_of["frozen", "forward"] == 2 * rows * 8 * 16

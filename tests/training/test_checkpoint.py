@@ -27,7 +27,7 @@ from wemmu.checkpoint.manifest import Origin, read_manifest, sha256_of, verify, 
 from wemmu.checkpoint.metadata import _Index
 from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
-from wemmu.checkpoint.stored import StoredTensors, newest_finite, ship
+from wemmu.checkpoint.stored import StoredTensors, export_weights, newest_finite
 
 FROZEN = {"vlm": "a" * 64, "vae": "b" * 64, "dit": "c" * 64}
 TRAINED = ("bridge.table", "bridge.linear.weight", "bridge.linear.bias")
@@ -175,7 +175,7 @@ def test_a_model_is_read_with_its_averages_or_with_its_weights(tmp_path: Path):
         into, shipped = {name: torch.zeros_like(w) for name, w in dit_weights().items()}, tmp_path / f"shipped{ema}"
         into |= {name: torch.zeros_like(w) for name, w in make_state(0).weights.items()}
         assert start_from(directory, into, FROZEN, ema) == into.keys()
-        ship(directory, shipped, torch.float32, ema)
+        export_weights(directory, shipped, torch.float32, ema)
         for found in (into, load_weights(shipped)[0]):
             assert all(torch.equal(found[name], w + ema) for name, w in make_state(4).weights.items())
             # Without an average of their own.
@@ -184,7 +184,7 @@ def test_a_model_is_read_with_its_averages_or_with_its_weights(tmp_path: Path):
 
 def test_averages_that_are_not_there_are_an_error_that_says_what_to_do(tmp_path: Path):
     without = save(tmp_path)
-    ship(store.save(tmp_path / "with", averaged_state(4), {}, origin()), tmp_path / "shipped")
+    export_weights(store.save(tmp_path / "with", averaged_state(4), {}, origin()), tmp_path / "shipped")
     for directory in (without, OLD, tmp_path / "shipped"):
         with pytest.raises(CheckpointError, match=r"holds no moving average .*ema_decay.* --no-ema"):
             StoredTensors(directory, ema=True)
@@ -368,7 +368,7 @@ def test_prune_removes_nothing_while_the_newest_is_damaged(tmp_path: Path):
 
 def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
     directory = save(tmp_path / "run", carried=dit_weights())
-    ship(directory, tmp_path / "out", torch.float32)
+    export_weights(directory, tmp_path / "out", torch.float32)
     weights, manifest = load_weights(tmp_path / "out")
     expected = make_state(4).weights | dit_weights()
     assert weights.keys() == expected.keys()
@@ -380,7 +380,7 @@ def test_shipped_weights_are_all_weights_without_moments(tmp_path: Path):
 
 
 def test_shipped_weights_are_rounded_only_to_the_type_asked_for(tmp_path: Path):
-    ship(save(tmp_path / "run"), tmp_path / "out")
+    export_weights(save(tmp_path / "run"), tmp_path / "out")
     for name, weight in load_weights(tmp_path / "out")[0].items():
         assert torch.equal(weight, make_state(4).weights[name].half().float())
 
@@ -512,6 +512,6 @@ def test_nothing_is_made_of_a_checkpoint_that_is_not_finite(tmp_path: Path, monk
     with pytest.raises(NotFiniteError, match=r"not finite are bridge\.table"):
         start(make_model(), bad, FROZEN)
     with pytest.raises(NotFiniteError):
-        ship(bad, tmp_path / "shipped")
+        export_weights(bad, tmp_path / "shipped")
     assert not (tmp_path / "shipped" / "manifest.json").exists()
     assert newest_finite(root) == whole

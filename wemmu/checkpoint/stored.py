@@ -66,7 +66,7 @@ def newest_finite(root: Path) -> Path | None:
     return None
 
 
-def ship(directory: Path, out: Path, dtype: torch.dtype = torch.float16, ema: bool = False) -> None:
+def export_weights(directory: Path, out: Path, dtype: torch.dtype = torch.float16, ema: bool = False) -> None:
     """Write the weights of a checkpoint, their averages, or those of an export as one file that a stage starts from."""
     stored = StoredTensors(directory, ema)
     out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from wemmu.checkpoint.adapters import is_adapter
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import fake_world
 from wemmu.measuring.model import make_batch, make_model, vae_of, vlm_of
-from wemmu.measuring.observe import Observed, Parts
+from wemmu.measuring.observe import Observed, PartNames
 from wemmu.planning.ask import written
 from wemmu.positions import token_grid
 from wemmu.recipes.staged import Staged
@@ -44,7 +44,7 @@ class _Parametrised(Protocol):
 
 def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
     """Numbers of every part, what engines shard, and the sizes that a sample's tokens follow from."""
-    parts, numbers, adapters, homes = Parts(run.recipe.modules), Counter[str](), Counter[str](), dict[str, str]()
+    parts, numbers, adapters, homes = PartNames(run.recipe.modules), Counter[str](), Counter[str](), dict[str, str]()
     for path, parameter in model.named_parameters():
         numbers[parts[path]] += parameter.numel()
         adapters[parts[path]] += parameter.numel() * is_adapter(path)
@@ -98,7 +98,7 @@ def step(world: Observed, run: StageRun, shape: dict[str, Any]) -> dict[str, Any
     batch = make_batch(model, run, shape)
     with_gradients(model)
     world.start()
-    with world.watching(model, Parts(run.recipe.modules)):
+    with world.watching(model, PartNames(run.recipe.modules)):
         values = loss(batch, 0).values.sum()
         kept = world.kept()
         values.backward()

@@ -15,7 +15,7 @@ from wemmu.measuring.fake_world import FakeWorld, Traffic
 _INSIDE_VLM = {"visual": "vision", "language_model": "language", "lm_head": "language"}
 
 
-class Parts:
+class PartNames:
     """Names the part of a model that a path belongs to: one that a stage can train, or a frozen one."""
 
     def __init__(self, modules: Mapping[str, Sequence[str]]):
@@ -89,7 +89,7 @@ class Observed(FakeWorld):
         self._parts.append(self._stack[-1])
 
     @contextmanager
-    def watching(self, model: nn.Module, parts: Parts) -> Iterator[None]:
+    def watching(self, model: nn.Module, parts: PartNames) -> Iterator[None]:
         """Know which part is being computed, by hooks on the upper modules of `model`."""
         handles = []
         for path, module in model.named_modules():
