@@ -212,6 +212,8 @@ class Damage:
     def said(self) -> str:
         """Return the most frequent reasons and an example."""
         reasons = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(4))
+        if not self._read:
+            return "the sources hold no record at all"
         return f"{reasons}. One of them: {self._example}" if reasons else "none was damaged"
 
     def check(self) -> None:

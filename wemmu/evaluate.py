@@ -11,6 +11,7 @@ from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
 from wemmu.config.benchmarks import OPTIONS, card_folder, from_pairs, options
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
+from wemmu.source import choose_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -115,7 +116,7 @@ def _benchmark(
 
     # Each rank of a node takes a GPU.
     gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-    place = torch.device(device or (f"cuda:{local % gpus}" if gpus else "cpu"))
+    place = choose_device(device or (f"cuda:{local % gpus}" if gpus else None))
     if run is not None and run.threads is not None:
         torch.set_num_threads(run.threads)
     opened: Any = source

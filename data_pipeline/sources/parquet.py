@@ -32,7 +32,7 @@ def parts_of_groups(
         paths: whether an image may be a path.
 
     Raises:
-        ConfigError: if a column is missing, or an image column has the wrong type.
+        ConfigError: if a column is missing or there twice, or an image column has the wrong type.
     """
     try:
         with files.fs.open(file.path, "rb") as opened:
@@ -43,6 +43,10 @@ def parts_of_groups(
         yield SourcePartition(files.source, file.name, file.place | {"broken": str(error)})
         return
     check_fields(files.source, file.path, schema.names, images | texts)
+    if twice := [column for column in (images | texts).values() if schema.names.count(column) > 1]:
+        raise ConfigError(
+            f"source {files.source}: path: {file.path} has several columns {twice[0]}; rename all but one"
+        )
     for field, column in images.items():
         _check_images(f"source {files.source}", field, column, file, schema.field(column).type, paths)
     rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]

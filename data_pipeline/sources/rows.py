@@ -1,9 +1,9 @@
 """JSONL files and JSON arrays in ranges of rows."""
 
-import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import IO, Any
 
 from xxhash import xxh64
@@ -142,16 +142,23 @@ def _checked(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield `spans` after checking that the first have every field; unreadable ones are rejected later."""
     there: dict[str, None] = {}
-    looked = 0
-    for span in spans:
-        if looked < _LOOKED_AT:
-            looked += 1
-            with contextlib.suppress(RejectedError):
-                there |= dict.fromkeys(parse(span[1]))
-            if looked == _LOOKED_AT:
-                check_fields(source, file.path, there, fields)
-        yield span
+    spans = iter(spans)
+    first = list(islice(spans, _LOOKED_AT))
+    wrong = ""
+    for _, row in first:
+        try:
+            there |= dict.fromkeys(parse(row))
+        except RejectedError as error:
+            wrong = wrong or (str(error) if row.strip() else "")
+    if wrong and not there:
+        raise ConfigError(
+            f"source {source}: path: none of the first {len(first)} rows of {file.path} is a JSON object ({wrong}); "
+            "expected JSONL in UTF-8, a JSON array of objects or Parquet. pandas writes a CSV file as JSONL: "
+            'pandas.read_csv("IN.csv").to_json("OUT.jsonl", orient="records", lines=True)'
+        )
     check_fields(source, file.path, there, fields)
+    yield from first
+    yield from spans
 
 
 def check_fields(source: str, where: str, there: Iterable[str], fields: dict[str, str]) -> None:

@@ -21,7 +21,8 @@ from data_pipeline.sources.files import Files
 from data_pipeline.sources.rows import parse
 from wemmu.config import ConfigError, Task, prepare
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+# The suffixes of `wemmu.images.FORMATS`.
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 # Upper bound of a member: a sparse or gzip'ed one can claim any size in a few bytes.
 _LARGEST = 2**30

@@ -214,6 +214,22 @@ def test_nothing_to_read_is_a_config_error(root: Path, path: str, options: dict[
         open_source(folder(root / path, **options)).parts(1)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'image,caption\n1.jpg,"two\nlines"\n',
+        b'{\n "0": {"image": "1.jpg"}\n}\n',
+        '{"image": "1.jpg"}\n'.encode("utf-16"),
+        b'["1.jpg"]\n',
+    ],
+    ids=["csv", "pretty JSON", "UTF-16", "list of paths"],
+)
+def test_a_list_in_another_format_is_refused_before_reading(root: Path, content: bytes) -> None:
+    (root / "list.csv").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"(?s)list\.csv is a JSON object.*expected JSONL in UTF-8.*read_csv"):
+        open_source(folder(root / "list.csv")).parts(1)
+
+
 def test_edits_have_one_input_or_several(root: Path) -> None:
     edit = {"instruction": "do", "target": "a/3.jpg"}
     inputs = ["1.jpg", ["1.jpg"], ["1.jpg", "2.jpg"], ["2.jpg", "1.jpg", "2.jpg"]]

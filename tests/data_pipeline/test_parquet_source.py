@@ -133,6 +133,13 @@ def test_a_config_that_does_not_fit_the_file_is_refused(
         open_source(source(tmp_path / "*.parquet", **options)).parts(1)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    column = pa.array([b"x"])
+    pq.write_table(pa.Table.from_arrays([column] * 3, ["image", "caption", "caption"]), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="several columns caption"):
+        open_source(source(tmp_path / "a.parquet")).parts(1)
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "text"])
 def test_a_file_without_a_footer_is_one_rejection(tmp_path: Path, damage: str) -> None:
     pq.write_table(numbered(5), tmp_path / "a.parquet")

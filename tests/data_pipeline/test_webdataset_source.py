@@ -9,13 +9,16 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_pipeline.records import RawRecord, Reason, Rejection
 from data_pipeline.sources import open_source
+from data_pipeline.sources.webdataset import IMAGES
 from tests.data_pipeline import broken
 from tests.data_pipeline.reading import read_all, reasons, records
 from wemmu.config import ConfigError, Task
 from wemmu.config.prepare import WebDatasetSource
+from wemmu.images import FORMATS
 
 
 def source(path: Path | str, **options: object) -> WebDatasetSource:
@@ -25,6 +28,15 @@ def source(path: Path | str, **options: object) -> WebDatasetSource:
 def read_tar(root: Path, content: bytes, **options: object) -> list[RawRecord | Rejection]:
     (root / "0.tar").write_bytes(content)
     return read_all(source(root / "0.tar", **options))
+
+
+def test_every_format_that_can_be_decoded_is_an_image(tmp_path: Path) -> None:
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    common = {f".{suffix}" for suffix in IMAGES}
+    assert common <= suffixes
+    assert {Image.registered_extensions()[suffix] for suffix in common} == set(FORMATS)
+    found = read_tar(tmp_path, broken.tar([("a.AVIF", b"x"), ("a.txt", b"a"), ("b.tif", b"y"), ("b.txt", b"b")]))
+    assert [record.target.data for record in found] == [b"x", b"y"]
 
 
 def test_a_record_is_an_image_and_its_caption(tmp_path: Path) -> None:

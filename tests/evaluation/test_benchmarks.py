@@ -223,6 +223,7 @@ def test_fidelity_of_records_that_were_trained_on_is_refused(shards: Path) -> No
         ("shapes", ["prompts=none"], "prompts"),
         ("shapes", ["prompts"], "NAME=VALUE"),
         ("fidelity", ["encoders=clip"], "encoders"),
+        ("shapes", ["prompts=3", "prompts.x=1"], "inside of prompts"),
     ],
 )
 def test_invalid_options_name_the_valid_ones(name: str, pairs: list[str], words: str) -> None:
@@ -246,7 +247,17 @@ def test_images_of_another_program_are_scored_as_they_are(tmp_path: Path) -> Non
     card = run_benchmark("shapes", SHAPES_OPTIONS, None, tmp_path / "out", tmp_path / "theirs", MODEL)
     assert card is not None
     assert card["scores"]["correct"]["value"] == 0.5
-    next((tmp_path / "theirs").glob("*.png")).unlink()
+    # Another program's images under the same names must not get the score of the first ones.
+    image = next((tmp_path / "theirs").glob("*.png"))
+    Image.new("RGB", (64, 64), "tan").save(image)
+    with pytest.raises(BenchmarkError, match=r"other settings \(images"):
+        run_benchmark("shapes", SHAPES_OPTIONS, None, tmp_path / "out", tmp_path / "theirs", MODEL)
+    image.write_bytes(image.read_bytes()[:50])
+    with pytest.raises(BenchmarkError, match=f"{image.name} cannot be read as an image"):
+        run_benchmark("shapes", SHAPES_OPTIONS, None, tmp_path / "broken", tmp_path / "theirs", MODEL)
+    with pytest.raises(BenchmarkError, match="name no image to score"):
+        run_benchmark("shapes", ShapesOptions(tasks=()), None, tmp_path / "none", lambda: Painter(0), MODEL)
+    image.unlink()
     with pytest.raises(BenchmarkError, match="1 of 6 images are missing"):
         run_benchmark("shapes", SHAPES_OPTIONS, None, tmp_path / "new", tmp_path / "theirs", MODEL)
 

@@ -200,6 +200,12 @@ def test_clip_names_the_colour_of_an_object_and_ignores_what_is_around_it() -> N
         ("prompts/evaluation_metadata.jsonl", '{"tag": "odd", "include": [], "prompt": "p"}', "line 1.*single_object"),
         ("prompts/evaluation_metadata.jsonl", '{"prompt": "p"}', "line 1"),
         ("evaluation/object_names.txt", "bench", "does not list cow"),
+        ("evaluation/object_names.txt", "b\xe9nch", "not UTF-8.*djghosh13/geneval"),
+        (
+            "prompts/evaluation_metadata.jsonl",
+            '{"tag": "position", "prompt": "p", "include": [{"class": "cow", "count": 1, "position": ["above", 1]}]}',
+            "line 1.*position of an earlier object",
+        ),
     ],
 )
 def test_a_missing_or_foreign_file_is_named(name: str, line: str | None, words: str, chosen: GenEvalOptions) -> None:
@@ -207,6 +213,6 @@ def test_a_missing_or_foreign_file_is_named(name: str, line: str | None, words: 
     if line is None:
         file.unlink()
     else:
-        file.write_text(line + "\n", encoding="utf-8")
+        file.write_text(line + "\n", encoding="latin-1")
     with pytest.raises(BenchmarkError, match=f"(?s){words}"):
         GenEval(chosen, None)

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.servers import MODEL, Reply, Server, says
+from wemmu.config import ConfigError
 from wemmu.config.benchmarks import DPGOptions, ImgEditOptions, ServerOptions
+from wemmu.config.benchmarks import options as checked
 from wemmu.evaluation.benchmark import BenchmarkError, Mark
 from wemmu.evaluation.dpg import benchmark as dpg
 from wemmu.evaluation.dpg.benchmark import COLUMNS, DPG, read_items
@@ -66,10 +68,37 @@ def test_an_answer_is_asked_for_once_and_the_key_is_written_nowhere(
         judge.ask("another", [IMAGE], dpg.understood)
 
 
-def test_a_server_that_is_not_there_is_a_failure_not_a_verdict(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_a_failure_not_a_verdict_and_ends_the_scoring(tmp_path: Path) -> None:
     options = ServerOptions(url="http://127.0.0.1:9/v1", model="m", attempts=2, timeout_s=1)
     judge = ServerJudge(options, tmp_path / "answers.jsonl", sleep=lambda _: None)
-    assert judge.ask("is it?", [IMAGE], dpg.understood) is None
+    asked = []
+    with pytest.raises(BenchmarkError, match=r"m at http://127.0.0.1:9/v1 has left 8 questions.*ConnectError"):
+        while len(asked) < 20:
+            asked.append(judge.ask(f"is it {len(asked)}?", [IMAGE], dpg.understood))
+    assert asked == [None] * 7
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "", "ftp://host/v1", "http://", "http://host:port/v1"])
+def test_what_is_no_url_is_refused_before_anything_is_generated(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"judge\.url"):
+        checked("dpg", {"data": ".", "judge": {"url": url, "model": "m"}})
+
+
+def test_a_judge_without_any_verdict_has_no_score(server: Server, dpg_file: Path, tmp_path: Path) -> None:
+    """An empty card with exit code 0 would pass for a result."""
+    server.replies = lambda text, number: says("perhaps")
+    options = DPGOptions(data=tmp_path, judge=server.options(tmp_path, attempts=1), images=1)
+    (tmp_path / "answers.jsonl").write_text('{"another": "file"}\n')
+
+    def draw(requests: Any) -> list[Image.Image]:
+        return [IMAGE for _ in requests]
+
+    with pytest.raises(BenchmarkError, match=r"has given no verdict.*'perhaps'"):
+        run_benchmark("dpg", options, None, tmp_path / "out", lambda: draw, MODEL)
+    assert not (tmp_path / "out/card.json").exists()
+    dpg_file.write_text(dpg_file.read_text().replace("sun1", "sun/1"))
+    with pytest.raises(BenchmarkError, match="'sun/1_0', which no file can be called"):
+        run_benchmark("dpg", options, None, tmp_path / "out2", lambda: draw, MODEL)
 
 
 # ---------------------------------------------------------------------------------------------------- DPG-Bench
@@ -140,8 +169,11 @@ def test_foreign_dpg_files_are_named(dpg_file: Path, tmp_path: Path, server: Ser
         (text.replace("proposition_id", "id"), "no column proposition_id.*ELLA"),
         (text.replace('"2,3"', "2;3"), "line 5"),
         (text.replace('"2,3"', "9"), "depends on 9"),
+        # Half a file, and a table program's encoding.
+        (text.replace(",Is there a sun?", ""), "line 6.*question_natural_language is empty"),
+        (text.replace("Is the", "Is th\xe9"), "not UTF-8"),
     ):
-        dpg_file.write_text(broken)
+        dpg_file.write_text(broken, encoding="latin-1")
         with pytest.raises(BenchmarkError, match=words):
             read_items(dpg_file)
     dpg_file.unlink()
@@ -200,6 +232,9 @@ def test_imgedit_end_to_end(server: Server, imgedit_files: Path) -> None:
     failed = [Mark("1", "remove", "1", {"score": 2.0}), Mark("2", "style", "2", {"score": None})]
     assert next(iter(ImgEdit.headline(failed))) == "partial ImgEdit-Bench (1 of 2 not judged)"
 
+    (imgedit_files / "images" / "animal" / "2.jpg").write_bytes(b"no image")
+    with pytest.raises(BenchmarkError, match=r"2\.jpg cannot be read as an image"):
+        ImgEdit(options, None).requests()
     (imgedit_files / "images" / "animal" / "2.jpg").unlink()
     with pytest.raises(BenchmarkError, match=r"2\.jpg is missing; PKU-YuanGroup/ImgEdit"):
         ImgEdit(options, None)

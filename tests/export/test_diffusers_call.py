@@ -78,6 +78,9 @@ def test_one_guidance_scale_is_that_of_the_text_and_a_negative_prompt_changes_it
     assert torch.equal(*calls)
     with pytest.raises(ValueError, match=r"negative_prompt is .* a list of 1, one for each prompt"):
         pipe("a", negative_prompt=["b", "c"], **SMALL)
+    for wrong in (3, ["\ud800"], {"b"}):
+        with pytest.raises(ValueError, match=r"negative_prompt is|surrogate"):
+            pipe("a", negative_prompt=wrong, **SMALL)
 
 
 def test_heun_follows_the_times_of_training(trained: Trained, pipe: WeMMUPipeline):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from wemmu.config.base import Config, ConfigError, LocalPath, Positive, Seed, leaves
@@ -73,13 +73,18 @@ class GenEvalOptions(BenchmarkOptions):
     images: Positive = 4
 
 
+def _http(url: str) -> str:
+    TypeAdapter(HttpUrl).validate_python(url)
+    return url
+
+
 class ServerOptions(Config):
     """An OpenAI-compatible server. url: ends before /chat/completions. key_env: environment variable with the key.
 
     cache: the file that keeps every answer. attempts: per question, with growing pauses.
     """
 
-    url: str
+    url: Annotated[str, AfterValidator(_http)]
     model: str
     key_env: str = "OPENAI_API_KEY"
     cache: LocalPath = Path("judge-answers.jsonl")
@@ -199,6 +204,8 @@ def from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
         inside = found
         for key in outer:
             inside = inside.setdefault(key, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(f"the option {pair!r} is inside of {key}, which another --set makes {inside!r}")
         try:
             inside[last] = yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from wemmu.config import ConfigError, StageRun
 from wemmu.config.benchmarks import OPTIONS
 from wemmu.config.task import Task
+from wemmu.images import decode, to_rgb
 from wemmu.sampling.request import task_of
 
 # What `title_of` returns.
@@ -173,6 +174,23 @@ def published(folder: Path, name: str, repository: str, inside: str = "") -> Pat
     return folder / name
 
 
+def read_text(file: Path, repository: str) -> str:
+    """Read a published text file; raises BenchmarkError if it is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeError as error:
+        raise BenchmarkError(f"{file} is not UTF-8: {error}; {repository} has it") from error
+
+
+def open_image(name: Path | str, data: bytes) -> Image.Image:
+    """Return an image file as RGB; raises BenchmarkError with its `name` if it is none."""
+    try:
+        return to_rgb(decode(data))
+    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise BenchmarkError(f"{name} cannot be read as an image: {error}") from error
+
+
 def read_json(file: Path, form: type, repository: str) -> Any:
     """Read a published JSON file.
 
@@ -180,7 +198,7 @@ def read_json(file: Path, form: type, repository: str) -> Any:
         BenchmarkError: if it holds anything but `form`, a list or a dict.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file, repository))
     except ValueError as error:
         raise BenchmarkError(f"{file} is not JSON: {error}; {repository} has it") from error
     if not isinstance(found, form):

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 
 from wemmu.config.base import differences
 from wemmu.config.files import replace_text
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest
+from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, open_image
 from wemmu.heartbeat import beat
 from wemmu.locks import hold
 
@@ -41,7 +42,12 @@ def prepare(
     """
     settings = json.loads(json.dumps(settings))
     keys = [request.key for request in requests]
-    assert len(set(keys)) == len(keys), "keys are unique"
+    if not keys:
+        raise BenchmarkError(f"{folder}: the benchmark's files and options name no image to score")
+    if twice := [key for key, number in Counter(keys).items() if number > 1]:
+        raise BenchmarkError(f"{twice[0]} names several images of the benchmark; give each a name of its own")
+    if unsafe := [key for key in keys if "/" in key or "\0" in key]:
+        raise BenchmarkError(f"the benchmark names an image {unsafe[0]!r}, which no file can be called")
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder / ".lock", lambda _: f"another process prepares {folder}", patience_s=PATIENCE_S):
         _prepare(folder, requests, settings, replace)
@@ -113,8 +119,8 @@ def adopt(folder: Path, requests: Sequence[BenchmarkRequest], files: Mapping[str
     """Copy images that another program generated, key -> file, to where generated ones are."""
     for request in missing(folder, requests):
         _save_inputs(folder, request)
-        with Image.open(files[request.key]) as image:
-            _save(image.convert("RGB"), folder / IMAGES / f"{request.key}.png")
+        file = files[request.key]
+        _save(open_image(file, file.read_bytes()), folder / IMAGES / f"{request.key}.png")
 
 
 def load(folder: Path, requests: Sequence[BenchmarkRequest]) -> Iterator[tuple[BenchmarkRequest, Image.Image]]:

@@ -1,10 +1,12 @@
 """Runs one benchmark: generates what is missing, scores everything, writes the card and its page."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from wemmu.checkpoint.manifest import sha256_of
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import BenchmarkOptions
 from wemmu.evaluation.benchmark import BenchmarkError, Judged, Mark, benchmark_class
@@ -40,9 +42,13 @@ def run_benchmark(
     requests = benchmark.requests()
     rank, world = share()
     settings = {**settings, "seed": options.seed}
+    given = benchmark.adopt(open_model) if isinstance(open_model, Path) else {}
+    if given:
+        sums = "".join(sha256_of(file) for file in given.values())
+        settings["images"] = hashlib.sha256(sums.encode()).hexdigest()
     prepare(folder, requests, settings, replace)
     if isinstance(open_model, Path):
-        adopt(folder, requests, benchmark.adopt(open_model))
+        adopt(folder, requests, given)
     elif only != "score" and missing(folder, requests[rank::world]):
         generate(folder, requests, open_model(), options.batch, rank, world)
     if only == "generate" or rank > 0:

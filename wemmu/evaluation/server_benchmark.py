@@ -37,4 +37,6 @@ class ServerBenchmark(ABC):
         return {"vlm": self.server.identity()}
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
-        return self.server.each(self.verdict, images)
+        yield from self.server.each(self.verdict, images)
+        if not self.server.understood:
+            raise self.server.useless("has given no verdict")

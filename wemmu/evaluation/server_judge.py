@@ -23,6 +23,8 @@ from wemmu.jsonlines import append_line, read_lines
 T = TypeVar("T")
 # Answers of a server that another attempt may get past; others are the user's to fix.
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
+# So many questions in a row without any answer: the server is gone.
+GONE = 8
 # Longest answer that is kept, characters; a verdict is a few lines.
 LONGEST = 20_000
 
@@ -42,7 +44,10 @@ class ServerJudge:
 
     def __init__(self, options: ServerOptions, cache: Path, sleep: Callable[[float], None] = time.sleep):
         self.options, self._file, self._sleep, self._lock = options, cache, sleep, threading.Lock()
-        self._cache = {line["ask"]: Answer(line["answer"], line.get("model", "")) for line in read_lines(cache)}
+        lines = (line for line in read_lines(cache) if {"ask", "answer"} <= line.keys())
+        self._cache = {line["ask"]: Answer(line["answer"], line.get("model", "")) for line in lines}
+        # What went wrong last; questions without any answer since the last one.
+        self._trouble, self._silent, self.understood = "", 0, False
         self.models = {answer.model for answer in self._cache.values() if answer.model}
         key = os.environ.get(options.key_env)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -59,30 +64,47 @@ class ServerJudge:
         Only an answer that is understood is kept. system: a message before the text.
 
         Raises:
-            BenchmarkError: if the server refuses the request itself, such as for a wrong key.
+            BenchmarkError: if the server refuses the request itself, such as for a wrong key, or answers no longer.
         """
         body = self._body(text, images, system)
         name = hashlib.sha256(json.dumps([self.options.url, body], sort_keys=True).encode()).hexdigest()
         if (kept := self._cache.get(name)) and (found := understood(kept.text)) is not None:
+            self.understood = True
             return found
 
         def attempt() -> T | None:
             answer = self._post(body)
-            found = None if answer is None else understood(answer.text)
-            if answer is not None and found is not None:
+            if answer is None:
+                return None
+            self._silent, found = 0, understood(answer.text)
+            if found is None:
+                self._trouble = f"it answered {answer.text[-200:]!r}"
+            else:
                 with self._lock:
                     self._cache[name] = answer
                     self.models.add(answer.model)
                     append_line(self._file, {"ask": name, "answer": answer.text, "model": answer.model})
             return found
 
-        return Retrying(
+        found = Retrying(
             retry=retry_if_result(lambda found: found is None),
             stop=stop_after_attempt(self.options.attempts),
             wait=wait_exponential(multiplier=2, max=60),
             sleep=self._sleep,
             retry_error_callback=lambda _: None,
         )(attempt)
+        self._silent += found is None
+        self.understood |= found is not None
+        if self._silent >= GONE:
+            raise self.useless(f"has left {GONE} questions in a row without an answer")
+        return found
+
+    def useless(self, words: str) -> BenchmarkError:
+        """Return the error of a judge that says nothing."""
+        return BenchmarkError(
+            f"the judge {self.options.model} at {self.options.url} {words}; at last {self._trouble}. Images and answers "
+            "are kept: start or choose a server (judge.url, judge.model), then give the same command"
+        )
 
     def each(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
         """Yield work(item) in order, several at a time, without reading far ahead."""
@@ -111,9 +133,11 @@ class ServerJudge:
         url = f"{self.options.url.rstrip('/')}/chat/completions"
         try:
             reply = httpx.post(url, json=body, headers=self._headers, timeout=self.options.timeout_s)
-        except httpx.TransportError:
+        except httpx.TransportError as error:
+            self._trouble = f"{type(error).__name__}: {error}"
             return None
         if reply.status_code in TRANSIENT:
+            self._trouble = f"status {reply.status_code}: {reply.text[:200]}"
             return None
         if reply.status_code != 200:
             hint = f"; the key comes from the environment variable {self.options.key_env}"
@@ -124,9 +148,12 @@ class ServerJudge:
         try:
             told = reply.json()
             text, model = told["choices"][0]["message"]["content"], told.get("model", "")
-        except (ValueError, KeyError, IndexError, TypeError):
-            return None
-        return Answer(text[:LONGEST], str(model)) if isinstance(text, str) and text.strip() else None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            text = None
+        if isinstance(text, str) and text.strip():
+            return Answer(text[:LONGEST], str(model))
+        self._trouble = f"no text of a chat completion: {reply.text[:200]!r}"
+        return None
 
 
 def _data_url(image: Image.Image) -> str:

@@ -41,8 +41,6 @@ def requests(
         raise ValueError("prompt is an empty list; give one text for each image to make")
     if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
         raise ValueError(f"prompt[{wrong[0]}] is of type {type(texts[wrong[0]]).__name__}; valid: a text")
-    if broken := [text for text in texts if not text.isascii() and text != text.encode(errors="ignore").decode()]:
-        raise ValueError(f"prompt {broken[0]!r} holds half a character (a surrogate), which no text has")
     if alone or image is None:
         entries: list[Any] = [image] * len(texts)
     elif not isinstance(image, list | tuple) or len(image) != len(texts):
@@ -54,12 +52,15 @@ def requests(
     else:
         entries = list(image)
     given = [[] if e is None else list(e) if isinstance(e, list | tuple) else [e] for e in entries]
-    negatives = [negative or ""] * len(texts) if isinstance(negative, str | None) else list(negative)
-    if len(negatives) != len(texts) or not all(isinstance(text, str) for text in negatives):
+    negatives: Any = [negative or ""] * len(texts) if isinstance(negative, str | None) else negative
+    listed = isinstance(negatives, list | tuple) and all(isinstance(text, str) for text in negatives)
+    if not listed or len(negatives) != len(texts):
         raise ValueError(
             f"negative_prompt is {negative!r}; valid: a text, or a list of {len(texts)}, one for each prompt"
         )
-    return texts, [[_opened(one) for one in images] for images in given], negatives
+    if broken := [text for text in (*texts, *negatives) if text != text.encode(errors="ignore").decode()]:
+        raise ValueError(f"prompt {broken[0]!r} holds half a character (a surrogate), which no text has")
+    return texts, [[_opened(one) for one in images] for images in given], list(negatives)
 
 
 def repeated(times: int, *lists: list[Any]) -> Iterator[list[Any]]:

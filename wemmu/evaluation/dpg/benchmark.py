@@ -5,6 +5,7 @@ the images, in percent. The publication asks mPLUG-large; another VLM's scores a
 """
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,16 @@ from pathlib import Path
 
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import DPGOptions
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of, published, title_of
+from wemmu.evaluation.benchmark import (
+    BenchmarkError,
+    BenchmarkRequest,
+    Judged,
+    Mark,
+    mean_of,
+    published,
+    read_text,
+    title_of,
+)
 from wemmu.evaluation.server_benchmark import ServerBenchmark
 
 REPOSITORY = "TencentQQGYLab/ELLA (dpg_bench/dpg_bench.csv)"
@@ -37,19 +47,20 @@ def read_items(file: Path) -> dict[str, Item]:
         BenchmarkError: names the line that has another form.
     """
     items: dict[str, Item] = {}
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-            raise BenchmarkError(f"{file} has no column {missing[0]}; {REPOSITORY} publishes it")
-        for line, row in enumerate(reader, start=2):
-            try:
-                number = int(row["proposition_id"])
-                parents = tuple(int(one) for one in row["dependency"].split(",") if int(one) > 0)
-            except (ValueError, TypeError, AttributeError) as error:
-                raise BenchmarkError(f"{file}, line {line} is not of DPG-Bench's form: {error}") from error
-            item = items.setdefault(row["item_id"], Item(row["text"]))
-            item.questions[number] = row["question_natural_language"]
-            item.parents[number], item.categories[number] = parents, row["category_broad"].strip()
+    reader = csv.DictReader(io.StringIO(read_text(file, REPOSITORY), newline=""))
+    if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
+        raise BenchmarkError(f"{file} has no column {missing[0]}; {REPOSITORY} publishes it")
+    for line, row in enumerate(reader, start=2):
+        try:
+            if empty := [column for column in COLUMNS if not (row[column] or "").strip()]:
+                raise ValueError(f"{empty[0]} is empty")
+            number = int(row["proposition_id"])
+            parents = tuple(int(one) for one in row["dependency"].split(",") if int(one) > 0)
+        except ValueError as error:
+            raise BenchmarkError(f"{file}, line {line} is not of DPG-Bench's form: {error}") from error
+        item = items.setdefault(row["item_id"], Item(row["text"]))
+        item.questions[number] = row["question_natural_language"]
+        item.parents[number], item.categories[number] = parents, row["category_broad"].strip()
     for name, item in items.items():
         if unknown := {p for parents in item.parents.values() for p in parents} - item.questions.keys():
             raise BenchmarkError(f"{file}: a question of {name} depends on {min(unknown)}, which it does not have")

@@ -20,12 +20,13 @@ from wemmu.evaluation.benchmark import (
     Mark,
     adopted,
     by_category,
+    open_image,
     published,
     title_of,
 )
 from wemmu.evaluation.gedit.viescore import INSTRUCTION, overall, read_prompts, understood
 from wemmu.evaluation.server_benchmark import ServerBenchmark
-from wemmu.images import decode, fit, to_rgb
+from wemmu.images import fit
 
 REPOSITORY = "stepfun-ai/GEdit-Bench, a data set of Hugging Face (data/*.parquet)"
 VIESCORE = "TIGER-AI-Lab/VIEScore (viescore/vie_prompts.py)"
@@ -68,8 +69,8 @@ def read_edits(files: Sequence[Path], language: str) -> dict[str, Edit]:
             rows: list[dict[str, Any]] = pq.read_table(file, columns=list(COLUMNS), filters=chosen).to_pylist()
             for row in rows:
                 image = row["input_image_raw"]["bytes"]
-                if row["task_type"] not in TYPES or not image:
-                    raise ValueError(f"the edit {row['key']} has type {row['task_type']}, or no image")
+                if row["task_type"] not in TYPES or not image or not row["instruction"]:
+                    raise ValueError(f"the edit {row['key']} has type {row['task_type']}, or no image or instruction")
                 edits[row["key"]] = Edit(row["task_type"], row["instruction"], image, bool(row["Intersection_exist"]))
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise BenchmarkError(f"{file} is not of GEdit-Bench's form: {error}; {REPOSITORY} has it") from error
@@ -97,7 +98,7 @@ class GEdit(ServerBenchmark):
 
     def requests(self) -> list[BenchmarkRequest]:
         return [
-            BenchmarkRequest(key, edit.instruction, edit.type, key, self._options.seed, (to_rgb(decode(edit.image)),))
+            BenchmarkRequest(key, edit.instruction, edit.type, key, self._options.seed, (open_image(key, edit.image),))
             for key, edit in self._edits.items()
         ]
 

@@ -12,7 +12,16 @@ import torch
 
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import GenEvalOptions
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopted, mean_of, published
+from wemmu.evaluation.benchmark import (
+    BenchmarkError,
+    BenchmarkRequest,
+    Judged,
+    Mark,
+    adopted,
+    mean_of,
+    published,
+    read_text,
+)
 from wemmu.evaluation.geneval.judges import ColorJudge, Detector
 from wemmu.evaluation.geneval.rules import TASKS, kept, verdict
 from wemmu.published.check import check
@@ -33,7 +42,7 @@ class GenEval:
         self._options = options
         self._prompts = published(options.data, "evaluation_metadata.jsonl", REPOSITORY, "prompts")
         self._names = published(options.data, "object_names.txt", REPOSITORY, "evaluation")
-        self._classes = [line.strip() for line in self._names.read_text(encoding="utf-8").splitlines() if line.strip()]
+        self._classes = [line.strip() for line in read_text(self._names, REPOSITORY).splitlines() if line.strip()]
         self._asked = self._read()
         # Before anything is generated.
         check(options.clip, ENCODER)
@@ -42,13 +51,18 @@ class GenEval:
 
     def _read(self) -> list[dict[str, Any]]:
         found = []
-        for number, line in enumerate(self._prompts.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(self._prompts, REPOSITORY).splitlines(), start=1):
             if not line.strip():
                 continue
             try:
                 asked = json.loads(line)
                 groups = [*asked["include"], *asked.get("exclude", ())]
                 unknown = [group["class"] for group in groups if group["class"] not in self._classes]
+                for number_of, group in enumerate(groups):
+                    # A position is relative to an earlier group.
+                    _, target = group.get("position") or ("", 0)
+                    if group["count"] < 1 or not 0 <= target < max(number_of, 1):
+                        raise ValueError(f"a count from 1, and the position of an earlier object, are needed: {group}")
                 if asked["tag"] not in TASKS or not isinstance(asked["prompt"], str):
                     raise ValueError(f"the tag is {asked['tag']!r}; known: {', '.join(TASKS)}")
             except (ValueError, KeyError, TypeError) as error:

@@ -14,17 +14,18 @@ from wemmu.evaluation.benchmark import (
     Judged,
     Mark,
     by_category,
+    open_image,
     published,
     read_json,
     title_of,
 )
 from wemmu.evaluation.server_benchmark import ServerBenchmark
-from wemmu.images import decode, to_rgb
 
 REPOSITORY = "PKU-YuanGroup/ImgEdit (Benchmark/Basic/basic_edit.json, and prompts.json and the images in its data set)"
 # A line `Name: 4` of an answer.
 _SCORE = re.compile(r"^[^:\n]+:\s*\**([1-5])\**\s*$", re.MULTILINE)
 NUMBERS = 3
+FIELDS = ("id", "prompt", "edit_type")
 
 
 def understood(text: str) -> float | None:
@@ -45,9 +46,9 @@ class ImgEdit(ServerBenchmark):
         prompts = published(options.data, "prompts.json", REPOSITORY)
         self._edits, self._prompts = (read_json(one, dict, REPOSITORY) for one in (file, prompts))
         for key, edit in self._edits.items():
-            if not isinstance(edit, dict) or not {"id", "prompt", "edit_type"} <= edit.keys():
-                raise BenchmarkError(f"{file}: {key} is not of ImgEdit's form: id, prompt and edit_type")
-            if edit["edit_type"] not in self._prompts:
+            if not isinstance(edit, dict) or any(type(edit.get(name)) is not str for name in FIELDS):
+                raise BenchmarkError(f"{file}: {key} is not of ImgEdit's form: texts {', '.join(FIELDS)}")
+            if type(self._prompts.get(edit["edit_type"])) is not str:
                 raise BenchmarkError(f"{prompts} has no prompt for edits of type {edit['edit_type']}")
             published(options.images, edit["id"], REPOSITORY)
         super().__init__(options.judge, [file, prompts])
@@ -55,7 +56,8 @@ class ImgEdit(ServerBenchmark):
     def requests(self) -> list[BenchmarkRequest]:
         found = []
         for key, edit in self._edits.items():
-            image = to_rgb(decode((self._options.images / edit["id"]).read_bytes()))
+            name = self._options.images / edit["id"]
+            image = open_image(name, name.read_bytes())
             found.append(BenchmarkRequest(key, edit["prompt"], edit["edit_type"], key, self._options.seed, (image,)))
         return found
 

@@ -6,6 +6,7 @@
 the images were generated from captions.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,7 @@ from PIL import Image
 from wemmu.backbones.encoders import ImageEncoder, cosine, load_encoder
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import UnifiedBenchOptions
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of
-from wemmu.images import decode, to_rgb
-from wemmu.jsonlines import read_lines
+from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of, open_image, read_text
 from wemmu.pixels import to_pixels
 from wemmu.published.check import check
 from wemmu.published.known import ENCODER
@@ -58,7 +57,7 @@ class UnifiedBench:
                 category=category,
                 unit=image.stem,
                 seed=self._options.seed,
-                images=() if self._captions else (open_image(image),),
+                images=() if self._captions else (open_image(image, image.read_bytes()),),
             )
             for image in self._images
         ]
@@ -73,7 +72,8 @@ class UnifiedBench:
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
         originals = {image.stem: image for image in self._images}
         for request, image in images:
-            pair = [_pixels(open_image(originals[request.key])), _pixels(image)]
+            original = originals[request.key]
+            pair = [_pixels(open_image(original, original.read_bytes())), _pixels(image)]
             yield {
                 ENCODERS[name]: 100 * cosine(*encoder.embed(pair)).item() for name, encoder in self._loaded().items()
             }
@@ -113,9 +113,18 @@ def read_captions(file: Path, images: Sequence[Path]) -> dict[str, str]:
     """Return stem -> caption of every image.
 
     Raises:
-        BenchmarkError: if an image has none.
+        BenchmarkError: if an image has none, or a line is of another form.
     """
-    found = {Path(str(line.get("image"))).stem: str(line.get("caption", "")).strip() for line in read_lines(file)}
+    found = dict[str, str]()
+    for number, line in enumerate(read_text(file, "a model").split("\n"), start=1):
+        if line.strip():
+            try:
+                told = json.loads(line)
+                found[Path(told["image"]).stem] = (told["caption"] or "").strip()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BenchmarkError(
+                    f'{file}, line {number} is not {{"image": NAME, "caption": TEXT}} but {line[:80]!r} ({error!r})'
+                ) from error
     if missing := [image.name for image in images if not found.get(image.stem)]:
         raise BenchmarkError(
             f"{file} has no caption of {len(missing)} of {len(images)} images, the first is {missing[0]}; "
@@ -157,15 +166,6 @@ def _images(folder: Path) -> list[Path]:
     found = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
     # 2.jpg before 10.jpg.
     return sorted(found, key=lambda file: (len(file.stem), file.stem))
-
-
-def open_image(file: Path) -> Image.Image:
-    """Raises BenchmarkError if the file is not an image."""
-    try:
-        return to_rgb(decode(file.read_bytes()))
-    # Anything at all: on damaged files Pillow's readers raise OSError, SyntaxError, struct.error, ...
-    except Exception as error:
-        raise BenchmarkError(f"{file} cannot be read as an image: {error}") from error
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:
