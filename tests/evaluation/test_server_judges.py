@@ -71,11 +71,10 @@ def test_an_answer_is_asked_for_once_and_the_key_is_written_nowhere(
 def test_a_server_that_is_not_there_is_a_failure_not_a_verdict_and_ends_the_scoring(tmp_path: Path) -> None:
     options = ServerOptions(url="http://127.0.0.1:9/v1", model="m", attempts=2, timeout_s=1)
     judge = ServerJudge(options, tmp_path / "answers.jsonl", sleep=lambda _: None)
-    asked = []
+    for number in range(7):
+        assert judge.ask(f"is it {number}?", [IMAGE], dpg.understood) is None
     with pytest.raises(BenchmarkError, match=r"m at http://127.0.0.1:9/v1 has left 8 questions.*ConnectError"):
-        while len(asked) < 20:
-            asked.append(judge.ask(f"is it {len(asked)}?", [IMAGE], dpg.understood))
-    assert asked == [None] * 7
+        judge.ask("is it?", [IMAGE], dpg.understood)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "", "ftp://host/v1", "http://", "http://host:port/v1"])

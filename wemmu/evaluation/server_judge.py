@@ -102,8 +102,8 @@ class ServerJudge:
     def useless(self, words: str) -> BenchmarkError:
         """Return the error of a judge that says nothing."""
         return BenchmarkError(
-            f"the judge {self.options.model} at {self.options.url} {words}; at last {self._trouble}. Images and answers "
-            "are kept: start or choose a server (judge.url, judge.model), then give the same command"
+            f"the judge {self.options.model} at {self.options.url} {words}; at last {self._trouble}. Images and "
+            "answers are kept: start or choose a server (judge.url, judge.model), then give the same command"
         )
 
     def each(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
