@@ -27,8 +27,8 @@ import typer
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from benchmarks.measure import RESULTS, ROOT, Out, Quick, save
-from benchmarks.study import table, write_data
+from benchmarks.measure import RESULTS, ROOT, Out, Quick, save, table
+from benchmarks.study import write_data
 from wemmu.checkpoint import retention
 from wemmu.config import Curriculum, dump, load_curriculum, load_stage
 from wemmu.config.task import Task

@@ -25,13 +25,11 @@ import datasets
 import torch
 import typer
 from PIL import Image
-from streaming import MDSWriter
 
 from benchmarks import readers
 from benchmarks.datasets import curriculum, distinct, photograph, stored, write_dataset, write_tars
 from benchmarks.measure import RESULTS, Out, Quick, Row, as_dicts, as_markdown, cost, in_turns, peak_mb, rows, save
 from data_pipeline.buckets import buckets, nearest
-from data_pipeline.duplicates import scan_file, scan_part
 from data_pipeline.partitions import write_partition
 from data_pipeline.plan import Job, plan
 from wemmu.backbones.patches import resize
@@ -97,22 +95,12 @@ def writing(tars: Path, out: Path, sizes: Sizes) -> list[Row]:
     with tarfile.open(tar, encoding="utf-8") as opened:
         images = (opened.extractfile(member) for member in opened if member.name.endswith(".jpg"))
         files = [image.read() for image in images if image]
-    made = encode(files, job)
     (out / LEDGER).mkdir(parents=True)
-    scan_file(out, 0).parent.mkdir()
     numbers = count()
-
-    def bare_mds() -> None:
-        with MDSWriter(columns={"target": "bytes"}, out=str(out / "bare"), hashes=["sha256"]) as writer:
-            for file in made:
-                writer.write({"target": file})
-        shutil.rmtree(out / "bare")
 
     sides = {
         "decode, fit, encode": lambda: encode(files, job),
         "our chain": lambda: write_partition(job, next(numbers), part),
-        "a bare MDS writer with sha256": bare_mds,
-        "our search for duplicates": lambda: scan_part(job, 0, part),
     }
     title = "Writing a photograph of {} to {} px at 256 and 512 px".format(*sizes.sides)
     return rows(title, in_turns(sides, sizes.rounds), len(files), "decode, fit, encode")
@@ -149,14 +137,12 @@ def reading(shards: Path, scratch: Path, resolution: int, sizes: Sizes) -> list[
             for image, _ in found:
                 stored_pixels(image)
 
-    def ours(workers: int, encode: Callable[..., Any], contiguous: bool = False) -> readers.Batches:
-        job = curriculum(tars, shards, (resolution,), BATCH, samples // BATCH, workers)
-        return readers.ours(job, encode, contiguous)
+    def ours(workers: int, encode: Callable[..., Any]) -> readers.Batches:
+        return readers.ours(curriculum(tars, shards, (resolution,), BATCH, samples // BATCH, workers), encode)
 
     sides: dict[str, Callable[[int], readers.Batches]] = {
         "our loader": lambda workers: ours(workers, encoder),
         "our loader, captions not tokenized": lambda workers: ours(workers, readers.captions_alone),
-        "the same, channels first in memory": lambda workers: ours(workers, readers.captions_alone, contiguous=True),
         "WebDataset, same decoder": lambda workers: readers.web(sorted(tars.iterdir()) * epochs, BATCH, workers),
         "datasets, its own decoder": lambda workers: readers.hugging_face(saved, BATCH, samples, workers, "pil"),
         "datasets, same decoder": lambda workers: readers.hugging_face(saved, BATCH, samples, workers, "torchvision"),

@@ -11,7 +11,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,22 +133,28 @@ def save(out: Path, name: str, lines: list[str], rows: list[dict[str, Any]], **a
     print(text, flush=True)
 
 
-def as_dicts(table: list[Row]) -> list[dict[str, Any]]:
-    return [{field: value for field, value in asdict(row).items() if value not in (None, "")} for row in table]
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table in Markdown, whose first column names the row."""
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]
 
 
-def as_markdown(table: list[Row]) -> list[str]:
+def as_dicts(rows: list[Row]) -> list[dict[str, Any]]:
+    return [{field: value for field, value in asdict(row).items() if value not in (None, "")} for row in rows]
+
+
+def as_markdown(rows: list[Row]) -> list[str]:
     """One table for each part. The wall's share stands in brackets: other programs run on the machine."""
     lines: list[str] = []
-    for part in dict.fromkeys(row.part for row in table):
-        chosen = [row for row in table if row.part == part]
+    for part in dict.fromkeys(row.part for row in rows):
+        chosen = [row for row in rows if row.part == part]
         peaks = any(row.peak_mb is not None for row in chosen)
         last = "peak memory, MB" if peaks else f"share of `{chosen[0].against}`, CPU (wall)"
-        lines += ["", f"### {part}", "", f"| what | per core-second | CPU, us | wall, us | {last} |"]
-        lines += ["|---|---:|---:|---:|---:|"]
+        cells = []
         for row in chosen:
             end = f"{row.peak_mb:.0f}" if peaks else f"{row.share_cpu:.0%} ({row.share_wall:.0%})"
-            lines.append(f"| {row.name} | {1e6 / row.cpu_us:.0f} | {row.cpu_us:.0f} | {row.wall_us:.0f} | {end} |")
+            cells.append([row.name, f"{1e6 / row.cpu_us:.0f}", f"{row.cpu_us:.0f}", f"{row.wall_us:.0f}", end])
+        lines += ["", f"### {part}", "", *table(["what", "per core-second", "CPU, us", "wall, us", last], cells)]
     return lines[1:]
 
 

@@ -23,14 +23,14 @@ def captions_alone(texts: Sequence[str], grids: object) -> Sequence[str]:
     return texts
 
 
-def ours(curriculum: Curriculum, encoder: Any, contiguous: bool = False) -> Batches:
-    """All steps of the only stage, shuffled. `contiguous`: with the memory in the order of the axes."""
+def ours(curriculum: Curriculum, encoder: Any) -> Batches:
+    """All steps of the only stage, shuffled."""
     stage = curriculum.stages[0]
     loader = Loader(curriculum.stage_run(stage.name), encoder, token_px=28)
     for step in range(stage.steps):
         batch: Any
         for batch in loader.micro_batches(step):
-            yield batch.target.contiguous() if contiguous else batch.target, batch.prompts
+            yield batch.target, batch.prompts
     loader.close()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study import table
+from benchmarks.measure import table
 from wemmu.evaluation.scores import wilson
 
 KINDS = ("small", "large", "new pair")

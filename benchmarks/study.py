@@ -1,8 +1,8 @@
-"""What the studies of the miniature share: data and stages that are made once and kept, and tables."""
+"""What the studies of the miniature share: data and stages that are made once and kept."""
 
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -38,9 +38,3 @@ def unchanged(checkpoint: Path, before: Path, prefix: str = "") -> bool:
     now, then = StoredTensors(checkpoint), StoredTensors(before)
     names = [name.removeprefix(prefix) for name in now.manifest.tensors]
     return all(torch.equal(now.read(prefix + name), then.read(name)) for name in names)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A table in Markdown, whose first column names the row."""
-    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
-    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]

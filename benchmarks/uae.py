@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import matplotlib
 import typer
 
-from benchmarks.measure import RESULTS, ROOT, Out
-from benchmarks.study import table, trained, unchanged, write_data
+from benchmarks.measure import RESULTS, ROOT, Out, table
+from benchmarks.study import trained, unchanged, write_data
 from wemmu.checkpoint import retention
 from wemmu.config import load_curriculum, load_stage
 from wemmu.config.task import Task

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import RESULTS, Out
+from benchmarks.measure import RESULTS, Out, table
 from benchmarks.prompts import right
-from benchmarks.study import table, trained, unchanged, write_data
+from benchmarks.study import trained, unchanged, write_data
 from benchmarks.uae import ARMS, CONFIG, curves
 from tools.convert_ckpt import export, find
 from wemmu.config import load_curriculum

@@ -55,9 +55,7 @@ def inspect(
     directory: Annotated[Path, typer.Argument(help="Folder of a data set, or of any MDS shards.")],
     images: Annotated[
         Path | None,
-        typer.Option(
-            "--images", "--pictures", metavar="FILE.png", help="PNG file for the first records of each stream."
-        ),
+        typer.Option(metavar="FILE.png", help="PNG file for the first records of each stream."),
     ] = None,
 ) -> None:
     """Print the streams of a data set and one example record of each."""

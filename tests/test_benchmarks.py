@@ -21,7 +21,7 @@ from wemmu.config import load_curriculum
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
-    "speed": {"Writing": 4, "Reading a sample at 256 px": 13, "Reading a sample at 512 px": 13},
+    "speed": {"Writing": 2, "Reading a sample at 256 px": 11, "Reading a sample at 512 px": 11},
     "growth": {"Growing": 2},
     "feed": {"Feeding": 5},
 }

@@ -26,10 +26,7 @@ def main(
         int, typer.Option(min=1, help="Tokens of a prompt with text, chat format included.")
     ] = 128,
     empty_prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt without text.")] = 20,
-    multi_edit_images: Annotated[
-        int,
-        typer.Option("--multi-edit-images", "--multi-edit-pictures", min=1, help="Input images of a multi-image edit."),
-    ] = 2,
+    multi_edit_images: Annotated[int, typer.Option(min=1, help="Input images of a multi-image edit.")] = 2,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, for the task understanding.")] = 64,
     overrides: Overrides = None,
     as_json: AsJson = False,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
+from tests.checkpoints import load_state
 from tests.export.folders import STEPS, TABLE, TAG, Content, Saved, save_folder, universal
 from tests.models.on_disk import make_backbones
 from tests.models.world import micro_batches
@@ -27,7 +28,6 @@ from tools.zero.partitions import MOMENTS
 from tools.zero.pickles import FolderError, load
 from wemmu.checkpoint.manifest import verify
 from wemmu.checkpoint.start import start_from
-from wemmu.checkpoint.store import load_state
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun, dump
 from wemmu.config.schema import Backbones

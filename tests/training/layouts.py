@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wemmu.checkpoint import retention, store
+from tests.checkpoints import load_state
+from wemmu.checkpoint import retention
 from wemmu.checkpoint.manifest import Manifest, Origin, read_manifest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor, flat_parts, row_parts
 from wemmu.checkpoint.state import TrainState
@@ -139,5 +140,5 @@ def newest_state(folder: Path) -> tuple[Manifest, TrainState]:
     parts = PARTS if manifest.ema else PARTS[:3]
     empty = {part: {name: torch.empty(manifest.tensors[name]) for name in manifest.trained} for part in parts}
     state = TrainState(**empty, steps=manifest.step)
-    store.load_state(newest, state)
+    load_state(newest, state)
     return manifest, state

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemWriter, filesystem
 
+from tests.checkpoints import load_state
 from tests.training.layouts import CARRIED, LAYOUTS, PARTS, blank, canonical, differences, held, origin
 from wemmu.checkpoint import manifest as manifest_module
 from wemmu.checkpoint import retention, store
@@ -69,9 +70,9 @@ def refusals(rank: int, world: int, root: Path) -> dict[str, str]:
         odd.weights["dit.to_out.bias"] = torch.zeros(8)
     for part in (fewer.weights, fewer.exp_avg, fewer.exp_avg_sq, fewer.ema):
         del part["dit.to_out.bias"]
-    try_("lacks", lambda: store.load_state(directory, more))
-    try_("unknown", lambda: store.load_state(directory, fewer))
-    try_("shape", lambda: store.load_state(directory, odd))
+    try_("lacks", lambda: load_state(directory, more))
+    try_("unknown", lambda: load_state(directory, fewer))
+    try_("shape", lambda: load_state(directory, odd))
 
     hole = fresh()
     if rank == 1:
@@ -118,7 +119,7 @@ def load_damaged(rank: int, world: int, roots: list[Path]) -> list[str]:
     said = []
     for root in roots:
         try:
-            store.load_state(root / store.directory_name(STEP), canonical(0))
+            load_state(root / store.directory_name(STEP), canonical(0))
             said.append("")
         except CheckpointError as error:
             said.append(str(error))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, Metadata
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
-from tests.checkpoints import load_weights
+from tests.checkpoints import load_state, load_weights
 from wemmu.checkpoint import manifest as manifest_module
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
@@ -105,7 +105,7 @@ def truncate(file: Path) -> None:
 
 def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path: Path):
     state = other_state()
-    manifest = store.load_state(save(tmp_path), state)
+    manifest = load_state(save(tmp_path), state)
     assert (manifest.step, manifest.seed, manifest.stage, manifest.resolution) == (4, 7, "stage1", 32)
     assert same(state, make_state(4))
 
@@ -113,7 +113,7 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path: Path):
 def test_loading_fills_the_live_tensors_whatever_their_type_and_strides(tmp_path: Path):
     state = other_state(torch.bfloat16)
     live = state.weights["bridge.linear.weight"] = torch.zeros(4, 2, dtype=torch.bfloat16).t()
-    store.load_state(save(tmp_path), state)
+    load_state(save(tmp_path), state)
     rounded = ({n: t.bfloat16() for n, t in d.items()} for d in parts_of(make_state(4)))
     assert same(state, TrainState(*rounded, steps=4))
     assert state.weights["bridge.linear.weight"] is live
@@ -129,7 +129,7 @@ def test_what_is_saved_in_another_type_is_stored_in_float32(tmp_path: Path):
 
 def test_a_checkpoint_of_the_first_version_is_loaded():
     state = other_state()
-    manifest = store.load_state(OLD, state)
+    manifest = load_state(OLD, state)
     assert same(state, make_state(4))
     assert (manifest.step, manifest.layout) == (4, {})
     weights, _ = load_weights(OLD)
@@ -151,10 +151,10 @@ def averaged_state(step: int) -> TrainState:
 
 def test_averages_are_saved_and_loaded_beside_the_weights(tmp_path: Path):
     directory, live = store.save(tmp_path, averaged_state(4), {}, origin()), averaged_state(0)
-    assert store.load_state(directory, live).ema
+    assert load_state(directory, live).ema
     assert all(torch.equal(live.ema[name], weight + 1) for name, weight in make_state(4).weights.items())
     plain = other_state()
-    store.load_state(directory, plain)
+    load_state(directory, plain)
     assert same(plain, make_state(4))
     assert plain.ema == {}
 
@@ -162,7 +162,7 @@ def test_averages_are_saved_and_loaded_beside_the_weights(tmp_path: Path):
 @pytest.mark.parametrize("old", [True, False], ids=["of the first version", "of this version"])
 def test_an_average_that_a_checkpoint_does_not_hold_begins_with_its_weights(tmp_path: Path, old: bool):
     directory, live = OLD if old else save(tmp_path), averaged_state(0)
-    assert not store.load_state(directory, live).ema
+    assert not load_state(directory, live).ema
     assert live.ema.keys() == live.weights.keys()
     assert all(torch.equal(live.ema[name], weight) for name, weight in live.weights.items())
     assert same(live, make_state(4))
@@ -238,7 +238,7 @@ def test_a_state_of_other_names_or_shapes_is_refused_by_name_and_left_alone(tmp_
     ):
         before = {n: t.clone() for n, t in state.weights.items()}
         with pytest.raises(CheckpointError, match=why):
-            store.load_state(directory, state)
+            load_state(directory, state)
         assert all(torch.equal(state.weights[name], before[name]) for name in before)
 
 
@@ -268,7 +268,7 @@ def test_damage_to_any_file_is_found_and_names_the_file(tmp_path: Path, damage, 
         copy = tmp_path / "copy"
         shutil.copytree(whole, copy)
         damage(copy / file.relative_to(whole))
-        for read in (store.verify, lambda d: store.load_state(d, other_state()), load_weights):
+        for read in (store.verify, lambda d: load_state(d, other_state()), load_weights):
             with pytest.raises(CheckpointError, match=rf"copy: the file {file.relative_to(whole)} is {word}"):
                 read(copy)
         shutil.rmtree(copy)

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from tests.checkpoints import load_weights
+from tests.checkpoints import load_state, load_weights
 from tests.parallel.ranks import RankError, on_ranks
 from tests.training import saving
 from tests.training.layouts import CARRIED, LAYOUTS, SHAPES, blank, canonical, differences, origin
@@ -143,7 +143,7 @@ def test_training_goes_on_while_the_state_of_the_moment_is_written(tmp_path: Pat
         assert said["left"] == names[2:]
     for step in (3, 4):
         state = canonical(0)
-        store.load_state(tmp_path / store.directory_name(step), state)
+        load_state(tmp_path / store.directory_name(step), state)
         assert differences(state, canonical(step)) == []
 
 

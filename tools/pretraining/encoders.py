@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorFast, CLIPModel, Dinov2Config, Dinov2Model
 from transformers.image_utils import PILImageResampling
 
+from tools.pretraining.labels import CHOICES, CLASSES, attributes, cells
 from tools.pretraining.loop import fit
 from wemmu.backbones.encoders import ImageEncoder, cosine
 from wemmu.pixels import to_pixels
 from wemmu.shapes.backbones import ENCODER_PATCH_PX, ENCODER_WIDTH, HIGH_PX, LOW_PX
 from wemmu.shapes.language import caption, full_caption
 from wemmu.shapes.render import render
-from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object, Scene, random_scene
+from wemmu.shapes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Object, Scene, random_scene
 
 MEAN = STD = [0.5, 0.5, 0.5]
 RESOLUTIONS = (LOW_PX, 48, HIGH_PX, 96)
@@ -155,41 +156,24 @@ def train_clip(tokenizer_from: Path, work: Path, steps: int, groups: int = 12) -
         with torch.no_grad():
             # CLIP's own limit.
             model.logit_scale.clamp_(max=4.6)
-        truth = _attributes(scenes)
+        truth = attributes(scenes)
         # Normalised features have entries of about 1 / sqrt(width).
-        attributes, known = heads.of_image(_TEXT_WIDTH**0.5 * out.image_embeds, truth)
-        attributes = attributes + patch_heads.of_patches(out.vision_model_output.last_hidden_state[:, 1:], truth)
+        of_cells, known = heads.of_image(_TEXT_WIDTH**0.5 * out.image_embeds, truth)
+        of_cells = of_cells + patch_heads.of_patches(out.vision_model_output.last_hidden_state[:, 1:], truth)
         right = (logits.argmax(1) == labels).float().mean().item()
-        return loss + 0.3 * attributes, {"loss": loss.item(), "right": right, "attributes": known}
+        return loss + 0.3 * of_cells, {"loss": loss.item(), "right": right, "attributes": known}
 
     fit("clip", {"clip": model, "heads": heads, "patches": patch_heads}, loss_fn, steps=steps, lr=1e-3, work=work)
     return model.eval(), tokenizer
 
 
 # --------------------------------------------------------------------------------------------------------- DINO
-# A cell holds a shape or nothing, and so on: classes of one cell.
-_CHOICES = {"shape": ("", *SHAPES), "color": ("", *COLORS), "size": ("", *SIZES)}
-
-
-def _attributes(scenes: list[Scene]) -> dict[str, Tensor]:
-    """Name -> classes [B, 4] of each cell; the background [B, 1]."""
-    found = {
-        name: torch.tensor([[_class(scene.at(c), name) for c in range(len(CELLS))] for scene in scenes])
-        for name in _CHOICES
-    }
-    return found | {"background": torch.tensor([[list(BACKGROUNDS).index(s.background)] for s in scenes])}
-
-
-def _class(obj: Object | None, name: str) -> int:
-    return _CHOICES[name].index(getattr(obj, name)) if obj else 0
-
-
 class _Heads(nn.Module):
     """Linear heads for training: of an image's feature for all cells, of a patch for its own cell."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        sizes = {name: len(choices) for name, choices in _CHOICES.items()}
+        sizes = {name: CLASSES[name] for name in CHOICES}
         self.image = nn.ModuleDict({name: nn.Linear(width, 4 * n) for name, n in sizes.items()})
         self.image["background"] = nn.Linear(width, len(BACKGROUNDS))
         self.patch = nn.ModuleDict({name: nn.Linear(width, n) for name, n in sizes.items()})
@@ -205,9 +189,7 @@ class _Heads(nn.Module):
 
     def of_patches(self, features: Tensor, truth: dict[str, Tensor]) -> Tensor:
         """Features [B, patches, D] -> summed cross-entropy of each patch's own cell."""
-        side = HIGH_PX // ENCODER_PATCH_PX
-        at = torch.arange(side) // (side // 2)
-        cell = (2 * at[:, None] + at).flatten()
+        cell = cells(HIGH_PX // ENCODER_PATCH_PX)
         losses = [
             nn.functional.cross_entropy(head(features).transpose(1, 2), truth[name][:, cell])
             for name, head in self.patch.items()
@@ -223,7 +205,7 @@ def train_dino(work: Path, steps: int, batch_size: int = 64) -> Dinov2Model:
         rng = random.Random(f"dino-{step}")
         scenes = [random_scene(rng, "train") for _ in range(batch_size)]
         states = model(_normalised(drawn(scenes, rng))).last_hidden_state
-        truth = _attributes(scenes)
+        truth = attributes(scenes)
         loss, right = heads.of_image(states[:, 0], truth)
         loss = loss + heads.of_patches(states[:, 1:], truth)
         return loss, {"loss": loss.item(), "right": right}

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tools.pretraining.labels import CLASSES, attributes, cells
 from tools.pretraining.loop import fit
 from wemmu.backbones.patches import patchify
 from wemmu.pixels import to_pixels
@@ -26,7 +27,7 @@ from wemmu.shapes.edits import random_edit, random_two_image_edit
 from wemmu.shapes.language import SIZE_WORDS, caption, full_caption, parse_caption, question, references
 from wemmu.shapes.processor import save_processor, special_ids
 from wemmu.shapes.render import render
-from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object, Scene, Split, random_scene
+from wemmu.shapes.scene import CELLS, COLORS, SHAPES, SIZES, Object, Scene, Split, random_scene
 
 # Share of each kind of example.
 KINDS = {"caption": 2, "edit": 6, "two_image": 4, "second": 0.5, "question": 2, "text_question": 1.5, "text": 4}
@@ -98,22 +99,8 @@ def _grids(e: Example, px: int) -> list[tuple[int, int]]:
 
 def _cell_labels(scenes: list[Scene], tokens_per_side: int) -> dict[str, Tensor]:
     """What each vision token's cell holds: [images, tokens] of shape, colour, size (0: empty cell), background."""
-    per_cell = torch.tensor(
-        [
-            [
-                (1 + SHAPES.index(o.shape), 1 + tuple(COLORS).index(o.color), 1 + SIZES.index(o.size), bg)
-                if (o := s.at(cell))
-                else (0, 0, 0, bg)
-                for cell in range(len(CELLS))
-            ]
-            for s in scenes
-            for bg in (tuple(BACKGROUNDS).index(s.background),)
-        ]
-    )
-    side = torch.arange(tokens_per_side) * 2 // tokens_per_side
-    token_cell = (2 * side[:, None] + side[None, :]).flatten()
-    labels = per_cell[:, token_cell]
-    return dict(zip(("shape", "color", "size", "background"), labels.unbind(-1), strict=True))
+    cell = cells(tokens_per_side)
+    return {name: of.expand(-1, len(CELLS))[:, cell] for name, of in attributes(scenes).items()}
 
 
 def _object_labels(objects: list[Object]) -> dict[str, Tensor]:
@@ -126,7 +113,6 @@ def _object_labels(objects: list[Object]) -> dict[str, Tensor]:
     }
 
 
-CELL_CLASSES = {"shape": len(SHAPES) + 1, "color": len(COLORS) + 1, "size": 3, "background": len(BACKGROUNDS)}
 OBJECT_CLASSES = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES), "cell": len(CELLS)}
 
 
@@ -257,7 +243,7 @@ def train(
     shallow["text_config"]["num_hidden_layers"] = 4
     vlm = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**shallow))
     encoder, width = PromptEncoder(out), shallow["text_config"]["hidden_size"]
-    seen, meant = Labels(width, CELL_CLASSES), Labels(width, OBJECT_CLASSES)
+    seen, meant = Labels(width, CLASSES), Labels(width, OBJECT_CLASSES)
 
     def loss_fn(teacher: Teacher, step: int, phase: str, layer: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"{phase}-{step}")

@@ -31,7 +31,7 @@ from torch.futures import Future
 from wemmu.checkpoint.collective import CheckpointError, Ranks, all_ranks
 from wemmu.checkpoint.exported import exported_tensors
 from wemmu.checkpoint.finite import check_finite
-from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of, some, verify, write_manifest
+from wemmu.checkpoint.manifest import FORMAT, Manifest, Origin, sha256_of, some, write_manifest
 from wemmu.checkpoint.metadata import CheckedReader
 from wemmu.checkpoint.retention import discard, make_room, newest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor, WholePlanner
@@ -151,31 +151,18 @@ def _finish(aside: Path, final: Path, manifest: Manifest) -> None:
     sync(final.parent)
 
 
-def load_state(directory: Path, state: TrainState) -> Manifest:
-    """Verify a checkpoint, whatever layout wrote it, and fill the live tensors of `state` in place.
-
-    All ranks call it, each with its part; carried weights are not read. An average that the checkpoint lacks starts
-    with its weights; one that `state` does not keep is not read.
-
-    Raises:
-        CheckpointError: on all ranks, if it is damaged, or naming the tensors that it lacks, does not know or has in
-            other shapes than the ranks hold.
-    """
-    ranks = all_ranks()
-    manifest = verify(directory, ranks)
-    _fill(directory, manifest, state, ranks)
-    return manifest
-
-
 def load_newest(
     root: Path, state: TrainState, check: Callable[[Path, Manifest], object] = lambda *_: None
 ) -> Manifest | None:
     """Load the newest whole checkpoint under `root`; None if there is no checkpoint.
 
-    check: raises on all ranks, before reading, if the checkpoint must not be used.
+    All ranks call it, each with its part of the live tensors, which are filled in place, whatever layout wrote them;
+    carried weights are not read. An average that the checkpoint lacks starts with its weights; one that `state` does
+    not keep is not read. check: raises on all ranks, before reading, if the checkpoint must not be used.
 
     Raises:
-        CheckpointError: as `load_state`, or if there are checkpoints and none is whole.
+        CheckpointError: on all ranks, if there are checkpoints and none is whole; or naming the tensors that it lacks,
+            does not know, has in other shapes than the ranks hold, or that are not finite.
     """
     ranks = all_ranks()
     found = newest(root, ranks)
