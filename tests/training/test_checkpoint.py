@@ -268,7 +268,7 @@ def test_damage_to_any_file_is_found_and_names_the_file(tmp_path: Path, damage, 
         copy = tmp_path / "copy"
         shutil.copytree(whole, copy)
         damage(copy / file.relative_to(whole))
-        for read in (store.verify, lambda d: load_state(d, other_state()), load_weights):
+        for read in (verify, lambda d: load_state(d, other_state()), load_weights):
             with pytest.raises(CheckpointError, match=rf"copy: the file {file.relative_to(whole)} is {word}"):
                 read(copy)
         shutil.rmtree(copy)
@@ -281,7 +281,7 @@ def test_a_directory_without_a_readable_manifest_is_no_checkpoint(tmp_path: Path
     if content is not None:
         (directory / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        store.verify(directory)
+        verify(directory)
 
 
 @pytest.mark.parametrize(("field", "value"), [("step", 5), ("trained", []), ("sha256", "0" * 64)])
@@ -289,14 +289,14 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, field: str, valu
     file = save(tmp_path) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
-        store.verify(file.parent)
+        verify(file.parent)
 
 
 def test_another_format_is_refused_by_its_number(tmp_path: Path):
     file = save(tmp_path) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99"):
-        store.verify(file.parent)
+        verify(file.parent)
 
 
 def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damaged_newest_one_and_debris_left_alone(
@@ -337,7 +337,7 @@ def test_a_damaged_checkpoint_is_written_again_whole(tmp_path: Path):
     directory = save(tmp_path)
     flip_a_byte(files_of(directory)[0])
     assert save(tmp_path) == directory
-    store.verify(directory)
+    verify(directory)
 
 
 def test_a_disk_that_fails_within_a_tensor_is_told_as_such_and_leaves_nothing_with_a_name(tmp_path: Path):

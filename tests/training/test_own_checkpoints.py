@@ -9,7 +9,7 @@ from launcher.job import Job, last_step
 from tests.training.test_checkpoint import files_of, make_state, other_state, save, truncate
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
-from wemmu.checkpoint.manifest import Origin
+from wemmu.checkpoint.manifest import Origin, verify
 from wemmu.checkpoint.saver import Saver
 from wemmu.config.checkpoints import RenamedError, own_checkpoints
 
@@ -47,7 +47,7 @@ def test_what_a_user_puts_beside_checkpoints_is_never_used_and_never_touched(
     assert [path.name for path in own_checkpoints(root)] == ["step_00000008", "step_00000010"]
     assert not earlier.exists()
     assert all(path.is_symlink() or path.exists() for path in theirs)
-    store.verify(root / "step_00000004_keep")
+    verify(root / "step_00000004_keep")
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
@@ -57,8 +57,8 @@ def test_a_link_or_file_where_a_checkpoint_must_be_written_gives_way_and_nothing
     place = tmp_path / "run" / "step_00000006"
     place.symlink_to(elsewhere) if kind == "link" else place.write_text("a file")
     assert save(tmp_path / "run", 6) == place
-    store.verify(place)
-    store.verify(elsewhere)
+    verify(place)
+    verify(elsewhere)
     assert kind == "link" or (place.parent / "step_00000006.other-1").read_text() == "a file"
 
 
