@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm, submit
+from launcher import slurm
 from launcher.attempt import Attempt
 from launcher.cluster import Cluster
 from launcher.job import checkpoint
@@ -177,17 +177,6 @@ def test_a_chain_that_cannot_be_sent_whole_is_taken_back(tmp_path: Path, monkeyp
         submit_all(submissions(chain(curriculum(), tmp_path), tmp_path, CLUSTER), ledger)
     assert sbatch.cancelled == [100, 101, 102]
     assert [event.event for event in ledger.of("a")] == ["submitted", "cancelled"]
-
-
-def test_what_would_be_typed(monkeypatch: pytest.MonkeyPatch):
-    """The commands of a dry run, as a person reads them."""
-    monkeypatch.setattr(submit, "HOME", Path("/home/wemmu"))
-    monkeypatch.setattr("sys.executable", "/home/wemmu/.venv/bin/python")
-    config = curriculum(data={"shards": "shards"}, evaluation={"prompts": 0}, stages=[wide("a"), wide("b")])
-    monkeypatch.chdir("/")
-    typed = as_typed(submissions(chain(config, RUN), RUN, CLUSTER), RUN)
-    golden = Path(__file__).with_name("submitted.sh")
-    assert typed == golden.read_text()
 
 
 BANNER = "-----\n  Welcome to the Example Supercomputer, 2 nodes free\n-----\n"
