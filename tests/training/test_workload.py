@@ -47,6 +47,7 @@ def test_tokens_are_those_of_prefix_pathway_and_latents_without_padding(encoder:
     latents = 2 * 2 * 2  # of 16 px
     # The mean length of a prompt is taken as a whole number.
     assert workload.count([batch])["tokens"] == pytest.approx(prompt + pathway + latents, abs=1)
+    assert workload.count([batch])["padding"] == batch.prompts.input_ids.numel() - prompt
     assert workload.count([batch, batch])["tokens"] == 2 * workload.count([batch])["tokens"]
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,18 +12,23 @@ import torch
 from wemmu.config import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.collate import collate, sample_id
-from wemmu.data.mixture import Integers, Order, schedule
+from wemmu.data.mixture import Order, schedule
 from wemmu.data.shards import DecodedRecord, ShardStream, stacked
 from wemmu.data.streams import open_streams, shares
 from wemmu.prompts import PromptEncoder
 from wemmu.types import Batch, Negatives
+
+# With its place in the stream.
+IndexedRecord = tuple[int, DecodedRecord]
 
 
 class Loader:
     """Reads the stage's mixture. The only state is the step.
 
     One step draws its whole global batch from one stream, so it has one task and one shape, for any number of ranks
-    and accumulation steps. A run that resumes in another layout reads the same samples in the same steps.
+    and accumulation steps. A run that resumes in another layout reads the same samples in the same steps. A rank sorts
+    its samples of a step by length before it divides them into micro-batches, but for contrastive stages, whose
+    partners stand beside each other.
     The steps follow the weights of the mixture evenly (`mixture.schedule`), and each stream gives every sample once
     before it gives one again (`mixture.Order`). A task with streams of several shapes divides its weight by their
     numbers of samples. Whether the data set is here or behind a cache changes nothing.
@@ -109,29 +115,35 @@ class Loader:
         # micro-batch's last it is outside, unless the micro-batch is all there is.
         outside = 1 if self._paired and micro_step * self._accumulation > self._micro else 0
         places = (first[:, None] + np.arange(self._micro + outside)) % (micro_step * self._accumulation)
-        indices = self._orders[number]((begin + places).flatten()).reshape(places.shape)
-        return [self._batch(self._streams[number], row[: self._micro], row[self._micro :]) for row in indices]
+        indices = self._orders[number]((begin + places).flatten())
+        stream, each = self._streams[number], self._micro + outside
+        read = [(int(index), stream[index]) for index in indices]
+        if not self._paired and self._accumulation > 1:
+            # In another order the samples of a step have the same gradient, and texts of one length need no padding.
+            read.sort(key=lambda one: len(f"{one[1].prompt}{one[1].answer}".encode()))
+        return [self._batch(stream, read[i : i + each]) for i in range(0, len(read), each)]
 
-    def _batch(self, stream: ShardStream, indices: Integers, outside: Integers) -> Batch:
-        batch = self._collate(stream, indices)
+    def _batch(self, stream: ShardStream, read: Sequence[IndexedRecord]) -> Batch:
+        """read: a micro-batch, and behind it the partner of its last sample, if that is outside."""
+        batch = self._collate(stream, read[: self._micro])
         if not self._paired:
             return batch
         assert batch.target is not None, "a contrastive stage draws images"
-        further = [stream[index] for index in outside]
-        return replace(batch, negatives=self._negatives(len(indices), further, batch.target))
+        further = [sample for _, sample in read[self._micro :]]
+        return replace(batch, negatives=self._negatives(self._micro, further, batch.target))
 
-    def _collate(self, stream: ShardStream, indices: Integers) -> Batch:
+    def _collate(self, stream: ShardStream, read: Sequence[IndexedRecord]) -> Batch:
         """Raises ShardError: naming the record at fault, where a batch cannot be made of one that is as written."""
-        samples = [stream[index] for index in indices]
         try:
+            samples = [sample for _, sample in read]
             return collate(stream.settings, samples, self._encoder, self._token_px, self._asks)
         except ValueError as error:
-            for index, sample in zip(indices, samples, strict=True):
+            for index, sample in read:
                 try:
                     collate(stream.settings, [sample], self._encoder, self._token_px, self._asks)
                 except ValueError as own:
                     raise ShardError(
-                        f"the record {sample.id} in {stream.where(int(index))} cannot become part of a batch: {own}. "
+                        f"the record {sample.id} in {stream.where(index)} cannot become part of a batch: {own}. "
                         "It is what was written, so data.damaged does not apply: fix or remove it in its source and "
                         "write the data set into another directory"
                     ) from error

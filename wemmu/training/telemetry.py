@@ -65,6 +65,8 @@ class Window:
         asked = sum((rank[1] for rank in ranks), Counter[str]())
         samples = sum(rank[0]["loss"][1] for rank in ranks)
         rates = {f"{key}_per_s": asked[key] / elapsed for key in ("tokens", "flops") if key in asked}
+        if "tokens" in asked:
+            rates["padding_share"] = asked["padding"] / (asked["tokens"] + asked["padding"])
         return {
             **_means([rank[0] for rank in ranks]),
             "samples_per_s": samples / elapsed,

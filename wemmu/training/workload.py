@@ -38,7 +38,7 @@ class Workload:
     def count(self, batches: Sequence[Batch]) -> Counter[str]:
         """Samples under the name of their task; `tokens` and, forward and backward together, `flops`, where known.
 
-        tokens: those of the prompts and, of generation, of the pathway and the DiT's latents; padding does not count.
+        tokens: those of the prompts and, of generation, of the pathway and the DiT's latents; without `padding`.
         """
         counts: Counter[str] = Counter()
         for batch in batches:
@@ -46,6 +46,7 @@ class Workload:
             if not self.unknown:
                 with self._surviving():
                     counts["tokens"] += self._tokens(batch)
+                    counts["padding"] += int((~batch.prompts.mask).sum())
                     counts["flops"] += round(self._flops(batch))
         return counts
 
