@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import ablation, step_variants
 from benchmarks.gpu import verdict
+from benchmarks.gpu.__main__ import PARTS as PARTS_OF_GPU
 from benchmarks.naive import Way
 from benchmarks.step_sizes import SIZES
 from wemmu.command_line import FINAL
@@ -185,6 +186,32 @@ def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: 
     text = verdict.save(tmp_path, about, [good, crashed, beyond])
     assert "**Verdict: not equal, or not finished: part, b**; what cannot be run here: 1 rows." in text
     assert [one["failed"] for one in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True, True]
+
+
+def test_the_gpu_benchmark_goes_on_where_an_earlier_call_ended(tmp_path: Path) -> None:
+    about = {"command": "x", "where": "here", "torch": "2", "commit": "abc", "time": "now"}
+    done = verdict.Result("a", 1.0, "done", [verdict.within("x", 1e-7, 1e-6), verdict.Row("y", "3 ms", value=3e-3)])
+    left = verdict.Result("b", 1.0, "done", [verdict.Row("z", "not run: the time is up", "left")])
+    stopped, off = (
+        verdict.Result("c", 1.0, "took more than 1 s"),
+        verdict.Result("d", 1.0, "done", [verdict.within("v", 2, 1)]),
+    )
+    assert "1 rows are left for the next call" in verdict.save(tmp_path, about, [done, left])
+    verdict.save(tmp_path, about, [done, left, stopped, off])
+    later = about | {"command": "y", "time": "later"}
+    assert verdict.load(tmp_path, later) == [done, left, stopped, off]
+    assert [result.finished for result in verdict.load(tmp_path, later)] == [True, False, False, False]
+    for other in ({"commit": "abd"}, {"where": "there"}, {"commit": "abc, with changes"}, {"steps": 4}):
+        assert verdict.load(tmp_path, later | other) == []
+    assert verdict.load(tmp_path / "nowhere", later) == []
+
+
+def test_the_gpu_benchmark_keeps_time_for_its_last_part() -> None:
+    """Under ten minutes in all, imports included, if every part takes all that it may."""
+    *timed, last = (part for part in PARTS_OF_GPU.values() if part.timed)
+    before = max(part.limit for part in PARTS_OF_GPU.values() if not part.timed) + sum(part.limit for part in timed)
+    assert before + 240 < 60 * 9.3 < 570
+    assert last.function == "steps"
 
 
 @pytest.mark.parametrize("study", ablation.Study)

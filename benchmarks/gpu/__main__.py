@@ -5,7 +5,9 @@
     python -m benchmarks.gpu --device cpu            # the same code at the miniature's sizes
 
 Each part is a process of its own with a limit, so one that fails takes no other with it, and the results are written
-as each ends. Exit code 0: all within their bounds; 1: something is not, or did not finish; 78: there is no GPU.
+as each ends. Parts that time nothing run side by side. The same command again goes on: at the same commit on the same
+device it keeps what is finished and within its bounds, unless `--only` names it. Exit code 0: all within their bounds;
+1: something is not, or did not finish; 78: there is no GPU.
 """
 
 import os
@@ -13,6 +15,7 @@ import shlex
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -28,23 +31,28 @@ from wemmu.revision import revision
 
 
 class Part(NamedTuple):
-    """function: of a module of this package, from a Setting to rows, as it finds them. limit: seconds."""
+    """function: of a module of this package, from a Setting to rows, as it finds them. limit: seconds.
+
+    timed: takes times, so it runs alone, and goes on from the rows of an earlier call.
+    """
 
     help: str
     module: str
     function: str
     limit: float
+    timed: bool = False
 
 
+# The longest of those side by side and the limits of the timed ones are less than ten minutes.
 PARTS = {
-    "parity": Part("losses and gradients of each recipe against the CPU's", "engines", "parity", 120),
-    "kernels": Part("each fused kernel and each compiled layer against the plain one", "kernels", "kernels", 120),
-    "zero3": Part("ZeRO-3 on one rank against the engine single", "engines", "zero3", 90),
-    "hybrid": Part("tensor layers and the pipeline, on two processes that share the GPU", "engines", "hybrid", 90),
+    "parity": Part("losses and gradients of each recipe against the CPU's", "engines", "parity", 220),
+    "kernels": Part("each fused kernel and each compiled layer against the plain one", "kernels", "kernels", 220),
+    "zero3": Part("ZeRO-3 on one rank against the engine single", "engines", "zero3", 220),
+    "hybrid": Part("tensor layers and the pipeline, on two processes that share the GPU", "engines", "hybrid", 220),
     "miniature": Part("a run of the launcher, killed and resumed; export and samples", "miniature", "miniature", 240),
-    "sampling": Part("seconds for an image and memory, by steps of the solver", "step", "sampling", 60),
+    "sampling": Part("seconds for an image and memory, by steps of the solver", "step", "sampling", 60, timed=True),
     # The last one: it has the time that is left, and says what it leaves out.
-    "step": Part("time, memory and MFU of a step, ours and the naive one", "step", "steps", 300),
+    "step": Part("time, memory and MFU of a step, ours and the naive one", "step", "steps", 540, timed=True),
 }
 
 
@@ -53,7 +61,7 @@ def main(
     list_: Annotated[bool, typer.Option("--list", help="name the parts and stop")] = False,
     device: Annotated[str, typer.Option(help="cuda; or cpu, to see that the code runs, at small sizes")] = "cuda",
     steps: Annotated[int, typer.Option(min=4, help="training steps of the part miniature")] = 200,
-    minutes: Annotated[float, typer.Option(help="for all parts together; what is left then is not run")] = 9.5,
+    minutes: Annotated[float, typer.Option(help="for all parts; what is left is for the next call")] = 9.3,
     one: Annotated[str, typer.Option(hidden=True)] = "",
     rows: Annotated[Path | None, typer.Option(hidden=True)] = None,
     seconds: Annotated[float, typer.Option(hidden=True)] = 0.0,
@@ -67,12 +75,20 @@ def main(
         fail(f"--only {only or one}: there is no part {wrong[0]!r}; valid: {', '.join(PARTS)}", USAGE)
     if device not in ("cpu", "cuda"):
         fail(f"--device {device} is unknown; valid: cuda, cpu", USAGE)
-    about = _about(device)
+    about = _about(device) | {"steps": steps}
     if one:
         assert rows is not None, "the parent says where rows go"
-        _play(one, Setting(device, Path(), steps, seconds), rows)
+        _play(one, Setting(device, Path(), steps, seconds, tuple(verdict.read_rows(rows))), rows)
         return
-    results = _run(names, ["--device", device, "--steps", str(steps)], minutes, out, about)
+    earlier = verdict.load(out, about)
+    kept = [result for result in earlier if result.finished and not (only and result.part in names)]
+    results = kept + [
+        Result(name, ended="not run yet", rows=[row for each in earlier if each.part == name for row in each.rows])
+        for name in PARTS
+        if name in names and name not in {result.part for result in kept}
+    ]
+    results.sort(key=lambda result: list(PARTS).index(result.part))
+    _run(results, ["--device", device, "--steps", str(steps)], minutes, out, about)
     print("\n" + verdict.table(about, results))
     raise typer.Exit(FAILED if any(result.failed for result in results) else 0)
 
@@ -86,23 +102,35 @@ def _play(name: str, setting: Setting, rows: Path) -> None:
             verdict.write_row(rows, row)
 
 
-def _run(names: list[str], options: list[str], minutes: float, out: Path, about: dict[str, Any]) -> list[Result]:
-    """Run the parts in order, each as long as its limit and the time left allow; write what is known after each."""
-    results, until = [Result(name, ended="not run yet") for name in names], time.monotonic() + 60 * minutes
+def _run(results: list[Result], options: list[str], minutes: float, out: Path, about: dict[str, Any]) -> None:
+    """Run the parts that are not finished, and write what is known after each: side by side, then the timed ones."""
+    until = time.monotonic() + 60 * minutes
     os.chdir(ROOT)
+    missing = [result for result in results if not result.finished]
+    groups = [[one for one in missing if not PARTS[one.part].timed]]
+    groups += [[one] for one in missing if PARTS[one.part].timed]
+
+    def run(result: Result, folder: str) -> Result:
+        name, file = result.part, Path(folder) / f"{result.part}.jsonl"
+        limit = min(PARTS[name].limit if "cuda" in options else 60 * minutes, until - time.monotonic())
+        if limit <= 0:
+            return replace(result, ended="not run: the time is up")
+        for row in result.rows if PARTS[name].timed else ():
+            if row.state != "left":
+                verdict.write_row(file, row)
+        command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--rows", str(file), *options]
+        return verdict.run_part(name, [*command, "--seconds", str(limit)], file, limit)
+
     with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(names):
-            limit = min(PARTS[name].limit if "cuda" in options else 60 * minutes, until - time.monotonic())
-            results[number].ended = "not run: the time is up"
-            if limit > 0:
-                file = Path(folder) / f"{name}.jsonl"
-                command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--rows", str(file), *options]
-                command += ["--seconds", str(limit)]
-                results[number] = verdict.run_part(name, command, file, limit)
-            result = results[number]
-            print(f"{name}: {result.ended if result.failed else 'ok'}, {result.seconds:.0f} s", flush=True)
-            verdict.save(out, about, results)
-    return results
+        for group in filter(None, groups):
+            with ThreadPoolExecutor(len(group)) as pool:
+                for future in as_completed([pool.submit(run, each, folder) for each in group]):
+                    result = future.result()
+                    results[[one.part for one in results].index(result.part)] = result
+                    print(
+                        f"{result.part}: {result.ended if result.failed else 'ok'}, {result.seconds:.0f} s", flush=True
+                    )
+                    verdict.save(out, about, results)
 
 
 def _about(device: str) -> dict[str, Any]:

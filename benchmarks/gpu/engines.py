@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.verdict import Row, Setting, within
 from benchmarks.measure import ROOT
+from benchmarks.step_variants import apply_kernels
 from tests.models.world import random_images
 from tests.parallel.cases import (
     ALL,
@@ -28,8 +29,10 @@ from tests.parallel.cases import (
     portable,
 )
 from tests.parallel.ranks import RankError, on_ranks
+from wemmu import kernels
 from wemmu.config import StageRun, Task, load_curriculum
 from wemmu.config.schema import Backbones
+from wemmu.config.schema import Kernels as KernelsConfig
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
@@ -63,10 +66,14 @@ def exactly(device: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def outcome(case: Case, device: torch.device, engine: str = "single", world: Topology = ALONE) -> Outcome:
+def outcome(
+    case: Case, device: torch.device, engine: str = "single", world: Topology = ALONE, compile: bool = False
+) -> Outcome:
     def make(model: Any, loss: LossFn, run: StageRun) -> Engine:
         parallel = run.parallel.model_copy(update={"engine": engine})
-        return make_engine(run.model_copy(update={"parallel": parallel}), model, loss, world, device)
+        run = run.model_copy(update={"parallel": parallel})
+        compiled = apply_kernels(model, KernelsConfig(compile=True), run, device) if compile else ()
+        return make_engine(run, model, loss, world, device, compiled=compiled)
 
     return go(case, BACKBONES, make, world.rank, world.world, device)
 
@@ -142,6 +149,10 @@ def zero3(setting: Setting) -> Iterator[Row]:
         for name, case in some(setting, CASES).items():
             theirs = merged([outcome(case, device)])
             yield from compared(name, merged([outcome(case, device, "zero3")]), theirs)
+        if setting.real and kernels.compiler():
+            name, case = next(iter(CASES.items()))
+            theirs = merged([outcome(case, device)])
+            yield from compared(f"{name}, compiled", merged([outcome(case, device, "zero3", compile=True)]), theirs)
         dist.destroy_process_group()
 
 

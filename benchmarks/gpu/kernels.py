@@ -137,7 +137,12 @@ def compiled(device: torch.device) -> Iterator[Row]:
 
 def _step(case: Case, device: torch.device, compiled: bool) -> Outcome:
     def make(model: Any, loss: LossFn, run: StageRun) -> SingleEngine:
-        apply_kernels(model.to(device), KernelsConfig(fused_norms=compiled, compile=compiled), run, device)
+        apply_kernels(
+            model.to(device),
+            KernelsConfig(fused_norms=compiled, narrow_attention=compiled, compile=compiled),
+            run,
+            device,
+        )
         return SingleEngine(model, loss, run.stage.optimizer, GLOBAL_BATCH)
 
     return go(case, BACKBONES, make, device=device)

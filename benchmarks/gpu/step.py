@@ -47,30 +47,35 @@ def steps(setting: Setting) -> Iterator[Row]:
     rounds = ROUNDS if setting.real else 1
     with ProcessPoolExecutor(len(cells) if setting.real else 1, multiprocessing.get_context("spawn")) as counting:
         counted = [counting.submit(counted_flops, settings.load(), cell, ["ours"]) for cell in cells]
-        found: list[dict[str, dict[str, Any]]] = [{} for _ in cells]
+        earlier = {row.name: row.value for row in setting.earlier}
         begun, longest = time.monotonic(), 0.0
         for group, number in in_order(groups, cells):
             cell, before = cells[number], time.monotonic()
+            if all(f"{cell.name}: {name}" in earlier for name in group):
+                continue
             if before + longest - begun > setting.seconds:
-                yield Row(f"{cell.name}: {', '.join(group)}", "not run: the time is up")
+                yield Row(f"{cell.name}: {', '.join(group)}", "not run: the time is up", "left")
                 continue
             measured = apart(settings, cell, group, rounds)
             longest = max(longest, time.monotonic() - before)
-            found[number] |= measured
             flops = counted[number].result()["ours"]
-            yield from (row(cell, name, one, flops, setting.real) for name, one in measured.items())
-            yield from ratios(cell, group, found[number])
+            found = [row(cell, name, one, flops, setting.real) for name, one in measured.items()]
+            yield from found
+            earlier |= {one.name: one.value for one in found}
+            yield from ratios(cell, group, earlier)
 
 
 def in_order(groups: Sequence[Sequence[str]], cells: Sequence[Cell]) -> list[tuple[Sequence[str], int]]:
     """Groups of variants with the numbers of their cells: first what is compared with the naive step, text to image.
 
-    The price of determinism is that of operations that all cells share, so one cell has it.
+    Plain kernels are for text to image. The price of determinism is that of operations that all cells share, so one
+    cell has it.
     """
     jobs = [
         (place, n)
         for place, group in enumerate(groups)
-        for n in range(1 if group == tuple(DETERMINISTIC) else len(cells))
+        for n, cell in enumerate(cells)
+        if place < 2 or (n == 0 if group == tuple(DETERMINISTIC) else cell.task == Task.T2I)
     ]
     jobs.sort(key=lambda job: (job[0] > 1, cells[job[1]].task != Task.T2I, job[0]))
     return [(groups[place], n) for place, n in jobs]
@@ -92,14 +97,15 @@ def row(cell: Cell, name: str, found: dict[str, Any], flops: float, real: bool) 
         text += f", MFU {mfu:.1%}{told} of {peak / 1e12:.0f} TFLOP/s; a large product {found['rate'] / 1e12:.0f}"
     if name == "ours":
         text += "; " + ", ".join(f"{kind} {share:.0%}" for kind, share in found["profile"].items())
-    return Row(f"{cell.name}: {name}", text)
+    return Row(f"{cell.name}: {name}", text, value=seconds)
 
 
-def ratios(cell: Cell, group: Sequence[str], found: dict[str, dict[str, Any]]) -> Iterator[Row]:
+def ratios(cell: Cell, group: Sequence[str], seconds: dict[str, float | None]) -> Iterator[Row]:
     """At equal checkpointing, of the naive step; without, of plain kernels and of deterministic ones."""
     for name, against in (("naive", "ours, checkpointing"), (*PLAIN, "ours"), (*DETERMINISTIC, "ours")):
-        if name in group and found[name] and found[against]:
-            ratio = median(found[name]["seconds"]) / median(found[against]["seconds"])
+        ours, theirs = (seconds.get(f"{cell.name}: {one}") for one in (against, name))
+        if name in group and ours and theirs:
+            ratio = theirs / ours
             goal = " (goal 1.5)" if name == "naive" else ""
             yield Row(f"{cell.name}: {name} / {against}", f"{ratio:.2f}{goal}")
 

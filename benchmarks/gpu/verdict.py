@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 # ok, off: within or beyond its bound. told: measured, without a bound. cannot: this machine or back end is unable to.
-State = Literal["ok", "off", "told", "cannot"]
+# left: there was no time.
+State = Literal["ok", "off", "told", "cannot", "left"]
 # Lines of a part's output that a failure shows.
 TAIL = 6
 
 
 @dataclass(frozen=True)
 class Row:
-    """name: of what was measured; found: its value, with its unit and its bound, for people."""
+    """name: of what was measured; found: its value, with its unit and its bound, for people; value: bare, if needed."""
 
     name: str
     found: str
     state: State = "told"
+    value: float | None = None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """device: cpu or cuda; scratch: an empty folder of the part; steps: of the miniature's run; seconds: for the part.
+    """device: cpu or cuda; scratch: an empty folder of the part; steps: of the miniature's run; seconds: for the part;
+    earlier: rows of a timed part from a call before.
 
     On a CPU the parts take the miniature's sizes where they take the published ones on a GPU.
     """
@@ -37,6 +40,7 @@ class Setting:
     scratch: Path
     steps: int
     seconds: float
+    earlier: tuple[Row, ...] = ()
 
     @property
     def real(self) -> bool:
@@ -56,6 +60,10 @@ class Result:
     def failed(self) -> bool:
         return self.ended != "done" or any(row.state == "off" for row in self.rows)
 
+    @property
+    def finished(self) -> bool:
+        return not self.failed and all(row.state != "left" for row in self.rows)
+
 
 def within(name: str, value: float, bound: float, place: str = "") -> Row:
     """A row about a distance that must not exceed `bound`; a NaN does."""
@@ -66,6 +74,11 @@ def within(name: str, value: float, bound: float, place: str = "") -> Row:
 def write_row(file: Path, row: Row) -> None:
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(asdict(row)) + "\n")
+
+
+def read_rows(file: Path) -> list[Row]:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [Row(**json.loads(line)) for line in text.splitlines()]
 
 
 def run_part(part: str, command: Sequence[str], rows: Path, limit: float) -> Result:
@@ -87,9 +100,7 @@ def run_part(part: str, command: Sequence[str], rows: Path, limit: float) -> Res
             ended = f"took more than {limit:.0f} s and was stopped"
         finally:
             end_group(process)
-    text = rows.read_text(encoding="utf-8") if rows.exists() else ""
-    found = [Row(**json.loads(line)) for line in text.splitlines()]
-    return Result(part, time.monotonic() - begun, ended, found)
+    return Result(part, time.monotonic() - begun, ended, read_rows(rows))
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -121,10 +132,24 @@ def table(about: dict[str, Any], results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def load(out: Path, about: dict[str, Any]) -> list[Result]:
+    """Return the results in `out` of an earlier call, if it ran the same commit in the same place; else none."""
+    file = out / "gpu.json"
+    if not file.exists() or about["commit"] == "unknown" or about["commit"].endswith("changes"):
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if any(found.get(name) != value for name, value in about.items() if name not in ("command", "time")):
+        return []
+    parts = [{name: value for name, value in part.items() if name != "failed"} for part in found["parts"]]
+    return [Result(**part | {"rows": [Row(**row) for row in part["rows"]]}) for part in parts]
+
+
 def verdict(results: Sequence[Result]) -> str:
     failed = [result.part for result in results if result.failed]
     cannot = sum(row.state == "cannot" for result in results for row in result.rows)
+    left = sum(row.state == "left" for result in results for row in result.rows)
     unable = f"; what cannot be run here: {cannot} rows" if cannot else ""
+    unable += f"; {left} rows are left for the next call" if left else ""
     if failed:
         return f"**Verdict: not equal, or not finished: {', '.join(failed)}**{unable}."
     return f"**Verdict: within the bounds: {', '.join(result.part for result in results)}**{unable}."
