@@ -26,7 +26,7 @@ from wemmu.recipes.wemmu.model import WeMMU
 # They allocate and launch nothing.
 ALLOCATE = ("empty", "_local_scalar_dense", "set_", "resize_")
 # What is counted, each with what came before.
-VARIANTS = ("plain", "fused norms", "noise drawn on the device")
+VARIANTS = ("plain", "fused norms", "noise drawn on the device", "narrow linear attention")
 
 
 class Counting(FakeWorld):
@@ -87,8 +87,9 @@ def counted(size: Size, cell: Cell, variant: str) -> tuple[Counter[str], Counter
         if variant != VARIANTS[0]:
             fuse(model)
         (own,) = PLAIN.values()
-        if variant == VARIANTS[2]:
-            own = replace(own, kernels=own.kernels.model_copy(update={"noise": "device"}))
+        if variant in VARIANTS[2:]:
+            changed = {"noise": "device", "narrow_attention": variant == VARIANTS[3]}
+            own = replace(own, kernels=own.kernels.model_copy(update=changed))
         batch = make_batch(size, cell, model.vlm.token_px)
         (step,) = our_steps(model, run, batch, {"ours": own}, device).values()
         step()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.naive import Mask, NaiveModel, Way
 from benchmarks.step_sizes import Cell, Size, make_batch, make_model, make_run
 from wemmu import kernels
+from wemmu.backbones.linear_attention import narrow
 from wemmu.config import StageRun
 from wemmu.config.schema import Kernels
 from wemmu.measuring.fake_world import fake_world
@@ -36,7 +37,9 @@ class Own:
 # The first is what the others are compared with.
 OURS = {"ours": Own(), "ours, checkpointing": Own(checkpointing=True)}
 # On a GPU, what the kernels gain. Nothing can be given back its plain kernel, so it has a process of its own.
-PLAIN = {"ours, plain kernels": Own(kernels=Kernels(fused_norms=False, compile=False, noise="host"))}
+PLAIN = {
+    "ours, plain kernels": Own(kernels=Kernels(fused_norms=False, compile=False, narrow_attention=False, noise="host"))
+}
 # What it costs that every run computes the same bits: it is switched on for the whole process.
 DETERMINISTIC = {"ours, deterministic": Own(kernels=Kernels(deterministic=True))}
 NAIVE = {
@@ -193,27 +196,30 @@ def causal_pathway(model: WeMMU) -> Iterator[None]:
         yield
 
 
-def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.device) -> None:
-    """Give the model the kernels that training gives it."""
+def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.device) -> tuple[nn.Module, ...]:
+    """Give the model the kernels that training gives it; return the layers that are compiled."""
     if config.deterministic:
         kernels.make_deterministic()
     language = model.vlm.language_model
     heads = language.config.hidden_size // language.config.num_attention_heads
     chosen = kernels.choose(config, run.parallel.engine, device, getattr(torch, run.backbones.dtype), heads)
+    if chosen.narrow:
+        narrow(model)
     layers: tuple[nn.Module, ...] = ()
     if chosen.compiled:
         trained = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)
         layers = (*trained, *model.vlm.alike_layers(), *model.vae.compilable())
     kernels.apply(chosen, type(language.norm), (language, model.bridge.pathway), layers)
+    return layers
 
 
 def our_steps(model: WeMMU, run: StageRun, batch: Batch, ways: dict[str, Own], device: torch.device) -> dict[str, Step]:
     (config,) = {own.kernels for own in ways.values()}
     run = run.model_copy(update={"kernels": config})
     model.freeze_all_but(run.stage.trains)
-    apply_kernels(model, config, run, device)
+    layers = apply_kernels(model, config, run, device)
     loss, dit = FlowMatchingLoss(model, run), model.dit
-    engine = make_engine(run, model, loss, ALONE, device)
+    engine = make_engine(run, model, loss, ALONE, device, compiled=layers)
     # Makes the moments, so that no step has to.
     engine.state()
 

@@ -47,7 +47,7 @@ Norm = Callable[[Tensor, Tensor, float], Tensor]
 class Kernels:
     """The choice. attention, masked_attention: without and with a mask; noise: where it is drawn, `host` or `device`.
 
-    refused: rejected kernels with reasons.
+    narrow: see `wemmu.backbones.linear_attention`; refused: rejected kernels with reasons.
     """
 
     adamw: str
@@ -57,6 +57,7 @@ class Kernels:
     compiled: bool
     noise: str = "host"
     deterministic: bool = False
+    narrow: bool = False
     refused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -65,6 +66,8 @@ class Kernels:
             f"AdamW {self.adamw}, norms {self.norms}, attention {self.attention} ({self.masked_attention} where "
             f"prompts are padded), noise drawn on the {self.noise}{compiled}"
         )
+        if self.narrow:
+            chosen += ", linear attention not in float32"
         if self.deterministic:
             chosen += ", deterministic: every sum in one order, cuDNN's attention not used; on a GPU this is slower"
         return "; ".join([chosen, *self.refused])
@@ -78,7 +81,7 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
     """
     refused: list[str] = []
     fast = device.type == "cuda" and dtype == torch.bfloat16
-    compiled = config.compile if config.compile != "auto" else fast and engine == "single"
+    compiled = config.compile if config.compile != "auto" else fast
     if compiled and compiler() is None:
         if config.compile is True:
             raise ValueError("kernels.compile needs a C++ compiler, but there is none; install one, name it in CXX, or "
@@ -107,7 +110,8 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
     without, masked = (attention_taken(device, dtype, head_dim, mask) for mask in (False, True))
     noise = "device" if on_device(config.noise, device) else "host"
     adamw = "Apex" if fused else "torch"
-    return Kernels(adamw, norms, without, masked, compiled, noise, config.deterministic, tuple(refused))
+    narrow = fast if config.narrow_attention == "auto" else config.narrow_attention
+    return Kernels(adamw, norms, without, masked, compiled, noise, config.deterministic, narrow, tuple(refused))
 
 
 def make_deterministic() -> None:
@@ -158,8 +162,8 @@ def apply(
                     module.forward = partial(_fused, module, norm)
     if kernels.compiled:
         for layer in layers:
-            # In place: its parameters keep their names.
-            layer.compile()
+            # In place, so that parameters keep their names; the hooks of sharded engines stay outside of the graph.
+            layer.forward = torch.compile(layer.forward)
 
 
 def _fused(module: Any, norm: Norm, x: Tensor) -> Tensor:

@@ -131,10 +131,6 @@ REFUSED = {
         [put("parallel", {"engine": "zero3", "ranks": 3})],
         "stage first: the global batch 16 is not a multiple of the 3 ranks",
     ),
-    "compiled layers of a sharded engine": (
-        [put("parallel", {"engine": "zero3", "ranks": 2}), put("kernels", {"compile": True})],
-        r"kernels\.compile is not for engine zero3; valid with it: single",
-    ),
     "several processes of the single engine": ([put("parallel", {"ranks": 2})], "engine single is one process, not 2"),
     "degrees of an engine that has none": (
         [put("parallel", {"engine": "zero3", "ranks": 2, "tp": 2})],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._inductor import config as inductor
@@ -16,6 +17,7 @@ from tests.models.world import make_batch, make_model
 from tests.parallel.cases import difference
 from tests.training.runs import STAGE_RUN
 from wemmu import kernels
+from wemmu.backbones.linear_attention import narrow
 from wemmu.config.schema import Backbones
 from wemmu.config.schema import Kernels as KernelsConfig
 from wemmu.config.stage import Optimizer as OptimizerConfig
@@ -196,6 +198,30 @@ def test_a_model_with_fused_norms_has_the_gradients_of_one_without(
     assert len(calls) > norms, "the VLM's and the pathway's norms are called through the kernel"
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("qk_norm", [None, "rms_norm_across_heads"])
+def test_narrow_linear_attention_rounds_about_as_diffusers_does(device: torch.device, qk_norm: str | None):
+    torch.manual_seed(0)
+    widths = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 32, "cross_attention_dim": 64}
+    block = SanaTransformerBlock(64, 2, 32, qk_norm=qk_norm, **widths).to(device)
+    x, upstream = torch.randn(2, 2, 300, 64, device=device)
+
+    def outcome(dtype: torch.dtype) -> Tensor:
+        """The output and all gradients."""
+        part, leaf = block.attn1.to(dtype), x.to(dtype).requires_grad_()
+        y = part(leaf)
+        found = y.detach(), *torch.autograd.grad(y, [leaf, *part.parameters()], upstream.to(dtype))
+        return torch.cat([one.float().flatten() for one in found])
+
+    plain = outcome(torch.bfloat16)
+    # With the weights that bfloat16 has rounded.
+    exact = outcome(torch.float32)
+    narrow(block)
+    torch.testing.assert_close(outcome(torch.float32), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
+    off = [float((found - exact).norm() / exact.norm()) for found in (outcome(torch.bfloat16), plain)]
+    assert 1e-3 < off[0] < 1.5 * off[1]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(kernels.compiler() is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_have_the_gradients_of_plain_ones(tmp_path: Path):
@@ -207,7 +233,7 @@ def test_compiled_layers_have_the_gradients_of_plain_ones(tmp_path: Path):
     assert_like(gradients(model, encoder), plain)
     assert [name for name, _ in model.named_parameters()] == names
     compiled = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
-    assert all(layer._compiled_call_impl is not None for layer in compiled)
+    assert all("forward" in vars(layer) for layer in compiled)
 
 
 def test_layers_are_compiled_once_and_not_each_anew(backbones: Backbones, encoder: PromptEncoder):
@@ -219,7 +245,7 @@ def test_layers_are_compiled_once_and_not_each_anew(backbones: Backbones, encode
         assert len(layers) == 6
         graphs = CompileCounter()
         for layer in layers:
-            layer.compile(backend=graphs)
+            layer.forward = torch.compile(layer.forward, backend=graphs)
         gradients(model, encoder)
         # The strides of the first layer's input may be others than those of the next ones'.
         assert 1 <= graphs.frame_count <= graphs_of

@@ -84,9 +84,11 @@ class Kernels(Config):
     # RMSNorm in one kernel, Apex's or torch's. In bfloat16 it rounds once where the plain one rounds twice, so a run
     # that began without it goes on with other last bits.
     fused_norms: Literal["auto"] | bool = "auto"
-    # torch.compile of the layers of pathway, DiT, frozen VLM and autoencoder (engine `single`); needs a C++ compiler,
-    # and a minute to begin.
+    # torch.compile of the layers of pathway, DiT, frozen VLM and autoencoder; needs a C++ compiler, and a minute to
+    # begin.
     compile: Literal["auto"] | bool = "auto"
+    # Sana's linear attention in the type of the weights instead of float32; see wemmu/backbones/linear_attention.py.
+    narrow_attention: Literal["auto"] | bool = "auto"
     # host: on the CPU, the same numbers everywhere. device: on the GPU, without waiting. auto: where the model is.
     noise: NoiseSource = "auto"
     # The same bits from every run on the same kind of GPU, at a price: torch's deterministic algorithms, no cuDNN
@@ -233,9 +235,6 @@ class Curriculum(_HasRecipe):
         names = [s.name for s in self.stages]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"stages need distinct names, got: {', '.join(names) or 'none'}")
-        if self.kernels.compile is True and self.parallel.engine != "single":
-            # Both take the layers apart with hooks and slices that are made after this.
-            raise ValueError(f"kernels.compile is not for engine {self.parallel.engine}; valid with it: single")
         given = self.backbones.directories(self.recipe.backbones)
         if lacking := [name for name in self.recipe.backbones if name not in (*given, *self.recipe.optional)]:
             raise ValueError(f"the recipe {self.recipe.kind} needs backbones.{lacking[0]}, a directory")

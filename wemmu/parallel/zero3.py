@@ -10,7 +10,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -90,6 +89,13 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _SavingLinear(nn.Linear):
+    """Its class and not its `forward` differs from torch's, so torch.compile compiles once for all layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Linear.apply(x, self.weight, self.bias)
+
+
 class _FlatShards:
     """All shards of a rank end to end, in one flat tensor for each type.
 
@@ -126,10 +132,11 @@ class Zero3Engine:
         run: StageRun,
         topology: Topology,
         device: torch.device,
+        compiled: Iterable[nn.Module] = (),
     ):
         """Shards the parts of the model, an nn.Module, that it calls `sharded`; the others stay whole, untrained.
 
-        Raises ValueError if there is nothing to train.
+        compiled: layers whose weights are gathered all at once. Raises ValueError if there is nothing to train.
         """
         self._deepspeed = load_deepspeed(device)
         self._model, self._world, self._global_batch = model, topology.world, run.stage.global_batch
@@ -138,6 +145,8 @@ class Zero3Engine:
             part.to(device)
         trainable = _Trainable(model, loss)
         shard(trainable, device)
+        for layer in set(compiled) & set(trainable.modules()):
+            _gather_whole(layer)
         # DeepSpeed gives parameters attributes: ds_id, ds_shape, ds_numel, ds_tensor.
         self._trained: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         sharded: list[Any] = list(trainable.parameters())
@@ -263,7 +272,7 @@ def shard(module: nn.Module, device: torch.device) -> None:
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, buffer.to(device))
         if type(part) is nn.Linear:
-            part.forward = partial(_linear, part)  # type: ignore[method-assign]
+            part.__class__ = _SavingLinear
     new = [p for p in module.parameters() if not hasattr(p, "ds_id")]
     if new:
         deepspeed.zero.Init(module=module, config_dict_or_path=_config(new[0].dtype, clip=0.0), dtype=new[0].dtype)
@@ -285,8 +294,18 @@ def _keep_for_backward(offload: Any) -> None:
     offload.post_sub_module_forward_function = release_unless_begun
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return _Linear.apply(x, layer.weight, layer.bias)
+def _gather_whole(layer: nn.Module) -> None:
+    """Let DeepSpeed gather and reduce all weights of a layer at once, for hooks within would break a compiled graph."""
+    layer._z3_leaf = True  # type: ignore[assignment]
+    layer.register_forward_pre_hook(_with_gradient)
+
+
+def _with_gradient(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """DeepSpeed reduces when the inputs have their gradients; without any it would before there are gradients."""
+    states, *rest = args
+    if not torch.is_grad_enabled() or any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        return None
+    return states.detach().requires_grad_(), *rest
 
 
 def _place(parameter: Any, part: Tensor) -> ShardedTensor:

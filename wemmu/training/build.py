@@ -1,6 +1,6 @@
 """Builds everything that the trainer runs from a stage's config: recipe, engine and loader."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wemmu import kernels
+from wemmu.backbones.linear_attention import narrow
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.checkpoint.adapters import is_adapter
@@ -62,13 +63,13 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     device = torch.device(device)
     made = recipe(run, place_blocks(run, device), device)
     ready_to_train(made, run)
-    chosen = _kernels(run, made, device)
+    chosen, compiled = _kernels(run, made, device)
     # The names, before an engine takes the model apart.
     names = [name for name, _ in made.model.named_parameters()]
     trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
     resting = startable(made.model).keys() - trained
     empty = {name for name, parameter in made.model.named_parameters() if parameter.is_meta}
-    engine = make_engine(run, made.model, made.loss, topology, device, chosen.adamw == "Apex")
+    engine = make_engine(run, made.model, made.loss, topology, device, chosen.adamw == "Apex", compiled)
     if empty:
         fill_empty(made, engine, empty)
     carried, started = begin(run, made, engine, resting)
@@ -100,19 +101,29 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     )  # fmt: skip
 
 
-def _kernels(run: StageRun, made: Recipe, device: torch.device) -> Kernels:
-    """Choose the kernels and give them to the layers that a stage runs with gradients, and to the VLM's norms."""
+def _kernels(run: StageRun, made: Recipe, device: torch.device) -> tuple[Kernels, Sequence[nn.Module]]:
+    """Choose the kernels and give them to the VLM's norms and to the layers; return those that are compiled, too."""
     language = made.language
     config = language.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     chosen = kernels.choose(run.kernels, run.parallel.engine, device, getattr(torch, run.backbones.dtype), head_dim)
-    kernels.apply(chosen, type(language.norm), made.normed, made.layers() if chosen.compiled else ())
-    return chosen
+    if chosen.narrow:
+        narrow(made.model)
+    layers = made.layers() if chosen.compiled else ()
+    kernels.apply(chosen, type(language.norm), made.normed, layers)
+    return chosen, layers
 
 
 def make_engine(
-    run: StageRun, model: nn.Module, loss: LossFn, topology: Topology, device: torch.device, apex: bool = False
+    run: StageRun,
+    model: nn.Module,
+    loss: LossFn,
+    topology: Topology,
+    device: torch.device,
+    apex: bool = False,
+    compiled: Sequence[nn.Module] = (),
 ) -> Engine:
+    """apex: see `wemmu.parallel.adamw.AdamW`; compiled: the layers that are, see `wemmu.kernels.apply`."""
     match run.parallel.engine:
         case "single":
             return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch, apex)
@@ -120,7 +131,7 @@ def make_engine(
         case "zero3":
             from wemmu.parallel.zero3 import Zero3Engine
 
-            return Zero3Engine(model, loss, run, topology, device)
+            return Zero3Engine(model, loss, run, topology, device, compiled)
         case "hybrid":
             from wemmu.parallel.hybrid import HybridEngine, LossInParts
 
