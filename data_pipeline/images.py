@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.records import EncodedImage, Reason, RejectedError
-from wemmu.images import FORMATS, TooManyPixelsError
+from wemmu.images import TooManyPixelsError
 from wemmu.images import decode as decode_rgb
 
 Read = Callable[[bytes, int], Any]
@@ -25,8 +25,7 @@ def decode(image: EncodedImage, max_pixels: int, read: Read = decode_rgb) -> Any
     try:
         return read(image.data, max_pixels)
     except UnidentifiedImageError as error:
-        formats = ", ".join(FORMATS)
-        raise RejectedError(Reason.NOT_AN_IMAGE, f"{image.name}: none of {formats}") from error
+        raise RejectedError(Reason.NOT_AN_IMAGE, f"{image.name}: {error}") from error
     except (TooManyPixelsError, Image.DecompressionBombError) as error:
         raise RejectedError(Reason.TOO_MANY_PIXELS, f"{image.name}: {error}") from error
     except MemoryError:

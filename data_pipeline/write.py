@@ -164,6 +164,7 @@ class Damage:
     def __init__(self, job: Job):
         self._job, self._read = job, 0
         self._reasons = Counter[str]()
+        self._unused = Counter[str]()
         self._example = ""
         # (source, part) -> what is wrong with it.
         self._lost: dict[tuple[str, str], str] = {}
@@ -188,6 +189,7 @@ class Damage:
 
     def count(self, entry: Entry) -> None:
         self._read += entry.read
+        self._unused.update(entry.unused)
         for rejected in entry.rejected:
             if rejected.reason.lost:
                 self._lost.setdefault((rejected.source, rejected.part), rejected.detail)
@@ -214,7 +216,9 @@ class Damage:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(4))
         if not self._read:
             return "the sources hold no record at all"
-        return f"{reasons}. One of them: {self._example}" if reasons else "none was damaged"
+        unused = ", ".join(f"{count} are {task}, which no stage mixes" for task, count in self._unused.items())
+        damaged = f"{reasons}. One of them: {self._example}" if reasons else "none was damaged"
+        return f"{unused}; {damaged}" if unused else damaged
 
     def check(self) -> None:
         self.check_lost()

@@ -85,6 +85,9 @@ def write(curriculum: Curriculum, run: Path) -> None:
 def check(curriculum: Curriculum, run: Path) -> None:
     """Raises RefusedError if the folder holds another run, with the fields that differ and the choices."""
     file = run / CURRICULUM
+    # A path makes one slash of two.
+    if re.match(r"[a-z][a-z0-9+]+:/", str(run)):
+        raise RefusedError(f"{run} is a URL; a run folder is a path on a disk of this machine or of all nodes")
     if file.exists():
         if changed := list(changes(load_curriculum(file), curriculum)):
             more = [f"  and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []

@@ -11,7 +11,7 @@ from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
 from wemmu.config.benchmarks import OPTIONS, card_folder, from_pairs, options
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
-from wemmu.source import choose_device
+from wemmu.source import choose_device, open_pipeline
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -199,29 +199,26 @@ class _Export:
         self.directory, self.device = directory, device
 
     def settings(self) -> dict[str, Any]:
-        import json
-
         from wemmu.published.identity import identity
+        from wemmu.published.layout import read_json
 
         # A checkpoint's hash: of the weights of every component.
         parts = sorted({file.parent for file in self.directory.glob("*/*.safetensors")})
-        index = json.loads((self.directory / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(self.directory / "model_index.json")
         numbers = {name: value for name, value in index.items() if isinstance(value, int | float)}
         return {
             "model": {
                 "weights": {part.name: str(identity(part)) for part in parts if any(part.glob("*.safetensors*"))}
             },
             "sampling": numbers | {"solver": "scheduler"},
-            "resolution": index["resolution"],
+            "resolution": index.get("resolution"),
             # As `from_pretrained` loads it without `torch_dtype`.
             "dtype": "float32",
             "device": self.device.type,
         }
 
     def open(self) -> "Draw":
-        from wemmu.pipeline import WeMMUPipeline
-
-        pipe: Any = WeMMUPipeline.from_pretrained(self.directory)
+        pipe: Any = open_pipeline(self.directory)
         pipe.to(self.device)
         pipe.set_progress_bar_config(disable=True)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -88,7 +88,11 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     with warnings.catch_warnings():
         # Between one and two times MAX_IMAGE_PIXELS Pillow only warns; the limit there is the caller's.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        try:
+            image = Image.open(BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            # Pillow's words name an object in memory.
+            raise UnidentifiedImageError(f"none of {', '.join(FORMATS)}") from error
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise TooManyPixelsError(f"{image.width} x {image.height}")
     return image

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from wemmu.command_line import UsageError, without_scipy
+from wemmu.command_line import UsageError, exit_code, without_scipy
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 from wemmu.config.schema import Sampling
+from wemmu.published.layout import BackboneError, read_json
 from wemmu.revision import revision
 from wemmu.shapes.language import DESCRIBE
 
 if TYPE_CHECKING:
     import torch
 
+    from wemmu.pipeline import WeMMUPipeline
     from wemmu.sampling.request import Response
 
 EXPORT = "model_index.json"
@@ -157,6 +159,22 @@ def open_source(source: Path, ema: bool | None = None, device: str | None = None
     return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
 
 
+def open_pipeline(directory: Path) -> "WeMMUPipeline":
+    """Load an export. Raises BackboneError if a file of it is missing or damaged."""
+    with without_scipy():
+        from wemmu.pipeline import WeMMUPipeline
+
+    try:
+        return WeMMUPipeline.from_pretrained(directory)
+    except Exception as error:
+        # What the libraries raise of half a folder: OSError without a number, ValueError, TypeError, ...
+        if exit_code(error) is not None or isinstance(error, MemoryError):
+            raise
+        raise BackboneError(
+            f"{directory} cannot be loaded as a pipeline: {error}; copy all of the export, or export the run again"
+        ) from error
+
+
 def is_tuned_vlm(directory: Path) -> bool:
     """Whether it is the export of a recipe that tunes a VLM: a VLM's directory with the report of the export."""
     return (directory / "config.json").is_file() and (directory / "parity.json").is_file()
@@ -242,10 +260,9 @@ def _exported(directory: Path, device: str | None) -> Source:
 
     with without_scipy():
         from wemmu.backbones.vae import FrozenVAE
-        from wemmu.pipeline import WeMMUPipeline
         from wemmu.sampling.request import Response, task_of
 
-    pipe = WeMMUPipeline.from_pretrained(directory).to(choose_device(device))
+    pipe = open_pipeline(directory).to(choose_device(device))
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     def draw(options: SampleOptions, on_images: OnImages | None) -> list[Response]:
@@ -274,7 +291,7 @@ def _exported(directory: Path, device: str | None) -> Source:
         return [Response(image) for image in images]
 
     report = directory / "parity.json"
-    origin = json.loads(report.read_text(encoding="utf-8"))["origin"] if report.is_file() else {}
+    origin = read_json(report).get("origin", {}) if report.is_file() else {}
     return Source(
         name=str(directory),
         origin={name: origin[name] for name in ("stage", "step") if name in origin},

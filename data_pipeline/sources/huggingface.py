@@ -44,25 +44,20 @@ class HuggingFaceSource:
 
     def _record(self, dataset: "Dataset", row: int) -> RawRecord:
         try:
-            fields = dataset[row]
+            fields = dataset[row].to_pylist()[0]
         except UnicodeDecodeError as error:
             raise RejectedError(Reason.BAD_TEXT, str(error)) from error
         return captioned(self._config, str(row), fields, None)
 
     def _open(self) -> "Dataset":
-        """Return the needed columns with encoded images; by default `datasets` would decode and encode them again."""
-        # The import takes seconds, so only a process that reads such a source does it.
-        from datasets import Image
-
+        """Return the needed columns as they are stored; by default `datasets` would decode images."""
         config, dataset = self._config, self._split()
         wanted = columns(config, ("image", "caption"))
         check_fields(config.name, config.path, dataset.column_names, wanted)
-        dataset = dataset.select_columns(list(wanted.values()))
-        if isinstance(dataset.features[config.image], Image):
-            dataset = dataset.cast_column(config.image, Image(decode=False))
-        return dataset
+        return dataset.select_columns(list(wanted.values())).with_format("arrow")
 
     def _split(self) -> "Dataset":
+        # The import takes seconds, so only a process that reads such a source does it.
         from datasets import DatasetDict, load_from_disk
 
         config = self._config

@@ -47,7 +47,8 @@ def test_a_field_that_is_missing_and_one_that_is_unknown_are_named(tmp_path: Pat
     content["stages"][0]["learning_rate"] = 1
     with pytest.raises(ConfigError) as caught:
         load_curriculum(write(tmp_path, content))
-    assert "data.shards: Field required" in str(caught.value)
+    # Not what stands around the missing field.
+    assert "data.shards: Field required\n" in str(caught.value)
     assert "stages.0.learning_rate: unknown field; valid: name, steps, " in str(caught.value)
 
 

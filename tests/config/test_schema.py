@@ -140,6 +140,16 @@ REFUSED = {
         [put("parallel", {"engine": "hybrid", "ranks": 4, "tp": 3})],
         "4 ranks cannot be divided into groups of tp 3 x pp 1",
     ),
+    "stages that are no list": ([put("stages", 5)], "stages: Input should be a valid tuple"),
+    "an unknown benchmark": (
+        [put("evaluation", {"benchmarks": {"shape": {}}})],
+        r"benchmarks\.shape: unknown field; did you mean shapes",
+    ),
+    "an unknown option of a benchmark": (
+        [put("evaluation", {"benchmarks": {"shapes": {"number": 3}}})],
+        "unknown field; valid: seed, batch, resamples, prompts",
+    ),
+    "a URL for a folder": ([put("data", "shards", "s3://bucket/x")], "s3://bucket/x is a URL.*data.remote"),
     "no clipping": ([put("stages", 0, "optimizer", {"lr": 1, "clip": 0})], "greater than 0"),
 }
 

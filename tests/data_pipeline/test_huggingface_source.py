@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from data_pipeline.records import Reason
 from data_pipeline.sources import open_source
@@ -35,6 +35,12 @@ def test_images_pass_through_byte_by_byte(tmp_path: Path) -> None:
     found = read_all(source(tmp_path / "d"))
     assert [(r.key, r.prompt, r.task) for r in found] == [(str(n), f"number {n}", Task.T2I) for n in range(3)]
     assert [r.target.data for r in found] == FILES
+    lists = Dataset.from_dict(
+        {"image": [[{"bytes": file, "path": None}] for file in FILES], "text": ["x"] * 3},
+        Features({"image": List(Image()), "text": Value("string")}),
+    )
+    lists.save_to_disk(tmp_path / "lists")
+    assert [r.target.data for r in read_all(source(tmp_path / "lists"))] == FILES
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 100])

@@ -237,6 +237,20 @@ def test_nothing_left_is_an_error(photographs: tuple[Path, list], tmp_path: Path
     assert Reason.TOO_SMALL in rejected(tmp_path / "shards").values()
 
 
+def test_a_source_of_other_tasks_than_the_stages_or_without_rows_says_so(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(broken.encode(broken.photograph("chelsea")))
+    list_file = tmp_path / "list.jsonl"
+    source = {"kind": "edits", "name": "edits", "path": str(list_file)}
+    for lines, words in (
+        ([{"instruction": "x", "input": "1.png", "target": "1.png"}], "1 are edit, which no stage mixes"),
+        ([], "the sources hold no record at all"),
+    ):
+        list_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        curriculum = curriculum_of(tmp_path / f"shards{len(lines)}", [source], mixture={"multi_edit": 1})
+        with pytest.raises(ShardError, match=f"no record is left.*{words}"):
+            write(curriculum, QUIET, workers=0)
+
+
 # ------------------------------------------------------------------------------------- what no stage could train on
 def test_a_stage_that_would_find_no_record_fails_the_job_each_time_and_keeps_what_is_written(tmp_path: Path) -> None:
     """The photographs are smaller than the second stage's images."""

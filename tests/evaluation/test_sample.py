@@ -11,6 +11,7 @@ from wemmu.config import ConfigError, Task
 from wemmu.config.checkpoints import stage_folder
 from wemmu.sample import main, open_image, parse_size, side_by_side
 from wemmu.source import SampleOptions, choose_device, open_source, save_image, settings_of
+from wemmu.ui.work import read_image
 
 
 @pytest.mark.parametrize(("text", "size"), [(None, None), ("64", (64, 64)), ("64x96", (64, 96))])
@@ -52,11 +53,24 @@ def test_other_folders_are_refused(tmp_path: Path):
         open_source(tmp_path)
 
 
+def test_half_an_export_is_named(tmp_path: Path):
+    """As a copy leaves it that was interrupted."""
+    for name, content in (("empty", "{}"), ("torn", '{"_class_name": "WeMMU'), ("bare", '{"_class_name": "P"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(content)
+        with pytest.raises(ConfigError, match=f"{name} cannot be loaded as a pipeline: .*copy all"):
+            open_source(tmp_path / name)
+
+
 def test_unreadable_image_is_named(tmp_path: Path):
     (tmp_path / "words.png").write_text("no image")
-    for name in ("words.png", "absent.png"):
-        with pytest.raises(UsageError, match=name):
-            open_image(tmp_path / name)
+    for name, reason in (("words.png", "none of JPEG, PNG"), ("absent.png", "No such file")):
+        for read in (open_image, read_image):
+            with pytest.raises(UsageError, match=f"{name} cannot be read as an image: .*{reason}"):
+                read(tmp_path / name)
+    # The page does not name the folder of its server.
+    with pytest.raises(UsageError, match=r"^words\.png cannot"):
+        read_image(tmp_path / "words.png")
 
 
 def test_bad_input_ends_in_one_sentence(tmp_path: Path):

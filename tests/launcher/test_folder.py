@@ -66,6 +66,8 @@ def test_a_folder_of_something_else_is_refused(runnable: Curriculum, tmp_path: P
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(folder.RefusedError, match="not a run folder"):
         folder.check(runnable, tmp_path / "home")
+    with pytest.raises(folder.RefusedError, match="s3:/bucket/run is a URL"):
+        folder.check(runnable, Path("s3://bucket/run"))
 
 
 def test_a_folder_in_which_the_first_launcher_died_early_is_free(runnable: Curriculum, tmp_path: Path):

@@ -11,9 +11,11 @@ import pytest
 import torch
 import transformers
 from diffusers import SanaTransformer2DModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from tests.planning.worlds import MINIATURE, curriculum_with
+from wemmu.backbones.weights import load_autoencoder, load_dit
 from wemmu.config.schema import Backbones
 from wemmu.diagnosis import preflight
 from wemmu.planning.ask import PlanError, configs_of
@@ -37,6 +39,11 @@ def change_json(file: Path, **fields: object) -> None:
 
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def quantize(file: Path) -> None:
+    """As int8, without the scales that make numbers of it."""
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(file).items()}, file)
 
 
 def shard(folder: Path) -> Path:
@@ -126,6 +133,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: change_json(r / "sana/vae/config.json", latent_channels=16),
         "transformer takes 32 channels, the autoencoder",
     ),
+    "a config in UTF-16": (
+        lambda r: (r / "sana/vae/config.json").write_text((r / "sana/vae/config.json").read_text(), "utf-16"),
+        "vae/config.json is not JSON",
+    ),
+    "a page instead of the tokenizer": (lambda r: (r / "vlm/tokenizer.json").write_text("<html>"), "is not JSON"),
+    "a page instead of its settings": (
+        lambda r: (r / "vlm/tokenizer_config.json").write_text("<html>"),
+        "tokenizer_config.json is not JSON",
+    ),
+    "weights in 8 bits": (lambda r: quantize(r / f"sana/transformer/{TENSORS}"), "as I8: quantized"),
     "no folder": (lambda r: shutil.rmtree(r / "sana/vae"), "sana/vae is not a directory"),
     "pickles": (
         lambda r: (r / f"sana/vae/{TENSORS}").rename(r / "sana/vae/diffusion_pytorch_model.bin"),
@@ -152,6 +169,15 @@ def test_what_is_no_whole_backbone_is_told_before_it_is_loaded(copied: Backbones
     with pytest.raises(BackboneError) as refusal:
         build_model(copied, Bridge(), 0)
     assert str(refusal.value) == found.found
+
+
+@pytest.mark.parametrize(("kind", "field"), [("vae", "latent_channels"), ("transformer", "num_layers")])
+def test_a_config_that_describes_no_model_is_named(copied: Backbones, tmp_path: Path, kind: str, field: str):
+    """Nothing can check every field; what the library makes of it is said with the folder."""
+    change_json(tmp_path / "sana" / kind / "config.json", **{field: "32", "dtype": "bfloat16"})
+    load = load_autoencoder if kind == "vae" else load_dit
+    with pytest.raises(BackboneError, match=f"sana/{kind} cannot be loaded as a .*: TypeError"):
+        load(tmp_path / "sana" / kind, torch.float32)
 
 
 def test_a_whole_backbone_is_none_of_these(copied: Backbones):

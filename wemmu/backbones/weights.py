@@ -5,6 +5,7 @@ is handed to `on_block_loaded` before the next one is read: a sharded engine nev
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,11 @@ def vlm_without_weights(directory: Path) -> nn.Module:
     """
     check(directory, VLM)
     cls = class_of(directory, VLM)
-    with init_empty_weights():
+    with _made_of(directory, cls), init_empty_weights():
         model: Any = cls(vlm_config(cls, directory))
-    model.tie_weights()
-    if (directory / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(directory)
+        model.tie_weights()
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
     stored = {in_memory(name): tensor.shape for name, tensor in tensors(directory, TRANSFORMERS).items()}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # The head may share the weights of the embedding.
@@ -136,14 +137,25 @@ def load_strict(
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options |= {"torch_dtype": dtype}
-    try:
+    with _made_of(directory, cls):
         model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
-    except (ValueError, RuntimeError) as error:
-        raise BackboneError(f"{directory} cannot be loaded as a {cls.__name__}: {error}") from error
     parameters = sum(p.numel() for p in model.parameters())
     mismatched = list(map(str, info["mismatched_keys"]))
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith(unused)]
     return model, _report(directory, parameters, info["missing_keys"], unexpected, mismatched)
+
+
+@contextmanager
+def _made_of(directory: Path, cls: type[Any]) -> Iterator[None]:
+    """Name the directory in what the library raises where its files do not describe a model."""
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, OSError) as error:
+        if isinstance(error, BackboneError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise BackboneError(
+            f"{directory} cannot be loaded as a {cls.__name__}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def load_by_blocks(
@@ -160,7 +172,7 @@ def load_by_blocks(
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with init_empty_weights():
+        with _made_of(directory, cls), init_empty_weights():
             model = cls.from_config(cls.load_config(directory))
     finally:
         torch.set_default_dtype(default)

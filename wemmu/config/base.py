@@ -103,6 +103,8 @@ def _local(value: Any) -> Any:
     """Expand `~` and search a relative path in its folders; return other values unchanged."""
     if not isinstance(value, str | Path):
         return value
+    if "://" in str(value):
+        raise ValueError(f"{value} is a URL, but this must be a path on this machine (data.remote may be a URL)")
     path, folders = Path(value), value.folders if isinstance(value, Named) else ()
     try:
         path = path.expanduser()

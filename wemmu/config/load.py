@@ -7,13 +7,14 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import is_typeddict
 from yaml import ScalarEvent, YAMLError
 
 from wemmu.config.base import ConfigError, Named, leaves, local_path
@@ -113,7 +114,9 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
         return config, {name: origin.source for name, origin in origins.items()}
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {_words(e, schema, data)} (got {_short(e['input'])})"
+            f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {_words(e, schema, data)}"
+            # What was given instead of a missing field is everything around it.
+            + ("" if e["type"] == "missing" else f" (got {_short(e['input'])})")
             for e in _causes(error, schema)
         ]
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
@@ -158,6 +161,10 @@ def _fields(annotation: Any, loc: Sequence[str | int]) -> dict[str, None]:
 
     `loc` contains the kind of a discriminated union as an element.
     """
+    if is_typeddict(annotation):
+        kinds = get_type_hints(annotation)
+        names = {name: None for name in kinds if not name.startswith("_")}
+        return _fields(kinds[str(loc[0])], loc[1:]) if loc and loc[0] in names else {} if loc else names
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = annotation.model_fields
         if not loc:

@@ -72,10 +72,12 @@ def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str,
 
 def recipe_kind(tree: dict[str, Any]) -> str:
     """By the objectives; a file that has no stages, but stands on one that has, tells by its fields."""
-    stages = [stage for stage in [*(tree.get("stages") or ()), tree.get("stage")] if isinstance(stage, dict)]
+    listed: Any = tree.get("stages")
+    stages = [*(listed if isinstance(listed, list) else ()), tree.get("stage")]
+    stages = [stage for stage in stages if isinstance(stage, dict)]
     if not stages:
         return "ross" if "reconstruction" in tree and "bridge" not in tree else "wemmu"
-    kinds = [stage["objective"].get("kind") for stage in stages if stage.get("objective")]
+    kinds = [stage["objective"].get("kind") for stage in stages if isinstance(stage.get("objective"), dict)]
     return "ross" if "reconstructive" in kinds else "wemmu"
 
 

@@ -11,6 +11,8 @@ from wemmu.published.known import AUTOENCODER, ENCODER, KNOWN, MODEL_TYPES, TRAN
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_json, refuse_pointer, tensors
 
 # Files in which the processor looks for the chat format; it ignores one in tokenizer_config.json alone.
+# What else a processor or a model reads if it is there.
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/default.jinja")
 
 
@@ -90,7 +92,16 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
         return
     single = TRANSFORMERS if kind in (VLM, ENCODER) else DIFFUSERS
     yield from _told(lambda: _check_config(directory / "config.json", kind))
-    yield from _told(lambda: tensors(directory, single))
+    yield from _told(lambda: _check_dtypes(directory, single))
+
+
+def _check_dtypes(directory: Path, single: str) -> None:
+    for name, tensor in tensors(directory, single).items():
+        # Other integers are indices, such as of positions.
+        if tensor.dtype in ("I8", "U8"):
+            raise BackboneError(
+                f"{tensor.file} stores {name} as {tensor.dtype}: quantized; use the weights in bf16 or fp32"
+            )
 
 
 def _in_hub_cache(directory: Path) -> Path | None:
@@ -118,6 +129,9 @@ def _processor(directory: Path) -> Iterator[str]:
             yield f"{directory} holds no tokenizer: neither tokenizer.json nor {' and '.join(absent)}"
     else:
         yield from _told(lambda: _check_text(directory / "tokenizer.json"))
+    for name in SETTINGS:
+        if (directory / name).is_file():
+            yield from _told(lambda name=name: read_json(directory / name))  # type: ignore[misc]
     templates = [directory / name for name in TEMPLATES if (directory / name).is_file()]
     if not templates:
         yield f"{directory} holds no chat template: none of {', '.join(TEMPLATES)}"
@@ -140,6 +154,8 @@ def _check_text(file: Path) -> None:
     refuse_pointer(file, begin)
     if not begin.strip():
         raise BackboneError(f"{file} is empty; download it again")
+    if file.suffix == ".json" and not begin.lstrip().startswith(b"{"):
+        raise BackboneError(f"{file} is not JSON; download it again")
 
 
 def _fit(backbones: Backbones) -> Iterator[str]:

@@ -39,7 +39,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise BackboneError(f"{file} is needed but cannot be read: {error.strerror or error}") from error
     refuse_pointer(file, data)
     try:
-        found = json.loads(data)
+        # As the libraries read it: json.loads alone would take UTF-16, too.
+        found = json.loads(data.decode("utf-8"))
     except ValueError as error:
         raise BackboneError(f"{file} is not JSON: {error}; download it again") from error
     if not isinstance(found, dict):

@@ -1,12 +1,12 @@
 """The models that a page offers: an export and the earlier stages of its run, or the stages of a run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wemmu.config import load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, stage_folder
+from wemmu.published.layout import read_json
 from wemmu.shapes.vocabulary import WORLD
 from wemmu.source import EXPORT, Source, is_tuned_vlm, open_source
 
@@ -50,7 +50,7 @@ class Models:
 def _stage_of(export: Path) -> str | None:
     """The stage that an export was made of."""
     report = export / "parity.json"
-    return json.loads(report.read_text(encoding="utf-8"))["origin"]["stage"] if report.is_file() else None
+    return read_json(report).get("origin", {}).get("stage") if report.is_file() else None
 
 
 def _stages(run: Path) -> dict[str, Path]:

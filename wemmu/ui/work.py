@@ -91,7 +91,8 @@ def read_image(path: Path) -> Image.Image:
     try:
         return to_rgb(as_image(path))
     except ValueError as error:
-        raise UsageError(f"{path.name} cannot be read as an image") from error
+        # Not the folder of the server in which the upload is.
+        raise UsageError(str(error).replace(str(path), path.name)) from error
 
 
 def _check(names: Sequence[str], options: SampleOptions) -> None:
