@@ -189,7 +189,7 @@ def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: 
 
 
 def test_the_gpu_benchmark_goes_on_where_an_earlier_call_ended(tmp_path: Path) -> None:
-    about = {"command": "x", "where": "here", "torch": "2", "commit": "abc", "time": "now"}
+    about = {"command": "x", "where": "here", "torch": "2", "commit": "unknown", "code": "abc", "time": "now"}
     done = verdict.Result("a", 1.0, "done", [verdict.within("x", 1e-7, 1e-6), verdict.Row("y", "3 ms", value=3e-3)])
     left = verdict.Result("b", 1.0, "done", [verdict.Row("z", "not run: the time is up", "left")])
     stopped, off = (
@@ -201,7 +201,7 @@ def test_the_gpu_benchmark_goes_on_where_an_earlier_call_ended(tmp_path: Path) -
     later = about | {"command": "y", "time": "later"}
     assert verdict.load(tmp_path, later) == [done, left, stopped, off]
     assert [result.finished for result in verdict.load(tmp_path, later)] == [True, False, False, False]
-    for other in ({"commit": "abd"}, {"where": "there"}, {"commit": "abc, with changes"}, {"steps": 4}):
+    for other in ({"code": "abd"}, {"where": "there"}, {"steps": 4}):
         assert verdict.load(tmp_path, later | other) == []
     assert verdict.load(tmp_path / "nowhere", later) == []
 

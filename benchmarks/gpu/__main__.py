@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --device cpu            # the same code at the miniature's sizes
 
 Each part is a process of its own with a limit, so one that fails takes no other with it, and the results are written
-as each ends. Parts that time nothing run side by side. The same command again goes on: at the same commit on the same
+as each ends. Parts that time nothing run side by side. The same command again goes on: with the same code on the same
 device it keeps what is finished and within its bounds, unless `--only` names it. Exit code 0: all within their bounds;
 1: something is not, or did not finish; 78: there is no GPU.
 """
@@ -17,6 +17,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -151,8 +152,17 @@ def _about(device: str) -> dict[str, Any]:
         "libraries": libraries,
         "python": sys.version.split()[0],
         "commit": "unknown" if found is None else found.commit[:12] + (", with changes" if found.dirty else ""),
+        "code": _code(),
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
+
+
+def _code() -> str:
+    """A hash of the code: a machine with a GPU may have neither git nor the history."""
+    files = sorted(
+        file for folder in ("wemmu", "benchmarks", "launcher", "tests") for file in (ROOT / folder).rglob("*.py")
+    )
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def _version(name: str) -> str:

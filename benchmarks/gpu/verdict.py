@@ -133,12 +133,12 @@ def table(about: dict[str, Any], results: Sequence[Result]) -> str:
 
 
 def load(out: Path, about: dict[str, Any]) -> list[Result]:
-    """Return the results in `out` of an earlier call, if it ran the same commit in the same place; else none."""
+    """Return the results in `out` of an earlier call, if it ran the same code in the same place; else none."""
     file = out / "gpu.json"
-    if not file.exists() or about["commit"] == "unknown" or about["commit"].endswith("changes"):
+    if not file.exists():
         return []
     found = json.loads(file.read_text(encoding="utf-8"))
-    if any(found.get(name) != value for name, value in about.items() if name not in ("command", "time")):
+    if any(found.get(name) != value for name, value in about.items() if name not in ("command", "commit", "time")):
         return []
     parts = [{name: value for name, value in part.items() if name != "failed"} for part in found["parts"]]
     return [Result(**part | {"rows": [Row(**row) for row in part["rows"]]}) for part in parts]

@@ -103,7 +103,8 @@ def remembers(rank: int, world: int, backbones: Backbones) -> tuple[int, int]:
 
     ours = held()
     for module in (*model.bridge.modules(), *model.dit.modules()):
-        vars(module).pop("forward", None)
+        if type(module) is zero3._SavingLinear:
+            module.__class__ = nn.Linear
     return ours, held()
 
 

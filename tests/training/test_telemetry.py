@@ -19,7 +19,7 @@ def test_means_are_over_samples_and_not_over_micro_batches():
     window = Window(("t2i", "edit", "multi_edit"))
     window.add(losses([1.0, 2.0, 3.0], "t2i", [True, False, True]))
     window.add(losses([10.0], "edit", [False]))
-    window.asked.update({"t2i": 3, "edit": 1, "tokens": 400, "flops": 8000})
+    window.asked.update({"t2i": 3, "edit": 1, "tokens": 400, "padding": 100, "flops": 8000})
     window.waited = 0.02
     time.sleep(0.1)
     values = window.close()
@@ -36,6 +36,7 @@ def test_means_are_over_samples_and_not_over_micro_batches():
     assert 0.1 <= elapsed < 5
     assert values["tokens_per_s"] == pytest.approx(400 / elapsed)
     assert values["flops_per_s"] == pytest.approx(8000 / elapsed)
+    assert values["padding_share"] == 0.2
     assert values["data_wait_share"] == pytest.approx(0.02 / elapsed)
     assert 0.05 < values["memory/host_gb"] < 1000
 
