@@ -2,6 +2,7 @@
 
     wemmu export RUN --out DIR        the newest finished stage of a run -> a pipeline for diffusers, or, of
                                       stages that tune a VLM, a VLM for transformers
+    wemmu export RUN --adapters DIR   the adapters (LoRA) alone, a folder of peft for each module
     wemmu export RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
     wemmu export PIPELINE --ship DIR  the same, of a pipeline that was exported
     wemmu export DEEPSPEED --stage RUN/STAGE --checkpoint DIR
@@ -59,6 +60,9 @@ def main(
         Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces only an earlier export.")
     ] = None,
     ship: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for weights to start a stage from.")] = None,
+    adapters: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New folder for the adapters (LoRA), for peft and diffusers.")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the checkpoint made from a DeepSpeed folder.")
     ] = None,
@@ -79,9 +83,10 @@ def main(
 ) -> None:
     """Export a diffusers pipeline, weights to start a stage from, or a checkpoint made from a DeepSpeed folder."""
     return_what_is_freed()
-    if sum(target is not None for target in (out, ship, checkpoint)) != 1:
+    if sum(target is not None for target in (out, ship, adapters, checkpoint)) != 1:
         raise UsageError(
-            "give one of --out DIR (a pipeline), --ship DIR (weights to start from), --checkpoint DIR (DeepSpeed)"
+            "give one of --out DIR (a pipeline), --ship DIR (weights to start from), --adapters DIR (LoRA), "
+            "--checkpoint DIR (DeepSpeed)"
         )
     if (checkpoint is None) != (stage is None):
         raise UsageError(
@@ -91,6 +96,8 @@ def main(
         replacing.check_export(out)
     if ship is not None:
         replacing.check_shipped(ship, source)
+    if adapters is not None and adapters.exists():
+        raise UsageError(f"{adapters} exists; give another name")
     pipeline = replacing.is_pipeline(source)
     if pipeline and ship is None:
         raise UsageError(f"{source} is already a pipeline; --ship DIR writes its weights, to start a stage from")
@@ -101,6 +108,9 @@ def main(
     if out is not None:
         assert found is not None
         lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward, ema)
+    elif adapters is not None:
+        assert found is not None
+        lines = _adapters(found, adapters, ema)
     elif ship is not None:
         lines = _ship(source, found, ship, dtype or Dtype.FLOAT16, ema)
     else:
@@ -131,6 +141,15 @@ def _ship(source: Path, found: Source | None, out: Path, dtype: str, ema: bool |
     with replacing.aside(out) as aside:
         export_weights(directory, aside, getattr(torch, dtype), averaged)
     return [f"{_named(directory, averaged)} -> {out}, stored in {dtype}"]
+
+
+def _adapters(found: Source, out: Path, ema: bool | None) -> list[str]:
+    from tools.export.adapters import write_adapters
+
+    averaged = found.run.stage.averages(ema)
+    with replacing.aside(out) as directory:
+        lines = write_adapters(found.run, found.checkpoint, directory, averaged)
+    return [f"the adapters of {_named(found.checkpoint, averaged)} -> {out}", *lines]
 
 
 def _named(checkpoint: Path, averaged: bool) -> str:

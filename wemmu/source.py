@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from wemmu.command_line import UsageError, exit_code, without_scipy
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
+from wemmu.config.exported import PARITY
 from wemmu.config.schema import Sampling
 from wemmu.published.layout import BackboneError, read_json
 from wemmu.revision import revision
@@ -177,7 +178,7 @@ def open_pipeline(directory: Path) -> "WeMMUPipeline":
 
 def is_tuned_vlm(directory: Path) -> bool:
     """Whether it is the export of a recipe that tunes a VLM: a VLM's directory with the report of the export."""
-    return (directory / "config.json").is_file() and (directory / "parity.json").is_file()
+    return (directory / "config.json").is_file() and (directory / PARITY).is_file()
 
 
 def choose_device(name: str | None) -> "torch.device":
@@ -290,7 +291,7 @@ def _exported(directory: Path, device: str | None) -> Source:
         ).images
         return [Response(image) for image in images]
 
-    report = directory / "parity.json"
+    report = directory / PARITY
     origin = read_json(report).get("origin", {}) if report.is_file() else {}
     return Source(
         name=str(directory),

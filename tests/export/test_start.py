@@ -13,7 +13,7 @@ from wemmu.checkpoint.start import start_from
 from wemmu.config import ConfigError, dump, load_curriculum
 from wemmu.recipes.recipe import identities, recipe
 from wemmu.recipes.staged import startable
-from wemmu.training.start import _inside
+from wemmu.training.start import names_inside
 
 
 def test_an_export_alone_is_what_a_curriculum_begins_with(trained: Trained, exported: Path, tmp_path: Path):
@@ -27,7 +27,7 @@ def test_an_export_alone_is_what_a_curriculum_begins_with(trained: Trained, expo
     assert run.sampling.model_copy(update={"prompts": ()}) == trained.run.sampling.model_copy(update={"prompts": ()})
     made = recipe(run)
     # Nothing of the backbones is left for checkpoints to carry.
-    assert {name.partition(".")[0] for name in _inside(run, exported, startable(made.model))} == {"bridge"}
+    assert {name.partition(".")[0] for name in names_inside(run, startable(made.model))} == {"bridge"}
     assert made.encoder(["a red circle"], [[]]).input_ids.numel() > 1
     with torch.no_grad():
         for weight in startable(made.model).values():

@@ -26,6 +26,7 @@ from wemmu.planning import layout
 from wemmu.planning.ask import Item, ask
 from wemmu.planning.plan import Assumptions, extrapolated, parameters_of, shape_of
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.staged import parameters
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 
@@ -188,7 +189,7 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(backbones: Backb
     loss = FlowMatchingLoss(model, run)
     engine = SingleEngine(model, loss, run.stage.optimizer, run.stage.global_batch)
     state = engine.state()
-    assert engine.parameters[0] == measured["parts"]["position_mlp"]
+    assert parameters(model)[0] == measured["parts"]["position_mlp"]
     assert memory["moments"] == size(state.exp_avg) + size(state.exp_avg_sq)
     assert memory["moving average"] == size(state.ema) == size(state.weights)
     # Weights in fp32 are their own master.

@@ -4,9 +4,12 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models import SanaTransformer2DModel
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,7 +17,9 @@ from tests.data.handmade import all_tasks, write
 from tests.models.world import make_batch
 from tests.training.runs import STAGE, make_run
 from tests.training.test_uae import batch_of, make
-from tools.convert_ckpt import export, find
+from tools.convert_ckpt import export, find, main
+from tools.export.adapters import write_adapters
+from wemmu.backbones.weights import load_vlm
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.collective import CheckpointError
@@ -27,6 +32,7 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.planning.ask import Item, ask
 from wemmu.planning.layout import Degrees, RankWorkload, states
 from wemmu.planning.layout import checkpoint as stored_bytes
+from wemmu.recipes.lora import merge
 from wemmu.recipes.recipe import Recipe, recipe
 from wemmu.training.build import load_trained
 from wemmu.training.trainer import Trainer
@@ -191,6 +197,31 @@ def test_an_export_holds_merged_weights_and_draws_what_the_adapters_draw(
         assert delta.abs().max() > 1e-5
 
 
+@torch.no_grad()
+def test_stock_classes_load_the_adapters_as_folders_of_peft(trained: tuple[StageRun, Path], tmp_path: Path) -> None:
+    run, checkpoint = trained
+    made = load_trained(run, checkpoint, ema=False)
+    merge(made.model)
+    main(checkpoint, adapters=tmp_path / "out", ema=False)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(*shape, generator=generator) for shape in ((2, 32, 2, 2), (2, 4, made.model.caption_channels)))
+    asked = {"encoder_hidden_states": y, "timestep": torch.tensor([500.0, 100.0]), "return_dict": False}
+    expected = made.model.dit(x, **asked)[0]
+
+    def dit() -> SanaTransformer2DModel:
+        return SanaTransformer2DModel.from_pretrained(run.backbones.dit)
+
+    plain, peft, lora = dit(), PeftModel.from_pretrained(dit(), tmp_path / "out" / "dit"), dit()
+    lora.load_lora_adapter(tmp_path / "out" / "dit", prefix="transformer")
+    for model in (peft, lora):
+        assert torch.allclose(model(x, **asked)[0], expected, atol=1e-5)
+    assert not torch.allclose(plain(x, **asked)[0], expected, atol=1e-3)
+    vlm: Any = load_vlm(run.backbones.vlm, torch.float32)[0]
+    copied = PeftModel.from_pretrained(vlm.model.language_model, tmp_path / "out" / "pathway").merge_and_unload()
+    for name, parameter in made.model.bridge.pathway.layers.named_parameters():
+        assert torch.allclose(copied.layers.get_parameter(name), parameter, atol=1e-6), name
+
+
 def test_a_plan_counts_moments_and_checkpoints_of_adapters_alone(trained: tuple[StageRun, Path]) -> None:
     run, checkpoint = trained
     manifest = read_manifest(checkpoint)
@@ -271,6 +302,12 @@ def test_the_reference_of_a_later_stage_has_the_adapters_it_began_with(tmp_path:
     batch = batch_of(first)
     with torch.no_grad():
         expected = first.model.states(batch.prompts, batch.images)
+    write_adapters(first._run, start, tmp_path, ema=False)
+    vlm: Any = load_vlm(first._run.backbones.vlm, torch.float32)[0]
+    stock = PeftModel.from_pretrained(vlm, tmp_path / "llm")
+    ids = batch.prompts.input_ids[:, -3:]
+    with torch.no_grad():
+        assert torch.allclose(stock(input_ids=ids).logits, first.model.vlm(input_ids=ids).logits, atol=1e-5)
     later = make("recipe.lora={llm: {rank: 2}}", f"stages.reward.start={start}", beta=0.05)
     with torch.no_grad():
         assert torch.equal(later.model.states(batch.prompts, batch.images, reference=True), expected)

@@ -22,7 +22,7 @@ from wemmu.recipes.recipe import Recipe, ready_to_train, recipe
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.build import new_bridge
 from wemmu.training.build import make_engine, place_blocks
-from wemmu.training.start import begin
+from wemmu.training.start import begin, names_inside
 
 CPU = torch.device("cpu")
 # Each carries what it does not train of the bridge.
@@ -52,7 +52,7 @@ def begun(run: StageRun, topology: Topology = ALONE) -> tuple[Recipe, Engine, di
     trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
     resting = startable(made.model).keys() - trained
     engine = make_engine(run, made.model, made.loss, topology, CPU)
-    carried, _ = begin(run, made, engine, resting)
+    carried = begin(run, made, engine, resting, names_inside(run, startable(made.model)))
     return made, engine, carried
 
 

@@ -64,12 +64,16 @@ def moved(case: Case, model):
     return model
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "offload"), [*((name, ()) for name in CASES), ("flow in bfloat16, with an average", ("vlm", "vae"))]
+)
 def test_a_step_mixes_no_devices_and_computes_what_it_does_on_the_cpu(
-    backbones: Backbones, encoder: PromptEncoder, name: str
+    backbones: Backbones, encoder: PromptEncoder, name: str, offload: tuple[str, ...]
 ):
     case, here = CASES[name], Outcome()
     model = case.model(backbones)
+    for part in offload:
+        model.get_submodule(part).offloaded = True
     there = single(case, backbones)
     alpha_bar.cache_clear()
     with Elsewhere():
@@ -85,6 +89,8 @@ def test_a_step_mixes_no_devices_and_computes_what_it_does_on_the_cpu(
             here.losses.append(dict(zip(ids, twin(losses.values).tolist(), strict=True)))
             here.norms.append(engine.step(1.0))
         assert_beside(engine)
+        homes = {name: {p.device.type for p in part.parameters()} for name, part in model.named_children()}
+        assert all(homes[part] == {"cpu" if part in offload else ELSEWHERE.type} for part in homes if homes[part])
     for mine, reference in zip(here.losses, there.losses, strict=True):
         assert mine == pytest.approx(reference, rel=1e-4)
     assert here.norms == pytest.approx(there.norms, rel=1e-4)

@@ -210,6 +210,9 @@ def test_rewards_follow_the_captions_and_equal_captions_have_equal_rewards(made:
     assert rewards[1, 1] == rewards[1, 2]
     swapped, _ = reward([words[1], words[0], *words[2:]], images, ids)
     assert torch.allclose(swapped[0, :2], rewards[0, :2].flip(0), atol=1e-5)
+    made.model.generator.offloaded = True
+    assert torch.equal(reward(words, images, ids)[0], rewards)
+    made.model.generator.offloaded = False
 
 
 def test_the_words_are_the_bottleneck_unless_the_condition_is_in_context(made: UAERecipe) -> None:

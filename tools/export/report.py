@@ -13,8 +13,8 @@ import torch
 from tools.export.stored import Stored, published, sha256_of_tensor
 from wemmu.checkpoint.manifest import Manifest, sha256_of
 from wemmu.checkpoint.store import LIBRARIES
+from wemmu.config.exported import PARITY
 
-FILE = "parity.json"
 FORMAT = 1
 
 
@@ -54,7 +54,9 @@ class Report:
         return cls(dtype, ema, origin, libraries=versions)
 
     def write(self, directory: Path) -> None:
-        (directory / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        (directory / PARITY).write_text(
+            json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8"
+        )
 
     def lines(self) -> list[str]:
         """The summary for people."""

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from wemmu.backbones.adapters import AutoencoderAdapter, adapter_of
 from wemmu.backbones.cache import FeatureCache
+from wemmu.backbones.offload import Offloadable
 from wemmu.backbones.patches import resize
 
 
-class FrozenVAE(nn.Module):
+class FrozenVAE(Offloadable):
     vae: Any  # a class of diffusers
 
     def __init__(self, vae: nn.Module):
@@ -38,7 +39,8 @@ class FrozenVAE(nn.Module):
 
         def encode(pixels: Tensor) -> Tensor:
             size = pixels.shape[-2:] if grid is None else (grid[0] * self.latent_px, grid[1] * self.latent_px)
-            return self.adapter.encode(self.vae, resize(pixels, *size) / 127.5 - 1)
+            with self.at_work(pixels.device):
+                return self.adapter.encode(self.vae, resize(pixels, *size) / 127.5 - 1)
 
         # Without resizing, an input shares its cached latents with the target of the same image.
         own = tuple(side // self.latent_px for side in pixels.shape[-2:])
@@ -51,4 +53,5 @@ class FrozenVAE(nn.Module):
 
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
         """As `decode`, with gradient to the latents."""
-        return self.adapter.decode(self.vae, latents)
+        with self.at_work(latents.device):
+            return self.adapter.decode(self.vae, latents)

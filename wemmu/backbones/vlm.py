@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from wemmu.backbones.adapters import VLMAdapter, adapter_of
 from wemmu.backbones.cache import FeatureCache
+from wemmu.backbones.offload import Offloadable
 from wemmu.backbones.patches import patchify, resize
 from wemmu.backbones.precision import KeepsFloat32, keep_float32_buffers
 from wemmu.backbones.versions import with_cache
@@ -178,7 +179,7 @@ class VLM(KeepsFloat32, nn.Module):
         return resize(pixels, rows * self.token_px, columns * self.token_px).round()
 
 
-class FrozenVLM(VLM):
+class FrozenVLM(Offloadable, VLM):
     """Computes the prefix of prompts with a frozen VLM.
 
     It runs under no_grad, in eval mode, without the language-model head, up to the last layer's keys and values.
@@ -189,6 +190,10 @@ class FrozenVLM(VLM):
     def __init__(self, vlm: nn.Module, mean: list[float], std: list[float]):
         super().__init__(vlm.eval().requires_grad_(False), mean, std)
         self.cache = FeatureCache()
+
+    def prefix_with_gradient(self, prompts: Prompts, images: Tensor) -> Prefix:
+        with self.at_work(prompts.input_ids.device):
+            return super().prefix_with_gradient(prompts, images)
 
     def train(self, mode: bool = True) -> "FrozenVLM":
         """Stay in eval mode: a frozen model has no training behaviour."""

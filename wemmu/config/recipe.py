@@ -10,6 +10,7 @@ from wemmu.config.lora import LoRA
 from wemmu.config.task import Task
 
 if TYPE_CHECKING:
+    from wemmu.config.schema import Memory
     from wemmu.config.stage import ResolutionStep, Stage
 
 
@@ -22,6 +23,8 @@ class RecipeConfig(Config):
     draws: whether the model makes images from prompts. does: what it does, on a page.
     adaptable: the modules that can learn by adapters; these are in what the first of the module's prefixes names.
     copies: how names of weights begin that are copies of a backbone's until they are trained -> the backbone.
+    quantizable: the parts that `memory.quantize` can name -> the modules of the model that these are.
+    offloadable: the children of the model that `memory.offload` can name.
     lora: module -> its adapters. A stage that trains such a module trains the adapters alone.
     """
 
@@ -35,6 +38,8 @@ class RecipeConfig(Config):
     draws: ClassVar[bool]
     adaptable: ClassVar[tuple[str, ...]] = ()
     copies: ClassVar[Mapping[str, str]] = {}
+    quantizable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    offloadable: ClassVar[tuple[str, ...]] = ()
     does: ClassVar[str]
 
     @property
@@ -91,5 +96,40 @@ class RecipeConfig(Config):
                 )
             self.check_stage(stage)
 
+    def check_memory(self, memory: "Memory", stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
+        """Refuse to save memory where that cannot be; raises as `check`."""
+        for field, named, valid in (
+            ("quantize", memory.quantize, self.quantizable), ("offload", memory.offload, self.offloadable)
+        ):  # fmt: skip
+            if odd := [part for part in named if part not in valid]:
+                raise ValueError(f"memory.{field}: {', '.join(odd)} cannot be; valid: {', '.join(valid) or 'none'}")
+        for part in memory.quantize:
+            inside = [
+                module for module, prefixes in self.modules.items()
+                if any(_overlap(path, prefix) for path in self.quantizable[part] for prefix in prefixes)
+            ]  # fmt: skip
+            if engine == "hybrid" or (engine != "single" and inside):
+                raise ValueError(
+                    f"memory.quantize: engine {engine} has no slices of a {part} in 8 or 4 bit; set "
+                    f"parallel.engine=single, or remove memory.quantize.{part}"
+                )
+            whole = [m for m in inside if m not in self.lora and (self._is_copy(m) or _any_trains(stages, m))]
+            if whole:
+                raise ValueError(
+                    f"memory.quantize.{part}: {whole[0]} learns whole, and only frozen weights can be in 8 or 4 bit; "
+                    f"give it adapters, recipe.lora.{whole[0]}, or remove memory.quantize.{part}"
+                )
+
+    def _is_copy(self, module: str) -> bool:
+        return any(prefix in self.copies for prefix in self.modules[module])
+
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage for further reasons of the recipe; raises as `check`."""
+
+
+def _overlap(path: str, prefix: str) -> bool:
+    return f"{path}.".startswith(prefix) or prefix.startswith(f"{path}.")
+
+
+def _any_trains(stages: Sequence["Stage | ResolutionStep"], module: str) -> bool:
+    return any(module in stage.trains for stage in stages)

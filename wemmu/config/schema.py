@@ -47,6 +47,10 @@ class Backbones(Config):
         return {kind: directory for kind, directory in found.items() if directory is not None}
 
 
+# Kinds of numbers that frozen weights can have: 8 bit, or QLoRA's 4-bit NormalFloat.
+Quantization = Literal["int8", "nf4"]
+
+
 class Memory(Config):
     """What one device holds: `micro_batch` samples at `reference_resolution`, scaled by area to other resolutions."""
 
@@ -56,6 +60,10 @@ class Memory(Config):
     checkpointing: bool = False
     # Images whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
     cached_images: Annotated[int, Field(ge=0)] = 0
+    # Frozen parts whose linear layers train in 8 or 4 bit, see `RecipeConfig.quantizable`; needs bitsandbytes.
+    quantize: dict[str, Quantization] = Field(default_factory=dict)
+    # Frozen parts that stay in host memory except while they work, see `RecipeConfig.offloadable`.
+    offload: tuple[str, ...] = ()
 
     def micro_batch_at(self, resolution: int, global_batch: int, world: int = 1) -> tuple[int, int]:
         """(micro-batch per rank, accumulation steps) whose product with `world` is exactly `global_batch`.
@@ -241,6 +249,7 @@ class Curriculum(_HasRecipe):
         if self.backbones.vae is None and self.data.prepare is not None and self.data.prepare.latents is not None:
             raise ValueError("data.prepare.latents needs backbones.vae, the directory of the autoencoder")
         self.recipe.check(self.stages, self.parallel.engine)
+        self.recipe.check_memory(self.memory, self.stages, self.parallel.engine)
         for stage in self.stages:
             if stage.global_batch % self.parallel.ranks:
                 raise ValueError(
@@ -312,6 +321,7 @@ class StageRun(_HasRecipe):
     @model_validator(mode="after")
     def _check(self) -> "StageRun":
         self.recipe.check([self.stage], self.parallel.engine)
+        self.recipe.check_memory(self.memory, [self.stage], self.parallel.engine)
         return self
 
     @property

@@ -41,7 +41,7 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     Earlier versions told the recipe by the objective of the stages, and had the fields of all recipes side by side:
     `bridge` of WeMMU, `reconstruction` of ROSS.
     """
-    tree = renamed(tree)
+    tree = _offloaded(renamed(tree))
     rest = {name: value for name, value in tree.items() if name not in MOVED}
     recipe: Any = tree.get("recipe") or {}
     if not isinstance(recipe, dict):
@@ -49,6 +49,20 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     recipe = {"kind": recipe_kind(tree)} | recipe
     earlier = {"ross": tree.get("reconstruction"), "wemmu": {"bridge": tree.get("bridge") or {}}}
     return rest | {"recipe": _merged(recipe, earlier.get(recipe["kind"]) or {}, "recipe")}
+
+
+def _offloaded(tree: dict[str, Any]) -> dict[str, Any]:
+    """UAE's own field, `recipe.generator.offload`, as what every recipe has: `memory.offload`."""
+    recipe: Any = tree.get("recipe")
+    memory = tree.get("memory")
+    generator = recipe.get("generator") if isinstance(recipe, Mapping) else None
+    if not isinstance(generator, Mapping) or "offload" not in generator:
+        return tree
+    kept = {name: value for name, value in generator.items() if name != "offload"}
+    tree = {**tree, "recipe": {**recipe, "generator": kept}}
+    if generator["offload"] and isinstance(memory, Mapping):
+        tree["memory"] = {"offload": ["generator"], **memory}
+    return tree
 
 
 def upgraded_file(tree: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import glob
 import shutil
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def calls(curriculum: Curriculum, run: Path) -> list[Call]:
 
 def inputs(curriculum: Curriculum) -> list[Call]:
     """The checks of what the curriculum reads from disk; none takes longer than a second."""
-    return [(check, curriculum) for check in (backbones, starts, sample_images, benchmark_inputs, data)]
+    return [(check, curriculum) for check in (backbones, libraries, starts, sample_images, benchmark_inputs, data)]
 
 
 def loads(path: Path) -> Finding:
@@ -77,6 +78,14 @@ def backbones(curriculum: Curriculum) -> Finding:
         "ok",
         f"{', '.join(map(str, wanted.directories(curriculum.recipe.backbones).values()))}, in the published layout",
     )
+
+
+def libraries(curriculum: Curriculum) -> Finding:
+    """Check that what only some curricula need is installed, without importing it."""
+    if curriculum.memory.quantize and find_spec("bitsandbytes") is None:
+        remedy = "`pip install 'wemmu[quantize]'`, or remove memory.quantize"
+        return Finding("libraries", "problem", "memory.quantize needs bitsandbytes, which is not installed", remedy)
+    return Finding("libraries", "ok", "all that the curriculum needs are installed")
 
 
 def starts(curriculum: Curriculum) -> Finding:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from wemmu.backbones.adapters import class_of
+from wemmu.backbones.quantized import quantizable
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import fake_world
@@ -56,11 +57,20 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         # Of the parts that learn by adapters, how many of their numbers these are.
         "adapters": {part: adapters[part] for part in model.adapters},
         "homes": homes,
+        # Of what may be in 8 or 4 bit, how many numbers of which parts, and those of the largest layer.
+        "quantizable": {},
         "sharded": list(model.sharded),
         **pixels(model),
         "latent_channels": vae_of(model).latent_channels if model.vae is not None else 0,
         "width": vlm.language_model.config.hidden_size,
     }
+    for part, paths in run.recipe.quantizable.items():
+        layers = {f"{path}.{n}": one for path in paths for n, one in quantizable(model.get_submodule(path)).items()}
+        numbers = Counter()
+        for name, layer in layers.items():
+            numbers[parts[name]] += layer.weight.numel()
+        largest = max(layer.weight.numel() for layer in layers.values())
+        found["quantizable"][part] = {"numbers": numbers, "largest": largest}
     if "hybrid" in run.recipe.engines:
         assert isinstance(model, WeMMU), "hybrid trains no other"
         found["bridge"] = units(model.bridge, model.bridge.pathway.layers)

@@ -10,12 +10,7 @@ from wemmu.types import Batch, Losses
 
 
 class Engine(Protocol):
-    """One rank's part of training. All ranks call the same methods in the same order.
-
-    parameters: numbers of trained and of frozen ones in the whole model.
-    """
-
-    parameters: tuple[int, int]
+    """One rank's part of training. All ranks call the same methods in the same order."""
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         """Forward and backward of this rank's micro-batches of optimizer step `step`.

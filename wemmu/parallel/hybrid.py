@@ -47,8 +47,6 @@ class HybridEngine:
     ):
         """model: see `wemmu.recipes.wemmu.model.WeMMU`. apex: see `wemmu.parallel.adamw.AdamW`."""
         self.config, self._loss, self._topology = run.stage.optimizer, loss, topology
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.parameters = trained, sum(p.numel() for p in model.parameters()) - trained
         tensor_group = topology.group(topology.tensor_groups())
         stage_group = topology.group(topology.stage_groups())
         self._boundary = Boundary(topology.group(topology.model_groups()))

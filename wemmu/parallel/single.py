@@ -26,8 +26,6 @@ class SingleEngine:
         self.config, self._model, self._loss, self._global_batch = config, model, loss, global_batch
         self._working: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._adamw = AdamW({name: p.detach().float() for name, p in self._working.items()}, config, apex)
-        trained = sum(p.numel() for p in self._working.values())
-        self.parameters = trained, sum(p.numel() for p in model.parameters()) - trained
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         found = []

@@ -140,8 +140,7 @@ class Zero3Engine:
         """
         self._deepspeed = load_deepspeed(device)
         self._model, self._world, self._global_batch = model, topology.world, run.stage.global_batch
-        others = list(_unsharded(model, model.sharded))
-        for part in others:
+        for part in _unsharded(model, model.sharded):
             part.to(device)
         trainable = _Trainable(model, loss)
         shard(trainable, device)
@@ -149,12 +148,8 @@ class Zero3Engine:
             _gather_whole(layer)
         # DeepSpeed gives parameters attributes: ds_id, ds_shape, ds_numel, ds_tensor.
         self._trained: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        sharded: list[Any] = list(trainable.parameters())
         if not self._trained:
             raise ValueError("nothing to train: every parameter is frozen")
-        trained = sum(p.ds_numel for p in self._trained.values())
-        whole = sum(p.numel() for part in others for p in part.parameters())
-        self.parameters = trained, whole + sum(p.ds_numel for p in sharded) - trained
 
         # DeepSpeed keeps a group's shards in one flat tensor, hence one type in each.
         groups: dict[tuple[torch.dtype, tuple[float, float]], list[nn.Parameter]] = {}

@@ -36,7 +36,7 @@ _IRRELEVANT: dict[str, Any] = {
     **dict.fromkeys(("name", "seed", "data", "sampling", "logging", "evaluation", "threads", "kernels"), True),
     **dict.fromkeys(("parallel", "stage_index"), True),
     "backbones": {"vlm", "vae", "dit"},
-    "memory": {"micro_batch", "reference_resolution", "cached_images"},
+    "memory": {"micro_batch", "reference_resolution", "cached_images", "quantize", "offload"},
     "stage": {*("name", "steps", "global_batch", "optimizer", "mixture", "start", "gate")}
     | {"resolutions", "next_resolution"},
 }

@@ -22,6 +22,8 @@ LIVE = 1_000_000_000
 BUCKET = 50_000_000
 # AdamW keeps two numbers in fp32 for each that it trains.
 MOMENTS = 2 * FP32
+# Bytes of a number in 8 or 4 bit, with its share of a float32 scale (`wemmu.backbones.quantized.BLOCK`).
+PACKED = {"int8": 1 + FP32 / 256, "nf4": 1 / 2 + FP32 / 64}
 # Resident after the imports of `wemmu.train`, 0.9 GB on a CPU; CUDA's own libraries come on top.
 LIBRARIES = 2e9
 
@@ -116,6 +118,38 @@ class RankWorkload:
             return 0
         return float(self.model["adapters"].get(part, self.share[part]))
 
+    @cached_property
+    def frozen(self) -> dict[str, float]:
+        """Bytes that a rank has of each part that do not learn."""
+        # FSDP2's shards are float32, those of a frozen DiT, too.
+        wide = {part for part in self.share if self.degrees.split and self.is_sharded(part)}
+        found = {
+            part: (n - self.learns(part)) / self.shards(part) * (FP32 if part in wide else self.width)
+            for part, n in self.share.items()
+        }
+        for packed, kind in self.run.memory.quantize.items():
+            for part, n in self.model["quantizable"][packed]["numbers"].items():
+                found[part] -= n * (self.width - PACKED[kind])
+        return found
+
+    def comes(self, part: str) -> float:
+        """Bytes that come to the GPU for a part to work, if it is kept in host memory (`memory.offload`)."""
+        home = self.home(part)
+        if home not in self.run.memory.offload:
+            return 0.0
+        return sum((n for p, n in self.frozen.items() if self.home(p) == home), 0.0)
+
+    def frozen_on(self, host: bool) -> float:
+        """Bytes of frozen weights that stay on the GPU, or in host memory."""
+        offload = self.run.memory.offload
+        return sum((n for part, n in self.frozen.items() if (self.home(part) in offload) == host), 0.0)
+
+    @property
+    def unpacked(self) -> float:
+        """Bytes of the largest layer that is unpacked to work."""
+        of_all = (self.model["quantizable"][part]["largest"] for part in self.run.memory.quantize)
+        return float(self.width * max(of_all, default=0))
+
 
 def numbers(units: Answer, ranks: int, what: Sequence[str] = ("layer", "rest")) -> int:
     """Numbers of FSDP2's units over `ranks`: it cuts by rows, as many to every rank, and pads the last ones."""
@@ -129,18 +163,13 @@ def numbers(units: Answer, ranks: int, what: Sequence[str] = ("layer", "rest")) 
 
 def states(rank: RankWorkload) -> dict[str, float]:
     """Bytes that a rank holds throughout a step."""
-    width, split, trained = rank.width, rank.degrees.split, rank.trained
-    # FSDP2's shards are float32, those of a frozen DiT, too; ZeRO-3 has them in the working type, with float32 masters
-    # of what is trained. Weights in fp32 are their own.
-    frozen = sum(
-        (n - rank.learns(part)) / rank.shards(part) * (FP32 if split and rank.is_sharded(part) else width)
-        for part, n in rank.share.items()
-    )
-    working = FP32 if split else width
+    split, trained = rank.degrees.split, rank.trained
+    # ZeRO-3 has its shards in the working type, with float32 masters of what is trained. Weights in fp32 are their own.
+    working = FP32 if split else rank.width
     # ZeRO-3 has its bucket from the start.
     bucket = BUCKET * (rank.degrees.world > 1 and not split)
     return {
-        "frozen weights": frozen,
+        "frozen weights": rank.frozen_on(host=False),
         "working weights": working * trained,
         "master weights": (FP32 - working) and FP32 * trained,
         "moments": MOMENTS * trained,
@@ -159,11 +188,12 @@ def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str
     for name, size in step["peaks"].items():
         phase, part = name.split()
         (others if rank.is_sharded(part) or phase == "backward" or part == "rest" else frozen).append((part, size))
-    found = {"encoders at work": MemoryPeak(activations=max((size for _, size in frozen), default=0))}
+    largest = max((size + rank.comes(part) for part, size in frozen), default=0)
+    found = {"encoders at work": MemoryPeak(activations=largest + rank.unpacked)}
     if slices is None:
         gathered = rank.width * min(LIVE, sharded(rank)) * (rank.degrees.world > 1)
         found["end of forward"] = MemoryPeak(gathered, activations=sum(step["kept"].values()))
-        found["layers at work"] = MemoryPeak(gathered, activations=max(size for _, size in others))
+        found["layers at work"] = MemoryPeak(gathered, activations=max(size for _, size in others) + rank.unpacked)
         return found
     first, width, bridge = slices["places"][0], rank.width, rank.model["bridge"]
     kept = sum(size for part, size in step["kept"].items() if rank.home(part) == "bridge")
@@ -207,6 +237,7 @@ def host(rank: RankWorkload, images: int) -> dict[str, float]:
         "weights while loading": rank.width * whole,
         "checkpoint on its way out": (FP32 + MOMENTS + _average(run)) * rank.trained,
         "images read ahead": float(micro_batches * rank.micro * images * 3 * resolution**2),
+        "offloaded weights": rank.frozen_on(host=True),
         "features remembered": float(run.memory.cached_images * features * rank.width),
     }
 

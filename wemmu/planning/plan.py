@@ -24,12 +24,14 @@ class GPU:
     memory: float
 
 
-# A100, H100, H200 as SXM modules, B200 in an HGX board.
+# A100, H100, H200 as SXM modules, B200 in an HGX board; RTX 4090 and L4 are cards.
 GPUS = {
     "a100": GPU(312e12, 80e9),
     "h100": GPU(989e12, 80e9),
     "h200": GPU(989e12, 141e9),
     "b200": GPU(2250e12, 180e9),
+    "rtx4090": GPU(165e12, 24e9),
+    "l4": GPU(121e12, 24e9),
 }
 
 

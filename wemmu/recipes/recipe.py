@@ -1,6 +1,6 @@
 """The interface of a recipe for training, evaluation and tools."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from wemmu.backbones.cache import FeatureCache
 from wemmu.backbones.full_precision import Sources
+from wemmu.backbones.quantized import pack
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, OnBlockLoaded, keep_local
 from wemmu.config.schema import StageRun
@@ -112,6 +113,18 @@ def ready_to_train(made: Recipe, run: StageRun) -> None:
     made.model.ready_to_train(run.stage.trains, run.memory.checkpointing)
     for cache in made.caches:
         cache.capacity = run.memory.cached_images
+
+
+def quantize(run: StageRun, model: Staged, but: Collection[str] = ()) -> None:
+    """Pack the frozen parts of `memory.quantize`, without those that hold weights of the names in `but`.
+
+    Raises:
+        BackboneError: if bitsandbytes is not installed.
+    """
+    for part, kind in run.memory.quantize.items():
+        for path in run.recipe.quantizable[part]:
+            if not any(name.startswith(f"{path}.") for name in but):
+                pack(model.get_submodule(path), kind)
 
 
 def scales(made: Recipe) -> dict[str, float]:

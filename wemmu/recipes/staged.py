@@ -74,6 +74,15 @@ class Staged(nn.Module):
             self.checkpoint_activations()
 
 
+def parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many numbers of the whole model learn, and how many are frozen."""
+    counts = [0, 0]
+    for parameter in model.parameters():
+        # DeepSpeed's shards remember it.
+        counts[not parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+    return counts[0], counts[1]
+
+
 def startable(model: Staged) -> dict[str, Tensor]:
     """Return the live weights that a stage can train, by canonical name."""
     modules = model.modules_by_name().values()

@@ -13,6 +13,7 @@ from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.versions import with_cache
 from wemmu.backbones.vlm import VLM
 from wemmu.backbones.weights import load_vlm
+from wemmu.config.exported import PARITY
 from wemmu.config.schema import StageRun
 from wemmu.objectives.reconstruction import answer_cross_entropy
 from wemmu.parallel.topology import Topology, any_rank
@@ -160,7 +161,7 @@ class ExportedVLM:
 
     def __init__(self, directory: Path, device: torch.device):
         """Raises BackboneError as `load_vlm`."""
-        report = json.loads((directory / "parity.json").read_text(encoding="utf-8"))
+        report = json.loads((directory / PARITY).read_text(encoding="utf-8"))
         self.origin: dict[str, Any] = report["origin"]
         # Exports of earlier versions do not say it.
         self.question: str = report.get("question") or DESCRIBE

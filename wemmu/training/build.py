@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from wemmu import kernels
 from wemmu.backbones.linear_attention import narrow
+from wemmu.backbones.offload import Offloadable
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.checkpoint.adapters import is_adapter
@@ -23,9 +25,9 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.published.check import check_engine
 from wemmu.published.identity import is_same
-from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe, scales
-from wemmu.recipes.staged import startable
-from wemmu.training.start import begin, copies_of, fill_empty
+from wemmu.recipes.recipe import Recipe, identities, quantize, ready_to_train, recipe, scales
+from wemmu.recipes.staged import parameters, startable
+from wemmu.training.start import begin, copies_of, fill_empty, names_inside
 from wemmu.types import LossFn
 
 
@@ -35,6 +37,7 @@ class StageParts:
 
     carried: weights that this stage neither trains nor gets from a backbone, by canonical name; its checkpoints hold
     them. frozen: backbone -> identity of its loaded weights. adapters, copied: as `wemmu.checkpoint.manifest.Origin`.
+    parameters: numbers of trained and of frozen ones in the whole model.
     """
 
     recipe: Recipe
@@ -45,6 +48,7 @@ class StageParts:
     adapters: dict[str, float]
     copied: dict[str, str]
     kernels: Kernels
+    parameters: tuple[int, int]
 
 
 def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str = "cpu") -> StageParts:
@@ -64,15 +68,22 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     made = recipe(run, place_blocks(run, device), device)
     ready_to_train(made, run)
     chosen, compiled = _kernels(run, made, device)
+    counted = parameters(made.model)
     # The names, before an engine takes the model apart.
     names = [name for name, _ in made.model.named_parameters()]
     trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
+    started = names_inside(run, startable(made.model).keys())
+    # On the host, where weights are full, as far as nothing else comes into them.
+    quantize(run, made.model, but=started)
     resting = startable(made.model).keys() - trained
     empty = {name for name, parameter in made.model.named_parameters() if parameter.is_meta}
+    for part in run.memory.offload:
+        cast(Offloadable, made.model.get_submodule(part)).offloaded = True
     engine = make_engine(run, made.model, made.loss, topology, device, chosen.adamw == "Apex", compiled)
     if empty:
         fill_empty(made, engine, empty)
-    carried, started = begin(run, made, engine, resting)
+    carried = begin(run, made, engine, resting, started)
+    quantize(run, made.model)
     loader = Loader(run, made.encoder, made.token_px, topology.rank, topology.world)
     if made.vae is not None:
         check_latents(loader.settings, made.vae, identities(made)["vae"])
@@ -98,6 +109,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
             if not any(name.startswith(prefix) and not is_adapter(name) for name in saved)
         },
         kernels=chosen,
+        parameters=counted,
     )  # fmt: skip
 
 

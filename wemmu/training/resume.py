@@ -31,7 +31,7 @@ def settings(run: StageRun, records: Mapping[str, int], kernels: Kernels, device
     stage = run.stage.model_dump(
         mode="json", include={"global_batch", "steps", "trains", "objective", "optimizer", "mixture"}
     )
-    shared = run.model_dump(mode="json", include={"recipe": True, "backbones": {"dtype"}})
+    shared = run.model_dump(mode="json", include={"recipe": True, "backbones": {"dtype"}, "memory": {"quantize"}})
     own = {"seed": run.seed, "validation": run.data.validation, **stage, "records": dict(records)}
     chosen = {field: value for field, value in asdict(kernels).items() if field != "refused"}
     own["kernels"] = {"device": device.type, **chosen}
@@ -90,6 +90,8 @@ def _unequal(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
 def _changes(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]:
     # The first checkpoints of this format record the seed alone.
     was = upgraded_settings(manifest.settings, origin.settings) or {"seed": manifest.seed}
+    if not any(_group(field) == "memory" for field in was):
+        was["memory.quantize"] = {}
     was = with_defaults(with_defaults(was, "recipe", run.recipe), "objective", run.stage.objective)
     recorded = {_group(field) for field in was}
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):

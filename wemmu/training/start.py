@@ -1,7 +1,6 @@
 """Loads the initial weights of a stage into the tensors, or parts of tensors, that this rank holds."""
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,27 +19,27 @@ from wemmu.recipes.recipe import Recipe, identities, scales
 
 
 def begin(
-    run: StageRun, made: Recipe, engine: Engine, resting: Collection[str]
-) -> tuple[dict[str, Tensor], frozenset[str]]:
+    run: StageRun, made: Recipe, engine: Engine, resting: Collection[str], inside: Collection[str]
+) -> dict[str, Tensor]:
     """Give an engine the weights that a stage starts with, in the full precision of their sources.
 
-    resting: the names of what the stage could train and does not. Returns the weights that it only carries and
-    the names of all that `stage.start` determines.
+    resting: the names of what the stage could train and does not. inside: see `names_inside`. Returns the weights that
+    it only carries.
 
     Raises:
         CheckpointError: as `start_from`.
     """
-    start, widens = run.stage.start, run.backbones.dtype != "float32"
+    # Weights in 8 or 4 bit have their source beside them, too.
+    start, widens = run.stage.start, run.backbones.dtype != "float32" or bool(run.memory.quantize)
     copies = copies_of(run, made)
     new = {
         name for name in resting
         if name.partition(".")[0] not in made.reports and (is_adapter(name) or not name.startswith(tuple(copies)))
     }  # fmt: skip
     if not widens and start is None:
-        return engine.local_parameters(new), frozenset()
+        return engine.local_parameters(new)
     held, masters = engine.local_parameters(resting), engine.state().weights
-    inside = _inside(run, start, held | masters) if start else frozenset()
-    carried = {name: tensor for name, tensor in held.items() if name in new | inside}
+    carried = {name: tensor for name, tensor in held.items() if name in new.union(inside)}
     if widens:
         # A copy in host memory, made once, because carried weights do not change.
         carried = {name: _wide(tensor) for name, tensor in carried.items()}
@@ -49,7 +48,7 @@ def begin(
         start_from(start, held | masters, identities(made), also=carried if widens else {}, scales=scales(made))
     engine.state().begin_average()
     engine.on_restore(0)
-    return carried, inside
+    return carried
 
 
 def fill_empty(made: Recipe, engine: Engine, names: set[str]) -> None:
@@ -67,12 +66,15 @@ def copies_of(run: StageRun, made: Recipe) -> dict[str, str]:
     return {prefix: backbone for prefix, backbone in run.recipe.copies.items() if prefix in adapted}
 
 
-def _inside(run: StageRun, source: Path, known: Collection[str]) -> frozenset[str]:
-    """Read the names of the weights that a checkpoint determines, but for a backbone's own.
+def names_inside(run: StageRun, known: Collection[str]) -> frozenset[str]:
+    """Read the names of the weights that the stage's start determines, but for a backbone's own.
 
-    An export may be the backbones as well: what is not trained need not be carried then. An error on one rank is an
-    error on all.
+    known: those of all that stages can train. An export may be the backbones as well: what is not trained need not be
+    carried then. An error on one rank is an error on all.
     """
+    source = run.stage.start
+    if source is None:
+        return frozenset()
     own = tuple(f"{part}." for part in FOLDERS if is_own(source, part, getattr(run.backbones, part)))
     what = f"{source} cannot be started from"
     return all_ranks().together(

@@ -274,7 +274,7 @@ class Trainer:
         return replace(origin, first_step=manifest.step, first_samples=first_samples)
 
     def _announce(self) -> None:
-        trained, frozen = self.parts.engine.parameters
+        trained, frozen = self.parts.parameters
         if self.topology.leads:
             print(*self.parts.recipe.reports.values(), sep="\n", flush=True)
         if self.workload.unknown:

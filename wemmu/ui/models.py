@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wemmu.config import load_stages
 from wemmu.config.checkpoints import CHECKPOINTS, own_checkpoints, stage_folder
+from wemmu.config.exported import PARITY
 from wemmu.published.layout import read_json
 from wemmu.shapes.vocabulary import WORLD
 from wemmu.source import EXPORT, Source, is_tuned_vlm, open_source
@@ -49,7 +50,7 @@ class Models:
 
 def _stage_of(export: Path) -> str | None:
     """The stage that an export was made of."""
-    report = export / "parity.json"
+    report = export / PARITY
     return read_json(report).get("origin", {}).get("stage") if report.is_file() else None
 
 

@@ -136,6 +136,7 @@ class Ross(RecipeConfig):
         "head": ("head.",),
     }
     backbones: ClassVar[tuple[str, ...]] = ("vlm", "vae")
+    offloadable: ClassVar[tuple[str, ...]] = ("vae",)
     tasks: ClassVar[tuple[Task, ...]] = UNDERSTANDING_TASKS
     objectives: ClassVar[tuple[str, ...]] = ("reconstructive",)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")

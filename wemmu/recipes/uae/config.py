@@ -4,8 +4,8 @@ The default is the paper's fifth version: only the language model learns, from r
 and the released code differ or are silent.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from wemmu.config.recipe import RecipeConfig
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import Task
 from wemmu.recipes.wemmu.config import Bridge
+
+if TYPE_CHECKING:
+    from wemmu.config.schema import Memory
 
 
 class Generator(Config):
@@ -82,6 +85,7 @@ class UAE(RecipeConfig):
     tasks: ClassVar[tuple[Task, ...]] = (Task.CAPTION, Task.UNDERSTANDING)
     objectives: ClassVar[tuple[str, ...]] = ("caption", "unified_grpo", "cold_start", "flow_grpo")
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
+    offloadable: ClassVar[tuple[str, ...]] = ("generator",)
     draws: ClassVar[bool] = False
     adaptable: ClassVar[tuple[str, ...]] = ("llm",)
     does: ClassVar[str] = "captions an image, draws it again from the caption alone, and answers questions"
@@ -128,8 +132,12 @@ class UAE(RecipeConfig):
                 f"{name}: cold_start trains llm through the generator's condition, which recipe.cond_encoder: "
                 "reference takes from another VLM; set recipe.cond_encoder=policy, or train dit alone"
             )
-        if "dit" in trains and self.generator.offload:
-            raise ValueError(
-                f"{name}: recipe.generator.offload keeps the generator in host memory, and this stage trains its DiT; "
-                "set recipe.generator.offload=false"
-            )
+
+    def check_memory(self, memory: "Memory", stages: Sequence[Stage | ResolutionStep], engine: str) -> None:
+        super().check_memory(memory, stages, engine)
+        for stage in stages:
+            if "generator" in memory.offload and stage.objective.kind in ("cold_start", "flow_grpo"):
+                raise ValueError(
+                    f"stage {stage.name}: memory.offload keeps the generator in host memory while it renders nothing, "
+                    f"but {stage.objective.kind} needs it all the time; set memory.offload=[]"
+                )

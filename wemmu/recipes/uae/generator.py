@@ -37,10 +37,11 @@ class Renderer:
         `in_context`. sample_ids: int64 [N].
         """
         made, step = [], self.config.generator.micro_batch
-        for first in range(0, len(captions), step):
-            part = slice(first, first + step)
-            made.append(self._render(captions[part], images[part], sample_ids[part]))
-            beat()
+        with self.model.generator.at_work(images.device):
+            for first in range(0, len(captions), step):
+                part = slice(first, first + step)
+                made.append(self._render(captions[part], images[part], sample_ids[part]))
+                beat()
         return torch.cat(made)
 
     def _render(self, captions: Sequence[str], images: Tensor, sample_ids: Tensor) -> Tensor:

@@ -64,12 +64,11 @@ class ReconstructionReward:
         Raises:
             ValueError: if the control `deranged` has one image only.
         """
-        self._move(images.device)
         group = len(captions) // len(images)
         made = self._rendered(captions, images.repeat_interleave(group, 0), sample_ids.repeat_interleave(group))
         rewards, also = self.compared(made, images)
-        if self.config.generator.offload:
-            self._move("cpu")
+        if self.renderer.model.generator.offloaded:
+            self._move_encoders("cpu")
         return rewards, also
 
     @torch.no_grad()
@@ -114,10 +113,6 @@ class ReconstructionReward:
         features = encoder.embed(images.float() / 255)
         group = len(made) // len(images)
         return cosine(encoder.embed(made), features.repeat_interleave(group, 0)).unflatten(0, (-1, group))
-
-    def _move(self, device: torch.device | str) -> None:
-        self.renderer.model.generator.to(device)
-        self._move_encoders(device)
 
     def _move_encoders(self, device: torch.device | str) -> None:
         for encoder in (self.encoder, *self.held_out.values()):

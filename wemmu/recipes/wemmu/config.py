@@ -85,6 +85,10 @@ class WeMMU(RecipeConfig):
     draws: ClassVar[bool] = True
     adaptable: ClassVar[tuple[str, ...]] = ("pathway", "dit")
     copies: ClassVar[Mapping[str, str]] = {"bridge.pathway.": "vlm"}
+    quantizable: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vlm": ("vlm.vlm",), "pathway": ("bridge.pathway",), "dit": ("dit",)
+    }  # fmt: skip
+    offloadable: ClassVar[tuple[str, ...]] = ("vlm", "vae")
     does: ClassVar[str] = "generates and edits images"
 
     def check(self, stages: Sequence[Stage | ResolutionStep], engine: str) -> None:

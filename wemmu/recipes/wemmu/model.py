@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.backbones.adapters import DiTAdapter, DiTStage, adapter_of
+from wemmu.backbones.offload import Offloadable
 from wemmu.backbones.recompute import recomputed
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
@@ -18,7 +19,7 @@ from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.types import Condition, Prompts, VelocityOf
 
 
-class WeMMU(Staged):
+class WeMMU(Offloadable, Staged):
     """Stages train bridge and dit (`freeze_all_but`); vlm and vae are always frozen."""
 
     # The parts that hold all that stages can train, which engines may shard.

@@ -1,0 +1,185 @@
+"""Frozen parts take less memory, in 8 or 4 bit: bounded errors, and a stage that trains, resumes and exports.
+
+Offload to host memory has its tests in test_second_device.py.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from tests.data.handmade import all_tasks, write
+from tests.models.world import make_batch
+from tests.training.runs import STAGE, make_run
+from tests.training.test_lora import load_weights, train, velocity
+from tools.convert_ckpt import export, find
+from wemmu.backbones.quantized import QuantizedLinear, pack, quantizable
+from wemmu.checkpoint import store
+from wemmu.checkpoint.adapters import is_adapter
+from wemmu.checkpoint.manifest import read_manifest
+from wemmu.config.schema import Backbones, StageRun
+from wemmu.config.task import Task
+from wemmu.published.layout import BackboneError
+from wemmu.recipes.lora import merge
+from wemmu.recipes.recipe import recipe
+from wemmu.training.build import load_trained
+
+LORA = {"pathway": {"rank": 2}, "dit": {"rank": 2}}
+ALL = {"vlm": "nf4", "pathway": "int8", "dit": "nf4"}
+# Of keys and values against those of the full weights, relative, which grow layer by layer; tiny random weights.
+BOUND = {"nf4": 0.4, "int8": 0.04}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
+    return root
+
+
+def run_of(backbones: Backbones, shards: Path, quantize: object, **changes: object) -> StageRun:
+    stage = {**STAGE, "steps": 2, "optimizer": {"lr": 1e-2, "dit_lr": 1e-2}, **changes.pop("stage", {})}
+    memory = {"micro_batch": 2, "reference_resolution": 32, "quantize": quantize}
+    model = {"kind": "wemmu", "bridge": {"position_table": 8}, "lora": changes.pop("lora", LORA)}
+    logging = {"every": 1, "checkpoint_every": 1, "samples_every": 2, "wandb": "disabled", "keep_checkpoints": 9}
+    return make_run(backbones, shards, stages=[stage], memory=memory, recipe=model, logging=logging, **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageRun, Path]:
+    run = run_of(backbones.model_copy(update={"dtype": "bfloat16"}), shards, ALL)
+    return run, train(run, tmp_path_factory.mktemp("packed") / "stage")
+
+
+@pytest.mark.parametrize("kind", BOUND)
+@torch.no_grad()
+def test_outputs_and_gradients_stay_within_a_bound(backbones: Backbones, shards: Path, kind: str) -> None:
+    made = recipe(run_of(backbones, shards, {}, lora={}))
+    batch = make_batch(made.encoder, [0, 1], Task.EDIT)
+    full = made.model.vlm.prefix(batch.prompts, batch.images)
+    layer = made.model.vlm.language_model.layers[0].mlp.down_proj
+    pack(made.model.vlm.vlm, kind)
+    packed = made.model.vlm.prefix(batch.prompts, batch.images)
+    for ours, theirs in zip((*packed.keys, *packed.values), (*full.keys, *full.values), strict=True):
+        assert 0 < float((ours - theirs).norm() / theirs.norm()) < BOUND[kind]
+    assert not quantizable(made.model.vlm.vlm)
+    x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    gradients = []
+    with torch.enable_grad():
+        for one in (layer, QuantizedLinear(layer, kind)):
+            (gradient,) = torch.autograd.grad(one(x).square().sum(), x)
+            gradients.append(gradient)
+    assert 0 < float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 2 * BOUND[kind]
+
+
+def test_a_stage_on_packed_weights_learns_adapters_and_resumes_equal(
+    trained: tuple[StageRun, Path], tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    manifest, weights = read_manifest(checkpoint), load_weights(checkpoint)
+    assert {n.rpartition(".lora_")[0] for n in weights if is_adapter(n)}
+    assert not any(n.startswith(("dit.", "bridge.pathway.", "vlm.")) and not is_adapter(n) for n in weights)
+    assert all(weights[n].any() for n in weights if n.endswith("lora_B.weight"))
+    assert {f: v for f, v in manifest.settings.items() if f.startswith("memory.quantize")} == {
+        f"memory.quantize.{part}": kind for part, kind in ALL.items()
+    }
+    half = checkpoint.with_name(store.directory_name(1))
+    shutil.copytree(half, tmp_path / "again" / "checkpoints" / half.name)
+    resumed = load_weights(train(run, tmp_path / "again"))
+    assert resumed.keys() == weights.keys()
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+@torch.no_grad()
+def test_adapters_in_bfloat16_merge_into_what_they_drew(trained: tuple[StageRun, Path]) -> None:
+    run, checkpoint = trained
+    made, plain = load_trained(run, checkpoint), velocity(recipe(run))
+    assert {p.dtype for name, p in made.model.named_parameters() if is_adapter(name)} == {torch.bfloat16}
+    learnt = velocity(made)
+    merge(made.model)
+    # Rounding of weights in bfloat16, far below what was learnt.
+    assert (velocity(made) - learnt).norm() < 0.1 * (learnt - plain).norm()
+
+
+@pytest.mark.parametrize("kind", BOUND)
+def test_adapters_on_packed_weights_compile_without_a_break(kind: str) -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList([nn.Linear(64, 96)]).to(torch.bfloat16).requires_grad_(False)
+    config = LoraConfig(r=4, target_modules="0", init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inject_adapter_in_model(config, model.blocks)
+    pack(model, kind)
+    layer: Any = model.blocks[0]
+    assert isinstance(layer.base_layer, QuantizedLinear)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).requires_grad_()
+    learns = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    found = []
+    for call in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        y = call(x)
+        found.append((y, *torch.autograd.grad(y.float().square().sum(), learns)))
+    assert len(found[0]) == 4
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_resume_names_other_bits(
+    trained: tuple[StageRun, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, checkpoint = trained
+    half = checkpoint.with_name(store.directory_name(1))
+    shutil.copytree(half, tmp_path / "again" / "checkpoints" / half.name)
+    other = load_weights(train(run_of(run.backbones, shards, {**ALL, "vlm": "int8"}), tmp_path / "again"))
+    assert "changed since that checkpoint: memory.quantize.vlm: nf4 -> int8" in capsys.readouterr().out
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in load_weights(checkpoint).items())
+
+
+def test_the_next_stage_packs_weights_that_an_earlier_one_trained(
+    backbones: Backbones, shards: Path, tmp_path: Path
+) -> None:
+    """They come from the start in full, are packed after it, and are carried in full."""
+    whole = run_of(backbones, shards, {}, lora={}, stage={"steps": 1})
+    first = train(whole, tmp_path / "first")
+    after = run_of(backbones, shards, ALL, stage={"steps": 1, "start": str(first)})
+    last = train(after, tmp_path / "second")
+    ours, theirs = load_weights(last), load_weights(first)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name.startswith(("dit.", "bridge.pathway.")))
+    assert any(name.startswith("dit.") for name in theirs)
+    assert torch.isfinite(velocity(load_trained(after, last))).all()
+
+
+@pytest.mark.slow
+def test_an_export_has_full_weights(trained: tuple[StageRun, Path], tmp_path: Path) -> None:
+    run, checkpoint = trained
+    lines = export(find(checkpoint), tmp_path / "export", "float32", False, True, ema=False)
+    assert any("max abs difference" in line for line in lines)
+    merged = load_trained(run.model_copy(update={"backbones": run.backbones}), checkpoint).model
+    assert not any(isinstance(module, QuantizedLinear) for module in merged.modules())
+
+
+# ------------------------------------------------------------------------------------------------------------ configs
+@pytest.mark.parametrize(
+    ("quantize", "changes", "message"),
+    [
+        ({"vae": "nf4"}, {}, "memory.quantize: vae cannot be; valid: vlm, pathway, dit"),
+        ({"vlm": "int3"}, {}, "Input should be 'int8' or 'nf4'"),
+        ({"dit": "nf4"}, {"lora": {}}, r"memory\.quantize\.dit: dit learns whole.*recipe\.lora\.dit"),
+        ({"pathway": "nf4"}, {"lora": {}, "stage": {"trains": ["position_mlp"]}}, "pathway learns whole"),
+        ({"dit": "nf4"}, {"parallel": {"engine": "zero3", "ranks": 2}}, "engine zero3 .* a dit .* set parallel.engine"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(
+    backbones: Backbones, quantize: object, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_of(backbones, Path("shards"), quantize, **changes)
+
+
+def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BackboneError, match=r"memory.quantize needs bitsandbytes.*wemmu\[quantize\]"):
+        pack(torch.nn.ModuleList([torch.nn.Linear(2, 2)]), "nf4")
