@@ -13,6 +13,8 @@ from wemmu.checkpoint.start import start_from
 from wemmu.config import ConfigError, dump, load_curriculum
 from wemmu.recipes.recipe import identities, recipe
 from wemmu.recipes.staged import startable
+from wemmu.recipes.uae.build import build_generator
+from wemmu.recipes.uae.config import UAE
 from wemmu.training.start import names_inside
 
 
@@ -57,3 +59,11 @@ def test_an_export_is_no_start_beside_other_backbones(trained: Trained, exported
     made = recipe(run)
     with pytest.raises(CheckpointError, match="was trained with another vae"):
         start_from(exported, startable(made.model), identities(made))
+    # UAE's generator is such a start, too.
+    generator = {"weights": exported, "bridge": trained.run.recipe.bridge}
+    config = UAE.model_validate({"generator": generator, "reward": {"encoder": "pixels"}})
+    model, _ = build_generator(trained.run.backbones, config, seed=1)
+    expected = startable(trained.model)
+    assert all(torch.equal(weight, expected[name]) for name, weight in startable(model).items())
+    with pytest.raises(CheckpointError, match="was trained with another vae"):
+        build_generator(run.backbones, config, seed=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.models.world import SMALL_HEAD, awake, make_model, make_ross, micro_batches
 from tests.training.runs import STAGE_RUN
+from wemmu.backbones.quantized import pack
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config import StageRun
 from wemmu.config.lora import LoRA
@@ -55,6 +56,8 @@ class Case:
     images: tuple[int, ...] = (1,)
     # Modules that learn by adapters.
     lora: tuple[str, ...] = ()
+    # Whether the frozen VLM is in 4 bit.
+    packed: bool = False
 
     @property
     def run(self) -> StageRun:
@@ -81,6 +84,8 @@ class Case:
         model = make_model(backbones.model_copy(update={"dtype": self.dtype}), self.design, self.vae_branch)
         adapt(model, self.run.recipe, seed=3)
         model.freeze_all_but(self.trains)
+        if self.packed:
+            pack(model.vlm.vlm, "nf4")
         return model.train()
 
     def loss(self, model: WeMMU) -> LossFn:

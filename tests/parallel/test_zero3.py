@@ -36,7 +36,7 @@ from wemmu.recipes.wemmu.model import WeMMU
 BF16 = {f"{name} in bf16": replace(STAGES[name], dtype="bfloat16") for name in ("stage1", "stage3")}
 # With four samples, four ranks have no second micro-batch.
 TWO_RANKS = {"accumulation": Case(tasks=(EDIT, T2I), accumulation=2), "long": Case(tasks=(EDIT, T2I) * 10)}
-LORA = {"lora": Case(tasks=(EDIT, T2I), lora=("pathway", "dit"), ema=0.9)}
+LORA = {"lora": Case(tasks=(EDIT, T2I), lora=("pathway", "dit"), ema=0.9, packed=True)}
 FLOAT32 = {2: STAGES | DESIGNS | TWO_RANKS | LORA, 4: STAGES | DESIGNS}
 
 

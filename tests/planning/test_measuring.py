@@ -1,5 +1,6 @@
 """What is measured without weights is what the real model has, does and keeps."""
 
+import math
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tests.models.flops import FlopCounter
 from tests.models.world import make_batch, make_model, make_ross
 from tests.planning.worlds import MINIATURE, ROOT, curriculum_with
+from wemmu.backbones.quantized import QuantizedLinear
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.config import Task, load_curriculum
@@ -26,6 +28,8 @@ from wemmu.planning import layout
 from wemmu.planning.ask import Item, ask
 from wemmu.planning.plan import Assumptions, extrapolated, parameters_of, shape_of
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.lora import adapt
+from wemmu.recipes.recipe import quantize
 from wemmu.recipes.staged import parameters
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
@@ -176,6 +180,33 @@ def test_what_operators_return_is_the_same_from_memory_as_from_torch(
 
 def size(tensors: dict[str, Tensor]) -> int:
     return sum(t.nbytes for t in tensors.values())
+
+
+@pytest.mark.usefixtures("here")
+def test_packed_and_offloaded_weights_are_as_large_as_planned(backbones: Backbones):
+    packed = "memory.quantize={vlm: nf4, pathway: int8, dit: nf4}"
+    changes = (packed, "memory.offload=[vae]", "recipe.lora={pathway: {rank: 2}, dit: {rank: 2}}")
+    curriculum = curriculum_with(MINIATURE, backbones, TABLE, *changes)
+    run, model = curriculum.stage_run("stage3"), make_model(backbones)
+    adapt(model, run.recipe, seed=0)
+    model.freeze_all_but(run.stage.trains)
+    full = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    quantize(run, model)
+    rank = layout.RankWorkload(run, parameters_of(curriculum), layout.Degrees(1, 1, 1), 1, 1)
+    vae = sum(p.nbytes for p in model.vae.parameters())
+    layers = [one for one in model.modules() if isinstance(one, QuantizedLinear)]
+    small = sum(one.packed.nbytes + one.scales.nbytes for one in layers)
+    others = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    # Of the last block of a layer a part may be empty.
+    assert rank.frozen_on(host=False) == pytest.approx(small + others - vae, rel=0.01)
+    assert layout.states(rank)["frozen weights"] == rank.frozen_on(host=False) < full / 2
+    assert rank.frozen_on(host=True) == layout.host(rank, 1)["offloaded weights"] == vae
+    # It is there while it works, beside the largest layer unpacked.
+    assert rank.unpacked == max(4 * math.prod(one.shape) for one in layers)
+    peaks = {"forward vae": 5, "forward language": 7, "forward dit": 11}
+    found = layout.moments(rank, {"peaks": peaks, "kept": {}}, None)
+    assert found["encoders at work"].activations == 5 + vae + rank.unpacked
+    assert found["layers at work"].activations == 11 + rank.unpacked
 
 
 @pytest.mark.usefixtures("here")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.models import published
-from tests.planning.worlds import MINIATURE, PAPER, ROOT, curriculum_with, in_this_process, on
+from tests.planning.worlds import MINIATURE, PAPER, ROOT, curriculum_with, in_this_process, on, write_published
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.measuring.__main__ import measure
@@ -55,6 +55,20 @@ def test_time_is_work_over_rate_and_splitting_the_dit_changes_memory_alone(backb
     assert stage.gpu_memory["moments"] == alone.gpu_memory["moments"] / 2
     assert stage.gpu_memory["frozen weights"] > alone.gpu_memory["frozen weights"] / 2
     assert stage.gpu_total_checkpointed < stage.gpu_total
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.slow
+def test_the_curriculum_for_one_card_leaves_a_tenth_of_its_24_gb(tmp_path: Path):
+    """At 1024 px, with the largest of its tasks."""
+    curriculum = curriculum_with(ROOT / "configs/curriculum/one-gpu-24gb.yaml", write_published(tmp_path))
+    stage = curriculum.stages[-1]
+    largest = stage.model_copy(update={"mixture": {"edit": 1.0}})
+    assert (stage.resolution, "edit" in stage.mixture) == (1024, True)
+    (planned,) = plan(
+        curriculum.model_copy(update={"stages": (largest,)}), replace(on(1), gpu="rtx4090"), Assumptions()
+    ).stages
+    assert planned.gpu_total_checkpointed < 0.9 * GPUS["rtx4090"].memory
 
 
 @pytest.mark.usefixtures("here")

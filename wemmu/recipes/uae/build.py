@@ -1,27 +1,23 @@
 """Builds the auto-encoder: the policy from the VLM, and the frozen generator with the weights of the config."""
 
 import hashlib
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoImageProcessor
 
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.backbones.weights import LoadReport, load_vlm
-from wemmu.checkpoint.collective import CheckpointError, all_ranks
-from wemmu.checkpoint.exported import COMPONENTS
-from wemmu.checkpoint.manifest import read_manifest, sha256_of, some, verify
+from wemmu.checkpoint.collective import all_ranks
+from wemmu.checkpoint.manifest import read_manifest, verify
 from wemmu.checkpoint.start import fill_merged, start_from
 from wemmu.config.exported import processor_folder
 from wemmu.config.objectives import FlowGRPO, UnifiedGRPO
 from wemmu.config.schema import Backbones, StageRun
-from wemmu.published.layout import DIFFUSERS, tensors
 from wemmu.recipes.lora import adapt, add_reference
 from wemmu.recipes.staged import startable
 from wemmu.recipes.uae.config import UAE as UAEConfig
@@ -76,46 +72,13 @@ def build_generator(backbones: Backbones, config: UAEConfig, seed: int) -> tuple
     """
     source = config.generator.weights
     model, loaded = build_model(backbones, config.generator.bridge, seed)
-    if (source / "model_index.json").is_file():
-        digest = fill_from_export(model, source)
-    else:
-        start_from(source, startable(model), {name: report.sha256 for name, report in loaded.items()})
-        digest = _digest(read_manifest(source).files)
+    start_from(source, startable(model), {name: report.sha256 for name, report in loaded.items()})
+    digest = hashlib.sha256(repr(sorted(read_manifest(source).files.items())).encode()).hexdigest()
     parameters = sum(p.numel() for p in model.parameters())
     # Its backbones too: it is another generator with another VLM or autoencoder.
     identity = hashlib.sha256("/".join([digest, *(r.sha256 for r in loaded.values())]).encode()).hexdigest()
     reports = {"vae": loaded["vae"], "generator": LoadReport(str(source), parameters, identity)}
     return model.eval().requires_grad_(False), reports
-
-
-def fill_from_export(model: WeMMU, directory: Path) -> str:
-    """Fill bridge and DiT with those of an exported pipeline; return a hash of them.
-
-    Raises:
-        CheckpointError: if they are those of another architecture.
-    """
-    live, files = startable(model), set()
-    for part, folder in COMPONENTS.items():
-        own = {name.removeprefix(f"{part}."): t for name, t in live.items() if name.startswith(f"{part}.")}
-        stored = {name: tensor.file for name, tensor in tensors(directory / folder, DIFFUSERS).items()}
-        if missing := sorted(own.keys() ^ stored.keys()):
-            raise CheckpointError(
-                f"{directory / folder} is not this generator's: {some(missing)} is in one of them only"
-            )
-        files |= set(stored.values())
-        for name, tensor in own.items():
-            with safe_open(stored[name], "pt") as file:
-                value = file.get_tensor(name)
-            if value.shape != tensor.shape:
-                raise CheckpointError(
-                    f"{directory}: {part}.{name} has shape {list(value.shape)}, not {list(tensor.shape)}"
-                )
-            tensor.copy_(value)
-    return _digest({str(file.relative_to(directory)): sha256_of(file) for file in files})
-
-
-def _digest(files: Mapping[str, str]) -> str:
-    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
 
 
 def fill_reference(model: UAE, config: UAEConfig, start: Path) -> None:
