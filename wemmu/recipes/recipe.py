@@ -13,6 +13,7 @@ from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.quantized import pack
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, OnBlockLoaded, keep_local
+from wemmu.checkpoint.adapters import is_adapter
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.prompts import PromptEncoder
@@ -123,7 +124,7 @@ def quantize(run: StageRun, model: Staged, but: Collection[str] = ()) -> None:
     """
     for part, kind in run.memory.quantize.items():
         for path in run.recipe.quantizable[part]:
-            if not any(name.startswith(f"{path}.") for name in but):
+            if not any(name.startswith(f"{path}.") and not is_adapter(name) for name in but):
                 pack(model.get_submodule(path), kind)
 
 

@@ -286,6 +286,8 @@ class Trainer:
             f"{self.stage.resolution} px, {self.stage.steps} steps of {self.stage.global_batch}, engine {layout.engine}"
             + (f" on {layout.ranks} ranks, tp {layout.tp}, pp {layout.pp}" if layout.ranks > 1 else "")
         )
+        if packed := self.run.memory.quantize:
+            self._say(f"frozen weights in 8 or 4 bit: {', '.join(f'{part} {kind}' for part, kind in packed.items())}")
         self._say(f"kernels on {self.device}: {self.parts.kernels}")
         if self.topology.leads:
             replace_text(self.folder / "kernels.json", json.dumps(asdict(self.parts.kernels), indent=1) + "\n")
