@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models import SanaTransformer2DModel
+from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -212,7 +213,7 @@ def test_stock_classes_load_the_adapters_as_folders_of_peft(trained: tuple[Stage
         return SanaTransformer2DModel.from_pretrained(run.backbones.dit)
 
     plain, peft, lora = dit(), PeftModel.from_pretrained(dit(), tmp_path / "out" / "dit"), dit()
-    lora.load_lora_adapter(tmp_path / "out" / "dit", prefix="transformer")
+    SanaPipeline(None, None, None, lora, None).load_lora_weights(tmp_path / "out" / "dit")
     for model in (peft, lora):
         assert torch.allclose(model(x, **asked)[0], expected, atol=1e-5)
     assert not torch.allclose(plain(x, **asked)[0], expected, atol=1e-3)

@@ -67,7 +67,7 @@ def _write(directory: Path, tensors: dict[str, Tensor], scale: float, base: Path
     named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
     save_file(named, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     if diffusers:
-        fields = {"r": rank, "lora_alpha": config.lora_alpha, "target_modules": layers}
-        told = json.dumps({f"transformer.{field}": value for field, value in fields.items()})
+        # Sets among the fields become lists, as in peft's own file.
+        told = json.dumps({f"transformer.{field}": value for field, value in config.to_dict().items()}, default=sorted)
         named = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
         save_file(named, directory / DIFFUSERS_WEIGHTS, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: told})
