@@ -29,10 +29,10 @@ from PIL import Image
 from benchmarks import readers
 from benchmarks.datasets import curriculum, distinct, photograph, stored, write_dataset, write_tars
 from benchmarks.measure import RESULTS, Out, Quick, Row, as_dicts, as_markdown, cost, in_turns, peak_mb, rows, save
-from data_pipeline.buckets import buckets, nearest
 from data_pipeline.partitions import write_partition
 from data_pipeline.plan import Job, plan
 from wemmu.backbones.patches import resize
+from wemmu.config.buckets import buckets, nearest
 from wemmu.config.shards import LEDGER
 from wemmu.images import fit
 from wemmu.pixels import stored_pixels

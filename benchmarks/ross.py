@@ -251,7 +251,7 @@ def restored(made: RossRecipe, questions: int) -> dict[str, float]:
 
 def _request(scenes: list[Scene], texts: list[str]) -> GenerationRequest:
     """Questions about scenes, whose images are uint8 [B, 1, 3, 64, 64]."""
-    images = fitted([render(scene, 64) for scene in scenes], (64, 64))[:, None]
+    images = torch.stack([fitted(render(scene, 64), (64, 64)) for scene in scenes])[:, None]
     return GenerationRequest(Task.UNDERSTANDING, texts, images, (64, 64), torch.arange(len(texts)))
 
 

@@ -5,20 +5,20 @@ and continues with the next.
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from PIL import Image
 
-from data_pipeline.buckets import Size, enlargement, nearest
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import Drawing, EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
+from wemmu.config.buckets import Size, beside, enlargement, nearest
 from wemmu.config.prepare import ImageSizing, Keep
 from wemmu.config.shards import LatentSettings, StreamSettings, checksum, pack
-from wemmu.config.task import Task
+from wemmu.config.task import EDITS, Task
 from wemmu.images import fit
 
 Reject = Callable[[str, RejectedError], None]
@@ -181,8 +181,8 @@ def fit_to_buckets(records: Iterable[Decoded], job: Job, reject: Reject) -> Iter
     sizing, choices = job.prepare.images, job.buckets()
     for record in records:
         places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
-        for resolution, bucket in places:
-            yield _sample(record, stream_of(record, resolution, bucket), sizing)
+        for resolution, bucket, inputs in places:
+            yield _sample(record, stream_of(record, resolution, bucket, inputs), inputs, sizing)
         if not places:
             shape = "by".join(f" {side} " for side in record.shape or ()).strip()
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"{shape} px fill no bucket of any resolution"))
@@ -190,13 +190,26 @@ def fit_to_buckets(records: Iterable[Decoded], job: Job, reject: Reject) -> Iter
 
 def usable_buckets(
     record: Decoded, resolutions: Iterable[int], choices: dict[int, tuple[Size, ...]], max_upscale: float
-) -> Iterator[tuple[int, Size]]:
-    """Return the resolutions in `choices` that a record can serve, with its bucket at each."""
-    sizes = [(i.height, i.width) for i in record.every_image if isinstance(i, Image.Image)]
+) -> Iterator[tuple[int, Size, list[Size]]]:
+    """Return the resolutions in `choices` that a record can serve, with its bucket and those of its inputs at each.
+
+    Inputs of an edit have buckets of their own; those of other tasks have the record's.
+    """
     for resolution in resolutions:
         bucket = nearest(record.shape or (1, 1), choices[resolution])
-        if all(enlargement(size, bucket) <= max_upscale for size in sizes):
-            yield resolution, bucket
+        inputs = [bucket] * len(record.images)
+        if record.raw.task in EDITS:
+            sizes = [(i.height, i.width) if isinstance(i, Image.Image) else bucket for i in record.images]
+            inputs = [beside(size, bucket, choices[resolution]) for size in sizes]
+        if all(enlargement(size, own) <= max_upscale for size, own in fits(record, bucket, inputs)):
+            yield resolution, bucket, inputs
+
+
+def fits(record: Decoded, bucket: Size, inputs: Sequence[Size]) -> Iterator[tuple[Size, Size]]:
+    """Yield (height, width) of each image that has a size of its own, and its bucket."""
+    for image, own in zip(record.every_image, (*inputs, bucket), strict=False):
+        if isinstance(image, Image.Image):
+            yield (image.height, image.width), own
 
 
 def add_latents(
@@ -216,7 +229,10 @@ def add_latents(
 def _with_latents(
     group: list[SizedRecord], encode: Encode, latents: Callable[[Size], LatentSettings]
 ) -> Iterator[SizedRecord]:
-    files = [[s.columns["target"], *s.columns["images"]] for s in group]
+    # Of inputs in sizes of their own training encodes another grid than their own.
+    files = [
+        [s.columns["target"], *([b""] * s.stream.inputs if s.stream.mixed else s.columns["images"])] for s in group
+    ]
     made = iter(encode([file for row in files for file in row if file]))
     stream = group[0].stream
     stream = stream.model_copy(update={"latents": latents((stream.height, stream.width))})
@@ -225,15 +241,16 @@ def _with_latents(
         yield replace(sample, stream=stream, columns={**sample.columns, "latents": found})
 
 
-def stream_of(record: Decoded, resolution: int, bucket: Size) -> StreamSettings:
+def stream_of(record: Decoded, resolution: int, bucket: Size, inputs: Sequence[Size]) -> StreamSettings:
     """Return the record's stream, without latents."""
     height, width = bucket
+    mixed = any(own != bucket for own in inputs)
     return StreamSettings(
-        task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(record.images)
+        task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(inputs), mixed=mixed
     )
 
 
-def _sample(record: Decoded, stream: StreamSettings, sizing: ImageSizing) -> SizedRecord:
+def _sample(record: Decoded, stream: StreamSettings, inputs: Sequence[Size], sizing: ImageSizing) -> SizedRecord:
     raw, bucket = record.raw, (stream.height, stream.width)
     return SizedRecord(
         stream,
@@ -242,7 +259,7 @@ def _sample(record: Decoded, stream: StreamSettings, sizing: ImageSizing) -> Siz
             "task": raw.task.value,
             "prompt": raw.prompt or "",
             "answer": raw.answer,
-            "images": [image_file(image, bucket, sizing) for image in record.images],
+            "images": [image_file(image, own, sizing) for image, own in zip(record.images, inputs, strict=True)],
             "target": b"" if record.target is None else image_file(record.target, bucket, sizing),
             "latents": [],
         },

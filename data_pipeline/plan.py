@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from data_pipeline.buckets import Size, buckets
 from data_pipeline.records import Source, SourcePartition
 from data_pipeline.sources import open_source
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.base import differences
+from wemmu.config.buckets import Size, buckets
 from wemmu.config.prepare import Prepare
 from wemmu.config.shards import VERSION, Schema
 from wemmu.config.task import FROM_T2I, Task

@@ -10,12 +10,12 @@ from itertools import islice
 
 from PIL import Image
 
-from data_pipeline.buckets import Size, cut, enlargement
-from data_pipeline.chain import check_prompts, check_sizes, decode_images, select_tasks, stream_of, usable_buckets
+from data_pipeline.chain import check_prompts, check_sizes, decode_images, fits, select_tasks, stream_of, usable_buckets
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
 from wemmu.config import prepare
+from wemmu.config.buckets import Size, cut, enlargement
 from wemmu.config.shards import StreamSettings
 from wemmu.images import upright_size
 
@@ -100,11 +100,10 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
     records = decode_images(select_tasks(items, job, reject), lambda file: header(file, keep.max_pixels), reject)
     for record in check_prompts(check_sizes(records, keep, reject), keep, reject):
         places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
-        for resolution, bucket in places:
-            found.streams[stream_of(record, resolution, bucket)] += 1
-            if record.shape is not None:
-                fit = cut(record.shape, bucket), enlargement(record.shape, bucket)
-                found.fits.setdefault((resolution, bucket), []).append(fit)
+        for resolution, bucket, inputs in places:
+            found.streams[stream_of(record, resolution, bucket, inputs)] += 1
+            for size, own in fits(record, bucket, inputs):
+                found.fits.setdefault((resolution, own), []).append((cut(size, own), enlargement(size, own)))
         if not places:
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, "it fills no bucket of any resolution"))
 

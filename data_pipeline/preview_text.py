@@ -7,12 +7,12 @@ from statistics import fmean
 from rich.console import Console
 from rich.text import Text
 
-from data_pipeline.buckets import buckets
 from data_pipeline.plan import Job, plan
 from data_pipeline.preview import Survey, survey
 from data_pipeline.report import number, reasons_table, steps_table
 from data_pipeline.report_record import ReasonCount, stage_steps
 from wemmu.config import Curriculum
+from wemmu.config.buckets import buckets
 from wemmu.config.shards import Stream, StreamSettings
 from wemmu.report.page import Table
 from wemmu.report.text import table

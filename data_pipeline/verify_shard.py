@@ -91,11 +91,12 @@ def record_problems(columns: Mapping[str, Bytes], settings: StreamSettings) -> l
         record = StoredRecord.of(columns)
     except ValueError as error:
         return [str(error)]
-    images = [file for file in (*record.images, record.target) if file]
-    return record.misfits(settings) + [what for file in images for what in _image_problems(file, settings)]
+    images = [(file, settings.mixed) for file in record.images] + [(record.target, False)] * bool(record.target)
+    found = [what for file, any_size in images for what in _image_problems(file, settings, any_size)]
+    return record.misfits(settings) + found
 
 
-def _image_problems(file: Bytes, settings: StreamSettings) -> list[str]:
+def _image_problems(file: Bytes, settings: StreamSettings, any_size: bool) -> list[str]:
     # Pillow, not the decoder of training, so that two decoders accept the file.
     try:
         with Image.open(io.BytesIO(file), formats=("JPEG", "PNG")) as image:
@@ -103,7 +104,7 @@ def _image_problems(file: Bytes, settings: StreamSettings) -> list[str]:
     # Any exception: on damaged files Pillow raises OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         return [f"an image cannot be decoded ({error})"]
-    if image.size != (settings.width, settings.height):
+    if not any_size and image.size != (settings.width, settings.height):
         return [
             f"an image is {image.height} x {image.width} px (height x width) in a stream of {settings.height} x "
             f"{settings.width} px"

@@ -176,18 +176,29 @@ class _Stage:
     def open(self) -> "Draw":
         import torch
 
-        from wemmu.pixels import fitted
+        from wemmu.pixels import fitted, on_canvas
+        from wemmu.recipes.wemmu.recipe import WeMMURecipe
         from wemmu.sampling.request import GenerationRequest
         from wemmu.training.build import load_trained
 
         made = load_trained(self.run, self.checkpoint, self.ema, self.device)
 
         def draw(requests: Sequence["BenchmarkRequest"]) -> list["Image.Image"]:
-            size = requests[0].size or (self.run.stage.resolution, self.run.stage.resolution)
-            images = torch.stack([fitted(request.images, size) for request in requests])
-            seeds = torch.tensor([request.seed for request in requests])
-            texts = [request.text for request in requests]
-            return [r.image for r in made.respond(GenerationRequest(requests[0].task, texts, images, size, seeds))]
+            groups: dict[tuple[int, int], list[tuple[int, list[torch.Tensor]]]] = {}
+            for i, request in enumerate(requests):
+                size = request.size or (self.run.stage.resolution, self.run.stage.resolution)
+                own = [size] * len(request.images)
+                if isinstance(made, WeMMURecipe):
+                    size, own = made.sizes.of([(i.height, i.width) for i in request.images], request.size)
+                groups.setdefault(size, []).append((i, [*map(fitted, request.images, own)]))
+            found: dict[int, Image.Image] = {}
+            for size, members in groups.items():
+                (images, sizes), chosen = on_canvas([inputs for _, inputs in members], size), [i for i, _ in members]
+                seeds = torch.tensor([requests[i].seed for i in chosen])
+                texts = [requests[i].text for i in chosen]
+                asked = GenerationRequest(requests[0].task, texts, images, size, seeds, sizes=sizes)
+                found |= zip(chosen, (response.image for response in made.respond(asked)), strict=True)
+            return [found[i] for i in range(len(requests))]
 
         return draw
 

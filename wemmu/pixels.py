@@ -4,7 +4,7 @@
 a third less time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from wemmu.images import decode, fit, to_rgb
+from wemmu.types import Sizes
 
 IMAGE_TYPES = "PIL image, path, bytes, BytesIO, numpy array, torch tensor"
 
@@ -73,15 +74,45 @@ def _read(value: Image.Image | str | Path | bytes | BytesIO) -> Image.Image:
     return value
 
 
-def fitted(images: Sequence[Any], size: tuple[int, int]) -> Tensor:
-    """Input images in any form (see `as_image`), mode and size, as training has them: covering `size` px and cut.
+def fitted(image: Any, size: tuple[int, int]) -> Tensor:
+    """An input image in any form (see `as_image`), mode and size, as training has it: covering `size` px and cropped.
 
-    Returns uint8 [N, 3, height, width]; raises ValueError as `as_image`. size: (height, width).
+    Returns uint8 [3, height, width]; raises ValueError as `as_image`. size: (height, width).
     """
-    height, width = size
-    arrays = [np.asarray(fit(to_rgb(as_image(image)), height, width)) for image in images]
-    stacked = np.stack(arrays) if arrays else np.zeros((0, height, width, 3), np.uint8)
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(fit(to_rgb(as_image(image)), *size))).permute(2, 0, 1)
+
+
+def on_canvas(samples: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> tuple[Tensor, Sizes | None]:
+    """Images uint8 [3, h, w], N of each sample -> [B, N, 3, H, W], each at the top left of zeros, and their sizes.
+
+    The sizes are None if all are equal. size: (H, W) where there are no images.
+    """
+    sizes = tuple(tuple((image.shape[1], image.shape[2]) for image in images) for images in samples)
+    every = {one for row in sizes for one in row} or {size}
+    height, width = (max(side) for side in zip(*every, strict=True))
+    canvas = torch.zeros(len(samples), len(samples[0]), height, width, 3, dtype=torch.uint8).movedim(-1, 2)
+    for row, images in zip(canvas, samples, strict=True):
+        for place, image in zip(row, images, strict=True):
+            place[:, : image.shape[1], : image.shape[2]] = image
+    return canvas, sizes if len(every) > 1 else None
+
+
+def by_size(images: Tensor, sizes: Sizes | None) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the images of `on_canvas` without their canvas, those of one size together: [K, 3, h, w] and b * N + n."""
+    flat, every = images.flatten(0, 1), [one for row in sizes or () for one in row]
+    for size in dict.fromkeys(every):
+        places = [i for i, one in enumerate(every) if one == size]
+        yield places, flat[places, :, : size[0], : size[1]]
+    if sizes is None and len(flat):
+        yield list(range(len(flat))), flat
+
+
+def cropped_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [K, 3, H, W] cropped to the aspect ratio of `size`, by as many px on both sides."""
+    height, width = images.shape[-2:]
+    scale = min(height / size[0], width / size[1])
+    top, left = (int((side - scale * wanted + 1e-6) // 2) for side, wanted in zip((height, width), size, strict=True))
+    return images[..., top : height - top, left : width - left]
 
 
 def stored_pixels(file: bytes | bytearray | memoryview) -> Tensor:

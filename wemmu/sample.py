@@ -27,7 +27,10 @@ def main(
     prompt: Annotated[str, typer.Option(help="What to generate, or what to do with the images.")] = "",
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An input image; repeat for more.")] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="PX", help="Side in px, or HEIGHTxWIDTH; default: as in training.")
+        str | None,
+        typer.Option(
+            metavar="PX", help="Side in px, or HEIGHTxWIDTH; default: as in training, with the first input's shape."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; image i uses seed + i.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,

@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from wemmu.command_line import UsageError, exit_code, without_scipy
 from wemmu.config import StageRun, Task, load_stage, load_stages
+from wemmu.config.buckets import RequestSizes, Size, cropped
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 from wemmu.config.exported import PARITY
 from wemmu.config.schema import Sampling
@@ -39,7 +40,7 @@ OnImages = Callable[[int, Callable[[], list[Image.Image]]], None]
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What to generate: `count` images of `size` = (height, width) px, None for the model's default.
+    """What to generate: `count` images of `size` = (height, width) px; None: as the first input image, or square.
 
     Image i uses seed + i. steps, guidance, image_guidance, solver: None for the model's default.
     """
@@ -53,6 +54,11 @@ class SampleOptions:
     guidance: float | None
     image_guidance: float | None
     solver: str | None = None
+
+    @property
+    def input_sizes(self) -> list[Size]:
+        """(height, width) px of the input images."""
+        return [(image.height, image.width) for image in self.images]
 
     def weights(self, task: Task) -> dict[str, float]:
         """Return guidance weights under the names of `Sampling`; `guidance` weights the text, if the task has text."""
@@ -74,7 +80,8 @@ class Source:
     name: for people. origin: stage and step of the weights. resolution: px of its images unless another size is asked
     for; resolutions: px of all stages. sampling: its defaults. draws: whether it makes images of prompts, else it
     answers about images. does: what it does, for people. question: what a VLM is asked if nothing is asked. respond:
-    one response for each of the `count` seeds of the options.
+    one response for each of the `count` seeds of the options. sizes: how it sizes images; None: inputs are cropped to
+    the size of the output.
     """
 
     name: str
@@ -87,16 +94,22 @@ class Source:
     does: str
     respond: "Callable[[SampleOptions, OnImages | None], list[Response]]"
     question: str = ""
+    sizes: RequestSizes | None = None
 
-    def size(self, options: SampleOptions) -> tuple[int, int]:
-        """(height, width) px of the images."""
-        return options.size or (self.resolution, self.resolution)
+    def sizes_of(self, options: SampleOptions) -> tuple[Size, list[Size]]:
+        """(height, width) px of the output and of each input image."""
+        if self.sizes:
+            return self.sizes.of(options.input_sizes, options.size)
+        size = options.size or (self.resolution, self.resolution)
+        return size, [size] * len(options.images)
 
     def warnings(self, options: SampleOptions) -> Iterator[str]:
-        """Return a warning for each property of the options that training did not cover."""
+        """Yield a warning for each property of the options that training did not cover."""
         from wemmu.pipeline import beyond
 
-        return beyond(self.world, self.resolutions, [options.prompt], self.size(options))
+        size, own = self.sizes_of(options)
+        yield from beyond(self.world, self.resolutions, [options.prompt], size)
+        yield from cropped(options.input_sizes, own)
 
     def settings(self, options: SampleOptions, number: int = 0) -> dict[str, Any]:
         """Return all that makes image `number` again, for its metadata."""
@@ -113,7 +126,7 @@ class Source:
             "task": str(task),
             "prompt": options.prompt,
             "inputs": [hashlib.sha256(image.tobytes()).hexdigest() for image in options.images],
-            "size": list(self.size(options)),
+            "size": list(self.sizes_of(options)[0]),
             "seed": options.seed + number,
             "steps": sampling.steps,
             "solver": sampling.solver,
@@ -198,10 +211,10 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 
     from wemmu.checkpoint.retention import latest
     from wemmu.config.checkpoints import step_of
-    from wemmu.pixels import fitted, to_images
+    from wemmu.pixels import fitted, on_canvas, to_images
 
     with without_scipy():
-        from wemmu.pipeline import beyond, check_size
+        from wemmu.pipeline import check_size
         from wemmu.recipes.wemmu.recipe import WeMMURecipe
         from wemmu.sampling.request import GenerationRequest, Response, task_of
         from wemmu.sampling.solvers import Step
@@ -215,18 +228,18 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     resolutions = sorted({stage.stage.resolution for _, stage in load_stages(folder.resolve().parent)})
 
     def request_of(task: Task, options: SampleOptions) -> GenerationRequest:
-        size = options.size or (run.stage.resolution, run.stage.resolution)
-        images, seeds = fitted(options.images, size), torch.arange(options.seed, options.seed + options.count)
-        images = images.expand(options.count, *images.shape)
-        return GenerationRequest(task, [options.prompt] * options.count, images, size, seeds)
+        (size, own), seeds = source.sizes_of(options), torch.arange(options.seed, options.seed + options.count)
+        images, sizes = on_canvas([[*map(fitted, options.images, own)]] * options.count, size)
+        return GenerationRequest(task, [options.prompt] * options.count, images, size, seeds, sizes=sizes)
 
     def draw(options: SampleOptions, on_images: OnImages | None) -> list[Response]:
         assert isinstance(made, WeMMURecipe), "the recipe that draws"
         model, task = made.model, task_of(options.prompt, len(options.images))
-        request = request_of(task, options)
-        for line in beyond(run.world, resolutions, [options.prompt], request.size):
+        for line in source.warnings(options):
             print(line, file=sys.stderr)
-        check_size(request.size, model.bridge.position_mlp.table.shape[0], model.vlm.token_px, model.vae.latent_px)
+        assert source.sizes is not None, "of a recipe that draws"
+        check_size(source.sizes_of(options)[0], source.sizes.largest)
+        request = request_of(task, options)
 
         def on_step(step: Step) -> torch.Tensor:
             if on_images:
@@ -242,7 +255,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
             raise UsageError("a question needs an image; give one")
         return made.respond(request_of(Task.UNDERSTANDING, replace(options, prompt=options.prompt or question)))
 
-    return Source(
+    source = Source(
         name=str(folder),
         origin={"stage": run.stage.name, "step": step_of(checkpoint)},
         world=run.world,
@@ -253,7 +266,9 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
         does=run.recipe.does,
         question=question,
         respond=draw if run.recipe.draws else answer,
+        sizes=made.sizes if isinstance(made, WeMMURecipe) else None,
     )
+    return source
 
 
 def _exported(directory: Path, device: str | None) -> Source:
@@ -303,6 +318,7 @@ def _exported(directory: Path, device: str | None) -> Source:
         draws=True,
         does="generates and edits images",
         respond=draw,
+        sizes=pipe.request_sizes,
     )
 
 
@@ -324,7 +340,7 @@ def _exported_vlm(directory: Path, device: str | None) -> Source:
         if not options.images:
             raise UsageError("a question needs an image; give one")
         size = options.size or (side, side)
-        images, ids = fitted(options.images, size)[None], torch.tensor([options.seed])
+        images, ids = torch.stack([fitted(i, size) for i in options.images])[None], torch.tensor([options.seed])
         request = GenerationRequest(Task.UNDERSTANDING, [options.prompt or vlm.question], images, size, ids)
         return [Response(fit(options.images[0], *size), words) for words in vlm.answers(request)] * options.count
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from wemmu.config.task import Task
 
+# (height, width) px of the input images of each sample, where they differ; known on the host.
+Sizes = tuple[tuple[tuple[int, int], ...], ...]
 # In `Batch.labels`: no token is predicted here. The value that cross-entropy ignores by default.
 IGNORE_INDEX = -100
 
@@ -52,11 +54,11 @@ class Prompts(_OnDevice):
 class Latents(_OnDevice):
     """Latents that the data set stores of its images as they are, scaled, in the type they are stored in.
 
-    target: [B, C, h, w]; images: [B, N, C, h, w], of the input images.
+    target: [B, C, h, w]; images: [B, N, C, h, w], of the input images; None where they have sizes of their own.
     """
 
     target: Tensor
-    images: Tensor
+    images: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,12 @@ class Batch(_OnDevice):
 
     sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
     included, and the answers where these are to be learnt. images: uint8 [B, N, 3, H, W], N = 0 for tasks without
-    input. target: uint8 [B, 3, H, W], or None when sampling and where words are wanted. latents: of the very same
-    images, where the data set stores them. negatives: for contrastive stages. labels: int64 [B, L], of understanding:
-    the token to predict at each token, or `IGNORE_INDEX`. rollout: of captions that a policy sampled; prompts and
-    labels then have G rows for each sample. paths: of images that a sampler drew. answer_length: the mean number of
-    labels of a sample over the whole step on all ranks, where the loss is a mean over tokens.
+    input; with `sizes`, each at the top left of a canvas of zeros. target: uint8 [B, 3, H, W], or None when sampling
+    and where words are wanted. latents: of the very same images, where the data set stores them. negatives: for
+    contrastive stages. labels: int64 [B, L], of understanding: the token to predict at each token, or `IGNORE_INDEX`.
+    rollout: of captions that a policy sampled; prompts and labels then have G rows for each sample. paths: of images
+    that a sampler drew. answer_length: the mean number of labels of a sample over the whole step on all ranks, where
+    the loss is a mean over tokens.
     """
 
     task: Task
@@ -134,6 +137,7 @@ class Batch(_OnDevice):
     rollout: Rollout | None = None
     paths: Paths | None = None
     answer_length: float | None = None
+    sizes: Sizes | None = None
 
 
 class Prepared(NamedTuple):
@@ -155,6 +159,7 @@ class Prefix(_OnDevice):
     keys, values: per layer [B, kv heads, L, head dim], positions already applied. mask: bool [B, L]. image_positions:
     [3, B, G_vae], those of the image tokens in the prompt (G_vae = 0 without images). next_position: [B], where the
     pathway's queries start. padded: False where the mask is known to hide nothing, and attention needs none.
+    image_mask: bool [B, G_vae], True on image tokens; None if all prompts have as many.
     """
 
     keys: tuple[Tensor, ...]
@@ -163,6 +168,7 @@ class Prefix(_OnDevice):
     image_positions: Tensor
     next_position: Tensor
     padded: bool = True
+    image_mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         moved = super().to(device)

@@ -28,8 +28,14 @@ _SAMPLING = {
             "tooltip": "Guidance scale of the text; 0: the value of the export",
         },
     ),
-    "height": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: the size of training"}),
-    "width": ("INT", {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0: the size of training"}),
+    "height": (
+        "INT",
+        {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0 and 0: the shape of the first image"},
+    ),
+    "width": (
+        "INT",
+        {"default": 0, "min": 0, "max": 8192, "step": 16, "tooltip": "0 and 0: the shape of the first image"},
+    ),
 }
 _PROMPT = ("STRING", {"multiline": True, "default": ""})
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.buckets import Size, buckets, cut, enlargement, nearest
 from wemmu.config import ConfigError
+from wemmu.config.buckets import Size, buckets, cut, enlargement, nearest
 from wemmu.config.prepare import ImageSizing
 
 units = st.sampled_from([8, 14, 16, 28, 32, 64])

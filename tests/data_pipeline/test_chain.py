@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.buckets import buckets, enlargement
 from data_pipeline.chain import (
     Decoded,
     add_captions,
@@ -25,6 +24,7 @@ from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError
 from data_pipeline.sources.shapes import SceneDrawing
+from wemmu.config.buckets import buckets, enlargement
 from wemmu.config.prepare import ImageSizing, Keep, Prepare
 from wemmu.config.shards import COLUMNS, LatentSettings, checksum, unpack
 from wemmu.config.task import Task
@@ -124,18 +124,22 @@ def test_a_record_goes_to_every_resolution_it_fills(width: int, height: int) -> 
     assert bool(served) != (rejects.reasons == {"it": Reason.TOO_SMALL})
 
 
-def test_inputs_take_the_bucket_of_their_target_and_must_fill_it_too() -> None:
+def test_inputs_of_an_edit_keep_their_own_shape_and_must_fill_their_bucket_too() -> None:
     rejects = Rejects()
     edits = [
         record("wide", image(100, 60), image(80, 100)),
+        record("nearly as wide", image(100, 60), image(100, 62)),
         record("small input", image(100, 60), image(30, 30)),
-        record("two inputs", image(64, 64), image(64, 64), image(99, 80)),
+        record("two inputs", image(64, 64), image(64, 64), image(99, 60)),
+        # The target is the first input, and the shape of a record without buckets of their own is the first image's.
+        record("question", None, image(64, 64), image(100, 64), task=Task.UNDERSTANDING),
     ]
-    job_ = job(SMALL, edit=(64,), multi_edit=(64,))
-    wide, two = fit_to_buckets(edits, job_, rejects)
-    assert (wide.stream.height, wide.stream.width) == (48, 80)
-    assert all(Image.open(io.BytesIO(f)).size == (80, 48) for f in wide.columns["images"])
-    assert two.stream.name == "multi_edit/64/64x64x2"
+    job_ = job(SMALL, edit=(64,), multi_edit=(64,), understanding=(64,))
+    wide, near, two, question = fit_to_buckets(edits, job_, rejects)
+    named = ["edit/64/48x80-mixed", "edit/64/48x80", "multi_edit/64/64x64x2-mixed", "understanding/64/64x64x2"]
+    assert [sample.stream.name for sample in (wide, near, two, question)] == named
+    sizes = [[Image.open(io.BytesIO(f)).size for f in sample.columns["images"]] for sample in (wide, near, two)]
+    assert sizes == [[(64, 64)], [(80, 48)], [(64, 64), (80, 48)]]
     assert rejects.reasons == {"small input": Reason.TOO_SMALL}
 
 

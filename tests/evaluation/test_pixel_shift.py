@@ -17,11 +17,11 @@ from wemmu.shapes.scene import random_scene
 PX, FINE = 56, 8
 
 
-def cut(image: Image.Image, rows: int, columns: int) -> Tensor:
+def cut(image: Image.Image, rows: int, columns: int, size: tuple[int, int] = (PX, PX)) -> Tensor:
     """A piece of a large image, `FINE` times smaller, that begins so many of the large one's px further."""
-    side = PX * FINE
-    box = (32 + columns, 32 + rows, 32 + columns + side, 32 + rows + side)
-    return pil_to_tensor(image.crop(box).resize((PX, PX), Image.Resampling.BOX)).float() / 255
+    height, width = size
+    box = (32 + columns, 32 + rows, 32 + columns + width * FINE, 32 + rows + height * FINE)
+    return pil_to_tensor(image.crop(box).resize((width, height), Image.Resampling.BOX)).float() / 255
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,10 @@ def cut(image: Image.Image, rows: int, columns: int) -> Tensor:
     [Image.fromarray(skimage.data.astronaut()), render(random_scene(random.Random(2)), 512)],
     ids=["photo", "scene"],
 )
-@pytest.mark.parametrize("by", [(0, 0), (2, -2), (4, 4), (0, 16), (24, -8)])
-def test_a_shift_by_a_fraction_of_a_pixel_is_measured(image: Image.Image, by: tuple[int, int]):
-    source, output = cut(image, 0, 0), cut(image, *by)
+@pytest.mark.parametrize("size", [(PX, PX), (40, 56), (56, 32)], ids=str)
+@pytest.mark.parametrize("by", [(0, 0), (2, -2), (4, 0), (0, 16), (24, -8)])
+def test_a_shift_by_a_fraction_of_a_pixel_is_measured(image: Image.Image, by: tuple[int, int], size: tuple[int, int]):
+    source, output = cut(image, 0, 0, size), cut(image, *by, size)
     true = math.hypot(*by) / FINE
     assert pixel_shift(source, output) == pytest.approx(true, abs=0.02)
     # What a model adds on top: blur and noise are no shift.

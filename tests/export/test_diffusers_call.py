@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
 from torch import Tensor
 
 from tests.export.conftest import Trained
 from tests.export.fresh import noise_image
+from tests.models.world import random_images
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.config.task import Task
 from wemmu.pipeline import WeMMUPipeline
+from wemmu.pixels import fitted, on_canvas
 from wemmu.prompts import PromptEncoder
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
@@ -109,3 +114,57 @@ def test_sizes_that_do_not_fit_are_named(pipe: WeMMUPipeline):
     with pytest.raises(ValueError, match="height and width must be multiples of 16 px, got"):
         pipe("a", height=40, width=32)
     assert np.shape(pipe("a", height=32, width=48, num_inference_steps=1, output_type="np").images) == (1, 32, 48, 3)
+
+
+@pytest.fixture
+def oblong(pipe: WeMMUPipeline) -> WeMMUPipeline:
+    """The pipeline as if its training had had images of all shapes."""
+    return WeMMUPipeline(**pipe.components | {"max_aspect": 2.0})
+
+
+def test_an_edit_has_the_shape_of_its_first_input_and_every_input_keeps_its_own(trained: Trained, oblong):
+    wide, tall = (Image.fromarray(random_images(n, *size, 3).numpy()) for n, size in enumerate([(60, 100), (80, 50)]))
+    call = {"num_inference_steps": 2, "seed": 1}
+    (both,), (swapped,) = (oblong("mix them", image=list(i), **call).images for i in ((wide, tall), (tall, wide)))
+    assert (both.size, swapped.size) == ((80, 48), (48, 80))
+    assert oblong("mix them", image=[wide, tall], height=64, width=64, **call).images[0].size == (64, 64)
+    # Neither is cropped to the shape of the other: this is what the model sees.
+    images, sizes = on_canvas([[fitted(wide, (48, 80)), fitted(tall, (80, 48))]], (48, 80))
+    stage = trained.run.stage
+    sampler = Sampler(
+        trained.model, PromptEncoder(trained.run.backbones.vlm), stage.objective.time.shift_at(stage.resolution)
+    )
+    sampling = trained.run.sampling.model_copy(update={"steps": 2})
+    request = GenerationRequest(Task.MULTI_EDIT, ["mix them"], images, (48, 80), torch.tensor([1]), sizes=sizes)
+    expected = (sampler(request, sampling) / 2 + 0.5).clamp(0, 1)
+    drawn = oblong("mix them", image=[wide, tall], output_type="pt", **call).images
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+    assert oblong("a red circle", **call).images[0].size == (64, 64)
+
+
+def test_one_call_edits_images_of_many_shapes(oblong: WeMMUPipeline):
+    shapes = [(60, 100), (64, 64), (100, 60)]
+    inputs = [Image.fromarray(random_images(n, *size, 3).numpy()) for n, size in enumerate(shapes)]
+    call = {"num_inference_steps": 2, "output_type": "pt"}
+    drawn = oblong(["make it red"] * 3, image=inputs, seed=[1, 2, 3], num_inference_steps=2).images
+    assert [image.size for image in drawn] == [(80, 48), (64, 64), (48, 80)]
+    # One size of the output, inputs of several in one batch.
+    square = oblong(["make it red"] * 3, image=inputs, seed=[1, 2, 3], height=64, width=64, **call).images
+    for number, image in enumerate(inputs):
+        (alone,) = oblong("make it red", image=image, seed=number + 1, height=64, width=64, **call).images
+        torch.testing.assert_close(square[number], alone, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"different sizes.* give height and width"):
+        oblong(["make it red"] * 3, image=inputs, seed=1, **call)
+
+
+def test_what_is_cropped_is_said_and_a_model_of_squares_crops_to_squares(pipe: WeMMUPipeline, oblong, caplog):
+    wide, call = Image.new("RGB", (100, 60)), {"num_inference_steps": 1, "seed": 1}
+    diffusers_logging.enable_propagation()
+    with caplog.at_level("WARNING"):
+        assert pipe("make it red", image=wide, **call).images[0].size == (64, 64)
+        (line,) = [record.getMessage() for record in caplog.records if "input image" in record.getMessage()]
+        assert "input image 1 of 60 x 100 px" in line
+        assert "becomes 64 x 64 px and loses 40% at its edges" in line
+        caplog.clear()
+        oblong("make it red", image=wide, **call)
+        assert not [record for record in caplog.records if "input image" in record.getMessage()]

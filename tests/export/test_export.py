@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 import tools.export.pipeline as write
 import tools.export.stored as stored
@@ -38,9 +39,11 @@ from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
 from wemmu.command_line import FINAL, UsageError
 from wemmu.config import load_stage
+from wemmu.config.buckets import RequestSizes
 from wemmu.images import fit
 from wemmu.pipeline import WeMMUPipeline, beyond
 from wemmu.pipeline.pipeline import _DEFAULTS
+from wemmu.pixels import on_canvas
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity
 from wemmu.recipes.staged import startable
@@ -58,22 +61,21 @@ BRIDGE_FILE = Path("bridge/diffusion_pytorch_model.safetensors")
 
 def by_training(trained: Trained, case: Case, shift: float | None = None) -> Tensor:
     """A case, drawn by the training model in this process: [1, 3, H, W] in [0, 1]."""
-    height, width = case.size
     # As the data pipeline would have written them.
-    files = [encode(noise_image(n), "PNG") for n in case.images]
-    resized = [fit(decode(EncodedImage("a.png", file), 10**6), height, width) for file in files]
-    images = [torch.tensor(list(p.getdata()), dtype=torch.uint8).reshape(height, width, 3) for p in resized]
-    stacked = torch.stack(images).permute(0, 3, 1, 2) if images else torch.zeros(0, 3, height, width, dtype=torch.uint8)
+    decoded = [decode(EncodedImage("a.png", encode(noise_image(n), "PNG")), 10**6) for n in case.images]
+    rules = RequestSizes(side=64, unit=16, max_aspect=1.0, largest=128)
+    _, sizes = rules.of([(image.height, image.width) for image in decoded], case.size)
+    resized = [fit(image, *size) for image, size in zip(decoded, sizes, strict=True)]
+    stacked, own = on_canvas([[pil_to_tensor(image) for image in resized]], case.size)
     stage = trained.run.stage
     sampler = Sampler(
         trained.model,
         PromptEncoder(trained.run.backbones.vlm),
         shift or stage.objective.time.shift_at(stage.resolution),
     )
-    task = task_of(case.text, len(images))
-    pixels = sampler(
-        GenerationRequest(task, [case.text], stacked[None], case.size, torch.tensor([case.seed])), trained.run.sampling
-    )
+    task, seeds = task_of(case.text, len(decoded)), torch.tensor([case.seed])
+    request = GenerationRequest(task, [case.text], stacked, case.size, seeds, sizes=own)
+    pixels = sampler(request, trained.run.sampling)
     return (pixels / 2 + 0.5).clamp(0, 1)
 
 

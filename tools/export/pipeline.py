@@ -135,6 +135,7 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
         resolutions=resolutions,
         world=run.world,
         solver=sampling.solver,
+        max_aspect=run.data.max_aspect,
     )
     if without_vlm:
         pipe.vlm = None

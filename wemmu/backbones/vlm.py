@@ -4,6 +4,7 @@ Adapters hold the differences between families of VLMs (`wemmu.backbones.adapter
 """
 
 from contextlib import suppress
+from math import prod
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from wemmu.backbones.patches import patchify, resize
 from wemmu.backbones.precision import KeepsFloat32, keep_float32_buffers
 from wemmu.backbones.versions import with_cache
 from wemmu.backbones.vision_tower import Grid
+from wemmu.pixels import by_size
 from wemmu.positions import token_grid
-from wemmu.types import Prefix, Prompts
+from wemmu.types import Prefix, Prompts, Sizes
 
 
 class _Complete(Exception):
@@ -98,12 +100,19 @@ class VLM(KeepsFloat32, nn.Module):
     def language_model(self) -> Any:
         return self.vlm.model.language_model
 
-    def image_tokens(self, prompts: Prompts, images: Tensor) -> Tensor:
+    def image_tokens(self, prompts: Prompts, images: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Which tokens stand for the images uint8 [B, N, 3, H, W]; bool [B, L], N * rows * columns in each row.
+
+        sizes: see `Batch`.
 
         Raises:
             ValueError: if the prompts' image tokens are not those of the images.
         """
+        if sizes is not None:
+            needed = [sum(prod(token_grid(*size, self.token_px)) for size in row) for row in sizes]
+            if list(prompts.image_tokens) != needed:
+                raise ValueError(f"the prompts must hold {needed} image tokens, got {list(prompts.image_tokens)}")
+            return prompts.input_ids == self.image_token_id
         _, n, _, height, width = images.shape
         rows, columns = token_grid(height, width, self.token_px) if n else (0, 0)
         if set(prompts.image_tokens) != {n * rows * columns}:
@@ -127,22 +136,21 @@ class VLM(KeepsFloat32, nn.Module):
         return self.adapter.vision(self.vlm, patches, grid).unflatten(0, (len(pixels), -1))
 
     @torch.no_grad()
-    def prefix(self, prompts: Prompts, images: Tensor) -> Prefix:
+    def prefix(self, prompts: Prompts, images: Tensor, sizes: Sizes | None = None) -> Prefix:
         """Run the VLM over a batch of prompts. Arguments and errors as `prefix_with_gradient`."""
-        return self.prefix_with_gradient(prompts, images)
+        return self.prefix_with_gradient(prompts, images, sizes)
 
-    def prefix_with_gradient(self, prompts: Prompts, images: Tensor) -> Prefix:
+    def prefix_with_gradient(self, prompts: Prompts, images: Tensor, sizes: Sizes | None = None) -> Prefix:
         """Run the VLM over a batch of prompts. The language model has a gradient, the vision tower has none.
 
-        images: uint8 [B, N, 3, H, W], the images of each prompt in their order; N may be 0.
+        images: uint8 [B, N, 3, H, W], the images of each prompt in their order; N may be 0. sizes: see `Batch`.
 
         Raises:
             ValueError: if the prompts' image tokens are not those of the images.
         """
-        n = images.shape[1]
-        at_images = self.image_tokens(prompts, images)
+        at_images = self.image_tokens(prompts, images, sizes)
         with torch.no_grad():
-            vision = self._features(images.flatten(0, 1)) if n else None
+            vision = self._image_features(images, sizes) if images.shape[1] else None
         inputs = self.inputs(prompts, at_images, vision)
         # Engines that gather sharded weights count on every forward pass to end.
         cache = _KeysAndValues(len(self.language_model.layers), ends=self._ends_early)
@@ -156,16 +164,26 @@ class VLM(KeepsFloat32, nn.Module):
                 use_cache=True,
                 **with_cache(self.language_model, cache),
             )
+        longest, differ = max(prompts.image_tokens), len(set(prompts.image_tokens)) > 1
+        counts = torch.tensor(prompts.image_tokens).to(images.device) if differ else None
         return Prefix(
             keys=tuple(cache.keys),
             values=tuple(cache.values),
             mask=prompts.mask,
-            image_positions=prompts.positions.gather(
-                2, places_of(at_images, prompts.image_tokens[0]).expand(3, -1, -1)
-            ),
+            image_positions=prompts.positions.gather(2, places_of(at_images, longest).expand(3, -1, -1)),
             next_position=prompts.next_position,
             padded=prompts.padded,
+            image_mask=None if counts is None else torch.arange(longest, device=counts.device) < counts[:, None],
         )
+
+    def _image_features(self, images: Tensor, sizes: Sizes | None) -> Tensor:
+        """Vision tokens in the order of the prompts' image tokens: [B * N, tokens, F], or [1, tokens of all, F]."""
+        if sizes is None:
+            return self._features(images.flatten(0, 1))
+        found: dict[int, Tensor] = {}
+        for places, pixels in by_size(images, sizes):
+            found |= zip(places, self._features(pixels), strict=True)
+        return torch.cat([found[place] for place in sorted(found)])[None]
 
     def _features(self, pixels: Tensor) -> Tensor:
         """`vision` for a prefix."""

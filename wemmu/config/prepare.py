@@ -172,8 +172,9 @@ class ImageSizing(Config):
     """Aspect-ratio buckets, and the format of stored images.
 
     At resolution R a bucket is a size of about R^2 pixels whose sides are multiples of `unit`. An image goes to the
-    bucket with the nearest aspect ratio: it is scaled until it covers the bucket, then cropped evenly on both sides. An
-    image that needs more enlargement than `max_upscale` is not used at that resolution.
+    bucket with the nearest aspect ratio: it is scaled until it covers the bucket, then cropped evenly on both sides.
+    Inputs of an edit have buckets of their own (`wemmu.config.buckets`). An image that needs more enlargement than
+    `max_upscale` is not used at that resolution.
     """
 
     # px; Sana's autoencoder makes one latent of 32 x 32.

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, LocalPath, Location, Named, Positive, Seed
 from wemmu.config.benchmarks import BenchmarkOptions, Benchmarks, FidelityOptions
-from wemmu.config.prepare import Prepare
+from wemmu.config.prepare import ImageSizing, Prepare
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.upgrade import upgraded
 from wemmu.recipes.ross.config import Ross
@@ -147,6 +147,11 @@ class Data(Config):
     resume_reordered: bool = False
     # Records of each stream, a quarter of it at most, that no stage trains on, for the validation loss.
     validation: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def max_aspect(self) -> float:
+        """Return the largest aspect ratio of the images; without `prepare`, the default's."""
+        return (self.prepare.images if self.prepare else ImageSizing()).max_aspect
 
     @model_validator(mode="after")
     def _check(self) -> "Data":

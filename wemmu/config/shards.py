@@ -4,7 +4,7 @@ settings.json                   the settings, written first
 ledger/00000.json ...           one finished partition each: its part of each stream, and what it rejected
 scan/00000.npy ...              hashes of the records of each partition, if duplicates are dropped
 rejected.jsonl                  every rejected record, with source, key and reason
-<task>/<resolution>/<H>x<W>/    one stream, a local MDS data set
+<task>/<resolution>/<H>x<W>/    one stream, a local MDS data set; <H>x<W>-mixed/ if input images have other sizes
     index.json                  the MDS index of all its partitions
     00000/ 00001/ ...           the shards of its partitions
 dataset.json                    written last: if it exists, the data set is complete
@@ -99,7 +99,8 @@ class LatentSettings(Schema):
 class StreamSettings(Schema):
     """The common properties of a stream's records, so that any of them can share a batch.
 
-    `height` and `width` are the size of every image in px, `inputs` is the number of input images of a record.
+    `height` and `width` are the size of every image in px, `inputs` is the number of input images of a record. mixed:
+    the input images have sizes of their own, of about as many pixels, and no latents.
     """
 
     task: Task
@@ -107,6 +108,7 @@ class StreamSettings(Schema):
     height: Positive
     width: Positive
     inputs: Annotated[int, Field(ge=0)]
+    mixed: bool = False
     latents: LatentSettings | None = None
 
     @property
@@ -114,7 +116,7 @@ class StreamSettings(Schema):
         """The stream's directory, relative to the data set's."""
         usual = {Task.MULTI_EDIT: None, Task.UNDERSTANDING: 1}.get(self.task, self.inputs)
         several = f"x{self.inputs}" if self.inputs != usual else ""
-        return f"{self.task}/{self.resolution}/{self.height}x{self.width}{several}"
+        return f"{self.task}/{self.resolution}/{self.height}x{self.width}{several}{'-mixed' * self.mixed}"
 
 
 class Stream(Schema):
@@ -225,6 +227,7 @@ class StoredRecord:
             found.append("it has no image")
         # Latents of the target, then of each input; stored once if the first input is the target.
         each = stream.latents.bytes if stream.latents else 0
-        expected = [each if file else 0 for file in (self.target, *self.images)] if stream.latents else []
+        inputs = [b""] * len(self.images) if stream.mixed else self.images
+        expected = [each if file else 0 for file in (self.target, *inputs)] if stream.latents else []
         lengths = [len(latents) for latents in self.latents]
         return found if lengths == expected else [*found, f"its latents have {lengths} bytes, not {expected}"]

@@ -25,14 +25,15 @@ T = TypeVar("T")
 class DecodedRecord:
     """One record, decoded.
 
-    `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input images; `target`: uint8 [3, H, W]; in memory the
-    channels are last (see `stacked`). `latents`: of the target, then of each input, [1 + N, C, h, w] in their stored
-    type; None if none are stored. `answer`: the label of an understanding record, the caption of a caption record.
+    `id`: stable and unique. `images`: uint8 [N, 3, H, W], the input images, or one by one of a mixed stream. `target`:
+    uint8 [3, H, W]; in memory the channels are last (see `stacked`). `latents`: of the target, then of each input that
+    has any, [1 + N, C, h, w] in their stored type; None if none are stored. `answer`: the label of an understanding
+    record, the caption of a caption record.
     """
 
     id: str
     prompt: str
-    images: Tensor
+    images: Tensor | tuple[Tensor, ...]
     target: Tensor
     latents: Tensor | None
     answer: str = ""
@@ -200,10 +201,13 @@ class ShardStream:
 
     def _decoded(self, record: StoredRecord) -> DecodedRecord:
         stored = self._stream.settings
-        inputs = [self._pixels(image) for image in record.images]
-        images = stacked(inputs) if inputs else torch.empty(0, 3, stored.height, stored.width, dtype=torch.uint8)
-        target = self._pixels(record.target) if record.target else images[:1].squeeze(0)
         latents = None if stored.latents is None else _latents(record.latents, stored.latents)
+        if stored.mixed:
+            inputs = tuple(stored_pixels(image) for image in record.images)
+            return DecodedRecord(record.id, record.prompt, inputs, self._pixels(record.target), latents, record.answer)
+        same = [self._pixels(image) for image in record.images]
+        images = stacked(same) if same else torch.empty(0, 3, stored.height, stored.width, dtype=torch.uint8)
+        target = self._pixels(record.target) if record.target else images[:1].squeeze(0)
         return DecodedRecord(record.id, record.prompt, images, target, latents, record.answer)
 
     def _pixels(self, file: Bytes) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from wemmu.config.exported import ARGUMENTS
 from wemmu.config.schema import Sampling
+from wemmu.images import to_rgb
 from wemmu.pixels import as_image, to_images
-from wemmu.positions import token_grid
 from wemmu.sampling.solvers import SOLVERS
 from wemmu.shapes.vocabulary import WORLD, unknown
 
@@ -72,7 +72,7 @@ def repeated(times: int, *lists: list[Any]) -> Iterator[list[Any]]:
 
 def _opened(value: Any) -> Image.Image:
     try:
-        return as_image(value)
+        return to_rgb(as_image(value))
     except ValueError as error:
         raise ValueError(f"image: {error}") from error
 
@@ -111,12 +111,18 @@ def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def output(pixels: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray[Any, Any]:
-    """Pixels [B, 3, H, W] in [-1, 1] in the form that was asked for; latents as they are."""
+def output(images: Sequence[Tensor], output_type: str) -> list[Image.Image] | Tensor | np.ndarray[Any, Any]:
+    """Pixels [3, H, W] in [-1, 1] in the form that was asked for; latents as they are."""
+    if output_type == "pil":
+        return [to_images(image[None])[0] for image in images]
+    if len(shapes := {tuple(image.shape) for image in images}) > 1:
+        raise ValueError(
+            f"the images have different sizes, {sorted(shapes)}, which output_type={output_type!r} cannot hold; give "
+            'height and width, or output_type="pil"'
+        )
+    pixels = torch.stack(list(images))
     if output_type == "latent":
         return pixels
-    if output_type == "pil":
-        return to_images(pixels)
     unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
     return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -136,14 +142,8 @@ def sampling_of(defaults: dict[str, Any], given: dict[str, Any]) -> Sampling:
     return Sampling(**defaults | given)
 
 
-def check_size(size: tuple[Any, Any], table: int, token_px: int, latent_px: int) -> None:
-    """Raises ValueError unless images of `size` = (height, width) px can be drawn.
-
-    table: side of the position table, tokens. token_px, latent_px: side of a VLM token and of a latent, px.
-    """
-    # From the smallest that has a VLM token.
-    sides = range(-(-token_px // latent_px) * latent_px, (table + 1) * token_px, latent_px)
-    largest = max(px for px in sides if max(token_grid(px, px, token_px)) <= table)
+def check_size(size: tuple[Any, Any], largest: int) -> None:
+    """Raises ValueError unless images of `size` = (height, width) px can be drawn; largest: px of the longest side."""
     for name, side in zip(("height", "width"), size, strict=True):
         if not _whole(side) or side <= 0:
             raise ValueError(f"{name} is {side!r}; valid: a whole number of px")

@@ -12,6 +12,7 @@ from diffusers.models import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -19,7 +20,9 @@ from wemmu.backbones.precision import keep_float32_buffers
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import rope_theta
 from wemmu.backbones.vlm import FrozenVLM
+from wemmu.config.buckets import RequestSizes, Size, cropped
 from wemmu.config.exported import ARGUMENTS
+from wemmu.config.prepare import ImageSizing
 from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
 from wemmu.pipeline.arguments import (
@@ -34,12 +37,12 @@ from wemmu.pipeline.arguments import (
     sampling_of,
     seeds,
 )
-from wemmu.pixels import fitted
+from wemmu.pixels import fitted, on_canvas
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu import component
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.sampling.request import GenerationRequest, task_of
+from wemmu.sampling.request import GenerationRequest, request_sizes, task_of
 from wemmu.sampling.sampler import Sampler
 from wemmu.sampling.solvers import OnStep, Solver, Step, heun, keep
 from wemmu.timesteps import VelocityField, shift_time
@@ -48,7 +51,7 @@ logger = logging.get_logger(__name__)
 # The module that earlier exports name in model_index.json.
 sys.modules["wemmu.models.component"] = component
 # Arguments of `__init__` besides the components.
-_DEFAULTS = ("resolution", *ARGUMENTS.values(), "resolutions", "world")
+_DEFAULTS = ("resolution", *ARGUMENTS.values(), "resolutions", "world", "max_aspect")
 PIPELINE_FILE = '''\
 """The pipeline for diffusers' custom_pipeline; the wemmu package must be installed."""
 
@@ -62,7 +65,8 @@ class WeMMUPipeline(DiffusionPipeline):
     """Text, images or both -> images.
 
     resolution: side in px of the last stage's images; resolutions: of all its stages. world: see `beyond`. The other
-    numbers are the defaults of a call; `Sampling` in `wemmu.config.schema` explains them.
+    numbers are the defaults of a call; `Sampling` in `wemmu.config.schema` explains them. max_aspect: of the images of
+    training, longer to shorter side.
     """
 
     # An export may leave out the VLM, which training never changes; it must then be given when loading.
@@ -87,6 +91,7 @@ class WeMMUPipeline(DiffusionPipeline):
         resolutions: list[int] | tuple[int, ...] = (),
         world: str | None = None,
         solver: str = "euler",
+        max_aspect: float = ImageSizing().max_aspect,
     ):
         super().__init__()
         _check_layers(vlm, bridge)
@@ -106,6 +111,7 @@ class WeMMUPipeline(DiffusionPipeline):
             resolutions=list(resolutions),
             world=world,
             solver=solver,
+            max_aspect=max_aspect,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -159,9 +165,11 @@ class WeMMUPipeline(DiffusionPipeline):
             prompt: one text, or a list with one for each image to make; None: no text.
             image: for one text, its input image or the list of its input images; for a list of texts, a list with such
                 an entry, or None, for each. PIL images, paths, bytes, files in memory, arrays [H, W, C] and tensors
-                [C, H, W] will do. They are scaled until they cover `height` x `width`, and cut, as in training.
-            height, width: px, multiples of the autoencoder's factor; the resolution trained at unless given. The side
-                of the bridge's position table bounds them.
+                [C, H, W] will do. Each keeps its aspect ratio and gets as many pixels as the output; what exceeds the
+                nearest size in the autoencoder's steps is cropped evenly.
+            height, width: px of the output, multiples of the autoencoder's factor. Without both, it has the aspect
+                ratio of the first input image, or is square, and as many pixels as in training; without one, that one
+                is the resolution. The side of the bridge's position table bounds them.
             num_inference_steps: steps of the scheduler.
             t2i_guidance_scale: weight of the text, in text to image.
             image_guidance_scale: weight of the image, in an edit or a reconstruction.
@@ -185,9 +193,7 @@ class WeMMUPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
         texts, inputs, negatives = repeated(num_images_per_prompt, *requests(prompt, image, negative_prompt))
-        size = self._size(height, width)
-        for line in beyond(self.config["world"], self.config["resolutions"], texts, size):
-            logger.warning(line)
+        sizes = self._sizes(texts, inputs, height, width)
         keys = seeds(seed, generator, len(texts))
         sampling = self.sampling(
             steps=num_inference_steps,
@@ -198,16 +204,17 @@ class WeMMUPipeline(DiffusionPipeline):
             multi=first(multi_guidance_scale, guidance_scale),
         )
         sampler = self._sampler()
-        groups: dict[tuple[Task, int], list[int]] = {}
+        groups: dict[tuple[Task, int, Size], list[int]] = {}
         for i, (text, given) in enumerate(zip(texts, inputs, strict=True)):
-            groups.setdefault((task_of(text, len(given)), len(given)), []).append(i)
+            groups.setdefault((task_of(text, len(given)), len(given), sizes[i][0]), []).append(i)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
         draw = sampler.latents if output_type == "latent" else sampler
         made: dict[int, Tensor] = {}
-        for (task, _), members in groups.items():
-            images = torch.stack([fitted(inputs[i], size) for i in members]).to(self._execution_device)
+        for (task, _, size), members in groups.items():
+            images, own = on_canvas([[*map(fitted, inputs[i], sizes[i][1])] for i in members], size)
+            images = images.to(self._execution_device)
             given, unwanted = [texts[i] for i in members], [negatives[i] for i in members]
-            request = GenerationRequest(task, given, images, size, keys[members], unwanted)
+            request = GenerationRequest(task, given, images, size, keys[members], unwanted, own)
             with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
                 made |= zip(members, draw(request, sampling, on_step), strict=True)
         if not all(image.isfinite().all() for image in made.values()):
@@ -216,7 +223,7 @@ class WeMMUPipeline(DiffusionPipeline):
                 f"is too large ({sampling.model_dump(include=set(ARGUMENTS) - {'steps', 'solver'})})"
             )
         self.maybe_free_model_hooks()
-        found: Any = output(torch.stack([made[i] for i in range(len(texts))]), output_type)
+        found: Any = output([made[i] for i in range(len(texts))], output_type)
         return ImagePipelineOutput(images=found) if return_dict else (found,)
 
     def _on_step(self, callback: Callable[..., dict[str, Any]] | None, names: Sequence[str]) -> OnStep:
@@ -243,14 +250,39 @@ class WeMMUPipeline(DiffusionPipeline):
         """Return the settings of a call: this pipeline's defaults, and what is given under the names of `Sampling`."""
         return sampling_of({name: self.config[argument] for name, argument in ARGUMENTS.items()}, given)
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Return (height, width) px of the images to generate."""
-        own = self.config["resolution"]
-        size = (own if height is None else height, own if width is None else width)
+    @property
+    def request_sizes(self) -> RequestSizes:
+        """Return how the images of a request are sized."""
         pixels = self.processor.image_processor
-        token_px = pixels.patch_size * pixels.merge_size
-        check_size(size, self.bridge.position_mlp.table.shape[0], token_px, self.vae.spatial_compression_ratio)
-        return size
+        return request_sizes(
+            self.config["resolution"],
+            self.config["max_aspect"],
+            self.bridge.position_mlp.table.shape[0],
+            pixels.patch_size * pixels.merge_size,
+            self.vae.spatial_compression_ratio,
+        )
+
+    def _sizes(
+        self,
+        texts: Sequence[str],
+        inputs: Sequence[Sequence[Image.Image]],
+        height: int | None,
+        width: int | None,
+    ) -> list[tuple[Size, list[Size]]]:
+        """Return the sizes of each request's output and inputs; warn of what training did not cover."""
+        rules, found = self.request_sizes, []
+        wanted = None if height is width is None else (first(height, rules.side), first(width, rules.side))
+        check_size(wanted or (rules.side, rules.side), rules.largest)
+        warnings: dict[str, None] = {}
+        for text, images in zip(texts, inputs, strict=True):
+            given = [(image.height, image.width) for image in images]
+            size, own = rules.of(given, wanted)
+            found.append((size, own))
+            warnings |= dict.fromkeys(beyond(self.config["world"], self.config["resolutions"], [text], size))
+            warnings |= dict.fromkeys(cropped(given, own))
+        for line in warnings:
+            logger.warning(line)
+        return found
 
     def _sampler(self) -> Sampler:
         """Return a sampler over the current components, which may have been replaced or moved since the last call."""

@@ -1,15 +1,17 @@
 """The fixed prompts of a stage, drawn on a contact sheet."""
 
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from wemmu.config.schema import SamplePrompt, Sampling
+from wemmu.config.buckets import RequestSizes, Size
+from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
-from wemmu.pixels import as_image, fitted, to_images
+from wemmu.images import to_rgb
+from wemmu.pixels import as_image, fitted, on_canvas, to_images
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
@@ -18,19 +20,22 @@ from wemmu.sampling.sampler import Sampler
 BLANK = 2
 
 
-def sample_grid(sampler: Sampler, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:
-    """Draw the fixed prompts of the config at `resolution`; returns one sheet, and how many images are blank."""
+def sample_grid(sampler: Sampler, sampling: Sampling, sizes: RequestSizes) -> tuple[Image.Image, int]:
+    """Draw the fixed prompts of the config; returns one sheet, and how many images are blank."""
     rows: dict[int, Row] = {}
-    numbered = sorted(enumerate(sampling.prompts), key=lambda item: len(item[1].images))
-    for count, group in groupby(numbered, key=lambda item: len(item[1].images)):
-        by_task = sorted(((task_of(m[1].text, count), m) for m in group), key=lambda pair: pair[0])
-        for task, members in groupby(by_task, key=lambda pair: pair[0]):
-            chosen = [member for _, member in members]
-            request = _request(task, chosen, resolution)
-            made = to_images(sampler(request, sampling))
-            for (i, prompt), drawn, given in zip(chosen, made, request.images, strict=True):
-                inputs = [as_image(image) for image in given]
-                rows[i] = Row(prompt.text, [*inputs, drawn])
+    groups: dict[tuple[int, Task, Size], list[tuple[int, list[Tensor]]]] = {}
+    for i, prompt in enumerate(sampling.prompts):
+        given = [to_rgb(as_image(path)) for path in prompt.images]
+        size, own = sizes.of([(image.height, image.width) for image in given])
+        task = task_of(prompt.text, len(given))
+        groups.setdefault((len(given), task, size), []).append((i, [*map(fitted, given, own)]))
+    for (_, task, size), members in sorted(groups.items(), key=lambda item: item[0]):
+        images, own_sizes = on_canvas([inputs for _, inputs in members], size)
+        numbers = [i for i, _ in members]
+        texts = [sampling.prompts[i].text for i in numbers]
+        request = GenerationRequest(task, texts, images, size, torch.tensor(numbers), sizes=own_sizes)
+        for (i, inputs), drawn in zip(members, to_images(sampler(request, sampling)), strict=True):
+            rows[i] = Row(sampling.prompts[i].text, [*map(as_image, inputs), drawn])
     blank = sum(is_blank(row.images[-1]) for row in rows.values())
     return contact_sheet([rows[i] for i in sorted(rows)]), blank
 
@@ -40,15 +45,6 @@ def is_blank(image: Image.Image) -> bool:
     return int(np.ptp(np.asarray(image.convert("RGB")), axis=(0, 1)).max()) <= BLANK
 
 
-def _request(task: Task, chosen: list[tuple[int, SamplePrompt]], resolution: int) -> GenerationRequest:
-    size = (resolution, resolution)
-    images = torch.zeros(len(chosen), len(chosen[0][1].images), 3, *size, dtype=torch.uint8)
-    for b, (_, prompt) in enumerate(chosen):
-        for n, path in enumerate(prompt.images):
-            images[b, n] = load_image(path, resolution)
-    return GenerationRequest(task, [p.text for _, p in chosen], images, size, torch.tensor([i for i, _ in chosen]))
-
-
 def load_image(path: Path, resolution: int) -> torch.Tensor:
     """An image from disk, as training has it, in a square of `resolution`: uint8 [3, H, W]."""
-    return fitted([path], (resolution, resolution))[0]
+    return fitted(path, (resolution, resolution))

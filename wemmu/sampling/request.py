@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from wemmu.config.buckets import RequestSizes
+from wemmu.config.grid import token_grid
 from wemmu.config.task import Task
+from wemmu.types import Sizes
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class GenerationRequest:
 
     texts: B prompts or questions. images: uint8 [B, N, 3, H, W], N = 0 without input. size: (height, width) px of the
     images to make, multiples of the autoencoder's and not smaller than a VLM token. sample_ids: int64 [B], key of the
-    noise. negatives: B texts that the guidance leads away from; none stands for empty ones, as in training.
+    noise. negatives: B texts that the guidance leads away from; none stands for empty ones, as in training. sizes: of
+    the input images, see `wemmu.types.Batch`.
     """
 
     task: Task
@@ -24,6 +28,7 @@ class GenerationRequest:
     size: tuple[int, int]
     sample_ids: Tensor
     negatives: Sequence[str] = ()
+    sizes: Sizes | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,17 @@ class Response:
     image: Image.Image
     words: str = ""
     restored: bool = False
+
+
+def request_sizes(side: int, max_aspect: float, table: int, token_px: int, latent_px: int) -> RequestSizes:
+    """Return how a model sizes images; side, max_aspect: see `RequestSizes`.
+
+    table: side of the position table, tokens. token_px, latent_px: side of a VLM token and of a latent, px.
+    """
+    # From the smallest that has a VLM token.
+    sides = range(-(-token_px // latent_px) * latent_px, (table + 1) * token_px, latent_px)
+    largest = max(px for px in sides if max(token_grid(px, px, token_px)) <= table)
+    return RequestSizes(side, latent_px, max_aspect, largest)
 
 
 def task_of(text: str, images: int) -> Task:

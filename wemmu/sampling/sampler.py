@@ -66,16 +66,16 @@ class Sampler:
         return self.solvers[sampling.solver](velocity, x_1, times(sampling.steps, self.shift), on_step)
 
     def _condition(self, branch: Branch, request: GenerationRequest, noise: Noise) -> Condition:
-        texts, images = request.texts, request.images
+        texts, images, sizes = request.texts, request.images, request.sizes
         if branch is not Branch.FULL:
             negative = request.negatives and branch is wordless(request.task)
             texts = request.negatives if negative else [""] * len(texts)
         if branch is Branch.UNCONDITIONAL:
-            images = images[:, :0]
-        height, width = images.shape[-2:]
-        grid = token_grid(height, width, self.model.vlm.token_px) if images.shape[1] else (0, 0)
-        prompts = self.encoder(texts, [[grid] * images.shape[1]] * len(texts)).to(images.device)
-        return self.model.condition(prompts, images, request.size, noise, task=request.task)
+            images, sizes = images[:, :0], None
+        every = sizes or [[(images.shape[-2], images.shape[-1])] * images.shape[1]] * len(texts)
+        grids = [[token_grid(*size, self.model.vlm.token_px) for size in row] for row in every]
+        prompts = self.encoder(texts, grids).to(images.device)
+        return self.model.condition(prompts, images, request.size, noise, task=request.task, sizes=sizes)
 
 
 def _sources(conditions: Sequence[Condition]) -> Tensor | None:

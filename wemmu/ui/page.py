@@ -171,7 +171,7 @@ def _settings(models: Models, source: Source) -> dict[str, gr.components.Compone
             image_guidance = gr.Textbox(
                 "", label="Guidance: image", elem_id="image-guidance", placeholder=f"{default.image:g}"
             )
-            size = gr.Textbox("", label="Size, px", placeholder=f"{source.resolution}, or 64x96", elem_id="size")
+            size = gr.Textbox("", label="Size, px", placeholder="as the input, or 64x96", elem_id="size")
     return {
         "stages": stages,
         "count": count,

@@ -139,7 +139,8 @@ def _watched(source: Source, options: SampleOptions) -> Iterator[tuple[int, list
 
 
 def _results(name: str, source: Source, options: SampleOptions, responses: Sequence[Response]) -> Iterator[Result]:
-    inputs = [fit(image, *source.size(options)) for image in options.images]
+    size, _ = source.sizes_of(options)
+    inputs = [fit(image, *size) for image in options.images]
     for i, response in enumerate(responses):
         judged = None
         if source.world == WORLD and (source.draws or response.restored):

@@ -86,8 +86,8 @@ class Fidelity:
                     values[name] = cosine(*encoder.embed(torch.stack([output, target]))).item()
             if request.task is Task.RECONSTRUCTION and (shift := pixel_shift(target, output)) is not None:
                 values["pixel shift"] = shift
-            if request.task is Task.EDIT:
-                source = _tensor(request.images[0])
+            # An input of another size has no pixels that could stay where they are.
+            if request.task is Task.EDIT and (source := _tensor(request.images[0])).shape == target.shape:
                 mask = unasked(source, target)
                 # An edit of everything leaves nothing to keep; it has no such measure, which is no failure.
                 edit = {

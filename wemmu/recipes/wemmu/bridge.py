@@ -31,7 +31,7 @@ class Bridge(nn.Module):
         """Return the condition for images of `grid` = (rows, columns) VLM tokens.
 
         latents [B, N, C, h, w]: of the input images, scaled like the DiT's; N = 0 without input, or where only the VLM
-        sees it.
+        sees it. Of images of different sizes they are [B, 1, C, 1, G_vae], see `Prefix.image_mask`.
         """
         rows, columns = self.queries.grid(*grid)
         # Noise is drawn in float32; the pathway computes in the type of the prefix.
@@ -39,12 +39,14 @@ class Bridge(nn.Module):
         if self.query_position == "sincos":
             queries = queries + sincos(rows, columns, queries.shape[-1], queries.device)
         queries = queries.to(prefix.keys[0].dtype)
-        tokens, positions = queries, image_grid_positions(prefix.next_position, rows, columns)
+        tokens, positions, real = queries, image_grid_positions(prefix.next_position, rows, columns), None
         if self.vae_branch is not None:
             # Also without an image and hence without tokens: otherwise the branch has no gradient in some steps, and
             # sharded engines reuse the previous step's.
             tokens = torch.cat([self.vae_branch(latents), queries], dim=1)
             seen = prefix.image_positions if latents.shape[1] else prefix.image_positions[..., :0]
             positions = torch.cat([seen, positions], dim=-1)
-        states = self.pathway(tokens, positions, prefix)[:, -rows * columns :]
+            if prefix.image_mask is not None and latents.shape[1]:
+                real = torch.cat([prefix.image_mask, prefix.mask.new_ones(queries.shape[:2])], dim=1)
+        states = self.pathway(tokens, positions, prefix, real)[:, -rows * columns :]
         return Condition(self.position_mlp(states, rows, columns))

@@ -58,13 +58,9 @@ class CopyRate:
             assert batch.target is not None, "edits have one"
             stored = (None, None) if batch.latents is None else (batch.latents.target, batch.latents.images)
             target = self.model.target_latents(batch.target, stored[0]).float()  # [B, C, h, w]
-            inputs = torch.stack(
-                [
-                    self.model.target_latents(image, None if stored[1] is None else stored[1][:, n])
-                    for n, image in enumerate(batch.images.unbind(1))
-                ],
-                dim=1,
-            )
+            size, encode = (batch.target.shape[-2], batch.target.shape[-1]), self.model.source_latents
+            numbers = range(batch.images.shape[1])
+            inputs = torch.stack([encode(batch.images, size, stored[1], batch.sizes, n) for n in numbers], dim=1)
             noise = Noise(self._seed, STEP, batch.sample_ids, target.device, self._source)
             eps = noise.normal("eps", tuple(target.shape[1:]))
             v = self.model.velocity(eps, eps.new_ones(len(eps)), self._loss.condition(batch, STEP))

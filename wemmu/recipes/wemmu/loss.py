@@ -66,8 +66,9 @@ class FlowMatchingLoss:
         height, width = _target(batch).shape[-2:]
         inputs = None if batch.latents is None else batch.latents.images
         by_latents = not (batch.task is Task.RECONSTRUCTION and self._without_vae(step))
+        noise, size = self._noise(batch, step), (height, width)
         return self.model.condition(
-            batch.prompts, batch.images, (height, width), self._noise(batch, step), inputs, by_latents, batch.task
+            batch.prompts, batch.images, size, noise, inputs, by_latents, batch.task, batch.sizes
         )
 
     def _without_vae(self, step: int) -> bool:

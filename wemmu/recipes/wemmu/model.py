@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from wemmu.backbones.adapters import DiTAdapter, DiTStage, adapter_of
 from wemmu.backbones.offload import Offloadable
@@ -13,10 +14,11 @@ from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config.task import EDITS, Task
 from wemmu.noise import Noise
+from wemmu.pixels import by_size, cropped_to
 from wemmu.positions import token_grid
 from wemmu.recipes.staged import Staged
 from wemmu.recipes.wemmu.bridge import Bridge
-from wemmu.types import Condition, Prompts, VelocityOf
+from wemmu.types import Condition, Prompts, Sizes, VelocityOf
 
 
 class WeMMU(Offloadable, Staged):
@@ -42,40 +44,64 @@ class WeMMU(Offloadable, Staged):
         stored: Tensor | None = None,
         by_latents: bool = True,
         task: Task | None = None,
+        sizes: Sizes | None = None,
     ) -> Condition:
         """Condition of the DiT for images of `size` = (height, width) px.
 
         images: uint8 [B, N, 3, H, W], the input images of each prompt; stored: their latents, see `input_latents`.
         by_latents: False where only the VLM may see the images. task: edits give the DiT their source, if it takes one.
+        sizes: of the images, see `Batch`.
         """
-        prefix = self.vlm.prefix(prompts, images)
-        inputs = self.input_latents(images if by_latents else images[:, :0], stored)
+        prefix = self.vlm.prefix(prompts, images, sizes)
+        inputs = self.input_latents(images if by_latents else images[:, :0], stored, sizes)
         condition: Condition = self.bridge(prefix, inputs, token_grid(*size, self.vlm.token_px), noise)
         if not self._takes_source or task not in EDITS or images.shape[1] == 0:
             return condition
-        return replace(condition, source=self.source_latents(images[:, 0], size, stored))
+        return replace(condition, source=self.source_latents(images, size, stored, sizes))
 
-    def input_latents(self, images: Tensor, stored: Tensor | None = None) -> Tensor:
+    def input_latents(self, images: Tensor, stored: Tensor | None = None, sizes: Sizes | None = None) -> Tensor:
         """Latents [B, N, C, h, w] of the input images, on the grid of their VLM tokens.
 
+        With `sizes` they are [B, 1, C, 1, G]: the latents of a sample's images one after the other, then zeros.
         `stored` are latents of the images as they are, [B, N, C, H / latent px, W / latent px]. They are of use only
         where that is the same grid; at the published sizes (28 px tokens, 32 px latents) it is another.
         """
         b, n, _, height, width = images.shape
         if n == 0 or self.bridge.vae_branch is None:
             return images.new_zeros(b, 0, self.vae.latent_channels, 1, 1, dtype=self.vae.vae.dtype)
+        if sizes is not None:
+            found: dict[int, Tensor] = {}
+            for places, pixels in by_size(images, sizes):
+                latents = self.vae.encode(pixels, token_grid(pixels.shape[-2], pixels.shape[-1], self.vlm.token_px))
+                found |= zip(places, latents.flatten(2).transpose(1, 2), strict=True)
+            rows = [torch.cat([found[i] for i in range(first, first + n)]) for first in range(0, b * n, n)]  # [G_b, C]
+            return pad_sequence(rows, batch_first=True).transpose(1, 2)[:, None, :, None]
         grid = token_grid(height, width, self.vlm.token_px)
         if stored is not None and stored.shape[-2:] == grid:
             return stored.to(self.vae.vae.dtype)
         return self.vae.encode(images.flatten(0, 1), grid).unflatten(0, (b, n))
 
     @torch.no_grad()
-    def source_latents(self, image: Tensor, size: tuple[int, int], stored: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w] of the images to edit, uint8 [B, 3, H, W], on the grid of images of `size`."""
+    def source_latents(
+        self,
+        images: Tensor,
+        size: tuple[int, int],
+        stored: Tensor | None = None,
+        sizes: Sizes | None = None,
+        number: int = 0,
+    ) -> Tensor:
+        """Latents [B, C, h, w] of one of the input images [B, N, 3, H, W], on the grid of images of `size`.
+
+        Images of another aspect ratio are cropped to it evenly.
+        """
         grid = (size[0] // self.vae.latent_px, size[1] // self.vae.latent_px)
         if stored is not None and stored.shape[-2:] == grid:
-            return stored[:, 0].to(self.vae.vae.dtype)
-        return self.vae.encode(image, grid)
+            return stored[:, number].to(self.vae.vae.dtype)
+        found: dict[int, Tensor] = {}
+        own = None if sizes is None else tuple(row[number : number + 1] for row in sizes)
+        for places, pixels in by_size(images[:, number : number + 1], own):
+            found |= zip(places, self.vae.encode(cropped_to(pixels, size), grid), strict=True)
+        return torch.stack([found[place] for place in sorted(found)])
 
     def target_latents(self, target: Tensor, stored: Tensor | None = None) -> Tensor:
         """Latents [B, C, h, w] of the images to make, uint8 [B, 3, H, W]; `stored` ones need no encoding."""

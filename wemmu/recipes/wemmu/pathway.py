@@ -55,13 +55,16 @@ class Pathway(nn.Module):
         self.rotary = deepcopy(language_model.rotary_emb)
         keep_float32_buffers(self)
 
-    def forward(self, tokens: Tensor, positions: Tensor, prefix: Prefix) -> Tensor:
-        """tokens [B, G, D], positions [3, B, G] -> states [B, G, layers, D], normed, the last layer's last."""
-        if not prefix.padded:
+    def forward(self, tokens: Tensor, positions: Tensor, prefix: Prefix, real: Tensor | None = None) -> Tensor:
+        """tokens [B, G, D], positions [3, B, G] -> states [B, G, layers, D], normed, the last layer's last.
+
+        real: bool [B, G], False on tokens that stand for nothing, which no other token sees; None: all are real.
+        """
+        if not prefix.padded and real is None:
             return self.run(tokens, positions, prefix, None)
         b, g, _ = tokens.shape
-        among_themselves = prefix.mask.new_ones(b, g, g)
-        mask = torch.cat([prefix.mask[:, None, :].expand(b, g, -1), among_themselves], dim=-1)  # [B, G, L + G]
+        own = prefix.mask.new_ones(b, g) if real is None else real
+        mask = torch.cat([prefix.mask, own], dim=-1)[:, None, :].expand(b, g, -1)  # [B, G, L + G]
         return self.run(tokens, positions, prefix, mask)
 
     def run(self, tokens: Tensor, positions: Tensor, prefix: Prefix, mask: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.validation import Validation
 from wemmu.sampling.grid import sample_grid
 from wemmu.sampling.guidance import guidance_weights
-from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.sampling.request import GenerationRequest, Response, request_sizes
 from wemmu.sampling.sampler import Sampler
 from wemmu.sampling.solvers import times
 from wemmu.types import Batch, Prepared
@@ -48,6 +48,8 @@ class WeMMURecipe:
         self.caches = (self.vae.cache, self.model.vlm.cache)
         self.normed = (self.language, self.model.bridge.pathway)
         self.loss = FlowMatchingLoss(self.model, run)
+        side, table = run.stage.resolution, self.model.bridge.position_mlp.table.shape[0]
+        self.sizes = request_sizes(side, run.data.max_aspect, table, self.token_px, self.vae.latent_px)
         shift = self.loss.config.time.shift_at(run.stage.resolution)
         self.sampler = Sampler(self.model, self.encoder, shift, device=device)
 
@@ -62,7 +64,7 @@ class WeMMURecipe:
         return Prepared(batches)
 
     def preview(self) -> tuple[Image.Image, int]:
-        return sample_grid(self.sampler, self._run.sampling, self._run.stage.resolution)
+        return sample_grid(self.sampler, self._run.sampling, self.sizes)
 
     def respond(self, request: GenerationRequest) -> list[Response]:
         return [Response(image) for image in to_images(self.sampler(request, self._run.sampling))]

@@ -1,0 +1,109 @@
+"""Aspect-ratio buckets: the sizes of a resolution, and which of them an image takes.
+
+Writing shards and sampling share these rules (docs/data.md, "Sizes").
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from wemmu.config.base import ConfigError
+from wemmu.config.prepare import ImageSizing
+
+# (height, width) in pixels.
+Size = tuple[int, int]
+# An input that loses at most this share of its area in the output's bucket takes that bucket: the two stay aligned.
+SAME_SHAPE = 0.05
+
+
+def buckets(resolution: int, sizing: ImageSizing) -> tuple[Size, ...]:
+    """Return the sizes of about `resolution`^2 pixels with sides in multiples of `sizing.unit`, tallest first.
+
+    Raises:
+        ConfigError: if the resolution is not a multiple of the unit.
+    """
+    unit = sizing.unit
+    if resolution % unit:
+        below, above = resolution // unit * unit, -(-resolution // unit) * unit
+        raise ConfigError(
+            f"the resolution {resolution} is not a multiple of data.prepare.images.unit, {unit} px; the nearest are "
+            + " and ".join(str(r) for r in (below, above) if r)
+        )
+    return of_area(resolution**2, unit, sizing.max_aspect)
+
+
+def of_area(area: int, unit: int, max_aspect: float) -> tuple[Size, ...]:
+    """Return the sizes of about `area` pixels, tallest first.
+
+    Each height up to the square's gets the width whose area is nearest. The set also has the transpose of each size,
+    so it contains the square and is symmetric.
+    """
+    found = set()
+    square = max(1, round(math.sqrt(area) / unit)) * unit
+    for short in range(unit, square + 1, unit):
+        long = max(short, round(area / short / unit) * unit)
+        if long / short <= max_aspect:
+            found |= {(short, long), (long, short)}
+    return tuple(sorted(found, key=lambda size: size[1] / size[0]))
+
+
+def nearest(size: Size, choices: Sequence[Size]) -> Size:
+    """Return the bucket with the nearest aspect ratio, on a logarithmic scale."""
+    wanted = math.log(size[1] / size[0])
+    return min(choices, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - wanted))
+
+
+def beside(size: Size, output: Size, choices: Sequence[Size]) -> Size:
+    """Return the bucket of an input of `size` whose output has the bucket `output`."""
+    return output if cut(size, output) <= SAME_SHAPE else nearest(size, choices)
+
+
+def enlargement(size: Size, bucket: Size) -> float:
+    """Return the factor that scales an image of `size` to cover `bucket`; above 1 it enlarges."""
+    return max(bucket[0] / size[0], bucket[1] / size[1])
+
+
+def cut(size: Size, bucket: Size) -> float:
+    """Return the share of an image's area that is cropped when it fills `bucket`."""
+    kept = bucket[0] * bucket[1] / enlargement(size, bucket) ** 2
+    return 1 - kept / (size[0] * size[1])
+
+
+@dataclass(frozen=True)
+class RequestSizes:
+    """How a model sizes the images of a request.
+
+    side: px of the square that has its number of pixels. unit: px, of which all sides are multiples. max_aspect: of the
+    images that it was trained on. largest: px, the longest side that it can generate.
+    """
+
+    side: int
+    unit: int
+    max_aspect: float
+    largest: int
+
+    def of(self, inputs: Sequence[Size], wanted: Size | None = None) -> tuple[Size, list[Size]]:
+        """Return the size of the output and of each input, which are scaled to cover it and cropped evenly.
+
+        The output has the aspect ratio of the first input, or the size `wanted`. Each input keeps its own aspect ratio
+        and gets as many pixels as the output.
+        """
+        output = wanted or (self.side, self.side)
+        if inputs and not wanted:
+            output = nearest(inputs[0], self._choices(output, self.max_aspect))
+        choices = self._choices(output, max(self.max_aspect, max(output) / min(output)))
+        return output, [beside(size, output, choices) for size in inputs]
+
+    def _choices(self, size: Size, max_aspect: float) -> list[Size]:
+        found = of_area(size[0] * size[1], self.unit, max_aspect)
+        return [one for one in found if max(one) <= self.largest] or [size]
+
+
+def cropped(inputs: Sequence[Size], sizes: Sequence[Size]) -> Iterator[str]:
+    """Yield a warning for each input that loses more than its aspect ratio's rounding."""
+    for number, (given, size) in enumerate(zip(inputs, sizes, strict=True), 1):
+        if (lost := cut(given, size)) > SAME_SHAPE:
+            yield (
+                f"input image {number} of {given[0]} x {given[1]} px (height x width) becomes {size[0]} x {size[1]} px "
+                f"and loses {lost:.0%} at its edges; pad it to that shape to keep all of it"
+            )
