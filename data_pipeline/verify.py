@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from data_pipeline.contents import Contents, look, shard_files
 from data_pipeline.ledger import Ledger, streams_of
+from data_pipeline.swapped import Growth, suspects
 from data_pipeline.verify_shard import Check, Checked, Problem, check_shard
 from wemmu.config.shards import COLUMNS, DATASET_FILE, INDEX_FILE, REJECTED_FILE, REWRITE, ShardError, Stream
 from wemmu.mds import Shard, read_index
@@ -29,13 +30,15 @@ Samples = dict[str, dict[str, int]]
 def verify(root: Path, console: Console, workers: int | None = None) -> bool:
     """Print each problem and a summary; return whether the data set is complete and undamaged.
 
+    Warns of sources whose inputs and targets look swapped, which is no damage.
+
     Reads shards in `workers` processes (default: by the number of cores and the size of the data). Each needs the
     memory of a record; this process needs 8 bytes per record of one stream, to find duplicate ids.
 
     Raises:
         ShardError: if `root` holds no data set of this version.
     """
-    start, problems, records, size = time.monotonic(), 0, 0, 0
+    start, problems, records, size, grown = time.monotonic(), 0, 0, 0, list[Growth]()
     contents = look(root)
     samples, ledger_problems = _ledger(contents)
     checks = [
@@ -64,8 +67,11 @@ def verify(root: Path, console: Console, workers: int | None = None) -> bool:
                 tell(checked.problems)
                 records, size = records + len(checked.ids), size + checked.bytes
                 ids.append((check, checked.ids))
+                grown += checked.growth
                 progress.advance(bar)
             tell(_repeated_ids(ids))
+    for warning in suspects(grown):
+        console.print(warning, style="yellow")
     read = (
         f"{records:,} records in {len(checks)} shards of {len(contents.streams)} streams, {size / 1e6:,.1f} MB, in "
         f"{time.monotonic() - start:.1f} s"

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_pipeline.swapped import Growth, growth
 from wemmu.config.shards import Bytes, StoredRecord, StreamSettings, written_anew
 from wemmu.mds import BrokenShardError, Shard
 from wemmu.report.text import plain
@@ -40,6 +41,7 @@ class Checked:
     bytes: int
     ids: NDArray[np.uint64]
     problems: list[Problem]
+    growth: list[Growth] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def check_shard(check: Check) -> Checked:
     path, file, remedy = check.path, str(check.path), written_anew(check.root, check.settings.name, check.name)
     ids: list[int] = []
     problems: list[Problem] = []
+    grown: list[Growth] = []
     try:
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -73,7 +76,10 @@ def check_shard(check: Check) -> Checked:
     try:
         for number, columns in enumerate(Shard.of_ours(path).records()):
             ids.append(xxhash.xxh3_64_intdigest(columns["id"]))
-            problems += [Problem(file, number, what, remedy) for what in record_problems(columns, check.settings)]
+            faults = record_problems(columns, check.settings)
+            problems += [Problem(file, number, what, remedy) for what in faults]
+            if not faults and (value := growth(columns, check.settings)):
+                grown.append(value)
     except BrokenShardError as error:
         problems.append(Problem(file, None, f"it {error.reason}", remedy))
     else:
@@ -82,7 +88,7 @@ def check_shard(check: Check) -> Checked:
     if len(problems) > NAMED:
         more = f"{len(problems) - NAMED} more problems"
         problems = [*problems[:NAMED], Problem(file, None, more, remedy)]
-    return Checked(size, np.array(ids, np.uint64), problems)
+    return Checked(size, np.array(ids, np.uint64), problems, grown)
 
 
 def record_problems(columns: Mapping[str, Bytes], settings: StreamSettings) -> list[str]:

@@ -2,13 +2,14 @@
 
 import io
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -21,6 +22,8 @@ from tests.data_pipeline.worlds import SHAPES, curriculum_of, write_in_process
 from wemmu.config import Curriculum
 from wemmu.config.shards import DataSet, LatentSettings, StreamSettings, checksum, pack
 from wemmu.config.task import Task
+from wemmu.shapes.edits import random_edit
+from wemmu.shapes.render import render
 
 
 def verified(root: Path, workers: int = 1) -> tuple[bool, str]:
@@ -49,6 +52,38 @@ def test_processes_find_what_one_finds_in_the_same_order(copied: Curriculum) -> 
     alone, parallel = (verified(copied.data.shards, workers)[1].splitlines()[:-1] for workers in (1, 2))
     assert len(alone) > 4
     assert [line for line in parallel if line] == [line for line in alone if line]
+
+
+# ------------------------------------------------------------------------------------------------------- swapped edits
+def edits_of(directory: Path, blur: float) -> Path:
+    """Edits of scenes that add or remove an object; all targets are blurred, as those of a generator may be."""
+    directory.mkdir()
+    lines = []
+    for number in range(48):
+        edit = random_edit(random.Random(number), "train", ("add", "remove")[number % 2])
+        image, target = (render(scene, 64) for scene in (edit.sources[0], edit.target))
+        image.save(directory / f"{number}-before.png")
+        target.filter(ImageFilter.GaussianBlur(blur)).save(directory / f"{number}-after.png")
+        instruction = ("Add it", "Remove it")[number % 2]
+        lines.append({"instruction": instruction, "before": f"{number}-before.png", "after": f"{number}-after.png"})
+    (directory / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory / "edits.jsonl"
+
+
+@pytest.mark.parametrize("blur", [0, 0.7])
+def test_inputs_and_targets_that_are_swapped_are_suspected_by_what_add_and_remove_do(
+    tmp_path: Path, blur: float
+) -> None:
+    path, said = str(edits_of(tmp_path / "raw", blur)), {}
+    for name, fields in {"right": ("before", "after"), "swapped": ("after", "before")}.items():
+        source = {"kind": "edits", "name": "mine", "path": path, "input": fields[0], "target": fields[1]}
+        mixture, images = {"edit": 1.0}, {"unit": 16, "max_aspect": 1.0}
+        write_in_process(curriculum_of(tmp_path / name, [source], mixture=mixture, images=images, partition=100))
+        whole, said[name] = verified(tmp_path / name)
+        assert whole
+    assert "look swapped" not in said["right"]
+    assert "source mine: its inputs and targets look swapped" in said["swapped"]
+    assert "threshold 1e-04" in said["swapped"]
 
 
 # ---------------------------------------------------------------------------------------------------- damage on disk

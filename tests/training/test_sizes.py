@@ -167,15 +167,19 @@ def test_the_vlm_the_autoencoder_and_the_target_see_an_image_in_the_same_place(
     target, (bucket,) = RequestSizes(512, 32, 2.0, 2048).of([size], output)
     image = Image.fromarray((waves(size) * 255).round().byte().movedim(0, -1).numpy())
     stored = fitted(image, bucket)[None]
+    top, left, bottom, right = seen(size, bucket)
+    inner = seen(bucket, target)
+    high, wide = bottom - top, right - left
+    source = (top + high * inner[0], left + wide * inner[1], top + high * inner[2], left + wide * inner[3])
     ways = {
-        "stored": (stored[0] / 255, bucket),
-        "VLM": (model.vlm.resized(stored)[0] / 255, bucket),
-        "VAE branch": (model.vae.encode(stored, token_grid(*bucket, 28))[0] / 2 + 0.5, bucket),
-        "target": (model.vae.encode(stored)[0] / 2 + 0.5, bucket),
-        "source": (model.source_latents(stored[:, None], target)[0] / 2 + 0.5, target),
+        "stored": (stored[0] / 255, seen(size, bucket)),
+        "VLM": (model.vlm.resized(stored)[0] / 255, seen(size, bucket)),
+        "VAE branch": (model.vae.encode(stored, token_grid(*bucket, 28))[0] / 2 + 0.5, seen(size, bucket)),
+        "target": (model.vae.encode(stored)[0] / 2 + 0.5, seen(size, bucket)),
+        "source": (model.source_latents(stored[:, None], target)[0] / 2 + 0.5, source),
     }
-    for way, (found, shape) in ways.items():
-        exact = waves((found.shape[1], found.shape[2]), seen(size, shape))
+    for way, (found, box) in ways.items():
+        exact = waves((found.shape[1], found.shape[2]), box)
         assert displacement(exact, found) < 0.1, way
         # The half pixel that a resize by corners would be off is seen.
         assert displacement(exact[:, :, 1:], (found[:, :, 1:] + found[:, :, :-1]) / 2) > 0.4, way

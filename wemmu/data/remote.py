@@ -54,7 +54,7 @@ class ShardCache(Files):
             raise ShardError(
                 f"{root} holds a data set that was written there; as cache of {url} give another directory"
             )
-        self._url, self._root, self._limit = url.rstrip("/"), root, int(gigabytes * 1e9)
+        self._url, self._root, self._limit = url.rstrip("/"), root, round(gigabytes * 1e9)
         try:
             self._remote, self._base = url_to_fs(self._url)
         except Exception as error:
