@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 from wemmu.config.buckets import RequestSizes
-from wemmu.config.grid import token_grid
 from wemmu.config.task import Task
+from wemmu.positions import token_grid
 from wemmu.types import Sizes
 
 
