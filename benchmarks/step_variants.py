@@ -186,7 +186,7 @@ def causal_pathway(model: WeMMU) -> Iterator[None]:
     """Let our queries and VAE tokens see only those before them, as the VLM's own mask would have it."""
     pathway = model.bridge.pathway
 
-    def forward(tokens: Tensor, positions: Tensor, prefix: Prefix) -> Tensor:
+    def forward(tokens: Tensor, positions: Tensor, prefix: Prefix, _: Tensor | None = None) -> Tensor:
         b, g, _ = tokens.shape
         among_themselves = prefix.mask.new_ones(g, g).tril().expand(b, -1, -1)
         mask = torch.cat([prefix.mask[:, None, :].expand(-1, g, -1), among_themselves], dim=-1)

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
 
 import torch
 
@@ -68,8 +67,8 @@ class Workload:
         assert isinstance(self._run.recipe, WeMMU), "only the bridge makes images"
         bridge = self._run.recipe.bridge
         queries = bridge.queries.number if bridge.queries.design == "learnable_fixed" else rows * columns
-        inputs = batch.images.shape[1] * rows * columns * bridge.vae_branch
-        return prompts + len(batch.sample_ids) * (inputs + queries + latents)
+        inputs = sum(batch.prompts.image_tokens) * bridge.vae_branch
+        return prompts + inputs + len(batch.sample_ids) * (queries + latents)
 
     def _flops(self, batch: Batch) -> float:
         """Measured at the stage's resolution; what is not the text's is scaled by the area of the images."""
@@ -77,7 +76,7 @@ class Workload:
         pixels = batch.images if batch.target is None else batch.target
         height, width = pixels.shape[-2:]
         area = height * width / self._run.stage.resolution**2
-        text = int(batch.prompts.mask.sum()) - count * images * prod(token_grid(height, width, self._model["token_px"]))
+        text = int(batch.prompts.mask.sum()) - sum(batch.prompts.image_tokens)
         of_token, of_images = self._cost(batch.task, images, batch.latents is not None)
         return of_token * text + of_images * count * area
 
