@@ -187,7 +187,7 @@ def causal_pathway(model: WeMMU) -> Iterator[None]:
     pathway = model.bridge.pathway
 
     def forward(tokens: Tensor, positions: Tensor, prefix: Prefix, _: Tensor | None = None) -> Tensor:
-        b, g, _ = tokens.shape
+        b, g = tokens.shape[:2]
         among_themselves = prefix.mask.new_ones(g, g).tril().expand(b, -1, -1)
         mask = torch.cat([prefix.mask[:, None, :].expand(-1, g, -1), among_themselves], dim=-1)
         return pathway.run(tokens, positions, prefix, mask)

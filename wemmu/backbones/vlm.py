@@ -209,9 +209,9 @@ class FrozenVLM(Offloadable, VLM):
         super().__init__(vlm.eval().requires_grad_(False), mean, std)
         self.cache = FeatureCache()
 
-    def prefix_with_gradient(self, prompts: Prompts, images: Tensor) -> Prefix:
+    def prefix_with_gradient(self, prompts: Prompts, images: Tensor, sizes: Sizes | None = None) -> Prefix:
         with self.at_work(prompts.input_ids.device):
-            return super().prefix_with_gradient(prompts, images)
+            return super().prefix_with_gradient(prompts, images, sizes)
 
     def train(self, mode: bool = True) -> "FrozenVLM":
         """Stay in eval mode: a frozen model has no training behaviour."""
