@@ -173,13 +173,17 @@ def open_source(source: Path, ema: bool | None = None, device: str | None = None
     return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
 
 
-def open_pipeline(directory: Path) -> "WeMMUPipeline":
-    """Load an export. Raises BackboneError if a file of it is missing or damaged."""
+def open_pipeline(directory: Path, **options: Any) -> "WeMMUPipeline":
+    """Load an export. options: of `from_pretrained`. Raises BackboneError if a file is missing or damaged."""
+    if not (directory / EXPORT).is_file():
+        raise BackboneError(
+            f"{directory} is not an export (it has no {EXPORT}); `wemmu export RUN --out DIR` writes one"
+        )
     with without_scipy():
         from wemmu.pipeline import WeMMUPipeline
 
     try:
-        return WeMMUPipeline.from_pretrained(directory)
+        return WeMMUPipeline.from_pretrained(directory, **options)
     except Exception as error:
         # What the libraries raise of half a folder: OSError without a number, ValueError, TypeError, ...
         if exit_code(error) is not None or isinstance(error, MemoryError):

@@ -3,12 +3,14 @@
 Images are ComfyUI's: float tensors [B, H, W, 3] in [0, 1].
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from wemmu.pipeline import WeMMUPipeline
+from wemmu.source import choose_device, open_pipeline
 
 PIPELINE = "WEMMU_PIPELINE"
 # The largest seed of the pipeline; image i uses seed + i.
@@ -61,13 +63,12 @@ class WeMMULoad:
 
     def load(self, directory: str, device: str, dtype: str) -> tuple[WeMMUPipeline]:
         given = {} if dtype == "as stored" else {"torch_dtype": getattr(torch, dtype)}
-        pipe = WeMMUPipeline.from_pretrained(directory, **given)
+        pipe = open_pipeline(Path(directory).expanduser(), **given)
         pipe.set_progress_bar_config(disable=True)
         if device == "offload":
             pipe.enable_model_cpu_offload()
             return (pipe,)
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        return (pipe.to(chosen),)
+        return (pipe.to(choose_device(None if device == "auto" else device)),)
 
 
 class WeMMUGenerate:
@@ -113,7 +114,7 @@ class WeMMUEdit:
         }
 
     def edit(self, pipeline: WeMMUPipeline, image: Tensor, prompt: str, **given: Any) -> tuple[Tensor]:
-        more = [given.pop(name)[0] for name in self.MORE if name in given]
+        more = [one for name in self.MORE if name in given for one in given.pop(name)[:1]]
         inputs = [[one.movedim(-1, 0).clamp(0, 1) for one in (first, *more)] for first in image]
         return (_images(pipeline, given, prompt=[prompt] * len(inputs), image=inputs),)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cluster import Cluster
-from tests.config.curricula import load_shipped, tree, write
+from tests.config.curricula import load_shipped, small_files_of_an_export, tree, write
 from wemmu.config import ConfigError, dump, load, load_curriculum, load_stage
 
 REPOSITORY = Path(__file__).parents[2]
@@ -212,3 +212,20 @@ def test_a_file_that_is_not_what_was_meant_is_named_with_the_line(tmp_path: Path
         load_curriculum(file)
     assert told.format(line=before.count(b"\n") + 1) in str(caught.value)
     assert str(file) in str(caught.value) or "override" in told or "'5'" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("scheduler/scheduler_config.json", "{}", r"scheduler_config\.json does not say shift"),
+        ("model_index.json", '{"_class_name": "WeMMUPipeline"}', r"model_index\.json does not say resolution"),
+        ("bridge/config.json", "[]", r"config\.json does not say bridge"),
+    ],
+)
+def test_half_an_export_to_begin_with_is_named(tmp_path: Path, name: str, content: str, words: str):
+    export = small_files_of_an_export(tmp_path / "export")
+    (export / name).write_text(content)
+    begun = tree()
+    del begun["backbones"]
+    with pytest.raises(ConfigError, match=f"export: .*{words}.*export the run again"):
+        load_curriculum(write(tmp_path, begun | {"export": str(export)}))

@@ -11,6 +11,7 @@ import torch
 from tests.export.conftest import exported, pipe, trained
 from tests.export.fresh import noise_image
 from wemmu.pipeline import WeMMUPipeline
+from wemmu.published.layout import BackboneError
 
 __all__ = ["exported", "pipe", "trained"]
 FOLDER = Path(__file__).resolve().parents[2] / "integrations" / "comfyui"
@@ -63,3 +64,9 @@ def test_the_nodes_load_generate_and_edit_what_the_pipeline_does(
     expected = pipe(["make it red"] * 2, image=[[one, tensors[1]] for one in tensors], **size).images
     np.testing.assert_allclose(both.numpy(), expected, atol=1e-5)
     assert not np.allclose(both.numpy(), edited.numpy(), atol=1e-3)
+
+
+def test_a_folder_that_is_no_export_is_named_by_the_node(nodes: dict[str, Any], tmp_path: Path):
+    """Not looked for on the hub."""
+    with pytest.raises(BackboneError, match=r"is no export: it has no model_index\.json; `wemmu export"):
+        execute(nodes["WeMMULoad"], directory=str(tmp_path))

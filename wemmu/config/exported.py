@@ -54,16 +54,22 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
         )
     backbones = {name: str(export / folder) for name, folder in FOLDERS.items()} | (tree.get("backbones") or {})
     if not Path(backbones["vlm"]).is_dir():
-        raise ValueError(f"export: {export} was written without its VLM; set backbones.vlm to the one of its README.md")
-    index = _read(export / INDEX)
-    bridge = _read(export / BRIDGE / "config.json")["bridge"]
+        raise ValueError(
+            f"export: {backbones['vlm']} is no directory; if {export} was written without its VLM, set backbones.vlm "
+            "to the one of its README.md"
+        )
+    index = _read(export / INDEX, "resolution")
+    bridge = _read(export / BRIDGE / "config.json", "bridge")["bridge"]
     if bridge.get("source_latents") and "dit" not in (tree.get("backbones") or {}):
         raise ValueError(
             f"export: the DiT of {export} was widened for recipe.bridge.source_latents, as a published one is; "
             "set backbones.dit to the DiT that it was made from"
         )
     px = index["resolution"]
-    time = {"shift": _read(export / "scheduler" / "scheduler_config.json")["shift"], "reference_resolution": px}
+    time = {
+        "shift": _read(export / "scheduler" / "scheduler_config.json", "shift")["shift"],
+        "reference_resolution": px,
+    }
     whole: dict[str, Any] = {
         "backbones": backbones,
         "recipe": {"kind": "wemmu", "bridge": bridge} | (tree.get("recipe") or {}),
@@ -78,9 +84,11 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
     return {**tree, **whole}
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, needed: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"export: {file} cannot be read: {error}") from error
+    if not isinstance(found, dict) or needed not in found:
+        raise ValueError(f"export: {file} does not say {needed}, as `wemmu export` writes it; export the run again")
     return found
