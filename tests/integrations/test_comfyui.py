@@ -68,5 +68,5 @@ def test_the_nodes_load_generate_and_edit_what_the_pipeline_does(
 
 def test_a_folder_that_is_no_export_is_named_by_the_node(nodes: dict[str, Any], tmp_path: Path):
     """Not looked for on the hub."""
-    with pytest.raises(BackboneError, match=r"is no export: it has no model_index\.json; `wemmu export"):
+    with pytest.raises(BackboneError, match=r"is not an export \(it has no model_index\.json\); `wemmu export"):
         execute(nodes["WeMMULoad"], directory=str(tmp_path))
