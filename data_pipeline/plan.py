@@ -67,7 +67,7 @@ class Settings(Schema):
     @model_validator(mode="before")
     @classmethod
     def _upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        tree = renamed({"data": {"prepare": values.get("prepare")}})
+        tree, _ = renamed({"data": {"prepare": values.get("prepare")}})
         return {**values, "prepare": tree["data"]["prepare"]}
 
     @classmethod

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from tests.config.curricula import tree, write
 from wemmu.config import ConfigError, load_curriculum, load_stage
+from wemmu.config.next_resolution import NextResolution
 from wemmu.config.schema import Curriculum, Memory
 from wemmu.config.stage import Optimizer
+from wemmu.config.upgrade import _offloaded, upgraded_file
 from wemmu.recipes.ross.config import Ross
 from wemmu.recipes.wemmu.config import Bridge, WeMMU
 
@@ -164,9 +166,27 @@ def test_refused_with_its_reason(tmp_path: Path, bends: list[Bend], reason: str)
         load_curriculum(write(tmp_path, content))
 
 
+def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """By the objective of its stages; it had the fields of all recipes side by side."""
+    old = tree() | {"bridge": {"position_table": 9}}
+    assert load_curriculum(write(tmp_path, old)).recipe == WeMMU(bridge=Bridge(position_table=9))
+    assert "`bridge` has moved, write `recipe: {kind: wemmu, bridge: {...}}`" in capsys.readouterr().err
+    assert load_curriculum(write(tmp_path, old), ["bridge.queries.std=2"]).recipe.bridge.queries.std == 2
+    both = load_curriculum(write(tmp_path, old), ["recipe.bridge.queries.number=4"]).recipe.bridge
+    assert (both.position_table, both.queries.number) == (9, 4)
+    for later in ("recipe.bridge.position_table=8", "bridge.position_table=8"):
+        assert load_curriculum(write(tmp_path, old), [later]).recipe.bridge.position_table == 8
+    old = tree() | {"reconstruction": {"target": "pixels"}, "stages": [tree()["stages"][0] | ROSS]}
+    ross = load_curriculum(write(tmp_path, old), ["reconstruction.layer=1"]).recipe
+    assert isinstance(ross, Ross)
+    assert (ross.target.kind, ross.layer) == ("pixels", 1)
+
+
 @pytest.mark.parametrize("kind", ["wemmu", "ross"])
-def test_a_run_folder_of_an_earlier_version_tells_its_recipe_by_the_objective(tmp_path: Path, kind: str):
-    """It holds the fields of all recipes."""
+def test_a_run_folder_of_an_earlier_version_is_read_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture, kind: str
+):
+    """It holds the fields of all recipes, and the first versions did not say where they were written."""
     old = tree() | {"bridge": {"position_table": 9}, "reconstruction": {"target": "pixels"}}
     if kind == "ross":
         old["stages"] = [old["stages"][0] | ROSS]
@@ -176,13 +196,23 @@ def test_a_run_folder_of_an_earlier_version_tells_its_recipe_by_the_objective(tm
     run = curriculum.stage_run("first" if kind == "wemmu" else "align").model_dump(mode="json", exclude={"recipe"})
     write(tmp_path, run | {name: old[name] for name in ("bridge", "reconstruction")})
     assert load_stage(tmp_path / "curriculum.yaml").recipe == expected
-    changed = load_curriculum(
-        write(tmp_path, tree() | {"bridge": {"position_table": 9}}), ["recipe.bridge.position_table=8"]
-    )
-    assert changed.recipe == WeMMU(bridge=Bridge(position_table=8))
+    assert capsys.readouterr().err == ""
 
 
-def test_fields_are_read_under_their_earlier_names(tmp_path: Path):
+def test_the_offload_that_was_the_generators_own_is_read_as_that_of_the_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    old = tree() | {"recipe": {"generator": {"offload": True, "export": "pipeline"}}}
+    assert _offloaded({name: value for name, value in old.items() if name != "memory"})["memory"] == {
+        "offload": ["generator"]
+    }
+    read, told = upgraded_file(old)
+    assert read["recipe"] == {"generator": {"export": "pipeline"}}
+    assert read["memory"]["offload"] == ["generator"]
+    assert told == {"recipe.generator.offload": "`memory: {offload: [generator]}`"}
+
+
+def test_fields_are_read_under_their_earlier_names(tmp_path: Path, capsys: pytest.CaptureFixture):
     now, old = tree(), tree()
     sizing = {"sources": [{"kind": "shapes", "samples": {"t2i": 9}}]}
     rule = {"resolution": [32, 64], "next_resolution": {"samples": 32}}
@@ -192,7 +222,17 @@ def test_fields_are_read_under_their_earlier_names(tmp_path: Path):
     old["stages"][1] |= {"resolution": [32, 64], "next_rung": {"samples": 32}}
     curriculum = load_curriculum(write(tmp_path, now))
     assert load_curriculum(write(tmp_path, old)) == curriculum
-    assert load_curriculum(write(tmp_path, old), ["memory.cached_images=8"]).memory.cached_images == 8
+    told = capsys.readouterr().err
+    assert "the field `memory.cached_pictures` has moved, write `cached_images`" in told
+    assert "`stages.*.next_rung` has moved, write `next_resolution`" in told
+    changed = load_curriculum(
+        write(tmp_path, old),
+        ["memory.cached_pictures=8", "stages.second.next_rung.samples=64", "data.prepare.pictures.unit=32"],
+    )
+    assert changed.memory.cached_images == 8
+    assert changed.data.prepare is not None
+    assert changed.data.prepare.images.unit == 32
+    assert changed.stages[1].next_resolution == NextResolution(samples=64)
     with pytest.raises(ConfigError, match=r"memory\.cached_images is 8 and, under its name of earlier versions, 7"):
         load_curriculum(write(tmp_path, old | {"memory": old["memory"] | {"cached_images": 8}}))
     # The config of a job in a run folder.

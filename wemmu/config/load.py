@@ -21,7 +21,7 @@ from wemmu.config.base import ConfigError, Named, leaves, local_path
 from wemmu.config.exported import completed
 from wemmu.config.files import YAML_LOADER, replace_text
 from wemmu.config.schema import Curriculum, StageRun
-from wemmu.config.upgrade import upgraded_file
+from wemmu.config.upgrade import MOVED, moved, upgraded_file
 
 Schema = TypeVar("Schema", bound=BaseModel)
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
@@ -208,9 +208,15 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[DictConfig, dict[st
     base, overrides, written = (tree.pop(key, None) for key in ("base", "overrides", "relative_to"))
     content: Any = OmegaConf.to_container(tree)
     try:
-        tree = OmegaConf.create(upgraded_file(content))
+        content, old = upgraded_file(content)
     except ValueError as error:
         raise ConfigError(f"the config {path} is not valid: {error}") from error
+    if old:
+        tree = OmegaConf.create(content)
+        # A run folder's file has every field, of all recipes in an earlier version, and nobody wrote it by hand.
+        if written is None and not old.keys() >= MOVED.keys():
+            for field in old:
+                print(f"{path}: the field `{field}` has moved, write {old[field]}; it is read as that", file=sys.stderr)
     folders = _folders(written, path)
     origins = {name: Origin(str(path), folders) for name, _ in leaves(OmegaConf.to_container(tree))}
     if base is not None:
@@ -297,6 +303,7 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"the override {override!r} is not of the form field=value")
+    key = moved(key)
     parts = key.split(".")
     listed = tree.get("stages") or []
     stages = [s.get("name") for s in listed if isinstance(s, DictConfig)] if isinstance(listed, ListConfig) else []

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Fields of earlier versions whose place is in `recipe` now.
-MOVED = ("bridge", "reconstruction")
+# Field of earlier versions -> where it stands now, and how that is written.
+MOVED = {
+    "bridge": ("recipe.bridge", "`recipe: {kind: wemmu, bridge: {...}}`"),
+    "reconstruction": ("recipe", "its fields into `recipe: {kind: ross, ...}`"),
+}
 # Field of earlier versions -> its name now, beside the same others; `*` is any stage.
 RENAMED = {
     "memory.cached_pictures": "cached_images",
@@ -15,11 +18,27 @@ RENAMED = {
 }
 
 
-def renamed(tree: dict[str, Any]) -> dict[str, Any]:
-    """The config with the fields of `RENAMED` under their names of today."""
+def moved(name: str) -> str:
+    """The name today of a field, dotted."""
+    first, _, rest = name.partition(".")
+    if rest and first in MOVED:
+        return f"{MOVED[first][0]}.{rest}"
+    parts = name.split(".")
     for old, new in RENAMED.items():
-        tree = _renamed(tree, old.split("."), new, "")
-    return tree
+        pattern = old.split(".")
+        if len(parts) >= len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=False)):
+            parts[len(pattern) - 1] = new
+    return ".".join(parts)
+
+
+def renamed(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config with the fields of `RENAMED` under their names of today, and the fields that it had: old -> new."""
+    found = {}
+    for old, new in RENAMED.items():
+        before, tree = tree, _renamed(tree, old.split("."), new, "")
+        if tree != before:
+            found[old] = new
+    return tree, found
 
 
 def _renamed(value: Any, path: list[str], new: str, name: str) -> Any:
@@ -39,9 +58,9 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     """The config of a curriculum or of one stage in today's form.
 
     Earlier versions told the recipe by the objective of the stages, and had the fields of all recipes side by side:
-    `bridge` of WeMMU, `reconstruction` of ROSS.
+    `bridge` of WeMMU, `reconstruction` of ROSS. An override may still name these.
     """
-    tree = _offloaded(renamed(tree))
+    tree = _offloaded(renamed(tree)[0])
     rest = {name: value for name, value in tree.items() if name not in MOVED}
     recipe: Any = tree.get("recipe") or {}
     if not isinstance(recipe, dict):
@@ -54,7 +73,7 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
 def _offloaded(tree: dict[str, Any]) -> dict[str, Any]:
     """UAE's own field, `recipe.generator.offload`, as what every recipe has: `memory.offload`."""
     recipe: Any = tree.get("recipe")
-    memory = tree.get("memory")
+    memory = tree.get("memory") or {}
     generator = recipe.get("generator") if isinstance(recipe, Mapping) else None
     if not isinstance(generator, Mapping) or "offload" not in generator:
         return tree
@@ -65,9 +84,15 @@ def _offloaded(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def upgraded_file(tree: dict[str, Any]) -> dict[str, Any]:
-    """The content of one file, which may be part of a config, in today's form."""
-    return upgraded(tree) if any(name in tree for name in MOVED) else renamed(tree)
+def upgraded_file(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The content of one file, which may be part of a config, in today's form; its old fields -> how to write them."""
+    moved = {name: written for name, (_, written) in MOVED.items() if name in tree}
+    tree, found = renamed(tree)
+    told = moved | {old: f"`{new}`" for old, new in found.items()}
+    without = _offloaded(tree)
+    if without != tree:
+        told["recipe.generator.offload"] = "`memory: {offload: [generator]}`"
+    return upgraded(tree) if moved else without, told
 
 
 def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str, Any]:
