@@ -31,9 +31,11 @@ from benchmarks.measure import RESULTS, ROOT, Out, Quick, save, table
 from benchmarks.study import write_data
 from wemmu.checkpoint import retention
 from wemmu.config import Curriculum, dump, load_curriculum, load_stage
+from wemmu.config.benchmarks import ShapesOptions
 from wemmu.config.task import Task
-from wemmu.evaluation.requests import batch, held_out
+from wemmu.evaluation.generation import request_of
 from wemmu.evaluation.scores import HEADLINE
+from wemmu.evaluation.shapes.benchmark import Shapes
 from wemmu.jsonlines import read_lines
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
@@ -218,9 +220,8 @@ def attention(folder: Path, requests: int = 32) -> dict[str, float]:
     made = load_trained(run, newest)
     model, weights = made.model, list[Tensor]()
     assert isinstance(model, WeMMU)
-    asked = batch(
-        [ask for ask, _ in zip(held_out(Task.EDIT, "test", 0), range(requests), strict=False)], run.stage.resolution
-    )
+    edits = Shapes(ShapesOptions(prompts=requests, tasks=(Task.EDIT,)), run)
+    asked = request_of(edits.requests(), run.stage.resolution)
     height, width = asked.images.shape[-2:]
     grid = token_grid(height, width, made.token_px)
     prompts = made.encoder(asked.texts, [[grid]] * requests)

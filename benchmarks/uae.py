@@ -17,12 +17,10 @@ import typer
 
 from benchmarks.measure import RESULTS, ROOT, Out, table
 from benchmarks.study import trained, unchanged, write_data
-from wemmu.checkpoint import retention
-from wemmu.config import load_curriculum, load_stage
+from wemmu import evaluate
+from wemmu.config import load_curriculum
 from wemmu.config.task import Task
-from wemmu.evaluation.runner import evaluate
 from wemmu.jsonlines import read_lines
-from wemmu.training.build import load_trained
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -61,15 +59,9 @@ def main(
 
 def scored(folder: Path, prompts: int) -> dict[str, float]:
     """Return shares of held-out test scenes: captions that are true, that are complete, and images restored."""
-    file = folder / f"scores-{prompts}.json"
-    if not file.exists():
-        run, newest = load_stage(folder / "config.yaml"), retention.latest(folder / "checkpoints")
-        assert newest is not None
-        made = load_trained(run, newest)
-        results = evaluate(made.respond, made.sampling(), run, prompts, folder)
-        shares = results["tasks"][Task.CAPTION]["test"]["measures"]
-        file.write_text(json.dumps({name: of["share"] for name, of in shares.items()}), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+    evaluate.main(folder, prompts=prompts)
+    tasks = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
+    return {name: of["share"] for name, of in tasks[Task.CAPTION]["test"]["measures"].items()}
 
 
 def curves(folder: Path) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wemmu.config.benchmarks import card_file
+from wemmu.config.benchmarks import RESULTS, card_file
 from wemmu.config.checkpoints import says_its_step
 from wemmu.config.stage import BenchmarkGate
 from wemmu.jsonlines import read_lines
@@ -72,7 +72,7 @@ def _of_record(gate: Gate) -> Iterator[str]:
 def _of_scores(gate: Gate) -> Iterator[str]:
     if not gate.scores:
         return
-    file = gate.folder / "evaluation.json"
+    file = gate.folder / RESULTS
     try:
         tasks = json.loads(file.read_text(encoding="utf-8"))["tasks"]
         # The first measure of a task says whether a request was answered.

@@ -7,7 +7,7 @@ from pathlib import Path
 from launcher.gate import Gate
 from launcher.job import Job, checkpoint, is_finished
 from wemmu.config import Curriculum, ResolutionStep, Stage, StageRun
-from wemmu.config.benchmarks import card_file
+from wemmu.config.benchmarks import RESULTS, card_file
 from wemmu.config.checkpoints import MANIFEST
 from wemmu.config.next_resolution import record_file
 
@@ -101,11 +101,8 @@ def _stage(curriculum: Curriculum, run: Path, index: int, before: Sequence[Job])
             )
         )
     last = jobs[-1].name
-    if curriculum.evaluation.prompts:
-        jobs.append(_evaluation(stage.name, folder, manifest, last))
-    for name in curriculum.evaluation.after(stage):
-        jobs.append(_benchmark(curriculum, stage.name, name, folder, manifest, last))
-    return jobs
+    scored = (*(None,) * bool(curriculum.evaluation.prompts), *curriculum.evaluation.after(stage))
+    return [*jobs, *(_evaluation(curriculum, folder, manifest, last, name) for name in scored)]
 
 
 def _gate(curriculum: Curriculum, stage: Stage, run: Path) -> Gate:
@@ -122,25 +119,14 @@ def _data(run: Path) -> Job:
     return Job("data", command, run / "data.log", script="data.sh")
 
 
-def _evaluation(stage: str, folder: Path, manifest: Path, after: str) -> Job:
+def _evaluation(curriculum: Curriculum, folder: Path, manifest: Path, after: str, benchmark: str | None = None) -> Job:
+    """Return the job of a stage's own evaluation, or of a benchmark."""
+    ranks, arguments = curriculum.evaluation.ranks, ("--benchmark", benchmark, "--replace") if benchmark else ()
     return Job(
-        stage + EVALUATION,
-        _python("-m", "wemmu.evaluate", folder),
-        folder / "evaluation.log",
-        products=(folder / "evaluation.json",),
-        inputs=(manifest,),
-        after=(after,),
-        script="evaluate.sh",
-    )
-
-
-def _benchmark(curriculum: Curriculum, stage: str, name: str, folder: Path, manifest: Path, after: str) -> Job:
-    ranks = curriculum.evaluation.ranks
-    return Job(
-        f"{stage}/{name}",
-        _python("-m", "wemmu.evaluate", folder, "--benchmark", name, "--replace"),
-        folder / f"{name}.log",
-        products=(card_file(folder, name),),
+        f"{folder.name}/{benchmark}" if benchmark else folder.name + EVALUATION,
+        _python("-m", "wemmu.evaluate", folder, *arguments),
+        folder / f"{benchmark or 'evaluation'}.log",
+        products=(card_file(folder, benchmark) if benchmark else folder / RESULTS,),
         inputs=(manifest,),
         after=(after,),
         ranks=ranks,

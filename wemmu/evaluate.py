@@ -9,15 +9,14 @@ import typer
 
 from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
-from wemmu.config.benchmarks import OPTIONS, card_folder, from_pairs, options
+from wemmu.config.benchmarks import OPTIONS, RESULTS, card_folder, from_pairs, options
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
 from wemmu.source import choose_device, open_pipeline
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from wemmu.evaluation.benchmark import BenchmarkRequest
     from wemmu.evaluation.generation import Draw
+    from wemmu.sampling.request import Response
 
 
 @plainly()
@@ -47,12 +46,13 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda if there is one.")] = None,
 ) -> None:
     """Score a trained stage on held-out requests, or run a benchmark."""
+    if only not in (None, "generate", "score"):
+        raise UsageError(f"--only {only} is no step; valid choices: generate, score")
+    step: Any = only
     if benchmark is not None:
-        if only not in (None, "generate", "score"):
-            raise UsageError(f"--only {only} is no step; valid choices: generate, score")
-        _benchmark(source, benchmark, from_pairs(set_ or ()), checkpoint, ema, out, only, device, replace)
+        _benchmark(source, benchmark, from_pairs(set_ or ()), checkpoint, ema, out, step, device, replace)
         return
-    for_benchmarks = {"--set": set_, "--out": out, "--only": only, "--replace": replace}
+    for_benchmarks = {"--set": set_, "--out": out, "--replace": replace}
     if unused := [name for name, value in for_benchmarks.items() if value]:
         raise UsageError(f"{unused[0]} goes with --benchmark NAME; valid names: {', '.join(OPTIONS)}")
     folder = stage_folder(source)
@@ -63,23 +63,24 @@ def main(
             f"{run.stage.name}: evaluation.prompts is 0, so there is nothing to draw; give --prompts N with N > 0"
         )
     # Bad input is refused above, before torch and the models are imported.
+    from wemmu.evaluation.shapes.results import evaluate
+
+    chosen = _checkpoint(folder, checkpoint)
+    model = _Stage(run, chosen, ema, _device(device, run))
+    what = f"the average (EMA) in {chosen.name}" if run.stage.averages(ema) else chosen.name
+    print(f"{run.stage.name}: scoring {what}, {number} requests of each task", flush=True)
+    if evaluate(run, number, folder, model.open, model.settings(), step) is not None:
+        print(f"{run.stage.name}: scores in {folder / RESULTS}", flush=True)
+
+
+def _device(named: str | None, run: StageRun | None) -> Any:
+    """Return the device of this rank, and set the number of threads: each rank of a node takes a GPU."""
     import torch
 
-    from wemmu.checkpoint.manifest import read_manifest
-    from wemmu.evaluation.runner import evaluate, write_results
-    from wemmu.training.build import load_trained
-
-    if run.threads is not None:
+    if run is not None and run.threads is not None:
         torch.set_num_threads(run.threads)
-    chosen = _checkpoint(folder, checkpoint)
-    manifest = read_manifest(chosen)
-    made = load_trained(run, chosen, ema)
-    averaged = run.stage.averages(ema)
-    what = f"the average (EMA) in {chosen.name}" if averaged else chosen.name
-    print(f"{run.stage.name}: scoring {what} of {manifest.stage}, {number} requests of each task", flush=True)
-    results = evaluate(made.respond, made.sampling(), run, number, folder)
-    origin = {"directory": chosen.name, "stage": manifest.stage, "step": manifest.step, "ema": averaged}
-    print(f"{run.stage.name}: scores in {write_results(results | {'checkpoint': origin}, folder)}", flush=True)
+    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    return choose_device(named or (f"cuda:{local % gpus}" if gpus else None))
 
 
 def _checkpoint(folder: Path, given: Path | None) -> Path:
@@ -110,15 +111,9 @@ def _benchmark(
     # What the config of the run says, unless --set says otherwise.
     configured = run.evaluation.after(run.stage).get(name) if run else None
     checked = options(name, _merged(configured.model_dump() if configured else {}, values))
-    import torch
-
     from wemmu.evaluation.run_benchmark import run_benchmark
 
-    # Each rank of a node takes a GPU.
-    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-    place = choose_device(device or (f"cuda:{local % gpus}" if gpus else None))
-    if run is not None and run.threads is not None:
-        torch.set_num_threads(run.threads)
+    place = _device(device, run)
     opened: Any = source
     if others:
         described: dict[str, Any] = {"model": {"images": source.name}}
@@ -156,9 +151,9 @@ class _Stage:
 
     def settings(self) -> dict[str, Any]:
         from wemmu.checkpoint.manifest import read_manifest, sha256_of
+        from wemmu.recipes.recipe import recipe_class
 
         manifest = read_manifest(self.checkpoint)
-        sampling = self.run.sampling
         return {
             "model": {
                 "stage": manifest.stage,
@@ -167,37 +162,31 @@ class _Stage:
                 "ema": self.run.stage.averages(self.ema),
                 "frozen": dict(manifest.frozen),
             },
-            "sampling": sampling.model_dump(mode="json", exclude={"prompts", "seed"}) | {"solver": "euler"},
+            "sampling": recipe_class(self.run).sampling(self.run),
             "resolution": self.run.stage.resolution,
             "dtype": self.run.backbones.dtype,
             "device": self.device.type,
         }
 
     def open(self) -> "Draw":
-        import torch
-
-        from wemmu.pixels import fitted, on_canvas
+        from wemmu.evaluation.generation import request_of
         from wemmu.recipes.wemmu.recipe import WeMMURecipe
-        from wemmu.sampling.request import GenerationRequest
         from wemmu.training.build import load_trained
 
         made = load_trained(self.run, self.checkpoint, self.ema, self.device)
 
-        def draw(requests: Sequence["BenchmarkRequest"]) -> list["Image.Image"]:
-            groups: dict[tuple[int, int], list[tuple[int, list[torch.Tensor]]]] = {}
+        def draw(requests: Sequence["BenchmarkRequest"]) -> list["Response"]:
+            groups: dict[tuple[int, int], list[tuple[int, list[tuple[int, int]]]]] = {}
             for i, request in enumerate(requests):
                 size = request.size or (self.run.stage.resolution, self.run.stage.resolution)
                 own = [size] * len(request.images)
                 if isinstance(made, WeMMURecipe):
                     size, own = made.sizes.of([(i.height, i.width) for i in request.images], request.size)
-                groups.setdefault(size, []).append((i, [*map(fitted, request.images, own)]))
-            found: dict[int, Image.Image] = {}
+                groups.setdefault(size, []).append((i, own))
+            found: dict[int, Response] = {}
             for size, members in groups.items():
-                (images, sizes), chosen = on_canvas([inputs for _, inputs in members], size), [i for i, _ in members]
-                seeds = torch.tensor([requests[i].seed for i in chosen])
-                texts = [requests[i].text for i in chosen]
-                asked = GenerationRequest(requests[0].task, texts, images, size, seeds, sizes=sizes)
-                found |= zip(chosen, (response.image for response in made.respond(asked)), strict=True)
+                asked = request_of([requests[i] for i, _ in members], size, [own for _, own in members])
+                found |= zip((i for i, _ in members), made.respond(asked), strict=True)
             return [found[i] for i in range(len(requests))]
 
         return draw
@@ -221,7 +210,7 @@ class _Export:
             "model": {
                 "weights": {part.name: str(identity(part)) for part in parts if any(part.glob("*.safetensors*"))}
             },
-            "sampling": numbers | {"solver": "scheduler"},
+            "sampling": numbers | {"solver": index.get("solver", "euler")},
             "resolution": index.get("resolution"),
             # As `from_pretrained` loads it without `torch_dtype`.
             "dtype": "float32",
@@ -229,15 +218,18 @@ class _Export:
         }
 
     def open(self) -> "Draw":
+        from wemmu.sampling.request import Response
+
         pipe: Any = open_pipeline(self.directory)
         pipe.to(self.device)
         pipe.set_progress_bar_config(disable=True)
 
-        def draw(requests: Sequence["BenchmarkRequest"]) -> list["Image.Image"]:
+        def draw(requests: Sequence["BenchmarkRequest"]) -> list[Response]:
             height, width = requests[0].size or (None, None)
             texts, images = [r.text for r in requests], [list(r.images) for r in requests]
             seeds = [request.seed for request in requests]
-            return list(pipe(texts, image=images, height=height, width=width, seed=seeds).images)
+            made = pipe(texts, image=images, height=height, width=width, seed=seeds)
+            return [Response(image) for image in made.images]
 
         return draw
 

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from wemmu.config import Curriculum, StageRun, Task, dump
 from wemmu.config.schema import Sampling
+from wemmu.evaluation.generation import Draw, request_of
 from wemmu.evaluation.requests import HeldOutRequest
-from wemmu.evaluation.runner import Respond, evaluate, plan, write_results
+from wemmu.evaluation.shapes.benchmark import Shapes
+from wemmu.evaluation.shapes.results import evaluate, options_of
 from wemmu.pixels import to_images, to_pixels
-from wemmu.recipes.wemmu.recipe import sampling_of
+from wemmu.recipes.wemmu.recipe import WeMMURecipe
 from wemmu.sampling.request import GenerationRequest, Response
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import Scene, random_scene
@@ -70,7 +73,7 @@ class Painter:
     """Draws like a `Sampler`; it recognises a request by its id and answers as it was told."""
 
     def __init__(self, run: StageRun, prompts: int, answer: Answer):
-        self.asks = {ask.sample_id: ask for part in plan(run, prompts) for ask in part.asks}
+        self.asks = {ask.sample_id: ask for ask in Shapes(options_of(run, prompts), run).held_out.values()}
         self.answer = answer
 
     def __call__(self, request: GenerationRequest, sampling: Sampling) -> Tensor:
@@ -79,9 +82,17 @@ class Painter:
         return to_pixels([self.answer(ask, request.size) for ask in asks])
 
 
-def drawing(painter: Callable[[GenerationRequest, Sampling], Tensor], run: StageRun) -> Respond:
+def drawing(painter: Callable[[GenerationRequest, Sampling], Tensor], run: StageRun) -> Draw:
     """Answer evaluations by a painter."""
-    return lambda request: [Response(image) for image in to_images(painter(request, run.sampling))]
+    return lambda asked: [
+        Response(image) for image in to_images(painter(request_of(asked, run.stage.resolution), run.sampling))
+    ]
+
+
+def settings(run: StageRun, checkpoint: str = "") -> dict[str, Any]:
+    """What the images of a stage's evaluation depend on."""
+    model = {"stage": run.stage.name, "step": 100, "ema": False, "checkpoint": checkpoint}
+    return {"model": model, "sampling": WeMMURecipe.sampling(run), "resolution": run.stage.resolution}
 
 
 def perfect(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
@@ -119,8 +130,7 @@ def write_run(folder: Path, start: str | None = None, answer: Answer = mostly) -
         dump(run, home / "config.yaml")
         _write_metrics(home / "metrics.jsonl", run)
         _write_manifest(home, run)
-        results = evaluate(drawing(Painter(run, 8, answer), run), sampling_of(run), run, 8, home)
-        write_results(results | {"checkpoint": {"directory": "step_00000100", "stage": stage.name, "step": 100}}, home)
+        evaluate(run, 8, home, lambda run=run: drawing(Painter(run, 8, answer), run), settings(run))
     _write_ledger(folder / "ledger.jsonl")
     return folder
 

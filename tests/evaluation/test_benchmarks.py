@@ -25,6 +25,7 @@ from wemmu.evaluation.fidelity.perceptual import LPIPS
 from wemmu.evaluation.requests import held_out
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.shapes.benchmark import Shapes
+from wemmu.sampling.request import Response
 from wemmu.shapes.language import parse_caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import COLORS, SHAPES, Object, Scene
@@ -42,7 +43,7 @@ class Painter:
     def open(self) -> Any:
         return self
 
-    def __call__(self, requests: Sequence[BenchmarkRequest]) -> list[Image.Image]:
+    def __call__(self, requests: Sequence[BenchmarkRequest]) -> list[Response]:
         if len(self.keys) >= self.dies_after:
             raise KeyboardInterrupt
         images = []
@@ -50,7 +51,7 @@ class Painter:
             self.keys.append(request.key)
             number = int(request.key.rsplit("_", 1)[1])
             images.append(render(_scene(request.text), 64) if number < self.right else Image.new("RGB", (64, 64)))
-        return images
+        return list(map(Response, images))
 
 
 def _scene(text: str) -> Scene:
@@ -103,7 +104,7 @@ def test_ranks_share_the_requests_and_scoring_waits_for_all(tmp_path: Path, monk
         assert (card is None) == (rank == 1)
         if rank == 1:
             monkeypatch.delenv("WORLD_SIZE")
-            with pytest.raises(BenchmarkError, match="lacks 3 of 6 images"):
+            with pytest.raises(BenchmarkError, match="lacks 4 of 6 images"):
                 _run(tmp_path, Painter(), only="score")
             monkeypatch.setenv("WORLD_SIZE", "2")
     assert not set(painters[0].keys) & set(painters[1].keys)
@@ -186,9 +187,9 @@ def test_fidelity_tells_a_model_that_copies_from_one_that_edits(kind: str, shard
     chosen = FidelityOptions(shards=shards, resolution=32, validation=3, encoders=encoders, resamples=20)
     targets = Fidelity(chosen, None)._targets
 
-    def draw(requests: Sequence[BenchmarkRequest]) -> list[Image.Image]:
+    def draw(requests: Sequence[BenchmarkRequest]) -> list[Response]:
         exact = [Image.fromarray((targets[r.key] * 255).byte().permute(1, 2, 0).numpy()) for r in requests]
-        return exact if kind == "targets" else [r.images[0] for r in requests]
+        return list(map(Response, exact)) if kind == "targets" else [Response(r.images[0]) for r in requests]
 
     card = run_benchmark("fidelity", chosen, None, tmp_path, lambda: draw, MODEL)
     assert card is not None
@@ -242,8 +243,8 @@ def test_the_command_ends_with_a_sentence_and_78(tmp_path: Path) -> None:
 def test_images_of_another_program_are_scored_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     benchmark = Shapes(SHAPES_OPTIONS, None)
-    for request, image in zip(benchmark.requests(), Painter(3)(benchmark.requests()), strict=True):
-        image.save(tmp_path / "theirs" / f"{request.key}.png")
+    for request, answer in zip(benchmark.requests(), Painter(3)(benchmark.requests()), strict=True):
+        answer.image.save(tmp_path / "theirs" / f"{request.key}.png")
     card = run_benchmark("shapes", SHAPES_OPTIONS, None, tmp_path / "out", tmp_path / "theirs", MODEL)
     assert card is not None
     assert card["scores"]["correct"]["value"] == 0.5
@@ -268,7 +269,7 @@ def test_a_painted_scene_is_scored_by_its_task() -> None:
     (request,) = benchmark.requests()
     assert request.task is Task.RECONSTRUCTION
     images = [Judged(request, request.images[0]), Judged(request, render(scenes["right"], 64))]
-    assert [values["correct"] for values in benchmark.judge(images)] == [1, 0]
+    assert [values["same"] for values in benchmark.judge(images)] == [1, 0]
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +306,7 @@ def test_lpips_is_the_packages_with_the_named_weights(alexnet: Path, tmp_path: P
 
 def test_fidelity_measures_lpips_if_its_weights_are_named(alexnet: Path, shards: Path, tmp_path: Path) -> None:
     chosen = FidelityOptions(shards=shards, resolution=32, validation=3, lpips=alexnet, resamples=20)
-    copies = lambda requests: [request.images[0] for request in requests]  # noqa: E731
+    copies = lambda requests: [Response(request.images[0]) for request in requests]  # noqa: E731
     card = run_benchmark("fidelity", chosen, None, tmp_path, lambda: copies, MODEL)
     assert card is not None
     scores = {name: one["value"] for name, one in card["scores"].items()}

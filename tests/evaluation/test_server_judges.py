@@ -19,6 +19,7 @@ from wemmu.evaluation.imgedit import benchmark as imgedit
 from wemmu.evaluation.imgedit.benchmark import ImgEdit
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.server_judge import ServerJudge
+from wemmu.sampling.request import Response
 
 
 def _judge(server: Server, folder: Path, **changes: Any) -> ServerJudge:
@@ -138,8 +139,8 @@ def test_dpg_end_to_end_with_failures_counted(server: Server, dpg_file: Path, tm
     server.replies = lambda text, number: says("No" if "red?" in text else "yes")
     options = DPGOptions(data=tmp_path, judge=server.options(tmp_path), images=2, resamples=20)
 
-    def draw(requests: Any) -> list[Image.Image]:
-        return [Image.new("RGB", (8, 8), (request.seed, 0, 0)) for request in requests]
+    def draw(requests: Any) -> list[Response]:
+        return [Response(Image.new("RGB", (8, 8), (request.seed, 0, 0))) for request in requests]
 
     card = run_benchmark("dpg", options, None, tmp_path / "out", lambda: draw, MODEL)
     assert card is not None
@@ -218,7 +219,9 @@ def test_imgedit_end_to_end(server: Server, imgedit_files: Path) -> None:
     given = {"data": imgedit_files, "images": imgedit_files / "images", "resamples": 20}
     options = ImgEditOptions(**given, judge=server.options(imgedit_files))
     out = imgedit_files / "out"
-    card = run_benchmark("imgedit", options, None, out, lambda: lambda asked: [r.images[0] for r in asked], MODEL)
+    card = run_benchmark(
+        "imgedit", options, None, out, lambda: lambda asked: [Response(r.images[0]) for r in asked], MODEL
+    )
     assert card is not None
     assert sorted(server.asked) == [
         "Judge this remove: edit 1",

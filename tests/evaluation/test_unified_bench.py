@@ -15,6 +15,7 @@ from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Mark
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.unified_bench.benchmark import CAPTION, DIRECT, ENCODERS, SCORE, UnifiedBench, pairs
 from wemmu.evaluation.unified_bench_captions import benchmark as duel
+from wemmu.sampling.request import Response
 
 # Table 2 of arXiv 2509.09666: CLIP, LongCLIP, DINOv2, DINOv3, overall.
 TABLE = {
@@ -93,9 +94,9 @@ def test_copies_score_100_and_captions_make_the_benchmark(images: Path, tmp_path
     captions.write_text("".join(json.dumps({"image": f"{n}.jpg", "caption": f"noise {n}"}) + "\n" for n in (0, 2, 10)))
     asked: list[BenchmarkRequest] = []
 
-    def draw(requests: Sequence[BenchmarkRequest]) -> list[Image.Image]:
+    def draw(requests: Sequence[BenchmarkRequest]) -> list[Response]:
         asked.extend(requests)
-        return [Image.new("RGB", (48, 48), "gray") for _ in requests]
+        return [Response(Image.new("RGB", (48, 48), "gray")) for _ in requests]
 
     given = chosen.model_copy(update={"captions": captions})
     card = run_benchmark("unified_bench", given, None, tmp_path / "drawn", lambda: draw, {"model": "gray"})

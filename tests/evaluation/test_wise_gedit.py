@@ -19,6 +19,7 @@ from wemmu.evaluation.gedit.benchmark import TYPES, GEdit
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.wise import benchmark as wise
 from wemmu.evaluation.wise.benchmark import CATEGORIES, WISE
+from wemmu.sampling.request import Response
 
 # The form of the published gpt_eval.py. It cannot run here: there is no openai.
 GPT_EVAL = '''
@@ -97,7 +98,7 @@ def test_wise_end_to_end(server: Server, wise_files: Path) -> None:
 
     server.replies = reply
     options = WISEOptions(data=wise_files, judge=server.options(wise_files), resamples=20)
-    draw = lambda asked: [Image.new("RGB", (8, 8), "blue") for _ in asked]  # noqa: E731
+    draw = lambda asked: [Response(Image.new("RGB", (8, 8), "blue")) for _ in asked]  # noqa: E731
     card = run_benchmark("wise", options, None, wise_files / "out", lambda: draw, MODEL)
     assert card is not None
     scores = {name: one["value"] for name, one in card["scores"].items()}
@@ -209,7 +210,7 @@ def test_gedit_end_to_end(language: str, server: Server, gedit_files: Path) -> N
 
     server.replies = reply
     options = _options(server, gedit_files, language)
-    copies = lambda asked: [request.images[0].resize((64, 32)) for request in asked]  # noqa: E731
+    copies = lambda asked: [Response(request.images[0].resize((64, 32))) for request in asked]  # noqa: E731
     card = run_benchmark("gedit", options, None, gedit_files / "out", lambda: copies, MODEL)
     assert card is not None
     assert (card["title"], card["n"]) == (f"GEdit-Bench-{language.upper()}", len(TYPES) + 1)
@@ -230,7 +231,7 @@ def test_gedit_end_to_end(language: str, server: Server, gedit_files: Path) -> N
 
 def test_an_edit_without_a_verdict_is_left_out_and_counted(server: Server, gedit_files: Path) -> None:
     server.replies = lambda text, number: says("so so" if TYPES[3] in text else "[5, 5]")
-    copies = lambda asked: [request.images[0] for request in asked]  # noqa: E731
+    copies = lambda asked: [Response(request.images[0]) for request in asked]  # noqa: E731
     options = _options(server, gedit_files, attempts=1)
     card = run_benchmark("gedit", options, None, gedit_files / "out", lambda: copies, MODEL)
     assert card is not None

@@ -166,7 +166,7 @@ def test_benchmarks_follow_a_stage_and_hold_up_the_next_one_only_for_its_gate():
     assert jobs["d"].after == ("c",)
     assert jobs["d/fidelity"].products == (RUN / "d/benchmarks/fidelity/card.json",)
     assert jobs["a/shapes"].inputs == jobs["a"].products
-    assert (jobs["a/shapes"].ranks, jobs["a/evaluation"].ranks) == (2, 1)
+    assert (jobs["a/shapes"].ranks, jobs["a/evaluation"].ranks) == (2, 2)
     assert set(scored) < set(jobs["report"].after)
     # The options come back from the file of a stage.
     (last,) = [run for run in stage_runs(config, RUN) if run.stage.name == "d"]

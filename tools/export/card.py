@@ -7,6 +7,7 @@ from typing import Any
 
 from wemmu.checkpoint.manifest import Manifest
 from wemmu.config import StageRun, load_stages
+from wemmu.config.benchmarks import RESULTS
 from wemmu.config.exported import ARGUMENTS
 from wemmu.jsonlines import read_lines
 from wemmu.recipes.wemmu.config import WeMMU
@@ -102,7 +103,7 @@ def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str
         samples=f"{sum(each.stage.steps * each.stage.global_batch for each in stages):,}",
         commit=trained_commit(folder),
         stages="\n".join(_stage_row(stage) for stage in stages),
-        scores=_scores(folder / "evaluation.json", manifest),
+        scores=_scores(folder / RESULTS, manifest),
         parity="\n".join(parity),
     )
 

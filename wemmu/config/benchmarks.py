@@ -16,6 +16,8 @@ Encoder = Literal["clip", "longclip", "dinov2", "dinov3"]
 
 # The file of a result card.
 CARD = "card.json"
+# In a stage's folder: the scores of its evaluation, the benchmark's folder, and in this the first requests.
+RESULTS, EVALUATION, SAMPLES = "evaluation.json", "evaluation", "samples.json"
 
 
 class BenchmarkOptions(Config):
@@ -27,9 +29,13 @@ class BenchmarkOptions(Config):
 
 
 class ShapesOptions(BenchmarkOptions):
-    """The miniature's exact scores: `prompts` held-out requests of each task."""
+    """The miniature's exact scores: `prompts` held-out requests of each task.
+
+    splits: scenes that are never trained on; pairs of colour and shape that are never trained on, half as many.
+    """
 
     prompts: Positive = 100
+    splits: tuple[Literal["test", "composition"], ...] = ("test",)
     tasks: tuple[Task, ...] = (Task.T2I, Task.RECONSTRUCTION, Task.EDIT, Task.MULTI_EDIT)
 
 

@@ -30,7 +30,7 @@ class BenchmarkRequest:
 
     key: its file's name without suffix, unique and stable. unit: requests of one unit are one draw of the bootstrap:
     the images of one prompt. seed: the key of its noise. size: (height, width) px; None for the model's own.
-    facts: what the judge needs, of JSON's types.
+    facts: what the judge needs, of JSON's types. asked: the task; by default what text and images stand for.
     """
 
     key: str
@@ -41,10 +41,11 @@ class BenchmarkRequest:
     images: tuple[Image.Image, ...] = ()
     size: tuple[int, int] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    asked: Task | None = None
 
     @property
     def task(self) -> Task:
-        return task_of(self.text, len(self.images))
+        return self.asked or task_of(self.text, len(self.images))
 
 
 class Mark(NamedTuple):
@@ -57,8 +58,11 @@ class Mark(NamedTuple):
 
 
 class Judged(NamedTuple):
+    """What a judge sees. words: the answer of a model that also writes."""
+
     request: BenchmarkRequest
     image: Image.Image
+    words: str = ""
 
 
 class Benchmark(Protocol):

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from wemmu.config.base import leaves
 from wemmu.config.files import replace_text
 from wemmu.evaluation.benchmark import Mark
-from wemmu.evaluation.generation import IMAGES, INPUTS
+from wemmu.evaluation.generation import IMAGES, INPUTS, WORDS
 from wemmu.evaluation.run_record import StageRecord
 from wemmu.jsonlines import read_lines
 from wemmu.report import page as kit
@@ -50,8 +52,8 @@ def cards_section(stages: Sequence[StageRecord], all_scores: bool, root: str | N
     """
     rows: list[list[str | kit.Cell]] = []
     for stage in stages:
-        for name, card in stage.cards.items():
-            address = f"{stage.name + '/' if root is None else root}benchmarks/{name}/{PAGE}"
+        for place, card in stage.cards.items():
+            address = f"{stage.name + '/' if root is None else root}{place}/{PAGE}"
             about = f"{card['n']} images" + (f", {card['failures']} not judged" if card["failures"] else "")
             title = kit.Cell(kit.link(address, card["title"]), about)
             for score, one in list(card["scores"].items())[: None if all_scores else 1]:
@@ -84,4 +86,7 @@ def _figure(folder: Path, mark: Mark, request: Mapping[str, Any]) -> kit.Figure 
     given = [kit.image(file.read_bytes(), "input", "small") for file in inputs if file.is_file()]
     images = [*given, *(kit.ARROW if given else []), kit.image(made.read_bytes(), "generated")]
     values = ", ".join(f"{n} {'not judged' if v is None else format(v, '.3g')}" for n, v in mark.values.items())
-    return kit.Figure(images, request.get("text") or "reconstruction", values)
+    with Image.open(made) as image:
+        words = image.info.get(WORDS)
+    asked = request.get("text") or mark.category
+    return kit.Figure(images, f"{asked}: {words}" if words else asked, values)

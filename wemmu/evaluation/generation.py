@@ -3,7 +3,7 @@
 FOLDER/settings.json   what the images depend on; other settings need another folder
 FOLDER/requests.jsonl  key, text, seed, category and unit of every request
 FOLDER/inputs/         input images, KEY_N.png
-FOLDER/images/         generated images, KEY.png, written by rename
+FOLDER/images/         generated images, KEY.png, written by rename; what the model said is in the text chunk `words`
 """
 
 import json
@@ -15,19 +15,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from wemmu.config.base import differences
 from wemmu.config.files import replace_text
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, open_image
+from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, open_image
 from wemmu.heartbeat import beat
 from wemmu.locks import hold
+from wemmu.pixels import fitted, on_canvas
+from wemmu.sampling.request import GenerationRequest, Response
 
 SETTINGS, REQUESTS, INPUTS, IMAGES = "settings.json", "requests.jsonl", "inputs", "images"
 # Seconds until a rank gives up on the others: as the launcher's default for a rank that hangs.
 PATIENCE_S = 1800.0
-# Generates the images of requests that have one task, number of inputs and size.
-Draw = Callable[[Sequence[BenchmarkRequest]], list[Image.Image]]
+WORDS = "words"
+# Answers requests that have one task, number of inputs and size.
+Draw = Callable[[Sequence[BenchmarkRequest]], list[Response]]
 
 
 def prepare(
@@ -77,21 +82,17 @@ def _prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Any, 
     _replace(file, json.dumps(settings, indent=1))
 
 
-def generate(
-    folder: Path, requests: Sequence[BenchmarkRequest], draw: Draw, batch: int, rank: int = 0, world: int = 1
-) -> int:
-    """Generate the missing images of this rank's share of the requests; return how many."""
-    mine = missing(folder, requests[rank::world])
-    begun, done = time.monotonic(), 0
-    for several in _batches(mine, batch):
-        for request, image in zip(several, draw(several), strict=True):
+def generate(folder: Path, batches: Sequence[Sequence[BenchmarkRequest]], draw: Draw) -> None:
+    """Generate the images of these batches."""
+    begun, done, total = time.monotonic(), 0, sum(map(len, batches))
+    for several in batches:
+        for request, response in zip(several, draw(several), strict=True):
             _save_inputs(folder, request)
-            _save(image, folder / IMAGES / f"{request.key}.png")
+            _save(response.image, folder / IMAGES / f"{request.key}.png", response.words)
         beat()
         done += len(several)
-        left = (time.monotonic() - begun) / done * (len(mine) - done)
-        print(f"generated {done}/{len(mine)}, {left / 60:.1f} min left", flush=True)
-    return done
+        left = (time.monotonic() - begun) / done * (total - done)
+        print(f"generated {done}/{total} ({several[0].category}), {left / 60:.1f} min left", flush=True)
 
 
 def missing(folder: Path, requests: Sequence[BenchmarkRequest]) -> list[BenchmarkRequest]:
@@ -123,8 +124,8 @@ def adopt(folder: Path, requests: Sequence[BenchmarkRequest], files: Mapping[str
         _save(open_image(file, file.read_bytes()), folder / IMAGES / f"{request.key}.png")
 
 
-def load(folder: Path, requests: Sequence[BenchmarkRequest]) -> Iterator[tuple[BenchmarkRequest, Image.Image]]:
-    """Yield each request with its generated image.
+def load(folder: Path, requests: Sequence[BenchmarkRequest]) -> Iterator[Judged]:
+    """Yield each request with its generated image and words.
 
     Raises:
         BenchmarkError: if images are missing.
@@ -136,16 +137,32 @@ def load(folder: Path, requests: Sequence[BenchmarkRequest]) -> Iterator[tuple[B
         )
     for request in requests:
         with Image.open(folder / IMAGES / f"{request.key}.png") as image:
-            yield request, image.convert("RGB")
+            yield Judged(request, image.convert("RGB"), image.info.get(WORDS, ""))
 
 
-def _batches(requests: Sequence[BenchmarkRequest], size: int) -> Iterator[list[BenchmarkRequest]]:
-    """Group requests by task, number of inputs and size of the image."""
+def in_batches(requests: Sequence[BenchmarkRequest], size: int) -> list[list[BenchmarkRequest]]:
+    """Group requests by task, category, number of inputs and size of the image.
+
+    Rounding depends on what else is in a batch. So ranks share batches, and a batch that lacks an image is generated
+    again as a whole: the images are those of one process that nobody interrupted.
+    """
     groups: dict[Any, list[BenchmarkRequest]] = {}
     for request in requests:
-        groups.setdefault((request.task, len(request.images), request.size), []).append(request)
-    for group in groups.values():
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+        kind = request.task, request.category, len(request.images), request.size
+        groups.setdefault(kind, []).append(request)
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+
+def request_of(
+    requests: Sequence[BenchmarkRequest], size: tuple[int, int], own: Sequence[Sequence[tuple[int, int]]] = ()
+) -> GenerationRequest:
+    """Return a batch for a recipe. size: (height, width) of the images to make; own: of the inputs, by default `size`."""
+    own = own or [[size] * len(request.images) for request in requests]
+    inputs = [[*map(fitted, request.images, sizes)] for request, sizes in zip(requests, own, strict=True)]
+    images, sizes = on_canvas(inputs, size)
+    seeds = torch.tensor([request.seed for request in requests])
+    texts = [request.text for request in requests]
+    return GenerationRequest(requests[0].task, texts, images, size, seeds, sizes=sizes)
 
 
 def _save_inputs(folder: Path, request: BenchmarkRequest) -> None:
@@ -153,9 +170,11 @@ def _save_inputs(folder: Path, request: BenchmarkRequest) -> None:
         _save(image, folder / INPUTS / f"{request.key}_{number}.png")
 
 
-def _save(image: Image.Image, file: Path) -> None:
-    aside = file.with_name(f"{file.stem}.{os.getpid()}.tmp.png")
-    image.save(aside)
+def _save(image: Image.Image, file: Path, words: str = "") -> None:
+    aside, facts = file.with_name(f"{file.stem}.{os.getpid()}.tmp.png"), PngInfo()
+    if words:
+        facts.add_itxt(WORDS, words)
+    image.save(aside, pnginfo=facts)
     os.replace(aside, file)
 
 

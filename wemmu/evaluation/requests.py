@@ -8,15 +8,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from wemmu.config.task import Task
-from wemmu.sampling.request import GenerationRequest
 from wemmu.shapes.edits import EDITS, Edit, random_edit, random_two_image_edit
 from wemmu.shapes.language import DESCRIBE, caption, full_caption, question
-from wemmu.shapes.render import render
 from wemmu.shapes.scene import MAX_OBJECTS, Scene, Split, random_scene
 
 # Edits that can create a colour-shape pair that no training scene has.
@@ -89,19 +83,3 @@ def _ask(task: Task, split: Split, number: int, rng: random.Random) -> HeldOutRe
 def _objects(scene: Scene) -> str:
     count = len(scene.objects)
     return f"{count} object{'s' if count > 1 else ''}"
-
-
-def batch(asks: Sequence[HeldOutRequest], resolution: int) -> GenerationRequest:
-    """Return requests of one task for the sampler, at `resolution` px square."""
-    size = (resolution, resolution)
-    images = torch.zeros(len(asks), len(asks[0].sources), 3, *size, dtype=torch.uint8)
-    for b, ask in enumerate(asks):
-        for n, scene in enumerate(ask.sources):
-            images[b, n] = _pixels(scene, size)
-    return GenerationRequest(
-        asks[0].task, [a.text for a in asks], images, size, torch.tensor([a.sample_id for a in asks])
-    )
-
-
-def _pixels(scene: Scene, size: tuple[int, int]) -> Tensor:
-    return torch.from_numpy(np.array(render(scene, size))).permute(2, 0, 1)

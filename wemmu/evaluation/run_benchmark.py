@@ -9,10 +9,10 @@ from typing import Any, Literal
 from wemmu.checkpoint.manifest import sha256_of
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import BenchmarkOptions
-from wemmu.evaluation.benchmark import BenchmarkError, Judged, Mark, benchmark_class
+from wemmu.evaluation.benchmark import BenchmarkError, Mark, benchmark_class
 from wemmu.evaluation.benchmark_page import write_page
 from wemmu.evaluation.card import write_card
-from wemmu.evaluation.generation import Draw, adopt, generate, load, missing, prepare, wait_for_others
+from wemmu.evaluation.generation import Draw, adopt, generate, in_batches, load, missing, prepare, wait_for_others
 from wemmu.heartbeat import beat
 
 Only = Literal["generate", "score"]
@@ -49,16 +49,17 @@ def run_benchmark(
     prepare(folder, requests, settings, replace)
     if isinstance(open_model, Path):
         adopt(folder, requests, given)
-    elif only != "score" and missing(folder, requests[rank::world]):
-        generate(folder, requests, open_model(), options.batch, rank, world)
+    elif only != "score":
+        batches = in_batches(requests, options.batch)[rank::world]
+        if lacking := [several for several in batches if missing(folder, several)]:
+            generate(folder, lacking, open_model())
     if only == "generate" or rank > 0:
         print(f"{folder} holds the images of rank {rank} of {world}", flush=True)
         return None
     if world > 1 and only is None:
         wait_for_others(folder, requests)
-    judged = (Judged(request, image) for request, image in load(folder, requests))
     marks = []
-    for request, values in zip(requests, benchmark.judge(judged), strict=True):
+    for request, values in zip(requests, benchmark.judge(load(folder, requests)), strict=True):
         beat()
         marks.append(Mark(request.key, request.category, request.unit, values))
         if len(marks) % 100 == 0 or len(marks) == len(requests):

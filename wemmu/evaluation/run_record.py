@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wemmu.config import ConfigError, Curriculum, StageRun, load_curriculum, load_stage, load_stages
-from wemmu.config.benchmarks import card_file
+from wemmu.config.benchmarks import CARD, EVALUATION, RESULTS, SAMPLES, card_file
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, own_checkpoints, sheets
 from wemmu.config.shards import DataSet, ShardError
-from wemmu.evaluation.runner import IMAGES, RESULTS_FILE, SAMPLES_FILE
 from wemmu.jsonlines import read_lines
 
-# Result cards in the folder of a stage.
-CARDS = str(card_file(Path(), "*"))
+# Result cards in the folder of a stage: of its evaluation, then of its benchmarks.
+CARDS = (f"{EVALUATION}/{CARD}", str(card_file(Path(), "*")))
 
 
 class ReportError(ValueError):
@@ -34,9 +33,11 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage. manifest: of its newest checkpoint. metrics: lines of metrics.jsonl. cards: benchmark -> result card,
-    in the order of their names. given_start: weights that were
-    named in the curriculum, with `start_manifest` if they still exist; None if it starts from the previous stage."""
+    """One stage. manifest: of its newest checkpoint. metrics: lines of metrics.jsonl. cards: folder -> result card.
+
+    given_start: weights that were named in the curriculum, with `start_manifest` if they still exist; None if it starts
+    from the previous stage.
+    """
 
     run: StageRun
     folder: Path
@@ -127,20 +128,29 @@ def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRec
     elif start is not None and start.resolve().is_relative_to(home.parent.resolve()):
         start = None
     manifests = (_json(directory / MANIFEST) for directory in reversed(own_checkpoints(home / CHECKPOINTS)))
-    kept = _json(home / IMAGES / SAMPLES_FILE) or []
     return StageRecord(
         run=run,
         folder=home,
         manifest=next(filter(None, manifests), None),
         metrics=[line for line in read_lines(home / "metrics.jsonl") if "step" in line],
-        results=_json(home / RESULTS_FILE),
-        samples=[
-            Sample(e, {k: home / IMAGES / name for k, name in (e.get("images") or e["pictures"]).items()}) for e in kept
-        ],
-        cards={file.parent.name: card for file in sorted(home.glob(CARDS)) if (card := _json(file))},
+        results=_json(home / RESULTS),
+        samples=read_samples(home / EVALUATION),
+        cards={
+            str(file.parent.relative_to(home)): card
+            for form in CARDS
+            for file in sorted(home.glob(form))
+            if (card := _json(file))
+        },
         given_start=start,
         start_manifest=_json(start / MANIFEST) if start else None,
     )
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """Return the kept requests whose images exist; earlier versions called the images pictures."""
+    entries = _json(folder / SAMPLES) or []
+    kept = [Sample(e, {k: folder / name for k, name in (e.get("images") or e["pictures"]).items()}) for e in entries]
+    return [sample for sample in kept if all(file.is_file() for file in sample.files.values())]
 
 
 def _timings(ledger: Path) -> list[JobTiming]:

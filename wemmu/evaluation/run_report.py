@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from wemmu.config.benchmarks import card_folder
 from wemmu.config.files import replace_text
 from wemmu.config.task import TASK_NAMES
 from wemmu.evaluation.benchmark_page import cards_section
@@ -107,7 +108,7 @@ def missing(record: RunRecord) -> list[str]:
         elif stage.results and (at := stage.results.get("checkpoint", {}).get("step", stage.step)) != stage.step:
             notes.append(f"The scores of {stage.name} are of step {at}, its newest checkpoint is of step {stage.step}.")
         named = stage.run.evaluation.after(stage.run.stage)
-        if stage.manifest and (absent := [name for name in named if name not in stage.cards]):
+        if stage.manifest and (absent := [name for name in named if str(card_folder(Path(), name)) not in stage.cards]):
             notes.append(f"{stage.name} lacks the result cards of {listed(absent)}.")
     if not record.timings:
         notes.append("The launcher's ledger is missing or empty, so times are not known.")
@@ -171,9 +172,7 @@ def _details(stage: StageRecord) -> kit.Details:
         for split, part in by_split.items()
     ]
     steps = "in {steps} {name} steps ".format(**results["solver"]) if "solver" in results else ""
-    drawn = (
-        f"Drawn {steps}at {results['resolution']} px with seed {results['seed']}, in {duration(results['seconds'])}."
-    )
+    drawn = f"Drawn {steps}at {results['resolution']} px with seed {results['seed']}."
     guidance = [
         f"{task} ({', '.join(f'{branch} {weight:g}' for branch, weight in weights.items())})"
         for task, weights in results.get("guidance", {}).items()

@@ -85,7 +85,8 @@ class Recipe(Protocol):
         """Answer a batch with the sampling settings of the config."""
         ...
 
-    def sampling(self) -> dict[str, Any]:
+    @staticmethod
+    def sampling(run: StageRun) -> dict[str, Any]:
         """Return the settings of `respond`, for the record of an evaluation."""
         ...
 
@@ -106,7 +107,12 @@ def recipe(
     run: StageRun, on_block_loaded: OnBlockLoaded | None = keep_local, device: torch.device | str = "cpu"
 ) -> Recipe:
     """Load the recipe of a stage. Raises as `Recipe.__init__`."""
-    return import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE(run, on_block_loaded, device)
+    return recipe_class(run)(run, on_block_loaded, device)
+
+
+def recipe_class(run: StageRun) -> type[Recipe]:
+    found: type[Recipe] = import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE
+    return found
 
 
 def ready_to_train(made: Recipe, run: StageRun) -> None:

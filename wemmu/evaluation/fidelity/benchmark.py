@@ -74,7 +74,7 @@ class Fidelity:
         return {name: encoder.report.sha256 for name, encoder in self._loaded().items()} | lpips
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
-        for request, image in images:
+        for request, image, _ in images:
             output, target = _tensor(image), self._targets[request.key]
             if output.shape != target.shape:
                 raise BenchmarkError(f"{request.key}.png is {image.size}, its target is {tuple(target.shape[1:])}")

@@ -100,7 +100,7 @@ class GenEval:
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
         detector, colors = self._loaded()
-        for request, image in images:
+        for request, image, _ in images:
             tag = request.facts["tag"]
             objects = {name: kept(found, tag) for name, found in detector(image).items()}
             right, _ = verdict(

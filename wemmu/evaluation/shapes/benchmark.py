@@ -7,40 +7,45 @@ from typing import Any
 
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import ShapesOptions
-from wemmu.config.task import TASK_NAMES
+from wemmu.config.task import GENERATION_TASKS, TASK_NAMES
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopt_by_key, mean_of
-from wemmu.evaluation.requests import HeldOutRequest, held_out
-from wemmu.evaluation.scores import HEADLINE, judge
+from wemmu.evaluation.requests import HeldOutRequest, held_out, splits
+from wemmu.evaluation.scores import judge
 from wemmu.shapes.backbones import HIGH_PX
 from wemmu.shapes.render import render
 
 
 class Shapes:
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
+    """See `wemmu.evaluation.benchmark.Benchmark`. held_out: key -> what is asked. px: side of the images."""
 
     title = "Shapes"
     generates = True
     repository = ""
 
     def __init__(self, options: ShapesOptions, run: StageRun | None) -> None:
-        if invalid := [task for task in options.tasks if task not in HEADLINE or HEADLINE[task] == "right"]:
-            raise BenchmarkError(f"shapes cannot score {invalid[0]} here; valid tasks: t2i, reconstruction, edit, ...")
-        self._asked = {
-            f"{task}_{ask.number:04d}": ask
+        if run is None and (invalid := [task for task in options.tasks if task not in GENERATION_TASKS]):
+            raise BenchmarkError(f"only a run can be scored on {invalid[0]}; valid: {', '.join(GENERATION_TASKS)}")
+        # Of compositions half as many.
+        counts = {"test": options.prompts, "composition": -(-options.prompts // 2)}
+        self.held_out = {
+            _key(ask): ask
             for task in options.tasks
-            for ask in islice(held_out(task, "test", options.seed), options.prompts)
+            for split in splits(task)
+            if split in options.splits
+            for ask in islice(held_out(task, split, options.seed), counts[split])
         }
-        self._px = run.stage.resolution if run else HIGH_PX
+        self.px = run.stage.resolution if run else HIGH_PX
 
     def files(self) -> Mapping[str, Path]:
         return {}
 
     def requests(self) -> list[BenchmarkRequest]:
-        return [self._request(key, ask) for key, ask in self._asked.items()]
+        return [self._request(key, ask) for key, ask in self.held_out.items()]
 
     def _request(self, key: str, ask: HeldOutRequest) -> BenchmarkRequest:
-        images = tuple(render(scene, self._px) for scene in ask.sources)
-        return BenchmarkRequest(key, ask.text, TASK_NAMES[ask.task], key, ask.sample_id, images)
+        images = tuple(render(scene, self.px) for scene in ask.sources)
+        category = TASK_NAMES[ask.task] + (", composition" if ask.split == "composition" else "")
+        return BenchmarkRequest(key, ask.text, category, key, ask.sample_id, images, asked=ask.task)
 
     def adopt(self, folder: Path) -> Mapping[str, Path]:
         return adopt_by_key(folder, self.requests())
@@ -49,17 +54,23 @@ class Shapes:
         return {"scorer": "exact"}
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
-        for request, image in images:
-            ask = self._asked[request.key]
-            yield {"correct": float(judge(ask, image)[HEADLINE[ask.task]])}
+        """Yield the measures of the request's task, 0 or 1; the first one says whether it was answered."""
+        for request, image, words in images:
+            yield {name: float(value) for name, value in judge(self.held_out[request.key], image, words).items()}
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """The mean over tasks, then each task: shares of correct images."""
-        categories = dict.fromkeys(mark.category for mark in marks)
-        found = {name: mean_of((m for m in marks if m.category == name), "correct") for name in categories}
+        """The mean over the categories, then each category: shares of correct answers."""
+        own: dict[str, list[Mark]] = {}
+        for mark in marks:
+            own.setdefault(mark.category, []).append(mark)
+        found = {name: mean_of(several, next(iter(several[0].values))) for name, several in own.items()}
         scores = {name: value for name, value in found.items() if value is not None}
         return {"correct": sum(scores.values()) / len(scores), **scores}
+
+
+def _key(ask: HeldOutRequest) -> str:
+    return f"{ask.task}_{ask.number:04d}" if ask.split == "test" else f"{ask.task}_{ask.split}_{ask.number:04d}"
 
 
 BENCHMARK = Shapes

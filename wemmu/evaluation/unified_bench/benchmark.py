@@ -71,7 +71,7 @@ class UnifiedBench:
     @torch.no_grad()
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
         originals = {image.stem: image for image in self._images}
-        for request, image in images:
+        for request, image, _ in images:
             original = originals[request.key]
             pair = [_pixels(open_image(original, original.read_bytes())), _pixels(image)]
             yield {

@@ -69,9 +69,11 @@ class RossRecipe(TunesVLM):
         restored = to_images(self.answerer.restored(request, sampling.steps, sampling.seed)[:, 0])
         return [Response(*pair, True) for pair in zip(restored, self.answerer.answers(request), strict=True)]
 
-    def sampling(self) -> dict[str, Any]:
-        denoises = isinstance(self.model.config.head, Denoiser)
-        return {"solver": {"name": "ddim", "steps": self._run.sampling.steps}} if denoises else {}
+    @staticmethod
+    def sampling(run: StageRun) -> dict[str, Any]:
+        assert isinstance(run.recipe, RossConfig)
+        denoises = isinstance(run.recipe.head, Denoiser)
+        return {"solver": {"name": "ddim", "steps": run.sampling.steps}} if denoises else {}
 
 
 RECIPE = RossRecipe

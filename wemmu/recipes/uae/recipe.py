@@ -109,8 +109,9 @@ class UAERecipe(TunesVLM):
                     shown[i] = image
         return [Response(image, text, i in captions) for i, (image, text) in enumerate(zip(shown, words, strict=True))]
 
-    def sampling(self) -> dict[str, Any]:
-        config = self._run.recipe
+    @staticmethod
+    def sampling(run: StageRun) -> dict[str, Any]:
+        config = run.recipe
         assert isinstance(config, UAEConfig)
         rendering = config.generator.model_dump(mode="json", include={"steps", "shift", "guidance", "seed"})
         return {"captions": "most likely token", "condition": config.condition, "rendering": rendering}

@@ -11,6 +11,7 @@ from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
+from wemmu.config.task import GENERATION_TASKS
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
 from wemmu.prompts import PromptEncoder
@@ -69,28 +70,25 @@ class WeMMURecipe:
     def respond(self, request: GenerationRequest) -> list[Response]:
         return [Response(image) for image in to_images(self.sampler(request, self._run.sampling))]
 
-    def sampling(self) -> dict[str, Any]:
-        return sampling_of(self._run)
+    @staticmethod
+    def sampling(run: StageRun) -> dict[str, Any]:
+        """Return solver, times and the guidance weights of each task, as the config sets them."""
+        sampling = run.sampling
+        assert isinstance(run.stage.objective, Objective)
+        ts = times(sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution)).tolist()
+        return {
+            "solver": {"name": sampling.solver, "steps": sampling.steps, "times": [round(t, 4) for t in ts]},
+            "guidance": {
+                str(task): {branch.name.lower(): weight for branch, weight in guidance_weights(task, sampling).items()}
+                for task in GENERATION_TASKS
+            },
+        }
 
     def validation(self, topology: Topology, device: torch.device | str) -> Callable[[], float]:
         return Validation(self._run, self.model, self.encoder, topology, device)
 
     def copying(self, topology: Topology, device: torch.device | str) -> CopyRate | None:
         return CopyRate(self._run, self.model, self.encoder, topology, device) if edits_of(self._run) else None
-
-
-def sampling_of(run: StageRun) -> dict[str, Any]:
-    """Solver, times and the guidance weights of each task, as the config sets them."""
-    sampling = run.sampling
-    assert isinstance(run.stage.objective, Objective)
-    ts = times(sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution)).tolist()
-    return {
-        "solver": {"name": sampling.solver, "steps": sampling.steps, "times": [round(t, 4) for t in ts]},
-        "guidance": {
-            str(task): {branch.name.lower(): weight for branch, weight in guidance_weights(task, sampling).items()}
-            for task in run.stage.mixture
-        },
-    }
 
 
 RECIPE = WeMMURecipe

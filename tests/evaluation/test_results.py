@@ -1,6 +1,7 @@
 """An evaluation with models that are known to be right, to copy, or to draw noise."""
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.fakes import Answer, Painter, any_scene, copied, drawing, mostly, noise, perfect, stage_run
+from tests.evaluation.fakes import (
+    Answer,
+    Painter,
+    any_scene,
+    copied,
+    drawing,
+    mostly,
+    noise,
+    perfect,
+    settings,
+    stage_run,
+)
 from wemmu.config import Task
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.task import GENERATION_TASKS
-from wemmu.evaluation.requests import batch, held_out, splits
-from wemmu.evaluation.runner import KEPT, evaluate, plan
+from wemmu.evaluation.benchmark import BenchmarkRequest
+from wemmu.evaluation.generation import in_batches, request_of
+from wemmu.evaluation.requests import HeldOutRequest, held_out, splits
+from wemmu.evaluation.run_record import read_samples
 from wemmu.evaluation.scores import HEADLINE
-from wemmu.recipes.wemmu.recipe import sampling_of
-from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.evaluation.shapes.benchmark import Shapes
+from wemmu.evaluation.shapes.results import KEPT, evaluate, options_of
+from wemmu.sampling.request import Response
 from wemmu.shapes.edits import EDITS
 from wemmu.shapes.language import full_caption
 from wemmu.shapes.render import render
@@ -28,7 +43,11 @@ PROMPTS = 10
 
 def scores(answer: Answer, folder: Path, stage: str = "stage4") -> dict[str, Any]:
     run = stage_run(stage)
-    return evaluate(drawing(Painter(run, PROMPTS, answer), run), sampling_of(run), run, PROMPTS, folder)
+    # The answer stands for the checkpoint.
+    facts = settings(run, getattr(answer, "__name__", ""))
+    results = evaluate(run, PROMPTS, folder, lambda: drawing(Painter(run, PROMPTS, answer), run), facts)
+    assert results is not None
+    return results
 
 
 def share(results: dict[str, Any], task: str, split: str, measure: str) -> float:
@@ -97,12 +116,20 @@ def test_first_images_are_kept_as_they_came_out(tmp_path: Path):
         assert sample["text"] == ask.text
 
 
-def test_evaluating_again_replaces_the_images(tmp_path: Path):
-    scores(perfect, tmp_path)
-    (tmp_path / "evaluation" / "old.png").touch()
-    scores(perfect, tmp_path, "stage1")
-    assert not (tmp_path / "evaluation" / "old.png").exists()
-    assert not list(tmp_path.glob("*.tmp"))
+def test_evaluating_another_checkpoint_replaces_the_images_and_the_same_one_keeps_them(tmp_path: Path):
+    def died(ask: HeldOutRequest, size: tuple[int, int]) -> Image.Image:
+        raise KeyboardInterrupt
+
+    scores(copied, tmp_path)
+    results = scores(perfect, tmp_path)
+    assert share(results, "edit", "test", "correct") == 1.0
+    died.__name__ = "perfect"
+    assert scores(died, tmp_path) == results
+    with pytest.raises(KeyboardInterrupt):
+        scores(died, tmp_path, "stage1")
+    # What the report finds now.
+    assert read_samples(tmp_path / "evaluation") == []
+    assert not list(tmp_path.rglob("*.tmp*"))
 
 
 @pytest.mark.parametrize("task", GENERATION_TASKS)
@@ -124,17 +151,18 @@ def test_another_seed_asks_something_else():
     assert [a.text for a in one] != [a.text for a in other]
 
 
-def test_batch_shows_the_sources():
+def test_batches_are_of_one_task_and_split_and_show_the_sources():
+    run = stage_run("stage4")
+    shapes = Shapes(options_of(run, 3), run)
+    batches = in_batches(shapes.requests(), 2)
+    for several in batches:
+        assert len({(shapes.held_out[one.key].task, shapes.held_out[one.key].split) for one in several}) == 1
+    by_task = {several[0].task: request_of(several, 64) for several in reversed(batches)}
     asks = list(islice(held_out(Task.MULTI_EDIT, "test", 0), 3))
-    request = batch(asks, 32)
-    assert request.images.shape == (3, 2, 3, 32, 32)
-    assert np.array_equal(request.images[2, 1].permute(1, 2, 0).numpy(), np.array(render(asks[2].sources[1], 32)))
-    assert batch(list(islice(held_out(Task.T2I, "test", 0), 3)), 32).images.shape == (3, 0, 3, 32, 32)
-
-
-def test_nothing_to_draw_is_refused():
-    with pytest.raises(ValueError, match="positive"):
-        plan(stage_run("stage1"), 0)
+    images = by_task[Task.MULTI_EDIT].images
+    assert images.shape == (2, 2, 3, 64, 64)
+    assert np.array_equal(images[1, 1].permute(1, 2, 0).numpy(), np.array(render(asks[1].sources[1], 64)))
+    assert by_task[Task.T2I].images.shape == (2, 0, 3, 64, 64)
 
 
 def test_what_is_said_and_what_is_restored_are_scored_apart(tmp_path: Path):
@@ -143,16 +171,19 @@ def test_what_is_said_and_what_is_restored_are_scored_apart(tmp_path: Path):
     changed = {"mixture": {Task.UNDERSTANDING: 1.0}, "objective": ReconstructiveTuning(kind="reconstructive")}
     run = run.model_copy(update={"stage": run.stage.model_copy(update=changed)})
 
-    asks = (islice(held_out(Task.UNDERSTANDING, split, run.sampling.seed), 12) for split in splits(Task.UNDERSTANDING))
-    asked = {ask.sample_id: ask for part in asks for ask in part}
+    asked = Shapes(options_of(run, 12), run).held_out
 
-    def respond(request: GenerationRequest) -> list[Response]:
-        asks = [asked[sample_id] for sample_id in request.sample_ids.tolist()]
+    def draw(requests: Sequence[BenchmarkRequest]) -> list[Response]:
+        assert {request.task for request in requests} == {Task.UNDERSTANDING}
+        asks = [asked[request.key] for request in requests]
         drawn = [render(ask.sources[0] if ask.number % 3 else any_scene(), 64) for ask in asks]
         words = [ask.answer + " not" * (ask.number % 2) for ask in asks]
         return [Response(*pair) for pair in zip(drawn, words, strict=True)]
 
-    results = evaluate(respond, {}, run, 12, tmp_path)["tasks"]["understanding"]["test"]
+    facts: dict[str, Any] = {"model": {}, "sampling": {}}
+    evaluated = evaluate(run, 12, tmp_path, lambda: draw, facts)
+    assert evaluated is not None
+    results = evaluated["tasks"]["understanding"]["test"]
     assert results["measures"]["right"]["successes"] == 6
     assert results["measures"]["restored"]["successes"] == 8
     # Descriptions and questions take turns.
