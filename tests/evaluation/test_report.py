@@ -38,7 +38,8 @@ def test_page_needs_nothing_else(whole: Path):
     assert page.open == []
     assert page.links
     pages = [link for link in page.links if not link.startswith(("data:image/png;base64,", "#"))]
-    assert pages == ["stage1/index.html", "stage4/index.html"]
+    cards = [f"{stage}/evaluation/index.html" for stage in ("stage1", "stage4")]
+    assert pages == ["stage1/index.html", "stage4/index.html", *cards]
     assert all((whole / link).is_file() for link in pages)
     assert "../report.html" in Page((whole / "stage1" / "index.html").read_text()).links
     assert not re.findall(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", html))
