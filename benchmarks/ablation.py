@@ -221,7 +221,7 @@ def attention(folder: Path, requests: int = 32) -> dict[str, float]:
     model, weights = made.model, list[Tensor]()
     assert isinstance(model, WeMMU)
     edits = Shapes(ShapesOptions(prompts=requests, tasks=(Task.EDIT,)), run)
-    asked = request_of(edits.requests(), run.stage.resolution)
+    asked = request_of(edits.requests(), (run.stage.resolution, run.stage.resolution))
     height, width = asked.images.shape[-2:]
     grid = token_grid(height, width, made.token_px)
     prompts = made.encoder(asked.texts, [[grid]] * requests)

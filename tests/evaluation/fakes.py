@@ -84,9 +84,8 @@ class Painter:
 
 def drawing(painter: Callable[[GenerationRequest, Sampling], Tensor], run: StageRun) -> Draw:
     """Answer evaluations by a painter."""
-    return lambda asked: [
-        Response(image) for image in to_images(painter(request_of(asked, run.stage.resolution), run.sampling))
-    ]
+    size = (run.stage.resolution, run.stage.resolution)
+    return lambda asked: [Response(image) for image in to_images(painter(request_of(asked, size), run.sampling))]
 
 
 def settings(run: StageRun, checkpoint: str = "") -> dict[str, Any]:

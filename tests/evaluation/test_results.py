@@ -157,7 +157,7 @@ def test_batches_are_of_one_task_and_split_and_show_the_sources():
     batches = in_batches(shapes.requests(), 2)
     for several in batches:
         assert len({(shapes.held_out[one.key].task, shapes.held_out[one.key].split) for one in several}) == 1
-    by_task = {several[0].task: request_of(several, 64) for several in reversed(batches)}
+    by_task = {several[0].task: request_of(several, (64, 64)) for several in reversed(batches)}
     asks = list(islice(held_out(Task.MULTI_EDIT, "test", 0), 3))
     images = by_task[Task.MULTI_EDIT].images
     assert images.shape == (2, 2, 3, 64, 64)

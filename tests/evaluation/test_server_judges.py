@@ -90,8 +90,8 @@ def test_a_judge_without_any_verdict_has_no_score(server: Server, dpg_file: Path
     options = DPGOptions(data=tmp_path, judge=server.options(tmp_path, attempts=1), images=1)
     (tmp_path / "answers.jsonl").write_text('{"another": "file"}\n')
 
-    def draw(requests: Any) -> list[Image.Image]:
-        return [IMAGE for _ in requests]
+    def draw(requests: Any) -> list[Response]:
+        return [Response(IMAGE) for _ in requests]
 
     with pytest.raises(BenchmarkError, match=r"has given no verdict.*'perhaps'"):
         run_benchmark("dpg", options, None, tmp_path / "out", lambda: draw, MODEL)

@@ -15,7 +15,7 @@ from tests.evaluation.servers import MODEL, Server, says
 from wemmu.config.benchmarks import GEditOptions, WISEOptions
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark
 from wemmu.evaluation.gedit import viescore
-from wemmu.evaluation.gedit.benchmark import TYPES, GEdit
+from wemmu.evaluation.gedit.benchmark import TYPES, GEdit, edit_files, read_edits
 from wemmu.evaluation.run_benchmark import run_benchmark
 from wemmu.evaluation.wise import benchmark as wise
 from wemmu.evaluation.wise.benchmark import CATEGORIES, WISE
@@ -193,6 +193,31 @@ def gedit_files(tmp_path: Path) -> Path:
     parts = {name: name for name in (*viescore.SC, *viescore.PQ)} | {viescore.SC[-1]: "edit: <instruction>."}
     (tmp_path / "viescore" / "vie_prompts.py").write_text("".join(f'{n} = """{t}"""\n' for n, t in parts.items()))
     return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["a data set", "its splits"])
+def test_what_save_to_disk_writes_is_read_as_the_parquet_files(kind: str, gedit_files: Path, tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict, Image, disable_progress_bars
+
+    disable_progress_bars()
+    (parquet,) = edit_files(gedit_files)
+    whole = Dataset.from_parquet(str(parquet), cache_dir=str(tmp_path / "cache")).cast_column(
+        "input_image_raw", Image()
+    )
+    if kind == "a data set":
+        whole.save_to_disk(tmp_path / "saved", num_shards=2)
+    else:
+        DatasetDict(train=whole).save_to_disk(tmp_path / "saved", num_shards={"train": 2})
+    files = edit_files(tmp_path / "saved")
+    assert len(files) == 2
+    for language in ("en", "cn"):
+        assert read_edits(files, language) == read_edits([parquet], language)
+    # The format of files instead of streams.
+    files[0].write_bytes(b"ARROW1")
+    with pytest.raises(BenchmarkError, match="not of GEdit-Bench's form"):
+        read_edits(files, "en")
+    with pytest.raises(BenchmarkError, match=r"holds no \*\.parquet or \*\.arrow.*stepfun-ai/GEdit-Bench"):
+        edit_files(tmp_path / "cache")
 
 
 def _options(server: Server, files: Path, language: str = "en", **changes: Any) -> GEditOptions:

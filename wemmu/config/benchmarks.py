@@ -124,7 +124,7 @@ class WISEOptions(BenchmarkOptions):
 
 
 class GEditOptions(BenchmarkOptions):
-    """data: the folder of parquet files. viescore: the folder with vie_prompts.py. language: of the instructions."""
+    """data: a folder of parquet or arrow files. viescore: that of vie_prompts.py. language: of the instructions."""
 
     data: LocalPath
     viescore: LocalPath

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -28,7 +29,7 @@ from wemmu.evaluation.gedit.viescore import INSTRUCTION, overall, read_prompts, 
 from wemmu.evaluation.server_benchmark import ServerBenchmark
 from wemmu.images import fit
 
-REPOSITORY = "stepfun-ai/GEdit-Bench, a data set of Hugging Face (data/*.parquet)"
+REPOSITORY = "stepfun-ai/GEdit-Bench, a data set of Hugging Face"
 VIESCORE = "TIGER-AI-Lab/VIEScore (viescore/vie_prompts.py)"
 COLUMNS = ("task_type", "key", "instruction", "instruction_language", "input_image_raw", "Intersection_exist")
 TYPES = (
@@ -65,8 +66,8 @@ def read_edits(files: Sequence[Path], language: str) -> dict[str, Edit]:
     edits: dict[str, Edit] = {}
     for file in files:
         try:
-            chosen = [("instruction_language", "==", language)]
-            rows: list[dict[str, Any]] = pq.read_table(file, columns=list(COLUMNS), filters=chosen).to_pylist()
+            table = _table(file)
+            rows: list[dict[str, Any]] = table.filter(pc.equal(table["instruction_language"], language)).to_pylist()
             for row in rows:
                 image = row["input_image_raw"]["bytes"]
                 if row["task_type"] not in TYPES or not image or not row["instruction"]:
@@ -79,6 +80,27 @@ def read_edits(files: Sequence[Path], language: str) -> dict[str, Edit]:
     return edits
 
 
+def edit_files(folder: Path) -> list[Path]:
+    """Return the files of the data set: a snapshot of the Hub, or what `load_dataset(...).save_to_disk` wrote.
+
+    Raises:
+        BenchmarkError: if there are none.
+    """
+    places = [folder, folder / "data", folder / "train"]
+    if files := [file for place in places for file in sorted(place.glob("*")) if file.suffix in (".parquet", ".arrow")]:
+        return files
+    raise BenchmarkError(
+        f"{folder} holds no *.parquet or *.arrow, nor do its folders data and train; {REPOSITORY} publishes them"
+    )
+
+
+def _table(file: Path) -> pa.Table:
+    if file.suffix == ".parquet":
+        return pq.read_table(file, columns=list(COLUMNS)).select(COLUMNS)
+    with pa.OSFile(str(file)) as stream:
+        return pa.ipc.open_stream(stream).read_all().select(COLUMNS)
+
+
 class GEdit(ServerBenchmark):
     """See `wemmu.evaluation.benchmark.Benchmark`."""
 
@@ -87,10 +109,7 @@ class GEdit(ServerBenchmark):
 
     def __init__(self, options: GEditOptions, run: StageRun | None) -> None:
         self._options = options
-        folder = options.data / "data" if (options.data / "data").is_dir() else options.data
-        files = sorted(folder.glob("*.parquet"))
-        if not files:
-            raise BenchmarkError(f"{folder} holds no *.parquet; {REPOSITORY} publishes them")
+        files = edit_files(options.data)
         prompts = published(options.viescore, "vie_prompts.py", VIESCORE, "viescore")
         self._prompts, self._edits = read_prompts(prompts, VIESCORE), read_edits(files, options.language)
         self.title = f"GEdit-Bench-{options.language.upper()}"
