@@ -156,7 +156,7 @@ def in_batches(requests: Sequence[BenchmarkRequest], size: int) -> list[list[Ben
 def request_of(
     requests: Sequence[BenchmarkRequest], size: tuple[int, int], own: Sequence[Sequence[tuple[int, int]]] = ()
 ) -> GenerationRequest:
-    """Return a batch for a recipe. size: (height, width) of the images to make; own: of the inputs, by default `size`."""
+    """Return a batch for a recipe. size: (height, width) of the new images; own: of the inputs, by default `size`."""
     own = own or [[size] * len(request.images) for request in requests]
     inputs = [[*map(fitted, request.images, sizes)] for request, sizes in zip(requests, own, strict=True)]
     images, sizes = on_canvas(inputs, size)
