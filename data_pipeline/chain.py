@@ -195,12 +195,13 @@ def usable_buckets(
 
     Inputs of an edit have buckets of their own; those of other tasks have the record's.
     """
+    shape = record.shape or (1, 1)
     for resolution in resolutions:
-        bucket = nearest(record.shape or (1, 1), choices[resolution])
+        bucket = nearest(shape, choices[resolution])
         inputs = [bucket] * len(record.images)
         if record.raw.task in EDITS:
             sizes = [(i.height, i.width) if isinstance(i, Image.Image) else bucket for i in record.images]
-            inputs = [beside(size, bucket, choices[resolution]) for size in sizes]
+            inputs = [beside(size, shape, bucket, choices[resolution]) for size in sizes]
         if all(enlargement(size, own) <= max_upscale for size, own in fits(record, bucket, inputs)):
             yield resolution, bucket, inputs
 

@@ -128,7 +128,8 @@ def test_inputs_of_an_edit_keep_their_own_shape_and_must_fill_their_bucket_too()
     rejects = Rejects()
     edits = [
         record("wide", image(100, 60), image(80, 100)),
-        record("nearly as wide", image(100, 60), image(100, 62)),
+        # Apart the target would be cropped to 5:3, and the input to a square.
+        record("nearly as wide", image(104, 80), image(102, 80)),
         record("small input", image(100, 60), image(30, 30)),
         record("two inputs", image(64, 64), image(64, 64), image(99, 60)),
         # The target is the first input, and the shape of a record without buckets of their own is the first image's.

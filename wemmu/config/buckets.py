@@ -12,7 +12,7 @@ from wemmu.config.prepare import ImageSizing
 
 # (height, width) in pixels.
 Size = tuple[int, int]
-# An input that loses at most this share of its area in the output's bucket takes that bucket: the two stay aligned.
+# An input that has the output's shape up to this share of its area takes the output's bucket: the two stay aligned.
 SAME_SHAPE = 0.05
 
 
@@ -53,9 +53,9 @@ def nearest(size: Size, choices: Sequence[Size]) -> Size:
     return min(choices, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - wanted))
 
 
-def beside(size: Size, output: Size, choices: Sequence[Size]) -> Size:
-    """Return the bucket of an input of `size` whose output has the bucket `output`."""
-    return output if cut(size, output) <= SAME_SHAPE else nearest(size, choices)
+def beside(size: Size, like: Size, output: Size, choices: Sequence[Size]) -> Size:
+    """Return the bucket of an input of `size` whose output has the shape of `like` and the bucket `output`."""
+    return output if cut(size, like) <= SAME_SHAPE else nearest(size, choices)
 
 
 def enlargement(size: Size, bucket: Size) -> float:
@@ -88,11 +88,11 @@ class RequestSizes:
         The output has the aspect ratio of the first input, or the size `wanted`. Each input keeps its own aspect ratio
         and gets as many pixels as the output.
         """
-        output = wanted or (self.side, self.side)
+        output = like = wanted or (self.side, self.side)
         if inputs and not wanted:
-            output = nearest(inputs[0], self._choices(output, self.max_aspect))
+            output, like = nearest(inputs[0], self._choices(output, self.max_aspect)), inputs[0]
         choices = self._choices(output, max(self.max_aspect, max(output) / min(output)))
-        return output, [beside(size, output, choices) for size in inputs]
+        return output, [beside(size, like, output, choices) for size in inputs]
 
     def _choices(self, size: Size, max_aspect: float) -> list[Size]:
         found = of_area(size[0] * size[1], self.unit, max_aspect)
