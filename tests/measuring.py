@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tests.parallel.ranks import SERVER
-from wemmu.planning.ask import Answer, PlanError, written
+from wemmu.planning.ask import Answer, checked, written
 
 
 def in_forks(request: dict[str, Any]) -> Iterator[Answer]:
@@ -18,10 +18,7 @@ def in_forks(request: dict[str, Any]) -> Iterator[Answer]:
     send.close()
     try:
         for _ in request["items"]:
-            answer = receive.recv()
-            if "error" in answer:
-                raise PlanError(answer["error"])
-            yield answer
+            yield checked(receive.recv())
     finally:
         process.kill()
         process.join()

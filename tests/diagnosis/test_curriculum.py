@@ -112,3 +112,16 @@ def test_a_plan_that_no_memory_holds_is_told(miniature: Curriculum, monkeypatch:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: small)
     is_problem(curricula.gpu_memory(miniature), "100 MB here", "micro_batch")
     is_problem(curricula.host_memory(miniature), "1 GB here")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("recipe.lora={dit: {rank: 4, targets: [nope]}}", "nope"),
+        ("recipe.bridge.states={layers: 99, combine: stack}", "99"),
+    ],
+)
+def test_what_the_model_refuses_is_said_before_anything_is_queued(tmp_path: Path, override: str, words: str):
+    found = preflight.checkpoint_disk(load_curriculum(MINIATURE, [override]), tmp_path)
+    assert (found.name, found.status) == ("model", "problem")
+    assert words in found.found

@@ -17,7 +17,7 @@ from wemmu.config.shards import DATASET_FILE, DataSet, ShardError
 from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
 from wemmu.planning import layout
-from wemmu.planning.ask import PlanError, configs_of
+from wemmu.planning.ask import PlanError, RefusedModelError, configs_of
 from wemmu.planning.layout import Degrees
 from wemmu.planning.plan import (
     Assumptions,
@@ -189,6 +189,8 @@ def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
     name, keep = "disk for checkpoints", curriculum.logging.keep_checkpoints
     try:
         model = parameters_of(curriculum)
+    except RefusedModelError as error:
+        return Finding("model", "problem", str(error), "correct it in the curriculum")
     except PlanError:
         return not_told(name)
     runs = [curriculum.stage_run(stage.name) for stage in curriculum.stages]

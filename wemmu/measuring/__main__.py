@@ -207,7 +207,7 @@ def _answer(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
     try:
         return measure(folder, item)
     except ValueError as error:
-        return {"error": str(error)}
+        return {"refused": str(error)}
     except Exception as error:
         traceback.print_exc()
         return {"error": f"the model cannot be measured: {type(error).__name__}: {error}"}

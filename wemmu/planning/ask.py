@@ -49,6 +49,10 @@ class PlanError(ValueError):
     """A plan that cannot be made; the message says what is missing or which choices are valid."""
 
 
+class RefusedModelError(PlanError):
+    """The model's own code refuses the config, as it will when the stage starts."""
+
+
 _OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -208,14 +212,25 @@ def _child(request: dict[str, Any]) -> Iterator[Answer]:
                 pass
             for line in child.stdout:
                 answer = json.loads(line)
-                if "error" in answer:
-                    raise PlanError(answer["error"])
+                yield checked(answer)
                 bar.advance(task)
-                yield answer
         if child.returncode:
             errors.seek(0)
             last = ([line for line in errors.read().splitlines() if line.strip()] or ["no reason given"])[-1]
             raise PlanError(f"the model could not be measured ({' '.join(command[1:])}): {last}")
+
+
+def checked(answer: Answer) -> Answer:
+    """The answer of the measuring process, if it is one.
+
+    Raises:
+        PlanError: if the model was refused or could not be measured, with its reason.
+    """
+    if "refused" in answer:
+        raise RefusedModelError(answer["refused"])
+    if "error" in answer:
+        raise PlanError(answer["error"])
+    return answer
 
 
 @cache
