@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import data_pipeline.__main__ as data
 import launcher.cli as launcher
 from wemmu.__main__ import PROGRAMS, app, load
-from wemmu.command_line import without_scipy
+from wemmu.command_line import without_unused
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "diffusers", "streaming", "ray", "pyarrow", "scipy", "matplotlib"}
@@ -144,6 +144,6 @@ def test_config_shows_where_each_value_comes_from_and_checks_without_running(tmp
 
 def test_scipy_is_hidden_while_a_command_imports_libraries_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "scipy", raising=False)
-    with without_scipy():
+    with without_unused():
         assert find_spec("scipy") is None
     assert find_spec("scipy") is not None

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer
 
 from tools.export import replacing
-from wemmu.command_line import Ema, UsageError, plainly, program, start, without_scipy
+from wemmu.command_line import Ema, UsageError, plainly, program, start, without_unused
 from wemmu.config import StageRun, load_stage
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed, stage_folder
 
@@ -198,7 +198,7 @@ def export(
         ParityError: if they differ.
         CheckpointError, ValueError: if the checkpoint or a backbone cannot be loaded whole.
     """
-    with without_scipy():
+    with without_unused():
         from tools.export.generator import as_wemmu
         from tools.export.pipeline import Choices, write_pipeline
         from tools.export.vlm import write_vlm

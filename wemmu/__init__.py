@@ -3,6 +3,7 @@
 import codecs
 import getpass
 import io
+import logging
 import os
 import sys
 
@@ -26,3 +27,6 @@ try:
     getpass.getuser()
 except (KeyError, OSError):
     os.environ["USER"] = f"uid{os.getuid()}"
+
+# diffusers and peft import bitsandbytes if it is installed, and it says each time that a kernel of the Hub is absent.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

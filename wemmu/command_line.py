@@ -57,21 +57,20 @@ def plainly() -> Iterator[None]:
 
 
 @contextmanager
-def without_scipy() -> Iterator[None]:
-    """Import diffusers and transformers as if SciPy was not installed.
+def without_unused() -> Iterator[None]:
+    """Import diffusers and transformers as if SciPy and bitsandbytes were not installed.
 
-    They load its statistics at once, almost a tenth of what `wemmu sample` takes to start, for schedulers and losses of
-    models that are not ours. Not for training and evaluation, where a judge may be such a model.
+    They load both at once, more than a tenth of what `wemmu sample` takes to start, for schedulers, losses and formats
+    that are not ours. Not for training and evaluation, where a judge may be a model that needs SciPy.
     """
-    hidden = "scipy" not in sys.modules
-    if hidden:
-        # So Python says that there is no such module.
-        sys.modules["scipy"] = cast(ModuleType, None)
+    hidden = [name for name in ("scipy", "bitsandbytes") if name not in sys.modules]
+    # So Python says that there is no such module.
+    sys.modules.update(dict.fromkeys(hidden, cast(ModuleType, None)))
     try:
         yield
     finally:
-        if hidden:
-            del sys.modules["scipy"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def fail(words: str, code: int, error: BaseException | None = None) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from wemmu.command_line import UsageError, exit_code, without_scipy
+from wemmu.command_line import UsageError, exit_code, without_unused
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.buckets import RequestSizes, Size, cropped
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
@@ -179,7 +179,7 @@ def open_pipeline(directory: Path, **options: Any) -> "WeMMUPipeline":
         raise BackboneError(
             f"{directory} is not an export (it has no {EXPORT}); `wemmu export RUN --out DIR` writes one"
         )
-    with without_scipy():
+    with without_unused():
         from wemmu.pipeline import WeMMUPipeline
 
     try:
@@ -217,7 +217,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     from wemmu.config.checkpoints import step_of
     from wemmu.pixels import fitted, on_canvas, to_images
 
-    with without_scipy():
+    with without_unused():
         from wemmu.pipeline import check_size
         from wemmu.recipes.wemmu.recipe import WeMMURecipe
         from wemmu.sampling.request import GenerationRequest, Response, task_of
@@ -278,7 +278,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 def _exported(directory: Path, device: str | None) -> Source:
     from wemmu.pixels import to_images
 
-    with without_scipy():
+    with without_unused():
         from wemmu.backbones.vae import FrozenVAE
         from wemmu.sampling.request import Response, task_of
 
@@ -333,7 +333,7 @@ def _exported_vlm(directory: Path, device: str | None) -> Source:
     from wemmu.images import fit
     from wemmu.pixels import fitted
 
-    with without_scipy():
+    with without_unused():
         from wemmu.recipes.tuned_vlm import ExportedVLM
         from wemmu.sampling.request import GenerationRequest, Response
 

@@ -178,7 +178,7 @@ def published(folder: Path, name: str, repository: str, inside: str = "") -> Pat
     return folder / name
 
 
-def read_text(file: Path, repository: str) -> str:
+def published_text(file: Path, repository: str) -> str:
     """Read a published text file; raises BenchmarkError if it is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -202,7 +202,7 @@ def read_json(file: Path, form: type, repository: str) -> Any:
         BenchmarkError: if it holds anything but `form`, a list or a dict.
     """
     try:
-        found = json.loads(read_text(file, repository))
+        found = json.loads(published_text(file, repository))
     except ValueError as error:
         raise BenchmarkError(f"{file} is not JSON: {error}; {repository} has it") from error
     if not isinstance(found, form):

@@ -20,7 +20,7 @@ from wemmu.evaluation.benchmark import (
     Mark,
     mean_of,
     published,
-    read_text,
+    published_text,
     title_of,
 )
 from wemmu.evaluation.server_benchmark import ServerBenchmark
@@ -47,7 +47,7 @@ def read_items(file: Path) -> dict[str, Item]:
         BenchmarkError: names the line that has another form.
     """
     items: dict[str, Item] = {}
-    reader = csv.DictReader(io.StringIO(read_text(file, REPOSITORY), newline=""))
+    reader = csv.DictReader(io.StringIO(published_text(file, REPOSITORY), newline=""))
     if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
         raise BenchmarkError(f"{file} has no column {missing[0]}; {REPOSITORY} publishes it")
     for line, row in enumerate(reader, start=2):

@@ -20,7 +20,7 @@ from wemmu.evaluation.benchmark import (
     adopted,
     mean_of,
     published,
-    read_text,
+    published_text,
 )
 from wemmu.evaluation.geneval.judges import ColorJudge, Detector
 from wemmu.evaluation.geneval.rules import TASKS, kept, verdict
@@ -42,7 +42,7 @@ class GenEval:
         self._options = options
         self._prompts = published(options.data, "evaluation_metadata.jsonl", REPOSITORY, "prompts")
         self._names = published(options.data, "object_names.txt", REPOSITORY, "evaluation")
-        self._classes = [line.strip() for line in read_text(self._names, REPOSITORY).splitlines() if line.strip()]
+        self._classes = [line.strip() for line in published_text(self._names, REPOSITORY).splitlines() if line.strip()]
         self._asked = self._read()
         # Before anything is generated.
         check(options.clip, ENCODER)
@@ -51,7 +51,7 @@ class GenEval:
 
     def _read(self) -> list[dict[str, Any]]:
         found = []
-        for number, line in enumerate(read_text(self._prompts, REPOSITORY).splitlines(), start=1):
+        for number, line in enumerate(published_text(self._prompts, REPOSITORY).splitlines(), start=1):
             if not line.strip():
                 continue
             try:

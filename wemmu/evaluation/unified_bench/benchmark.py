@@ -17,7 +17,15 @@ from PIL import Image
 from wemmu.backbones.encoders import ImageEncoder, cosine, load_encoder
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import UnifiedBenchOptions
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of, open_image, read_text
+from wemmu.evaluation.benchmark import (
+    BenchmarkError,
+    BenchmarkRequest,
+    Judged,
+    Mark,
+    mean_of,
+    open_image,
+    published_text,
+)
 from wemmu.pixels import to_pixels
 from wemmu.published.check import check
 from wemmu.published.known import ENCODER
@@ -116,7 +124,7 @@ def read_captions(file: Path, images: Sequence[Path]) -> dict[str, str]:
         BenchmarkError: if an image has none, or a line is of another form.
     """
     found = dict[str, str]()
-    for number, line in enumerate(read_text(file, "a model").split("\n"), start=1):
+    for number, line in enumerate(published_text(file, "a model").split("\n"), start=1):
         if line.strip():
             try:
                 told = json.loads(line)

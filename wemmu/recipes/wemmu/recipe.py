@@ -49,7 +49,7 @@ class WeMMURecipe:
         self.caches = (self.vae.cache, self.model.vlm.cache)
         self.normed = (self.language, self.model.bridge.pathway)
         self.loss = FlowMatchingLoss(self.model, run)
-        side, table = run.stage.resolution, self.model.bridge.position_mlp.table.shape[0]
+        side, table = run.stage.resolution, self._bridge.position_table
         self.sizes = request_sizes(side, run.data.max_aspect, table, self.token_px, self.vae.latent_px)
         shift = self.loss.config.time.shift_at(run.stage.resolution)
         self.sampler = Sampler(self.model, self.encoder, shift, device=device)
