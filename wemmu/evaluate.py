@@ -63,13 +63,15 @@ def main(
             f"{run.stage.name}: evaluation.prompts is 0, so there is nothing to draw; give --prompts N with N > 0"
         )
     # Bad input is refused above, before torch and the models are imported.
-    from wemmu.evaluation.shapes.results import evaluate
+    from wemmu.evaluation.shapes.results import evaluate, lines
 
     chosen = _checkpoint(folder, checkpoint)
     model = _Stage(run, chosen, ema, _device(device, run))
     what = f"the average (EMA) in {chosen.name}" if run.stage.averages(ema) else chosen.name
     print(f"{run.stage.name}: scoring {what}, {number} requests of each task", flush=True)
-    if evaluate(run, number, folder, model.open, model.settings(), step) is not None:
+    results = evaluate(run, number, folder, model.open, model.settings(), step)
+    if results is not None:
+        print(*lines(results), sep="\n")
         print(f"{run.stage.name}: scores in {folder / RESULTS}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """The command lines on a checkpoint of the real model with random weights."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,12 +58,13 @@ def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_checkpoint_is_scored(stage: Path):
+def test_checkpoint_is_scored(stage: Path, capsys: pytest.CaptureFixture[str]):
     evaluate.main(stage, prompts=2, checkpoint=None)
     results = json.loads((stage / "evaluation.json").read_text())
     assert results["checkpoint"] == {"stage": "only", "step": 1, "ema": False}
     assert set(results["tasks"]) == {"t2i", "multi_edit"}
     assert results["tasks"]["t2i"]["test"]["measures"]["satisfied"]["count"] == 2
+    assert re.search(r"^Text to image +0\.0%  \[0\.0%, 65\.8%\]  0 of 2$", capsys.readouterr().out, re.MULTILINE)
     # Random weights draw nothing that could be read.
     assert results["tasks"]["t2i"]["test"]["measures"]["satisfied"]["successes"] == 0
     sizes = {Image.open(file).size for file in (stage / "evaluation/images").glob("*.png")}

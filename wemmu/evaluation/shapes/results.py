@@ -5,19 +5,19 @@ STAGE/evaluation.json  shares by task, split and group
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from wemmu.config.benchmarks import EVALUATION, RESULTS, SAMPLES, ShapesOptions
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
-from wemmu.config.task import Task
+from wemmu.config.task import TASK_NAMES, Task
 from wemmu.evaluation.benchmark import Mark
 from wemmu.evaluation.card import read_card
 from wemmu.evaluation.generation import IMAGES, INPUTS, Draw, load
 from wemmu.evaluation.run_benchmark import Only, run_benchmark
-from wemmu.evaluation.scores import seen, summarize
+from wemmu.evaluation.scores import HEADLINE, seen, summarize
 from wemmu.evaluation.shapes.benchmark import Shapes
 from wemmu.shapes.render import render
 
@@ -68,6 +68,18 @@ def evaluate(
     results = {**facts, "seed": options.seed, "checkpoint": model, **settings["sampling"], "tasks": tasks}
     replace_text(folder / RESULTS, json.dumps(results, indent=1))
     return results
+
+
+def lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each task and split: the share of correct answers with its 95 % interval."""
+    for task, splits in results["tasks"].items():
+        for split, found in splits.items():
+            share = found["measures"][HEADLINE[Task(task)]]
+            name = TASK_NAMES[task] + (", composition" if split == "composition" else "")
+            yield (
+                f"{name:30} {share['share']:6.1%}  [{share['low']:.1%}, {share['high']:.1%}]  "
+                f"{share['successes']} of {share['count']}"
+            )
 
 
 def _samples(shapes: Shapes, parts: Iterable[list[Mark]], home: Path) -> list[dict[str, Any]]:
