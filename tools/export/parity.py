@@ -27,7 +27,11 @@ BOUND = 1e-5
 STEPS = 2
 SEED = 1
 # (text, number of input images): one request of each guidance rule.
-REQUESTS = (("a red circle above a blue square", 0), ("make the circle green", 1), ("put both into one picture", 2))
+REQUESTS = (
+    ("a red circle above a blue square", 0),
+    ("make the circle green", 1),
+    ("replace the circle with the object of the second image", 2),
+)
 
 
 def compare_outputs(
