@@ -13,7 +13,6 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from tests.data.handmade import all_tasks, write
 from tests.models.world import make_batch
 from tests.training.runs import STAGE, make_run
 from tests.training.test_lora import load_weights, train, velocity
@@ -33,13 +32,6 @@ LORA = {"pathway": {"rank": 2}, "dit": {"rank": 2}}
 ALL = {"vlm": "nf4", "pathway": "int8", "dit": "nf4"}
 # Of keys and values against those of the full weights, relative, which grow layer by layer; tiny random weights.
 BOUND = {"nf4": 0.4, "int8": 0.04}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
-    return root
 
 
 def run_of(backbones: Backbones, shards: Path, quantize: object, **changes: object) -> StageRun:

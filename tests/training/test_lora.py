@@ -14,7 +14,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.data.handmade import all_tasks, write
 from tests.models.world import make_batch
 from tests.training.runs import STAGE, make_run
 from tests.training.test_uae import batch_of, make
@@ -28,7 +27,6 @@ from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
-from wemmu.config.task import Task
 from wemmu.parallel.single import SingleEngine
 from wemmu.planning.ask import Item, ask
 from wemmu.planning.layout import Degrees, RankWorkload, states
@@ -40,13 +38,6 @@ from wemmu.training.trainer import Trainer
 
 LORA = {"pathway": {"rank": 2}, "dit": {"rank": 3, "alpha": 12.0, "targets": ["attn2.to_q", "*.0.attn1.*"]}}
 NEW = ("bridge.vae_branch.", "bridge.position_mlp.")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    write(root, all_tasks({Task.T2I: 8, Task.EDIT: 8}))
-    return root
 
 
 def run_of(backbones: Backbones, shards: Path, lora: object, **stage: object) -> StageRun:

@@ -44,7 +44,7 @@ class Shapes:
 
     def _request(self, key: str, ask: HeldOutRequest) -> BenchmarkRequest:
         images = tuple(render(scene, self.px) for scene in ask.sources)
-        category = TASK_NAMES[ask.task] + (", composition" if ask.split == "composition" else "")
+        category = category_of(ask.task, ask.split)
         return BenchmarkRequest(key, ask.text, category, key, ask.sample_id, images, asked=ask.task)
 
     def adopt(self, folder: Path) -> Mapping[str, Path]:
@@ -67,6 +67,11 @@ class Shapes:
         found = {name: mean_of(several, next(iter(several[0].values))) for name, several in own.items()}
         scores = {name: value for name, value in found.items() if value is not None}
         return {"correct": sum(scores.values()) / len(scores), **scores}
+
+
+def category_of(task: str, split: str) -> str:
+    """Return the name of a task and split for people."""
+    return TASK_NAMES[task] + (", composition" if split == "composition" else "")
 
 
 def _key(ask: HeldOutRequest) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 from wemmu.config.benchmarks import EVALUATION, RESULTS, SAMPLES, ShapesOptions
 from wemmu.config.files import replace_text
 from wemmu.config.schema import StageRun
-from wemmu.config.task import TASK_NAMES, Task
+from wemmu.config.task import Task
 from wemmu.evaluation.benchmark import Mark
 from wemmu.evaluation.card import read_card
 from wemmu.evaluation.generation import IMAGES, INPUTS, Draw, load
 from wemmu.evaluation.run_benchmark import Only, run_benchmark
 from wemmu.evaluation.scores import HEADLINE, seen, summarize
-from wemmu.evaluation.shapes.benchmark import Shapes
+from wemmu.evaluation.shapes.benchmark import Shapes, category_of
 from wemmu.shapes.render import render
 
 FORMAT = 1
@@ -75,9 +75,8 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
     for task, splits in results["tasks"].items():
         for split, found in splits.items():
             share = found["measures"][HEADLINE[Task(task)]]
-            name = TASK_NAMES[task] + (", composition" if split == "composition" else "")
             yield (
-                f"{name:30} {share['share']:6.1%}  [{share['low']:.1%}, {share['high']:.1%}]  "
+                f"{category_of(task, split):30} {share['share']:6.1%}  [{share['low']:.1%}, {share['high']:.1%}]  "
                 f"{share['successes']} of {share['count']}"
             )
 
