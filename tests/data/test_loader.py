@@ -22,7 +22,7 @@ from wemmu.config.task import GENERATION_TASKS, Task
 from wemmu.data import Loader
 from wemmu.data.collate import collate
 from wemmu.data.loader import sample_id
-from wemmu.data.shards import DecodedRecord
+from wemmu.data.shards import DecodedRecord, ShardStream
 from wemmu.prompts import PromptEncoder
 from wemmu.types import IGNORE_INDEX, Batch
 
@@ -97,6 +97,15 @@ def test_a_step_with_accumulation_pads_less_and_has_the_same_samples(make_loader
         lengths = [int(n) for batch in parts for n in batch.prompts.mask.sum(1)]
         assert min(lengths[-2:]) >= max(lengths[:2])
     assert padded["sorted"] < padded["as drawn"] / 2
+
+
+def test_a_step_is_decoded_one_micro_batch_at_a_time(make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for owner, name in ((ShardStream, "_decoded"), (Loader, "_collate")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, real=real, name=name: done.append(name) or real(*a))
+    make_loader(micro_batch=2).micro_batches(0)
+    assert done == ["_decoded", "_decoded", "_collate"] * 4
 
 
 def test_a_samples_contrastive_partner_is_the_next_of_the_global_batch_in_every_layout(make_loader: MakeLoader) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from tests.models.world import awake
-from wemmu.objectives.reconstruction import add_noise, denoising_loss, regression
+from wemmu.objectives.flow import square_error
+from wemmu.objectives.reconstruction import add_noise, regression
 from wemmu.recipes.ross.config import Denoiser as DenoiserConfig
 from wemmu.recipes.ross.heads import Denoiser, Regressor, _places
 
@@ -40,7 +41,7 @@ def test_the_states_have_a_gradient_once_the_zeros_have_moved(conditioning, sile
     for step in range(silent + 1):
         z_0, t, states = draw(seed=step)
         states.requires_grad_()
-        denoising_loss(head(z_0, t, states), torch.randn(z_0.shape)).sum().backward()
+        square_error(head(z_0, t, states), torch.randn(z_0.shape)).sum().backward()
         felt.append(bool(states.grad.any()))
         optimizer.step()
         optimizer.zero_grad()
@@ -76,7 +77,7 @@ def test_a_denoiser_learns_to_use_the_states_and_suffers_from_those_of_another_i
     def loss(told: Tensor, draws: int = 4) -> Tensor:
         tiled, eps = z_0.repeat(draws, 1, 1, 1), torch.randn(16 * draws, C, H, W)
         t = torch.randint(1000, (16 * draws,))
-        return denoising_loss(head(add_noise(tiled, eps, t, 1000), t, told.repeat(draws, 1, 1)), eps).mean()
+        return square_error(head(add_noise(tiled, eps, t, 1000), t, told.repeat(draws, 1, 1)), eps).mean()
 
     for _ in range(300):
         optimizer.zero_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wemmu.config.objectives import LossWeighting, Objective
-from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
+from wemmu.objectives.flow import contrastive_flow_matching, square_error, time_weight
 from wemmu.objectives.path import sample_path
 
 # Two samples of two elements: v = eps - x_0 is [-1, 3] and [2, 0].
@@ -20,11 +20,11 @@ PAIRED = torch.tensor([True, True])
 
 def test_flow_matching_is_the_mean_square_distance_to_the_velocity():
     # (1+1)^2, (1-3)^2 and (1-2)^2, (1-0)^2
-    assert flow_matching(ONES, V).tolist() == [4.0, 1.0]
+    assert square_error(ONES, V).tolist() == [4.0, 1.0]
 
 
 def test_the_true_velocity_has_no_loss():
-    assert flow_matching(EPS - X_0, V).tolist() == [0.0, 0.0]
+    assert square_error(EPS - X_0, V).tolist() == [0.0, 0.0]
 
 
 def test_contrastive_subtracts_the_distance_to_the_other_samples_velocity():
@@ -33,7 +33,7 @@ def test_contrastive_subtracts_the_distance_to_the_other_samples_velocity():
 
 
 def test_contrastive_of_weight_zero_is_flow_matching():
-    assert torch.equal(contrastive_flow_matching(ONES, V, V.flip(0), PAIRED, weight=0.0), flow_matching(ONES, V))
+    assert torch.equal(contrastive_flow_matching(ONES, V, V.flip(0), PAIRED, weight=0.0), square_error(ONES, V))
 
 
 def test_without_a_partner_only_the_distance_to_the_own_velocity_counts():
@@ -42,7 +42,7 @@ def test_without_a_partner_only_the_distance_to_the_own_velocity_counts():
 
 
 def test_half_precision_predictions_are_compared_in_float32():
-    assert flow_matching(ONES.bfloat16(), V).dtype == torch.float32
+    assert square_error(ONES.bfloat16(), V).dtype == torch.float32
 
 
 # At t = 1/4, 1/2 and 9/10; the signal-to-noise ratio there is 9, 1 and 1/81.

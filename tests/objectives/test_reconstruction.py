@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wemmu.objectives.reconstruction import add_noise, alpha_bar, answer_cross_entropy, denoising_loss, regression
+from wemmu.objectives.flow import square_error
+from wemmu.objectives.reconstruction import add_noise, alpha_bar, answer_cross_entropy, regression
 
 
 def test_the_schedule_is_the_cosine_of_a_thousand_steps():
@@ -29,9 +30,9 @@ def test_half_way_signal_and_noise_are_mixed_by_their_roots():
 
 def test_who_predicts_nothing_is_off_by_the_noise_and_who_repeats_z_t_by_the_signal():
     eps = torch.ones(2, 4, 2, 2)
-    assert denoising_loss(torch.zeros_like(eps), eps).tolist() == [1.0, 1.0]
+    assert square_error(torch.zeros_like(eps), eps).tolist() == [1.0, 1.0]
     z_t = add_noise(torch.ones_like(eps), eps, torch.tensor([500, 500]), 1000)
-    assert denoising_loss(z_t, eps).tolist() == pytest.approx([0.41417148**2] * 2, rel=1e-4)
+    assert square_error(z_t, eps).tolist() == pytest.approx([0.41417148**2] * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from tests.parallel.test_zero3_start import alive
 from wemmu.config.schema import Backbones
 from wemmu.parallel import boundary, hybrid, pipeline, shards, tensor_layers
 from wemmu.parallel.hybrid import HybridEngine
-from wemmu.parallel.topology import Topology
+from wemmu.parallel.topology import AXES, Topology
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.build import build_model, sources
 from wemmu.recipes.wemmu.config import Bridge, Queries
@@ -125,12 +125,15 @@ def test_every_rank_has_its_place_and_groups_are_along_one_axis():
     grid = [Topology(rank, 12, tp=2, pp=3) for rank in range(12)]
     places = [(t.data, t.stage, t.tensor) for t in grid]
     assert sorted(set(places)) == sorted(places) == [(d, s, t) for d in range(2) for s in range(3) for t in range(2)]
-    for axis, groups in enumerate((grid[0].data_groups(), grid[0].stage_groups(), grid[0].tensor_groups())):
+    for axis, name in enumerate(AXES):
+        groups = grid[0].groups(name)
         assert sorted(rank for group in groups for rank in group) == list(range(12))
         for group in groups:
             assert [places[rank][axis] for rank in group] == list(range(len(group)))
             assert len({tuple(np.delete(places[rank], axis)) for rank in group}) == 1
-    assert all(places[rank][0] == data for data, group in enumerate(grid[0].model_groups()) for rank in group)
+    assert all(
+        places[rank][0] == data for data, group in enumerate(grid[0].groups("stage", "tensor")) for rank in group
+    )
 
 
 def velocities(rank: int, world: int, backbones: Backbones, tp: int, pp: int) -> tuple[Tensor, Outcome]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wemmu.objectives.reconstruction import add_noise, denoising_loss
+from wemmu.objectives.flow import square_error
+from wemmu.objectives.reconstruction import add_noise
 from wemmu.sampling.solvers import SOLVERS, Solver, ddim, times
 from wemmu.timesteps import alpha_bar
 
@@ -86,7 +87,7 @@ def test_ddim_with_the_exact_noise_of_gaussian_data_returns_that_data():
 
     z_0, eps = torch.randn(2, 20_000, 1, generator=generator)
     t = torch.randint(1000, (20_000,), generator=generator)
-    error = denoising_loss(exact(add_noise(z_0, eps, t, 1000), t), eps).mean()
+    error = square_error(exact(add_noise(z_0, eps, t, 1000), t), eps).mean()
     assert float(error) == pytest.approx(float(abar.mean()), abs=0.02)
     assert float(abar.mean()) == pytest.approx(0.4955775126, rel=1e-9)
     restored = ddim(exact, torch.randn(20_000, 1, generator=generator), 1000, steps=200)

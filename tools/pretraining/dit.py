@@ -25,7 +25,7 @@ from tools.pretraining.loop import fit, held_out
 from wemmu.backbones.sana.adapter import TIME_SCALE
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.config.objectives import TimeSampling
-from wemmu.objectives.flow import flow_matching
+from wemmu.objectives.flow import square_error
 from wemmu.objectives.path import sample_path, sample_time
 from wemmu.pixels import to_images
 from wemmu.sampling.solvers import euler, times
@@ -105,7 +105,7 @@ class Painter:
         eps = torch.randn(x_0.shape, generator=generator)
         t = sample_time(LAYOUT_TIME if layouts else TIME, px, torch.randn(batch_size, generator=generator))
         path = sample_path(x_0, eps, t)
-        flow = flow_matching(self.velocity(path.x_t, t, states, mask), path.v).mean()
+        flow = square_error(self.velocity(path.x_t, t, states, mask), path.v).mean()
         # Only captions that say everything have one right answer, but the others do no harm: a soft target.
         told = torch.tensor([bool(text) for text in texts])
         last = states[torch.arange(batch_size), mask.sum(1) - 1][told]

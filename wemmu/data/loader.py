@@ -18,9 +18,6 @@ from wemmu.data.streams import open_streams, shares
 from wemmu.prompts import PromptEncoder
 from wemmu.types import Batch, Negatives
 
-# With its place in the stream.
-IndexedRecord = tuple[int, DecodedRecord]
-
 
 class Loader:
     """Reads the stage's mixture. The only state is the step.
@@ -115,30 +112,28 @@ class Loader:
         # micro-batch's last it is outside, unless the micro-batch is all there is.
         outside = 1 if self._paired and micro_step * self._accumulation > self._micro else 0
         places = (first[:, None] + np.arange(self._micro + outside)) % (micro_step * self._accumulation)
-        indices = self._orders[number]((begin + places).flatten())
+        indices = self._orders[number]((begin + places).flatten()).tolist()
         stream, each = self._streams[number], self._micro + outside
-        read = [(int(index), stream[index]) for index in indices]
         if not self._paired and self._accumulation > 1:
             # In another order the samples of a step have the same gradient, and texts of one length need no padding.
-            read.sort(key=lambda one: len(f"{one[1].prompt}{one[1].answer}".encode()))
-        return [self._batch(stream, read[i : i + each]) for i in range(0, len(read), each)]
+            indices.sort(key=stream.text_bytes)
+        return [self._batch(stream, indices[i : i + each]) for i in range(0, len(indices), each)]
 
-    def _batch(self, stream: ShardStream, read: Sequence[IndexedRecord]) -> Batch:
-        """read: a micro-batch, and behind it the partner of its last sample, if that is outside."""
-        batch = self._collate(stream, read[: self._micro])
+    def _batch(self, stream: ShardStream, indices: Sequence[int]) -> Batch:
+        """indices: of a micro-batch, and behind it the partner of its last sample, if that is outside."""
+        samples = [stream[index] for index in indices]
+        batch = self._collate(stream, indices, samples[: self._micro])
         if not self._paired:
             return batch
         assert batch.target is not None, "a contrastive stage draws images"
-        further = [sample for _, sample in read[self._micro :]]
-        return replace(batch, negatives=self._negatives(self._micro, further, batch.target))
+        return replace(batch, negatives=self._negatives(self._micro, samples[self._micro :], batch.target))
 
-    def _collate(self, stream: ShardStream, read: Sequence[IndexedRecord]) -> Batch:
+    def _collate(self, stream: ShardStream, indices: Sequence[int], samples: Sequence[DecodedRecord]) -> Batch:
         """Raises ShardError: naming the record at fault, where a batch cannot be made of one that is as written."""
         try:
-            samples = [sample for _, sample in read]
             return collate(stream.settings, samples, self._encoder, self._token_px, self._asks)
         except ValueError as error:
-            for index, sample in read:
+            for index, sample in zip(indices, samples, strict=False):
                 try:
                     collate(stream.settings, [sample], self._encoder, self._token_px, self._asks)
                 except ValueError as own:

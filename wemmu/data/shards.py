@@ -109,19 +109,28 @@ class ShardStream:
 
     def __getitem__(self, index: int) -> DecodedRecord:
         """Raises ShardError; with `damaged` = "skip" only if no record of the stream can be read."""
-        record = self._get(int(index), self._decoded)
+        record, replaced = self._get(index, self._decoded)
+        if replaced:
+            self._count(index)
         return record if self._task is None else record.as_task(self._task)
 
     def id_of(self, index: int) -> str:
         """Return the id of `self[index]` without decoding its images."""
-        return self._get(int(index), lambda record: record.id)
+        return self._get(index, lambda record: record.id)[0]
+
+    def text_bytes(self, index: int) -> int:
+        """Return the length in UTF-8 of prompt and answer of `self[index]` without decoding its images."""
+        if self._task in (Task.RECONSTRUCTION, Task.UNCONDITIONAL):
+            return 0
+        return self._get(index, lambda record: len(f"{record.prompt}{record.answer}".encode()))[0]
 
     def where(self, index: int) -> str:
         """Name the shard file of record `index` and its place in it, for messages."""
         name, number = self._place(index)
         return f"record {number} of {self._files.path(self._stream, name)}"
 
-    def _get(self, index: int, decode: Callable[[StoredRecord], T]) -> T:
+    def _get(self, index: int, decode: Callable[[StoredRecord], T]) -> tuple[T, bool]:
+        """Return what `decode` makes of the record, and whether another stands for a damaged one."""
         damaged = False
         for tried in range(len(self)):
             name, number = self._place((index + tried) % len(self))
@@ -135,9 +144,7 @@ class ShardStream:
                 continue
             if id in self._leave_out:
                 continue
-            if damaged:
-                self._count(index)
-            return found
+            return found, damaged
         held_out = " or held out" if self._leave_out else ""
         raise ShardError(f"every record of the stream {self._stream.settings.name} is missing or damaged{held_out}")
 

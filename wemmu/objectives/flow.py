@@ -9,16 +9,11 @@ from wemmu.config.objectives import LossWeighting
 
 
 def square_error(a: Tensor, b: Tensor) -> Tensor:
-    """|| a - b ||^2 of two batches [B, ...], the mean over a sample's elements: [B], float32."""
-    return (a - b).float().square().flatten(1).mean(1)
+    """|| a - b ||^2 of two batches [B, ...], the mean over a sample's elements: [B], float32.
 
-
-def flow_matching(predicted: Tensor, v: Tensor) -> Tensor:
-    """|| v_theta(x_t, t, y) - (eps - x_0) ||^2, the mean over a sample's elements.
-
-    predicted, v: [B, ...], v_theta and the path's velocity. Returns [B].
+    Of a predicted velocity v_theta(x_t, t, y) and the path's, eps - x_0, this is flow matching.
     """
-    return square_error(predicted, v)
+    return (a - b).float().square().flatten(1).mean(1)
 
 
 def contrastive_flow_matching(

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wemmu.config.objectives import Metric
-from wemmu.objectives.flow import square_error
 from wemmu.timesteps import alpha_bar
 
 
@@ -13,11 +12,6 @@ def add_noise(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
     """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; z_0, eps: [M, ...], t: int64 [M]."""
     share = alpha_bar(timesteps).to(t.device)[t].reshape(-1, *[1] * (z_0.ndim - 1))
     return share.sqrt().to(z_0.dtype) * z_0 + (1 - share).sqrt().to(z_0.dtype) * eps
-
-
-def denoising_loss(predicted: Tensor, eps: Tensor) -> Tensor:
-    """|| J(z_t, t, states) - eps ||^2, the mean over an image's elements. [M, ...] -> [M], float32."""
-    return square_error(predicted, eps)
 
 
 def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:

@@ -16,7 +16,7 @@ from wemmu.types import Flow
 
 
 class Boundary:
-    """group: the ranks that share a DiT (`Topology.model_groups`)."""
+    """group: the ranks that share a DiT (a model group)."""
 
     def __init__(self, group: dist.ProcessGroup):
         self._group = group

@@ -47,13 +47,12 @@ class HybridEngine:
     ):
         """model: see `wemmu.recipes.wemmu.model.WeMMU`. apex: see `wemmu.parallel.adamw.AdamW`."""
         self.config, self._loss, self._topology = run.stage.optimizer, loss, topology
-        tensor_group = topology.group(topology.tensor_groups())
-        stage_group = topology.group(topology.stage_groups())
-        self._boundary = Boundary(topology.group(topology.model_groups()))
-        data_group = topology.group(topology.data_groups())
+        # The ranks of a model group share a DiT.
+        self._boundary = Boundary(topology.group("stage", "tensor"))
+        stage_group, data_group = topology.group("stage"), topology.group("data")
 
         part = model.cut_dit(topology.stage, topology.pp)
-        places = part.split(tensor_group)
+        places = part.split(topology.group("tensor"))
         runner = StageRunner(part)
         model.vlm.to(device), model.vae.to(device)
         shards.shard(runner, part.blocks, data_group, device)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from wemmu.types import Flow
@@ -66,34 +65,12 @@ class Pipeline:
         """
         self.runner.micro_batches = micro_batches
         self._values = {}
-        if self.stages == 1:
-            self._run_here(len(micro_batches))
-        else:
-            self._run_schedule(micro_batches)
+        numbers = torch.arange(len(micro_batches))
+        arguments = (numbers,) if self.runner.part.is_first else ()
+        targets: dict[str, Any] = {"target": numbers, "return_outputs": False} if self.runner.part.is_last else {}
+        self._schedule(micro_batches).step(*arguments, **targets)
         self.runner.micro_batches = ()
         return [self._values[i] for i in range(len(micro_batches))] if self.runner.part.is_last else []
-
-    def _run_here(self, count: int) -> None:
-        for i in range(count):
-            number = torch.tensor([i])
-            # Gradients stay whole between micro-batches, as torch's pipeline leaves them.
-            self._sync(last=i == count - 1)
-            self._total(self.runner(number), number).backward()
-
-    def _sync(self, last: bool) -> None:
-        assert isinstance(self.runner, FSDPModule)
-        self.runner.set_is_last_backward(last)
-        self.runner.set_reshard_after_backward(last)
-        self.runner.set_requires_gradient_sync(last)
-
-    def _run_schedule(self, micro_batches: Sequence[MicroBatch]) -> None:
-        numbers = torch.arange(len(micro_batches))
-        schedule = self._schedule(micro_batches)
-        arguments = (numbers,) if self.runner.part.is_first else ()
-        if self.runner.part.is_last:
-            schedule.step(*arguments, target=numbers, return_outputs=False)
-        else:
-            schedule.step(*arguments)
 
     def _total(self, predicted: Tensor, number: Tensor) -> Tensor:
         flow, _ = self.runner.micro_batches[int(number)]

@@ -1,10 +1,13 @@
 """Ranks as a value: the rank of this process, its groups, and the axes of the grid."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+AXES = ("data", "stage", "tensor")
 
 
 @dataclass(frozen=True)
@@ -43,32 +46,16 @@ class Topology:
         """Whether this is the rank that writes what is written once."""
         return self.rank == 0
 
-    def tensor_groups(self) -> list[list[int]]:
-        """Ranks that hold slices of the same layers; each a list in the order of `tensor`."""
-        return [list(range(first, first + self.tp)) for first in range(0, self.world, self.tp)]
+    def groups(self, *axes: str) -> list[list[int]]:
+        """Ranks that differ on these axes only, which are neighbours in `AXES`; each list in the order of the axes."""
+        sizes = self.world // (self.tp * self.pp), self.pp, self.tp
+        moved = [AXES.index(axis) for axis in axes]
+        grid = torch.arange(self.world).view(sizes).movedim(moved, [axis - len(axes) for axis in range(len(axes))])
+        return grid.reshape(-1, prod(sizes[axis] for axis in moved)).tolist()
 
-    def stage_groups(self) -> list[list[int]]:
-        """Ranks that hold the same slice of successive layers, in the order of `stage`."""
-        size = self.tp * self.pp
-        return [
-            list(range(first + slice_, first + size, self.tp))
-            for first in range(0, self.world, size)
-            for slice_ in range(self.tp)
-        ]
-
-    def model_groups(self) -> list[list[int]]:
-        """Ranks that together hold one DiT."""
-        size = self.tp * self.pp
-        return [list(range(first, first + size)) for first in range(0, self.world, size)]
-
-    def data_groups(self) -> list[list[int]]:
-        """Ranks that hold the same part of the DiT, for other samples, in the order of `data`."""
-        size = self.tp * self.pp
-        return [list(range(place, self.world, size)) for place in range(size)]
-
-    def group(self, groups: list[list[int]]) -> dist.ProcessGroup:
+    def group(self, *axes: str) -> dist.ProcessGroup:
         """The process group of the one of `groups` in which this rank is. All ranks must call it alike."""
-        group, _ = dist.new_subgroups_by_enumeration(groups)
+        group, _ = dist.new_subgroups_by_enumeration(self.groups(*axes))
         return group
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from wemmu.config.buckets import RequestSizes
 from wemmu.config.task import Task
-from wemmu.positions import token_grid
 from wemmu.types import Sizes
 
 
@@ -48,10 +47,9 @@ def request_sizes(side: int, max_aspect: float, table: int, token_px: int, laten
 
     table: side of the position table, tokens. token_px, latent_px: side of a VLM token and of a latent, px.
     """
-    # From the smallest that has a VLM token.
-    sides = range(-(-token_px // latent_px) * latent_px, (table + 1) * token_px, latent_px)
-    largest = max(px for px in sides if max(token_grid(px, px, token_px)) <= table)
-    return RequestSizes(side, latent_px, max_aspect, largest)
+    # `token_grid` rounds up to half a token down, and half a token to the even number.
+    largest = ((2 * table + 1) * token_px - table % 2) // 2
+    return RequestSizes(side, latent_px, max_aspect, largest // latent_px * latent_px)
 
 
 def task_of(text: str, images: int) -> Task:

@@ -6,7 +6,8 @@ from torch import Tensor
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.noise import Noise
-from wemmu.objectives.reconstruction import add_noise, denoising_loss, regression
+from wemmu.objectives.flow import square_error
+from wemmu.objectives.reconstruction import add_noise, regression
 from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.ross.model import Ross
 from wemmu.recipes.tuned_vlm import answer_losses
@@ -51,4 +52,4 @@ class ReconstructiveLoss:
         t = (noise.uniform("time", (n, repeats)) * self.head.timesteps).long().flatten()
         z_t = add_noise(target.repeat_interleave(repeats, 0), eps, t, self.head.timesteps)
         predicted = self.model.head(z_t, t, states.repeat_interleave(repeats, 0))
-        return denoising_loss(predicted, eps).reshape(b, n * repeats).mean(1)
+        return square_error(predicted, eps).reshape(b, n * repeats).mean(1)

@@ -7,7 +7,7 @@ from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.noise import Noise
-from wemmu.objectives.flow import contrastive_flow_matching, flow_matching, time_weight
+from wemmu.objectives.flow import contrastive_flow_matching, square_error, time_weight
 from wemmu.objectives.path import sample_path, sample_time
 from wemmu.recipes.wemmu.config import WeMMU as WeMMUConfig
 from wemmu.recipes.wemmu.model import WeMMU
@@ -80,7 +80,7 @@ class FlowMatchingLoss:
         """Return one loss per sample, [B], of velocities predicted at the points of `flow`, weighted by time."""
         match self.config.kind:
             case "flow":
-                values = flow_matching(predicted, flow.v)
+                values = square_error(predicted, flow.v)
             case "contrastive":
                 assert flow.v_negative is not None, "`draw` pairs them"
                 assert flow.paired is not None, "`draw` pairs them"

@@ -7,7 +7,7 @@ import torch
 from wemmu.config import StageRun
 from wemmu.data.validation import HeldOut
 from wemmu.heartbeat import beat
-from wemmu.objectives.flow import flow_matching
+from wemmu.objectives.flow import square_error
 from wemmu.parallel.topology import Topology, gathered
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
@@ -44,7 +44,7 @@ class Validation:
             batch = batch.to(self._device)
             flow, condition, _ = self._loss.begin(batch, STEP)
             predicted = self.model.velocity(flow.x_t, flow.t, condition)
-            values = flow_matching(predicted, flow.v).cpu()[counted]
+            values = square_error(predicted, flow.v).cpu()[counted]
             sums[stream] += float(values.double().sum())
             counts[stream] += len(values)
             beat()
