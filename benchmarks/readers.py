@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.transforms.functional import pil_to_tensor
 
 from wemmu.config import Curriculum
-from wemmu.data import Loader
+from wemmu.data.loader import Loader
 from wemmu.pixels import stored_pixels
 
 Batches = Iterator[tuple[Tensor, Sequence[str]]]

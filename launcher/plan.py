@@ -30,9 +30,7 @@ def stage_runs(curriculum: Curriculum, run: Path) -> tuple[StageRun, ...]:
         if start is None and runs:
             before = runs[-1].stage
             start = checkpoint(run / before.name, before.steps)
-        for alone in curriculum.resolution_runs(stage.name):
-            linked = alone.stage.model_copy(update={"start": start})
-            runs.append(alone.model_copy(update={"stage": linked}))
+        runs += [alone.changed({"stage.start": start}) for alone in curriculum.resolution_runs(stage.name)]
     return tuple(runs)
 
 

@@ -70,8 +70,7 @@ def outcome(
     case: Case, device: torch.device, engine: str = "single", world: Topology = ALONE, compile: bool = False
 ) -> Outcome:
     def make(model: Any, loss: LossFn, run: StageRun) -> Engine:
-        parallel = run.parallel.model_copy(update={"engine": engine})
-        run = run.model_copy(update={"parallel": parallel})
+        run = run.changed({"parallel.engine": engine})
         compiled = apply_kernels(model, KernelsConfig(compile=True), run, device) if compile else ()
         return make_engine(run, model, loss, world, device, compiled=compiled)
 

@@ -59,7 +59,7 @@ def miniature(setting: Setting) -> Iterator[Row]:
     seconds = command(where, "data_pipeline", "write", file, "--workers", "0")
     yield Row("data", f"{sum(RECORDS.values())} records in {seconds:.0f} s")
     # The launcher would look at the data again, with Ray.
-    dump(made.model_copy(update={"data": made.data.model_copy(update={"prepare": None})}), file)
+    dump(made.changed({"data.prepare": None}), file)
     first, whole = made.stages[0], ("launcher", "run", file, "--out", folder / "run")
     middle = folder / "run" / first.name / "checkpoints" / directory_name(first.steps // 2) / MANIFEST
     yield Row("killed", kill_at(middle, where, *whole))
@@ -124,8 +124,7 @@ def copied(stage: Path, to: Path, deterministic: bool = False) -> Path:
     """A folder of the same stage in which nothing has run."""
     to.mkdir(parents=True)
     run = load_stage(stage / "config.yaml")
-    kernels = run.kernels.model_copy(update={"deterministic": deterministic})
-    dump(run.model_copy(update={"kernels": kernels}), to / "config.yaml")
+    dump(run.changed({"kernels.deterministic": deterministic}), to / "config.yaml")
     return to
 
 

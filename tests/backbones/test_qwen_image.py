@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused_by_the_config_alone(backbones: Backbones, 
 
 
 def test_the_hybrid_engine_is_refused_before_anything_is_loaded(run: StageRun):
-    hybrid = run.model_copy(update={"parallel": run.parallel.model_copy(update={"engine": "hybrid"})})
+    hybrid = run.changed({"parallel.engine": "hybrid"})
     told = f"engine hybrid cannot divide the QwenImageTransformer2DModel {run.backbones.dit}; valid: .*single, zero3"
     with pytest.raises(BackboneError, match=told):
         build(hybrid)

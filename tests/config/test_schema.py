@@ -89,7 +89,7 @@ REFUSED = {
     ),
     "no generation task": (
         [put("stages", 0, "mixture", {"understanding": 1.0})],
-        "understanding is not a task of the recipe wemmu; valid: t2i",
+        "understanding is not a task of the recipe wemmu; valid tasks: t2i",
     ),
     "module of another objective": (
         [put("stages", 0, "trains", ["pathway", "llm"])],
@@ -97,7 +97,7 @@ REFUSED = {
     ),
     "a VLM that is to generate": (
         [put("stages", 0, ROSS | {"mixture": {"t2i": 1.0}})],
-        "t2i is not a task of the recipe ross; valid: understanding",
+        "t2i is not a task of the recipe ross; valid tasks: understanding",
     ),
     "answers beside images": (
         [put("stages", 0, ROSS)],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.handmade import make_curriculum
-from wemmu.data import Loader
+from wemmu.data.loader import Loader
 from wemmu.prompts import PromptEncoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 import torch
 from tests.data.handmade import make_curriculum
-from wemmu.data import Loader
+from wemmu.data.loader import Loader
 from wemmu.prompts import PromptEncoder
 
 shards, processor, first = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -19,9 +19,8 @@ from tests.data.handmade import SAMPLES, Record, photographs, pixels, shapes, st
 from wemmu.config import Curriculum
 from wemmu.config.shards import LatentSettings, ShardError
 from wemmu.config.task import GENERATION_TASKS, Task
-from wemmu.data import Loader
 from wemmu.data.collate import collate
-from wemmu.data.loader import sample_id
+from wemmu.data.loader import Loader, sample_id
 from wemmu.data.shards import DecodedRecord, ShardStream
 from wemmu.prompts import PromptEncoder
 from wemmu.types import IGNORE_INDEX, Batch
@@ -162,8 +161,7 @@ def test_every_sample_is_seen_once_before_any_is_seen_twice(make_loader: MakeLoa
 
 def test_stages_and_seeds_see_other_orders(shards: Path, encoder: PromptEncoder, curriculum_of: CurriculumOf) -> None:
     run = curriculum_of(shards, mixture={"t2i": 1.0}).stage_run("only")
-    other_stage = run.model_copy(update={"stage": run.stage.model_copy(update={"name": "other"})})
-    runs = [run, other_stage, run.model_copy(update={"seed": 4})]
+    runs = [run, run.changed({"stage.name": "other"}), run.changed({"seed": 4})]
     assert len({tuple(ids(Loader(r, encoder, TOKEN_PX).micro_batches(0))) for r in runs}) == 3
 
 

@@ -37,8 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_at(shards: Path, px: int, validation: int = NUMBER) -> StageRun:
     config = make_curriculum(shards, mixture=MIXTURE, resolution=px, steps=40)
-    data = config.data.model_copy(update={"validation": validation})
-    return config.model_copy(update={"data": data}).stage_run("only")
+    return config.changed({"data.validation": validation}).stage_run("only")
 
 
 def trained_on(run: StageRun, encoder: PromptEncoder) -> set[int]:

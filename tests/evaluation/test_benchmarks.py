@@ -224,7 +224,8 @@ def test_fidelity_of_records_that_were_trained_on_is_refused(shards: Path) -> No
         ("shapes", ["prompts=none"], "prompts"),
         ("shapes", ["prompts"], "NAME=VALUE"),
         ("fidelity", ["encoders=clip"], "encoders"),
-        ("shapes", ["prompts=3", "prompts.x=1"], "inside of prompts"),
+        ("shapes", ["prompts=3", "prompts.x=1"], "prompts: Input should be a valid integer"),
+        ("shapes", ["prompts={"], "cannot be read"),
     ],
 )
 def test_invalid_options_name_the_valid_ones(name: str, pairs: list[str], words: str) -> None:

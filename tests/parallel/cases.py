@@ -15,7 +15,7 @@ from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config import StageRun
 from wemmu.config.lora import LoRA
 from wemmu.config.objectives import ReconstructiveTuning
-from wemmu.config.schema import Backbones, Kernels
+from wemmu.config.schema import Backbones
 from wemmu.config.stage import Optimizer
 from wemmu.config.task import Task
 from wemmu.parallel.engine import Engine
@@ -61,18 +61,19 @@ class Case:
 
     @property
     def run(self) -> StageRun:
-        stage = STAGE_RUN.stage
         optimizer = Optimizer(
             lr=1e-3, dit_lr=4e-4, vector_scale=3.0, weight_decay=0.1, clip=self.clip, ema_decay=self.ema
         )
-        objective = stage.objective.model_copy(update={"kind": self.kind, "weight": 0.2})
-        changed = {"optimizer": optimizer, "objective": objective, "global_batch": GLOBAL_BATCH, "trains": self.trains}
-        return STAGE_RUN.model_copy(
-            update={
-                "stage": stage.model_copy(update=changed),
-                "backbones": STAGE_RUN.backbones.model_copy(update={"dtype": self.dtype}),
-                "kernels": Kernels(noise=self.noise),
-                "recipe": STAGE_RUN.recipe.model_copy(update={"lora": self.adapters}),
+        return STAGE_RUN.changed(
+            {
+                "stage.optimizer": optimizer,
+                "stage.objective.kind": self.kind,
+                "stage.objective.weight": 0.2,
+                "stage.global_batch": GLOBAL_BATCH,
+                "stage.trains": self.trains,
+                "backbones.dtype": self.dtype,
+                "kernels.noise": self.noise,
+                "recipe.lora": self.adapters,
             }
         )
 
@@ -102,10 +103,9 @@ class RossCase(Case):
 
     @property
     def run(self) -> StageRun:
-        run = super().run
-        stage = run.stage.model_copy(update={"objective": ReconstructiveTuning(kind="reconstructive", weight=0.5)})
+        objective = ReconstructiveTuning(kind="reconstructive", weight=0.5)
         recipe = RossConfig.model_validate({"head": self.head, "lora": self.adapters})
-        return run.model_copy(update={"stage": stage, "recipe": recipe})
+        return super().run.changed({"stage.objective": objective, "recipe": recipe})
 
     def model(self, backbones: Backbones) -> Ross:
         model = make_ross(backbones.model_copy(update={"dtype": self.dtype}), head=self.head)

@@ -144,13 +144,12 @@ def test_an_absent_backbone_is_planned_by_its_published_name_or_the_known_names_
     parts = parameters_of(paper)["parts"]
     assert parts["vision"] + parts["language"] == published.QWEN_PARAMETERS
     assert (parts["dit"], parts["vae"]) == (published.SANA_PARAMETERS, published.DCAE_PARAMETERS)
-    unknown = paper.backbones.model_copy(update={"vlm": tmp_path / "Qwen2-VL"})
     with pytest.raises(PlanError, match=r"Qwen2-VL is none of .*Qwen2\.5-VL-7B-Instruct, .*dc-ae-f32c32"):
-        parameters_of(paper.model_copy(update={"backbones": unknown}))
+        parameters_of(paper.changed({"backbones.vlm": tmp_path / "Qwen2-VL"}))
     # A directory that is there is read, whatever its name.
     (here := tmp_path / "Qwen2.5-VL-3B-Instruct").mkdir()
     with pytest.raises(PlanError, match=r"Qwen2\.5-VL-3B-Instruct/config\.json is needed"):
-        parameters_of(paper.model_copy(update={"backbones": paper.backbones.model_copy(update={"vlm": here})}))
+        parameters_of(paper.changed({"backbones.vlm": here}))
 
 
 def test_answers_are_kept_by_all_that_they_depend_on(

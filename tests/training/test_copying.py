@@ -10,6 +10,7 @@ from tests.data.handmade import shapes, stream, write
 from wemmu.config import StageRun, load_curriculum
 from wemmu.config.schema import Data
 from wemmu.config.task import Task
+from wemmu.jsonlines import read_lines
 from wemmu.objectives.copying import COPIED, copy_position
 from wemmu.parallel.topology import ALONE
 from wemmu.training.build import load_trained
@@ -41,10 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> StageRun:
     settings = stream(Task.EDIT, 64, 64).model_copy(update={"resolution": 64})
     write(root, {settings: shapes(Task.EDIT, 96, (64, 64))})
     run = load_curriculum(ROOT / "configs/shapes/curriculum.yaml").stage_run("stage3")
-    mixture = {Task.EDIT: 1.0}
-    return run.model_copy(
-        update={"data": Data(shards=root, validation=24), "stage": run.stage.model_copy(update={"mixture": mixture})}
-    )
+    return run.changed({"data": Data(shards=root, validation=24), "stage.mixture": {Task.EDIT: 1.0}})
 
 
 def rate(run: StageRun, weights: str) -> dict[str, float]:
@@ -84,19 +82,12 @@ def test_the_trainer_records_the_rate_and_warns_of_a_model_that_copies(
     run: StageRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Two steps at a rate that changes nothing, from weights that only reconstruct."""
-    stage = run.stage.model_copy(
-        update={
-            "start": ROOT / "assets/shapes/stage2",
-            "steps": 2,
-            "global_batch": 4,
-            "optimizer": run.stage.optimizer.model_copy(update={"lr": 1e-9, "dit_lr": 1e-9, "warmup": 0, "decay": 0}),
-        }
-    )
-    logging = run.logging.model_copy(update={"every": 1, "samples_every": 1, "wandb": "disabled"})
-    sampling = run.sampling.model_copy(update={"prompts": ()})
-    changed = run.model_copy(update={"stage": stage, "logging": logging, "sampling": sampling})
+    stage = {"start": ROOT / "assets/shapes/stage2", "steps": 2, "global_batch": 4}
+    stage |= {"optimizer.lr": 1e-9, "optimizer.dit_lr": 1e-9, "optimizer.warmup": 0, "optimizer.decay": 0}
+    logging = {"logging.every": 1, "logging.samples_every": 1, "logging.wandb": "disabled", "sampling.prompts": ()}
+    changed = run.changed({f"stage.{name}": value for name, value in stage.items()} | logging)
     assert Trainer(changed, tmp_path).train() == 0
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "metrics.jsonl")
     rates = [line["copy_rate/edit"] for line in lines if "copy_rate/edit" in line]
     assert len(rates) == 2
     assert min(rates) >= 0.6

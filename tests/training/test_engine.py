@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.world import make_model, micro_batches
+from tests.training.layouts import PARTS, differences
 from tests.training.runs import STAGE_RUN
 from wemmu.checkpoint.state import TrainState
 from wemmu.config.schema import Backbones
@@ -65,30 +66,22 @@ def clipped_gradients(engine: SingleEngine) -> dict[str, Tensor]:
 
 
 def clone(state: TrainState) -> TrainState:
-    parts = (state.weights, state.exp_avg, state.exp_avg_sq, state.ema)
-    weights, exp_avg, exp_avg_sq, ema = ({n: t.clone() for n, t in part.items()} for part in parts)
-    return TrainState(weights, exp_avg, exp_avg_sq, state.steps, ema)
+    parts = {part: {n: t.clone() for n, t in getattr(state, part).items()} for part in PARTS}
+    return TrainState(**parts, steps=state.steps)
 
 
 def put(engine: SingleEngine, saved: TrainState) -> None:
     """As a checkpoint does it: fill the live tensors, then say so."""
     live = engine.state()
-    for mine, theirs in (
-        (live.weights, saved.weights),
-        (live.exp_avg, saved.exp_avg),
-        (live.exp_avg_sq, saved.exp_avg_sq),
-        (live.ema, saved.ema),
-    ):
-        for name, tensor in mine.items():
-            tensor.copy_(theirs[name])
+    for part in PARTS:
+        for name, tensor in getattr(live, part).items():
+            tensor.copy_(getattr(saved, part)[name])
     engine.on_restore(saved.steps)
 
 
 def same(a: TrainState, b: TrainState) -> bool:
-    pairs = [(a.weights, b.weights), (a.exp_avg, b.exp_avg), (a.exp_avg_sq, b.exp_avg_sq), (a.ema, b.ema)]
-    return a.steps == b.steps and all(
-        x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x) for x, y in pairs
-    )
+    names = all(getattr(a, part).keys() == getattr(b, part).keys() for part in PARTS)
+    return a.steps == b.steps and names and not differences(a, b)
 
 
 def adamw_by_hand(module: nn.Module, steps: Sequence[int]) -> list[float]:
@@ -275,8 +268,7 @@ def test_accumulated_micro_batches_equal_one_large_batch(
 ):
     model = make_model(backbones)
     model.freeze_all_but(("vae_branch", "pathway", "position_mlp", "dit"))
-    objective = STAGE_RUN.stage.objective.model_copy(update={"kind": kind})
-    run = STAGE_RUN.model_copy(update={"stage": STAGE_RUN.stage.model_copy(update={"objective": objective})})
+    run = STAGE_RUN.changed({"stage.objective.kind": kind})
 
     def gradients(accumulation: int) -> tuple[float, dict[str, Tensor]]:
         engine = SingleEngine(model, FlowMatchingLoss(model, run), CONFIG, global_batch=4)

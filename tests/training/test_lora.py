@@ -102,7 +102,7 @@ def test_nothing_moves_but_adapters_and_new_parts(trained: tuple[StageRun, Path]
     before, after = recipe(run).model, load_trained(run, checkpoint).model
     moved = {name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))}
     assert moved == set(read_manifest(checkpoint).tensors)
-    plain = recipe(run.model_copy(update={"recipe": run.recipe.model_copy(update={"lora": {}})})).model
+    plain = recipe(run.changed({"recipe.lora": {}})).model
     names = [name for name, _ in after.named_parameters()]
     assert [name for name in names if not is_adapter(name)] == [name for name, _ in plain.named_parameters()]
     assert type(after.dit) is type(plain.dit)

@@ -8,7 +8,6 @@ import torch
 from tests.models.world import make_batch, micro_batches
 from tests.training.runs import STAGE_RUN
 from wemmu.config import StageRun
-from wemmu.config.objectives import LossWeighting
 from wemmu.config.task import Task
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
@@ -19,8 +18,7 @@ IDS = [30, 10, 50, 20]
 
 
 def of_kind(kind: str) -> StageRun:
-    objective = STAGE_RUN.stage.objective.model_copy(update={"kind": kind, "weight": 0.3})
-    return STAGE_RUN.model_copy(update={"stage": STAGE_RUN.stage.model_copy(update={"objective": objective})})
+    return STAGE_RUN.changed({"stage.objective.kind": kind, "stage.objective.weight": 0.3})
 
 
 def permuted(batch: Batch, order: torch.Tensor) -> Batch:
@@ -56,8 +54,7 @@ def test_permuting_the_batch_permutes_the_losses(model: WeMMU, encoder: PromptEn
 @pytest.mark.parametrize("kind", ["flow", "contrastive"])
 def test_each_samples_loss_has_the_weight_of_its_time(kind: str):
     run, generator = of_kind(kind), torch.Generator().manual_seed(0)
-    objective = run.stage.objective.model_copy(update={"weighting": LossWeighting(kind="sigma_sqrt")})
-    weighted = run.model_copy(update={"stage": run.stage.model_copy(update={"objective": objective})})
+    weighted = run.changed({"stage.objective.weighting.kind": "sigma_sqrt"})
     x, v, negative, predicted = torch.randn(4, 3, 2, 2, 2, generator=generator)
     flow = Flow(x, torch.tensor([0.25, 0.5, 1.0]), v, negative, torch.tensor([True, False, True]))
     plain, other = (FlowMatchingLoss(None, each).values(predicted, flow) for each in (run, weighted))
@@ -70,9 +67,7 @@ def test_each_samples_loss_has_the_weight_of_its_time(kind: str):
 def test_self_reconstruction_hides_the_latents_of_its_share_of_reconstructions(
     model: WeMMU, encoder: PromptEncoder, task: Task, share: float
 ):
-    bridge = STAGE_RUN.recipe.bridge.model_copy(update={"reconstruct_without_vae": share})
-    recipe = STAGE_RUN.recipe.model_copy(update={"bridge": bridge})
-    loss = FlowMatchingLoss(model, STAGE_RUN.model_copy(update={"recipe": recipe}))
+    loss = FlowMatchingLoss(model, STAGE_RUN.changed({"recipe.bridge.reconstruct_without_vae": share}))
     batch, branch = make_batch(encoder, IDS, task), model.bridge.vae_branch.linear
 
     def without(step: int) -> bool:

@@ -40,9 +40,7 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
 
 
 def run_of(case: Case, backbones: Backbones, start: Path | None = None, engine: str = "single") -> StageRun:
-    run = case.run
-    stage = run.stage.model_copy(update={"start": start})
-    return run.model_copy(update={"backbones": backbones, "stage": stage, "parallel": LAYOUTS[engine]})
+    return case.run.changed({"backbones": backbones, "stage.start": start, "parallel": LAYOUTS[engine]})
 
 
 def begun(run: StageRun, topology: Topology = ALONE) -> tuple[Recipe, Engine, dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from wemmu.backbones.versions import image_kinds
 from wemmu.config.base import leaves
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
+from wemmu.jsonlines import read_lines
 from wemmu.objectives.reconstruction import alpha_bar
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
@@ -101,8 +102,7 @@ def test_without_weight_words_are_taught_as_if_there_were_no_head(backbones, enc
         model = case.model(backbones)
         run = case.run
         if weight is not None:
-            objective = run.stage.objective.model_copy(update={"weight": weight})
-            run = run.model_copy(update={"stage": run.stage.model_copy(update={"objective": objective})})
+            run = run.changed({"stage.objective.weight": weight})
         losses = ReconstructiveLoss(model, run)(batch, step=0)
         (losses.values if weight is not None else losses.parts["loss/text"]).sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if n.startswith("vlm.") and p.requires_grad})
@@ -135,8 +135,7 @@ def test_questions_without_a_image_are_of_words_alone(backbones, encoder) -> Non
 def test_a_mean_over_tokens_is_over_those_of_the_whole_step_however_it_is_divided(backbones, encoder) -> None:
     """And with 3 and 1 samples in its micro-batches; losses, and gradients."""
     case = RossCase()
-    model, objective = case.model(backbones), case.run.stage.objective.model_copy(update={"answers": "token"})
-    run = case.run.model_copy(update={"stage": case.run.stage.model_copy(update={"objective": objective})})
+    model, run = case.model(backbones), case.run.changed({"stage.objective.answers": "token"})
     made, loss = SimpleNamespace(_run=run), ReconstructiveLoss(model, run)
     whole = make_questions(encoder, [0, 1, 2, 3])
     logits = model.logits(model.states(whole.prompts, whole.images).text)
@@ -333,8 +332,7 @@ def test_the_example_runs_from_shards_to_a_vlm_that_transformers_loads(tmp_path:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "already finished" not in ran.stdout
 
-    record = [json.loads(line) for line in (run / "tune" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line for line in record if "loss" in line]
+    losses = [line for line in read_lines(run / "tune" / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in losses] == [1, 2, 3]
     assert losses[0]["head_lr"] / losses[0]["lr"] == pytest.approx(1e-3 / 3e-4)
     for line in losses:

@@ -59,10 +59,9 @@ def mixed_run(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) ->
     curriculum = curriculum_of(root / "shards", [source], images=images, mixture=mixture)
     streams = {stream.settings.name: stream.samples for stream in write_in_process(curriculum).streams}
     assert {name: n for name, n in streams.items() if "/64/" in name} == EXPECTED
-    run = make_run(backbones, root / "shards")
     tasks = {Task(task): weight for task, weight in mixture.items()}
-    return run.model_copy(
-        update={"stage": run.stage.model_copy(update={"mixture": tasks, "resolution": 64, "steps": 20})}
+    return make_run(backbones, root / "shards").changed(
+        {"stage.mixture": tasks, "stage.resolution": 64, "stage.steps": 20}
     )
 
 

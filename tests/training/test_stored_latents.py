@@ -65,13 +65,8 @@ def write(root: Path, encoder: FrozenVAE | None, backbones: Backbones, size: tup
 
 
 def stage(backbones: Backbones, shards: Path) -> StageRun:
-    run = make_run(backbones, shards)
-    return run.model_copy(
-        update={
-            "stage": run.stage.model_copy(update={"mixture": {Task(t): w for t, w in MIXTURE.items()}, "steps": 10}),
-            "memory": run.memory.model_copy(update={"cached_images": 0}),
-        }
-    )
+    mixture = {Task(task): weight for task, weight in MIXTURE.items()}
+    return make_run(backbones, shards).changed({"stage.mixture": mixture, "stage.steps": 10, "memory.cached_images": 0})
 
 
 def losses(parts: StageParts) -> dict[tuple[Task, int], torch.Tensor]:

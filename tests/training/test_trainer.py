@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.checkpoints import load_weights
-from tests.training.layouts import PARTS, newest_state
+from tests.training.layouts import PARTS, differences, newest_state
 from tests.training.runs import make_run
 from wemmu import train
 from wemmu.checkpoint import retention, store
@@ -27,6 +27,7 @@ from wemmu.checkpoint.state import TrainState
 from wemmu.command_line import FINAL, SAVED
 from wemmu.config import StageRun, dump, load_stage
 from wemmu.config.schema import Backbones
+from wemmu.jsonlines import read_lines
 from wemmu.parallel.adamw import AdamW
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss, Losses
 from wemmu.training import resume
@@ -46,14 +47,9 @@ def prepare(folder: Path, backbones: Backbones, shards: Path, **logging: object)
         shards,
         sampling={"steps": 1, "prompts": [{"text": "make it blue", "images": [folder / IMAGE]}]},
     )
-    run = with_average(run, 0.9).model_copy(update={"logging": run.logging.model_copy(update=logging)})
-    dump(run, folder / CONFIG)
+    changes = {"stage.optimizer.ema_decay": 0.9} | {f"logging.{name}": value for name, value in logging.items()}
+    dump(run.changed(changes), folder / CONFIG)
     return folder
-
-
-def with_average(run: StageRun, decay: float | None) -> StageRun:
-    optimizer = run.stage.optimizer.model_copy(update={"ema_decay": decay})
-    return run.model_copy(update={"stage": run.stage.model_copy(update={"optimizer": optimizer})})
 
 
 def draw_image(file: Path) -> None:
@@ -64,9 +60,7 @@ def draw_image(file: Path) -> None:
 
 
 def steps_recorded(folder: Path) -> list[int]:
-    file = folder / "metrics.jsonl"
-    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
-    return [line["step"] for line in lines if "loss" in line]
+    return [line["step"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
 
 
 class Ending(NamedTuple):
@@ -143,6 +137,12 @@ def disturbed(
     return folder, endings
 
 
+@pytest.fixture
+def folder(backbones: Backbones, shards: Path, tmp_path: Path) -> Path:
+    """A run that has not begun and draws no samples."""
+    return prepare(tmp_path / "run", backbones, shards, samples_every=100)
+
+
 def final_state(folder: Path) -> TrainState:
     newest, state = newest_state(folder)
     assert newest.step == 8
@@ -178,17 +178,14 @@ def test_a_stop_saves_the_step_it_is_in_and_exits_with_75(disturbed: tuple[Path,
 @pytest.mark.slow
 def test_a_disturbed_run_ends_with_the_same_weights_and_moments_bit_for_bit(undisturbed: Path, disturbed):
     straight, interrupted = final_state(undisturbed), final_state(disturbed[0])
-    for part in PARTS:
-        ours, theirs = getattr(interrupted, part), getattr(straight, part)
-        assert ours.keys() == theirs.keys()
-        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == [], part
+    assert all(getattr(interrupted, part).keys() == getattr(straight, part).keys() for part in PARTS)
+    assert differences(interrupted, straight) == []
 
 
 @pytest.mark.slow
 def test_a_disturbed_run_records_every_step_once_with_the_same_losses(undisturbed: Path, disturbed):
     def losses(folder: Path) -> list[tuple[int, float, float]]:
-        read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        lines = [line for line in read if "loss" in line]
+        lines = [line for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
         return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
     assert [step for step, *_ in losses(disturbed[0])] == list(range(1, 9))
@@ -199,7 +196,7 @@ def test_a_run_that_goes_on_without_its_average_says_so(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
-    trainer = Trainer(with_average(load_stage(folder / CONFIG), None), folder)
+    trainer = Trainer(load_stage(folder / CONFIG).changed({"stage.optimizer.ema_decay": None}), folder)
     assert "its moving average of the weights (EMA) ends here" in capsys.readouterr().out
     assert trainer.parts.engine.state().ema == {}
 
@@ -218,9 +215,8 @@ def test_a_finished_run_is_left_as_it_is(undisturbed: Path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
-    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
-    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
     real = FlowMatchingLoss.__call__
 
     def diverging(self: FlowMatchingLoss, batch, step: int) -> Losses:
@@ -228,21 +224,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_checkpoint_whole(
         return losses._replace(values=losses.values * (float("nan") if step == 3 else 1))
 
     monkeypatch.setattr(FlowMatchingLoss, "__call__", diverging)
-    with pytest.raises(SystemExit) as caught:
-        train.main(folder / CONFIG)
-    assert caught.value.code == FINAL
-    told = capfd.readouterr().err
+    told = failed(folder, capfd)
     assert "the gradient is not finite at step 3" in told
     assert "step_00000002" in told
     assert retention.latest(folder / "checkpoints") == folder / "checkpoints" / "step_00000002"
     assert steps_recorded(folder) == [1, 2, 3]
 
 
-def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(
-    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Saving again would for a moment leave the run without its newest checkpoint."""
-    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
     run: StageRun = load_stage(folder / CONFIG)
     saved: list[int] = []
     real = Saver.save
@@ -267,10 +257,9 @@ def failed(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
 
 
 def test_weights_that_an_update_made_infinite_are_never_saved(
-    backbones: Backbones, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
     """The loss and the gradient of that step are still finite."""
-    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100, checkpoint_every=2)
     real = AdamW.step
 
     def overflowing(self: AdamW, lr_share: float, norm: Tensor) -> None:
@@ -285,10 +274,7 @@ def test_weights_that_an_update_made_infinite_are_never_saved(
     assert [d.name for d in (folder / "checkpoints").iterdir()] == ["step_00000002"]
 
 
-def test_a_second_trainer_of_a_folder_is_refused_and_told_of_the_first(
-    backbones: Backbones, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-):
-    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
+def test_a_second_trainer_of_a_folder_is_refused_and_told_of_the_first(folder: Path, capfd: pytest.CaptureFixture):
     with held(folder):
         told = failed(folder, capfd)
     assert "is being trained in by another process" in told
@@ -327,19 +313,15 @@ def test_a_trainer_that_was_killed_holds_its_folder_no_longer(tmp_path: Path):
     ],
 )
 def test_a_folder_that_cannot_be_written_is_a_sentence_and_no_traceback(
-    file: str, place: str, told: str, backbones: Backbones, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    file: str, place: str, told: str, folder: Path, capfd: pytest.CaptureFixture
 ):
-    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
     (folder / file).symlink_to(place)
     said = failed(folder, capfd)
     assert f"stage: the run folder {folder} cannot be written: " in said
     assert told in said
 
 
-def test_stopped_before_its_first_step_a_run_does_not_claim_to_have_saved(
-    backbones: Backbones, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-):
-    folder = prepare(tmp_path / "run", backbones, shards, samples_every=100)
+def test_stopped_before_its_first_step_a_run_does_not_claim_to_have_saved(folder: Path, capfd: pytest.CaptureFixture):
     trainer = Trainer(load_stage(folder / CONFIG), folder)
     trainer.stop.reason = "SIGTERM"
     assert trainer.train() == SAVED
@@ -355,22 +337,15 @@ def test_a_config_that_was_edited_between_attempts_is_told_recorded_and_counted(
     (tmp_path / "ledger.jsonl").write_text("")
     shutil.rmtree(folder / "checkpoints" / store.directory_name(8))
     run = load_stage(folder / CONFIG)
-    optimizer = run.stage.optimizer.model_copy(update={"lr": 0.002})
-    stage = run.stage.model_copy(update={"optimizer": optimizer, "global_batch": 2})
-    dump(run.model_copy(update={"stage": stage}), folder / CONFIG)
-    with pytest.raises(SystemExit) as caught:
-        train.main(folder / CONFIG)
-    assert caught.value.code == FINAL
-    assert "other samples would follow: global_batch: 4 -> 2" in capfd.readouterr().err
-    dump(
-        run.model_copy(update={"stage": stage, "data": run.data.model_copy(update={"resume_reordered": True})}),
-        folder / CONFIG,
-    )
+    run = run.changed({"stage.optimizer.lr": 0.002, "stage.global_batch": 2})
+    dump(run, folder / CONFIG)
+    assert "other samples would follow: global_batch: 4 -> 2" in failed(folder, capfd)
+    dump(run.changed({"data.resume_reordered": True}), folder / CONFIG)
     assert run_to_the_end(folder) == 0
     assert "changed since that checkpoint: optimizer.lr: 0.001 -> 0.002" in capfd.readouterr().out
-    (event,) = map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines())
+    (event,) = read_lines(tmp_path / "ledger.jsonl")
     assert (event["event"], event["from_step"]) == ("changed", 6)
     assert "global_batch: 4 -> 2; optimizer.lr: 0.001 -> 0.002" in event["reason"]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "metrics.jsonl")
     assert [line["samples"] for line in lines if "loss" in line] == [4, 8, 12, 16, 20, 24, 26, 28]
     assert resume.samples_seen(read_manifest(folder / "checkpoints" / store.directory_name(8))) == 28

@@ -1,6 +1,5 @@
 """A run on several ranks that is killed, stopped or moved to another layout is the run that was never disturbed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config import dump
 from wemmu.config.schema import Backbones, Parallel
+from wemmu.jsonlines import read_lines
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 400
@@ -53,8 +53,7 @@ def run(folder: Path, backbones: Backbones, shards: Path, layout: Parallel, kill
 
 def ended(folder: Path) -> tuple[dict[str, Tensor], list[tuple[int, float, float]]]:
     """Final weights, and step, loss and norm of every line of the record."""
-    read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    lines = [line for line in read if "loss" in line]
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
     weights, _ = load_weights(folder / "checkpoints" / store.directory_name(8))
     return weights, [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 

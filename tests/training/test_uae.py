@@ -32,8 +32,7 @@ ASKED = "describe the image"
 def make(*overrides: str, **objective: object) -> UAERecipe:
     """The shipped VLM, whose captions are sentences, in the stage with rewards."""
     run = load_curriculum(CONFIG, [*FEW, *overrides]).stage_run("reward")
-    stage = run.stage.model_copy(update={"objective": UnifiedGRPO.model_validate(GRPO | objective)})
-    made = UAERecipe(run.model_copy(update={"stage": stage}))
+    made = UAERecipe(run.changed({"stage.objective": UnifiedGRPO.model_validate(GRPO | objective)}))
     ready_to_train(made, made._run)
     return made
 
@@ -253,7 +252,7 @@ def test_controls_reward_everything_alike_or_another_image(made: UAERecipe) -> N
     rewards, _ = reward(words, images, ids)
 
     def controlled(control: str) -> tuple[Tensor, dict[str, Tensor]]:
-        reward.config = config.model_copy(update={"reward": config.reward.model_copy(update={"control": control})})
+        reward.config = config.changed({"reward.control": control})
         return reward(words, images, ids)
 
     try:

@@ -1,6 +1,5 @@
 """A run that learns from rewards, killed in the middle of a rollout, is the run that was never disturbed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.checkpoints import load_weights
 from tests.data.handmade import PX, all_tasks, write
 from tests.training.test_uae import CONFIG, FEW
 from tools.convert_ckpt import export, find
 from wemmu.checkpoint import retention, store
-from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config import StageRun, dump, load_curriculum, load_stage
 from wemmu.config.task import Task
+from wemmu.jsonlines import read_lines
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.training.trainer import Trainer
 
@@ -57,14 +57,11 @@ def run_of(root: Path, learns: str) -> StageRun:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     newest = retention.latest(folder / "checkpoints")
     assert newest is not None
-    found = {name: torch.empty(shape) for name, shape in read_manifest(newest).tensors.items()}
-    store.fill_weights(newest, read_manifest(newest), found)
-    return found
+    return load_weights(newest)[0]
 
 
 def recorded(folder: Path) -> list[dict]:
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return read_lines(folder / "metrics.jsonl")
 
 
 @pytest.mark.slow

@@ -47,9 +47,7 @@ def compare_outputs(
     """
     # Whatever the stage computed in, its weights are float32, and so is the comparison. Features of the frozen models
     # are not remembered, since these are rounded below.
-    float32 = run.backbones.model_copy(update={"dtype": "float32"})
-    forgetful = run.memory.model_copy(update={"cached_images": 0})
-    run = run.model_copy(update={"backbones": float32, "memory": forgetful})
+    run = run.changed({"backbones.dtype": "float32", "memory.cached_images": 0})
     made = load_trained(run, checkpoint, ema)
     model = made.model
     assert isinstance(model, WeMMU)

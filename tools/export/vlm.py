@@ -96,7 +96,7 @@ def _compare_logits(
         ParityError: if they differ by more than rounding.
     """
     # The checkpoint's numbers rounded to the type of the export, once, whatever type they were trained in.
-    exact = run.model_copy(update={"backbones": run.backbones.model_copy(update={"dtype": "float32"})})
+    exact = run.changed({"backbones.dtype": "float32"})
     model = load_trained(exact, checkpoint, ema).model
     merge(model)
     original = model.vlm.to(dtype)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -63,6 +63,15 @@ class Config(BaseModel):
             if field is not None and _holds_switch(value) and not _mentions_bool(field.annotation):
                 raise ValueError(f"{name} is {value}: a boolean (true, yes, on), but a number or a text is needed")
         return values
+
+    def changed(self, fields: Mapping[str, Any]) -> Self:
+        """Return a copy with other values of these fields, dotted name -> value, which are not validated."""
+        copy = self
+        for name, value in fields.items():
+            first, _, rest = name.partition(".")
+            new = getattr(copy, first).changed({rest: value}) if rest else value
+            copy = copy.model_copy(update={first: new})
+        return copy
 
 
 def _holds_switch(value: object) -> bool:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
+from yaml import YAMLError
 
 from wemmu.config.base import Config, ConfigError, LocalPath, Positive, Seed, leaves
 from wemmu.config.task import Task
@@ -196,24 +198,17 @@ def options(name: str, values: Mapping[str, Any]) -> BenchmarkOptions:
 
 
 def from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`encoders.clip=DIR`, ... -> nested values, read as YAML.
+    """`encoders.clip=DIR`, ... -> nested values, read as YAML; the last value of an option counts.
 
     Raises:
         ConfigError: for a pair of another form.
     """
-    found: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
+        name, equals, _ = pair.partition("=")
         if not name or not equals:
             raise ConfigError(f"the option {pair!r} is not of the form NAME=VALUE")
-        *outer, last = name.split(".")
-        inside = found
-        for key in outer:
-            inside = inside.setdefault(key, {})
-            if not isinstance(inside, dict):
-                raise ConfigError(f"the option {pair!r} is inside of {key}, which another --set makes {inside!r}")
-        try:
-            inside[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the option {pair!r} has no value that YAML can read: {error}") from error
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"the options {', '.join(pairs)} cannot be read: {error}") from error
     return found

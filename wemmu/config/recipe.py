@@ -78,22 +78,15 @@ class RecipeConfig(Config):
             )
         for stage in stages:
             if (kind := stage.objective.kind) not in self.objectives:
-                raise ValueError(
-                    f"stage {stage.name}: the recipe {name} has no objective {kind}; valid: "
-                    f"{', '.join(self.objectives)}"
-                )
-            if not stage.mixture:
-                raise ValueError(f"stage {stage.name}: the mixture is empty; valid tasks: {', '.join(self.tasks)}")
-            if wrong := [task for task in stage.mixture if task not in self.tasks]:
-                raise ValueError(
-                    f"stage {stage.name}: {', '.join(wrong)} is not a task of the recipe {name}; valid: "
-                    f"{', '.join(self.tasks)}"
-                )
+                problem = f"the recipe {name} has no objective {kind}"
+                raise ValueError(f"stage {stage.name}: {problem}; valid: {', '.join(self.objectives)}")
+            wrong = [task for task in stage.mixture if task not in self.tasks]
+            if wrong or not stage.mixture:
+                problem = f"{', '.join(wrong)} is not a task of the recipe {name}" if wrong else "the mixture is empty"
+                raise ValueError(f"stage {stage.name}: {problem}; valid tasks: {', '.join(self.tasks)}")
             if absent := [module for module in stage.trains if module not in self.modules]:
-                raise ValueError(
-                    f"stage {stage.name}: the recipe {name} has no {', '.join(absent)} to train; valid: "
-                    f"{', '.join(self.modules)}"
-                )
+                problem = f"the recipe {name} has no {', '.join(absent)} to train"
+                raise ValueError(f"stage {stage.name}: {problem}; valid: {', '.join(self.modules)}")
             self.check_stage(stage)
 
     def check_memory(self, memory: "Memory", stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
@@ -113,15 +106,14 @@ class RecipeConfig(Config):
                     f"memory.quantize: engine {engine} has no slices of a {part} in 8 or 4 bit; set "
                     f"parallel.engine=single, or remove memory.quantize.{part}"
                 )
-            whole = [m for m in inside if m not in self.lora and (self._is_copy(m) or _any_trains(stages, m))]
+            learns = {module for stage in stages for module in stage.trains}
+            learns |= {module for module, prefixes in self.modules.items() if any(p in self.copies for p in prefixes)}
+            whole = [module for module in inside if module in learns and module not in self.lora]
             if whole:
                 raise ValueError(
                     f"memory.quantize.{part}: {whole[0]} learns whole, and only frozen weights can be in 8 or 4 bit; "
                     f"give it adapters, recipe.lora.{whole[0]}, or remove memory.quantize.{part}"
                 )
-
-    def _is_copy(self, module: str) -> bool:
-        return any(prefix in self.copies for prefix in self.modules[module])
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage for further reasons of the recipe; raises as `check`."""
@@ -129,7 +121,3 @@ class RecipeConfig(Config):
 
 def _overlap(path: str, prefix: str) -> bool:
     return f"{path}.".startswith(prefix) or prefix.startswith(f"{path}.")
-
-
-def _any_trains(stages: Sequence["Stage | ResolutionStep"], module: str) -> bool:
-    return any(module in stage.trains for stage in stages)

@@ -214,23 +214,11 @@ class Evaluation(Config):
         return dict(cast(dict[str, BenchmarkOptions], named))
 
 
-class _HasRecipe(Config):
-    """Also reads what earlier versions wrote."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _upgraded(cls, values: Any) -> Any:
-        return upgraded(values) if isinstance(values, dict) else values
-
-
-class Curriculum(_HasRecipe):
-    """Everything a chain of stages needs; `configs/` holds examples."""
+class _Shared(Config):
+    """What the stages of a curriculum have in common; also reads what earlier versions wrote."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
     seed: Seed = 0
-    # An exported pipeline to begin with. What this config leaves out of backbones, bridge, sampling, resolution,
-    # timestep shift and the first stage's start is the export's (`wemmu.config.exported`).
-    export: LocalPath | None = None
     backbones: Backbones
     recipe: Recipe = WeMMU()
     data: Data
@@ -241,6 +229,19 @@ class Curriculum(_HasRecipe):
     logging: Logging = Logging()
     evaluation: Evaluation = Evaluation()
     threads: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, values: Any) -> Any:
+        return upgraded(values) if isinstance(values, dict) else values
+
+
+class Curriculum(_Shared):
+    """Everything a chain of stages needs; `configs/` holds examples."""
+
+    # An exported pipeline to begin with. What this config leaves out of backbones, bridge, sampling, resolution,
+    # timestep shift and the first stage's start is the export's (`wemmu.config.exported`).
+    export: LocalPath | None = None
     stages: tuple[Stage, ...]
 
     @model_validator(mode="after")
@@ -296,30 +297,16 @@ class Curriculum(_HasRecipe):
         """`stage_run` at each of its resolutions."""
         for index, stage in enumerate(self.stages):
             if stage.name == name:
-                shared = {
-                    field: getattr(self, field) for field in StageRun.model_fields if field in type(self).model_fields
-                }
+                shared = {field: getattr(self, field) for field in _Shared.model_fields}
                 return tuple(
                     StageRun(**{**shared, "stage": step, "stage_index": index}) for step in stage.resolution_steps
                 )
         raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
 
 
-class StageRun(_HasRecipe):
+class StageRun(_Shared):
     """One stage at one resolution, with everything it shares with the others: what a training job reads."""
 
-    name: str
-    seed: Seed
-    backbones: Backbones
-    recipe: Recipe
-    data: Data
-    memory: Memory
-    parallel: Parallel = Parallel()
-    kernels: Kernels = Kernels()
-    sampling: Sampling
-    logging: Logging
-    evaluation: Evaluation
-    threads: Positive | None
     stage: ResolutionStep
     stage_index: int
 

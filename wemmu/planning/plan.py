@@ -220,9 +220,7 @@ class _Measures:
         self.padded = self.micro > 1
 
     def _with(self, checkpointing: bool) -> StageRun:
-        return self.run.model_copy(
-            update={"memory": self.run.memory.model_copy(update={"checkpointing": checkpointing})}
-        )
+        return self.run.changed({"memory.checkpointing": checkpointing})
 
     def _step(self, shape: Shape, checkpointing: bool) -> list[Item]:
         run = self._with(checkpointing)

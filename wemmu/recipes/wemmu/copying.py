@@ -37,7 +37,7 @@ class CopyRate:
         self, run: StageRun, model: WeMMU, encoder: PromptEncoder, topology: Topology, device: torch.device | str
     ):
         edits = edits_of(run)
-        run = run.model_copy(update={"stage": run.stage.model_copy(update={"mixture": edits})})
+        run = run.changed({"stage.mixture": edits})
         self.model, self._loss, self._seed, self._source = (
             model,
             FlowMatchingLoss(model, run),

@@ -27,10 +27,8 @@ class Validation:
     def __init__(
         self, run: StageRun, model: WeMMU, encoder: PromptEncoder, topology: Topology, device: torch.device | str
     ):
-        objective = run.stage.objective.model_copy(update={"kind": "flow"})
-        stage = run.stage.model_copy(update={"objective": objective})
         self.model = model
-        self._loss = FlowMatchingLoss(model, run.model_copy(update={"stage": stage}))
+        self._loss = FlowMatchingLoss(model, run.changed({"stage.objective.kind": "flow"}))
         # Ranks that share a DiT are asked the same.
         shares = topology.world // (topology.tp * topology.pp)
         self._held_out = HeldOut(run, encoder, model.vlm.token_px, topology.data, shares)
