@@ -3,10 +3,12 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from wemmu.config.files import replace_text
 
 LEDGER = "ledger.jsonl"
 
@@ -34,6 +36,11 @@ def new_lines(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         if isinstance(value, dict):
             values.append(value)
     return values, offset + len(text)
+
+
+def write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the content of a file atomically."""
+    replace_text(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def append_line(file: Path, values: Mapping[str, Any]) -> None:

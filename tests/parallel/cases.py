@@ -170,6 +170,12 @@ def go(
     return outcome
 
 
+def gradient_distance(one: Outcome, other: Outcome) -> float:
+    """Between the whole gradients, relative."""
+    a, b = (torch.cat([o.gradients[name].flatten() for name in sorted(o.gradients)]) for o in (one, other))
+    return float((a - b).norm() / b.norm())
+
+
 def single(case: Case, backbones: Backbones) -> Outcome:
     return go(
         case, backbones,

@@ -22,6 +22,7 @@ from tests.parallel.cases import (
     Outcome,
     distances,
     go,
+    gradient_distance,
     merged,
     portable,
     single,
@@ -107,16 +108,11 @@ def test_the_weights_agree_after_twenty_steps_and_under_a_tight_clip(
 
 
 def test_bf16_is_as_far_from_float32_as_the_single_engines_bf16(backbones: Backbones, reference: dict[str, Outcome]):
-    def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-        """Of the whole gradients, relative."""
-        a, b = (torch.cat([part[name].flatten() for name in sorted(one)]) for part in (one, other))
-        return float((a - b).norm() / b.norm())
-
     for name, ours in in_layout("tp2 x pp2", backbones, BF16).items():
         exact, single = reference["one step"], reference[name]
-        rounding = distance(single.gradients, exact.gradients)
+        rounding = gradient_distance(single, exact)
         assert 1e-3 < rounding < 0.1, "bf16 is not in use, or is wrong"
-        assert distance(ours.gradients, exact.gradients) < 1.3 * rounding
+        assert gradient_distance(ours, exact) < 1.3 * rounding
         for a, b in zip(ours.losses, exact.losses, strict=True):
             assert a == pytest.approx(b, rel=0.02)
 

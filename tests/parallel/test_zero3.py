@@ -21,6 +21,7 @@ from tests.parallel.cases import (
     Outcome,
     distances,
     go,
+    gradient_distance,
     merged,
     single,
 )
@@ -117,17 +118,12 @@ def test_weights_that_are_always_gathered_anew_change_nothing(
 
 
 def test_bf16_rounds_as_the_single_engine_does(backbones: Backbones, reference: dict[str, Outcome]):
-    def distance(one: Outcome, other: Outcome) -> float:
-        """Of the whole gradients, relative."""
-        a, b = (torch.cat([o.gradients[name].flatten() for name in sorted(o.gradients)]) for o in (one, other))
-        return float((a - b).norm() / b.norm())
-
     for name, ours in on(2, backbones, BF16).items():
         exact, theirs = reference[name.removesuffix(" in bf16")], reference[name]
-        rounding = distance(theirs, exact)
+        rounding = gradient_distance(theirs, exact)
         assert 1e-3 < rounding < 0.02, "bf16 is not in use, or is wrong"
-        assert distance(ours, exact) < 1.2 * rounding
-        assert distance(ours, theirs) < 1.2 * rounding
+        assert gradient_distance(ours, exact) < 1.2 * rounding
+        assert gradient_distance(ours, theirs) < 1.2 * rounding
         assert ours.norms == pytest.approx(theirs.norms, rel=0.005)
         for a, b in zip(ours.losses, theirs.losses, strict=True):
             assert a == pytest.approx(b, rel=0.005)

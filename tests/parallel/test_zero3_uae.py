@@ -58,7 +58,7 @@ def train(made: UAERecipe, engine: Engine, rank: int, world: int) -> Outcome:
 
 def on_rank(rank: int, world: int) -> Outcome:
     made = policy()
-    run = made._run.model_copy(update={"stage": made._run.stage.model_copy(update={"global_batch": IMAGES})})
+    run = made._run.changed({"stage.global_batch": IMAGES})
     engine = Zero3Engine(made.model, made.loss, run, Topology(rank, world), torch.device("cpu"))
     return train(made, engine, rank, world)
 

@@ -49,10 +49,8 @@ class Toy(nn.Module):
 
 def toy_run(**optimizer: object) -> StageRun:
     changed = {"lr": 1e-3, "dit_lr": 4e-4, "vector_scale": 3.0, "weight_decay": 0.1, "clip": 0.1, "ema_decay": 0.9}
-    changed |= optimizer
-    stage = STAGE_RUN.stage
-    changed = {"optimizer": stage.optimizer.model_copy(update=changed), "global_batch": len(FACTORS)}
-    return STAGE_RUN.model_copy(update={"stage": stage.model_copy(update=changed)})
+    fields = {f"stage.optimizer.{name}": value for name, value in (changed | optimizer).items()}
+    return STAGE_RUN.changed(fields | {"stage.global_batch": len(FACTORS)})
 
 
 class Watched(Zero3Engine):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -208,7 +208,7 @@ def from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
         if not name or not equals:
             raise ConfigError(f"the option {pair!r} is not of the form NAME=VALUE")
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
+        found = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the options {', '.join(pairs)} cannot be read: {error}") from error
-    return found
+    return cast(dict[str, Any], found)

@@ -15,6 +15,7 @@ from wemmu.checkpoint.manifest import sha256_of
 from wemmu.config.benchmarks import CARD
 from wemmu.config.files import replace_text
 from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, Mark, plain
+from wemmu.jsonlines import write_lines
 from wemmu.revision import revision
 
 FORMAT = 1
@@ -27,7 +28,7 @@ def write_card(
 ) -> dict[str, Any]:
     """Write FOLDER/card.json and marks.jsonl; return the card."""
     lines = [{"key": m.key, "category": m.category, "unit": m.unit, "values": dict(m.values)} for m in marks]
-    replace_text(folder / MARKS, "".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(folder / MARKS, lines)
     scores = intervals(benchmark.headline, marks, resamples)
     failures = sum(any(value is None for value in mark.values.values()) for mark in marks)
     commit = revision()

@@ -1,6 +1,5 @@
 """Records the machine and the code of each attempt at a stage: one line of RUN/STAGE/environment.jsonl."""
 
-import json
 import os
 import platform
 import socket
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from wemmu.checkpoint.store import LIBRARIES
+from wemmu.jsonlines import append_line
 from wemmu.revision import revision
 
 FILE = "environment.jsonl"
@@ -33,5 +33,4 @@ def record(folder: Path, step: int, device: torch.device) -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({key: value for key, value in said.items() if value is not None}) + "\n")
+    append_line(folder / FILE, {key: value for key, value in said.items() if value is not None})

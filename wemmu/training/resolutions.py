@@ -11,19 +11,19 @@ A rule depends on the step and on the resolution's validation losses, which metr
 So a killed run that resumes ends its resolutions at the same steps as an undisturbed run.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.config import ResolutionStep
-from wemmu.config.files import replace_text, sync
+from wemmu.config.files import sync
 from wemmu.config.next_resolution import Plateau, record_file
-from wemmu.jsonlines import read_lines
+from wemmu.jsonlines import read_lines, write_lines
 from wemmu.parallel.topology import gathered
 
 METRICS = "metrics.jsonl"
@@ -90,7 +90,7 @@ class ResolutionSchedule:
         if self._own is not None and self._own["to_step"] > step:
             self._own = None
             if self._leads:
-                _write(self._file, self._below)
+                write_lines(self._file, self._below)
         if self._own is None and self._plateau is not None:
             self._losses = gathered(self._recorded(step, self._plateau.every) if self._leads else None)[0]
             if len(self._losses) < (expected := (step - self.begin) // self._plateau.every):
@@ -148,7 +148,7 @@ class ResolutionSchedule:
             "numbers": ending.numbers,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        _write(self._file, [*self._below, line])
+        write_lines(self._file, [*self._below, line])
 
     @property
     def _plateau(self) -> Plateau | None:
@@ -160,13 +160,4 @@ class ResolutionSchedule:
         told = {
             line["step"]: line["validation_loss"] for line in read_lines(self._metrics) if "validation_loss" in line
         }
-        found = []
-        for at in range(self.begin + every, step + 1, every):
-            if at not in told:
-                break
-            found.append(told[at])
-        return found
-
-
-def _write(file: Path, lines: Sequence[dict[str, Any]]) -> None:
-    replace_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+        return [told[at] for at in takewhile(told.__contains__, range(self.begin + every, step + 1, every))]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
@@ -106,15 +107,12 @@ def _changes(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
 def with_defaults(was: Mapping[str, Any], group: str, today: Config) -> dict[str, Any]:
     """Return recorded settings with a group as today's config reads it: fields that came later have their defaults."""
     mine = {field: value for field, value in was.items() if _group(field) == group}
-    tree: dict[str, Any] = {}
+    tree = OmegaConf.create()
     for field, value in mine.items():
-        *path, name = field.split(".")[1:]
-        inner = tree
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[name] = value
+        OmegaConf.update(tree, field, value)
+    plain: Any = OmegaConf.to_container(tree)
     try:
-        read = type(today).model_validate(tree)
+        read = type(today).model_validate(plain.get(group, {}))
     except ValidationError:
         # Of another kind, or no longer valid: the fields themselves say what differs.
         return dict(was)

@@ -4,6 +4,7 @@ docs/monitoring.md explains each key.
 """
 
 import json
+import math
 import resource
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wemmu.config.files import replace_text
+from wemmu.jsonlines import read_lines, write_lines
 from wemmu.parallel.topology import gathered
 from wemmu.readable import duration
 from wemmu.types import Losses, Prepared
@@ -107,19 +108,11 @@ class Record:
         """Drop lines that a killed run wrote after the checkpoint it resumes from."""
         self._file = file
         if file.exists():
-            kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_at]
-            replace_text(file, "".join(line + "\n" for line in kept))
+            write_lines(file, (line for line in read_lines(file) if line.get("step", math.inf) <= resumed_at))
 
     def write(self, values: dict[str, Any]) -> None:
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a kill
 
 
 def progress_line(stage: str, step: int, steps: int, values: dict[str, float], rate: float) -> str:
