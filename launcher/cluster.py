@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from wemmu.config.base import Config, LocalPath, Positive
 
@@ -19,6 +19,14 @@ def _time_limit(time: object) -> object:
 TimeLimit = Annotated[str, BeforeValidator(_time_limit)]
 
 
+def _one_word(value: str) -> str:
+    if value.split() != [value]:
+        raise ValueError("must be one word; several names are separated by commas without spaces, as gpu,long")
+    return value
+
+
+# What sbatch takes as one word, and would refuse or misread otherwise.
+Name = Annotated[str, AfterValidator(_one_word)]
 # Without a number.
 Gres = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(:[A-Za-z_][\w.\-]*)?$")]
 
@@ -43,32 +51,32 @@ class JobResources(Config):
     # Name of its GPUs in --gres, as gpu:a100; default: `Cluster.gres`.
     gres: Gres | None = None
     # Per node, as 64G.
-    memory: str | None = None
+    memory: Name | None = None
     # A job with its own partition uses only the QOS and constraint named here.
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    constraint: Name | None = None
 
 
 class Cluster(Config):
     """A cluster as its users see it; None means the site's default."""
 
     name: str
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    constraint: Name | None = None
     # Ranks of a training job per node; with `gpus` each rank has one GPU.
     ranks_per_node: Positive = 8
     gpus: bool = True
     # The site's name of GPUs in --gres, as gpu:a100.
     gres: Gres = "gpu"
     # Per node of a training job, as 500G; 0 is all of it.
-    memory: str | None = None
-    reservation: str | None = None
-    mail_user: str | None = None
-    mail_type: tuple[str, ...] = ("END", "FAIL")
+    memory: Name | None = None
+    reservation: Name | None = None
+    mail_user: Name | None = None
+    mail_type: tuple[Name, ...] = ("END", "FAIL")
     # Kind of GPU for the plan's estimates; one that `wemmu plan` knows.
     gpu: Literal["a100", "h100", "h200", "b200"] | None = None
     # Per node, for its ranks and their loader threads.
@@ -84,7 +92,7 @@ class Cluster(Config):
     evaluation: JobResources = JobResources(gpus=1)
     export: JobResources = JobResources()
     # The job runs `module load` for each, then sources the prolog.
-    modules: tuple[str, ...] = ()
+    modules: tuple[Name, ...] = ()
     prolog: LocalPath | None = None
     container: Container | None = None
     # More sbatch options for every job, as `--licenses=NAME`; options for GPUs and memory only go to jobs with a GPU.

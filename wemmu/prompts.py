@@ -12,6 +12,7 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from wemmu.config.exported import processor_folder
 from wemmu.positions import prompt_positions
+from wemmu.published.layout import BackboneError, read_json
 from wemmu.types import IGNORE_INDEX, Prompts
 
 
@@ -33,20 +34,39 @@ class PromptEncoder:
     """
 
     def __init__(self, vlm: str | Path | ProcessorMixin):
-        """`vlm` is the VLM's directory, or its processor where that is loaded already."""
+        """`vlm` is the VLM's directory, or its processor where that is loaded already.
+
+        Raises:
+            BackboneError: if the directory's files are broken, or do not belong to the VLM in it.
+        """
+        self._chat: dict[int, tuple[str, str]] = {}
         # Of a class of the checkpoint.
-        processor: Any = vlm
+        self._processor: Any = vlm
         if not isinstance(vlm, ProcessorMixin):
-            processor = AutoProcessor.from_pretrained(processor_folder(Path(vlm)), use_fast=True)
-        self._processor, self.tokenizer = processor, processor.tokenizer
+            folder = processor_folder(Path(vlm))
+            try:
+                self._processor = AutoProcessor.from_pretrained(folder, use_fast=True)
+                self._around(1)
+            except Exception as error:  # the tokenizers' own have no class
+                raise BackboneError(
+                    f"tokenizer, processor and chat template of {folder} cannot write a prompt: "
+                    f"{type(error).__name__}: {error}; download their files again"
+                ) from error
+        self.tokenizer = self._processor.tokenizer
         # A second tokenizer for users' text, which reads special tokens as text. A copy, because the switch is part of
         # a fast tokenizer's state, which threads share.
         self._writing = copy.deepcopy(self.tokenizer)
         ids = self.tokenizer.convert_tokens_to_ids
         self.image_token_id: int = ids("<|image_pad|>")
+        if not isinstance(vlm, ProcessorMixin):
+            file = Path(vlm) / "config.json"
+            if (of_model := read_json(file).get("image_token_id")) != self.image_token_id:
+                raise BackboneError(
+                    f"{file} has the image_token_id {of_model}, but <|image_pad|> is {self.image_token_id} in the "
+                    f"tokenizer of {folder}; they must be of the same model"
+                )
         self.vision_start_id: int = ids("<|vision_start|>")
         self.pad_token_id: int = self.tokenizer.pad_token_id
-        self._chat: dict[int, tuple[str, str]] = {}
         self._format: dict[int, _Format] = {}
         self._later: _Format | None = None
 

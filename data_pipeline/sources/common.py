@@ -1,5 +1,6 @@
 """Converts the fields of sources to images, texts and conversations, and keeps paths below their root."""
 
+import base64
 import os
 import posixpath
 import re
@@ -17,6 +18,8 @@ from wemmu.config.shards import TURN
 
 # Marks of images in a text; the chat format puts images before the text.
 _MARK = re.compile(r"\s*<image>\s*")
+# An image as text: a data URL, or the base64 of the first bytes of a JPEG, PNG, WebP or GIF; no path is like these.
+_BASE64 = re.compile(r"data:image/[^,]*;base64,|(?=(/9j/|iVBORw0KGgo|UklGR|R0lGOD)[A-Za-z0-9+/]{40})")
 _HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
 # HTTP status of an image that the server refuses permanently.
 _GONE = (401, 403, 404, 410)
@@ -199,13 +202,18 @@ def one_of(value: object, field: str) -> object:
 
 
 def image_of(value: object, name: str, root: Root | None) -> EncodedImage:
-    """Return an image from a column's value: bytes, a path below `root`, or both as Hugging Face stores them.
+    """Return an image from a column's value: bytes, base64, a path below `root`, or as Hugging Face stores them.
 
     Raises:
         RejectedError: NO_IMAGE, UNSAFE_PATH, or BAD_RECORD for any other value.
     """
     if isinstance(value, dict) and "bytes" in value:
         value = value.get("path") if value["bytes"] is None else value["bytes"]
+    if isinstance(value, str) and (encoded := _BASE64.match(value)):
+        try:
+            return EncodedImage(name, base64.b64decode(value[encoded.end() :], validate=True))
+        except ValueError as error:
+            raise RejectedError(Reason.BAD_RECORD, f"{name}: {value[:30]}... is not base64: {error}") from error
     if isinstance(value, bytes):
         return EncodedImage(name, value)
     if not value or (isinstance(value, str) and root is None):

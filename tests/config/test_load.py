@@ -117,6 +117,12 @@ def test_an_override_without_a_value_is_refused(tmp_path: Path):
         load_curriculum(write(tmp_path, tree()), ["seed"])
 
 
+def test_an_override_of_brackets_is_refused(tmp_path: Path):
+    """The parser would crash the process."""
+    with pytest.raises(ConfigError, match="line 1 is nested too deeply"):
+        load_curriculum(write(tmp_path, tree()), ["seed=" + "[" * 60_000])
+
+
 def test_an_override_is_checked_like_the_file(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"logging\.evry: unknown field; did you mean every\? \(got 3\)"):
         load_curriculum(write(tmp_path, tree()), ["logging.evry=3"])
@@ -195,6 +201,8 @@ BROKEN = {
     "a leading zero": (b"seed: 010", "line {line}: YAML reads 010"),
     "a time of day": (b"seed: 1:30", "line {line}: YAML reads 1:30"),
     "a value that is still to come": (b"threads: ???", "threads"),
+    "a thousand brackets": (b"seed: " + b"[" * 1000 + b"]" * 1000, "line {line} is nested too deeply"),
+    "a million brackets": (b"seed: " + b"[" * 10**6, "line {line} is nested too deeply"),
     "itself as base": (b"base: curriculum.yaml", "contains itself"),
     "two bases": (b"base: [a, b]", "base must be the path of one file"),
     "overrides that are no list": (b"overrides: seed=5", "overrides must be a list"),

@@ -1,5 +1,6 @@
 """Image folders and edits that JSONL files list."""
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_pipeline.records import RawRecord, Reason, Rejection
 from data_pipeline.sources import open_source
@@ -51,6 +53,20 @@ def test_a_record_is_a_line(root: Path) -> None:
         ("list.jsonl/4", Task.T2I, None, ()),
     ]
     assert [r.target.data for r in found] == [b"1.jpg", b"a/3.jpg", b"2.jpg"]
+
+
+def test_images_may_be_base64(root: Path) -> None:
+    """Alone and in lists, as a data URL or bare. What only begins so is named by its beginning."""
+    images = [broken.encode(Image.new("RGB", (9, 9)), kind) for kind in ("JPEG", "PNG", "WEBP")]
+    said = [base64.b64encode(image).decode() for image in images]
+    url = f"data:image/jpeg;base64,{said[0]}"
+    lines = ({"image": image} for image in (*said, url, [url], url + "*"))
+    found = read_lines(root, *lines, caption=None)
+    assert [r.target.data for r in records(found)] == [*images, images[0], images[0]]
+    assert found[-1].reason == Reason.BAD_RECORD
+    assert len(found[-1].detail) < 200
+    (edit,) = read_edits(root, {"input": [said[1], url], "target": said[2], "instruction": "mix"})
+    assert ([i.data for i in edit.images], edit.target.data) == ([images[1], images[0]], images[2])
 
 
 def test_with_an_answer_it_is_understanding(root: Path) -> None:

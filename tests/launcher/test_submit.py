@@ -249,6 +249,13 @@ def test_the_typed_commands_run_and_wait_for_each_other(site: Path, tmp_path: Pa
         assert f"--dependency=afterok:{ids[before]} " in calls[name]
 
 
+@pytest.mark.parametrize("field", ["partition", "qos", "constraint", "memory", "mail_user"])
+def test_names_for_slurm_are_one_word(field: str):
+    for value in ("gpu, long", "", "64 G"):
+        with pytest.raises(ValueError, match=f"{field}\n.*must be one word"):
+            Cluster.model_validate({"name": "site", field: value})
+
+
 def test_each_kind_of_job_has_options_of_its_own():
     cluster = Cluster(
         name="site", partition="gpu", qos="gpu-long", constraint="a100", ranks_per_node=1, gres="gpu:a100", memory="0",

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from tests.planning.worlds import MINIATURE, curriculum_with
-from wemmu.backbones.weights import load_autoencoder, load_dit
+from wemmu.backbones.weights import load_autoencoder, load_dit, load_vlm
 from wemmu.config.schema import Backbones
 from wemmu.diagnosis import preflight
 from wemmu.planning.ask import PlanError, configs_of
+from wemmu.prompts import PromptEncoder
 from wemmu.published.check import problems
 from wemmu.published.configs import CONFIGS
 from wemmu.published.layout import BackboneError
@@ -60,6 +61,26 @@ def mislabel(folder: Path) -> None:
     names = json.loads(index.read_text())["weight_map"]
     files = sorted(set(names.values()))
     change_json(index, weight_map={name: files[0] for name in names})
+
+
+def retype(file: Path, dtype: torch.dtype) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+
+
+def overlap(file: Path) -> None:
+    """Give the first tensor the bytes of the second, which has another size."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first, second = [name for name in header if name != "__metadata__"][:2]
+    header[first]["data_offsets"] = header[second]["data_offsets"]
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def number_shards(folder: Path) -> None:
+    shard(folder)
+    change_json(folder / f"{TENSORS}.index.json", weight_map={"scale_shift_table": 1})
 
 
 def give_variant(folder: Path, single: str, variant: str) -> None:
@@ -143,6 +164,33 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "tokenizer_config.json is not JSON",
     ),
     "weights in 8 bits": (lambda r: quantize(r / f"sana/transformer/{TENSORS}"), "as I8: quantized"),
+    "weights as whole numbers": (lambda r: retype(r / f"sana/vae/{TENSORS}", torch.int64), "as I64: quantized or br"),
+    "tensors that share bytes": (
+        lambda r: overlap(r / f"sana/vae/{TENSORS}"),
+        "is not a safetensors file: Error while",
+    ),
+    "an index of numbers": (lambda r: number_shards(r / "sana/transformer"), "index.json has no weight_map"),
+    "a list of classes": (
+        lambda r: change_json(r / "sana/vae/config.json", _class_name=["AutoencoderDC"]),
+        "describes no class of a model; valid choices: AutoencoderDC",
+    ),
+    "a config of a million brackets": (
+        lambda r: (r / "sana/vae/config.json").write_text('{"a":' * 10**6 + "1" + "}" * 10**6),
+        "vae/config.json is not JSON",
+    ),
+    "no channels": (
+        lambda r: change_json(r / "sana/vae/config.json", latent_channels=None),
+        "vae/config.json int() argument",
+    ),
+    **{
+        f"latents scaled by {value}": (
+            lambda r, value=value: change_json(r / "sana/vae/config.json", scaling_factor=value),
+            f"scaling_factor is {value}; latents are divided by it, so it must be above 0",
+        )
+        for value in (0, None, -1.0, "0.4", float("nan"))
+    },
+    "a VLM without sizes": (lambda r: change_json(r / "vlm/config.json", text_config=None), "has no text_config"),
+    "a VLM without eyes": (lambda r: change_json(r / "vlm/config.json", vision_config={}), "has no vision_config"),
     "no folder": (lambda r: shutil.rmtree(r / "sana/vae"), "sana/vae is not a directory"),
     "pickles": (
         lambda r: (r / f"sana/vae/{TENSORS}").rename(r / "sana/vae/diffusion_pytorch_model.bin"),
@@ -171,13 +219,61 @@ def test_what_is_no_whole_backbone_is_told_before_it_is_loaded(copied: Backbones
     assert str(refusal.value) == found.found
 
 
-@pytest.mark.parametrize(("kind", "field"), [("vae", "latent_channels"), ("transformer", "num_layers")])
-def test_a_config_that_describes_no_model_is_named(copied: Backbones, tmp_path: Path, kind: str, field: str):
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "error"),
+    [
+        ("vae", "latent_channels", "32", "TypeError"),
+        ("vae", "encoder_block_types", [], "IndexError"),
+        ("transformer", "num_layers", "32", "TypeError"),
+        ("transformer", "patch_size", 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_config_that_describes_no_model_is_named(
+    copied: Backbones, tmp_path: Path, kind: str, field: str, value: object, error: str
+):
     """Nothing can check every field; what the library makes of it is said with the folder."""
-    change_json(tmp_path / "sana" / kind / "config.json", **{field: "32", "dtype": "bfloat16"})
+    change_json(tmp_path / "sana" / kind / "config.json", **{field: value})
     load = load_autoencoder if kind == "vae" else load_dit
-    with pytest.raises(BackboneError, match=f"sana/{kind} cannot be loaded as a .*: TypeError"):
+    with pytest.raises(BackboneError, match=f"sana/{kind} cannot be loaded as a .*: {error}"):
         load(tmp_path / "sana" / kind, torch.float32)
+
+
+def test_a_vlm_of_other_sizes_is_refused_before_it_is_built(copied: Backbones):
+    """transformers would fill it at random first: for a size that is not given, with billions of numbers."""
+    config = json.loads((copied.vlm / "config.json").read_text())
+    del config["text_config"]["hidden_size"]
+    change_json(copied.vlm / "config.json", **config)
+    with pytest.raises(BackboneError, match="does not have exactly the tensors of its config"):
+        load_vlm(copied.vlm, torch.float32)
+
+
+def test_a_whole_pipeline_is_no_part_of_one(copied: Backbones):
+    (copied.dit.parent / "model_index.json").write_text("{}")
+    wrong = Backbones(vlm=copied.vlm, dit=copied.dit.parent, vae=copied.vae)
+    (found,) = problems(wrong, WeMMU.backbones)
+    assert found.endswith("sana is a whole pipeline; name the dit in it, one of its folders transformer, vae")
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_text(file.read_text()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda vlm: cut_in_half(vlm / "tokenizer.json"), "cannot write a prompt: Exception: EOF"),
+        (lambda vlm: cut_in_half(vlm / "chat_template.jinja"), "cannot write a prompt: TemplateSyntaxError"),
+        (lambda vlm: (vlm / "chat_template.jinja").write_text("<html>404</html>"), "cannot write a prompt"),
+        (lambda vlm: change_json(vlm / "config.json", image_token_id=7), r"has the image_token_id 7, but <\|image_pad"),
+    ],
+)
+def test_files_that_write_no_prompts_of_this_vlm_are_named(
+    copied: Backbones, damage: Callable[[Path], object], told: str
+):
+    """With another id no token of a prompt would be an image, and the VLM would see none."""
+    damage(copied.vlm)
+    with pytest.raises(BackboneError, match=told):
+        PromptEncoder(copied.vlm)
 
 
 def test_a_whole_backbone_is_none_of_these(copied: Backbones):

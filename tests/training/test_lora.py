@@ -234,11 +234,14 @@ def test_a_plan_counts_moments_and_checkpoints_of_adapters_alone(trained: tuple[
     [
         ({"vae_branch": {}}, "no adapters for vae_branch; valid: pathway, dit"),
         ({"dit": {"rank": 0}}, "greater than 0"),
+        ({"dit": {}, "pathway": {}}, "no stage trains dit, so its adapters would stay zero"),
     ],
 )
 def test_a_config_of_adapters_that_cannot_be_is_refused(backbones: Backbones, lora: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run_of(backbones, Path("shards"), lora)
+        run_of(backbones, Path("shards"), lora, trains=["pathway"])
+    if message.startswith("no stage"):
+        run_of(backbones, Path("shards"), lora, trains=["pathway"], start="a/checkpoint/with/them")
 
 
 def test_hybrid_says_that_it_has_no_adapters(backbones: Backbones) -> None:

@@ -61,8 +61,8 @@ def load_vlm(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport
     Raises:
         BackboneError: if the directory is not in the published layout; names what is missing. Also as `load_strict`.
     """
-    check(directory, VLM)
-    cls = class_of(directory, VLM)
+    # Or transformers would allocate and fill a model of wrong sizes before it says so.
+    cls = type(vlm_without_weights(directory))
     return load_strict(cls, directory, dtype, config=vlm_config(cls, directory))
 
 
@@ -74,7 +74,7 @@ def vlm_without_weights(directory: Path) -> nn.Module:
     """
     check(directory, VLM)
     cls = class_of(directory, VLM)
-    with _made_of(directory, cls), init_empty_weights():
+    with made_of(directory, cls.__name__), init_empty_weights():
         model: Any = cls(vlm_config(cls, directory))
         model.tie_weights()
         if (directory / "generation_config.json").is_file():
@@ -137,7 +137,7 @@ def load_strict(
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options |= {"torch_dtype": dtype}
-    with _made_of(directory, cls):
+    with made_of(directory, cls.__name__):
         model, info = cls.from_pretrained(directory, output_loading_info=True, use_safetensors=True, **options)
     parameters = sum(p.numel() for p in model.parameters())
     mismatched = list(map(str, info["mismatched_keys"]))
@@ -146,16 +146,15 @@ def load_strict(
 
 
 @contextmanager
-def _made_of(directory: Path, cls: type[Any]) -> Iterator[None]:
+def made_of(directory: Path, model: str) -> Iterator[None]:
     """Name the directory in what the library raises where its files do not describe a model."""
     try:
         yield
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, OSError) as error:
+    # The libraries check next to nothing: a field that is wrong ends in whatever it is used for.
+    except Exception as error:
         if isinstance(error, BackboneError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise BackboneError(
-            f"{directory} cannot be loaded as a {cls.__name__}: {type(error).__name__}: {error}"
-        ) from error
+        raise BackboneError(f"{directory} cannot be loaded as a {model}: {type(error).__name__}: {error}") from error
 
 
 def load_by_blocks(
@@ -172,7 +171,7 @@ def load_by_blocks(
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with _made_of(directory, cls), init_empty_weights():
+        with made_of(directory, cls.__name__), init_empty_weights():
             model = cls.from_config(cls.load_config(directory))
     finally:
         torch.set_default_dtype(default)

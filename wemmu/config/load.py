@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import is_typeddict
-from yaml import ScalarEvent, YAMLError
+from yaml import CollectionEndEvent, CollectionStartEvent, ScalarEvent, YAMLError
 
 from wemmu.config.base import ConfigError, Named, leaves, local_path
 from wemmu.config.exported import completed
@@ -24,6 +24,8 @@ from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
 
 Schema = TypeVar("Schema", bound=BaseModel)
+# Levels of a config; no field is deeper than ten.
+_DEEPEST = 50
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
 
 
@@ -280,21 +282,27 @@ def _parse(path: Path) -> DictConfig:
     stream = io.StringIO(text)
     # YAML's own errors name the line.
     stream.name = str(path)
+    _check_events(f"cannot read the config {path}", stream)
+    stream.seek(0)
     tree = OmegaConf.load(stream)
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"cannot read the config {path}: it must be a mapping of fields, not a list")
-    _refuse_other_bases(path, text)
     return tree
 
 
-def _refuse_other_bases(path: Path, text: str) -> None:
-    """YAML reads 010 as 8 and 1:30 as 90."""
-    for event in yaml.parse(text, YAML_LOADER):
+def _check_events(what: str, yaml_text: str | io.StringIO) -> None:
+    """Refuse numbers of other bases, as YAML reads 010 as 8 and 1:30 as 90, and depths that crash the parser."""
+    depth = 0
+    for event in yaml.parse(yaml_text, YAML_LOADER):
+        assert event.start_mark is not None, "an event that was read has a place"
+        where = f"{what}: line {event.start_mark.line + 1}"
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ConfigError(f"{where} is nested too deeply")
         if isinstance(event, ScalarEvent) and event.implicit[0] and _OTHER_BASE.fullmatch(event.value):
-            assert event.start_mark is not None, "a scalar that was read has a place"
             raise ConfigError(
-                f"cannot read the config {path}: line {event.start_mark.line + 1}: YAML reads {event.value} as a "
-                "number to the base 8 or 60; write it in digits without a leading 0, or in quotes if it is a text"
+                f"{where}: YAML reads {event.value} as a number to the base 8 or 60; write it in digits without a "
+                "leading 0, or in quotes if it is a text"
             )
 
 
@@ -317,11 +325,12 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
     else:
         keys = [key]
     try:
+        _check_events(f"the override {_short(override)} cannot be applied", value)
         parsed: Any = OmegaConf.from_dotlist([f"value={value}"]).value
         for dotted in keys:
             OmegaConf.update(tree, dotted, parsed, merge=False)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"the override {override!r} cannot be applied: {error}") from error
+        raise ConfigError(f"the override {_short(override)} cannot be applied: {error}") from error
     plain: Any = OmegaConf.to_container(parsed) if isinstance(parsed, DictConfig | ListConfig) else parsed
     return [name for name, _ in leaves(dict.fromkeys(keys, plain))]
 

@@ -256,6 +256,13 @@ class Curriculum(_Shared):
             raise ValueError("data.prepare.latents needs backbones.vae, the directory of the autoencoder")
         self.recipe.check(self.stages, self.parallel.engine)
         self.recipe.check_memory(self.memory, self.stages, self.parallel.engine)
+        # A start may bring adapters that no stage trains any more.
+        unused = self.recipe.lora.keys() - {module for stage in self.stages for module in stage.trains}
+        if unused and self.export is None and self.stages[0].start is None:
+            raise ValueError(
+                f"recipe.lora: no stage trains {', '.join(sorted(unused))}, so its adapters would stay zero; name it "
+                f"in a stage's trains, or remove recipe.lora.{min(unused)}"
+            )
         for stage in self.stages:
             if stage.global_batch % self.parallel.ranks:
                 raise ValueError(

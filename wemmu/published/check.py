@@ -13,6 +13,7 @@ from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_
 # Files in which the processor looks for the chat format; it ignores one in tokenizer_config.json alone.
 # What else a processor or a model reads if it is there.
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+FLOATS, INDICES = ("F64", "F32", "F16", "BF16"), ("I64", "I32")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/default.jinja")
 
 
@@ -72,15 +73,15 @@ def check_class(file: Path, kind: str, config: Mapping[str, Any] | None = None) 
         BackboneError: if it describes another model or none; lists the known ones.
     """
     config = read_json(file) if config is None else config
-    named = config.get("_class_name") or MODEL_TYPES.get(config.get("model_type", "")) or config.get("model_type")
-    named = named or next(iter(config.get("architectures") or ()), None)
+    listed = config.get("architectures")
+    said = [config.get("_class_name"), config.get("model_type"), *(listed if isinstance(listed, list) else [])]
     # timm: deit3_large_patch16_224 is of the family deit3.
-    named = named or config.get("architecture", "").partition("_")[0]
+    said.append(str(config.get("architecture") or "").partition("_")[0])
+    named = next((name for name in said if name and isinstance(name, str)), "no class of a model")
+    named = MODEL_TYPES.get(named, named)
     if named not in KNOWN[kind]:
-        raise BackboneError(
-            f"{file} describes {named or 'no class of a model'}; valid choices: {', '.join(KNOWN[kind])}"
-        )
-    return str(named)
+        raise BackboneError(f"{file} describes {named}; valid choices: {', '.join(KNOWN[kind])}")
+    return named
 
 
 def _model(directory: Path, kind: str) -> Iterator[str]:
@@ -90,6 +91,10 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
     if not directory.is_dir():
         yield f"{directory} is not a directory; it must be a {' or '.join(KNOWN[kind])} in the published layout"
         return
+    if (directory / "model_index.json").is_file():
+        parts = ", ".join(sorted(file.parent.name for file in directory.glob("*/config.json")))
+        yield f"{directory} is a whole pipeline; name the {kind} in it, one of its folders {parts}"
+        return
     single = TRANSFORMERS if kind in (VLM, ENCODER) else DIFFUSERS
     yield from _told(lambda: _check_config(directory / "config.json", kind))
     yield from _told(lambda: _check_dtypes(directory, single))
@@ -97,10 +102,10 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
 
 def _check_dtypes(directory: Path, single: str) -> None:
     for name, tensor in tensors(directory, single).items():
-        # Other integers are indices, such as of positions.
-        if tensor.dtype in ("I8", "U8"):
+        # Integers under other names are indices, such as of positions.
+        if tensor.dtype not in FLOATS and (tensor.dtype not in INDICES or name.endswith(("weight", "bias"))):
             raise BackboneError(
-                f"{tensor.file} stores {name} as {tensor.dtype}: quantized; use the weights in bf16 or fp32"
+                f"{tensor.file} stores {name} as {tensor.dtype}: quantized or broken; use the weights in bf16 or fp32"
             )
 
 
@@ -116,9 +121,20 @@ def _in_hub_cache(directory: Path) -> Path | None:
 
 def _check_config(file: Path, kind: str) -> None:
     check_class(file, kind)
+    config = read_json(file)
     if kind in (AUTOENCODER, TRANSFORMER):
         _latent_channels(file, kind)
-    if "quantization_config" in read_json(file):
+    for field in _facts(file, kind).SCALES if kind == AUTOENCODER else ():
+        given = config.get(field, 1)
+        values = given if isinstance(given, list) else [given]
+        if not all(type(value) in (int, float) and 0 < value < float("inf") for value in values):
+            raise BackboneError(f"{file}: {field} is {given}; latents are divided by it, so it must be above 0")
+    # The libraries put the sizes of some other model, up to 72 B parameters, in the place of a part that is not given.
+    # Qwen2.5-VL's published config has the fields of the language model beside the others.
+    for part in ("text_config", "vision_config") if kind == VLM else ():
+        if not config.get(part) and not (part == "text_config" and config.get("hidden_size")):
+            raise BackboneError(f"{file} has no {part}, the sizes of that part of the VLM; download it again")
+    if config.get("quantization_config"):
         raise BackboneError(f"{file} has a quantization_config; use the unquantized weights, in bf16 or fp32")
 
 
@@ -172,7 +188,7 @@ def _latent_channels(file: Path, kind: str) -> int:
     facts, config = _facts(file, kind), read_json(file)
     try:
         return int(facts.latent_channels(config))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise BackboneError(f"{file} {error}") from error
 
 

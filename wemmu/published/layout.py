@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from wemmu.config import ConfigError
 
 # Names of a single weight file in transformers and diffusers; several files have an index.
@@ -41,7 +43,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         # As the libraries read it: json.loads alone would take UTF-16, too.
         found = json.loads(data.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BackboneError(f"{file} is not JSON: {error}; download it again") from error
     if not isinstance(found, dict):
         raise BackboneError(f"{file} holds no JSON object; download it again")
@@ -72,7 +74,7 @@ def weight_files(directory: Path, single: str) -> list[Path]:
     if not index.is_file():
         raise BackboneError(f"{directory} holds neither {single} nor {index.name}{_instead(directory, single)}")
     mapped = read_json(index).get("weight_map")
-    if not isinstance(mapped, dict) or not mapped:
+    if not isinstance(mapped, dict) or not mapped or not all(isinstance(name, str) for name in mapped.values()):
         raise BackboneError(f"{index} has no weight_map; download it again")
     files = [directory / name for name in sorted(set(mapped.values()))]
     if absent := [file.name for file in files if not file.is_file()]:
@@ -146,8 +148,14 @@ def _header(file: Path, size: int, _: int) -> dict[str, StoredTensor]:
             name: StoredTensor(file, e["dtype"], tuple(e["shape"]), *(8 + length + at for at in e["data_offsets"]))
             for name, e in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BackboneError(f"{file} is not a safetensors file: its header is unreadable; download it again") from error
     if (end := max((t.end for t in found.values()), default=8 + length)) != size:
         raise BackboneError(f"{file} has {size} bytes, but its header says {end}: an incomplete download")
+    try:
+        # The library knows the types, and checks that they, shapes and offsets fit.
+        with safe_open(file, "np"):
+            pass
+    except SafetensorError as error:
+        raise BackboneError(f"{file} is not a safetensors file: {error}; download it again") from error
     return found

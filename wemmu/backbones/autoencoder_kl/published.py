@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+# Fields by which latents are scaled or divided.
+SCALES = ("scaling_factor",)
+
 
 def latent_channels(config: Mapping[str, Any]) -> int:
     # The default of diffusers.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from wemmu.backbones.weights import LoadReport
+from wemmu.backbones.weights import LoadReport, made_of
 from wemmu.published.check import check, check_class
 from wemmu.published.known import ENCODER, KNOWN
 
@@ -100,8 +100,9 @@ def load_encoder(directory: Path, dtype: torch.dtype = torch.float32, name: str 
     check(directory, ENCODER)
     family = KNOWN[ENCODER][check_class(directory / "config.json", ENCODER)]
     adapter: EncoderAdapter = import_module(f"wemmu.backbones.{family}.adapter").ADAPTER
-    model, report = adapter.load(directory, dtype)
-    return ImageEncoder(name or directory.name, model, adapter, adapter.processor(directory), report)
+    with made_of(directory, family.removeprefix("encoders.")):
+        model, report = adapter.load(directory, dtype)
+        return ImageEncoder(name or directory.name, model, adapter, adapter.processor(directory), report)
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

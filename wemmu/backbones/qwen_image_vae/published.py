@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+# Fields by which latents are scaled or divided.
+SCALES = ("latents_std",)
+
 
 def latent_channels(config: Mapping[str, Any]) -> int:
     # The default of diffusers.
