@@ -1,5 +1,6 @@
 """The command `wemmu`: nothing loads before it is needed, and every program is the one of the old ways."""
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 import data_pipeline.__main__ as data
 import launcher.cli as launcher
 from wemmu.__main__ import PROGRAMS, app, load
-from wemmu.command_line import without_unused
+from wemmu.command_line import FINAL, exit_code, without_unused
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "diffusers", "streaming", "ray", "pyarrow", "scipy", "matplotlib"}
@@ -30,6 +31,12 @@ def loaded(*arguments: str, **environment: str) -> tuple[subprocess.CompletedPro
     environment = {**os.environ, **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done, set(done.stderr.rpartition("modules:")[2].split())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EISDIR, errno.EEXIST])
+def test_what_a_person_must_mend_on_a_disk_is_not_tried_again(number: int):
+    """EFBIG: a limit on the size of files. EEXIST: a file where a folder must be."""
+    assert exit_code(OSError(number, os.strerror(number))) == FINAL
 
 
 def test_help_lists_every_program_and_imports_none():

@@ -260,6 +260,13 @@ def test_an_unknown_target_names_the_layers_there_are(backbones: Backbones) -> N
         recipe(run)
 
 
+def test_a_rank_above_that_of_all_layers_is_refused(backbones: Backbones) -> None:
+    """Such adapters are larger than the layers: a typing error, which took all memory."""
+    run = run_of(backbones, Path("shards"), {"pathway": {"rank": 10_000}})
+    with pytest.raises(ValueError, match=r"recipe\.lora\.pathway\.rank 10000 is more than the rank of its layers"):
+        recipe(run)
+
+
 # ---------------------------------------------------------------------------------------------------------------- UAE
 def test_a_policy_with_adapters_is_its_own_reference() -> None:
     """The penalty is on, and there is no second language model: the reference is the policy without its adapters."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import yaml
 
 # File system errors that persist until a person fixes them.
-LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # OmegaConf's loader, which differs from PyYAML's own.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# A path leads nowhere.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+# A path leads nowhere, or something else is there.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 def sync(path: Path) -> None:

@@ -52,10 +52,9 @@ def adapt(model: Staged, config: RecipeConfig, seed: int) -> None:
 
 def chosen_layers(root: nn.Module, lora: LoRA, module: str) -> list[str]:
     """Return the names within `root` of the layers that the config targets; raises as `adapt`."""
-    linear = [name for name, part in root.named_modules() if isinstance(part, nn.Linear)]
+    # Not the weights' shapes, of which ZeRO-3 keeps none.
+    linear = {n: min(m.in_features, m.out_features) for n, m in root.named_modules() if isinstance(m, nn.Linear)}
     blocks = tuple(f"{name}." for name, part in root.named_modules() if isinstance(part, nn.ModuleList))
-    if not lora.targets:
-        return [name for name in linear if name.startswith(blocks)]
     for target in lora.targets:
         if not any(lora.matches(name, target) for name in linear):
             ends = dict.fromkeys(re.sub(r"^.*\.\d+\.(?=\D)", "", name) for name in linear)
@@ -63,7 +62,15 @@ def chosen_layers(root: nn.Module, lora: LoRA, module: str) -> list[str]:
                 f"recipe.lora.{module}.targets: no linear layer matches {target!r}; valid: {', '.join(ends)}, or a "
                 "pattern as layers.1?.*"
             )
-    return [name for name in linear if any(lora.matches(name, target) for target in lora.targets)]
+    found = [
+        name for name in linear
+        if any(lora.matches(name, target) for target in lora.targets) or (not lora.targets and name.startswith(blocks))
+    ]  # fmt: skip
+    if lora.rank > (most := max(linear[name] for name in found)):
+        raise ValueError(
+            f"recipe.lora.{module}.rank {lora.rank} is more than the rank of its layers; valid: 1 to {most}"
+        )
+    return found
 
 
 def _inject(root: nn.Module, layers: list[str], lora: LoRA, adapter: str = "default") -> None:
