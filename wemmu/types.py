@@ -28,6 +28,8 @@ class _OnDevice:
             if to_gpu and isinstance(value, Tensor) and value.device.type == "cpu":
                 # From pinned memory, the host does not wait.
                 return value.pin_memory().to(device, non_blocking=True)
+            if isinstance(value, tuple):
+                return tuple(map(move, value))
             return value.to(device) if isinstance(value, Tensor | _OnDevice) else value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
@@ -170,12 +172,6 @@ class Prefix(_OnDevice):
     padded: bool = True
     image_mask: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Self:
-        moved = super().to(device)
-        return replace(
-            moved, keys=tuple(k.to(device) for k in self.keys), values=tuple(v.to(device) for v in self.values)
-        )
-
 
 @dataclass(frozen=True)
 class Condition(_OnDevice):
@@ -219,6 +215,11 @@ class Losses(NamedTuple):
     values: Tensor
     tags: dict[str, Tensor]
     parts: Mapping[str, Tensor] = MappingProxyType({})
+
+    @classmethod
+    def of_task(cls, task: Task, values: Tensor, parts: Mapping[str, Tensor] = MappingProxyType({})) -> "Losses":
+        """Return losses that all count for the metric of one task."""
+        return cls(values, {f"loss/{task}": torch.ones_like(values, dtype=torch.bool)}, parts)
 
     def detached(self) -> "Losses":
         return Losses(self.values.detach(), self.tags, {name: part.detach() for name, part in self.parts.items()})

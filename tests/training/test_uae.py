@@ -202,7 +202,7 @@ def test_a_reconstruction_is_a_function_of_caption_sample_and_seed(made: UAEReci
 def test_rewards_follow_the_captions_and_equal_captions_have_equal_rewards(made: UAERecipe) -> None:
     images, ids = images_of(2), torch.tensor([0, 1])
     words = [WORDS[0], WORDS[1], WORDS[0], WORDS[1], WORDS[0], WORDS[0]]
-    reward = made.rollouts.reward
+    reward = made.loss.reward
     rewards, _ = reward(words, images, ids)
     assert rewards.shape == (2, 3)
     assert rewards[0, 0] == rewards[0, 2] != rewards[0, 1]
@@ -247,7 +247,7 @@ def test_the_policy_moves_the_condition_only_where_the_config_says_so(made: UAER
 
 
 def test_controls_reward_everything_alike_or_another_image(made: UAERecipe) -> None:
-    reward, config = made.rollouts.reward, made.rollouts.reward.config
+    reward, config = made.loss.reward, made.loss.reward.config
     images, ids, words = images_of(2), torch.tensor([0, 1]), [WORDS[0], WORDS[1]] * 2
     rewards, _ = reward(words, images, ids)
 

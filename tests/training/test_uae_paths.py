@@ -55,7 +55,7 @@ def test_a_group_begins_alike_and_no_two_paths_share_their_noise(flow: UAERecipe
     assert states.shape[:2] == (6, 3)
     assert torch.equal(states[0, 0], states[2, 0])
     assert not torch.equal(states[0, 0], states[3, 0])
-    steps = flow.loss.flow.transitions(batch.paths)
+    steps = flow.loss.transitions(batch.paths)
     with torch.no_grad():
         drawn = torch.stack([(states[:, w + 1] - s.mean) / s.std for w, s in enumerate(steps)], 1).flatten(0, 1)
     # Six paths of two steps each: twelve draws, all of them standard normal and none like another.
@@ -77,7 +77,7 @@ def test_paths_depend_on_sample_and_step_and_not_on_the_batch(flow: UAERecipe) -
 def test_what_was_drawn_has_the_score_it_was_drawn_with(flow: UAERecipe) -> None:
     """The sampler, a few images at a time, against all steps of all paths at once."""
     (batch,) = flow.prepare(batches(flow, 2), 0).batches
-    policy, paths = flow.loss.flow, batch.paths
+    policy, paths = flow.loss, batch.paths
     noise = Noise(flow._run.seed, 0, batch.sample_ids)
     for w, step in enumerate(policy.transitions(paths)):
         members = [noise.normal(f"path/{m}/{w}", tuple(paths.states.shape[2:])) for m in range(3)]
@@ -92,17 +92,17 @@ def test_what_was_drawn_has_the_score_it_was_drawn_with(flow: UAERecipe) -> None
 def test_captions_of_the_data_set_take_the_place_of_the_policys(flow: UAERecipe) -> None:
     said = ["a red circle above a blue square", "a green cross"]
     images = images_of(2, 32)
-    rollouts, objective = flow.rollouts, flow.rollouts.flow.objective
+    learner, objective = flow.loss, flow.loss.objective
     labels = flow.policy.captioned(ASKED, images, [flow.encoder.answer_ids(one) for one in said])[1]
     batch = replace(batches(flow, 2)[0], labels=labels)
     noise = Noise(0, 0, batch.sample_ids)
-    rollouts.flow.objective = objective.model_copy(update={"captions": "data"})
+    learner.objective = objective.model_copy(update={"captions": "data"})
     try:
-        assert rollouts._captions(batch, noise).texts == said
+        assert learner._captions(batch, noise).texts == said
         with pytest.raises(ValueError, match="valid: policy"):
-            rollouts._captions(batches(flow, 2)[0], noise)
+            learner._captions(batches(flow, 2)[0], noise)
     finally:
-        rollouts.flow.objective = objective
+        learner.objective = objective
 
 
 def test_the_dit_alone_learns_and_later_updates_have_other_ratios() -> None:

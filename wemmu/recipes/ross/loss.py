@@ -1,6 +1,5 @@
 """What an optimizer step of ROSS minimises: cross-entropy of the answers and the loss of the reconstruction."""
 
-import torch
 from torch import Tensor
 
 from wemmu.config.objectives import ReconstructiveTuning
@@ -32,11 +31,11 @@ class ReconstructiveLoss:
         assert batch.labels is not None, "a batch of understanding has labels"
         states = self.model.states(batch.prompts, batch.images)
         text = answer_losses(self.model, states.text, batch.labels, batch.answer_length)
-        tags = {f"loss/{batch.task}": torch.ones_like(text, dtype=torch.bool)}
         if not batch.images.shape[1]:
-            return Losses(text, tags, {"loss/text": text})
+            return Losses.of_task(batch.task, text, {"loss/text": text})
         visual = self.visual(batch, states.images, step)
-        return Losses(text + self.weight * visual, tags, {"loss/text": text, "loss/visual": visual})
+        parts = {"loss/text": text, "loss/visual": visual}
+        return Losses.of_task(batch.task, text + self.weight * visual, parts)
 
     def visual(self, batch: Batch, states: Tensor, step: int) -> Tensor:
         """How far each sample's images are from restored, [B]; states: [B, N, rows * columns, D]."""

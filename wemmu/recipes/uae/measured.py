@@ -12,15 +12,14 @@ from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.uae.config import UAE as UAEConfig
+from wemmu.recipes.uae.config import Reward
 from wemmu.recipes.uae.generator import Renderer
-from wemmu.recipes.uae.loss import ColdStartLoss, FlowLoss, loss_of
 from wemmu.recipes.uae.model import UAE
-from wemmu.recipes.uae.paths import FlowPolicy
+from wemmu.recipes.uae.paths import learner_of
 from wemmu.recipes.uae.policy import Policy
-from wemmu.recipes.uae.reward import Pixels
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.solvers import euler
-from wemmu.types import Batch, Losses, LossFn, Paths, Prompts, Rollout
+from wemmu.types import Batch, Losses, Paths, Prompts, Rollout
 
 
 class Measured:
@@ -32,34 +31,27 @@ class Measured:
 
     def __init__(self, run: StageRun, model: UAE):
         assert isinstance(run.recipe, UAEConfig)
-        self.model, self.config, self.objective = model, run.recipe, run.stage.objective
+        config = run.recipe.model_copy(update={"reward": Reward(encoder="pixels")})
+        self.model, self.config, self.objective = model, config, run.stage.objective
         # They read no text, and there may be no tokenizer.
         unread = cast(PromptEncoder, None)
-        self.policy = Policy(model, unread, run.recipe.max_length)
-        self.policy.banned = torch.zeros(model.vlm.lm_head.out_features, dtype=torch.bool)
-        self.renderer = Renderer(model, unread, run.recipe)
-        self.loss: LossFn
-        match self.objective:
-            case FlowGRPO() as objective:
-                self.loss = FlowLoss(FlowPolicy(self.renderer, objective))
-            case ColdStart() as objective:
-                self.loss = ColdStartLoss(self.renderer, objective, Pixels(), run.seed, "llm" in run.stage.trains)
-            case objective:
-                self.loss = loss_of(self.policy, objective)
+        policy, self.renderer = Policy(model, unread, config.max_length), Renderer(model, unread, config)
+        policy.banned = torch.zeros(model.vlm.lm_head.out_features, dtype=torch.bool)
+        self.loss = learner_of(run, policy, self.renderer, torch.device("cpu"))
 
     def __call__(self, batch: Batch, step: int) -> Losses:
-        count = len(batch.images)
+        count, images = len(batch.images), batch.images
         match self.objective:
             case UnifiedGRPO() as objective:
                 batch = self._rolled_out(batch, objective)
-                self._generated(batch.prompts, batch.images.repeat_interleave(objective.group, 0))
+                self._generated(batch.prompts, images.repeat_interleave(objective.group, 0))
                 self._rendered(batch, count * objective.group)
             case FlowGRPO() as objective:
-                self._generated(batch.prompts, batch.images)
+                self._generated(batch.prompts, images)
                 self._rendered(batch, count * objective.group)
                 batch = self._drawn(batch, count * objective.group, objective.window + 1, objective.beta > 0)
             case ColdStart():
-                self._generated(batch.prompts, batch.images)
+                self._generated(batch.prompts, images)
                 self._rendered(batch, count)
                 batch = self._drawn(batch, count, 1, False)
         return self.loss(batch, step)
@@ -71,18 +63,14 @@ class Measured:
     @in_eval_mode
     def _rendered(self, batch: Batch, rows: int) -> None:
         """Draw `rows` images, some at a time."""
-        several = self.config.generator.micro_batch
+        several, lengths = self.config.generator.micro_batch, (self.config.max_length, 1)
         for first in range(0, rows, several):
             n = min(several, rows - first)
             images = batch.images[:1].expand(n, -1, -1, -1, -1)
             noise = Noise(0, 0, torch.arange(n), images.device)
-            full, empty = (self.renderer.read(self._words(n, m), False, images, noise) for m in (self._length, 1))
+            full, empty = (self.renderer.read(self._words(n, m), False, images, noise) for m in lengths)
             x = euler(self.renderer.velocity(full, empty), self.renderer.noise(images, noise), self.renderer.times)
             self.renderer.decoded(x)
-
-    @property
-    def _length(self) -> int:
-        return self.config.max_length
 
     @staticmethod
     def _words(rows: int, length: int) -> Prompts:
@@ -104,7 +92,7 @@ class Measured:
         means = x[:, 1:] if refers else None
         paths = Paths(x, condition, condition, x.new_zeros(rows), means=means)
         if isinstance(self.objective, ColdStart) and self.config.condition == "reencode":
-            batch = replace(batch, prompts=self._words(len(images), self._length))
+            batch = replace(batch, prompts=self._words(len(images), self.config.max_length))
         return replace(batch, paths=paths)
 
     def _rolled_out(self, batch: Batch, objective: UnifiedGRPO) -> Batch:

@@ -1,4 +1,4 @@
-"""Rollouts of the generator: images of the VLM's captions and how they were drawn, for Flow-GRPO and cold starts."""
+"""Learns from images of the VLM's captions and how they were drawn: Flow-GRPO and cold starts of the generator."""
 
 import time
 from collections.abc import Sequence
@@ -6,29 +6,34 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wemmu.config.objectives import ColdStart, FlowGRPO
+from wemmu.backbones.encoders import cosine
+from wemmu.config.objectives import CaptionTuning, ColdStart, FlowGRPO, UnifiedGRPO
+from wemmu.config.schema import StageRun
 from wemmu.heartbeat import beat
 from wemmu.noise import Noise
-from wemmu.objectives.flow_grpo import log_probability
-from wemmu.objectives.grpo import advantages
-from wemmu.parallel.topology import gathered, rank
+from wemmu.objectives.flow_grpo import divergence, log_probability
+from wemmu.objectives.grpo import clipped, surrogate
 from wemmu.recipes.uae.generator import Renderer
+from wemmu.recipes.uae.learner import CaptionLearner, GRPOLearner, RolloutLearner, measures
 from wemmu.recipes.uae.policy import Captions, Policy
-from wemmu.recipes.uae.reward import ReconstructionReward
-from wemmu.recipes.uae.rollout import measures
+from wemmu.recipes.uae.reward import ReconstructionReward, encoder_of
 from wemmu.sampling.mode import evaluating
 from wemmu.sampling.sde import Transition, Window, sample, transition
 from wemmu.sampling.solvers import euler
-from wemmu.types import Batch, Paths, Prepared
+from wemmu.types import Batch, Losses, Paths, Prepared
 
 
-class FlowPolicy:
-    """The sampler as a policy: what it does by chance, and how likely that was. Rollout and loss share it."""
+class FlowLearner(RolloutLearner):
+    """The sampler as a policy: what it does by chance, and how likely that was; one loss per image.
 
-    def __init__(self, renderer: Renderer, objective: FlowGRPO):
-        self.renderer, self.objective = renderer, objective
+    The loss is the clipped one over the stochastic steps of paths; see `wemmu.objectives.flow_grpo`.
+    """
+
+    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: FlowGRPO, seed: int):
+        super().__init__(policy, reward, objective, seed)
+        self.objective = objective
         self.steps = range(objective.first, objective.first + objective.window)
 
     def sample(self, full: Tensor, empty: Tensor, x: Tensor, noise: Noise) -> Window:
@@ -65,31 +70,10 @@ class FlowPolicy:
         after = paths.states[:, 1:].unbind(1)
         return torch.stack([log_probability(x, *step) for x, step in zip(after, steps, strict=True)], 1)
 
-
-class FlowRollouts:
-    """Turns batches of images into paths with advantages. A function of weights, step and samples."""
-
-    def __init__(self, policy: Policy, flow: FlowPolicy, reward: ReconstructionReward, instruction: str, seed: int):
-        self.policy, self.flow, self.reward, self.instruction, self.seed = policy, flow, reward, instruction, seed
-        self._kept: Prepared | None = None
-
-    @torch.no_grad()
-    def __call__(self, batches: Sequence[Batch], step: int) -> Prepared:
-        """Return the batches of the rollout that `step` belongs to, as `wemmu.recipes.uae.rollout.Rollouts` does."""
-        if step % self.flow.objective.updates == 0:
-            with evaluating(self.policy.model):
-                self._kept = self._made(batches, step)
-            return self._kept
-        assert self._kept is not None, "no checkpoint lies within a rollout"
-        return self._kept._replace(times=dict.fromkeys(self._kept.times, 0.0), ranges={})
-
     def _made(self, batches: Sequence[Batch], step: int) -> Prepared:
-        objective, times = self.flow.objective, [time.monotonic()]
+        times = [time.monotonic()]
         noises = [Noise(self.seed, step, batch.sample_ids, batch.images.device) for batch in batches]
-        captions = []
-        for batch, noise in zip(batches, noises, strict=True):
-            captions.append(self._captions(batch, noise))
-            beat()
+        captions = [self._captions(batch, noise) for batch, noise in zip(batches, noises, strict=True)]
         times.append(time.monotonic())
         drawn = [self._drawn(*one) for one in zip(batches, captions, noises, strict=True)]
         times.append(time.monotonic())
@@ -97,21 +81,13 @@ class FlowRollouts:
         for (_, images), batch in zip(drawn, batches, strict=True):
             rewarded.append(self.reward.compared(images, batch.images))
             beat()
-        rewards = torch.cat([values.cpu() for values, _ in rewarded])
         times.append(time.monotonic())
-        own = rank() * len(rewards)
-        # The standard deviation may be that of the whole step, on all ranks.
-        everyone = torch.tensor([row for of_rank in gathered(rewards.tolist()) for row in of_rank])
-        found = advantages(everyone, objective.scale, objective.std, objective.epsilon)
-        found = found.clamp(-objective.limit, objective.limit)[own : own + len(rewards)]
-        made, first = [], 0
-        for batch, one, (paths, _), (values, also) in zip(batches, captions, drawn, rewarded, strict=True):
-            part, device = found[first : first + len(values)].flatten(), batch.images.device
-            first += len(values)
+        made, found, limit = [], self._advantages([values for values, _ in rewarded]), self.objective.limit
+        for batch, one, (paths, _), (values, also), part in zip(batches, captions, drawn, rewarded, found, strict=True):
+            device = batch.images.device
             recorded = {name: value.to(device) for name, value in measures(one, values, also).items()}
-            made.append(
-                replace(batch, paths=self._scored(replace(paths, advantages=part.to(device), measures=recorded)))
-            )
+            paths = replace(paths, advantages=part.clamp(-limit, limit).flatten().to(device), measures=recorded)
+            made.append(replace(batch, paths=self._scored(paths)))
             beat()
         names = ("caption", "rollout", "reward")
         return Prepared(made, {name: b - a for name, (a, b) in zip(names, pairwise(times), strict=True)})
@@ -122,9 +98,11 @@ class FlowRollouts:
         Raises:
             ValueError: if it is the data set's, and a record has none.
         """
-        objective = self.flow.objective
+        objective = self.objective
         if objective.captions == "policy":
-            return self.policy.sample(self.instruction, batch.images, noise, 1, objective.temperature)
+            found = self.policy.sample(self.instruction, batch.images, noise, 1, objective.temperature)
+            beat()
+            return found
         if batch.labels is None:
             raise ValueError(
                 "objective.captions: data needs captions, and a record of the batch has none; valid: policy"
@@ -133,15 +111,15 @@ class FlowRollouts:
 
     def _drawn(self, batch: Batch, captions: Captions, noise: Noise) -> tuple[Paths, Tensor]:
         """Return paths without advantages, and the images that they end in, [B * G, 3, H, W] in [0, 1]."""
-        renderer, group, images = self.flow.renderer, self.flow.objective.group, batch.images
-        count = max(1, renderer.config.generator.micro_batch // group)
+        renderer, images = self.renderer, batch.images
+        count = max(1, renderer.config.generator.micro_batch // self.objective.group)
         parts, drawn = [], []
         for first in range(0, len(images), count):
             part = slice(first, first + count)
             own = replace(noise, sample_ids=noise.sample_ids[part])
             texts = captions.texts[part]
             full, empty = (renderer.condition(t, images[part], own) for t in (texts, [""] * len(texts)))
-            window = self.flow.sample(full, empty, renderer.noise(images[part], own), own)
+            window = self.sample(full, empty, renderer.noise(images[part], own), own)
             drawn.append(renderer.decoded(window.x))
             parts.append((window.states, full, empty))
             beat()
@@ -150,34 +128,59 @@ class FlowRollouts:
 
     def _scored(self, paths: Paths) -> Paths:
         """Add what the loss compares with."""
-        objective = self.flow.objective
-        if objective.updates > 1:
+        if self.period > 1:
             # With one update per rollout they are those of the forward pass itself.
-            paths = replace(paths, logp_old=self.flow.score(paths, self.flow.transitions(paths)))
-        if objective.beta:
-            means = [step.mean for step in self.flow.transitions(paths, reference=True)]
+            paths = replace(paths, logp_old=self.score(paths, self.transitions(paths)))
+        if self.objective.beta:
+            means = [step.mean for step in self.transitions(paths, reference=True)]
             paths = replace(paths, means=torch.stack(means, 1))
         return paths
 
+    def __call__(self, batch: Batch, step: int) -> Losses:
+        paths, objective = batch.paths, self.objective
+        assert paths is not None, "`prepare` adds them"
+        steps = self.transitions(paths)
+        logp = self.score(paths, steps)
+        old = logp.detach() if paths.logp_old is None else paths.logp_old
+        each = surrogate(logp, old, paths.advantages, objective.clip, objective.clip)
+        below, above = clipped(logp.detach(), old, paths.advantages, objective.clip, objective.clip)
+        recorded = {"ratio": (logp.detach() - old).exp(), "clipped_low": below.float(), "clipped_high": above.float()}
+        if paths.means is not None:
+            pairs = zip(steps, paths.means.unbind(1), strict=True)
+            kl = torch.stack([divergence(step.mean, mean, step.std) for step, mean in pairs], 1)
+            each = each + objective.beta * kl
+            recorded["kl"] = kl.detach()
 
-class ColdStartRollouts:
-    """Captions of images, and the sampler's way up to where its gradient begins. A function of weights and samples."""
+        def of_images(values: Tensor) -> Tensor:
+            return values.mean(1).unflatten(0, (len(batch.images), -1)).mean(1)
 
-    def __init__(self, policy: Policy, renderer: Renderer, objective: ColdStart, instruction: str, seed: int):
-        self.policy, self.renderer, self.objective = policy, renderer, objective
-        self.instruction, self.seed = instruction, seed
+        parts = {**paths.measures, **{name: of_images(value) for name, value in recorded.items()}}
+        return Losses.of_task(batch.task, of_images(each), parts)
 
-    @torch.no_grad()
-    def __call__(self, batches: Sequence[Batch], step: int) -> Prepared:
+
+class ColdStartLearner(CaptionLearner):
+    """1 - cosine of image and reconstruction, one value per image, with gradient through the sampler's last steps."""
+
+    def __init__(self, policy: Policy, renderer: Renderer, objective: ColdStart, run: StageRun, device: torch.device):
+        super().__init__(policy)
+        self.renderer, self.objective, self.seed = renderer, objective, run.seed
+        # Whether the VLM that conditions the generator learns, so that the condition has a gradient.
+        self.reads = "llm" in run.stage.trains
+        self.encoder = encoder_of(renderer.config.reward.encoder)
+        if isinstance(self.encoder, nn.Module):
+            self.encoder.to(device)
+
+    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
+        """Caption the images, and draw them up to where the gradient begins: a function of weights and samples."""
+        started = time.monotonic()
         with evaluating(self.policy.model):
-            started = time.monotonic()
             made = [self._made(batch, step) for batch in batches]
-            return Prepared(made, {"rollout": time.monotonic() - started})
+        return Prepared(made, {"rollout": time.monotonic() - started})
 
     def _made(self, batch: Batch, step: int) -> Batch:
         renderer, images = self.renderer, batch.images
         noise = Noise(self.seed, step, batch.sample_ids, images.device)
-        captions = self.policy.sample(self.instruction, images, noise, 1, self.objective.temperature)
+        captions = self.policy.sample(renderer.config.instruction, images, noise, 1, self.objective.temperature)
         beat()
         prompts, sees = renderer.prompts(captions.texts, images)
         full = renderer.read(prompts, sees, images, noise)
@@ -187,3 +190,33 @@ class ColdStartRollouts:
         lengths = torch.tensor([float(len(tokens)) for tokens in captions.tokens], device=images.device)
         paths = Paths(x[:, None], full, empty, x.new_zeros(len(x)), measures={"length": lengths})
         return replace(batch, prompts=prompts, paths=paths)
+
+    def __call__(self, batch: Batch, step: int) -> Losses:
+        paths, renderer, images = batch.paths, self.renderer, batch.images
+        assert paths is not None, "`prepare` adds them"
+        full = paths.full
+        if self.reads:
+            noise = Noise(self.seed, step, batch.sample_ids, images.device)
+            sees = renderer.config.condition == "in_context"
+            with evaluating(renderer.model), torch.enable_grad():
+                full = renderer.read(batch.prompts, sees, images, noise, with_gradient=True)
+        velocity = renderer.velocity(full, paths.empty)
+        made = renderer.decoded(euler(velocity, paths.states[:, 0], renderer.times[-1 - self.objective.last :]))
+        with torch.no_grad():
+            wanted = self.encoder.embed(images[:, 0].float() / 255)
+        cosines = cosine(self.encoder.embed(made), wanted)
+        return Losses.of_task(batch.task, 1 - cosines, {**paths.measures, "reward": cosines.detach()})
+
+
+def learner_of(run: StageRun, policy: Policy, renderer: Renderer, device: torch.device) -> CaptionLearner:
+    """Return what the stage's objective learns by. device: where the policy is."""
+    match run.stage.objective:
+        case UnifiedGRPO() as objective:
+            return GRPOLearner(policy, ReconstructionReward(renderer), objective, run.seed)
+        case FlowGRPO() as objective:
+            return FlowLearner(policy, ReconstructionReward(renderer), objective, run.seed)
+        case ColdStart() as objective:
+            return ColdStartLearner(policy, renderer, objective, run, device)
+        case objective:
+            assert isinstance(objective, CaptionTuning), "the config gives this recipe no other"
+            return CaptionLearner(policy)

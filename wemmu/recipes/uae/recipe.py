@@ -1,15 +1,12 @@
 """UAE for training, evaluation and tools."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.command_line import UsageError
-from wemmu.config.objectives import ColdStart, FlowGRPO, UnifiedGRPO
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.pixels import as_image, to_images
@@ -18,16 +15,12 @@ from wemmu.recipes.tuned_vlm import TunesVLM
 from wemmu.recipes.uae.build import build_uae
 from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.generator import Renderer
-from wemmu.recipes.uae.loss import ColdStartLoss, FlowLoss, loss_of
-from wemmu.recipes.uae.paths import ColdStartRollouts, FlowPolicy, FlowRollouts
+from wemmu.recipes.uae.paths import learner_of
 from wemmu.recipes.uae.policy import Policy
-from wemmu.recipes.uae.reward import ReconstructionReward, encoder_of
-from wemmu.recipes.uae.rollout import Rollouts
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import evaluating
 from wemmu.sampling.request import GenerationRequest, Response
-from wemmu.types import Batch, LossFn, Prepared
 
 
 class UAERecipe(TunesVLM):
@@ -53,33 +46,8 @@ class UAERecipe(TunesVLM):
         self.normed = (self.language,)
         self.policy = Policy(self.model, self.encoder, config.max_length)
         self.renderer = Renderer(self.model, self.encoder, config)
-        self.period = 1
-        self.loss, self.rollouts = self._learns()
-
-    def _learns(self) -> tuple[LossFn, Callable[[Sequence[Batch], int], Prepared] | None]:
-        """Return the loss of the stage's objective, and what prepares its batches."""
-        run, config, policy, renderer = self._run, self._run.recipe, self.policy, self.renderer
-        assert isinstance(config, UAEConfig)
-        match run.stage.objective:
-            case UnifiedGRPO() as objective:
-                self.period = objective.updates
-                reward = ReconstructionReward(renderer, config)
-                return loss_of(policy, objective), Rollouts(policy, reward, objective, config.instruction, run.seed)
-            case FlowGRPO() as objective:
-                self.period = objective.updates
-                flow, reward = FlowPolicy(renderer, objective), ReconstructionReward(renderer, config)
-                return FlowLoss(flow), FlowRollouts(policy, flow, reward, config.instruction, run.seed)
-            case ColdStart() as objective:
-                encoder = encoder_of(config.reward.encoder)
-                if isinstance(encoder, nn.Module):
-                    encoder.to(self._device)
-                loss = ColdStartLoss(renderer, objective, encoder, run.seed, "llm" in run.stage.trains)
-                return loss, ColdStartRollouts(policy, renderer, objective, config.instruction, run.seed)
-            case objective:
-                return loss_of(policy, objective), None
-
-    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
-        return Prepared(batches) if self.rollouts is None else self.rollouts(batches, step)
+        self.loss = learner_of(run, self.policy, self.renderer, self._device)
+        self.prepare, self.period = self.loss.prepare, self.loss.period
 
     def preview(self) -> tuple[Image.Image, int]:
         """Return a sheet of the fixed prompts' images, their captions and what these are rendered as."""

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wemmu.backbones.encoders import cosine, load_encoder
-from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.generator import Renderer
 
 PIXELS_SIDE = 16
@@ -50,10 +49,10 @@ def encoder_of(encoder: Literal["pixels"] | Path) -> Encoder:
 class ReconstructionReward:
     """Renders captions and compares the reconstructions with the images; a function of these and the seed alone."""
 
-    def __init__(self, renderer: Renderer, config: UAEConfig):
-        self.renderer, self.config = renderer, config
-        self.encoder = encoder_of(config.reward.encoder)
-        self.held_out = {name: encoder_of(encoder) for name, encoder in config.reward.held_out.items()}
+    def __init__(self, renderer: Renderer):
+        self.renderer, self.config = renderer, renderer.config
+        self.encoder = encoder_of(self.config.reward.encoder)
+        self.held_out = {name: encoder_of(encoder) for name, encoder in self.config.reward.held_out.items()}
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str], images: Tensor, sample_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -79,8 +78,7 @@ class ReconstructionReward:
             ValueError: as for captions.
         """
         self._move_encoders(images.device)
-        own = images[:, 0]
-        compared = own
+        own = compared = images[:, 0]
         if self.config.reward.control == "deranged":
             if len(own) < 2:
                 raise ValueError(
