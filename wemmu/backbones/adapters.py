@@ -25,22 +25,18 @@ class VLMAdapter(Protocol):
 
     def prepare(self, vlm: nn.Module) -> None:
         """Let the vision tower take a `Grid`, before `vision` is called."""
-        ...
 
     def projector(self, vlm: nn.Module) -> nn.Module:
         """What maps the tower's features to the language model's width."""
-        ...
 
     def vision(self, vlm: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
         """Patches of images of one size, as `wemmu.backbones.patches` makes them -> [all tokens, F] for `inputs`."""
-        ...
 
     def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:
         """Arguments of the language model: embeddings [B, L, D] with `vision` [B * N, tokens, F] at the image tokens.
 
         at_images: bool [B, L].
         """
-        ...
 
 
 class AutoencoderAdapter(Protocol):
@@ -50,21 +46,17 @@ class AutoencoderAdapter(Protocol):
 
     def geometry(self, vae: nn.Module) -> tuple[int, int]:
         """(latent channels, px along one side of a latent)."""
-        ...
 
     def scaling_factor(self, vae: nn.Module) -> float: ...
 
     def encode(self, vae: nn.Module, x: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] of about unit variance; the same every time."""
-        ...
 
     def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """The inverse."""
-        ...
 
     def compilable(self, vae: nn.Module) -> tuple[nn.Module, ...]:
         """The modules of its encoder that torch.compile can take."""
-        ...
 
 
 class DiTStage(Protocol):
@@ -95,11 +87,9 @@ class DiTAdapter(Protocol):
 
     def caption_channels(self, dit: nn.Module) -> int:
         """Channels of the condition's states."""
-        ...
 
     def latent_channels(self, dit: nn.Module) -> int:
         """Channels of x_t, with those of source latents."""
-        ...
 
     def widen(self, dit: nn.Module) -> None:
         """Let the DiT take as many channels again behind those of x_t: double `input_weight`, in place, by zeros.
@@ -107,11 +97,9 @@ class DiTAdapter(Protocol):
         Raises:
             ValueError: if this family cannot.
         """
-        ...
 
     def velocity(self, dit: nn.Module, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """v_theta(x_t, t, y) as the DiT's type has it: x_t [B, C, h, w], t [B] with 1 = noise, states [B, Q, C_y]."""
-        ...
 
     def stage(self, dit: nn.Module, stage: int, stages: int) -> DiTStage:
         """One of `stages` successive parts; takes its modules out of `dit`, which is left with them alone.
@@ -119,7 +107,6 @@ class DiTAdapter(Protocol):
         Raises:
             ValueError: if the DiT cannot be divided so, or this family not at all.
         """
-        ...
 
 
 def adapter_of(model: nn.Module) -> Any:

@@ -1,8 +1,9 @@
 """The interface of a recipe for training, evaluation and tools."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,82 +18,84 @@ from wemmu.checkpoint.adapters import is_adapter
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.prompts import PromptEncoder
+from wemmu.published.check import check_backbones
 from wemmu.recipes.staged import Staged
 from wemmu.sampling.request import GenerationRequest, Response
-from wemmu.types import Batch, Losses, Prepared
+from wemmu.types import Batch, LossFn, Prepared
 
 
-class Recipe(Protocol):
+class Recipe(ABC):
     """One stage's loaded model with its objective and its uses.
 
     model: its parameters have their canonical names. reports: field of `backbones` -> what was loaded; the names of
     that backbone's weights begin with the field, and weights of other names are new. caches: of frozen features, which
     remember nothing until training begins. token_px: side of a VLM token, px.
     vae: None where the recipe does without. language, normed: the language model whose sizes decide which kernels fit;
-    the modules whose norms get the kernels.
+    the modules whose norms get the kernels. loss: what an optimizer step minimises, one value per sample.
     period: steps that one `prepare` serves; checkpoints lie between.
     """
 
     model: Staged
-    encoder: PromptEncoder
     reports: Mapping[str, LoadReport]
     vae: FrozenVAE | None
-    caches: tuple[FeatureCache, ...]
+    caches: tuple[FeatureCache, ...] = ()
     token_px: int
     language: Any  # a class of transformers
     normed: tuple[nn.Module, ...]
-    period: int
+    loss: LossFn
+    period = 1
 
     def __init__(
-        self,
-        run: StageRun,
-        on_block_loaded: OnBlockLoaded | None = keep_local,
-        device: torch.device | str = "cpu",
+        self, run: StageRun, on_block_loaded: OnBlockLoaded | None = keep_local, device: torch.device | str = "cpu"
     ):
         """Load the model; `on_block_loaded` is called with each block as it gets its weights. device: where it will be.
 
-        Without `on_block_loaded` what can be trained is left on the meta device.
+        Without `on_block_loaded` what can be trained is left on the meta device. A recipe that loads its VLM whole
+        does not call it.
 
         Raises:
             BackboneError: if a backbone cannot be loaded whole.
         """
-        ...
+        self._run, self._device = run, torch.device(device)
+        check_backbones(run.backbones, run.recipe.backbones)
+        self.encoder = PromptEncoder(run.backbones.vlm)
+        self._load(on_block_loaded)
 
+    @abstractmethod
+    def _load(self, on_block_loaded: OnBlockLoaded | None) -> None:
+        """Set the attributes of this class; see `__init__`."""
+
+    @abstractmethod
     def layers(self) -> tuple[nn.Module, ...]:
         """Return the modules to compile, trained and frozen, layer by layer. Who calls it compiles them."""
-        ...
 
+    @abstractmethod
     def sources(self, every: bool = False) -> Sources:
         """Return where its weights are in more precision than bfloat16, or where `every` one is; call once."""
-        ...
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         """Return the micro-batches that `loss` takes; all ranks call it before each step's first forward pass.
 
         A function of the weights, the step and the samples, so that a run that resumes prepares the same.
         """
-        ...
+        return Prepared(batches)
 
-    def loss(self, batch: Batch, step: int) -> Losses:
-        """Return what an optimizer step minimises, one value per sample, with gradient."""
-        ...
-
+    @abstractmethod
     def preview(self) -> tuple[Image.Image, int]:
         """Answer the fixed prompts of the config: return one sheet and the number of blank images."""
-        ...
 
+    @abstractmethod
     def respond(self, request: GenerationRequest) -> list[Response]:
         """Answer a batch with the sampling settings of the config."""
-        ...
 
     @staticmethod
+    @abstractmethod
     def sampling(run: StageRun) -> dict[str, Any]:
         """Return the settings of `respond`, for the record of an evaluation."""
-        ...
 
+    @abstractmethod
     def validation(self, topology: Topology, device: torch.device | str) -> Callable[[], float]:
         """Return the validation loss on held-out records; all ranks call it, between steps."""
-        ...
 
     def copying(self, topology: Topology, device: torch.device | str) -> Callable[[], Mapping[str, float]] | None:
         """Return what measures how many held-out edits are copies, as `validation`; None for a recipe without edits.
@@ -100,7 +103,7 @@ class Recipe(Protocol):
         Raises:
             ShardError: if no edit is held out.
         """
-        ...
+        return None
 
 
 def recipe(

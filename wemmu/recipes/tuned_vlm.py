@@ -14,11 +14,11 @@ from wemmu.backbones.versions import with_cache
 from wemmu.backbones.vlm import VLM
 from wemmu.backbones.weights import load_vlm
 from wemmu.config.exported import PARITY
-from wemmu.config.schema import StageRun
 from wemmu.objectives.reconstruction import answer_cross_entropy
 from wemmu.parallel.topology import Topology, any_rank
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
+from wemmu.recipes.recipe import Recipe
 from wemmu.recipes.staged import Staged
 from wemmu.sampling.mode import evaluating
 from wemmu.sampling.request import GenerationRequest
@@ -43,11 +43,8 @@ class TunedVLM(Staged, VLM):
         self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-class TunesVLM:
-    """The methods of `wemmu.recipes.recipe.Recipe` that do not depend on what the VLM learns."""
-
-    language: Any
-    _run: StageRun
+class TunesVLM(Recipe):
+    """A recipe that tunes the VLM, whatever it learns."""
 
     def layers(self) -> tuple[nn.Module, ...]:
         return tuple(self.language.layers)
@@ -58,9 +55,6 @@ class TunesVLM:
 
     def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
         raise NotImplementedError("the config refuses a plateau, which alone asks for it")
-
-    def copying(self, topology: Topology, device: torch.device | str) -> None:
-        """No copy rate: a VLM that is tuned edits no image."""
 
 
 def question_rows(

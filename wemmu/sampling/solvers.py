@@ -42,7 +42,6 @@ def keep(step: Step) -> Tensor:
 class Solver(Protocol):
     def __call__(self, velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
         """x [B, ...] at ts[0] -> x at ts[-1]."""
-        ...
 
 
 # Smallest share of signal abar_t at which a head is asked for the noise. An error of the head counts

@@ -23,15 +23,12 @@ class EncoderAdapter(Protocol):
 
     def processor(self, directory: Path) -> Any:
         """Return the image processor of transformers that the directory describes."""
-        ...
 
     def embed(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Preprocessed pixels [B, 3, h, w] -> the embedding that the field compares, [B, D]."""
-        ...
 
     def patches(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Preprocessed pixels [B, 3, h, w] -> features of the last layer after its norm, [B, rows * columns, C]."""
-        ...
 
     def patch_px(self, model: nn.Module) -> int: ...
 

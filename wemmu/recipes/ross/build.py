@@ -9,7 +9,6 @@ from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, load_autoencoder, load_vlm
 from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones, StageRun
-from wemmu.published.check import check_backbones
 from wemmu.recipes.ross.config import Features, Pixels
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
@@ -24,7 +23,6 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
         ValueError: if the VLM lacks the layer in the config.
     """
     dtype = getattr(torch, backbones.dtype)
-    check_backbones(backbones, RossConfig.backbones)
     reports = {}
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
     vae = None

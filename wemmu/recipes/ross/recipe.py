@@ -4,21 +4,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from PIL import Image
 
-from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.backbones.weights import OnBlockLoaded
 from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import gathered
 from wemmu.pixels import to_images
-from wemmu.prompts import PromptEncoder
 from wemmu.recipes.lora import adapt
 from wemmu.recipes.ross.answers import Answerer, answer_grid
 from wemmu.recipes.ross.build import build_ross
 from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
+from wemmu.recipes.ross.model import Ross
 from wemmu.recipes.ross.targets import FeatureTarget
 from wemmu.recipes.tuned_vlm import TunesVLM
 from wemmu.sampling.request import GenerationRequest, Response
@@ -26,29 +25,23 @@ from wemmu.types import IGNORE_INDEX, Batch, Prepared
 
 
 class RossRecipe(TunesVLM):
-    """A VLM that learns to answer and, by a head, to restore the image; see `wemmu.recipes.recipe.Recipe`."""
+    """A VLM that learns to answer and, by a head, to restore the image."""
 
-    period = 1
+    model: Ross
 
-    def __init__(
-        self,
-        run: StageRun,
-        on_block_loaded: OnBlockLoaded | None = keep_local,
-        device: torch.device | str = "cpu",
-    ):
-        """`on_block_loaded` is not called: the VLM is loaded whole."""
+    def _load(self, on_block_loaded: OnBlockLoaded | None) -> None:
+        run = self._run
         assert isinstance(run.recipe, RossConfig)
-        self._run = run
         self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
         adapt(self.model, run.recipe, run.seed)
-        self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.token_px, self.model.language_model
-        self.caches = (self.vae.cache,) if self.vae is not None else ()
         if isinstance(self.model.targets, FeatureTarget):
             self.caches = (self.model.targets.cache,)
+        elif self.vae is not None:
+            self.caches = (self.vae.cache,)
         self.normed = (self.language,)
         self.loss = ReconstructiveLoss(self.model, run)
-        self.answerer = Answerer(self.model, self.encoder, device=device)
+        self.answerer = Answerer(self.model, self.encoder, device=self._device)
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         """Count the labels of the whole step where the loss is a mean over them."""

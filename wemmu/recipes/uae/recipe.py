@@ -1,53 +1,54 @@
 """UAE for training, evaluation and tools."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
-from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.backbones.weights import OnBlockLoaded
 from wemmu.command_line import UsageError
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.pixels import as_image, to_images
-from wemmu.prompts import PromptEncoder
 from wemmu.recipes.tuned_vlm import TunesVLM
 from wemmu.recipes.uae.build import build_uae
 from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.generator import Renderer
+from wemmu.recipes.uae.learner import CaptionLearner
+from wemmu.recipes.uae.model import UAE
 from wemmu.recipes.uae.paths import learner_of
 from wemmu.recipes.uae.policy import Policy
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import evaluating
 from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.types import Batch, Prepared
 
 
 class UAERecipe(TunesVLM):
     """A VLM that learns to write captions from which a generator restores the image, and the generator to restore it.
 
-    See `wemmu.recipes.recipe.Recipe`.
+    The generator stays whole.
     """
 
-    def __init__(
-        self,
-        run: StageRun,
-        on_block_loaded: OnBlockLoaded | None = keep_local,
-        device: torch.device | str = "cpu",
-    ):
-        """`on_block_loaded` is not called: the VLM is loaded whole, and the generator stays whole."""
-        assert isinstance(run.recipe, UAEConfig)
-        self._run, self._device, config = run, torch.device(device), run.recipe
-        self.model, self.reports = build_uae(run)
-        self.encoder = PromptEncoder(run.backbones.vlm)
+    model: UAE
+    loss: CaptionLearner
+
+    def _load(self, on_block_loaded: OnBlockLoaded | None) -> None:
+        config = self._run.recipe
+        assert isinstance(config, UAEConfig)
+        self.model, self.reports = build_uae(self._run)
         self.vae, self.token_px = self.model.generator.vae, self.model.token_px
         self.language = self.model.language_model
-        self.caches = ()
         self.normed = (self.language,)
         self.policy = Policy(self.model, self.encoder, config.max_length)
         self.renderer = Renderer(self.model, self.encoder, config)
-        self.loss = learner_of(run, self.policy, self.renderer, self._device)
-        self.prepare, self.period = self.loss.prepare, self.loss.period
+        self.loss = learner_of(self._run, self.policy, self.renderer, self._device)
+        self.period = self.loss.period
+
+    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
+        return self.loss.prepare(batches, step)
 
     def preview(self) -> tuple[Image.Image, int]:
         """Return a sheet of the fixed prompts' images, their captions and what these are rendered as."""

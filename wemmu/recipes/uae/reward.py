@@ -23,7 +23,6 @@ class Encoder(Protocol):
         Raises:
             ValueError: for images that are scaled otherwise.
         """
-        ...
 
 
 class Pixels:

@@ -1,6 +1,6 @@
 """WeMMU for training, evaluation and tools."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,51 +8,48 @@ from PIL import Image
 from torch import nn
 
 from wemmu.backbones.full_precision import Sources
-from wemmu.backbones.weights import OnBlockLoaded, keep_local
+from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.weights import OnBlockLoaded
 from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
 from wemmu.config.task import GENERATION_TASKS
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
-from wemmu.prompts import PromptEncoder
 from wemmu.recipes.lora import adapt
+from wemmu.recipes.recipe import Recipe
 from wemmu.recipes.wemmu.build import build_model, sources
 from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.recipes.wemmu.copying import CopyRate, edits_of
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
+from wemmu.recipes.wemmu.model import WeMMU as Model
 from wemmu.recipes.wemmu.validation import Validation
 from wemmu.sampling.grid import sample_grid
 from wemmu.sampling.guidance import guidance_weights
 from wemmu.sampling.request import GenerationRequest, Response, request_sizes
 from wemmu.sampling.sampler import Sampler
 from wemmu.sampling.solvers import times
-from wemmu.types import Batch, Prepared
 
 
-class WeMMURecipe:
-    """A bridge between a frozen VLM and a DiT; see `wemmu.recipes.recipe.Recipe`."""
+class WeMMURecipe(Recipe):
+    """A bridge between a frozen VLM and a DiT."""
 
-    period = 1
+    model: Model
+    vae: FrozenVAE
+    loss: FlowMatchingLoss
 
-    def __init__(
-        self,
-        run: StageRun,
-        on_block_loaded: OnBlockLoaded | None = keep_local,
-        device: torch.device | str = "cpu",
-    ):
+    def _load(self, on_block_loaded: OnBlockLoaded | None) -> None:
+        run = self._run
         assert isinstance(run.recipe, WeMMU)
-        self._run, self._bridge = run, run.recipe.bridge
+        self._bridge = run.recipe.bridge
         self.model, self.reports = build_model(run.backbones, self._bridge, run.seed, on_block_loaded)
         adapt(self.model, run.recipe, run.seed)
-        self.encoder = PromptEncoder(run.backbones.vlm)
         self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
         self.caches = (self.vae.cache, self.model.vlm.cache)
         self.normed = (self.language, self.model.bridge.pathway)
         self.loss = FlowMatchingLoss(self.model, run)
         side, table = run.stage.resolution, self._bridge.position_table
         self.sizes = request_sizes(side, run.data.max_aspect, table, self.token_px, self.vae.latent_px)
-        shift = self.loss.config.time.shift_at(run.stage.resolution)
-        self.sampler = Sampler(self.model, self.encoder, shift, device=device)
+        self.sampler = Sampler(self.model, self.encoder, self.loss.config.time.shift_at(side), device=self._device)
 
     def layers(self) -> tuple[nn.Module, ...]:
         trained = (*self.model.bridge.pathway.layers, *self.model.dit.transformer_blocks)
@@ -60,9 +57,6 @@ class WeMMURecipe:
 
     def sources(self, every: bool = False) -> Sources:
         return sources(self._run.backbones, self._bridge, self._run.seed, self.model, every)
-
-    def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
-        return Prepared(batches)
 
     def preview(self) -> tuple[Image.Image, int]:
         return sample_grid(self.sampler, self._run.sampling, self.sizes)
