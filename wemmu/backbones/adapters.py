@@ -4,6 +4,7 @@ An adapter has no weights and no state; its methods take the model. Only adapter
 signatures of transformers and diffusers.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,26 +13,36 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from wemmu.backbones.vision_tower import Grid
+from wemmu.backbones.vision_tower import Grid, Known, prepare
 from wemmu.checkpoint.sharded_tensor import TensorSlice
 from wemmu.published.check import check_class
 from wemmu.published.known import KNOWN
 
 
-class VLMAdapter(Protocol):
+class VLMAdapter(ABC):
     """A VLM whose language model takes a cache of Hugging Face's protocol, at `model.language_model` of the model."""
 
     model_class: type[nn.Module]
 
-    def prepare(self, vlm: nn.Module) -> None:
+    def prepare(self, vlm: Any) -> None:
         """Let the vision tower take a `Grid`, before `vision` is called."""
+        prepare(vlm.model.visual, self.tower)
 
-    def projector(self, vlm: nn.Module) -> nn.Module:
+    def projector(self, vlm: Any) -> nn.Module:
         """What maps the tower's features to the language model's width."""
+        merger: nn.Module = vlm.model.visual.merger
+        return merger
 
-    def vision(self, vlm: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
+    def vision(self, vlm: Any, patches: Tensor, grid: Grid) -> Tensor:
         """Patches of images of one size, as `wemmu.backbones.patches` makes them -> [all tokens, F] for `inputs`."""
+        features: Tensor = vlm.model.visual(patches, grid)
+        return features
 
+    @abstractmethod
+    def tower(self, visual: Any, patches: Tensor, grid: Grid, known: Known) -> Tensor:
+        """The tower's forward: patches -> [images * merged tokens, F]."""
+
+    @abstractmethod
     def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:
         """Arguments of the language model: embeddings [B, L, D] with `vision` [B * N, tokens, F] at the image tokens.
 
@@ -39,24 +50,30 @@ class VLMAdapter(Protocol):
         """
 
 
-class AutoencoderAdapter(Protocol):
+class AutoencoderAdapter(ABC):
     """An autoencoder whose latents are a grid."""
 
     model_class: type[nn.Module]
 
-    def geometry(self, vae: nn.Module) -> tuple[int, int]:
+    @abstractmethod
+    def geometry(self, vae: Any) -> tuple[int, int]:
         """(latent channels, px along one side of a latent)."""
 
-    def scaling_factor(self, vae: nn.Module) -> float: ...
+    def scaling_factor(self, vae: Any) -> float:
+        factor: float = vae.config["scaling_factor"]
+        return factor
 
-    def encode(self, vae: nn.Module, x: Tensor) -> Tensor:
+    @abstractmethod
+    def encode(self, vae: Any, x: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] of about unit variance; the same every time."""
 
-    def decode(self, vae: nn.Module, latents: Tensor) -> Tensor:
+    @abstractmethod
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """The inverse."""
 
-    def compilable(self, vae: nn.Module) -> tuple[nn.Module, ...]:
+    def compilable(self, vae: Any) -> tuple[nn.Module, ...]:
         """The modules of its encoder that torch.compile can take."""
+        return (vae.encoder,)
 
 
 class DiTStage(Protocol):

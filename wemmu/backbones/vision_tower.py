@@ -6,10 +6,10 @@ grid and kept on the device, and windows of one size attend in one call. The tow
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from wemmu.backbones.versions import transformers_5
 Spans = tuple[tuple[int, int, int], ...]
 # (cos, sin), [tokens of an image, width of a head] each.
 Rotary = tuple[Tensor, Tensor]
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Grid:
     images: int
     rows: int
     columns: int
+
+    @property
+    def whole(self) -> Spans:
+        """All tokens of an image as one group."""
+        return ((0, 1, self.rows * self.columns),)
 
     def one(self, device: torch.device | str = "cpu") -> Tensor:
         """The grid of one image as transformers has it: int64 [1, 3]."""
@@ -68,33 +74,17 @@ class Windows:
     scan_rotary: Rotary
 
 
-@dataclass
-class Places:
-    """What is known of the tokens of images of one grid, on a device.
+class Known(dict[Any, Any]):
+    """What a tower knows of the tokens of one image, by grid and device. A copy of the tower has its own."""
 
-    rotary: of the patches as they come. whole: all tokens of an image as one group. table: how learned positions are
-    read, where a tower has them. windows: see `wemmu.backbones.qwen2_5_vl.adapter`.
-    """
-
-    rotary: Rotary
-    whole: Spans
-    table: "Table | None" = None
-    windows: "Windows | None" = None
-
-
-@dataclass
-class Known:
-    """A tower's places, by grid and device. A copy of the tower has its own."""
-
-    places: dict[Any, Places] = field(default_factory=dict)
-
-    def get(self, grid: Grid, like: Tensor, find: Callable[[Grid, Tensor], Places]) -> Places:
+    def of(self, grid: Grid, like: Tensor, find: Callable[[Grid, Tensor], Fact]) -> Fact:
         key = grid.rows, grid.columns, like.device, like.dtype
-        if key not in self.places:
+        if key not in self:
             # Kept for passes with and without gradients.
             with torch.inference_mode(False), torch.no_grad():
-                self.places[key] = find(grid, like)
-        return self.places[key]
+                self[key] = find(grid, like)
+        found: Fact = self[key]
+        return found
 
 
 def windows_of(rows: int, columns: int, side: int, unit: int, rotary: Rotary) -> Windows:

@@ -14,9 +14,9 @@ KNOWN = {
     ENCODER: {
         "CLIPModel": "encoders.clip",
         "CLIPVisionModelWithProjection": "encoders.clip",
-        "Dinov2Model": "encoders.dinov2",
-        "Dinov2WithRegistersModel": "encoders.dinov2",
-        "DINOv3ViTModel": "encoders.dinov3",
+        "Dinov2Model": "encoders.vit",
+        "Dinov2WithRegistersModel": "encoders.vit",
+        "DINOv3ViTModel": "encoders.vit",
         "deit3": "encoders.deit3",
     },
 }

@@ -1,34 +1,30 @@
 """The KL autoencoder of Stable Diffusion 1 to 3 and FLUX: latents are shifted, where the config says so, and scaled."""
 
+from typing import Any
+
 from diffusers.models import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
+
+from wemmu.backbones.adapters import AutoencoderAdapter
 
 
-class KLAutoencoder:
-    """See `wemmu.backbones.adapters.AutoencoderAdapter`."""
-
+class KLAutoencoder(AutoencoderAdapter):
     model_class = AutoencoderKL
 
-    def geometry(self, vae: AutoencoderKL) -> tuple[int, int]:
+    def geometry(self, vae: Any) -> tuple[int, int]:
         # Each level of the encoder but the last one halves the sides.
         return vae.config["latent_channels"], 2 ** (len(vae.config["block_out_channels"]) - 1)
 
-    def scaling_factor(self, vae: AutoencoderKL) -> float:
-        return vae.config["scaling_factor"]
-
-    def encode(self, vae: AutoencoderKL, x: Tensor) -> Tensor:
+    def encode(self, vae: Any, x: Tensor) -> Tensor:
         # Not a sample of the distribution: latents must be the same every time.
         latents = vae.encode(x.to(vae.dtype)).latent_dist.mode()
         return (latents - _shift(vae)) * vae.config["scaling_factor"]
 
-    def decode(self, vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
         return vae.decode((latents / vae.config["scaling_factor"] + _shift(vae)).to(vae.dtype)).sample
 
-    def compilable(self, vae: AutoencoderKL) -> tuple[nn.Module, ...]:
-        return (vae.encoder,)
 
-
-def _shift(vae: AutoencoderKL) -> float:
+def _shift(vae: Any) -> float:
     """FLUX and Stable Diffusion 3 have one; the config of earlier ones says null."""
     return vae.config["shift_factor"] or 0.0
 

@@ -1,28 +1,24 @@
 """The deep-compression autoencoder: deterministic latents, scaled by one factor."""
 
+from typing import Any
+
 from diffusers.models import AutoencoderDC
-from torch import Tensor, nn
+from torch import Tensor
+
+from wemmu.backbones.adapters import AutoencoderAdapter
 
 
-class DCAE:
-    """See `wemmu.backbones.adapters.AutoencoderAdapter`."""
-
+class DCAE(AutoencoderAdapter):
     model_class = AutoencoderDC
 
-    def geometry(self, vae: AutoencoderDC) -> tuple[int, int]:
+    def geometry(self, vae: Any) -> tuple[int, int]:
         return vae.config["latent_channels"], vae.spatial_compression_ratio
 
-    def scaling_factor(self, vae: AutoencoderDC) -> float:
-        return vae.config["scaling_factor"]
-
-    def encode(self, vae: AutoencoderDC, x: Tensor) -> Tensor:
+    def encode(self, vae: Any, x: Tensor) -> Tensor:
         return vae.encode(x.to(vae.dtype)).latent * vae.config["scaling_factor"]
 
-    def decode(self, vae: AutoencoderDC, latents: Tensor) -> Tensor:
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
         return vae.decode((latents / vae.config["scaling_factor"]).to(vae.dtype)).sample
-
-    def compilable(self, vae: AutoencoderDC) -> tuple[nn.Module, ...]:
-        return (vae.encoder,)
 
 
 ADAPTER = DCAE()

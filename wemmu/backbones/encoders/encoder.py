@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wemmu.backbones.encoders.vit.adapter import ViT
 from wemmu.backbones.weights import LoadReport, made_of
 from wemmu.published.check import check, check_class
 from wemmu.published.known import ENCODER, KNOWN
@@ -16,30 +17,13 @@ from wemmu.published.known import ENCODER, KNOWN
 Images = Tensor | Sequence[Tensor]
 
 
-class EncoderAdapter(Protocol):
-    """What differs between families of encoders; like other adapters it has no weights and no state."""
-
-    def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]: ...
-
-    def processor(self, directory: Path) -> Any:
-        """Return the image processor of transformers that the directory describes."""
-
-    def embed(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        """Preprocessed pixels [B, 3, h, w] -> the embedding that the field compares, [B, D]."""
-
-    def patches(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        """Preprocessed pixels [B, 3, h, w] -> features of the last layer after its norm, [B, rows * columns, C]."""
-
-    def patch_px(self, model: nn.Module) -> int: ...
-
-
 class ImageEncoder(nn.Module):
     """One frozen encoder. Everything that compares images shares it, so a reward and a metric preprocess alike.
 
     The model stays in eval mode and has no gradients of its own, but gradients pass through it to the images.
     """
 
-    def __init__(self, name: str, model: nn.Module, adapter: EncoderAdapter, processor: Any, report: LoadReport):
+    def __init__(self, name: str, model: nn.Module, adapter: ViT, processor: Any, report: LoadReport):
         super().__init__()
         self.name, self.adapter, self.processor, self.report = name, adapter, processor, report
         self.model = model.eval().requires_grad_(False)
@@ -96,7 +80,7 @@ def load_encoder(directory: Path, dtype: torch.dtype = torch.float32, name: str 
     """
     check(directory, ENCODER)
     family = KNOWN[ENCODER][check_class(directory / "config.json", ENCODER)]
-    adapter: EncoderAdapter = import_module(f"wemmu.backbones.{family}.adapter").ADAPTER
+    adapter: ViT = import_module(f"wemmu.backbones.{family}.adapter").ADAPTER
     with made_of(directory, family.removeprefix("encoders.")):
         model, report = adapter.load(directory, dtype)
         return ImageEncoder(name or directory.name, model, adapter, adapter.processor(directory), report)

@@ -1,38 +1,40 @@
 """The autoencoder of Qwen-Image: one for videos, of which an image is one frame; latents normalised by channel."""
 
+from typing import Any
+
 import torch
 from diffusers.models import AutoencoderKLQwenImage
 from torch import Tensor, nn
 
+from wemmu.backbones.adapters import AutoencoderAdapter
 
-class QwenImageVAE:
-    """See `wemmu.backbones.adapters.AutoencoderAdapter`."""
 
+class QwenImageVAE(AutoencoderAdapter):
     model_class = AutoencoderKLQwenImage
 
-    def geometry(self, vae: AutoencoderKLQwenImage) -> tuple[int, int]:
+    def geometry(self, vae: Any) -> tuple[int, int]:
         return vae.config["z_dim"], vae.spatial_compression_ratio
 
-    def scaling_factor(self, vae: AutoencoderKLQwenImage) -> float:
+    def scaling_factor(self, vae: Any) -> float:
         """Return the mean over the channels, each of which has its own."""
         return float((1 / torch.tensor(vae.config["latents_std"])).mean())
 
-    def encode(self, vae: AutoencoderKLQwenImage, x: Tensor) -> Tensor:
+    def encode(self, vae: Any, x: Tensor) -> Tensor:
         # Not a sample of the distribution: latents must be the same every time.
         latents = vae.encode(x.to(vae.dtype)[:, :, None]).latent_dist.mode()[:, :, 0]
         mean, std = _statistics(vae, latents)
         return (latents - mean) / std
 
-    def decode(self, vae: AutoencoderKLQwenImage, latents: Tensor) -> Tensor:
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
         mean, std = _statistics(vae, latents)
         return vae.decode((latents * std + mean).to(vae.dtype)[:, :, None]).sample[:, :, 0]
 
-    def compilable(self, vae: AutoencoderKLQwenImage) -> tuple[nn.Module, ...]:
+    def compilable(self, vae: Any) -> tuple[nn.Module, ...]:
         # Its convolutions keep the frames before in lists, at which every graph would break.
         return ()
 
 
-def _statistics(vae: AutoencoderKLQwenImage, latents: Tensor) -> tuple[Tensor, ...]:
+def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, ...]:
     """Return mean and standard deviation of each channel [C, 1, 1], as `latents` are stored."""
     both = vae.config["latents_mean"], vae.config["latents_std"]
     return tuple(torch.tensor(values, dtype=latents.dtype, device=latents.device)[:, None, None] for values in both)

@@ -24,6 +24,7 @@ from wemmu.backbones.weights import (
 )
 from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones, StageRun
+from wemmu.published.check import check_backbones
 from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.config import Bridge as BridgeConfig
 from wemmu.recipes.wemmu.config import WeMMU as WeMMUConfig
@@ -42,6 +43,7 @@ def build_model(
         BackboneError: if a backbone cannot be loaded whole.
     """
     dtype = getattr(torch, backbones.dtype)
+    check_backbones(backbones, WeMMUConfig.backbones)
     reports = {}
     vlm, reports["vlm"] = load_vlm(backbones.vlm, dtype)
     assert backbones.vae is not None, "the config asks for it"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from wemmu.backbones.encoders.vit import ViT
+from wemmu.backbones.encoders.vit.adapter import ViT
 from wemmu.backbones.weights import LoadReport, load_strict
 from wemmu.published.layout import read_json
 
@@ -20,7 +20,7 @@ UNUSED = ("text_model.", "text_projection.", "logit_scale", "vision_model.embedd
 
 
 class CLIP(ViT):
-    """See `wemmu.backbones.encoders.encoder.EncoderAdapter`. The embedding is CLIP's image feature."""
+    """The embedding is CLIP's image feature."""
 
     def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
         if "vision_config" in read_json(directory / "config.json"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BitImageProcessorFast, Dinov2Config, Dinov2Model
 
-from wemmu.backbones.encoders.vit import ViT
+from wemmu.backbones.encoders.vit.adapter import ViT
 from wemmu.backbones.weights import LoadReport
 from wemmu.published.identity import identity
 from wemmu.published.layout import TRANSFORMERS, BackboneError, read_json, weight_files
@@ -39,8 +39,6 @@ BLOCK = {
 
 
 class DeiT3(ViT):
-    """See `wemmu.backbones.encoders.encoder.EncoderAdapter`."""
-
     def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
         config = read_json(directory / "config.json")
         size = config["architecture"].split("_")[1]

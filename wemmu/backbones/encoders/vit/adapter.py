@@ -1,9 +1,13 @@
-"""Shared code for ViTs of transformers: a sequence of one CLS token, register tokens, then patches."""
+"""ViTs of transformers, such as facebook/dinov2-large, the variants with registers, and DINOv3.
+
+A sequence is one CLS token, register tokens, then patches.
+"""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
@@ -14,26 +18,31 @@ from wemmu.published.layout import read_json
 
 
 class ViT:
-    """See `wemmu.backbones.encoders.encoder.EncoderAdapter`. The embedding is the CLS token after the last norm."""
-
-    # Class that a config.json names -> the class of transformers.
-    classes: ClassVar[dict[str, type[Any]]]
+    """What differs between families of encoders; like other adapters it has no weights and no state."""
 
     def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
-        return load_strict(self.classes[check_class(directory / "config.json", ENCODER)], directory, dtype)
+        cls = getattr(transformers, check_class(directory / "config.json", ENCODER))
+        return load_strict(cls, directory, dtype)
 
     def processor(self, directory: Path) -> Any:
+        """Return the image processor of transformers that the directory describes."""
         # Checked here: without this file transformers would fall back to defaults of its own.
         read_json(directory / "preprocessor_config.json")
         # The fast ones compute with torch: on any device, and with gradients.
         return AutoImageProcessor.from_pretrained(directory, use_fast=True)
 
     def embed(self, model: Any, pixels: Tensor) -> Tensor:
+        """Preprocessed pixels [B, 3, h, w] -> the embedding that the field compares, [B, D]."""
+        # The CLS token after the last norm.
         return model(pixels).last_hidden_state[:, 0]
 
     def patches(self, model: Any, pixels: Tensor) -> Tensor:
+        """Preprocessed pixels [B, 3, h, w] -> features of the last layer after its norm, [B, rows * columns, C]."""
         registers = getattr(model.config, "num_register_tokens", 0)
         return model(pixels).last_hidden_state[:, 1 + registers :]
 
     def patch_px(self, model: Any) -> int:
         return model.config.patch_size
+
+
+ADAPTER = ViT()

@@ -1,0 +1,1 @@
+"""ViTs in classes of transformers."""
