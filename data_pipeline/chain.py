@@ -42,7 +42,7 @@ class Services:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A record with upright RGB images; a Drawing stays a Drawing, because it has every size."""
+    """A record with upright RGB images; a Drawing stays a Drawing, because it can be drawn at every size."""
 
     raw: RawRecord
     images: tuple[Image.Image | Drawing, ...]
@@ -56,7 +56,12 @@ class Decoded:
     def shape(self) -> Size | None:
         """(height, width) of the image that decides the bucket: the target. None: any size, which words alone have."""
         deciding = next(iter(self.images), None) if self.target is None else self.target
-        return (deciding.height, deciding.width) if isinstance(deciding, Image.Image) else None
+        return None if deciding is None else shape_of(deciding)
+
+
+def shape_of(image: Image.Image | Drawing) -> Size | None:
+    """Return (height, width); None for a drawing of any size."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else image.size
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ def usable_buckets(
         bucket = nearest(shape, choices[resolution])
         inputs = [bucket] * len(record.images)
         if record.raw.task in EDITS:
-            sizes = [(i.height, i.width) if isinstance(i, Image.Image) else bucket for i in record.images]
+            sizes = [shape_of(image) or shape for image in record.images]
             inputs = [beside(size, shape, bucket, choices[resolution]) for size in sizes]
         if all(enlargement(size, own) <= max_upscale for size, own in fits(record, bucket, inputs)):
             yield resolution, bucket, inputs

@@ -99,7 +99,10 @@ class EncodedImage:
 
 
 class Drawing(Protocol):
-    """An image without a size: it is rendered for every bucket."""
+    """An image that is rendered for every bucket. size: (height, width), which choose the bucket; None: the square."""
+
+    @property
+    def size(self) -> tuple[int, int] | None: ...
 
     def draw(self, height: int, width: int) -> Image.Image: ...
 

@@ -1,6 +1,8 @@
 """Pre-train the tiny backbones of the shapes world and write them in the published layout.
 
     python tools/pretrain_shapes.py vae                 # AutoencoderDC
+    python tools/pretrain_shapes.py vae-mixed           # its decoder, for images of mixed sizes
+    python tools/pretrain_shapes.py shift DIR           # by how many px an autoencoder moves images of several sizes
     python tools/pretrain_shapes.py vlm                 # Qwen2.5-VL, tokenizer and processor
     python tools/pretrain_shapes.py dit                 # Sana, on the autoencoder's latents; needs the two others
     python tools/pretrain_shapes.py encoders            # CLIP and DINOv2, for rewards and metrics; needs the vlm
@@ -44,6 +46,28 @@ def vae(steps: int = 3200, out: Out = ASSETS, work: Work = WORK, threads: Thread
 
     _start(work, threads)
     train(work, steps).save_pretrained(out / "sana" / "vae")
+
+
+@app.command()
+def vae_mixed(steps: int = 1000, out: Out = ASSETS, work: Work = WORK, threads: Threads = 1) -> None:
+    """Train the autoencoder's decoder on mixed sizes (about 4 CPU-minutes); needs the vae."""
+    from tools.pretraining.vae import train
+
+    _start(work, threads)
+    train(work, steps, start=out / "sana" / "vae").half().save_pretrained(out / "vae-mixed")
+
+
+@app.command()
+def shift(vae: Path) -> None:
+    """Print by how many px the autoencoder in the folder VAE moves held-out images of several sizes."""
+    from tools.pretraining.vae import MIXED_SIZES
+    from tools.pretraining.vae import shift as measure
+
+    model = AutoencoderDC.from_pretrained(vae, torch_dtype=torch.float32).eval()
+    for size in (*MIXED_SIZES, (64, 80), (64, 128)):
+        print(
+            "{}x{}".format(*size), f"{measure(model, size):.2f} px, moved by 2 px {measure(model, size, 2, 2):.2f} px"
+        )
 
 
 @app.command()

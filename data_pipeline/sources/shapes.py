@@ -79,6 +79,7 @@ class SceneDrawing:
     """A scene as a Drawing."""
 
     scene: Scene
+    size: tuple[int, int] | None = None
 
     def draw(self, height: int, width: int) -> Image.Image:
         return render(self.scene, (height, width))
@@ -126,11 +127,14 @@ class ShapesSource:
         task, seed = Task(part.place["task"]), part.place["seed"]
         for number in range(part.place["first"], part.place["end"]):
             sample = self._samples[task](random.Random(f"shapes/{seed}/{task}/{number}"))
+            # Drawn apart, so that the scenes do not depend on the sizes.
+            drawn = random.Random(f"shapes/{seed}/{task}/{number}/sizes")
+            sizes = drawn.choices(self._config.sizes or (None,), k=max(1, len(sample.inputs)))
             yield RawRecord(
                 key=f"{task}/{number}",
                 task=task,
                 prompt=sample.prompt,
-                images=tuple(SceneDrawing(scene) for scene in sample.inputs),
-                target=None if sample.target is None else SceneDrawing(sample.target),
+                images=tuple(map(SceneDrawing, sample.inputs, sizes)),
+                target=None if sample.target is None else SceneDrawing(sample.target, sizes[0]),
                 answer=sample.answer,
             )

@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
+from data_pipeline.chain import Decoded, usable_buckets
 from data_pipeline.records import RawRecord
 from data_pipeline.sources import open_source
 from data_pipeline.sources.shapes import RECORDS, SceneDrawing
@@ -171,3 +172,21 @@ def test_other_records_need_another_version(tasks: list[Task], known: str) -> No
     said = [(f"shapes/0/{record.key}", record.prompt, record.answer, scenes(record)) for record in made]
     digest = hashlib.sha256(repr(said).encode()).hexdigest()[:16]
     assert (source.version, digest) == (1, known)
+
+
+def test_records_of_several_sizes_show_the_same_scenes_and_an_edit_follows_its_first_input() -> None:
+    sizes = ((48, 80), (64, 64), (80, 48))
+    source = open_source(config({Task.MULTI_EDIT: 20}, sizes=sizes))
+    made = [record for part in source.parts(1000) for record in source.read(part)]
+    plain = records(Task.MULTI_EDIT, 20)
+    assert [[d.scene for d in drawings(r)] for r in made] == [[d.scene for d in drawings(r)] for r in plain]
+    assert {d.size for record in made for d in drawings(record)} == set(sizes)
+    assert {d.size for record in plain for d in drawings(record)} == {None}
+    assert all(first.size == target.size for first, _, target in map(drawings, made))
+    assert any(first.size != second.size for first, second, _ in map(drawings, made))
+    # The writer puts such a record into the stream of its sizes.
+    choices = {64: sizes}
+    for record in made:
+        first, second, target = drawings(record)
+        decoded = Decoded(record, record.images, record.target)
+        assert list(usable_buckets(decoded, [64], choices, 1.0)) == [(64, target.size, [first.size, second.size])]

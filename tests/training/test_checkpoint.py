@@ -410,6 +410,10 @@ def test_a_stage_does_not_start_from_what_does_not_fit(tmp_path: Path, extra, sa
         start(make_model(*extra), save(tmp_path, **saved), FROZEN | identities)
 
 
+def test_a_stage_with_start_other_vae_starts_from_weights_of_any_autoencoder(tmp_path: Path):
+    assert start(make_model(), save(tmp_path), {k: v for k, v in FROZEN.items() if k != "vae"}) == set(TRAINED)
+
+
 def test_a_tensor_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path):
     state = make_state(4)
     weights = state.weights | {"bridge.linear.bias": torch.zeros(3)}

@@ -27,8 +27,9 @@ def start_from(
     """Fill `held` with the weights of a checkpoint, or of one that was shipped; return the names of what it determines.
 
     held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. frozen:
-    backbone -> SHA-256 of the weights that it was loaded with. ema: whether the averages of the weights are meant.
-    also: further tensors, for some of the same weights. scales: how the names of adapted layers begin -> alpha / rank.
+    backbone -> SHA-256 of the weights that it was loaded with; without `vae`, any will do. ema: whether the averages of
+    the weights are meant. also: further tensors, for some of the same weights. scales: how the names of adapted layers
+    begin -> alpha / rank.
     What no backbone gave must be inside whole. A backbone's weights that are not inside were frozen when the checkpoint
     was made, so they must have been those of the very backbone that is loaded now. Adapters go on learning where the
     model has the same ones, and are merged where it has none.
@@ -132,8 +133,11 @@ def _check_adapters(
 
 def _check_frozen(source: Path, manifest: Manifest, frozen: Mapping[str, str]) -> None:
     for part, sha256 in manifest.frozen.items():
+        if part == "vae" and part not in frozen:
+            continue
         # The folder of the very export was compared with its source when it was written, and may be of another type.
         if not is_same(sha256, frozen[part]) and not is_own(source, part, getattr(frozen[part], "directory", None)):
             raise CheckpointError(
                 f"{source} was trained with another {part} (SHA-256 {short(sha256)}, here {short(frozen[part])})"
+                + "; if both make the same latents, set start_other_vae=true in the stage" * (part == "vae")
             )

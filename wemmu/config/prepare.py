@@ -41,7 +41,8 @@ class ShapesSource(_Source):
     """The built-in miniature: `samples` records of each task.
 
     `edits` weights the kinds of single-image edits, in any unit; empty: all equal. `captions` weights the ways in which
-    a text-to-image caption describes places; empty: as in evaluation.
+    a text-to-image caption describes places; empty: as in evaluation. `sizes` are (height, width) px: a record draws
+    one for its target and first input, and one for each further input; empty: all are square.
     """
 
     kind: Literal["shapes"]
@@ -49,6 +50,7 @@ class ShapesSource(_Source):
     samples: dict[Task, Positive]
     edits: dict[EditKind, PositiveFloat] = Field(default_factory=dict)
     captions: dict[Wording, PositiveFloat] = Field(default_factory=dict)
+    sizes: tuple[tuple[Positive, Positive], ...] = ()
     seed: Seed = 0
 
     @property

@@ -132,6 +132,9 @@ class _Training(Config):
     # Weights to start from instead of those the stage before left: a checkpoint, shipped weights or an exported
     # pipeline.
     start: LocalPath | None = None
+    # Whether `start` may have been trained beside another autoencoder: one that makes the same latents, such as before
+    # its decoder was tuned.
+    start_other_vae: bool = False
     gate: Gate = Gate()
     # Benchmarks that run after the stage, instead of those of `evaluation`.
     benchmarks: Benchmarks | None = None

@@ -45,7 +45,8 @@ def begin(
         carried = {name: _wide(tensor) for name, tensor in carried.items()}
         fill_from(made.sources(), masters | carried)
     if start:
-        start_from(start, held | masters, identities(made), also=carried if widens else {}, scales=scales(made))
+        beside = {part: one for part, one in identities(made).items() if part != "vae" or not run.stage.start_other_vae}
+        start_from(start, held | masters, beside, also=carried if widens else {}, scales=scales(made))
     engine.state().begin_average()
     engine.on_restore(0)
     return carried

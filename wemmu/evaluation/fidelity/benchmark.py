@@ -74,6 +74,7 @@ class Fidelity:
         return {name: encoder.report.sha256 for name, encoder in self._loaded().items()} | lpips
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
+        several = len({request.size for request in self._requests}) > 1
         for request, image, _ in images:
             output, target = _tensor(image), self._targets[request.key]
             if output.shape != target.shape:
@@ -97,6 +98,8 @@ class Fidelity:
                     "follows": closer_to_target(source, target, output),
                 }
                 values |= {name: value for name, value in edit.items() if value is not None}
+            if several and "pixel shift" in values:
+                values["pixel shift {}x{}".format(*target.shape[1:])] = values["pixel shift"]
             yield values
 
     @staticmethod
