@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from tests.data.handmade import all_tasks, make_curriculum, write
+from tests.data_pipeline.worlds import curriculum_of, write_in_process
 from wemmu.config import ConfigError
 from wemmu.config.benchmarks import FidelityOptions, ShapesOptions, from_pairs, options
 from wemmu.config.schema import Data
@@ -203,6 +204,24 @@ def test_fidelity_tells_a_model_that_copies_from_one_that_edits(kind: str, shard
         assert (scores[f"edit/{name}"] == pytest.approx(perfect, abs=1e-3)) == (kind == "targets")
     assert card["judges"].keys() == {"clip", "dino"}
     assert card["n"] == 6
+
+
+def test_fidelity_tells_the_pixel_shift_of_each_size(tmp_path: Path) -> None:
+    samples = {"reconstruction": 16, "t2i": 1}
+    source = {"kind": "shapes", "samples": samples, "sizes": [[48, 80], [64, 64]]}
+    write_in_process(curriculum_of(tmp_path / "shards", [source], mixture={"reconstruction": 0.5, "t2i": 0.5}))
+    tasks = (Task.RECONSTRUCTION,)
+    chosen = FidelityOptions(shards=tmp_path / "shards", resolution=64, validation=3, tasks=tasks, resamples=20)
+
+    def moves_the_wide(requests: Sequence[BenchmarkRequest]) -> list[Response]:
+        return [Response(ImageChops.offset(r.images[0], int(r.size == (48, 80)), 0)) for r in requests]
+
+    card = run_benchmark("fidelity", chosen, None, tmp_path / "card", lambda: moves_the_wide, MODEL)
+    assert card is not None
+    shifts = {name: one["value"] for name, one in card["scores"].items() if "pixel shift" in name}
+    assert shifts["reconstruction/pixel shift 48x80"] == pytest.approx(1, abs=0.05)
+    assert shifts["reconstruction/pixel shift 64x64"] == pytest.approx(0, abs=0.01)
+    assert shifts["reconstruction/pixel shift"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_fidelity_of_records_that_were_trained_on_is_refused(shards: Path) -> None:
