@@ -14,7 +14,6 @@ from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
 from tools.pretraining.vae import MIXED_SIZES, shift
 from wemmu.evaluation.fidelity.measures import pixel_shift, unasked
-from wemmu.shapes.backbones import LOW_PX
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import random_scene
 
@@ -57,10 +56,7 @@ def test_what_an_edit_changes_is_left_out_and_a_flat_image_has_no_place():
     assert pixel_shift(source, source, torch.zeros(PX, PX, dtype=torch.bool)) is None
 
 
-@pytest.mark.parametrize("size", MIXED_SIZES, ids=str)
-def test_the_autoencoder_for_mixed_sizes_leaves_every_image_where_it_is(size: tuple[int, int]):
+@pytest.mark.parametrize("size", [*MIXED_SIZES, (64, 80)], ids=str)
+def test_the_autoencoder_for_mixed_sizes_moves_none_of_them_by_half_a_pixel(size: tuple[int, int]):
     """The one for squares moves the others by more than half a pixel (docs/data.md)."""
-    vae = AutoencoderDC.from_pretrained(VAE, torch_dtype=torch.float32)
-    assert shift(vae, size, count=16) < 0.5
-    # At 32 px a shape is as large as a latent, and only the places of the cells are learnt well.
-    assert min(size) == LOW_PX or shift(vae, size, 5, -3, count=16) < 0.5
+    assert shift(AutoencoderDC.from_pretrained(VAE, torch_dtype=torch.float32), size, count=16) < 0.5
