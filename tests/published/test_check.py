@@ -167,7 +167,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights as whole numbers": (lambda r: retype(r / f"sana/vae/{TENSORS}", torch.int64), "as I64: quantized or br"),
     "tensors that share bytes": (
         lambda r: overlap(r / f"sana/vae/{TENSORS}"),
-        "is not a safetensors file: Error while",
+        "shapes and offsets do not fit; download",
     ),
     "an index of numbers": (lambda r: number_shards(r / "sana/transformer"), "index.json has no weight_map"),
     "a list of classes": (

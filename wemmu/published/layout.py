@@ -157,5 +157,8 @@ def _header(file: Path, size: int, _: int) -> dict[str, StoredTensor]:
         with safe_open(file, "np"):
             pass
     except SafetensorError as error:
-        raise BackboneError(f"{file} is not a safetensors file: {error}; download it again") from error
+        # Its words name one tensor, another one each time.
+        raise BackboneError(
+            f"{file} is not a safetensors file: the header's types, shapes and offsets do not fit; download it again"
+        ) from error
     return found
