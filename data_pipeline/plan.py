@@ -75,9 +75,10 @@ class Settings(Schema):
         """Return the settings; without `parts`, only what is known before the sources are listed."""
         prepare = job.prepare.model_dump(mode="json", exclude={"max_damaged", "max_lost_containers"})
         for source in prepare["sources"]:
-            # Earlier data sets do not say it.
-            if source.get("task") == Task.T2I:
-                del source["task"]
+            # Earlier data sets do not say these.
+            for field, default in (("task", Task.T2I), ("sizes", [])):
+                if source.get(field) == default:
+                    del source[field]
         for service in ("caption", "latents"):
             if prepare[service] is not None:
                 # The batch size does not change the result.

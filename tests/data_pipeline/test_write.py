@@ -155,6 +155,8 @@ def test_the_command_refuses_in_words(
 
 def test_a_data_set_of_an_earlier_version_has_the_same_settings(tmp_path: Path) -> None:
     settings = Settings.of(plan(curriculum_of(tmp_path, images={"unit": 16})))
+    # A field that came later, at its default.
+    assert "sizes" not in settings.prepare["sources"][0]
     earlier = settings.model_dump(mode="json")
     earlier["prepare"]["pictures"] = earlier["prepare"].pop("images")
     (tmp_path / "settings.json").write_text(json.dumps(earlier))
