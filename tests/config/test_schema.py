@@ -111,6 +111,23 @@ REFUSED = {
         [put("stages", [ROSS]), put("recipe", {"head": {"kind": "denoiser", "width": 20, "heads": 3}})],
         "width 20 must be a multiple of 4 and of its 3 heads",
     ),
+    "an autoencoder that is not there, in host memory": (
+        [
+            put("stages", [ROSS]),
+            put("recipe", {"kind": "ross", "target": "pixels"}),
+            put("backbones", {"vlm": "vlm"}),
+            put("memory", "offload", ["vae"]),
+        ],
+        "memory names vae, but backbones has no vae; remove it",
+    ),
+    "a target of whole images": (
+        [put("stages", [ROSS]), put("recipe", {"kind": "ross", "target": {"kind": "latents", "group": 5000}})],
+        r"group: Input should be less than or equal to 16",
+    ),
+    "latents of the source for a DiT that learns nothing": (
+        [put("recipe", {"kind": "wemmu", "bridge": {"source_latents": True}})],
+        "no stage trains dit, so its channels for them would stay zero",
+    ),
     "unknown task": ([put("stages", 0, "mixture", {"poetry": 1.0})], "t2i"),
     "empty mixture": ([put("stages", 0, "mixture", {})], "the mixture is empty; valid tasks: t2i"),
     "weight of zero": ([put("stages", 0, "mixture", {"t2i": 0})], "greater than 0"),

@@ -1,6 +1,6 @@
 """What every recipe says of itself in its config, without torch: which parts it has, and which stages fit it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -114,6 +114,17 @@ class RecipeConfig(Config):
                     f"memory.quantize.{part}: {whole[0]} learns whole, and only frozen weights can be in 8 or 4 bit; "
                     f"give it adapters, recipe.lora.{whole[0]}, or remove memory.quantize.{part}"
                 )
+
+    def check_from_zero(self, trained: Set[str]) -> None:
+        """Refuse what would stay zero in a run that starts from the backbones alone; raises as `check`.
+
+        trained: the modules that its stages train.
+        """
+        if unused := self.lora.keys() - trained:
+            raise ValueError(
+                f"recipe.lora: no stage trains {', '.join(sorted(unused))}, so its adapters would stay zero; name it "
+                f"in a stage's trains, or remove recipe.lora.{min(unused)}"
+            )
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage for further reasons of the recipe; raises as `check`."""

@@ -256,13 +256,12 @@ class Curriculum(_Shared):
             raise ValueError("data.prepare.latents needs backbones.vae, the directory of the autoencoder")
         self.recipe.check(self.stages, self.parallel.engine)
         self.recipe.check_memory(self.memory, self.stages, self.parallel.engine)
-        # A start may bring adapters that no stage trains any more.
-        unused = self.recipe.lora.keys() - {module for stage in self.stages for module in stage.trains}
-        if unused and self.export is None and self.stages[0].start is None:
-            raise ValueError(
-                f"recipe.lora: no stage trains {', '.join(sorted(unused))}, so its adapters would stay zero; name it "
-                f"in a stage's trains, or remove recipe.lora.{min(unused)}"
-            )
+        absent = {*self.memory.offload, *self.memory.quantize} & (set(self.recipe.backbones) - set(given))
+        if absent:
+            raise ValueError(f"memory names {', '.join(sorted(absent))}, but backbones has no {min(absent)}; remove it")
+        # A start may bring what no stage trains any more.
+        if self.export is None and self.stages[0].start is None:
+            self.recipe.check_from_zero({module for stage in self.stages for module in stage.trains})
         for stage in self.stages:
             if stage.global_batch % self.parallel.ranks:
                 raise ValueError(

@@ -14,6 +14,9 @@ from wemmu.config.recipe import RecipeConfig
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import UNDERSTANDING_TASKS, Task
 
+# A token of Qwen2.5-VL covers 28 px, so a square of 16 latents of 8 px is more than four tokens wide.
+Group = Annotated[int, Field(gt=0, le=16)]
+
 
 class Latents(Config):
     """Latents of the autoencoder `backbones.vae`, of about unit variance.
@@ -24,7 +27,7 @@ class Latents(Config):
     """
 
     kind: Literal["latents"] = "latents"
-    group: Positive = 1
+    group: Group = 1
 
 
 class Pixels(Config):
@@ -56,7 +59,7 @@ class LatentToPixel(Config):
     """
 
     kind: Literal["latent2pixel"] = "latent2pixel"
-    group: Positive = 1
+    group: Group = 1
 
 
 Target = Annotated[Latents | Pixels | Features | LatentToPixel, Field(discriminator="kind")]

@@ -1,6 +1,6 @@
 """The config of WeMMU: noisy query tokens that bridge a frozen VLM and a DiT."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -99,6 +99,14 @@ class WeMMU(RecipeConfig):
             raise ValueError(
                 "recipe.bridge.source_latents gives the DiT channels that learn whole, and recipe.lora.dit freezes "
                 "them; set one of the two"
+            )
+
+    def check_from_zero(self, trained: Set[str]) -> None:
+        super().check_from_zero(trained)
+        if self.bridge.source_latents and "dit" not in trained:
+            raise ValueError(
+                "recipe.bridge.source_latents: no stage trains dit, so its channels for them would stay zero; name it "
+                "in a stage's trains, or set recipe.bridge.source_latents=false"
             )
 
     def check_stage(self, stage: Stage | ResolutionStep) -> None:
