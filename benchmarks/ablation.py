@@ -7,9 +7,10 @@
 Each arm is `configs/shapes/curriculum.yaml` with the fields of `STUDIES`; arms differ in nothing else, and the runs of
 a seed draw the same samples, noise and times. Every run is a run folder below `--work`, made by `wemmu run`: the same
 command continues where it was stopped, and the results are written after each run. `--steps` is the number of steps of
-stage 1; the steps of the other stages keep their proportions to it.
+stage 1; the steps of the other stages keep their proportions to it. `--resolution 32` is for all stages, and faster.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -135,15 +136,17 @@ def main(
     out: Out = RESULTS,
     seeds: Annotated[int, typer.Option(min=2)] = 3,
     steps: Annotated[int, typer.Option(min=6, help="Steps of stage 1.")] = 2000,
+    resolution: Annotated[int | None, typer.Option(help="Of all stages, in px; else the curriculum's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Of the study; the first one always runs.")] = None,
     quick: Quick = False,
 ) -> None:
     """Train every arm with every seed, score it and compare."""
-    extra: list[str] = []
+    extra = [f"stages.*.resolution={resolution}"] if resolution else []
+    side = f"-{resolution}px" if resolution else ""
     if quick:
         seeds, steps = 2, 6
-        extra = ["data.prepare.sources.0.samples={t2i: 64, reconstruction: 64, unconditional: 64, edit: 64}"]
+        extra += ["data.prepare.sources.0.samples={t2i: 64, reconstruction: 64, unconditional: 64, edit: 64}"]
         extra += ["stages.*.global_batch=4", "evaluation.prompts=4", "sampling.steps=2"]
     count, known = STUDIES[study]
     base = next(iter(known))
@@ -152,13 +155,15 @@ def main(
     chosen = {name: fields for name, fields in known.items() if name == base or not arms or name in arms}
     work = work.resolve()
     planned = [
-        _job(work / f"{study}-{steps}", work / f"{study}-data", arm, seed, steps, count, [*fields, *extra])
+        _job(work / f"{study}-{steps}{side}", work / f"{study}-data{side}", arm, seed, steps, count, [*fields, *extra])
         for seed in range(seeds)
         for arm, fields in chosen.items()
     ]
     write_data(planned[0].curriculum)
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, contextlib.ExitStack() as stack:
+        # Ctrl-C and a failed run end the runs that began, not all that wait behind them.
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         for ended in as_completed([pool.submit(job.run) for job in planned]):
             job = ended.result()
             rows.append({"arm": job.arm, "seed": job.seed, "stages": scores(job.folder)})
