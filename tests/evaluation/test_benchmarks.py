@@ -245,6 +245,8 @@ def test_fidelity_of_records_that_were_trained_on_is_refused(shards: Path) -> No
         ("fidelity", ["encoders=clip"], "encoders"),
         ("shapes", ["prompts=3", "prompts.x=1"], "prompts: Input should be a valid integer"),
         ("shapes", ["prompts={"], "cannot be read"),
+        # The parser would crash the process.
+        ("shapes", ["prompts=" + "[" * 60_000], "nested too deeply"),
     ],
 )
 def test_invalid_options_name_the_valid_ones(name: str, pairs: list[str], words: str) -> None:

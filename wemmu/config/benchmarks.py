@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from yaml import YAMLError
 
 from wemmu.config.base import Config, ConfigError, LocalPath, Positive, Seed, leaves
+from wemmu.config.files import check_yaml
 from wemmu.config.task import Task
 
 Encoder = Literal["clip", "longclip", "dinov2", "dinov3"]
@@ -203,11 +204,12 @@ def from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: for a pair of another form.
     """
-    for pair in pairs:
-        name, equals, _ = pair.partition("=")
-        if not name or not equals:
-            raise ConfigError(f"the option {pair!r} is not of the form NAME=VALUE")
     try:
+        for pair in pairs:
+            name, equals, value = pair.partition("=")
+            if not name or not equals:
+                raise ConfigError(f"the option {pair!r} is not of the form NAME=VALUE")
+            check_yaml(f"the option {name} cannot be read", value)
         found = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the options {', '.join(pairs)} cannot be read: {error}") from error

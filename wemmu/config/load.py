@@ -3,30 +3,25 @@
 import difflib
 import io
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import is_typeddict
-from yaml import CollectionEndEvent, CollectionStartEvent, ScalarEvent, YAMLError
+from yaml import YAMLError
 
 from wemmu.config.base import ConfigError, Named, leaves, local_path
 from wemmu.config.exported import completed
-from wemmu.config.files import YAML_LOADER, replace_text
+from wemmu.config.files import check_yaml, replace_text
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
 
 Schema = TypeVar("Schema", bound=BaseModel)
-# Levels of a config; no field is deeper than ten.
-_DEEPEST = 50
-_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
 
 
 def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
@@ -282,28 +277,12 @@ def _parse(path: Path) -> DictConfig:
     stream = io.StringIO(text)
     # YAML's own errors name the line.
     stream.name = str(path)
-    _check_events(f"cannot read the config {path}", stream)
+    check_yaml(f"cannot read the config {path}", stream)
     stream.seek(0)
     tree = OmegaConf.load(stream)
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"cannot read the config {path}: it must be a mapping of fields, not a list")
     return tree
-
-
-def _check_events(what: str, yaml_text: str | io.StringIO) -> None:
-    """Refuse numbers of other bases, as YAML reads 010 as 8 and 1:30 as 90, and depths that crash the parser."""
-    depth = 0
-    for event in yaml.parse(yaml_text, YAML_LOADER):
-        assert event.start_mark is not None, "an event that was read has a place"
-        where = f"{what}: line {event.start_mark.line + 1}"
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ConfigError(f"{where} is nested too deeply")
-        if isinstance(event, ScalarEvent) and event.implicit[0] and _OTHER_BASE.fullmatch(event.value):
-            raise ConfigError(
-                f"{where}: YAML reads {event.value} as a number to the base 8 or 60; write it in digits without a "
-                "leading 0, or in quotes if it is a text"
-            )
 
 
 def _apply(tree: DictConfig, override: str) -> list[str]:
@@ -325,7 +304,7 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
     else:
         keys = [key]
     try:
-        _check_events(f"the override {_short(override)} cannot be applied", value)
+        check_yaml(f"the override {_short(override)} cannot be applied", value)
         parsed: Any = OmegaConf.from_dotlist([f"value={value}"]).value
         for dotted in keys:
             OmegaConf.update(tree, dotted, parsed, merge=False)
