@@ -310,13 +310,10 @@ def test_micro_batch_accumulation_and_ranks_multiply_to_the_global_batch(micro, 
     assert larger == [], "a larger micro-batch would have fitted"
 
 
-def test_a_global_batch_that_the_ranks_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="10 is not a multiple of the 4 ranks"):
-        Memory(micro_batch=8, reference_resolution=64).micro_batch_at(64, 10, 4)
-
-
-def test_memory_goes_with_the_area():
+def test_memory_goes_with_the_area_and_ranks_must_share_the_global_batch():
     memory = Memory(micro_batch=16, reference_resolution=512)
+    with pytest.raises(ValueError, match="10 is not a multiple of the 4 ranks"):
+        memory.micro_batch_at(512, 10, 4)
     assert memory.micro_batch_at(512, 64) == (16, 4)
     assert memory.micro_batch_at(1024, 64) == (4, 16)
     assert memory.micro_batch_at(256, 64) == (64, 1)
@@ -333,6 +330,7 @@ def test_the_rate_warms_up_stays_and_falls_without_a_jump(schedule: tuple[int, i
     steps = warmup + constant + decay
     optimizer = Optimizer(lr=1, warmup=warmup, decay=decay, final_lr_share=final)
     share = [optimizer.lr_share(step, steps) for step in range(steps)]
+    assert min(share) > 0
     assert share[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
     assert share[warmup : warmup + constant] == [1.0] * constant
     falling = share[warmup + constant :]
@@ -343,11 +341,6 @@ def test_the_rate_warms_up_stays_and_falls_without_a_jump(schedule: tuple[int, i
     if decay:
         assert optimizer.lr_share(steps, steps) == pytest.approx(final), "the step after the last would have it"
         assert final - 1e-9 <= falling[-1] <= final + steepest
-
-
-def test_no_step_has_a_rate_of_zero_but_the_config_asks_for_it():
-    optimizer = Optimizer(lr=1, warmup=3, decay=3)
-    assert all(optimizer.lr_share(step, 6) > 0 for step in range(6))
 
 
 def test_several_resolutions_are_the_stage_at_each():

@@ -129,19 +129,13 @@ def test_a_samples_contrastive_partner_is_the_next_of_the_global_batch_in_every_
             assert partners(world, micro, step) == whole
 
 
-def test_a_stage_without_contrast_reads_no_partners(make_loader: MakeLoader) -> None:
-    assert make_loader().micro_batches(0)[0].negatives is None
-
-
-def test_the_whole_step_has_one_task(make_loader: MakeLoader) -> None:
-    ranks = [make_loader(rank, 2) for rank in range(2)]
-    for step in range(12):
-        assert len({batch.task for rank in ranks for batch in rank.micro_batches(step)}) == 1
-
-
-def test_steps_follow_the_mixture(make_loader: MakeLoader) -> None:
-    loader = make_loader()
-    tasks = Counter(loader.micro_batches(step)[0].task for step in range(60))
+def test_the_whole_step_has_one_task_and_steps_follow_the_mixture(make_loader: MakeLoader) -> None:
+    ranks, tasks = [make_loader(rank, 2) for rank in range(2)], Counter[Task]()
+    for step in range(60):
+        batches = [batch for rank in ranks for batch in rank.micro_batches(step)]
+        tasks.update({batch.task for batch in batches})
+        assert all(batch.negatives is None for batch in batches), "without contrast, nobody has a partner"
+    assert tasks.total() == 60
     for task, weight in {"t2i": 0.3, "reconstruction": 0.15, "unconditional": 0.05, "edit": 0.3}.items():
         assert abs(tasks[Task(task)] - 60 * weight) <= 2
 
@@ -370,13 +364,10 @@ def test_the_time_that_the_caller_waited_is_told(make_loader: MakeLoader, monkey
     ahead.close()
 
 
-@pytest.mark.parametrize("step", [-1, 60])
-def test_steps_outside_the_stage_are_refused(make_loader: MakeLoader, step: int) -> None:
-    with pytest.raises(ValueError, match="steps 0 to 59"):
-        make_loader().micro_batches(step)
-
-
-def test_ranks_that_cannot_share_the_global_batch_are_refused(make_loader: MakeLoader) -> None:
+def test_steps_outside_the_stage_and_ranks_that_cannot_share_the_batch_are_refused(make_loader: MakeLoader) -> None:
+    for step in (-1, 60):
+        with pytest.raises(ValueError, match="steps 0 to 59"):
+            make_loader().micro_batches(step)
     with pytest.raises(ValueError, match="not a multiple of the 3 ranks"):
         make_loader(0, 3)
 

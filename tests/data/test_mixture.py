@@ -27,33 +27,20 @@ def windows_of(samples: int) -> Iterator[None]:
 
 
 @settings(deadline=None)
-@given(WEIGHTS, st.integers(0, 10**6))
-def test_after_any_number_of_draws_the_mixture_matches_its_weights(weights: list[float], seed: int) -> None:
-    draws = 600
-    stream, _ = schedule(weights, draws, str(seed))
-    shares = np.array(weights) / sum(weights)
-    taken = np.cumsum(stream[:, None] == np.arange(len(weights)), axis=0)
-    due = np.arange(1, draws + 1)[:, None] * shares
-    assert (np.abs(taken - due) <= 1 + shares * len(weights) + 1e-9).all()
-
-
-@settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 10**6), st.integers(0, 500), st.integers(1, 500))
-def test_between_any_two_draws_the_mixture_matches_its_weights(
+def test_every_beginning_and_every_stretch_match_the_weights(
     weights: list[float], seed: int, begin: int, length: int
 ) -> None:
-    stream, _ = schedule(weights, begin + length, str(seed))
+    stream, nth = schedule(weights, begin + length, str(seed))
     shares = np.array(weights) / sum(weights)
-    taken = np.bincount(stream[begin:], minlength=len(weights))
-    assert (np.abs(taken - length * shares) <= 2 * (1 + shares * len(weights)) + 1e-9).all()
-
-
-@settings(deadline=None)
-@given(WEIGHTS, st.integers(0, 10**6))
-def test_nth_counts_the_draws_before(weights: list[float], seed: int) -> None:
-    stream, nth = schedule(weights, 200, str(seed))
+    bound = 1 + shares * len(weights) + 1e-9
+    taken = np.cumsum(stream[:, None] == np.arange(len(weights)), axis=0)
+    due = np.arange(1, begin + length + 1)[:, None] * shares
+    assert (np.abs(taken - due) <= bound).all()
+    within = np.bincount(stream[begin:], minlength=len(weights))
+    assert (np.abs(within - length * shares) <= 2 * bound).all()
     for k in range(len(weights)):
-        assert nth[stream == k].tolist() == list(range((stream == k).sum()))
+        assert nth[stream == k].tolist() == list(range((stream == k).sum())), "nth counts the draws before"
 
 
 @settings(deadline=None)

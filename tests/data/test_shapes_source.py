@@ -131,12 +131,9 @@ def test_a_record_has_what_its_task_needs(task: Task) -> None:
     assert (made.prompt == "") == (task in (Task.RECONSTRUCTION, Task.UNCONDITIONAL, Task.CAPTION))
 
 
-def test_captions_are_true_of_their_images() -> None:
+def test_captions_and_descriptions_are_true_of_their_images() -> None:
     for made in records(Task.T2I, 40):
         assert caption_satisfied(made.target.draw(64, 64), made.prompt), (made.key, made.prompt)
-
-
-def test_descriptions_are_true_of_their_images() -> None:
     made = [record for record in records(Task.UNDERSTANDING, 40) if record.prompt == DESCRIBE]
     assert 10 < len(made) < 30
     for record in made:

@@ -84,12 +84,9 @@ def test_grey_images_come_as_rgb(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- which stream serves what
-def test_streams_come_in_the_order_of_the_tasks(shards: Path) -> None:
+def test_streams_come_in_the_order_of_the_tasks_and_those_that_are_not_there_are_named(shards: Path) -> None:
     tasks = [Task.MULTI_EDIT, Task.EDIT, Task.T2I]
     assert [s.settings.task for s in opened(shards, *tasks)] == tasks
-
-
-def test_a_stream_that_is_not_there_is_named_with_those_that_are(shards: Path) -> None:
     with pytest.raises(ShardError, match=r"no record for t2i at 64 px.*edit/32/32x32"):
         opened(shards, Task.T2I, resolution=64)
 

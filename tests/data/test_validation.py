@@ -72,16 +72,13 @@ def test_without_it_everything_is_trained_on(shards: Path, encoder: PromptEncode
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_parts_go_through_as_many_batches_and_count_each_sample_once(shards: Path, encoder: PromptEncoder, parts: int):
     run = run_at(shards, 32)
+    assert HeldOut(run, encoder, TOKEN_PX).weights == pytest.approx([0.4, 0.3, 0.3]), "those of the mixture"
     whole = held_out(run, encoder)
     shared = [held_out(run, encoder, part, parts) for part in range(parts)]
     assert len({tuple(number for number, _ in one) for one in shared}) == 1
     for stream_number in range(3):
         ids = [i for one in shared for number, found in one if number == stream_number for i in found]
         assert ids == [i for number, found in whole if number == stream_number for i in found]
-
-
-def test_weights_are_the_mixtures(shards: Path, encoder: PromptEncoder):
-    assert HeldOut(run_at(shards, 32), encoder, TOKEN_PX).weights == pytest.approx([0.4, 0.3, 0.3])
 
 
 def test_a_task_of_which_nothing_can_be_held_out_is_refused(tmp_path: Path, encoder: PromptEncoder):

@@ -15,34 +15,25 @@ EPS = torch.tensor([[0.0, 2.0], [5.0, 4.0]])
 T = torch.tensor([0.25, 0.5])
 V = sample_path(X_0, EPS, T).v
 ONES = torch.ones(2, 2)
-PAIRED = torch.tensor([True, True])
 
 
-def test_flow_matching_is_the_mean_square_distance_to_the_velocity():
+def test_flow_matching_is_the_mean_square_distance_to_the_velocity_in_float32():
     # (1+1)^2, (1-3)^2 and (1-2)^2, (1-0)^2
     assert square_error(ONES, V).tolist() == [4.0, 1.0]
-
-
-def test_the_true_velocity_has_no_loss():
     assert square_error(EPS - X_0, V).tolist() == [0.0, 0.0]
-
-
-def test_contrastive_subtracts_the_distance_to_the_other_samples_velocity():
-    losses = contrastive_flow_matching(ONES, V, V.flip(0), PAIRED, weight=0.25)
-    assert losses.tolist() == [4.0 - 0.25 * 1.0, 1.0 - 0.25 * 4.0]
-
-
-def test_contrastive_of_weight_zero_is_flow_matching():
-    assert torch.equal(contrastive_flow_matching(ONES, V, V.flip(0), PAIRED, weight=0.0), square_error(ONES, V))
-
-
-def test_without_a_partner_only_the_distance_to_the_own_velocity_counts():
-    losses = contrastive_flow_matching(ONES, V, V.flip(0), torch.tensor([False, True]), weight=0.25)
-    assert losses.tolist() == [4.0, 1.0 - 0.25 * 4.0]
-
-
-def test_half_precision_predictions_are_compared_in_float32():
     assert square_error(ONES.bfloat16(), V).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("paired", "weight", "losses"),
+    [
+        ([True, True], 0.25, [4.0 - 0.25 * 1.0, 1.0 - 0.25 * 4.0]),
+        ([True, True], 0.0, [4.0, 1.0]),
+        ([False, True], 0.25, [4.0, 1.0 - 0.25 * 4.0]),
+    ],
+)
+def test_contrastive_subtracts_the_distance_to_the_partners_velocity(paired: list, weight: float, losses: list):
+    assert contrastive_flow_matching(ONES, V, V.flip(0), torch.tensor(paired), weight).tolist() == losses
 
 
 # At t = 1/4, 1/2 and 9/10; the signal-to-noise ratio there is 9, 1 and 1/81.

@@ -320,12 +320,9 @@ def test_training_goes_on_from_the_newest_whole_checkpoint_others_refuse_a_damag
     assert f"skipping a checkpoint: {newest}" in capsys.readouterr().out
 
 
-def test_an_empty_folder_has_no_latest(tmp_path: Path):
+def test_the_newest_is_hashed_once_and_an_empty_folder_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert retention.latest(tmp_path) is None
     assert store.load_newest(tmp_path, other_state()) is None
-
-
-def test_going_on_from_the_newest_hashes_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, 2)
     newest = save(tmp_path, 3)
     hashed: list[Path] = []
@@ -386,12 +383,10 @@ def test_a_stage_starts_from_trained_and_carried_weights(tmp_path: Path):
     expected = make_state(4).weights | dit_weights()
     assert started == expected.keys()
     assert all(torch.equal(model.get_parameter(name), weight) for name, weight in expected.items())
-
-
-def test_a_stage_starts_from_a_bridge_whose_dit_was_frozen(tmp_path: Path):
+    # Or from a bridge whose DiT was frozen.
     model = make_model()
     before = model["dit"].weight.clone()
-    assert start(model, save(tmp_path), FROZEN) == set(TRAINED)
+    assert start(model, save(tmp_path / "frozen"), FROZEN) == set(TRAINED)
     assert torch.equal(model["dit"].weight, before)
 
 
@@ -478,11 +473,8 @@ def test_what_is_not_finite_is_not_saved(part: int, value: float, tmp_path: Path
     with pytest.raises(NotFiniteError, match=r"step_00000004 was not written: not finite are \w+\.bridge\.table$"):
         store.save(tmp_path, state, {}, origin())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_large_weights_whose_sum_overflows_are_saved(tmp_path: Path):
-    state = make_state(4)
-    state.weights["bridge.table"].fill_(3e38)
+    # Large values, whose sum overflows, are.
+    parts_of(state)[part]["bridge.table"].fill_(3e38)
     store.save(tmp_path, state, {}, origin())
 
 

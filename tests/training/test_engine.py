@@ -145,10 +145,7 @@ def test_clipping_is_by_the_global_norm_which_is_returned_unclipped():
     assert again.step(1.0) == pytest.approx(norm)
     for name, clipped in clipped_gradients(engine).items():
         torch.testing.assert_close(clipped, gradients[name] * 0.5 / norm)
-
-
-def test_a_gradient_within_the_norm_is_not_scaled():
-    engine = engine_of(make_module())
+    # Within the norm, nothing is scaled.
     engine.accumulate([1e-4], 0)
     before = {name: g.clone() for name, g in engine.gradients().items()}
     seen = clipped_gradients(engine)
@@ -208,23 +205,17 @@ def test_without_a_decay_no_average_is_kept():
     assert all("ema" not in state for state in engine._adamw._optimizer.state.values())
 
 
-def test_looking_at_the_state_does_not_change_the_run():
-    engines = [engine_of(make_module()) for _ in range(2)]
-    engines[0].state()
+def test_the_state_names_all_that_is_trained_in_full_shape_and_looking_at_it_does_not_change_the_run():
+    module = make_module()
+    engines = [engine_of(module), engine_of(make_module())]
+    shapes = {n: p.shape for n, p in module.named_parameters() if not n.startswith("frozen")}
     for step in range(3):
+        state = engines[0].state()
+        for part in PARTS:
+            assert {name: t.shape for name, t in getattr(state, part).items()} == shapes
         advance(engines[0], [step])
-        engines[0].state()
     advance(engines[1], range(3))
     assert same(engines[0].state(), engines[1].state())
-
-
-def test_the_state_names_every_trained_parameter_in_its_full_shape_and_no_other():
-    module = make_module()
-    state = engine_of(module).state()
-    shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
-    for part in (state.weights, state.exp_avg, state.exp_avg_sq):
-        assert {name: t.shape for name, t in part.items()} == shapes
-    assert not any(name.startswith("frozen") for name in shapes)
 
 
 def test_a_parameter_that_a_step_does_not_use_takes_the_step_with_a_gradient_of_zero():

@@ -3,7 +3,6 @@
 Offload to host memory has its tests in test_second_device.py.
 """
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from torch import nn
 
 from tests.models.world import make_batch
 from tests.training.runs import STAGE, make_run
-from tests.training.test_lora import load_weights, train, velocity
+from tests.training.test_lora import load_weights, train, velocity, with_checkpoint
 from tools.convert_ckpt import export, find
 from wemmu.backbones.quantized import QuantizedLinear, pack, quantizable
-from wemmu.checkpoint import store
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config.schema import Backbones, StageRun
@@ -80,9 +78,7 @@ def test_a_stage_on_packed_weights_learns_adapters_and_resumes_equal(
     assert {f: v for f, v in manifest.settings.items() if f.startswith("memory.quantize")} == {
         f"memory.quantize.{part}": kind for part, kind in ALL.items()
     }
-    half = checkpoint.with_name(store.directory_name(1))
-    shutil.copytree(half, tmp_path / "again" / "checkpoints" / half.name)
-    resumed = load_weights(train(run, tmp_path / "again"))
+    resumed = load_weights(train(run, with_checkpoint(tmp_path / "again", checkpoint, 1)))
     assert resumed.keys() == weights.keys()
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
@@ -123,9 +119,8 @@ def test_a_resume_names_other_bits(
     trained: tuple[StageRun, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, checkpoint = trained
-    half = checkpoint.with_name(store.directory_name(1))
-    shutil.copytree(half, tmp_path / "again" / "checkpoints" / half.name)
-    other = load_weights(train(run_of(run.backbones, shards, {**ALL, "vlm": "int8"}), tmp_path / "again"))
+    again = with_checkpoint(tmp_path / "again", checkpoint, 1)
+    other = load_weights(train(run_of(run.backbones, shards, {**ALL, "vlm": "int8"}), again))
     assert "changed since that checkpoint: memory.quantize.vlm: nf4 -> int8" in capsys.readouterr().out
     assert any(not torch.equal(tensor, other[name]) for name, tensor in load_weights(checkpoint).items())
 
@@ -149,7 +144,7 @@ def test_an_export_has_full_weights(trained: tuple[StageRun, Path], tmp_path: Pa
     run, checkpoint = trained
     lines = export(find(checkpoint), tmp_path / "export", "float32", False, True, ema=False)
     assert any("max abs difference" in line for line in lines)
-    merged = load_trained(run.model_copy(update={"backbones": run.backbones}), checkpoint).model
+    merged = load_trained(run, checkpoint).model
     assert not any(isinstance(module, QuantizedLinear) for module in merged.modules())
 
 

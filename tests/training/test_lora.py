@@ -57,6 +57,13 @@ def train(run: StageRun, folder: Path) -> Path:
     return newest
 
 
+def with_checkpoint(folder: Path, beside: Path, step: int) -> Path:
+    """The folder of a stage that has only the checkpoint of `step`, which lies beside another one."""
+    half = beside.with_name(store.directory_name(step))
+    shutil.copytree(half, folder / "checkpoints" / half.name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def trained(backbones: Backbones, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageRun, Path]:
     """A stage that trains all parts, two of them by adapters, and its last checkpoint."""
@@ -110,9 +117,7 @@ def test_nothing_moves_but_adapters_and_new_parts(trained: tuple[StageRun, Path]
 
 def test_a_resumed_run_is_the_undisturbed_one(trained: tuple[StageRun, Path], tmp_path: Path) -> None:
     run, checkpoint = trained
-    half = checkpoint.with_name(store.directory_name(2))
-    shutil.copytree(half, tmp_path / "again" / "checkpoints" / half.name)
-    resumed = train(run, tmp_path / "again")
+    resumed = train(run, with_checkpoint(tmp_path / "again", checkpoint, 2))
     assert resumed.name == checkpoint.name
     for ema in (False, True):
         ours, theirs = load_weights(resumed, ema), load_weights(checkpoint, ema)

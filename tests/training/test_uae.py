@@ -199,7 +199,7 @@ def test_a_reconstruction_is_a_function_of_caption_sample_and_seed(made: UAEReci
     assert torch.allclose(other[0], drawn[2], atol=1e-4)
 
 
-def test_rewards_follow_the_captions_and_equal_captions_have_equal_rewards(made: UAERecipe) -> None:
+def test_rewards_follow_the_captions_and_equal_captions_have_equal_rewards(made: UAERecipe, monkeypatch) -> None:
     images, ids = images_of(2), torch.tensor([0, 1])
     words = [WORDS[0], WORDS[1], WORDS[0], WORDS[1], WORDS[0], WORDS[0]]
     reward = made.loss.reward
@@ -209,63 +209,53 @@ def test_rewards_follow_the_captions_and_equal_captions_have_equal_rewards(made:
     assert rewards[1, 1] == rewards[1, 2]
     swapped, _ = reward([words[1], words[0], *words[2:]], images, ids)
     assert torch.allclose(swapped[0, :2], rewards[0, :2].flip(0), atol=1e-5)
-    made.model.generator.offloaded = True
+    monkeypatch.setattr(made.model.generator, "offloaded", True)
     assert torch.equal(reward(words, images, ids)[0], rewards)
-    made.model.generator.offloaded = False
 
 
-def test_the_words_are_the_bottleneck_unless_the_condition_is_in_context(made: UAERecipe) -> None:
+def test_the_words_are_the_bottleneck_unless_the_condition_is_in_context(made: UAERecipe, monkeypatch) -> None:
     """The leak test: the same caption under another image."""
     images, ids = images_of(2), torch.tensor([0, 0])
     once, again = (made.renderer(WORDS[:1], images[i : i + 1], ids[:1]) for i in range(2))
     assert torch.equal(once, again)
-    config = made.renderer.config
-    made.renderer.config = config.model_copy(update={"condition": "in_context"})
-    try:
-        once, again = (made.renderer(WORDS[:1], images[i : i + 1], ids[:1]) for i in range(2))
-        assert (once - again).abs().max() > 0.01
-    finally:
-        made.renderer.config = config
+    monkeypatch.setattr(made.renderer, "config", made.renderer.config.changed({"condition": "in_context"}))
+    once, again = (made.renderer(WORDS[:1], images[i : i + 1], ids[:1]) for i in range(2))
+    assert (once - again).abs().max() > 0.01
 
 
-def test_the_policy_moves_the_condition_only_where_the_config_says_so(made: UAERecipe) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("reader", ["reference", "policy"])
+def test_the_policy_moves_the_condition_only_where_the_config_says_so(
+    made: UAERecipe, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
     images, ids = images_of(1), torch.tensor([0])
-    config, weight = made.renderer.config, made.language.layers[0].mlp.down_proj.weight
-    try:
-        for reader in ("reference", "policy"):
-            made.model.eval()
-            made.renderer.config = config.model_copy(update={"cond_encoder": reader})
-            before = made.renderer(WORDS[:1], images, ids)
-            with torch.no_grad():
-                weight.mul_(1.5)
-            moved = made.renderer(WORDS[:1], images, ids)
-            with torch.no_grad():
-                weight.div_(1.5)
-            assert torch.equal(before, moved) == (reader == "reference")
-    finally:
-        made.renderer.config = config
+    weight = made.language.layers[0].mlp.down_proj.weight
+    made.model.eval()
+    monkeypatch.setattr(made.renderer, "config", made.renderer.config.changed({"cond_encoder": reader}))
+    before = made.renderer(WORDS[:1], images, ids)
+    weight.mul_(1.5)
+    moved = made.renderer(WORDS[:1], images, ids)
+    weight.div_(1.5)
+    assert torch.equal(before, moved) == (reader == "reference")
 
 
-def test_controls_reward_everything_alike_or_another_image(made: UAERecipe) -> None:
+def test_controls_reward_everything_alike_or_another_image(made: UAERecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     reward, config = made.loss.reward, made.loss.reward.config
     images, ids, words = images_of(2), torch.tensor([0, 1]), [WORDS[0], WORDS[1]] * 2
     rewards, _ = reward(words, images, ids)
 
     def controlled(control: str) -> tuple[Tensor, dict[str, Tensor]]:
-        reward.config = config.changed({"reward.control": control})
+        monkeypatch.setattr(reward, "config", config.changed({"reward.control": control}))
         return reward(words, images, ids)
 
-    try:
-        constant, also = controlled("constant")
-        assert torch.equal(constant, torch.ones(2, 2))
-        assert torch.equal(also["own"], rewards)
-        deranged, also = controlled("deranged")
-        assert torch.equal(also["own"], rewards)
-        assert not torch.equal(deranged, rewards)
-        with pytest.raises(ValueError, match=r"memory\.micro_batch to 2"):
-            reward(words[:2], images[:1], ids[:1])
-    finally:
-        reward.config = config
+    constant, also = controlled("constant")
+    assert torch.equal(constant, torch.ones(2, 2))
+    assert torch.equal(also["own"], rewards)
+    deranged, also = controlled("deranged")
+    assert torch.equal(also["own"], rewards)
+    assert not torch.equal(deranged, rewards)
+    with pytest.raises(ValueError, match=r"memory\.micro_batch to 2"):
+        reward(words[:2], images[:1], ids[:1])
 
 
 # ---------------------------------------------------------------------------------------------------------- training

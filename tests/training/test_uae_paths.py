@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.test_uae import ASKED, CONFIG, images_of
+from tests.training.test_uae import ASKED, CONFIG, images_of, weights
 from wemmu.config import ConfigError, load_curriculum
 from wemmu.noise import Noise
 from wemmu.parallel.single import SingleEngine
@@ -42,10 +42,6 @@ def batches(made: UAERecipe, *counts: int) -> list[Batch]:
 def flow() -> UAERecipe:
     """For tests that do not change it."""
     return make(FLOW % "updates: 2, beta: 0.1")
-
-
-def weights(made: UAERecipe) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in made.model.named_parameters()}
 
 
 # --------------------------------------------------------------------------------------------------------- Flow-GRPO
@@ -89,20 +85,17 @@ def test_what_was_drawn_has_the_score_it_was_drawn_with(flow: UAERecipe) -> None
     assert torch.equal(torch.stack([s.mean for s in policy.transitions(paths)], 1), paths.means)
 
 
-def test_captions_of_the_data_set_take_the_place_of_the_policys(flow: UAERecipe) -> None:
+def test_captions_of_the_data_set_take_the_place_of_the_policys(flow: UAERecipe, monkeypatch) -> None:
     said = ["a red circle above a blue square", "a green cross"]
     images = images_of(2, 32)
     learner, objective = flow.loss, flow.loss.objective
     labels = flow.policy.captioned(ASKED, images, [flow.encoder.answer_ids(one) for one in said])[1]
     batch = replace(batches(flow, 2)[0], labels=labels)
     noise = Noise(0, 0, batch.sample_ids)
-    learner.objective = objective.model_copy(update={"captions": "data"})
-    try:
-        assert learner._captions(batch, noise).texts == said
-        with pytest.raises(ValueError, match="valid: policy"):
-            learner._captions(batches(flow, 2)[0], noise)
-    finally:
-        learner.objective = objective
+    monkeypatch.setattr(learner, "objective", objective.changed({"captions": "data"}))
+    assert learner._captions(batch, noise).texts == said
+    with pytest.raises(ValueError, match="valid: policy"):
+        learner._captions(batches(flow, 2)[0], noise)
 
 
 def test_the_dit_alone_learns_and_later_updates_have_other_ratios() -> None:
