@@ -58,13 +58,13 @@ class PromptEncoder:
         self._writing = copy.deepcopy(self.tokenizer)
         ids = self.tokenizer.convert_tokens_to_ids
         self.image_token_id: int = ids("<|image_pad|>")
-        if not isinstance(vlm, ProcessorMixin):
-            file = Path(vlm) / "config.json"
-            if (of_model := read_json(file).get("image_token_id")) != self.image_token_id:
-                raise BackboneError(
-                    f"{file} has the image_token_id {of_model}, but <|image_pad|> is {self.image_token_id} in the "
-                    f"tokenizer of {folder}; they must be of the same model"
-                )
+        # A processor may stand alone.
+        file = None if isinstance(vlm, ProcessorMixin) else Path(vlm) / "config.json"
+        if file and file.is_file() and (of_model := read_json(file).get("image_token_id")) != self.image_token_id:
+            raise BackboneError(
+                f"{file} has the image_token_id {of_model}, but <|image_pad|> is {self.image_token_id} in the "
+                f"tokenizer of {vlm}; they must be of the same model"
+            )
         self.vision_start_id: int = ids("<|vision_start|>")
         self.pad_token_id: int = self.tokenizer.pad_token_id
         self._format: dict[int, _Format] = {}
