@@ -32,10 +32,10 @@ PRINTED = 2000
 def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> None:
     """Print the streams of the data set in `root` and an example of each, or the columns of a foreign MDS data set.
 
-    With `images`, write the first records of every stream into that PNG file.
+    Write the first records of every stream into the PNG file `sheet_file`.
 
     Raises:
-        ShardError: if `root` is neither, or if `images` is given for a foreign data set.
+        ShardError: if `root` is neither, or if `sheet_file` is given for a foreign data set.
     """
     if (root / SETTINGS_FILE).exists() or (root / DATASET_FILE).exists():
         contents = look(root)
@@ -117,7 +117,7 @@ def _show_foreign(root: Path, console: Console) -> None:
 
 
 def _header_notes(shard: Shard) -> list[str]:
-    """Yield differences between shards and index; skip missing shards."""
+    """Return the differences between shards and index; skip missing shards."""
     if shard.compression or not shard.path.exists():
         return []
     try:

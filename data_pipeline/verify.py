@@ -149,7 +149,7 @@ def _lines(path: Path) -> int:
 
 
 def _index_problems(root: Path, stream: Stream, in_ledger: dict[str, int]) -> list[Problem]:
-    """Yield differences between the record of a stream, its index and the ledger."""
+    """Return the differences between the record of a stream, its index and the ledger."""
     directory = root / stream.settings.name
     path = directory / INDEX_FILE
     try:

@@ -92,7 +92,7 @@ def check_shard(check: Check) -> Checked:
 
 
 def record_problems(columns: Mapping[str, Bytes], settings: StreamSettings) -> list[str]:
-    """Yield the problems of a record of the stream."""
+    """Return the problems of a record of the stream."""
     try:
         record = StoredRecord.of(columns)
     except ValueError as error:
