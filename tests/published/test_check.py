@@ -261,7 +261,7 @@ def cut_in_half(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda vlm: cut_in_half(vlm / "tokenizer.json"), "cannot write a prompt: Exception: EOF"),
+        (lambda vlm: cut_in_half(vlm / "tokenizer.json"), "cannot write a prompt: "),
         (lambda vlm: cut_in_half(vlm / "chat_template.jinja"), "cannot write a prompt: TemplateSyntaxError"),
         (lambda vlm: (vlm / "chat_template.jinja").write_text("<html>404</html>"), "cannot write a prompt"),
         (lambda vlm: change_json(vlm / "config.json", image_token_id=7), r"has the image_token_id 7, but <\|image_pad"),
