@@ -15,11 +15,11 @@ from wemmu.config.base import ConfigError
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # OmegaConf's loader, which differs from PyYAML's own.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# A path leads nowhere, or something else is there.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 # Levels of a config; no field is deeper than ten.
 _DEEPEST = 50
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
-# A path leads nowhere, or something else is there.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 def sync(path: Path) -> None:

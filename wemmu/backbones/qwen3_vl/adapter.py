@@ -4,6 +4,7 @@ DeepStack (arXiv 2406.04334): features of several layers of the tower are added 
 behind each of the language model's first layers. They stand behind the vision tokens, channel after channel.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +32,7 @@ class Qwen3VL(VLMAdapter):
     def tower(self, visual: Any, patches: Tensor, grid: Grid, known: Known) -> Tensor:
         """DeepStack's features stand behind the tokens."""
         states = visual.patch_embed(patches)
-        around, table = known.of(
-            grid, states, lambda g, like: (rotary(visual, g, like), interpolation(visual, g, like))
-        )
+        around, table = known.of(grid, states, partial(positions_in, visual))
         states = (states.unflatten(0, (grid.images, -1)) + table(visual.pos_embed).to(states.dtype)).flatten(0, 1)
         deep = []
         for number, block in enumerate(visual.blocks):
@@ -44,7 +43,7 @@ class Qwen3VL(VLMAdapter):
         return torch.cat([visual.merger(states), *deep], dim=-1)
 
 
-def places(visual: Any, grid: Grid, like: Tensor) -> tuple[Rotary, Table]:
+def positions_in(visual: Any, grid: Grid, like: Tensor) -> tuple[Rotary, Table]:
     return rotary(visual, grid, like), interpolation(visual, grid, like)
 
 
