@@ -1,8 +1,7 @@
 """What a choice of the bridge is worth: the same curriculum with each choice, from zero, with several seeds.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ablation options --jobs 2    # options of the bridge, stage 1
-    OMP_NUM_THREADS=1 python -m benchmarks.ablation edits --jobs 2      # source latents, stages 1 to 3
-    OMP_NUM_THREADS=1 python -m benchmarks.ablation claim --jobs 2      # the claim of the paper, stages 1 to 3
+    OMP_NUM_THREADS=1 python -m benchmarks.ablation claim --jobs 2      # queries and source latents, stages 1 to 3
 
 Each arm is `configs/shapes/curriculum.yaml` with the fields of `STUDIES`; arms differ in nothing else, and the runs of
 a seed draw the same samples, noise and times. Every run is a run folder below `--work`, made by `wemmu run`: the same
@@ -51,7 +50,6 @@ CONFIG = ROOT / "configs" / "shapes" / "curriculum.yaml"
 
 class Study(StrEnum):
     OPTIONS = "options"
-    EDITS = "edits"
     CLAIM = "claim"
 
 
@@ -78,7 +76,6 @@ STUDIES: dict[Study, tuple[int, dict[str, list[str]]]] = {
             "half of the reconstruction without VAE": ["recipe.bridge.reconstruct_without_vae=0.5"],
         },
     ),
-    Study.EDITS: (3, {"as the paper": [], "source latents": ["recipe.bridge.source_latents=true"]}),
     Study.CLAIM: (
         3,
         {
@@ -90,6 +87,7 @@ STUDIES: dict[Study, tuple[int, dict[str, list[str]]]] = {
             ],
             "learnable fixed": [*_learnable("learnable_fixed"), "recipe.bridge.queries.number=16"],
             "learnable dynamic": _learnable("learnable_dynamic"),
+            "source latents": ["recipe.bridge.source_latents=true"],
         },
     ),
 }
