@@ -30,13 +30,12 @@ from benchmarks.ross_report import KINDS, Differences, compared, markdown
 from wemmu.config import load_curriculum
 from wemmu.config.checkpoints import own_checkpoints, sheet
 from wemmu.config.files import replace_text
-from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.objectives.reconstruction import answer_cross_entropy
 from wemmu.pixels import fitted, to_images
 from wemmu.positions import token_grid
-from wemmu.recipes.ross.config import Ross
+from wemmu.recipes.ross.config import ReconstructiveTuning, Ross
 from wemmu.recipes.ross.recipe import RossRecipe
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.request import GenerationRequest

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests.config.curricula import tree, write
 from wemmu.config import ConfigError, load_curriculum, load_stage
 from wemmu.config.next_resolution import NextResolution
+from wemmu.config.recipe import RecipeConfig
+from wemmu.config.registry import RECIPES
 from wemmu.config.schema import Curriculum, Memory
 from wemmu.config.stage import Optimizer
 from wemmu.config.upgrade import _offloaded, upgraded_file
@@ -367,3 +369,10 @@ def test_an_autoencoder_is_asked_for_only_where_the_target_is_made_with_it():
             load_curriculum(EXAMPLE, [*alone, f"recipe.target={target}", "recipe.head={kind: mlp}"])
     with pytest.raises(ConfigError, match=r"data\.prepare\.latents needs backbones\.vae"):
         load_curriculum(EXAMPLE, [*alone, "recipe.target=pixels", "data.prepare.latents={}"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_has_the_name_of_its_folder_and_its_objectives_have_titles(recipe: type[RecipeConfig]):
+    assert recipe.__module__ == f"wemmu.recipes.{recipe.model_fields['kind'].default}.config"
+    for objective in recipe.objectives:
+        assert tuple(objective.titles) == get_args(objective.model_fields["kind"].annotation)

@@ -23,7 +23,6 @@ from tests.evaluation.fakes import (
     stage_run,
 )
 from wemmu.config import Task
-from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.task import GENERATION_TASKS
 from wemmu.evaluation.benchmark import BenchmarkRequest
 from wemmu.evaluation.generation import in_batches, request_of
@@ -32,6 +31,7 @@ from wemmu.evaluation.run_record import read_samples
 from wemmu.evaluation.scores import HEADLINE
 from wemmu.evaluation.shapes.benchmark import Shapes
 from wemmu.evaluation.shapes.results import KEPT, evaluate, options_of
+from wemmu.recipes.ross.config import ReconstructiveTuning
 from wemmu.sampling.request import Response
 from wemmu.shapes.edits import EDITS
 from wemmu.shapes.language import full_caption

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from wemmu.config.objectives import LossWeighting, Objective
+from wemmu.config.objectives import LossWeighting
 from wemmu.objectives.flow import contrastive_flow_matching, square_error, time_weight
 from wemmu.objectives.path import sample_path
+from wemmu.recipes.wemmu.config import FlowMatching
 
 # Two samples of two elements: v = eps - x_0 is [-1, 3] and [2, 0].
 X_0 = torch.tensor([[1.0, -1.0], [3.0, 4.0]])
@@ -57,4 +58,4 @@ def test_min_snr_takes_its_bound_from_gamma():
 
 
 def test_by_default_every_time_counts_alike():
-    assert Objective().weighting.kind == "uniform"
+    assert FlowMatching().weighting.kind == "uniform"

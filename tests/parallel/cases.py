@@ -14,7 +14,6 @@ from wemmu.backbones.quantized import pack
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.config import StageRun
 from wemmu.config.lora import LoRA
-from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import Backbones
 from wemmu.config.stage import Optimizer
 from wemmu.config.task import Task
@@ -22,6 +21,7 @@ from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.lora import adapt
+from wemmu.recipes.ross.config import ReconstructiveTuning
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from wemmu.backbones.encoders import cosine
 from wemmu.config import StageRun, load_curriculum
-from wemmu.config.objectives import UnifiedGRPO
 from wemmu.noise import Noise
 from wemmu.parallel.single import SingleEngine
 from wemmu.recipes.recipe import ready_to_train
+from wemmu.recipes.uae.config import UnifiedGRPO
 from wemmu.recipes.uae.policy import Policy, invert_cdf
 from wemmu.recipes.uae.recipe import UAERecipe
 from wemmu.recipes.uae.reward import Pixels

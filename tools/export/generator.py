@@ -14,10 +14,10 @@ from wemmu.checkpoint.store import SHIPPED
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.checkpoint.stream import write_safetensors
 from wemmu.config import StageRun
-from wemmu.config.objectives import Objective, TimeSampling
+from wemmu.config.objectives import TimeSampling
 from wemmu.published.identity import identity
 from wemmu.recipes.uae.config import UAE
-from wemmu.recipes.wemmu.config import WeMMU
+from wemmu.recipes.wemmu.config import FlowMatching, WeMMU
 
 DIT = "generator.dit."
 
@@ -63,7 +63,7 @@ def as_wemmu(run: StageRun, checkpoint: Path, work: Path, ema: bool) -> tuple[St
         update={
             "recipe": WeMMU(bridge=recipe.generator.bridge),
             "backbones": backbones,
-            "stage": run.stage.model_copy(update={"objective": Objective(time=time)}),
+            "stage": run.stage.model_copy(update={"objective": FlowMatching(time=time)}),
             "sampling": run.sampling.model_copy(update=guidance),
         }
     ), out

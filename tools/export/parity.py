@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tools.export.report import ParityError
 from wemmu.backbones.weights import load_vlm
 from wemmu.config import StageRun
-from wemmu.config.objectives import Objective
 from wemmu.config.schema import Sampling
 from wemmu.pipeline import WeMMUPipeline
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.lora import merge
+from wemmu.recipes.wemmu.config import FlowMatching
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.request import GenerationRequest, task_of
 from wemmu.sampling.sampler import Sampler
@@ -68,7 +68,7 @@ def compare_outputs(
 def draw_trained(model: WeMMU, encoder: PromptEncoder, run: StageRun) -> Tensor:
     """The fixed requests, drawn as training draws its samples: [R, 3, H, W] in [0, 1]."""
     resolution, objective = run.stage.resolution, run.stage.objective
-    assert isinstance(objective, Objective)
+    assert isinstance(objective, FlowMatching)
     sampler = Sampler(model, encoder, objective.time.shift_at(resolution))
     sampling = run.sampling.model_copy(update={"steps": STEPS, "seed": 0})
     drawn = [_draw(sampler, sampling, text, number, resolution) for text, number in REQUESTS]

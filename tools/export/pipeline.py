@@ -26,9 +26,9 @@ from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 from wemmu.config.exported import processor_folder
-from wemmu.config.objectives import Objective
 from wemmu.pipeline import WeMMUPipeline, write_entry
 from wemmu.recipes.wemmu.component import WeMMUBridge
+from wemmu.recipes.wemmu.config import FlowMatching
 from wemmu.recipes.wemmu.config import WeMMU as Recipe
 from wemmu.recipes.wemmu.model import WeMMU
 
@@ -118,7 +118,7 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
     """The model without memory as a pipeline, for its configs."""
     sampling, stage, recipe, objective = run.sampling, run.stage, run.recipe, run.stage.objective
     assert isinstance(recipe, Recipe)
-    assert isinstance(objective, Objective)
+    assert isinstance(objective, FlowMatching)
     pipe = WeMMUPipeline(
         vlm=model.vlm.vlm,
         processor=AutoProcessor.from_pretrained(processor_folder(run.backbones.vlm), use_fast=True),

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from wemmu.config.base import Config
 from wemmu.config.lora import LoRA
+from wemmu.config.objectives import Objective
 from wemmu.config.task import Task
 
 if TYPE_CHECKING:
@@ -28,12 +29,13 @@ class RecipeConfig(Config):
     lora: module -> its adapters. A stage that trains such a module trains the adapters alone.
     """
 
+    kind: str
     lora: dict[str, LoRA] = Field(default_factory=dict)
 
     modules: ClassVar[Mapping[str, tuple[str, ...]]]
     backbones: ClassVar[tuple[str, ...]]
     tasks: ClassVar[tuple[Task, ...]]
-    objectives: ClassVar[tuple[str, ...]]
+    objectives: ClassVar[tuple[type[Objective], ...]]
     engines: ClassVar[tuple[str, ...]]
     draws: ClassVar[bool]
     adaptable: ClassVar[tuple[str, ...]] = ()
@@ -63,7 +65,7 @@ class RecipeConfig(Config):
         Raises:
             ValueError: naming the stage, what does not fit and the valid choices.
         """
-        name = self.__class__.model_fields["kind"].default
+        name = self.kind
         if engine not in self.engines:
             raise ValueError(f"the recipe {name} does not run on engine {engine}; valid: {', '.join(self.engines)}")
         if odd := [module for module in self.lora if module not in self.adaptable]:
@@ -77,9 +79,10 @@ class RecipeConfig(Config):
                 "with it: single, zero3"
             )
         for stage in stages:
-            if (kind := stage.objective.kind) not in self.objectives:
-                problem = f"the recipe {name} has no objective {kind}"
-                raise ValueError(f"stage {stage.name}: {problem}; valid: {', '.join(self.objectives)}")
+            if not isinstance(stage.objective, self.objectives):
+                problem = f"the recipe {name} has no objective {stage.objective.kind}"
+                valid = ", ".join(kind for objective in self.objectives for kind in objective.titles)
+                raise ValueError(f"stage {stage.name}: {problem}; valid: {valid}")
             wrong = [task for task in stage.mixture if task not in self.tasks]
             if wrong or not stage.mixture:
                 problem = f"{', '.join(wrong)} is not a task of the recipe {name}" if wrong else "the mixture is empty"

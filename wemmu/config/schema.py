@@ -9,14 +9,9 @@ from pydantic import Field, model_validator
 from wemmu.config.base import Config, LocalPath, Location, Named, Positive, Seed
 from wemmu.config.benchmarks import BenchmarkOptions, Benchmarks, FidelityOptions
 from wemmu.config.prepare import ImageSizing, Prepare
+from wemmu.config.registry import RECIPES, AnyRecipe
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.upgrade import upgraded
-from wemmu.recipes.ross.config import Ross
-from wemmu.recipes.uae.config import UAE
-from wemmu.recipes.wemmu.config import WeMMU
-
-# A further recipe is a folder in wemmu/recipes, and its config in this union.
-Recipe = Annotated[WeMMU | Ross | UAE, Field(discriminator="kind")]
 
 
 class Backbones(Config):
@@ -220,7 +215,7 @@ class _Shared(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
     seed: Seed = 0
     backbones: Backbones
-    recipe: Recipe = WeMMU()
+    recipe: AnyRecipe = Field(default_factory=RECIPES[0])
     data: Data
     memory: Memory
     parallel: Parallel = Parallel()

@@ -8,14 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from wemmu.config.base import Config, LocalPath, Positive, Share
 from wemmu.config.benchmarks import BenchmarkName, Benchmarks
 from wemmu.config.next_resolution import NextResolution
-from wemmu.config.objectives import (
-    CaptionTuning,
-    ColdStart,
-    FlowGRPO,
-    Objective,
-    ReconstructiveTuning,
-    UnifiedGRPO,
-)
+from wemmu.config.registry import RECIPES, AnyObjective
 from wemmu.config.task import Task
 
 
@@ -122,10 +115,7 @@ class _Training(Config):
     global_batch: Positive
     # Modules of the recipe's model; its config lists them.
     trains: tuple[str, ...]
-    objective: Annotated[
-        Objective | ReconstructiveTuning | CaptionTuning | UnifiedGRPO | ColdStart | FlowGRPO,
-        Field(discriminator="kind"),
-    ] = Objective()
+    objective: AnyObjective = Field(default_factory=RECIPES[0].objectives[0])
     optimizer: Optimizer
     # Weight of each task among the steps: a step draws its whole global batch from one task.
     mixture: dict[Task, Annotated[float, Field(gt=0)]]

@@ -53,7 +53,7 @@ class Loader:
         self._encoder, self._token_px = encoder, token_px
         self._asks = run.recipe.asks_for_captions
         self._rank, self._world = rank, world
-        self._paired = stage.objective.kind == "contrastive"
+        self._paired = stage.objective.pairs
         self._threads = ThreadPoolExecutor(run.data.workers, "loader") if run.data.workers else None
         self._ahead: dict[int, Future[list[Batch]]] = {}
         self._workers, self._steps = run.data.workers, stage.steps

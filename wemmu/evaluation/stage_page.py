@@ -16,16 +16,6 @@ from wemmu.report import page as kit
 PAGE_FILE = "index.html"
 # Maximal number of sample sheets on the page: the first, the last and evenly spaced ones.
 SHEETS = 12
-# Kind of objective -> what a stage does, for people.
-OBJECTIVES = {
-    "flow": "flow matching",
-    "contrastive": "contrastive flow matching",
-    "reconstructive": "reconstructive tuning",
-    "caption": "caption tuning",
-    "unified_grpo": "GRPO over captions",
-    "cold_start": "a differentiable cold start",
-    "flow_grpo": "GRPO over paths of the sampler",
-}
 
 
 def write_page(folder: Path) -> Path:
@@ -55,7 +45,8 @@ def _page(record: StageRecord) -> kit.Page:
 
 
 def objective(record: StageRecord) -> str:
-    return OBJECTIVES[record.run.stage.objective.kind]
+    chosen = record.run.stage.objective
+    return chosen.titles[chosen.kind]
 
 
 def _metrics(record: StageRecord, events: list[dict[str, Any]], newest: dict[str, Any]) -> kit.Section:

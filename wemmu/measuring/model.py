@@ -92,7 +92,7 @@ def make_batch(model: Staged, run: StageRun, shape: dict[str, Any]) -> Batch:
         of_target = torch.zeros(samples, channels, height // px, width // px, dtype=torch.bfloat16)
         latents = Latents(of_target, of_target[:, None].repeat(1, count, 1, 1, 1))
     negatives = None
-    if run.stage.objective.kind == "contrastive":
+    if run.stage.objective.pairs:
         partner = None if latents is None else latents.target[:1]
         negatives = Negatives(torch.arange(samples) + 1, torch.tensor([samples]), target[:1], partner)
     return Batch(task, sample_ids, prompts, images, target, latents, negatives)

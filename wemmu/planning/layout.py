@@ -307,7 +307,7 @@ def _bridge(rank: RankWorkload) -> Traffic:
     layers, rest = (numbers(bridge, world, [what]) for what in ("layer", "rest"))
     trained = any(rank.home(part) == "bridge" for part in rank.run.stage.trains)
     # x_t and v, and the velocity of the contrastive partner.
-    fields = 3 if rank.run.stage.objective.kind == "contrastive" else 2
+    fields = 3 if rank.run.stage.objective.pairs else 2
     states, points = rank.slices["states"], fields * rank.slices["points"]
     found = {("all_gather", world): rank.width * (2 * layers + rest)}
     found["reduce_scatter", world] = FP32 * (layers + rest) * trained

@@ -4,15 +4,17 @@ Where the released code and the paper differ or are silent, the default is argue
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, LocalPath, Positive
-from wemmu.config.objectives import Metric
+from wemmu.config.objectives import Metric, Objective
 from wemmu.config.recipe import RecipeConfig
-from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import UNDERSTANDING_TASKS, Task
+
+if TYPE_CHECKING:
+    from wemmu.config.stage import ResolutionStep, Stage
 
 # A token of Qwen2.5-VL covers 28 px, so a square of 16 latents of 8 px is more than four tokens wide.
 Group = Annotated[int, Field(gt=0, le=16)]
@@ -120,6 +122,21 @@ class Transformer(_Attending):
 Head = Annotated[Denoiser | Linear | MLP | Transformer, Field(discriminator="kind")]
 
 
+class ReconstructiveTuning(Objective):
+    """ROSS: cross-entropy of the answer plus `weight` times the loss of reconstruction (the paper: 1).
+
+    answers: `sample`: the mean over an answer's tokens, then over the global batch, so a short answer weighs as much as
+    a long one; `token`: the sum over all tokens of the global batch by their number. The reconstruction is the mean
+    over all images of the global batch. None of them depends on how samples share the devices.
+    """
+
+    kind: Literal["reconstructive"]
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    answers: Literal["sample", "token"] = "sample"
+
+    titles: ClassVar[Mapping[str, str]] = {"reconstructive": "reconstructive tuning"}
+
+
 class Ross(RecipeConfig):
     """A VLM learns to answer and, with a head, to reconstruct the image.
 
@@ -141,7 +158,7 @@ class Ross(RecipeConfig):
     backbones: ClassVar[tuple[str, ...]] = ("vlm", "vae")
     offloadable: ClassVar[tuple[str, ...]] = ("vae",)
     tasks: ClassVar[tuple[Task, ...]] = UNDERSTANDING_TASKS
-    objectives: ClassVar[tuple[str, ...]] = ("reconstructive",)
+    objectives: ClassVar[tuple[type[Objective], ...]] = (ReconstructiveTuning,)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     draws: ClassVar[bool] = False
     adaptable: ClassVar[tuple[str, ...]] = ("llm",)
@@ -180,7 +197,7 @@ class Ross(RecipeConfig):
                 )
         return self
 
-    def check_stage(self, stage: Stage | ResolutionStep) -> None:
+    def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse resolutions that end by a plateau of the validation loss, which is a loss of generation."""
         if stage.has_plateau:
             raise ValueError(

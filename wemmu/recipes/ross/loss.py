@@ -2,12 +2,11 @@
 
 from torch import Tensor
 
-from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.noise import Noise
 from wemmu.objectives.flow import square_error
 from wemmu.objectives.reconstruction import add_noise, regression
-from wemmu.recipes.ross.config import Denoiser
+from wemmu.recipes.ross.config import Denoiser, ReconstructiveTuning
 from wemmu.recipes.ross.model import Ross
 from wemmu.recipes.tuned_vlm import answer_losses
 from wemmu.types import Batch, Losses

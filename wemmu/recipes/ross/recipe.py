@@ -7,14 +7,13 @@ from typing import Any
 from PIL import Image
 
 from wemmu.backbones.weights import OnBlockLoaded
-from wemmu.config.objectives import ReconstructiveTuning
 from wemmu.config.schema import StageRun
 from wemmu.parallel.topology import gathered
 from wemmu.pixels import to_images
 from wemmu.recipes.lora import adapt
 from wemmu.recipes.ross.answers import Answerer, answer_grid
 from wemmu.recipes.ross.build import build_ross
-from wemmu.recipes.ross.config import Denoiser
+from wemmu.recipes.ross.config import Denoiser, ReconstructiveTuning
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross

@@ -16,11 +16,11 @@ from wemmu.checkpoint.collective import all_ranks
 from wemmu.checkpoint.manifest import read_manifest, verify
 from wemmu.checkpoint.start import fill_merged, start_from
 from wemmu.config.exported import processor_folder
-from wemmu.config.objectives import FlowGRPO, UnifiedGRPO
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.recipes.lora import adapt, add_reference
 from wemmu.recipes.staged import startable
 from wemmu.recipes.uae.config import UAE as UAEConfig
+from wemmu.recipes.uae.config import FlowGRPO, UnifiedGRPO
 from wemmu.recipes.uae.measured import Measured
 from wemmu.recipes.uae.model import UAE
 from wemmu.recipes.wemmu.bridge import Bridge

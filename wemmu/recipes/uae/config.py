@@ -5,19 +5,118 @@ and the released code differ or are silent.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wemmu.config.base import Config, LocalPath, Positive, Seed
-from wemmu.config.objectives import ColdStart, FlowGRPO, UnifiedGRPO
+from wemmu.config.objectives import SDE, Aggregate, Objective, Scale, Std
 from wemmu.config.recipe import RecipeConfig
-from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import Task
 from wemmu.recipes.wemmu.config import Bridge
 
 if TYPE_CHECKING:
     from wemmu.config.schema import Memory
+    from wemmu.config.stage import ResolutionStep, Stage
+
+
+class CaptionTuning(Objective):
+    """Cross-entropy of captions that the data set has: the mean over a caption's tokens, then over the batch."""
+
+    kind: Literal["caption"]
+
+    titles: ClassVar[Mapping[str, str]] = {"caption": "caption tuning"}
+
+
+class UnifiedGRPO(Objective):
+    """UAE: GRPO over captions, rewarded by what a frozen generator reconstructs from them (arXiv 2509.09666 v5).
+
+    See `wemmu.objectives.grpo` for the formulas. The paper names group 4, temperature 1 and beta 1e-6; the other
+    defaults are ours or the field's, argued beside them.
+    """
+
+    kind: Literal["unified_grpo"]
+    # Captions of each image.
+    group: Annotated[int, Field(ge=2)] = 4
+    # Of sampling; log-probabilities are of the same distribution.
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    scale: Scale = "group"
+    std: Std = "unbiased"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-4
+    # OPEN in the paper, which cites GRPO. With dr_grpo and dapo a long caption is not spared for its length.
+    aggregate: Aggregate = "grpo"
+    # OPEN in the paper; PPO's. `clip_high` above it is DAPO's clip-higher; equal to `clip` if not given.
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    # Cap on the ratio of tokens with a negative advantage.
+    delta: Annotated[float, Field(gt=1)] | None = None
+    # Weight of k3, the distance from the policy that the stage began with. With 0 no copy of it is kept.
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    # Optimizer steps for each rollout (mu). With 1 the ratio is 1, nothing is clipped, and the loss is about 0 although
+    # its gradient is not.
+    updates: Positive = 1
+
+    titles: ClassVar[Mapping[str, str]] = {"unified_grpo": "GRPO over captions"}
+
+    @property
+    def high(self) -> float:
+        return self.clip if self.clip_high is None else self.clip_high
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.delta is not None and self.delta <= 1 + self.high:
+            raise ValueError(f"objective.delta {self.delta} must be above the clip range, 1 + {self.high}")
+        return self
+
+
+class ColdStart(Objective):
+    """UAE, first stage of arXiv 2509.09666 v1: 1 - cosine of image and reconstruction, differentiated.
+
+    The VLM's captions are sampled at `temperature`; no gradient goes through the choice of words. The gradient reaches
+    the DiT through the last steps of the sampler, and the language model through the condition.
+    """
+
+    kind: Literal["cold_start"]
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    # Steps of the sampler that have a gradient, the last ones. OPEN in the paper; the released code takes all of 10.
+    last: Positive = 1
+
+    titles: ClassVar[Mapping[str, str]] = {"cold_start": "a differentiable cold start"}
+
+
+class FlowGRPO(Objective):
+    """UAE, third stage of arXiv 2509.09666 v1: GRPO over the sampler's path, which moves the DiT (arXiv 2505.05470).
+
+    The paper does not name the algorithm; this is the field's. For each image the VLM writes one caption, and the
+    sampler draws a group of images from it: they begin with the same noise and differ by the stochastic steps of a
+    window, see `wemmu.sampling.sde`. Defaults: Flow-GRPO and its fast variant.
+    """
+
+    kind: Literal["flow_grpo"]
+    # Images drawn of each caption.
+    group: Annotated[int, Field(ge=2)] = 8
+    # Who wrote the captions: the VLM, or whoever wrote those of the data set.
+    captions: Literal["policy", "data"] = "policy"
+    # Of sampling captions.
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    sde: SDE = "flow"
+    noise_level: Annotated[float, Field(gt=0, le=1)] = 0.7
+    # The stochastic steps: `window` steps from step `first` on, of recipe.generator.steps. Other steps are Euler's.
+    first: Annotated[int, Field(ge=0)] = 0
+    window: Positive = 2
+    scale: Scale = "group"
+    std: Std = "population"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-4
+    # Advantages are cut at plus and minus this.
+    limit: Annotated[float, Field(gt=0)] = 5.0
+    # Log-probabilities are means over latent elements, hence a small range.
+    clip: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    # Weight of KL to the DiT that the stage began with. With 0 no copy of it is kept.
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    # Optimizer steps for each rollout, as in UnifiedGRPO.
+    updates: Positive = 1
+
+    titles: ClassVar[Mapping[str, str]] = {"flow_grpo": "GRPO over paths of the sampler"}
 
 
 class Generator(Config):
@@ -83,7 +182,7 @@ class UAE(RecipeConfig):
     }
     backbones: ClassVar[tuple[str, ...]] = ("vlm", "vae", "dit")
     tasks: ClassVar[tuple[Task, ...]] = (Task.CAPTION, Task.UNDERSTANDING)
-    objectives: ClassVar[tuple[str, ...]] = ("caption", "unified_grpo", "cold_start", "flow_grpo")
+    objectives: ClassVar[tuple[type[Objective], ...]] = (CaptionTuning, UnifiedGRPO, ColdStart, FlowGRPO)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
     offloadable: ClassVar[tuple[str, ...]] = ("generator",)
     draws: ClassVar[bool] = False
@@ -94,7 +193,7 @@ class UAE(RecipeConfig):
     def asks_for_captions(self) -> str:
         return self.instruction
 
-    def check_stage(self, stage: Stage | ResolutionStep) -> None:
+    def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse what needs a loss of generation, questions that have no reward, and a rollout that is cut."""
         if stage.has_plateau:
             raise ValueError(
@@ -121,7 +220,7 @@ class UAE(RecipeConfig):
         if isinstance(objective, ColdStart) and self.reward.control != "none":
             raise ValueError(f"{name}: recipe.reward.control is for rewards, and cold_start has none; valid: none")
 
-    def _check_trains(self, stage: Stage | ResolutionStep) -> None:
+    def _check_trains(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse modules that the objective gives no gradient."""
         name, kind, trains = f"stage {stage.name}", stage.objective.kind, set(stage.trains)
         valid = {"cold_start": {"llm", "dit"}, "flow_grpo": {"dit"}}.get(kind, {"llm"})
@@ -133,7 +232,7 @@ class UAE(RecipeConfig):
                 "reference takes from another VLM; set recipe.cond_encoder=policy, or train dit alone"
             )
 
-    def check_memory(self, memory: "Memory", stages: Sequence[Stage | ResolutionStep], engine: str) -> None:
+    def check_memory(self, memory: "Memory", stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         super().check_memory(memory, stages, engine)
         for stage in stages:
             if "generator" in memory.offload and stage.objective.kind in ("cold_start", "flow_grpo"):

@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from wemmu.config.objectives import FlowGRPO, UnifiedGRPO
 from wemmu.heartbeat import beat
 from wemmu.noise import Noise
 from wemmu.objectives.grpo import advantages, aggregate, clipped, kl_k3, surrogate
 from wemmu.parallel.topology import gathered, rank
 from wemmu.recipes.tuned_vlm import answer_losses
+from wemmu.recipes.uae.config import FlowGRPO, UnifiedGRPO
 from wemmu.recipes.uae.policy import Captions, Policy
 from wemmu.recipes.uae.reward import ReconstructionReward
 from wemmu.sampling.mode import evaluating

@@ -6,13 +6,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from wemmu.config.objectives import ColdStart, FlowGRPO, UnifiedGRPO
 from wemmu.config.schema import StageRun
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.uae.config import UAE as UAEConfig
-from wemmu.recipes.uae.config import Reward
+from wemmu.recipes.uae.config import ColdStart, FlowGRPO, Reward, UnifiedGRPO
 from wemmu.recipes.uae.generator import Renderer
 from wemmu.recipes.uae.model import UAE
 from wemmu.recipes.uae.paths import learner_of

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.backbones.encoders import cosine
-from wemmu.config.objectives import CaptionTuning, ColdStart, FlowGRPO, UnifiedGRPO
 from wemmu.config.schema import StageRun
 from wemmu.heartbeat import beat
 from wemmu.noise import Noise
 from wemmu.objectives.flow_grpo import divergence, log_probability
 from wemmu.objectives.grpo import clipped, surrogate
+from wemmu.recipes.uae.config import CaptionTuning, ColdStart, FlowGRPO, UnifiedGRPO
 from wemmu.recipes.uae.generator import Renderer
 from wemmu.recipes.uae.learner import CaptionLearner, GRPOLearner, RolloutLearner, measures
 from wemmu.recipes.uae.policy import Captions, Policy

@@ -1,14 +1,32 @@
 """The config of WeMMU: noisy query tokens that bridge a frozen VLM and a DiT."""
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from wemmu.config.base import Config, Positive
+from wemmu.config.base import Config, Positive, Share
+from wemmu.config.objectives import LossWeighting, Objective, TimeSampling
 from wemmu.config.recipe import RecipeConfig
-from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.task import GENERATION_TASKS, Task
+
+if TYPE_CHECKING:
+    from wemmu.config.stage import ResolutionStep, Stage
+
+
+class FlowMatching(Objective):
+    """flow: conditional flow matching. contrastive: minus `weight` times the distance to another sample's target."""
+
+    kind: Literal["flow", "contrastive"] = "flow"
+    weight: Share = 0.05
+    time: TimeSampling = TimeSampling()
+    weighting: LossWeighting = LossWeighting()
+
+    titles: ClassVar[Mapping[str, str]] = {"flow": "flow matching", "contrastive": "contrastive flow matching"}
+
+    @property
+    def pairs(self) -> bool:
+        return self.kind == "contrastive"
 
 
 class Queries(Config):
@@ -80,7 +98,7 @@ class WeMMU(RecipeConfig):
     }
     backbones: ClassVar[tuple[str, ...]] = ("vlm", "vae", "dit")
     tasks: ClassVar[tuple[Task, ...]] = GENERATION_TASKS
-    objectives: ClassVar[tuple[str, ...]] = ("flow", "contrastive")
+    objectives: ClassVar[tuple[type[Objective], ...]] = (FlowMatching,)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3", "hybrid")
     draws: ClassVar[bool] = True
     adaptable: ClassVar[tuple[str, ...]] = ("pathway", "dit")
@@ -91,7 +109,7 @@ class WeMMU(RecipeConfig):
     offloadable: ClassVar[tuple[str, ...]] = ("vlm", "vae")
     does: ClassVar[str] = "generates and edits images"
 
-    def check(self, stages: Sequence[Stage | ResolutionStep], engine: str) -> None:
+    def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         super().check(stages, engine)
         if self.bridge.source_latents and engine == "hybrid":
             raise ValueError("recipe.bridge.source_latents does not run on engine hybrid; valid: single, zero3")
@@ -109,7 +127,7 @@ class WeMMU(RecipeConfig):
                 "in a stage's trains, or set recipe.bridge.source_latents=false"
             )
 
-    def check_stage(self, stage: Stage | ResolutionStep) -> None:
+    def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage that trains a part that this bridge lacks, or does not train learnable queries."""
         design = self.bridge.queries.design
         if "queries" in stage.trains and design == "noisy":
@@ -120,5 +138,5 @@ class WeMMU(RecipeConfig):
             raise ValueError(f"stage {stage.name} trains the VAE branch, but recipe.bridge.vae_branch is off")
         if "dit" in stage.trains and stage.optimizer.dit_lr is None:
             raise ValueError(f"stage {stage.name} trains the DiT, so optimizer.dit_lr is needed")
-        if stage.objective.kind == "contrastive" and stage.global_batch < 2:
+        if stage.objective.pairs and stage.global_batch < 2:
             raise ValueError(f"stage {stage.name}: the contrastive objective needs another sample in the batch")

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.noise import Noise
 from wemmu.objectives.flow import contrastive_flow_matching, square_error, time_weight
 from wemmu.objectives.path import sample_path, sample_time
+from wemmu.recipes.wemmu.config import FlowMatching
 from wemmu.recipes.wemmu.config import WeMMU as WeMMUConfig
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Batch, Begun, Condition, Flow, Losses
@@ -25,7 +25,7 @@ class FlowMatchingLoss:
 
     def __init__(self, model: WeMMU, run: StageRun):
         self.model, self.seed, self.source = model, run.seed, run.kernels.noise
-        assert isinstance(run.stage.objective, Objective), "the config gives this recipe no other"
+        assert isinstance(run.stage.objective, FlowMatching), "the config gives this recipe no other"
         self.config = run.stage.objective
         self.resolution = run.stage.resolution
         assert isinstance(run.recipe, WeMMUConfig)

@@ -10,7 +10,6 @@ from torch import nn
 from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded
-from wemmu.config.objectives import Objective
 from wemmu.config.schema import StageRun
 from wemmu.config.task import GENERATION_TASKS
 from wemmu.parallel.topology import Topology
@@ -18,7 +17,7 @@ from wemmu.pixels import to_images
 from wemmu.recipes.lora import adapt
 from wemmu.recipes.recipe import Recipe
 from wemmu.recipes.wemmu.build import build_model, sources
-from wemmu.recipes.wemmu.config import WeMMU
+from wemmu.recipes.wemmu.config import FlowMatching, WeMMU
 from wemmu.recipes.wemmu.copying import CopyRate, edits_of
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU as Model
@@ -68,7 +67,7 @@ class WeMMURecipe(Recipe):
     def sampling(run: StageRun) -> dict[str, Any]:
         """Return solver, times and the guidance weights of each task, as the config sets them."""
         sampling = run.sampling
-        assert isinstance(run.stage.objective, Objective)
+        assert isinstance(run.stage.objective, FlowMatching)
         ts = times(sampling.steps, run.stage.objective.time.shift_at(run.stage.resolution)).tolist()
         return {
             "solver": {"name": sampling.solver, "steps": sampling.steps, "times": [round(t, 4) for t in ts]},
