@@ -26,7 +26,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not an image"
     TRUNCATED = "image truncated"
     TOO_MANY_PIXELS = "image has too many pixels"
-    # The record is undamaged but unwanted.
+    # The record is undamaged but unsuitable.
     TOO_SMALL = "image too small"
     TOO_OBLONG = "image too oblong"
     CAPTION_TOO_SHORT = "caption too short"

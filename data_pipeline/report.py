@@ -60,7 +60,7 @@ def _page(report: Report, more: list[kit.Section]) -> kit.Page:
         (number(report.read), "records read"),
         (number(report.kept), "kept"),
         (number(report.left_out(damaged=True)), "damaged"),
-        (number(report.left_out(damaged=False)), "not wanted"),
+        (number(report.left_out(damaged=False)), "unsuitable"),
         (number(len(report.streams)), "stream" + "s" * (len(report.streams) != 1)),
         (human(report.bytes, "B"), "in shards"),
     ]
@@ -88,7 +88,7 @@ def _sources(report: Report) -> kit.Table:
         )
         for s in report.sources
     ]
-    return kit.Table("", ("Source", ">Partitions", ">Read", ">Kept", ">Damaged", ">Not wanted"), rows)
+    return kit.Table("", ("Source", ">Partitions", ">Read", ">Kept", ">Damaged", ">Unsuitable"), rows)
 
 
 def _reasons(report: Report) -> kit.Block:
@@ -177,7 +177,7 @@ def reasons_table(
 ) -> kit.Table:
     rows = [
         (
-            kit.Cell(reason.reason, "damaged" if reason.reason.damaged else "not wanted"),
+            kit.Cell(reason.reason, "damaged" if reason.reason.damaged else "unsuitable"),
             count(reason.count),
             kit.Cell("\n".join(map(_example, reason.examples)), kind="lines"),
         )
