@@ -39,6 +39,7 @@ from wemmu.evaluation.shapes.benchmark import Shapes
 from wemmu.jsonlines import read_lines
 from wemmu.noise import Noise
 from wemmu.positions import token_grid
+from wemmu.readable import valid
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.training.build import load_trained
 
@@ -150,7 +151,7 @@ def main(
     count, known = STUDIES[study]
     base = next(iter(known))
     if unknown := set(arms or ()) - known.keys():
-        raise typer.BadParameter(f"the study {study} has no arm {', '.join(unknown)}; valid: {', '.join(known)}")
+        raise typer.BadParameter(f"the study {study} has no arm {', '.join(unknown)}; {valid(unknown, known)}")
     chosen = {name: fields for name, fields in known.items() if name == base or not arms or name in arms}
     work = work.resolve()
     planned = [

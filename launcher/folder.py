@@ -11,6 +11,7 @@ from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 from wemmu.config.base import differences
 from wemmu.diagnosis.findings import Call, examine
+from wemmu.readable import valid
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
@@ -59,8 +60,10 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
 def curriculum_file(run: Path) -> Path:
     """Raises RefusedError if `run` is not a run folder; names those beside it."""
     if not (run / CURRICULUM).exists():
-        there = ", ".join(sorted(str(file.parent) for file in run.parent.glob(f"*/{CURRICULUM}"))) or "none"
-        raise RefusedError(f"{run} is not a run folder: it has no {CURRICULUM}; run folders in {run.parent}: {there}")
+        there = valid(
+            run, sorted(file.parent for file in run.parent.glob(f"*/{CURRICULUM}")), f"run folders in {run.parent}"
+        )
+        raise RefusedError(f"{run} is not a run folder: it has no {CURRICULUM}; {there}")
     return run / CURRICULUM
 
 

@@ -10,6 +10,7 @@ from wemmu.config.benchmarks import RESULTS, card_file
 from wemmu.config.checkpoints import says_its_step
 from wemmu.config.stage import BenchmarkGate
 from wemmu.jsonlines import read_lines
+from wemmu.readable import valid
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _of_benchmarks(gate: Gate) -> Iterator[str]:
             yield f"{gate.stage} has a gate on {bound.benchmark}, but {file} has no scores ({why})."
             continue
         if name not in scores:
-            yield f"{gate.stage} has a gate on {name} of {bound.benchmark}; the scores in {file}: {', '.join(scores)}."
+            there = valid(name, scores, f"the scores in {file}")
+            yield f"{gate.stage} has a gate on {name} of {bound.benchmark}; {there}."
             continue
         value = scores[name]
         asks = f"{gate.stage} has {name} {value:.4g} in {bound.benchmark}; its gate asks for"

@@ -10,6 +10,7 @@ from wemmu.config import Curriculum, ResolutionStep, Stage, StageRun
 from wemmu.config.benchmarks import RESULTS, card_file
 from wemmu.config.checkpoints import MANIFEST
 from wemmu.config.next_resolution import record_file
+from wemmu.readable import valid
 
 # tools/ and slurm/ lie beside the packages in a checkout, and inside this package after an installation (setup.py).
 _INSTALLED = Path(__file__).resolve().parent / "home"
@@ -47,7 +48,7 @@ def find(jobs: Sequence[Job], name: str) -> Job:
     """
     found = [job for job in jobs if name == job.name or (job.resolution and name == job.folder.name)]
     if not found:
-        raise ValueError(f"there is no job {name!r}; valid choices: {', '.join(job.name for job in jobs)}")
+        raise ValueError(f"there is no job {name!r}; {valid(name, [job.name for job in jobs], 'valid choices')}")
     return next((job for job in found if not is_finished(job)), found[-1])
 
 

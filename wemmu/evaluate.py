@@ -11,6 +11,7 @@ from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
 from wemmu.config.benchmarks import OPTIONS, RESULTS, card_folder, from_pairs, options
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
+from wemmu.readable import valid
 from wemmu.source import choose_device, open_pipeline
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main(
 ) -> None:
     """Score a trained stage on held-out requests, or run a benchmark."""
     if only not in (None, "generate", "score"):
-        raise UsageError(f"--only {only} is no step; valid choices: generate, score")
+        raise UsageError(f"--only {only} is no step; {valid(only, ('generate', 'score'), 'valid choices')}")
     step: Any = only
     if benchmark is not None:
         _benchmark(source, benchmark, from_pairs(set_ or ()), checkpoint, ema, out, step, device, replace)

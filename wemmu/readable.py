@@ -1,6 +1,7 @@
 """Numbers and lists as people read them."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def human(value: float, unit: str = "") -> str:
@@ -28,3 +29,18 @@ def percent(share: float) -> str:
 def listed(words: Sequence[str]) -> str:
     """`a`, `a and b` or `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def meant(word: object, choices: Iterable[object]) -> list[str]:
+    """The choice that is most like a misspelt word; empty if none is like it."""
+    known = {str(choice).lower(): str(choice) for choice in choices}
+    return [known[one] for one in difflib.get_close_matches(str(word).lower(), known, n=1)]
+
+
+def valid(words: object, choices: Iterable[object], label: str = "valid") -> str:
+    """`did you mean heun? valid: euler, heun`, the end of a message about an unknown word, or about a list of them."""
+    choices = list(choices)
+    several = words if isinstance(words, list | tuple | set) else [words]
+    close = list(dict.fromkeys(one for word in several for one in meant(word, choices)))
+    question = f"did you mean {', '.join(close)}? " if close else ""
+    return f"{question}{label}: {', '.join(map(str, choices)) or 'none'}"

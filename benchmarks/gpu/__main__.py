@@ -28,6 +28,7 @@ from benchmarks.gpu import verdict
 from benchmarks.gpu.verdict import Result, Setting
 from benchmarks.measure import RESULTS, ROOT, Out
 from wemmu.command_line import FAILED, FINAL, USAGE, fail
+from wemmu.readable import valid
 from wemmu.revision import revision
 
 
@@ -73,7 +74,7 @@ def main(
         return
     names = only.split(",") if only else list(PARTS)
     if wrong := [name for name in [*names, *([one] if one else [])] if name not in PARTS]:
-        fail(f"--only {only or one}: there is no part {wrong[0]!r}; valid: {', '.join(PARTS)}", USAGE)
+        fail(f"--only {only or one}: there is no part {wrong[0]!r}; {valid(wrong, PARTS)}", USAGE)
     if device not in ("cpu", "cuda"):
         fail(f"--device {device} is unknown; valid: cuda, cpu", USAGE)
     about = _about(device) | {"steps": steps}

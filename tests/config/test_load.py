@@ -103,7 +103,7 @@ def test_a_misspelt_field_is_answered_with_the_one_that_is_meant(tmp_path: Path)
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("stages.third.steps=7", r"stages\.third\.steps=7.*valid choices: first, second or \*"),
+        ("stages.third.steps=7", r"stages\.third\.steps=7.*valid choices: first, second, \*"),
         ("seed", "'seed' is not of the form field=value"),
         # The parser would crash the process.
         ("seed=" + "[" * 60_000, "line 1 is nested too deeply"),

@@ -1,6 +1,7 @@
 """What the schema refuses, and the numbers it derives."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -161,7 +162,48 @@ REFUSED = {
         [put("parallel", {"engine": "hybrid", "ranks": 4, "tp": 3})],
         "4 ranks cannot be divided into groups of tp 3 x pp 1",
     ),
-    "stages that are no list": ([put("stages", 5)], "stages: Input should be a valid tuple"),
+    "stages that are no list": ([put("stages", 5)], r"stages: must be a list, e.g. \[\{name: my-name, steps: 64"),
+    "a recipe by its name alone": ([put("recipe", "ros")], r"recipe: must be a mapping, e\.g\. \{kind: ross\}"),
+    "an objective by its name alone": (
+        [put("stages", 0, "objective", "contrastive")],
+        r"objective: must be a mapping, e\.g\. \{kind: contrastive\}",
+    ),
+    "a section that is a number": ([put("data", 5)], r"data: must be a mapping, e\.g\. \{shards: my-shards\} .*got 5"),
+    "a section that is a list": ([put("backbones", [])], r"backbones: must be a mapping, e\.g\. \{vlm: my-vlm\}"),
+    "a misspelt kind of a source": (
+        [put("data", "prepare", {"sources": [{"kind": "foldr", "name": "a"}]})],
+        r"sources\.0: unknown kind 'foldr'; did you mean folder\? valid: shapes, webdataset",
+    ),
+    "a source without its kind": (
+        [put("data", "prepare", {"sources": [{"name": "a"}]})],
+        r"sources\.0: the field kind is missing; .*valid kinds: shapes, webdataset",
+    ),
+    "a misspelt kind of an objective": ([put("stages", 0, "objective", {"kind": "flw"})], "did you mean flow"),
+    "a misspelt recipe": ([put("recipe", {"kind": "wemu"})], "recipe: unknown kind 'wemu'; did you mean wemmu"),
+    "a misspelt task": (
+        [put("stages", 0, "mixture", {"t2ii": 1})],
+        r"stages\.0\.mixture\.t2ii: unknown value; did you mean t2i\? valid: t2i, [^(]*$",
+    ),
+    "a misspelt task of a gate": ([put("stages", 0, "gate", {"scores": {"t2ii": 1}})], r"t2ii: .*did you mean t2i\?"),
+    "a misspelt module": (
+        [put("stages", 0, "trains", ["vae_brnch"])],
+        r"has no vae_brnch to train; did you mean vae_branch\? valid: vae_branch, pathway, [^(]*$",
+    ),
+    "a misspelt module of adapters": ([put("recipe", "lora", {"dti": {}})], r"no adapters for dti; did you mean dit\?"),
+    "a misspelt part to quantize": ([put("memory", "quantize", {"vmm": "nf4"})], r"did you mean vlm\? valid: vlm, "),
+    "a misspelt solver": ([put("sampling", {"solver": "Huen"})], r"did you mean heun\? valid: euler, heun"),
+    "a misspelt word beside true and false": (
+        [put("kernels", {"compile": "auot"})],
+        r":\n  kernels\.compile: unknown value; did you mean auto\? valid: auto, true, false \(got 'auot'\)$",
+    ),
+    "a resolution that is a word": (
+        [put("stages", 0, "resolution", "big")],
+        r":\n  stages\.0\.resolution: Input should be a valid integer.*\(got 'big'\)$",
+    ),
+    "a resolution of several that is a word": (
+        [put("stages", 0, "resolution", [64, "big"])],
+        r":\n  stages\.0\.resolution\.1: Input should be a valid integer.*\(got 'big'\)$",
+    ),
     "an unknown benchmark": (
         [put("evaluation", {"benchmarks": {"shape": {}}})],
         r"benchmarks\.shape: unknown field; did you mean shapes",
@@ -183,6 +225,28 @@ def test_refused_with_its_reason(tmp_path: Path, bends: list[Bend], reason: str)
         bend(content)
     with pytest.raises(ConfigError, match=reason):
         load_curriculum(write(tmp_path, content))
+
+
+def test_the_example_of_a_message_is_valid_where_it_is_shown(tmp_path: Path):
+    """A number in the place of every section and list; its message shows a value that the field takes."""
+    fields = [name for name in Curriculum.model_fields if name not in ("name", "seed", "export", "threads")]
+    fields += [f"stages.first.{name}" for name in ("trains", "objective", "optimizer", "mixture", "gate", "benchmarks")]
+    settings = [f"{name}=%s" for name in fields]
+    settings += ["data.prepare={sources: %s}", "data.prepare={sources: [%s]}", "recipe={kind: wemmu, lora: {dit: %s}}"]
+    file = write(tmp_path, tree())
+    for setting in settings:
+        with pytest.raises(ConfigError) as caught:
+            load_curriculum(file, [setting % 3])
+        line = str(caught.value).splitlines()[1]
+        example = re.fullmatch(r"\S+: must be a (?:mapping|list), e\.g\. (.+?)(?: \(.*)?", line.strip())
+        assert example is not None, line
+        said = ""
+        try:
+            load_curriculum(file, [setting % example[1]])
+        except ConfigError as error:
+            said = str(error)
+        # Every field is of the right form; whether they fit each other the example cannot know.
+        assert not said or "Curriculum: " in said, said
 
 
 def test_a_config_of_an_earlier_version_tells_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -238,8 +238,8 @@ def test_fidelity_of_records_that_were_trained_on_is_refused(shards: Path) -> No
 @pytest.mark.parametrize(
     ("name", "pairs", "words"),
     [
-        ("gen_eval", [], "valid choices: shapes"),
-        ("shapes", ["prompt=3"], "prompt.*Options.*prompts"),
+        ("gen_eval", [], r"did you mean geneval\? valid choices: shapes"),
+        ("shapes", ["prompt=3"], r"prompt: unknown field; did you mean prompts\?.*Options.*prompts"),
         ("shapes", ["prompts=none"], "prompts"),
         ("shapes", ["prompts"], "NAME=VALUE"),
         ("fidelity", ["encoders=clip"], "encoders"),

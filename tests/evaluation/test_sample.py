@@ -51,6 +51,11 @@ def test_an_invalid_config_of_one_stage_is_named_and_keeps_no_other_from_use(
 def test_other_folders_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="valid choices: a run folder"):
         open_source(tmp_path)
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"did you mean {run / 'stage4'}[?]"):
+        open_source(run / "stgae4")
+    with pytest.raises(ConfigError, match=f"did you mean {run}[?]"):
+        open_source(tmp_path / "rnu")
 
 
 def test_half_an_export_is_named(tmp_path: Path):

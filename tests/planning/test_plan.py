@@ -130,7 +130,7 @@ def test_the_papers_own_batches_do_not_fit_64_gpus_but_8():
 
 
 def test_a_machine_that_is_none_is_refused(backbones: Backbones):
-    with pytest.raises(PlanError, match=f"valid choices: {', '.join(GPUS)}"):
+    with pytest.raises(PlanError, match=rf"did you mean h100\? valid choices: {', '.join(GPUS)}"):
         plan(short(backbones), Machine("h1000", on(1).degrees, 0.3), Assumptions())
     with pytest.raises(PlanError, match="above 0 and at most 1, got 35"):
         plan(short(backbones), on(1, mfu=35), Assumptions())

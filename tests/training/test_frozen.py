@@ -153,7 +153,7 @@ def test_an_export_has_full_weights(trained: tuple[StageRun, Path], tmp_path: Pa
     ("quantize", "changes", "message"),
     [
         ({"vae": "nf4"}, {}, "memory.quantize: vae cannot be; valid: vlm, pathway, dit"),
-        ({"vlm": "int3"}, {}, "Input should be 'int8' or 'nf4'"),
+        ({"vlm": "int3"}, {}, "did you mean int8\\? valid: int8, nf4"),
         ({"dit": "nf4"}, {"lora": {}}, r"memory\.quantize\.dit: dit learns whole.*recipe\.lora\.dit"),
         ({"pathway": "nf4"}, {"lora": {}, "stage": {"trains": ["position_mlp"]}}, "pathway learns whole"),
         ({"dit": "nf4"}, {"parallel": {"engine": "zero3", "ranks": 2}}, "engine zero3 .* a dit .* set parallel.engine"),

@@ -12,7 +12,9 @@ from yaml import YAMLError
 
 from wemmu.config.base import Config, ConfigError, LocalPath, Positive, Seed, leaves
 from wemmu.config.files import check_yaml
+from wemmu.config.messages import faults
 from wemmu.config.task import Task
+from wemmu.readable import valid
 
 Encoder = Literal["clip", "longclip", "dinov2", "dinov3"]
 
@@ -189,13 +191,12 @@ def options(name: str, values: Mapping[str, Any]) -> BenchmarkOptions:
         ConfigError: for an unknown benchmark, or names every invalid option and the valid ones.
     """
     if name not in OPTIONS:
-        raise ConfigError(f"no benchmark is called {name!r}; valid choices: {', '.join(OPTIONS)}")
+        raise ConfigError(f"no benchmark is called {name!r}; {valid(name, OPTIONS, 'valid choices')}")
     try:
         return OPTIONS[name].model_validate(values)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        valid = ", ".join(OPTIONS[name].model_fields)
-        raise ConfigError(f"benchmark {name}: {'; '.join(found)}. Options (--set NAME=VALUE): {valid}") from error
+        found, options = "; ".join(faults(error, OPTIONS[name], values)), ", ".join(OPTIONS[name].model_fields)
+        raise ConfigError(f"benchmark {name}: {found}. Options (--set NAME=VALUE): {options}") from error
 
 
 def from_pairs(pairs: Sequence[str]) -> dict[str, Any]:

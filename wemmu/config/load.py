@@ -1,25 +1,24 @@
 """YAML and dotted overrides -> validated config, with errors that say what to change."""
 
-import difflib
 import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
-from typing_extensions import is_typeddict
 from yaml import YAMLError
 
 from wemmu.config.base import ConfigError, Named, leaves, local_path
 from wemmu.config.exported import completed
 from wemmu.config.files import check_yaml, replace_text
+from wemmu.config.messages import faults, short
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
+from wemmu.readable import valid
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -110,70 +109,8 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
         config = schema.model_validate(_with_folders(data, origins))
         return config, {name: origin.source for name, origin in origins.items()}
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or schema.__name__}: {_words(e, schema, data)}"
-            # What was given instead of a missing field is everything around it.
-            + ("" if e["type"] == "missing" else f" (got {_short(e['input'])})")
-            for e in _causes(error, schema)
-        ]
+        lines = [f"  {line}" for line in faults(error, schema, data)]
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
-
-
-def _causes(error: ValidationError, schema: type[BaseModel]) -> list[ErrorDetails]:
-    """The errors without those that only follow from others.
-
-    A list is empty because its elements are not valid; a field is missing because its name is misspelt.
-    """
-    found = error.errors()
-    deeper = [e["loc"] for e in found]
-    misspelt = {(*e["loc"][:-1], *_meant(e, schema)) for e in found if e["type"] == "extra_forbidden"}
-
-    def follows(e: ErrorDetails) -> bool:
-        loc = e["loc"]
-        below = any(len(d) > len(loc) and d[: len(loc)] == loc for d in deeper)
-        return (e["type"] == "too_short" and below) or (e["type"] == "missing" and loc in misspelt)
-
-    return [e for e in found if not follows(e)]
-
-
-def _meant(error: ErrorDetails, schema: type[BaseModel]) -> list[str]:
-    return difflib.get_close_matches(str(error["loc"][-1]), _fields(schema, error["loc"][:-1]), n=1)
-
-
-def _words(error: ErrorDetails, schema: type[BaseModel], data: Any) -> str:
-    """Return the message of an error; for an unknown field, with the most similar field and the stage."""
-    loc = error["loc"]
-    if error["type"] != "extra_forbidden":
-        return error["msg"].removeprefix("Value error, ")
-    close = _meant(error, schema)
-    valid = ", ".join(_fields(schema, loc[:-1]))
-    words = f"unknown field; did you mean {close[0]}?" if close else f"unknown field; valid: {valid}"
-    if loc[0] == "stages" and len(loc) > 1 and isinstance(name := data["stages"][loc[1]].get("name"), str):
-        words += f" (stage {name})"
-    return words
-
-
-def _fields(annotation: Any, loc: Sequence[str | int]) -> dict[str, None]:
-    """Return the names of the fields at `loc` inside a type, in order; of a union, those of the chosen kind.
-
-    `loc` contains the kind of a discriminated union as an element.
-    """
-    if is_typeddict(annotation):
-        kinds = get_type_hints(annotation)
-        names = {name: None for name in kinds if not name.startswith("_")}
-        return _fields(kinds[str(loc[0])], loc[1:]) if loc and loc[0] in names else {} if loc else names
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = annotation.model_fields
-        if not loc:
-            return dict.fromkeys(fields)
-        if loc[0] in fields:
-            return _fields(fields[str(loc[0])].annotation, loc[1:])
-        kind: Any = fields["kind"].annotation if "kind" in fields else None
-        return _fields(annotation, loc[1:]) if loc[0] in get_args(kind) else {}
-    inside = get_args(annotation)
-    if isinstance(get_origin(annotation), type) and issubclass(get_origin(annotation), list | tuple | dict):
-        loc = loc[1:]
-    return {name: None for one in inside for name in _fields(one, loc)}
 
 
 def _folders(written: Sequence[str] | None, path: Path) -> tuple[Path, ...]:
@@ -298,22 +235,17 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
         wanted = range(len(stages)) if parts[1] == "*" else [i for i, name in enumerate(stages) if name == parts[1]]
         if not wanted:
             raise ConfigError(
-                f"the override {override!r} names an unknown stage; valid choices: {', '.join(map(str, stages))} or *"
+                f"the override {override!r} names an unknown stage; {valid(parts[1], [*stages, '*'], 'valid choices')}"
             )
         keys = [".".join(["stages", str(i), *parts[2:]]) for i in wanted]
     else:
         keys = [key]
     try:
-        check_yaml(f"the override {_short(override)} cannot be applied", value)
+        check_yaml(f"the override {short(override)} cannot be applied", value)
         parsed: Any = OmegaConf.from_dotlist([f"value={value}"]).value
         for dotted in keys:
             OmegaConf.update(tree, dotted, parsed, merge=False)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"the override {_short(override)} cannot be applied: {error}") from error
+        raise ConfigError(f"the override {short(override)} cannot be applied: {error}") from error
     plain: Any = OmegaConf.to_container(parsed) if isinstance(parsed, DictConfig | ListConfig) else parsed
     return [name for name, _ in leaves(dict.fromkeys(keys, plain))]
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

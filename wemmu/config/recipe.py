@@ -9,6 +9,7 @@ from wemmu.config.base import Config
 from wemmu.config.lora import LoRA
 from wemmu.config.objectives import Objective
 from wemmu.config.task import Task
+from wemmu.readable import valid
 
 if TYPE_CHECKING:
     from wemmu.config.schema import Memory
@@ -70,8 +71,7 @@ class RecipeConfig(Config):
             raise ValueError(f"the recipe {name} does not run on engine {engine}; valid: {', '.join(self.engines)}")
         if odd := [module for module in self.lora if module not in self.adaptable]:
             raise ValueError(
-                f"recipe.lora: the recipe {name} has no adapters for {', '.join(odd)}; valid: "
-                f"{', '.join(self.adaptable) or 'none'}"
+                f"recipe.lora: the recipe {name} has no adapters for {', '.join(odd)}; {valid(odd, self.adaptable)}"
             )
         if self.lora and engine == "hybrid":
             raise ValueError(
@@ -80,25 +80,25 @@ class RecipeConfig(Config):
             )
         for stage in stages:
             if not isinstance(stage.objective, self.objectives):
-                problem = f"the recipe {name} has no objective {stage.objective.kind}"
-                valid = ", ".join(kind for objective in self.objectives for kind in objective.titles)
-                raise ValueError(f"stage {stage.name}: {problem}; valid: {valid}")
+                kinds = [kind for objective in self.objectives for kind in objective.titles]
+                problem = f"the recipe {name} has no objective {(kind := stage.objective.kind)}"
+                raise ValueError(f"stage {stage.name}: {problem}; {valid(kind, kinds)}")
             wrong = [task for task in stage.mixture if task not in self.tasks]
             if wrong or not stage.mixture:
                 problem = f"{', '.join(wrong)} is not a task of the recipe {name}" if wrong else "the mixture is empty"
-                raise ValueError(f"stage {stage.name}: {problem}; valid tasks: {', '.join(self.tasks)}")
+                raise ValueError(f"stage {stage.name}: {problem}; {valid(wrong, self.tasks, 'valid tasks')}")
             if absent := [module for module in stage.trains if module not in self.modules]:
                 problem = f"the recipe {name} has no {', '.join(absent)} to train"
-                raise ValueError(f"stage {stage.name}: {problem}; valid: {', '.join(self.modules)}")
+                raise ValueError(f"stage {stage.name}: {problem}; {valid(absent, self.modules)}")
             self.check_stage(stage)
 
     def check_memory(self, memory: "Memory", stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         """Refuse to save memory where that cannot be; raises as `check`."""
-        for field, named, valid in (
+        for field, named, choices in (
             ("quantize", memory.quantize, self.quantizable), ("offload", memory.offload, self.offloadable)
         ):  # fmt: skip
-            if odd := [part for part in named if part not in valid]:
-                raise ValueError(f"memory.{field}: {', '.join(odd)} cannot be; valid: {', '.join(valid) or 'none'}")
+            if odd := [part for part in named if part not in choices]:
+                raise ValueError(f"memory.{field}: {', '.join(odd)} cannot be; {valid(odd, choices)}")
         for part in memory.quantize:
             inside = [
                 module for module, prefixes in self.modules.items()

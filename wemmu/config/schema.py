@@ -12,6 +12,7 @@ from wemmu.config.prepare import ImageSizing, Prepare
 from wemmu.config.registry import RECIPES, AnyRecipe
 from wemmu.config.stage import ResolutionStep, Stage
 from wemmu.config.upgrade import upgraded
+from wemmu.readable import valid
 
 
 class Backbones(Config):
@@ -302,7 +303,7 @@ class Curriculum(_Shared):
                 return tuple(
                     StageRun(**{**shared, "stage": step, "stage_index": index}) for step in stage.resolution_steps
                 )
-        raise ValueError(f"there is no stage {name!r}; valid choices: {', '.join(s.name for s in self.stages)}")
+        raise ValueError(f"there is no stage {name!r}; {valid(name, [s.name for s in self.stages], 'valid choices')}")
 
 
 class StageRun(_Shared):

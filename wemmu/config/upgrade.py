@@ -66,7 +66,10 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         return rest
     recipe = {"kind": recipe_kind(tree)} | recipe
-    earlier = {"ross": tree.get("reconstruction"), "wemmu": {"bridge": tree.get("bridge") or {}}}
+    earlier = {
+        "ross": tree.get("reconstruction"),
+        "wemmu": {"bridge": tree["bridge"] or {}} if "bridge" in tree else {},
+    }
     return rest | {"recipe": _merged(recipe, earlier.get(recipe["kind"]) or {}, "recipe")}
 
 

@@ -14,6 +14,7 @@ from wemmu.config import ConfigError, StageRun
 from wemmu.config.benchmarks import OPTIONS
 from wemmu.config.task import Task
 from wemmu.images import decode, to_rgb
+from wemmu.readable import valid
 from wemmu.sampling.request import task_of
 
 # What `title_of` returns.
@@ -119,7 +120,7 @@ def benchmark_class(name: str) -> type[Benchmark]:
         BenchmarkError: for an unknown name.
     """
     if name not in OPTIONS:
-        raise BenchmarkError(f"no benchmark is called {name!r}; valid choices: {', '.join(OPTIONS)}")
+        raise BenchmarkError(f"no benchmark is called {name!r}; {valid(name, OPTIONS, 'valid choices')}")
     found: type[Benchmark] = import_module(f"wemmu.evaluation.{name}.benchmark").BENCHMARK
     return found
 

@@ -16,6 +16,7 @@ from wemmu.config.exported import ARGUMENTS
 from wemmu.config.schema import Sampling
 from wemmu.images import to_rgb
 from wemmu.pixels import as_image, to_images
+from wemmu.readable import valid
 from wemmu.sampling.solvers import SOLVERS
 from wemmu.shapes.vocabulary import WORLD, unknown
 
@@ -133,7 +134,7 @@ def sampling_of(defaults: dict[str, Any], given: dict[str, Any]) -> Sampling:
     for name, value in given.items():
         if name == "solver":
             if value not in SOLVERS:
-                raise ValueError(f"solver is {value!r}; valid choices: {', '.join(SOLVERS)}")
+                raise ValueError(f"solver is {value!r}; {valid(value, SOLVERS, 'valid choices')}")
             continue
         if name == "steps" and not (_whole(value) and value > 0):
             raise ValueError(f"num_inference_steps is {value!r}; valid: a whole number from 1")

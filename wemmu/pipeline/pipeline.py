@@ -39,6 +39,7 @@ from wemmu.pipeline.arguments import (
 )
 from wemmu.pixels import fitted, on_canvas
 from wemmu.prompts import PromptEncoder
+from wemmu.readable import valid
 from wemmu.recipes.wemmu import component
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
@@ -191,7 +192,7 @@ class WeMMUPipeline(DiffusionPipeline):
             ValueError: if the arguments do not fit each other or the model; names the valid ones.
         """
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; valid choices: {', '.join(OUTPUT_TYPES)}")
+            raise ValueError(f"output_type is {output_type!r}; {valid(output_type, OUTPUT_TYPES, 'valid choices')}")
         texts, inputs, negatives = repeated(num_images_per_prompt, *requests(prompt, image, negative_prompt))
         sizes = self._sizes(texts, inputs, height, width)
         keys = seeds(seed, generator, len(texts))

@@ -29,6 +29,7 @@ from wemmu.locks import EXCLUSIVE, LockedError, take
 from wemmu.published.check import check_class
 from wemmu.published.configs import CONFIGS, packaged
 from wemmu.published.layout import BackboneError, read_json
+from wemmu.readable import valid
 
 Answer = dict[str, Any]
 # Fields of a run that shape neither a model nor its step.
@@ -113,7 +114,7 @@ def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
             if config is None:
                 raise BackboneError(
                     f"{file} is not there, and {directory.name} is none of the published backbones that are known by "
-                    f"name: {', '.join(CONFIGS)}. A plan needs the config.json alone, not the weights"
+                    f"name; {valid(directory.name, CONFIGS)}. A plan needs the config.json alone, not the weights"
                 )
             check_class(file, kind, config)
         except BackboneError as error:

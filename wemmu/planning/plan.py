@@ -10,7 +10,7 @@ from wemmu.config.task import Task
 from wemmu.planning import layout, schedule
 from wemmu.planning.ask import Answer, Item, PlanError, Shape, ask, configs_of
 from wemmu.planning.layout import Degrees, MemoryPeak, RankWorkload
-from wemmu.readable import human
+from wemmu.readable import human, valid
 
 # Samples of the micro-batches that are measured where one of more is asked for: all grows linearly with them.
 MEASURED = (1, 2)
@@ -189,7 +189,7 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
             valid ones.
     """
     if machine.gpu not in GPUS:
-        raise PlanError(f"there is no GPU {machine.gpu!r}; valid choices: {', '.join(GPUS)}")
+        raise PlanError(f"there is no GPU {machine.gpu!r}; {valid(machine.gpu, GPUS, 'valid choices')}")
     if not 0 < machine.mfu <= 1:
         raise PlanError(f"the MFU is a share above 0 and at most 1, got {machine.mfu}")
     runs = [run for stage in curriculum.stages for run in curriculum.resolution_runs(stage.name)]

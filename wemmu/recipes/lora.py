@@ -20,6 +20,7 @@ from torch import nn
 
 from wemmu.config.lora import LoRA
 from wemmu.config.recipe import RecipeConfig
+from wemmu.readable import valid
 from wemmu.recipes.staged import Staged
 
 # The adapters of the policy that a stage of UAE began with, beside those that learn.
@@ -59,7 +60,7 @@ def chosen_layers(root: nn.Module, lora: LoRA, module: str) -> list[str]:
         if not any(lora.matches(name, target) for name in linear):
             ends = dict.fromkeys(re.sub(r"^.*\.\d+\.(?=\D)", "", name) for name in linear)
             raise ValueError(
-                f"recipe.lora.{module}.targets: no linear layer matches {target!r}; valid: {', '.join(ends)}, or a "
+                f"recipe.lora.{module}.targets: no linear layer matches {target!r}; {valid(target, ends)}, or a "
                 "pattern as layers.1?.*"
             )
     found = [
