@@ -13,7 +13,7 @@ Read = Callable[[bytes, int], Any]
 
 
 def decode(image: EncodedImage, max_pixels: int, read: Read = decode_rgb) -> Any:
-    """The first frame as RGB, as `wemmu.images.to_rgb` makes it, so that inference sees the same; or what `read` reads.
+    """Return the first frame as RGB, converted by `wemmu.images.to_rgb` as at inference, or what `read` returns.
 
     Raises:
         RejectedError: EMPTY_IMAGE; NOT_AN_IMAGE if it is none of `wemmu.images.FORMATS`; TRUNCATED if the file ends

@@ -74,7 +74,7 @@ def _row(record: StoredRecord) -> Row:
 
 
 def size_of(file: Bytes) -> str:
-    """`HEIGHTxWIDTH` of an image file, read from its header; "" if it is none."""
+    """Return `HEIGHTxWIDTH` of an image file, read from its header; "" if it is not an image."""
     try:
         with Image.open(io.BytesIO(file)) as image:
             return f"{image.height}x{image.width}"

@@ -106,7 +106,7 @@ def partition_name(number: int) -> str:
 
 
 def streams_of(entries: Iterable[Entry]) -> list[tuple[Stream, list[dict[str, Any]]]]:
-    """The streams of these partitions together, by name: each without an index, and what the MDS index of it lists."""
+    """Merge the streams of these partitions by name: each without an index, and the entries of its MDS index."""
     held: dict[StreamSettings, list[dict[str, Any]]] = {}
     for entry in entries:
         for shards in entry.streams:

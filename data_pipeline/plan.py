@@ -37,7 +37,7 @@ class Job:
         return next(config.tasks for config in self.prepare.sources if config.name == name)
 
     def buckets(self) -> dict[int, tuple[Size, ...]]:
-        """The buckets of every resolution."""
+        """Return the buckets of every resolution."""
         wanted = {r for resolutions in self.resolutions.values() for r in resolutions}
         return {resolution: buckets(resolution, self.prepare.images) for resolution in sorted(wanted)}
 

@@ -140,7 +140,7 @@ class SourcePartition:
     place: dict[str, Any]
 
     def rejection(self, key: str, reason: Reason, detail: str = "") -> Rejection:
-        """That one of its records is left out."""
+        """Return the rejection of one of its records."""
         return Rejection(self.source, self.name, key, reason, detail)
 
 

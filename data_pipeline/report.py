@@ -51,7 +51,7 @@ def as_text(report: Report) -> str:
 
 
 def page(report: Report, dataset: DataSet) -> str:
-    """The HTML of a report, with the first records of every stream."""
+    """Return the HTML of a report, with the first records of every stream."""
     return kit.html(_page(report, [_samples(report, dataset)]))
 
 
@@ -235,7 +235,7 @@ def number(value: int) -> str:
 
 
 def bins(counts: dict[int, int], edges: tuple[int, ...]) -> list[tuple[str, int]]:
-    """(`128-255`, count) for every bin between the first and the last that hold anything."""
+    """Return (`128-255`, count) for every bin from the first to the last that is not empty."""
     held = [i for i, edge in enumerate(edges) if counts.get(edge)]
     labels = [f"{low}–{high - 1}" if high - low > 1 else str(low) for low, high in pairwise(edges)]
     labels.append(f"{edges[-1]} or more")

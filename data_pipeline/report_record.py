@@ -180,7 +180,7 @@ def stage_steps(stage: ResolutionStep, streams: Iterable[Stream]) -> StageSteps:
 
 
 def in_order(streams: Iterable[Stream]) -> list[Stream]:
-    """By task, then from low to high resolution, then from tall to wide."""
+    """Sort by task, then from low to high resolution, then from tall to wide."""
     tasks = list(Task)
     return sorted(
         streams,
@@ -194,7 +194,7 @@ def in_order(streams: Iterable[Stream]) -> list[Stream]:
 
 
 def samples_at(streams: Iterable[Stream]) -> Counter[tuple[Task, int]]:
-    """Records of each task and resolution, from low to high."""
+    """Count the records of each task and resolution, from low to high."""
     found: Counter[tuple[Task, int]] = Counter()
     for stream in in_order(streams):
         found[stream.settings.task, stream.settings.resolution] += stream.samples

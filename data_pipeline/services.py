@@ -77,7 +77,7 @@ class LatentService:
         )
 
     def encode(self, files: Sequence[bytes]) -> list[bytes]:
-        """Images of one size -> each one's latents [channels, rows, columns], little-endian."""
+        """Encode images of one size: latents [channels, rows, columns] of each as little-endian bytes."""
         pixels = torch.stack([stored_pixels(file) for file in files])
         latents = self._vae.encode(pixels.to(self._device)).to(self._dtype).cpu().contiguous()
         return [row.view(torch.uint8).numpy().tobytes() for row in latents]

@@ -37,7 +37,7 @@ def normalise(run: Path) -> Path:
 
 
 def newest(runs: Path = Path("runs")) -> Path:
-    """The run folder whose jobs began or ended last.
+    """Return the run folder whose jobs began or ended last.
 
     Raises:
         ValueError: if there is none.
@@ -53,7 +53,7 @@ def newest(runs: Path = Path("runs")) -> Path:
 
 
 def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
-    """The curriculum of a run folder."""
+    """Return the curriculum of a run folder."""
     return load_curriculum(curriculum_file(run), overrides)
 
 

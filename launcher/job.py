@@ -83,7 +83,7 @@ def missing(job: Job) -> tuple[Path, ...]:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether nothing is left to do: every product is whole and none is older than an input."""
+    """Return whether every product is complete and none is older than an input."""
     if not job.products or missing(job):
         return False
     made = min(product.stat().st_mtime_ns for product in job.products)

@@ -61,9 +61,9 @@ class Ledger:
                 yield Event(**line)
 
     def of(self, job: str) -> list[Event]:
-        """The events of one job, oldest first."""
+        """Return the events of one job, oldest first."""
         return [event for event in self.events() if event.job == job]
 
     def attempts(self, job: str) -> int:
-        """How often a job was started."""
+        """Return how often a job was started."""
         return sum(event.event == "started" for event in self.of(job))

@@ -50,7 +50,7 @@ def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
 
 
 def seconds_left(jobs: Sequence[Job], ledger: Ledger) -> float | None:
-    """Seconds that `jobs` still need at the speed of this run's finished jobs; None before a stage has finished.
+    """Estimate the seconds that `jobs` still need from this run's finished jobs; None before a stage has finished.
 
     A step counts as one of the last finished stage, an evaluation or a benchmark (STAGE/NAME) as the last one, any
     other job as 0.
@@ -111,7 +111,7 @@ class _Follower:
             print(self._decode(new), end="", flush=True)
 
     def tail(self) -> list[str]:
-        """The last lines that this attempt wrote."""
+        """Return the last lines that this attempt wrote."""
         self._file.seek(self._begin)
         return self._file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
 

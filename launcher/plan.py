@@ -53,7 +53,7 @@ def find(jobs: Sequence[Job], name: str) -> Job:
 
 
 def chain(curriculum: Curriculum, run: Path) -> tuple[Job, ...]:
-    """The jobs of a curriculum in the order in which they run.
+    """Return the jobs of a curriculum in the order in which they run.
 
     Raises:
         ValueError: if a stage has a reserved name.

@@ -146,7 +146,7 @@ def cancel(ids: Iterable[int]) -> None:
 
 
 def address(node: str) -> str:
-    """The address by which the other nodes reach `node`."""
+    """Return the address by which the other nodes reach `node`."""
     found = re.search(r"NodeAddr=(\S+)", _call(["scontrol", "--oneliner", "show", "node", node]))
     if found is None:
         raise SlurmError(f"scontrol shows no address of node {node}")
@@ -154,7 +154,7 @@ def address(node: str) -> str:
 
 
 def first_node(nodes: str) -> str:
-    """The first of a list of nodes in Slurm's short form, as `n[1-4,7]`."""
+    """Return the first of a list of nodes in Slurm's short form, as `n[1-4,7]`."""
     return _call(["scontrol", "show", "hostnames", nodes]).split()[0]
 
 

@@ -113,14 +113,14 @@ def _inherited() -> dict[str, str]:
 
 
 def live(ledger: Ledger) -> dict[str, slurm.Queued]:
-    """Jobs of the run folder that Slurm has in its queue."""
+    """Return the jobs of the run folder that are in Slurm's queue."""
     newest = latest_ids(ledger)
     queued = slurm.queue(newest.values())
     return {name: queued[id] for name, id in newest.items() if id in queued}
 
 
 def latest_ids(ledger: Ledger) -> Mapping[str, int]:
-    """Job -> id of its newest Slurm job."""
+    """Return the id of the newest Slurm job of each job."""
     return {e.job: e.slurm for e in ledger.events() if e.slurm is not None and e.event in ("submitted", "started")}
 
 

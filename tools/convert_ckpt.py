@@ -170,7 +170,7 @@ def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[
 
 
 def find(source: Path) -> Source:
-    """What the argument of the command line means.
+    """Return what the command line's argument names.
 
     Raises:
         ValueError: if there is no checkpoint there, or no config beside it.

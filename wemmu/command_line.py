@@ -83,7 +83,7 @@ def fail(words: str, code: int, error: BaseException | None = None) -> NoReturn:
 
 
 def exit_code(error: Exception) -> int | None:
-    """The code that `error` ends a process with; None if it is a bug."""
+    """Return the exit code for `error`; None if it is a bug."""
     # The help of `wemmu` needs nothing of the config.
     from wemmu.config.files import LASTING, MISSING
 
@@ -108,7 +108,7 @@ def _raised_in(error: Exception) -> str:
 
 
 def program(*commands: Callable[..., Any], help: str | None = None) -> typer.Typer:
-    """One command, or a group of several.
+    """Build one command, or a group of several.
 
     Without rich_markup_mode Typer prints help without frames and does not import rich's Markdown, which takes longer to
     load than all of the config.
@@ -120,5 +120,5 @@ def program(*commands: Callable[..., Any], help: str | None = None) -> typer.Typ
 
 
 def start(app: typer.Typer, name: str | None = None) -> None:
-    """Not app(), which would print errors of programs in a frame, with every variable."""
+    """Run the app without Typer's framed errors, which print every variable."""
     typer.main.get_command(app)(prog_name=name)

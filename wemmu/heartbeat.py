@@ -10,7 +10,7 @@ VARIABLE = "WEMMU_HEARTBEAT"
 
 
 def answer_with_stacks() -> None:
-    """From now on SIGUSR2 writes the stacks of all threads to stderr; the process goes on."""
+    """Make SIGUSR2 write the stacks of all threads to stderr; the process continues."""
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 

@@ -38,7 +38,7 @@ class TooManyPixelsError(ValueError):
 
 
 def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
-    """The first frame of an image file as RGB; see `to_rgb`.
+    """Return the first frame of an image file as RGB; see `to_rgb`.
 
     Raises:
         TooManyPixelsError: above `max_pixels`, known from the header alone.
@@ -51,13 +51,13 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
 
 
 def upright_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
-    """(width, height) that `decode` would return, from the header alone. Raises like `decode`, as far as that tells."""
+    """Return (width, height) after `decode`, from the header alone. Raises like `decode` if the header shows it."""
     with _open(data, max_pixels) as image:
         return image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright by its EXIF orientation, in sRGB by its ICC profile, on white where transparent, 8 bits a channel.
+    """Convert to 8-bit sRGB: upright by EXIF orientation, colours by the ICC profile, white where transparent.
 
     A profile that is broken or made for another kind of image is ignored, that is, the colours are taken as sRGB's;
     EXIF data that cannot be read, as upright. The result carries no metadata, so that none is written with it.

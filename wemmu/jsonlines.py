@@ -14,12 +14,12 @@ LEDGER = "ledger.jsonl"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines; one that a kill tore is passed over, and in a file that is not there, there are none."""
+    """Return the complete lines; skip a line that a kill cut short. A missing file has no lines."""
     return new_lines(file, 0)[0]
 
 
 def new_lines(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines from byte `offset` on, and the offset behind them; what is still being written is left."""
+    """Return the complete lines from byte `offset` on, and the offset behind them."""
     try:
         with file.open("rb") as stream:
             stream.seek(offset)
@@ -69,7 +69,7 @@ def append_event(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def stage_events(folder: Path) -> list[dict[str, Any]]:
-    """What the launcher's ledger tells of the stage in `folder`, its resolutions and its evaluation, oldest first."""
+    """Return the ledger's events of the stage in `folder`, its resolutions and its evaluation, oldest first."""
     home = folder.resolve()
     events = read_lines(home.parent / LEDGER)
     return [event for event in events if re.split("[/@]", str(event.get("job", "")))[0] == home.name]

@@ -175,7 +175,7 @@ def torch_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The norm of Hugging Face's layers: in float32, rounded before the product with the weight."""
+    """Compute the norm as Hugging Face's layers do: in float32, rounded before the product with the weight."""
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -190,7 +190,7 @@ def norm_kernels(apex: bool) -> dict[str, Norm]:
 
 
 def norm_difference(norm: Norm, device: torch.device, dtype: torch.dtype) -> float:
-    """How far `norm` is off the plain one, forward and in both gradients, relative to their norms; the largest."""
+    """Return the largest relative distance of `norm` from the plain one, forward and in both gradients."""
     generator = torch.Generator().manual_seed(0)
     x, weight, gradient = (
         torch.randn(shape, generator=generator).to(device, dtype) for shape in ((64, 256), (256,), (64, 256))
@@ -204,12 +204,12 @@ def norm_difference(norm: Norm, device: torch.device, dtype: torch.dtype) -> flo
 
 
 def fused_adam() -> Callable[..., torch.optim.Optimizer]:
-    """NVIDIA Apex's; its options and where it keeps the step's number are its own, see `wemmu.parallel.adamw`."""
+    """Return NVIDIA Apex's FusedAdam; `wemmu.parallel.adamw` handles its own options and step count."""
     return importlib.import_module("apex.optimizers").FusedAdam
 
 
 def adamw_difference(fused: Callable[..., torch.optim.Optimizer], device: torch.device) -> float:
-    """How far weights are off those of torch's AdamW after three steps with decay and a rate that changes."""
+    """Return the distance of weights from torch's AdamW after three steps with decay and a changing rate."""
     generator = torch.Generator().manual_seed(0)
     first, *gradients = (torch.randn(1000, generator=generator).to(device) for _ in range(4))
     found = []
@@ -229,7 +229,7 @@ def _off(one: Tensor, plain: Tensor) -> float:
 
 
 def find_apex() -> tuple[bool, str | None]:
-    """Whether NVIDIA's Apex is there and loads; and if something of that name is there and does not serve, why."""
+    """Return whether NVIDIA's Apex is installed and loads; if a package of that name does not work, also why."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return False, None
@@ -245,14 +245,14 @@ def find_apex() -> tuple[bool, str | None]:
 
 
 def attention_taken(device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> str:
-    """The kernel that torch takes for the pathway's attention, 64 tokens that look at 128."""
+    """Return the kernel that torch chooses for the pathway's attention, 64 tokens that attend to 128."""
     q, k = (torch.empty(1, 2, n, head_dim, device=device, dtype=dtype) for n in (64, 128))
     mask = torch.zeros(1, 1, 64, 128, device=device, dtype=dtype) if masked else None
     return ATTENTION[SDPBackend(torch._fused_sdp_choice(q, k, k, mask))]
 
 
 def attention_kernels(device: torch.device, dtype: torch.dtype, mask: Tensor | None) -> list[str]:
-    """Those kernels of scaled_dot_product_attention that run; `mask` is [1, 1, 64, 64] or None."""
+    """Return the kernels of scaled_dot_product_attention that run; `mask` is [1, 1, 64, 64] or None."""
     q = torch.ones(1, 2, 64, 64, device=device, dtype=dtype)
     found = []
     for kernel, name in ATTENTION.items():
@@ -268,5 +268,5 @@ def attention_kernels(device: torch.device, dtype: torch.dtype, mask: Tensor | N
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile would find."""
+    """Return the C++ compiler that torch.compile would find."""
     return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)

@@ -90,12 +90,12 @@ def _holder(descriptor: int) -> Holder:
 
 
 def is_dead(holder: Holder) -> bool:
-    """Whether the process has ended that took the lock: what it has started may hold it still. On its own host."""
+    """Return whether the process that took the lock has ended, on this host; its children may still have the lock."""
     return holder.get("host") == socket.gethostname() and not is_alive(holder["pid"])
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this id runs. One that is dead, but that nobody has waited for yet, does not."""
+    """Return whether a process with this id runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -53,7 +53,7 @@ class Shard:
         return list(self.columns.items()) == sorted(COLUMNS.items()) and not self.compression
 
     def records(self) -> Iterator[dict[str, memoryview]]:
-        """The columns of every record, in order; one record is in memory at a time.
+        """Yield the columns of every record, in order; one record is in memory at a time.
 
         Raises:
             BrokenShardError: at the first place where the file cannot be what was written.
@@ -71,7 +71,7 @@ class Shard:
             return self._columns(file.fileno(), *struct.unpack("<2I", offsets))
 
     def header_samples(self) -> int:
-        """The number of records that the shard itself says it has; raises BrokenShardError, FileNotFoundError."""
+        """Return the number of records in the shard's header; raises BrokenShardError, FileNotFoundError."""
         with self.path.open("rb", buffering=0) as file:
             return len(self._offsets(file.fileno())) - 1
 
@@ -109,7 +109,7 @@ class Shard:
 
 
 def read_index(directory: Path) -> list[Shard]:
-    """The shards of an MDS data set; raises ShardError as `shards_of`, or if it has no index."""
+    """Return the shards of an MDS data set; raises ShardError as `shards_of`, or if it has no index."""
     path = directory / INDEX_FILE
     try:
         return shards_of(path.read_bytes(), directory)
@@ -118,7 +118,7 @@ def read_index(directory: Path) -> list[Shard]:
 
 
 def shards_of(index: bytes, directory: Path) -> list[Shard]:
-    """The shards that the index of the MDS data set in `directory` lists.
+    """Return the shards that the index of the MDS data set in `directory` lists.
 
     Raises:
         ShardError: if the index is unreadable, of another version or format, or names a file elsewhere.

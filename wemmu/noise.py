@@ -21,7 +21,7 @@ WORTH_A_THREAD = 50_000
 
 
 def on_device(source: NoiseSource, device: torch.device | str) -> bool:
-    """Whether `source` draws on `device` itself; see `wemmu.config.schema.Kernels.noise`."""
+    """Return whether `source` draws on `device` itself; see `wemmu.config.schema.Kernels.noise`."""
     return source == "device" or (source == "auto" and torch.device(device).type != "cpu")
 
 
@@ -41,11 +41,11 @@ class Noise:
     source: NoiseSource = "host"
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal [B, *shape]."""
+        """Draw standard normal numbers [B, *shape]."""
         return self._draw(purpose, shape, torch.randn, philox.normal)
 
     def uniform(self, purpose: str, shape: tuple[int, ...] = ()) -> Tensor:
-        """Uniform in [0, 1), [B, *shape]."""
+        """Draw numbers uniform in [0, 1), [B, *shape]."""
         return self._draw(purpose, shape, torch.rand, philox.uniform)
 
     def _draw(

@@ -22,14 +22,15 @@ IMAGE_TYPES = "PIL image, path, bytes, BytesIO, numpy array, torch tensor"
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """RGB images of one size -> float32 [B, 3, H, W] in [-1, 1]."""
+    """Convert RGB images of one size to float32 [B, 3, H, W] in [-1, 1]."""
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def as_image(value: Any) -> Image.Image:
-    """An input image in any form that diffusers takes: a PIL image, a path, the bytes of a file or a file in memory, an
-    array [H, W, C] or a tensor [C, H, W], of uint8 or of floats in [0, 1].
+    """Return an input image in any form of diffusers (PIL, path, bytes, array [H, W, C], tensor [C, H, W]).
+
+    Arrays and tensors are uint8, or floats in [0, 1].
 
     Raises:
         ValueError: if it is none of these, or a file that holds no image.
@@ -75,7 +76,7 @@ def _read(value: Image.Image | str | Path | bytes | BytesIO) -> Image.Image:
 
 
 def fitted(image: Any, size: tuple[int, int]) -> Tensor:
-    """An input image in any form (see `as_image`), mode and size, as training has it: covering `size` px and cropped.
+    """Scale and crop an input image in any form (see `as_image`) to cover `size` px, as in training.
 
     Returns uint8 [3, height, width]; raises ValueError as `as_image`. size: (height, width).
     """
@@ -83,7 +84,7 @@ def fitted(image: Any, size: tuple[int, int]) -> Tensor:
 
 
 def on_canvas(samples: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> tuple[Tensor, Sizes | None]:
-    """Images uint8 [3, h, w], N of each sample -> [B, N, 3, H, W], each at the top left of zeros, and their sizes.
+    """Place uint8 images [3, h, w], N per sample, at the top left of zeros [B, N, 3, H, W]; also return their sizes.
 
     The sizes are None if all are equal. size: (H, W) where there are no images.
     """
@@ -108,7 +109,7 @@ def by_size(images: Tensor, sizes: Sizes | None) -> Iterator[tuple[list[int], Te
 
 
 def cropped_to(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [K, 3, H, W] cropped to the aspect ratio of `size`, by as many px on both sides."""
+    """Crop images [K, 3, H, W] to the aspect ratio of `size`, by as many px on both sides."""
     height, width = images.shape[-2:]
     scale = min(height / size[0], width / size[1])
     top, left = (int((side - scale * wanted + 1e-6) // 2) for side, wanted in zip((height, width), size, strict=True))
@@ -116,7 +117,7 @@ def cropped_to(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def stored_pixels(file: bytes | bytearray | memoryview) -> Tensor:
-    """An image file of a data set (JPEG or PNG) -> uint8 [3, H, W].
+    """Decode an image file of a data set (JPEG or PNG) to uint8 [3, H, W].
 
     Raises:
         ValueError: if it cannot be decoded, or has another number of bits.
@@ -133,6 +134,6 @@ def stored_pixels(file: bytes | bytearray | memoryview) -> Tensor:
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """[B, 3, H, W] in [-1, 1] (values outside are clipped) -> RGB images."""
+    """Convert [B, 3, H, W] in [-1, 1] to RGB images; values outside are clipped."""
     array = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a) for a in array]

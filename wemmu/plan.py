@@ -31,7 +31,7 @@ def main(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Parameters, memory, FLOPs and hours of every stage, measured on the real model without its weights.
+    """Compute parameters, memory, FLOPs and hours of every stage, measured on the real model without its weights.
 
     The first time takes a minute or so; afterwards the answer comes from the cache ($WEMMU_CACHE).
     """

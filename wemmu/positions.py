@@ -25,7 +25,7 @@ def token_grid(height_px: int, width_px: int, token_px: int) -> tuple[int, int]:
 
 
 def image_grid_positions(start: Tensor | int, height: int, width: int) -> Tensor:
-    """Positions of an image of `height` x `width` tokens in row-major order.
+    """Return positions of an image of `height` x `width` tokens in row-major order.
 
     `start` is an int, giving [3, h * w], or a tensor [B], giving [3, B, h * w].
     """
@@ -38,7 +38,7 @@ def image_grid_positions(start: Tensor | int, height: int, width: int) -> Tensor
 
 
 def prompt_positions(token_ids: list[int], image_token_id: int, grids: list[tuple[int, int]]) -> tuple[Tensor, int]:
-    """Positions [3, L] of a prompt whose k-th run of image tokens has `grids[k]` = (height, width) tokens.
+    """Compute positions [3, L] of a prompt whose k-th run of image tokens has `grids[k]` = (height, width) tokens.
 
     Returns the positions and the position at which the next token would stand.
 

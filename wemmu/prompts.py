@@ -71,7 +71,7 @@ class PromptEncoder:
         self._later: _Format | None = None
 
     def chat(self, text: str, images: int) -> str:
-        """The chat format with `images` images before `text`, up to and including the assistant's opening."""
+        """Return the chat format with `images` images before `text`, up to and including the assistant's opening."""
         before, after = self._around(images)
         return before + text + after
 
@@ -87,7 +87,7 @@ class PromptEncoder:
         return self._chat[images]
 
     def token_ids(self, text: str, grids: Sequence[tuple[int, int]]) -> list[int]:
-        """Ids of one chat prompt with every image placeholder expanded to its number of tokens.
+        """Return the ids of one chat prompt with every image placeholder expanded to its number of tokens.
 
         Only the chat format has special tokens. A text that spells one, "<|endoftext|>" say, has the ids of its
         characters, so no caption, instruction or answer can end a turn or claim an image.
@@ -140,7 +140,7 @@ class PromptEncoder:
     def conversations(
         self, turns: Sequence[Sequence[tuple[str, str]]], grids: Sequence[Sequence[tuple[int, int]]]
     ) -> tuple[Prompts, torch.Tensor]:
-        """As `answered`, of several questions and answers one after the other; the images stand before the first one.
+        """Encode several turns as `answered` does; all images precede the first question.
 
         To be predicted are the answers of all turns with their ends, and nothing else.
         """
@@ -178,7 +178,7 @@ class PromptEncoder:
         return chat.before + self._text_ids(chat.lead + text + chat.tail) + chat.after
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of an answer, in which special tokens are text as in `token_ids`, and of its end."""
+        """Return the ids of an answer and of its end; special tokens in it are text, as in `token_ids`."""
         return [*self._text_ids(answer), self.tokenizer.eos_token_id]
 
     def pad(self, rows: Sequence[list[int]], grids: Sequence[Sequence[tuple[int, int]]]) -> Prompts:

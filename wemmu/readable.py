@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 def human(value: float, unit: str = "") -> str:
-    """Three digits and a decimal prefix: 7_509_000_000, "B" -> "7.51 GB"."""
+    """Format three digits and a decimal prefix: 7_509_000_000, "B" -> "7.51 GB"."""
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
     while abs(value) >= 999.5 and len(prefixes) > 1:
         value /= 1000
@@ -14,7 +14,7 @@ def human(value: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """With units: 48 s, 12 min 05 s or 3 h 07 min."""
+    """Format seconds with units: 48 s, 12 min 05 s or 3 h 07 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -22,12 +22,12 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """0.935 -> `93.5 %`; a narrow space keeps number and sign together."""
+    """Format a share: 0.935 -> `93.5 %`; a narrow space keeps number and sign together."""
     return f"{100 * share:.1f}\u202f%"
 
 
 def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b` or `a, b and c`."""
+    """Join words: `a`, `a and b` or `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 

@@ -59,7 +59,7 @@ def main(
 
 
 def unused(name: str) -> Path:
-    """`name` in the working directory or, if that is there, with the next number that is not."""
+    """Return `name` in the working directory or, if that exists, `name` with the next free number."""
     path = Path(name)
     numbers = itertools.count(2)
     while path.exists():
@@ -81,7 +81,7 @@ def check_out(out: Path) -> None:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`64` -> (64, 64), `64x96` -> (64, 96): height, then width, in px.
+    """Parse `64` -> (64, 64), `64x96` -> (64, 96): height, then width, in px.
 
     Raises:
         UsageError: for any other text.
@@ -106,7 +106,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Images of one size in a row, pixel by pixel as they were drawn."""
+    """Join images of one size in a row, without changing a pixel."""
     import numpy as np
 
     return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))

@@ -97,7 +97,7 @@ class Source:
     sizes: RequestSizes | None = None
 
     def sizes_of(self, options: SampleOptions) -> tuple[Size, list[Size]]:
-        """(height, width) px of the output and of each input image."""
+        """Return (height, width) px of the output and of each input image."""
         if self.sizes:
             return self.sizes.of(options.input_sizes, options.size)
         size = options.size or (self.resolution, self.resolution)
@@ -143,7 +143,7 @@ def save_image(image: Image.Image, file: Path, settings: Mapping[str, Any]) -> N
 
 
 def png(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
-    """A PNG file that carries the settings that made the image."""
+    """Return a PNG file that contains the settings of the image."""
     info, file = PngInfo(), BytesIO()
     info.add_text(SETTINGS, json.dumps(settings))
     image.save(file, "PNG", pnginfo=info)
@@ -194,7 +194,7 @@ def open_pipeline(directory: Path, **options: Any) -> "WeMMUPipeline":
 
 
 def is_tuned_vlm(directory: Path) -> bool:
-    """Whether it is the export of a recipe that tunes a VLM: a VLM's directory with the report of the export."""
+    """Return whether it is an exported VLM: a VLM's directory with the report of the export."""
     return (directory / "config.json").is_file() and (directory / PARITY).is_file()
 
 

@@ -19,13 +19,13 @@ LARGEST_BETA = 0.999
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
-    """t <- s t / (1 + (s - 1) t): moves weight towards noise for s > 1; 0 and 1 stay."""
+    """Compute s t / (1 + (s - 1) t), which moves weight towards noise for s > 1; 0 and 1 stay."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 @lru_cache
 def alpha_bar(timesteps: int) -> Tensor:
-    """abar_t of the cosine schedule, float64 [timesteps]: the share of signal in z_t, falling in t.
+    """Compute abar_t of the cosine schedule, float64 [timesteps]: the share of signal in z_t, falling in t.
 
     beta_t = min(1 - f((t + 1) / T) / f(t / T), 0.999), f(u) = cos^2((u + 0.008) / 1.008 * pi / 2).
     """

@@ -42,7 +42,7 @@ class ParquetSource(TableSource[prepare.ParquetSource]):
 
 
 def captioned(config: Captioned, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
-    """The text-to-image record of a row; raises RejectedError if it is none."""
+    """Return the text-to-image record of a row; raise RejectedError if there is none."""
     prompt = None if config.caption is None else prompt_of(fields.get(config.caption), config.caption, key)
     image = one_of(fields.get(config.image), config.image)
     return RawRecord(key, Task.T2I, prompt, target=image_of(image, key, root))

@@ -17,7 +17,7 @@ _BATCH = 32
 
 
 def begins(files: Files, file: File) -> bool:
-    """Whether the file begins like Parquet, whatever its name."""
+    """Return whether the file begins like Parquet, whatever its name."""
     with files.fs.open(file.path, "rb") as opened:
         return opened.read(4) == b"PAR1"
 

@@ -19,7 +19,7 @@ Config = TypeVar(
 
 
 def columns(config: prepare.Source, fields: Iterable[str]) -> dict[str, str]:
-    """{config field: column} of those fields that name one."""
+    """Return {config field: column} for the fields that name a column."""
     return {field: column for field in fields if (column := getattr(config, field)) is not None}
 
 

@@ -38,7 +38,7 @@ _BREAKS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 class _Member(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
-        """As in the base class, but only zeros end a tar: TarFile also takes a broken or missing header for the end."""
+        """Read a member as the base class does, but accept only zeros as the end of a tar."""
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it

@@ -81,7 +81,7 @@ directory, and name them above as `license` and `base_model`."""
 
 
 def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], without_vlm: bool) -> str:
-    """The card of the checkpoint with `manifest` of the stage `run` in `folder`."""
+    """Return the card of the checkpoint with `manifest` of the stage `run` in `folder`."""
     usage = Template(_USAGE_WITHOUT_VLM if without_vlm else _USAGE)
     own, stages = run.world == WORLD, stages_until(run, folder)
     assert isinstance(run.recipe, WeMMU)
@@ -126,7 +126,7 @@ def trained_commit(folder: Path) -> str:
 
 
 def stages_until(run: StageRun, folder: Path) -> list[StageRun]:
-    """The stages of the same run up to this one, in their order."""
+    """Return the stages of the same run up to this one, in their order."""
     beside = [other for _, other in load_stages(folder.resolve().parent)]
     return [*(other for other in beside if other.name == run.name and other.stage_index < run.stage_index), run]
 

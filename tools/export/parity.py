@@ -66,7 +66,7 @@ def compare_outputs(
 
 
 def draw_trained(model: WeMMU, encoder: PromptEncoder, run: StageRun) -> Tensor:
-    """The fixed requests, drawn as training draws its samples: [R, 3, H, W] in [0, 1]."""
+    """Generate the fixed requests with the training model: [R, 3, H, W] in [0, 1]."""
     resolution, objective = run.stage.resolution, run.stage.objective
     assert isinstance(objective, FlowMatching)
     sampler = Sampler(model, encoder, objective.time.shift_at(resolution))
@@ -76,7 +76,7 @@ def draw_trained(model: WeMMU, encoder: PromptEncoder, run: StageRun) -> Tensor:
 
 
 def draw_exported(pipe: WeMMUPipeline) -> Tensor:
-    """The fixed requests, as a user of the export asks for them."""
+    """Generate the fixed requests with the pipeline: [R, 3, H, W] in [0, 1]."""
     pipe.set_progress_bar_config(disable=True)
     texts = [text for text, _ in REQUESTS]
     given = [[Image.fromarray(p) for p in _inputs(number, pipe.config["resolution"])] for _, number in REQUESTS]

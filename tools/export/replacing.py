@@ -23,7 +23,7 @@ _SHOWN = 5
 
 
 def is_pipeline(directory: Path) -> bool:
-    """Whether this is a pipeline that was exported here."""
+    """Return whether this is a pipeline that was exported here."""
     try:
         name = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -59,7 +59,7 @@ def check_shipped(out: Path, source: Path) -> None:
 
 @contextmanager
 def aside(out: Path) -> Iterator[Path]:
-    """A new folder that takes the name `out` if all goes well, in place of what was there; else it is removed.
+    """Yield a new folder that replaces `out` if the block succeeds; otherwise remove it.
 
     Where `out` is a link, its target is replaced and the link stays. The new folder's name is this process's own; what
     a killed export on this host left under such a name is removed, too.

@@ -59,7 +59,7 @@ class Report:
         )
 
     def lines(self) -> list[str]:
-        """The summary for people."""
+        """Return the printed summary."""
         rows = [f"{'component':12}{'tensors':>8}{'parameters':>15}{'rounded by':>12}  sha256 of the first file"]
         for name, told in self.components.items():
             first = next(iter(told["files"].values()))

@@ -19,7 +19,7 @@ from wemmu.recipes.wemmu.model import WeMMU
 
 
 def skeleton(run: StageRun) -> WeMMU:
-    """The model that `wemmu.recipes.wemmu.build.build_model` builds, every weight on the meta device.
+    """Return the model that `wemmu.recipes.wemmu.build.build_model` builds, every weight on the meta device.
 
     Raises:
         BackboneError: if a backbone's directory is not in the published layout, or the VLM's weights are not those of
@@ -35,13 +35,13 @@ def skeleton(run: StageRun) -> WeMMU:
 
 
 def identities(run: StageRun) -> dict[str, str]:
-    """Backbone -> what its weights are named, as checkpoints tell which they were trained beside."""
+    """Return the identity of each backbone's weights, as checkpoints record it."""
     given = run.backbones.directories(run.recipe.backbones)
     return {name: identity(directory) for name, directory in given.items()}
 
 
 def shapes(model: WeMMU) -> dict[str, list[int]]:
-    """Canonical name -> shape of all that a stage can train or carry."""
+    """Return canonical name -> shape of every tensor that a stage can train or a checkpoint can contain."""
     return {name: list(tensor.shape) for name, tensor in startable(model).items()}
 
 

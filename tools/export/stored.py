@@ -37,12 +37,12 @@ class Stored:
     read: Callable[[], Tensor]
 
     def in_export(self, dtype: torch.dtype) -> torch.dtype:
-        """Its type in an export of `dtype`: only numbers with a point are rounded."""
+        """Return the dtype in an export of `dtype`: only floating-point tensors are rounded."""
         return dtype if self.dtype.is_floating_point else self.dtype
 
 
 def published(directory: Path, single: str) -> dict[str, Stored]:
-    """The tensors of a directory in the published layout, under the names that they have there.
+    """Return the tensors of a directory in the published layout, under the names that they have there.
 
     Raises:
         BackboneError: if the directory is not whole.
@@ -56,7 +56,7 @@ def published(directory: Path, single: str) -> dict[str, Stored]:
 
 
 def trained(checkpoint: StoredTensors, prefix: str) -> dict[str, Stored]:
-    """The weights of a checkpoint whose names begin with `prefix`, under the rest of their names."""
+    """Return the weights of a checkpoint whose names begin with `prefix`, under the rest of their names."""
     return {
         name.removeprefix(prefix): Stored(tuple(shape), torch.float32, partial(checkpoint.read, name))
         for name, shape in checkpoint.manifest.tensors.items()
@@ -65,7 +65,7 @@ def trained(checkpoint: StoredTensors, prefix: str) -> dict[str, Stored]:
 
 
 def with_adapters(stored: Mapping[str, Stored], checkpoint: StoredTensors, prefix: str) -> dict[str, Stored]:
-    """The weights of a checkpoint as `trained`, in the place of the `stored` ones; adapters are merged into theirs."""
+    """Replace tensors of `stored` by the checkpoint's weights (see `trained`), with adapters merged."""
     own = trained(checkpoint, prefix)
     found = {**stored, **{name: each for name, each in own.items() if not is_adapter(name)}}
     for name, (a, b) in to_merge(own, ()).items():
@@ -108,7 +108,7 @@ def write_component(directory: Path, single: str, stored: Mapping[str, Stored], 
 
 
 def sha256_of_tensor(tensor: Tensor) -> str:
-    """Of the values as they lie in memory; shape and type are told beside it."""
+    """Hash the values as they are in memory, without shape and dtype."""
     return hashlib.sha256(as_bytes(tensor.contiguous())).hexdigest()
 
 

@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
         self.tokenizer, self.gemma = tokenizer, gemma
 
     def forward(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """States [B, L, caption channels] and the mask [B, L] of real tokens."""
+        """Return states [B, L, caption channels] and the mask [B, L] of real tokens."""
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt", max_length=self.LENGTH, truncation=True)
         states = self.gemma(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return states, tokens.attention_mask
@@ -132,7 +132,7 @@ class Painter:
 
 
 def sana_tokenizer(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The VLM's vocabulary, with a first token before every text as Gemma's has, so that no text is empty."""
+    """Return a tokenizer with the VLM's vocabulary and, like Gemma's, a first token before every text."""
     backend = Tokenizer.from_str(words.backend_tokenizer.to_str())
     first = "<|im_start|>"
     backend.post_processor = processors.TemplateProcessing(
@@ -179,7 +179,7 @@ def train(
 
 
 def load(sana: Path, vae: FrozenVAE) -> Painter:
-    """A trained Sana directory, ready to be measured."""
+    """Load a trained Sana directory for measurements."""
     text = TextEncoder(
         AutoTokenizer.from_pretrained(sana / "tokenizer"), Gemma2Model.from_pretrained(sana / "text_encoder")
     )

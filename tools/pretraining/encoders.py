@@ -179,7 +179,7 @@ class _Heads(nn.Module):
         self.patch = nn.ModuleDict({name: nn.Linear(width, n) for name, n in sizes.items()})
 
     def of_image(self, features: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, float]:
-        """Features [B, D] -> summed cross-entropy, and the share of right attributes."""
+        """Return the summed cross-entropy and the share of correct attributes for features [B, D]."""
         losses, right = [], []
         for name, head in self.image.items():
             logits = head(features).unflatten(1, (truth[name].shape[1], -1)).transpose(1, 2)
@@ -188,7 +188,7 @@ class _Heads(nn.Module):
         return torch.stack(losses).sum(), torch.stack(right).mean().item()
 
     def of_patches(self, features: Tensor, truth: dict[str, Tensor]) -> Tensor:
-        """Features [B, patches, D] -> summed cross-entropy of each patch's own cell."""
+        """Return the summed cross-entropy of each patch's own cell for features [B, patches, D]."""
         cell = cells(HIGH_PX // ENCODER_PATCH_PX)
         losses = [
             nn.functional.cross_entropy(head(features).transpose(1, 2), truth[name][:, cell])
@@ -217,7 +217,7 @@ def train_dino(work: Path, steps: int, batch_size: int = 64) -> Dinov2Model:
 # --------------------------------------------------------------------------------------------------- separation
 @torch.no_grad()
 def separation(encoder: ImageEncoder, seed: int, count: int, split: str = "test") -> dict[str, dict[str, float]]:
-    """Cosine of a scene with itself drawn again, and with a scene that differs in one thing.
+    """Compare a scene with the same scene rendered again, and with a scene that differs in one property.
 
     Returns change -> mean cosine, and the share of scenes whose redrawing is nearer than the changed scene.
     """

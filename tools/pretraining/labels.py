@@ -11,7 +11,7 @@ CLASSES = {**{name: len(choices) for name, choices in CHOICES.items()}, "backgro
 
 
 def attributes(scenes: list[Scene]) -> dict[str, Tensor]:
-    """Name -> classes [B, 4] of each cell; the background [B, 1]."""
+    """Return name -> classes [B, 4] of the cells; for the background [B, 1]."""
     found = {
         name: torch.tensor([[_class(scene.at(c), name) for c in range(len(CELLS))] for scene in scenes])
         for name in CHOICES
@@ -20,7 +20,7 @@ def attributes(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def cells(side: int) -> Tensor:
-    """The cell of each token or patch of a square grid, row by row: [side * side]."""
+    """Return the cell of each token or patch of a square grid, row by row: [side * side]."""
     at = torch.arange(side) * 2 // side
     return (2 * at[:, None] + at).flatten()
 

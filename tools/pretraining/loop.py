@@ -18,7 +18,7 @@ HELD_OUT: tuple[Split, ...] = ("test", "composition")
 
 
 def held_out(measure: Callable[[Split, int], float]) -> dict[str, float]:
-    """What `measure` gives for each held-out split at both resolutions."""
+    """Return the values of `measure` for each held-out split at both resolutions."""
     return {f"{split} {px}": measure(split, px) for split in HELD_OUT for px in (LOW_PX, HIGH_PX)}
 
 

@@ -43,7 +43,7 @@ class Example:
     about: Scene | None = None
 
     def mentions(self) -> list[tuple[Object, int]]:
-        """The objects that the prompt names, each with the place in the prompt (in characters) where its name ends."""
+        """Return the objects that the prompt names, each with the character index where its name ends."""
         if self.about is None:
             return []
         named = [(f"what is at the {CELLS[o.cell]}", o) for o in self.about.objects]
@@ -135,7 +135,7 @@ class Teacher:
         self.vlm, self.encoder = vlm, encoder
 
     def images(self, examples: list[Example], px: int) -> dict[str, Tensor]:
-        """All images, in order, as the VLM takes them."""
+        """Return all images, in order, as inputs of the VLM."""
         images = [render(scene, px) for e in examples for scene in e.scenes]
         if not images:
             return {}
@@ -143,8 +143,9 @@ class Teacher:
         return {"pixel_values": patchify(to_pixels(images), PATCH_PX, MERGE, 2), "image_grid_thw": grid}
 
     def loss(self, examples: list[Example], px: int) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-        """Mean cross-entropy over the answers' tokens; the vision tokens [images * tokens, width] of all images; each
-        layer's input and the output, which are [rows, tokens, width]."""
+        """Return the mean cross-entropy over the answers' tokens; the vision tokens [images * tokens, width] of all
+        images; each layer's input and the output, [rows, tokens, width].
+        """
         grids = [_grids(e, px) for e in examples]
         prompts, labels = self.encoder.answered([e.prompt for e in examples], [e.answer for e in examples], grids)
         embeds, vision = self.vlm.get_input_embeddings()(prompts.input_ids), None
@@ -165,7 +166,7 @@ class Teacher:
         return loss, vision, out.hidden_states
 
     def mentions(self, examples: list[Example], px: int) -> tuple[list[int], list[int], list[Object]]:
-        """Rows whose prompt names an object, the index of the token that ends its name, and the object."""
+        """Return rows whose prompt names an object, the index of the token that ends its name, and the object."""
         found: list[tuple[int, int, Object]] = []
         for row, e in enumerate(examples):
             grids = _grids(e, px)
@@ -178,7 +179,7 @@ class Teacher:
         return [row for row, _, _ in found], [token for _, token, _ in found], [obj for _, _, obj in found]
 
     def answer(self, examples: list[Example], px: int, limit: int = 40) -> list[str]:
-        """Greedy answers."""
+        """Generate answers greedily."""
         tokenizer = self.encoder.tokenizer
         rows = [self.encoder.token_ids(e.prompt, _grids(e, px)) for e in examples]
         asked = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
@@ -189,7 +190,7 @@ class Teacher:
 
 
 def right(kind: str, e: Example, answer: str) -> bool:
-    """Whether an answer is exact; a caption that leaves something open is answered by any scene that satisfies it."""
+    """Return whether an answer is exact; any scene that satisfies an incomplete caption answers it."""
     if kind != "text":
         return answer == e.answer
     try:
@@ -215,7 +216,7 @@ def evaluate(teacher: Teacher, split: Split, px: int, count: int = 96) -> dict[s
 
 
 def deepened(vlm: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
-    """The same function with a new layer after the second and after the third: copies that add nothing yet."""
+    """Insert a layer after the second and after the third that does not change the function yet."""
     config = Qwen2_5_VLConfig.from_dict(vlm.config.to_dict())
     order = (0, 1, 1, 2, 2, 3)
     config.text_config.num_hidden_layers = len(order)

@@ -181,7 +181,7 @@ def _lines(folder: Folder, final: Path, found: Mapping[str, Parameter], left_out
 
 
 def parse_table(entries: Iterable[str]) -> dict[str, str]:
-    """`OLD=NEW` -> {OLD: NEW}; see `rename`.
+    """Parse `OLD=NEW` entries into {OLD: NEW}; see `rename`.
 
     Raises:
         ValueError: if an entry is none, or names a prefix twice.
@@ -196,7 +196,7 @@ def parse_table(entries: Iterable[str]) -> dict[str, str]:
 
 
 def rename(names: Iterable[str], table: Mapping[str, str]) -> dict[str, str | None]:
-    """Name -> canonical name, None where the table leaves it out. The longest prefix counts; none leaves the name.
+    """Return name -> canonical name, None for dropped names. The longest prefix counts; without one the name stays.
 
     A rule leaves out what begins with OLD if NEW is `-`; any other NEW takes the place of OLD.
 

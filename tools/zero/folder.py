@@ -43,7 +43,7 @@ class Folder:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether this looks like DeepSpeed's: the folder of a run, with `latest`, or of one checkpoint."""
+    """Return whether this is a folder of a DeepSpeed run (with `latest`) or one of its checkpoints."""
     return any(path.glob("*_model_states.pt")) or (path / "latest").is_file()
 
 

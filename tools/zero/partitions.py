@@ -31,7 +31,7 @@ class Parameter:
     parts: dict[str, tuple[Values, ...]]
 
     def read(self, which: str = WEIGHT) -> Tensor:
-        """The whole tensor in float32; a type that has fewer digits is held exactly."""
+        """Return the whole tensor in float32; narrower types are converted exactly."""
         whole = torch.empty(prod(self.shape))
         begin = 0
         for part in self.parts[which]:
@@ -50,7 +50,7 @@ def whole(name: str, shape: Sequence[int], trained: bool, parts: Mapping[str, Se
 
 
 def of_ranges(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Parameter]:
-    """The trained parameters of ZeRO-1 or 2; ranks: each rank's file and optimizer state, in their order."""
+    """Return the trained parameters of ZeRO-1 or 2; ranks: file and optimizer state of each rank, in order."""
     found = {}
     for number, group in enumerate(shapes):
         flats = [
@@ -68,7 +68,7 @@ def of_ranges(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> d
 
 
 def of_parts(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Parameter]:
-    """The trained parameters of ZeRO-3, as `of_ranges`."""
+    """Return the trained parameters of ZeRO-3, as `of_ranges`."""
     found = {}
     for number, group in enumerate(shapes):
         flats = [_flats(file, state["fp32_flat_groups"], number, state) for file, state in ranks]
@@ -89,7 +89,7 @@ def of_parts(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> di
 
 
 def of_files(shapes: Shapes, directory: Path) -> dict[str, Parameter]:
-    """The trained parameters of a universal folder, as `of_ranges`."""
+    """Return the trained parameters of a universal folder, as `of_ranges`."""
     found = {}
     for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
         if "/" in name:
@@ -105,20 +105,20 @@ def of_files(shapes: Shapes, directory: Path) -> dict[str, Parameter]:
 
 
 def counts(shape: Sequence[int], world: int) -> list[int]:
-    """How many elements of a parameter each rank holds under ZeRO-3, padding left out."""
+    """Return the number of elements of a parameter on each rank under ZeRO-3, without padding."""
     size = -(-prod(shape) // world)
     return [max(0, min(size, prod(shape) - rank * size)) for rank in range(world)]
 
 
 def steps_of(file: Path, state: Mapping[str, Any]) -> set[int]:
-    """Steps that the optimizer of a rank counted; empty if it did not."""
+    """Return the steps that a rank's optimizer counted; empty if it did not count."""
     adam = _adam(file, state)
     counted = [*adam["state"].values(), *adam["param_groups"]]
     return {count(file, entry["step"]) for entry in counted if "step" in entry}
 
 
 def count(file: Path, step: Any) -> int:
-    """A number of steps, which torch's optimizers keep as a tensor."""
+    """Return a number of steps, which torch's optimizers store as a tensor."""
     if not isinstance(step, Tensor):
         return int(step)
     read = torch.empty(1)

@@ -49,7 +49,7 @@ class Values:
 
     @classmethod
     def of(cls, file: Path, tensor: Any) -> "Values":
-        """Where the values of a tensor lie that `load` returned of `file`; raises FolderError if it is none."""
+        """Return where the values of a tensor from `load(file)` are; raise FolderError for any other tensor."""
         if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
             raise FolderError(f"{file} holds a {type(tensor).__name__} where a tensor was expected")
         storage: Any = tensor.untyped_storage()
@@ -57,7 +57,7 @@ class Values:
         return cls(file, begin, tensor.dtype, tensor.numel())
 
     def part(self, begin: int, count: int) -> "Values":
-        """`count` of them from the one numbered `begin` on; raises FolderError if there are not so many."""
+        """Return `count` of them from number `begin` on; raise FolderError if there are fewer."""
         if not 0 <= begin <= begin + count <= self.count:
             raise FolderError(f"{self.file} holds {self.count} values where {begin} to {begin + count} are asked for")
         return replace(self, offset=self.offset + begin * self.dtype.itemsize, count=count)
@@ -76,7 +76,7 @@ class Values:
 
 
 def load(file: Path) -> Any:
-    """What a file of `torch.save` holds, its tensors without values (`Values.of` says where they lie).
+    """Return the content of a file of `torch.save`; its tensors have no values (`Values.of` says where they are).
 
     Raises:
         FolderError: if it is missing, damaged (torch's own CRCs are compared), or names what is not known to be inert.

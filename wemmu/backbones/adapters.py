@@ -29,22 +29,22 @@ class VLMAdapter(ABC):
         prepare(vlm.model.visual, self.tower)
 
     def projector(self, vlm: Any) -> nn.Module:
-        """What maps the tower's features to the language model's width."""
+        """Return the module that maps the tower's features to the language model's width."""
         merger: nn.Module = vlm.model.visual.merger
         return merger
 
     def vision(self, vlm: Any, patches: Tensor, grid: Grid) -> Tensor:
-        """Patches of images of one size, as `wemmu.backbones.patches` makes them -> [all tokens, F] for `inputs`."""
+        """Encode patches of images of one size (see `wemmu.backbones.patches`): [all tokens, F] for `inputs`."""
         features: Tensor = vlm.model.visual(patches, grid)
         return features
 
     @abstractmethod
     def tower(self, visual: Any, patches: Tensor, grid: Grid, known: Known) -> Tensor:
-        """The tower's forward: patches -> [images * merged tokens, F]."""
+        """Run the tower: patches -> [images * merged tokens, F]."""
 
     @abstractmethod
     def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:
-        """Arguments of the language model: embeddings [B, L, D] with `vision` [B * N, tokens, F] at the image tokens.
+        """Return the language model's arguments: embeddings [B, L, D] with `vision` [B * N, tokens, F] inserted.
 
         at_images: bool [B, L].
         """
@@ -57,7 +57,7 @@ class AutoencoderAdapter(ABC):
 
     @abstractmethod
     def geometry(self, vae: Any) -> tuple[int, int]:
-        """(latent channels, px along one side of a latent)."""
+        """Return (latent channels, px along one side of a latent)."""
 
     def scaling_factor(self, vae: Any) -> float:
         factor: float = vae.config["scaling_factor"]
@@ -65,14 +65,14 @@ class AutoencoderAdapter(ABC):
 
     @abstractmethod
     def encode(self, vae: Any, x: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] of about unit variance; the same every time."""
+        """Encode pixels [B, 3, H, W] in [-1, 1] as latents [B, C, h, w] of about unit variance, deterministically."""
 
     @abstractmethod
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """The inverse."""
+        """Decode latents: the inverse of `encode`."""
 
     def compilable(self, vae: Any) -> tuple[nn.Module, ...]:
-        """The modules of its encoder that torch.compile can take."""
+        """Return the modules of its encoder that torch.compile can take."""
         return (vae.encoder,)
 
 
@@ -103,10 +103,10 @@ class DiTAdapter(Protocol):
     input_weight: str
 
     def caption_channels(self, dit: nn.Module) -> int:
-        """Channels of the condition's states."""
+        """Return the number of channels of the condition's states."""
 
     def latent_channels(self, dit: nn.Module) -> int:
-        """Channels of x_t, with those of source latents."""
+        """Return the number of channels of x_t, including those of source latents."""
 
     def widen(self, dit: nn.Module) -> None:
         """Let the DiT take as many channels again behind those of x_t: double `input_weight`, in place, by zeros.
@@ -116,10 +116,10 @@ class DiTAdapter(Protocol):
         """
 
     def velocity(self, dit: nn.Module, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
-        """v_theta(x_t, t, y) as the DiT's type has it: x_t [B, C, h, w], t [B] with 1 = noise, states [B, Q, C_y]."""
+        """Compute v_theta(x_t, t, y) in the DiT's dtype: x_t [B, C, h, w], t [B] with 1 = noise, states [B, Q, C_y]."""
 
     def stage(self, dit: nn.Module, stage: int, stages: int) -> DiTStage:
-        """One of `stages` successive parts; takes its modules out of `dit`, which is left with them alone.
+        """Return one of `stages` successive parts and remove all other modules from `dit`.
 
         Raises:
             ValueError: if the DiT cannot be divided so, or this family not at all.
@@ -127,7 +127,7 @@ class DiTAdapter(Protocol):
 
 
 def adapter_of(model: nn.Module) -> Any:
-    """The adapter of a loaded backbone.
+    """Return the adapter of a loaded backbone.
 
     Raises:
         ValueError: for a class that no adapter knows, with those that are known.
@@ -136,7 +136,7 @@ def adapter_of(model: nn.Module) -> Any:
 
 
 def class_of(directory: Path, kind: str) -> type[nn.Module]:
-    """The class that the config.json of a directory names; kind: "vlm", "vae" or "dit".
+    """Return the class that the config.json of a directory names; kind: "vlm", "vae" or "dit".
 
     Raises:
         BackboneError: for a class that is not known.

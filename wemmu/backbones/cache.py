@@ -24,7 +24,7 @@ class FeatureCache:
         self._features: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __call__(self, encode: Callable[[Tensor], Tensor], pixels: Tensor, kind: Hashable = None) -> Tensor:
-        """Features of `pixels`; `kind` tells apart different encodings of the same image."""
+        """Return features of `pixels`; `kind` distinguishes encodings of the same image."""
         # The loader leaves the channels last in memory; that order would show in the last bit.
         pixels = pixels.contiguous()
         if self.capacity == 0:

@@ -58,7 +58,7 @@ Sources = Mapping[str, Stored | Made | Widened]
 
 
 def stored_vlm(directory: Path, every: bool = False) -> dict[str, Stored]:
-    """The weights of a VLM by the names in memory; those that the files hold in more than bfloat16, or `every` one."""
+    """Return a VLM's weights with more precision than bfloat16 in the files (or `every` weight), by names in memory."""
     return {in_memory(name): source for name, source in _stored(directory, TRANSFORMERS, every).items()}
 
 
@@ -72,7 +72,7 @@ def in_memory(name: str) -> str:
 
 
 def stored_dit(directory: Path, every: bool = False) -> dict[str, Stored]:
-    """The weights of a DiT by their names, as `stored_vlm`."""
+    """Return the weights of a DiT by their names, as `stored_vlm`."""
     return _stored(directory, DIFFUSERS, every)
 
 

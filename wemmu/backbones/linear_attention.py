@@ -15,7 +15,7 @@ class NarrowLinearAttention(SanaLinearAttnProcessor2_0):
     """relu(q) (relu(k)^T v) / relu(q) sum(relu(k)). Products sum in float32, as the sum of the keys, and then round."""
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """hidden_states [B, N, D] -> [B, N, D]; attention to themselves, without a mask."""
+        """Run self-attention without a mask: hidden_states [B, N, D] -> [B, N, D]."""
         q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if attn.norm_q is not None:
             q = attn.norm_q(q)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [B, 3, H, W] -> float32 [B, 3, height, width] from 0 to 255, bicubic with antialiasing.
+    """Resize uint8 [B, 3, H, W] to float32 [B, 3, height, width] from 0 to 255, bicubic with antialiasing.
 
     In float32, for 16 bits cannot tell neighbouring levels apart once they are weighted, and a CPU has no kernel for
     them. What the interpolation overshoots at an edge is cut off.
@@ -21,7 +21,7 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def patchify(pixels: Tensor, patch: int, merge: int, temporal: int) -> Tensor:
-    """Normalised pixels [B, 3, H, W] -> patches [B * (H/patch) * (W/patch), 3 * temporal * patch^2].
+    """Cut normalised pixels [B, 3, H, W] into patches [B * (H/patch) * (W/patch), 3 * temporal * patch^2].
 
     Patches are ordered by merge block, as the tower's merger expects; a still image fills all `temporal` frames.
     """

@@ -32,7 +32,7 @@ class FrozenVAE(Offloadable):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """uint8 [B, 3, H, W] -> latents [B, C, h, w] of about unit variance.
+        """Encode uint8 [B, 3, H, W] as latents [B, C, h, w] of about unit variance.
 
         With `grid` = (rows, columns), resize the image first so that it has this many latents.
         """
@@ -48,10 +48,10 @@ class FrozenVAE(Offloadable):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> pixels [B, 3, H, W], nominally in [-1, 1]."""
+        """Decode latents [B, C, h, w] to pixels [B, 3, H, W], nominally in [-1, 1]."""
         return self.decode_with_gradient(latents)
 
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
-        """As `decode`, with gradient to the latents."""
+        """Decode as `decode` does, with gradient to the latents."""
         with self.at_work(latents.device):
             return self.adapter.decode(self.vae, latents)

@@ -82,7 +82,7 @@ def _scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def knows_rope_parameters() -> bool:
-    """Whether the installed transformers has the rotary settings in one field, as transformers 5 does."""
+    """Return whether the installed transformers has the rotary settings in one field, as transformers 5 does."""
     from transformers import Qwen2_5_VLTextConfig
 
     return hasattr(Qwen2_5_VLTextConfig(), "rope_parameters")

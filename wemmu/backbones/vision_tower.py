@@ -39,7 +39,7 @@ class Grid:
         return ((0, 1, self.rows * self.columns),)
 
     def one(self, device: torch.device | str = "cpu") -> Tensor:
-        """The grid of one image as transformers has it: int64 [1, 3]."""
+        """Return the grid of one image as transformers has it: int64 [1, 3]."""
         return torch.tensor([[1, self.rows, self.columns]], device=device)
 
 
@@ -190,6 +190,6 @@ def rotary(tower: Any, grid: Grid, like: Tensor) -> Rotary:
 
 
 def reordered(x: Tensor, order: Tensor, unit: int) -> Tensor:
-    """x: [..., tokens, D] in groups of `unit` tokens, which take the order."""
+    """Reorder groups of `unit` tokens of x [..., tokens, D]."""
     groups = x.unflatten(-2, (-1, unit))
     return groups.index_select(groups.dim() - 3, order).flatten(-3, -2)

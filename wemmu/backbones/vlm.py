@@ -50,12 +50,12 @@ class _KeysAndValues(DynamicCache):
 
 
 def places_of(mask: Tensor, count: int) -> Tensor:
-    """Where a mask [B, L] is True, in order, [B, count]; its number of places is known, so no device is asked."""
+    """Return where a mask [B, L] is True, in order: [B, count]. `count` is known, so the host does not wait."""
     return mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def causal_mask(mask: Tensor) -> Tensor:
-    """Mask of real tokens bool [B, L] -> which tokens each one sees, bool [B, 1, L, L]: itself and real ones before."""
+    """Return which tokens each token sees, bool [B, 1, L, L]: itself and earlier real ones, by the mask bool [B, L]."""
     length = mask.shape[1]
     return mask[:, None, None, :] & mask.new_ones(length, length).tril()
 
@@ -101,7 +101,7 @@ class VLM(KeepsFloat32, nn.Module):
         return self.vlm.model.language_model
 
     def image_tokens(self, prompts: Prompts, images: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Which tokens stand for the images uint8 [B, N, 3, H, W]; bool [B, L], N * rows * columns in each row.
+        """Return which tokens belong to the images uint8 [B, N, 3, H, W]: bool [B, L], N * rows * columns per row.
 
         sizes: see `Batch`.
 
@@ -122,12 +122,12 @@ class VLM(KeepsFloat32, nn.Module):
         return prompts.input_ids == self.image_token_id
 
     def inputs(self, prompts: Prompts, at_images: Tensor, vision: Tensor | None) -> dict[str, Any]:
-        """Arguments of the language model: embeddings of the words and, at the image tokens, what `vision` returned."""
+        """Return the language model's arguments: embeddings of the words, and `vision` at the image tokens."""
         embeds = self.language_model.embed_tokens(prompts.input_ids)
         return {"inputs_embeds": embeds} if vision is None else self.adapter.inputs(embeds, at_images, vision)
 
     def vision(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> vision tokens [B, rows * columns, F]; F is the language model's width or more."""
+        """Encode uint8 [B, 3, H, W] as vision tokens [B, rows * columns, F]; F is the LLM's width or more."""
         height, width = pixels.shape[-2:]
         rows, columns = token_grid(height, width, self.token_px)
         scaled = (self.resized(pixels) / 255 - self.mean) / self.std
@@ -190,7 +190,7 @@ class VLM(KeepsFloat32, nn.Module):
         return self.vision(pixels)
 
     def resized(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float32 [B, 3, rows * token px, columns * token px], whole numbers from 0 to 255."""
+        """Resize uint8 [B, 3, H, W] to float32 [B, 3, rows * token px, columns * token px], integers 0 to 255."""
         height, width = pixels.shape[-2:]
         rows, columns = token_grid(height, width, self.token_px)
         # As the processor resizes bytes.

@@ -52,7 +52,7 @@ class LoadReport:
 
 
 def keep_local(prefix: str, module: nn.Module) -> None:
-    """The `OnBlockLoaded` of a process that keeps the whole model."""
+    """Keep the whole module: the `OnBlockLoaded` of a process that does not shard."""
 
 
 def load_vlm(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
@@ -103,7 +103,7 @@ def load_dit(
     on_block_loaded: OnBlockLoaded | None = keep_local,
     source_latents: bool = False,
 ) -> tuple[nn.Module, LoadReport]:
-    """A DiT, block by block; `on_block_loaded` gets names that begin `dit.`. Raises as `load_vlm`.
+    """Load a DiT block by block; `on_block_loaded` gets names that begin with `dit.`. Raises as `load_vlm`.
 
     source_latents: whether it takes the latents of a source image behind x_t's; see `DiTAdapter.widen`.
     """
@@ -147,7 +147,7 @@ def load_strict(
 
 @contextmanager
 def made_of(directory: Path, model: str) -> Iterator[None]:
-    """Name the directory in what the library raises where its files do not describe a model."""
+    """Name the directory in the library's error if its files do not describe a model."""
     try:
         yield
     # The libraries check next to nothing: a field that is wrong ends in whatever it is used for.
@@ -164,7 +164,7 @@ def load_by_blocks(
     on_block_loaded: OnBlockLoaded | None,
     source_latents: bool = False,
 ) -> tuple[nn.Module, LoadReport]:
-    """Like `load_strict` for a diffusers model, but block by block; checks everything before it reads a weight.
+    """Load a diffusers model as `load_strict` does, but block by block; check everything before the first weight.
 
     Without `on_block_loaded` no weight is read: they stay on the meta device. source_latents: see `load_dit`.
     """

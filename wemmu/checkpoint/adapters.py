@@ -15,7 +15,7 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def is_adapter(name: str) -> bool:
-    """Whether this is the canonical name of an adapter's weight."""
+    """Return whether `name` is the canonical name of an adapter's weight."""
     return name.endswith((_A, _B))
 
 

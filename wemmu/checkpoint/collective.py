@@ -65,12 +65,12 @@ ALONE = Ranks(None)
 
 
 def own_group() -> Ranks:
-    """All ranks, in a new group; they must call it alike, in their main threads."""
+    """Create a new group of all ranks; all ranks must call this in the same order, in their main threads."""
     return Ranks(dist.new_group(backend="gloo", timeout=PATIENCE)) if dist.is_initialized() else ALONE
 
 
 def all_ranks() -> Ranks:
-    """All ranks, in a group that the main threads share."""
+    """Return the group of all ranks that the main threads share."""
     return _of(dist.group.WORLD) if dist.is_initialized() else ALONE
 
 

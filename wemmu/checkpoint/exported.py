@@ -55,6 +55,6 @@ def read_export(export: Path) -> dict[str, Any]:
 
 
 def is_own(export: Path, part: str, directory: Path | None) -> bool:
-    """Whether the directory that a backbone was loaded from is the export's own."""
+    """Return whether a backbone's directory is the export's own."""
     own = export / FOLDERS.get(part, part)
     return directory is not None and is_export(export) and own.is_dir() and directory.resolve() == own.resolve()

@@ -16,7 +16,7 @@ class NotFiniteError(CheckpointError):
 
 @torch.no_grad()
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those, whole or `ShardedTensor`, that are not finite in what this rank holds of them."""
+    """Return the names of tensors (whole or `ShardedTensor`) with infinities or NaN in this rank's part."""
     parts = {name: [part for _, part in ShardedTensor.of(tensor).parts] for name, tensor in tensors.items()}
     # A sum is not finite if a summand is not, and takes no memory as `isfinite` does; a finite one may overflow.
     suspects = [name for name, of in parts.items() if not all(part.sum().isfinite() for part in of)]
@@ -37,7 +37,7 @@ def check_finite(what: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> None
 
 
 def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in another type.
+    """Convert `tensor` to another dtype.
 
     Raises:
         NotFiniteError: if it holds values beyond the range of that type, which would become infinite.

@@ -51,7 +51,7 @@ class Saver:
             writing.result()
 
     def close(self) -> None:
-        """`wait`, and end the thread."""
+        """Wait for the last save, then end the thread."""
         try:
             self.wait()
         finally:

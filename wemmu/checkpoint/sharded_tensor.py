@@ -74,7 +74,7 @@ class ShardedTensor(Tensor):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "ShardedTensor":
-        """What is whole on this rank, as one part; what is placed already, as it is."""
+        """Wrap a tensor that is whole on this rank as one part; return a `ShardedTensor` unchanged."""
         return tensor if isinstance(tensor, cls) else cls(tensor.shape, [((0,) * tensor.ndim, tensor)])
 
     @classmethod
@@ -109,7 +109,7 @@ class ShardedTensor(Tensor):
 
 
 def flat_parts(shape: Sequence[int], begin: int, flat: Tensor) -> list[TensorShard]:
-    """The elements from `begin` on of the flattened tensor of `shape`, held as the one-dimensional `flat`.
+    """Return views of `flat`, the elements from `begin` on of the flattened tensor of `shape`.
 
     Returns at most 2 * len(shape) - 1 views of `flat`. What lies behind the end of the tensor is padding, of no part.
     """
@@ -155,7 +155,7 @@ def row_parts(
     dim: int | None = None,
     ranges: Sequence[tuple[int, int, int]] = (),
 ) -> list[TensorShard]:
-    """Rows of a local tensor that is the whole tensor of `shape` or a slice of it, as views of `rows`.
+    """Return `rows` of a local tensor as parts of the whole tensor of `shape`, of which the local one may be a slice.
 
     rows: rows [first_row, first_row + len(rows)) of the local tensor; trailing dimensions of size 1 may be missing (a
     1x1 convolution kept as a matrix).

@@ -70,7 +70,7 @@ def save(root: Path, state: TrainState, carried: Mapping[str, Tensor], origin: O
 
 
 def write(root: Path, tensors: dict[str, ShardedTensor], step: int, origin: Origin, ranks: Ranks) -> Path:
-    """`save`, of tensors by their names in the checkpoint."""
+    """Save tensors by their names in the checkpoint; see `save`."""
     final = root / directory_name(step)
     aside = root / f"{final.name}.tmp"
     what = f"{final} was not written"
@@ -214,7 +214,7 @@ def stored_weights(directory: Path, manifest: Manifest) -> dict[str, tuple[Path,
 
 
 def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str, str]:
-    """For each weight the first word of its name in the state; with `ema` that of its average, where it has one.
+    """Return the first word of each weight's name in the state; with `ema`, of its average if it has one.
 
     Raises:
         CheckpointError: if averages are meant and there are none.

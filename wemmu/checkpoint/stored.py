@@ -32,7 +32,7 @@ class StoredTensors:
         self._reader = CheckedReader(directory / "state")
 
     def read(self, name: str, part: str = WEIGHTS) -> Tensor:
-        """The whole tensor `name` in float32; `part`: its moments instead, by the first word of their names.
+        """Return the whole tensor `name` in float32, or with `part` its moments, by the first word of their names.
 
         Raises:
             NotFiniteError: if it holds infinities or NaN.

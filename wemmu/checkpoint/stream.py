@@ -43,7 +43,7 @@ def write_safetensors(
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The values of a tensor that is contiguous and on the CPU, as they lie in memory; no copy."""
+    """Return the bytes of a contiguous tensor on the CPU, without a copy."""
     # Not memoryview(...): to a type checker an array is a buffer only from Python 3.12 on.
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 

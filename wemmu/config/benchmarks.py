@@ -200,7 +200,7 @@ def options(name: str, values: Mapping[str, Any]) -> BenchmarkOptions:
 
 
 def from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`encoders.clip=DIR`, ... -> nested values, read as YAML; the last value of an option counts.
+    """Parse `encoders.clip=DIR`, ... into nested values, read as YAML; the last value of an option counts.
 
     Raises:
         ConfigError: for a pair of another form.

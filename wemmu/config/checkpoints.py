@@ -23,12 +23,12 @@ class RenamedError(ConfigError):
 
 
 def no_checkpoint(folder: Path) -> ConfigError:
-    """What to say of a stage's folder without a checkpoint."""
+    """Return the error for a stage's folder without a checkpoint."""
     return ConfigError(f"{folder} has no checkpoint; train it first: wemmu train {folder / 'config.yaml'}")
 
 
 def stage_folder(source: Path) -> Path:
-    """The folder of a stage: `source`, or the last finished stage of the run folder that it is.
+    """Return the folder of a stage: `source`, or the last finished stage of the run folder `source`.
 
     Raises:
         ConfigError: if `source` is neither, or none of its stages is finished.
@@ -56,22 +56,22 @@ def directory_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint or of a sheet of samples."""
+    """Return the step in the name of a checkpoint or of a sheet of samples."""
     return int(path.stem.removeprefix("step_"))
 
 
 def sheet(folder: Path, step: int) -> Path:
-    """The image of the fixed prompts that the stage in `folder` draws at `step`."""
+    """Return the image of the fixed prompts that the stage in `folder` draws at `step`."""
     return folder / "samples" / f"{directory_name(step)}.png"
 
 
 def sheets(folder: Path) -> list[Path]:
-    """The sheets of the stage in `folder`, oldest first."""
+    """Return the sheets of the stage in `folder`, oldest first."""
     return sorted(f for f in _entries(folder / "samples") if _NAME.fullmatch(f.stem) and f.suffix == ".png")
 
 
 def debris(root: Path) -> list[Path]:
-    """What a killed save or import left under `root`."""
+    """Return what a killed save or import left under `root`."""
     return [path for path in _entries(root) if _DEBRIS.fullmatch(path.name)]
 
 
@@ -105,7 +105,7 @@ def manifest_step(directory: Path) -> int | None:
 
 
 def says_its_step(directory: Path) -> bool:
-    """Whether the manifest of `directory` has the step in its name."""
+    """Return whether the manifest of `directory` has the step of the folder's name."""
     return directory_name(manifest_step(directory) or 0) == directory.name
 
 

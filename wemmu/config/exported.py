@@ -21,7 +21,7 @@ ARGUMENTS = {
 
 
 def is_export(directory: Path) -> bool:
-    """Whether `wemmu export` wrote a pipeline into this directory."""
+    """Return whether `wemmu export` wrote a pipeline into this directory."""
     return (directory / INDEX).is_file() and (directory / BRIDGE).is_dir()
 
 

@@ -90,7 +90,7 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
 
 
 def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> tuple[Schema, dict[str, str]]:
-    """Like `load`; also return the origin of each field that is set: dotted name -> file or override."""
+    """Load a config as `load` does; also return dotted name -> file or override for each field that is set."""
     path = Path(path)
     try:
         tree, origins = _read(path)

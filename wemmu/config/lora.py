@@ -25,5 +25,5 @@ class LoRA(Config):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def matches(self, layer: str, target: str) -> bool:
-        """Whether `target` names the layer."""
+        """Return whether `target` names the layer."""
         return fnmatchcase(layer, target) or fnmatchcase(layer, f"*.{target}")

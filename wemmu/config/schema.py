@@ -62,7 +62,7 @@ class Memory(Config):
     offload: tuple[str, ...] = ()
 
     def micro_batch_at(self, resolution: int, global_batch: int, world: int = 1) -> tuple[int, int]:
-        """(micro-batch per rank, accumulation steps) whose product with `world` is exactly `global_batch`.
+        """Return (micro-batch per rank, accumulation steps) whose product with `world` is exactly `global_batch`.
 
         Raises:
             ValueError: if the global batch cannot be divided among the ranks.
@@ -288,7 +288,7 @@ class Curriculum(_Shared):
             )
 
     def stage_run(self, name: str) -> "StageRun":
-        """The self-contained config of a stage's job; of its last resolution's if it has several.
+        """Return the self-contained config of a stage's job; of its last resolution if it has several.
 
         Raises:
             ValueError: if there is no such stage, naming those there are.
@@ -296,7 +296,7 @@ class Curriculum(_Shared):
         return self.resolution_runs(name)[-1]
 
     def resolution_runs(self, name: str) -> tuple["StageRun", ...]:
-        """`stage_run` at each of its resolutions."""
+        """Return `stage_run` for each of its resolutions."""
         for index, stage in enumerate(self.stages):
             if stage.name == name:
                 shared = {field: getattr(self, field) for field in _Shared.model_fields}

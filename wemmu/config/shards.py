@@ -175,7 +175,7 @@ def pack(parts: Sequence[bytes]) -> bytes:
 
 
 def unpack(data: Bytes) -> list[Bytes]:
-    """The inverse of `pack`."""
+    """Return the byte strings that `pack` joined."""
     (number,) = struct.unpack_from("<I", data)
     parts: list[Bytes] = []
     offset = 4 * (1 + number)

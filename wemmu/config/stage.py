@@ -47,7 +47,7 @@ class Optimizer(Config):
     final_lr_share: Share = 0.0
 
     def schedule(self, steps: int) -> tuple[int, int]:
-        """Steps of the warm-up and of the decay, in a stage of `steps`; shares are rounded down."""
+        """Return the warm-up and decay steps of a stage of `steps`; shares are rounded down."""
         # 0.29 * 100 is a little less than 29.
         warmup, decay = (n if isinstance(n, int) else int(n * steps + 1e-9) for n in (self.warmup, self.decay))
         return warmup, decay
@@ -58,7 +58,7 @@ class Optimizer(Config):
         return {name: lr for name, lr in (("dit", self.dit_lr), ("head", self.head_lr)) if lr is not None}
 
     def rates(self, name: str, ndim: int) -> tuple[float, float]:
-        """(peak learning rate, weight decay) of the parameter with this canonical name and number of dimensions.
+        """Return (peak learning rate, weight decay) of a parameter by its canonical name and number of dimensions.
 
         Vectors (norms, biases) are never decayed; those without a rate of their module learn `vector_scale` times as
         fast.
@@ -146,7 +146,7 @@ class _Training(Config):
         return self.next_resolution is not None and self.next_resolution.plateau is not None
 
     def averages(self, asked: bool | None) -> bool:
-        """Whether the moving averages of the weights are used: what was asked, else whether the stage keeps them."""
+        """Return whether to use moving averages: `asked`, or by default whether the stage keeps them."""
         return self.optimizer.ema_decay is not None if asked is None else asked
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ RENAMED = {
 
 
 def moved(name: str) -> str:
-    """The name today of a field, dotted."""
+    """Return the current name of a dotted field."""
     first, _, rest = name.partition(".")
     if rest and first in MOVED:
         return f"{MOVED[first][0]}.{rest}"
@@ -32,7 +32,7 @@ def moved(name: str) -> str:
 
 
 def renamed(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The config with the fields of `RENAMED` under their names of today, and the fields that it had: old -> new."""
+    """Return the config with the fields of `RENAMED` under their current names, and the renamed fields: old -> new."""
     found = {}
     for old, new in RENAMED.items():
         before, tree = tree, _renamed(tree, old.split("."), new, "")
@@ -55,7 +55,7 @@ def _renamed(value: Any, path: list[str], new: str, name: str) -> Any:
 
 
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
-    """The config of a curriculum or of one stage in today's form.
+    """Return the config of a curriculum or of one stage in the current form.
 
     Earlier versions told the recipe by the objective of the stages, and had the fields of all recipes side by side:
     `bridge` of WeMMU, `reconstruction` of ROSS. An override may still name these.
@@ -88,7 +88,7 @@ def _offloaded(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgraded_file(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The content of one file, which may be part of a config, in today's form; its old fields -> how to write them."""
+    """Return the content of one file in the current form, and its old fields -> how to write them."""
     moved = {name: written for name, (_, written) in MOVED.items() if name in tree}
     tree, found = renamed(tree)
     told = moved | {old: f"`{new}`" for old, new in found.items()}
@@ -113,7 +113,7 @@ def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str,
 
 
 def recipe_kind(tree: dict[str, Any]) -> str:
-    """By the objectives; a file that has no stages, but stands on one that has, tells by its fields."""
+    """Return the recipe of an old config by its objectives, or by its fields if it has no stages."""
     listed: Any = tree.get("stages")
     stages = [*(listed if isinstance(listed, list) else ()), tree.get("stage")]
     stages = [stage for stage in stages if isinstance(stage, dict)]
@@ -124,7 +124,7 @@ def recipe_kind(tree: dict[str, Any]) -> str:
 
 
 def upgraded_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded fields of a config, dotted name -> value, under today's names.
+    """Return the recorded fields of a config, dotted name -> value, under current names.
 
     now: those of the config of today. Earlier versions recorded the fields of all recipes.
     """

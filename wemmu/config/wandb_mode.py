@@ -38,7 +38,7 @@ def wandb_mode(logging: Logging) -> Mode:
 
 
 def find_key() -> tuple[str | None, str]:
-    """Where a key is (`WANDB_API_KEY` or the name of a netrc file) or None, and that in words."""
+    """Return where a key is (`WANDB_API_KEY` or the name of a netrc file) or None, and the same in words."""
     key, reason = "WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else None, "no key found"
     host = urlparse(os.environ.get("WANDB_BASE_URL", _HOST)).hostname
     named = os.environ.get("NETRC")

@@ -27,11 +27,11 @@ class Files:
         return DataSet.at(self._root)
 
     def index(self, stream: Stream) -> bytes:
-        """The stream's index, which has the recorded sha256; raises ShardError."""
+        """Return the stream's index; raise ShardError if its SHA-256 is not the recorded one."""
         return read_index(self._root, stream)
 
     def path(self, stream: Stream, name: str) -> Path:
-        """Where the shard file is on this machine, if it is there."""
+        """Return the path of the shard file on this machine, if it is there."""
         return self._root / stream.settings.name / name
 
     def check(self, stream: Stream, name: str, size: int) -> None:
@@ -50,5 +50,5 @@ class Files:
             raise
 
     def remedy(self, stream: Stream, name: str) -> str:
-        """What to do about a shard file that is missing or damaged, for messages."""
+        """Return what to do about a missing or damaged shard file, for messages."""
         return written_anew(self._root, stream.settings.name, name)

@@ -75,7 +75,7 @@ class Loader:
         return sum((stream.skipped for stream in self._streams), Counter())
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step `step` (0-based), one for each accumulation step.
+        """Return this rank's micro-batches of optimizer step `step` (0-based), one for each accumulation step.
 
         A pure function of `step`: calls in order are merely faster, since `data.workers` threads read that many steps
         ahead. What goes wrong in a thread is raised by the call for its step.

@@ -15,7 +15,7 @@ WINDOW = 2**14
 
 
 def schedule(weights: Sequence[float], draws: int, seed: str) -> tuple[Integers, Integers]:
-    """Which of K streams each draw takes, and how often that stream was taken before: two int64 [draws].
+    """Return which of K streams each draw takes, and how often that stream was drawn before: two int64 [draws].
 
     Draw j of a stream with share w of the weights comes due at time (j + phase) / w, and draws are taken in the order
     in which they come due. So the mixture is even and not random: after any m draws a stream has been taken w m times
@@ -55,7 +55,7 @@ class Order:
         self._whole = lru_cache(maxsize=4)(_whole)
 
     def __call__(self, positions: Integers) -> Integers:
-        """Indices, int64 [P], of the samples that stand at `positions`, int64 [P], of the sequence."""
+        """Return the indices, int64 [P], of the samples at `positions`, int64 [P], of the sequence."""
         epochs = positions // self._size
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
@@ -86,7 +86,7 @@ class Order:
 
 
 def window_bytes(sizes: Integers, shard_bytes: Integers) -> int:
-    """The shards of any window of `Order` together have at most this many bytes; for shards of such sizes, [K] each."""
+    """Return the largest number of bytes of the shards that a window of `Order` covers, for shard sizes [K] each."""
     # All but the last begin and end within WINDOW samples.
     most = WINDOW * (shard_bytes / sizes).max() + shard_bytes.max()
     return int(min(most, shard_bytes.sum()))
@@ -97,7 +97,7 @@ def _whole(size: int, seed: str) -> Integers:
 
 
 def permute(index: Integers, size: int, seed: str) -> Integers:
-    """Where a pseudo-random permutation of range(size) sends each index; int64, in time and memory of `index` alone.
+    """Return where a pseudo-random permutation of range(size) maps each index: int64; cost grows with `index` alone.
 
     A Feistel network permutes the smallest even number of bits that holds `size`; what falls outside the range is
     sent on until it falls inside, which keeps it a permutation (Black and Rogaway 2002, "cycle walking").

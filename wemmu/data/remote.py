@@ -99,7 +99,7 @@ class ShardCache(Files):
         return self._shards / stream.files[name]
 
     def check(self, stream: Stream, name: str, size: int) -> None:
-        """Nothing: a shard is looked at when it comes."""
+        """Do nothing: shards are checked when they are downloaded."""
 
     @contextmanager
     def available(self, stream: Stream, name: str, size: int) -> Iterator[None]:

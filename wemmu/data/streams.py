@@ -16,7 +16,7 @@ from wemmu.data.shards import ShardStream
 
 
 def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[ShardStream]:
-    """The streams of `tasks` at `resolution`, in the order of the tasks and then of the names.
+    """Open the streams of `tasks` at `resolution`, ordered by task, then by name.
 
     A data set without records of its own for reconstruction or unconditional generation at this resolution gives those
     of text-to-image: for reconstruction the image is input and target, for unconditional generation it is the target
@@ -35,7 +35,7 @@ def open_streams(data: Data, tasks: Iterable[Task], resolution: int) -> list[Sha
 
 
 def open_held_out(data: Data, tasks: Iterable[Task], resolution: int) -> list[tuple[ShardStream, Integers]]:
-    """The streams of `tasks` at `resolution` with the places, int64 [N], of their held-out records.
+    """Open the streams of `tasks` at `resolution` with the places, int64 [N], of their held-out records.
 
     Streams that are too small to hold one out are not among them.
 
@@ -54,7 +54,7 @@ def open_held_out(data: Data, tasks: Iterable[Task], resolution: int) -> list[tu
 
 
 def held_out_ids(data: Data, files: Files, streams: Iterable[Stream]) -> frozenset[str]:
-    """Ids of the records that are held out of all training.
+    """Return the ids of the records that are held out of all training.
 
     An image has one id at all resolutions and in all tasks that it serves. So what any stream of the data set holds
     out, no other gives: no resolution and no stage trains on what another is judged by.
@@ -66,7 +66,7 @@ def held_out_ids(data: Data, files: Files, streams: Iterable[Stream]) -> frozens
 
 
 def spread(size: int, number: int) -> Integers:
-    """Places, int64 [N], of held-out records of a stream of `size`: evenly spaced, a quarter of it at most."""
+    """Return the places, int64 [N], of held-out records in a stream of `size`: evenly spaced, at most a quarter."""
     number = min(number, size // SMALLEST)
     return (2 * np.arange(number) + 1) * size // (2 * max(number, 1))
 

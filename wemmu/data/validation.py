@@ -37,7 +37,7 @@ class HeldOut:
         self._encoder, self._token_px, self._part, self._parts = encoder, token_px, part, parts
 
     def batches(self) -> Iterator[tuple[int, Batch, Tensor]]:
-        """Number of the stream, micro-batch [B], and which of its samples count, bool [B].
+        """Yield the number of the stream, a micro-batch [B], and which of its samples count, bool [B].
 
         Every part has as many batches of the same sizes, for ranks that go through them together: what does not divide
         evenly is filled up with samples that do not count.

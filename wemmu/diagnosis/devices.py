@@ -61,7 +61,7 @@ def bfloat16() -> Finding:
 
 
 def apex() -> Finding:
-    """NVIDIA's Apex, or the other project that has its name on the package index."""
+    """Check for NVIDIA's Apex, or the other project with its name on the package index."""
     from wemmu.kernels import find_apex
 
     installed, problem = find_apex()

@@ -114,7 +114,7 @@ def clock(run: Path, tolerance_s: float = SKEW_S) -> Finding:
 
 
 def file_locks(run: Path) -> Finding:
-    """Whether the run folder's file system has the locks that launchers and trainers need."""
+    """Check whether the run folder's file system has the locks that launchers and trainers need."""
     folder = existing(run)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:

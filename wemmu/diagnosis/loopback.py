@@ -16,7 +16,7 @@ _PATIENCE = timedelta(seconds=60)
 
 
 def rank(number: int, backend: str, port: int) -> None:
-    """One of the two processes."""
+    """Run one of the two processes."""
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=_PATIENCE)
     dist.init_process_group(backend, store=store, rank=number, world_size=RANKS, timeout=_PATIENCE)
     device = torch.device("cuda", number) if backend == "nccl" else torch.device("cpu")

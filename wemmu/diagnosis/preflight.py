@@ -43,13 +43,13 @@ MEMORY = "a smaller memory.micro_batch, memory.checkpointing: true, more ranks; 
 
 
 def calls(curriculum: Curriculum, run: Path) -> list[Call]:
-    """The checks that need neither torch nor the machine that trains."""
+    """Return the checks that need neither torch nor the machine that trains."""
     layout_and_disks = [(degrees, curriculum), (checkpoint_disk, curriculum, run), (data_disk, curriculum)]
     return [*inputs(curriculum), *layout_and_disks]
 
 
 def inputs(curriculum: Curriculum) -> list[Call]:
-    """The checks of what the curriculum reads from disk; none takes longer than a second."""
+    """Return the checks of what the curriculum reads from disk; each takes at most a second."""
     return [(check, curriculum) for check in (backbones, libraries, starts, sample_images, benchmark_inputs, data)]
 
 
@@ -236,7 +236,7 @@ def planned_memory(curriculum: Curriculum, gpu: str) -> Finding:
 
 
 def plan_of(curriculum: Curriculum, gpu: str = "h100") -> Plan | None:
-    """None if no plan can be made. The MFU decides about hours, not about bytes."""
+    """Return the plan, or None if there can be none. The MFU affects hours only, not bytes."""
     try:
         return plan(curriculum, Machine(gpu, degrees_of(curriculum), 0.35), Assumptions())
     except PlanError:

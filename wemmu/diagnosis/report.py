@@ -48,7 +48,7 @@ def of_status(report: Report, status: Status) -> list[Finding]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """`ok` as the exit code says it, then every finding with its area."""
+    """Return `ok`, which agrees with the exit code, and every finding with its area."""
     findings = [{"area": area, **asdict(one)} for area, all_ in report.items() for one in all_]
     return {"ok": not of_status(report, "problem"), "findings": findings}
 

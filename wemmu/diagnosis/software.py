@@ -33,7 +33,7 @@ def calls() -> list[Call]:
 
 
 def installed() -> bool:
-    """Whether wemmu is installed as a distribution; a checkout alone is not."""
+    """Return whether wemmu is installed as a distribution; a checkout alone is not."""
     try:
         metadata.distribution("wemmu")
     except metadata.PackageNotFoundError:
@@ -82,7 +82,7 @@ def unfit(wanted: Requirement) -> str | None:
 
 
 def torchvision_operators() -> Finding:
-    """torchvision's compiled part is built against one build of torch, and `import streaming` needs it."""
+    """Check torchvision's compiled part, which is built for one build of torch; `import streaming` needs it."""
     name = "torchvision's compiled operators"
     try:
         import torch

@@ -81,7 +81,7 @@ def judge(ask: HeldOutRequest, image: Image.Image, words: str = "") -> dict[str,
 
 
 def caption_marks(words: str, scene: Scene) -> dict[str, bool]:
-    """Whether a caption of `scene` says nothing false of it, and whether it says all there is to say.
+    """Return whether a caption says nothing false of `scene`, and whether it says everything.
 
     A caption that is not of the world's language, or that leaves out an object, is false.
     """
@@ -95,7 +95,7 @@ def caption_marks(words: str, scene: Scene) -> dict[str, bool]:
 
 
 def readable(image: Image.Image) -> bool:
-    """Whether the image is a scene of the world; an empty background or four shapes are not."""
+    """Return whether the image is a scene of the miniature; an empty background or four shapes are not."""
     scene = read(image).scene
     return scene is not None and 1 <= len(scene.objects) <= MAX_OBJECTS
 

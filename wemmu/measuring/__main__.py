@@ -44,7 +44,7 @@ class _Parametrised(Protocol):
 
 
 def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
-    """Numbers of every part, what engines shard, and the sizes that a sample's tokens follow from."""
+    """Return the parameters of every part, what engines shard, and the sizes that give a sample's tokens."""
     parts, numbers, adapters, homes = PartNames(run.recipe.modules), Counter[str](), Counter[str](), dict[str, str]()
     for path, parameter in model.named_parameters():
         numbers[parts[path]] += parameter.numel()
@@ -78,13 +78,13 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
 
 
 def pixels(model: Staged) -> dict[str, int]:
-    """Sides of a VLM token and of a latent; without an autoencoder the token's stands for both."""
+    """Return the sides of a VLM token and of a latent; without an autoencoder both are the token's."""
     token_px = vlm_of(model).token_px
     return {"token_px": token_px, "latent_px": vae_of(model).latent_px if model.vae is not None else token_px}
 
 
 def units(root: _Parametrised, blocks: nn.ModuleList) -> dict[str, Any]:
-    """What FSDP2 gathers together: `layers` times `layer`, and the rest; as [rows, numbers in a row, how often]."""
+    """Return what FSDP2 gathers together: `layers` times `layer`, and the rest; [rows, row size, how often]."""
     inside = {id(p) for p in blocks.parameters()}
 
     def shapes(tensors: Iterable[Tensor]) -> list[list[int]]:
@@ -96,14 +96,14 @@ def units(root: _Parametrised, blocks: nn.ModuleList) -> dict[str, Any]:
 
 
 def with_gradients(model: _Parametrised) -> None:
-    """As after the first micro-batch of a step: gradients are there, and further ones are added to them."""
+    """Allocate gradients, as after the first micro-batch of a step."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
 
 
 def step(world: Observed, run: StageRun, shape: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch forward and back: FLOPs by part, and bytes beside parameters and gradients."""
+    """Measure a micro-batch forward and backward: FLOPs by part, and bytes beside parameters and gradients."""
     model, loss = make_model(run)
     batch = make_batch(model, run, shape)
     with_gradients(model)
@@ -121,7 +121,7 @@ def step(world: Observed, run: StageRun, shape: dict[str, Any]) -> dict[str, Any
 
 
 def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: int) -> dict[str, Any]:
-    """A micro-batch of the DiT through every stage of its pipeline, as the first tensor rank of each computes it.
+    """Measure a micro-batch of the DiT in every stage of its pipeline, on the first tensor rank of each.
 
     Raises:
         ValueError: for degrees that cannot be, naming those that can.

@@ -168,14 +168,14 @@ class FakeWorld(TorchDispatchMode):
         self.peak = max(self.peak, self.alive)
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """Sharded engines free and fill storages without an operator that would be seen here."""
+        """Record storages that sharded engines free and fill without an operator."""
         if (key := storage._cdata) in self._storages:
             reference, before, purpose = self._storages[key]
             self._storages[key] = reference, storage.nbytes(), purpose
             self._grow(storage.nbytes() - before)
 
     def storages(self) -> dict[int, tuple[int, str | None]]:
-        """Of every storage that there is, by its address: bytes, and its purpose where that is known."""
+        """Return address -> (bytes, purpose if known) of every storage."""
         return {key: (size, purpose) for key, (_, size, purpose) in self._storages.items()}
 
     def claim(self, storage: torch.UntypedStorage, purpose: str) -> None:
@@ -199,7 +199,7 @@ def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def flops(func: Any, args: Any, out: Any) -> int:
-    """Of a product of matrices or a convolution, two for each multiply-add; of all else 0."""
+    """Return the FLOPs of a matrix product or a convolution, two for each multiply-add; 0 for anything else."""
     if func is aten.convolution_backward.default:
         # torch's own formula takes a depthwise convolution's weight gradient for that of a full one.
         gradient, _, weight = args[:3]
@@ -216,7 +216,7 @@ def flops(func: Any, args: Any, out: Any) -> int:
 
 @contextmanager
 def fake_world(mode: FakeWorld | None = None) -> Iterator[FakeWorld]:
-    """All of this thread's torch without numbers, until the end of the block."""
+    """Run all torch operations of this thread without values until the end of the block."""
     resize, mode = torch.UntypedStorage.resize_, mode or FakeWorld()
 
     def resize_(storage: torch.UntypedStorage, size: int) -> Any:

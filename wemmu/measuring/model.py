@@ -21,7 +21,7 @@ from wemmu.types import IGNORE_INDEX, Batch, Latents, LossFn, Negatives, Prompts
 
 
 def make_model(run: StageRun) -> tuple[Staged, LossFn]:
-    """The model of a stage, frozen as the stage says, and its loss; within a fake world it has no weights."""
+    """Build the model of a stage, frozen as the stage says, and its loss; within a fake world it has no weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, run.backbones.dtype))
     try:
@@ -37,7 +37,7 @@ def make_model(run: StageRun) -> tuple[Staged, LossFn]:
 
 
 def make_backbone(directory: Path, kind: str) -> nn.Module:
-    """A backbone of the default type, as new."""
+    """Build a new backbone in the default dtype."""
     cls: Any = class_of(directory, kind)
     if kind == known.VLM:
         return cls(vlm_config(cls, directory))
@@ -58,7 +58,7 @@ def vae_of(model: Staged) -> FrozenVAE:
 
 
 def make_batch(model: Staged, run: StageRun, shape: dict[str, Any]) -> Batch:
-    """A micro-batch as `wemmu.planning.ask.Shape` describes it; of padded prompts the first one is shorter.
+    """Build a micro-batch as `wemmu.planning.ask.Shape` describes it; of padded prompts the first one is shorter.
 
     The contrastive partner of the last sample is in another micro-batch, as in the loader's.
     """

@@ -53,7 +53,7 @@ class Observed(FakeWorld):
         self._numbers, self._parts = [0], ["rest"]
 
     def kept(self) -> dict[str, int]:
-        """Bytes of all that there is since `start`, by the part that allocated it."""
+        """Return the bytes that were allocated since `start` and still exist, by the part that allocated them."""
         found: Counter[str] = Counter()
         for key, (size, part) in self.storages().items():
             if key not in self._there:

@@ -93,7 +93,7 @@ class Operators:
 
 
 def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments or results, also those in lists."""
+    """Yield the tensors among an operator's arguments or results, also those in lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

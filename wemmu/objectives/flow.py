@@ -9,7 +9,7 @@ from wemmu.config.objectives import LossWeighting
 
 
 def square_error(a: Tensor, b: Tensor) -> Tensor:
-    """|| a - b ||^2 of two batches [B, ...], the mean over a sample's elements: [B], float32.
+    """Compute || a - b ||^2 of two batches [B, ...], the mean over a sample's elements: [B], float32.
 
     Of a predicted velocity v_theta(x_t, t, y) and the path's, eps - x_0, this is flow matching.
     """
@@ -19,7 +19,7 @@ def square_error(a: Tensor, b: Tensor) -> Tensor:
 def contrastive_flow_matching(
     predicted: Tensor, v: Tensor, v_negative: Tensor, paired: Tensor, weight: float
 ) -> Tensor:
-    """|| v_theta - v+ ||^2 - lambda || v_theta - v- ||^2.
+    """Compute || v_theta - v+ ||^2 - lambda || v_theta - v- ||^2.
 
     v_negative: [B, ...], v- = eps' - x_0' of another sample; paired: bool [B], False where there is none and the second
     term is left out. weight: lambda. Returns [B].
@@ -28,7 +28,7 @@ def contrastive_flow_matching(
 
 
 def time_weight(config: LossWeighting, t: Tensor) -> Tensor:
-    """The weight of a sample's loss at its time t [B], where 1 is noise: [B]. See `LossWeighting` for the formulas."""
+    """Return the weight [B] of a sample's loss at its time t [B], where 1 is noise; see `LossWeighting`."""
     match config.kind:
         case "uniform":
             return torch.ones_like(t)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def log_probability(x: Tensor, mean: Tensor, std: float) -> Tensor:
-    """log N(x; mean, std^2) as the mean over elements: [N, ...] -> float32 [N]."""
+    """Compute log N(x; mean, std^2) as the mean over elements: [N, ...] -> float32 [N]."""
     elements = -(x.float() - mean.float()).square() / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
     return elements.flatten(1).mean(1)
 
 
 def divergence(mean: Tensor, reference: Tensor, std: float) -> Tensor:
-    """KL(N(mean, std^2) || N(reference, std^2)) as the mean over elements: [N, ...] -> float32 [N].
+    """Compute KL(N(mean, std^2) || N(reference, std^2)) as the mean over elements: [N, ...] -> float32 [N].
 
     It is (mean - reference)^2 / (2 std^2), in closed form, whatever was sampled. Published code leaves the step's |dt|
     out of std^2 and so has a value of |dt| times this one; its beta of 0.04 is about 0.004 here.

@@ -14,7 +14,7 @@ from wemmu.config.objectives import Aggregate, Scale, Std
 
 
 def advantages(rewards: Tensor, scale: Scale, std: Std = "unbiased", epsilon: float = 1e-4) -> Tensor:
-    """Rewards [B, G] -> advantages [B, G], float32; rows are groups. A reward that is NaN counts for nothing.
+    """Compute advantages [B, G] of rewards [B, G], float32; rows are groups. Rewards that are NaN are ignored.
 
     scale: divide by the standard deviation of each `group`, of the whole `batch` (arXiv 2508.08221), or not at all:
     `none` (Dr. GRPO, arXiv 2503.20783). std: `unbiased` divides the squares by n - 1, `population` by n.
@@ -53,7 +53,7 @@ def _std(squares: Tensor, count: Tensor, std: Std) -> Tensor:
 def surrogate(
     logp: Tensor, logp_old: Tensor, advantage: Tensor, low: float, high: float, delta: float | None = None
 ) -> Tensor:
-    """The clipped loss of each token, -min(r A, clip(r, 1 - low, 1 + high) A): [N, T], float32.
+    """Compute the clipped loss of each token, -min(r A, clip(r, 1 - low, 1 + high) A): [N, T], float32.
 
     logp, logp_old: [N, T] of the sampled tokens; advantage: [N], of their sequences. delta: cap on the ratio of tokens
     with a negative advantage, whose loss is otherwise unbounded (arXiv 1912.09729).
@@ -67,13 +67,13 @@ def surrogate(
 
 
 def clipped(logp: Tensor, logp_old: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Which tokens have no gradient because their ratio is below or above the clip range: two bool [N, T]."""
+    """Return which tokens have no gradient because their ratio is below or above the clip range: two bool [N, T]."""
     ratio, advantage = (logp - logp_old).exp(), advantage[:, None]
     return (ratio < 1 - low) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)
 
 
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """k3 = exp(q - p) - (q - p) - 1 of each token, p = logp, q = logp_ref: at least 0, on average KL(pi || ref).
+    """Compute k3 = exp(q - p) - (q - p) - 1 per token, p = logp, q = logp_ref: at least 0, on average KL(pi || ref).
 
     As a loss its gradient on the policy's own samples is that of KL(ref || pi).
     """
@@ -82,7 +82,7 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
 
 
 def aggregate(each: Tensor, mask: Tensor, kind: Aggregate, limit: int, mean_length: float) -> Tensor:
-    """Token losses [N, T] -> one value per sequence, [N]; its mean over all sequences of a step is the loss.
+    """Reduce token losses [N, T] to one value per sequence, [N]; its mean over all sequences of a step is the loss.
 
     grpo: the mean over a sequence's tokens. dr_grpo: their sum over `limit`, the longest sequence there can be, so that
     long bad sequences are not spared (arXiv 2503.20783). dapo: their sum over `mean_length`, the mean number of tokens

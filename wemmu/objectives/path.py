@@ -18,13 +18,13 @@ class PathSample(NamedTuple):
 
 
 def sample_path(x_0: Tensor, eps: Tensor, t: Tensor) -> PathSample:
-    """The point of the straight path from data x_0 (t = 0) to noise eps (t = 1)."""
+    """Return the point of the straight path from data x_0 (t = 0) to noise eps (t = 1)."""
     t_ = t.reshape(-1, *[1] * (x_0.ndim - 1))
     return PathSample((1 - t_) * x_0 + t_ * eps, t, eps - x_0)
 
 
 def sample_time(config: TimeSampling, resolution: int, normal: Tensor) -> Tensor:
-    """Training times in (0, 1) from standard normal draws [B]."""
+    """Compute training times in (0, 1) from standard normal draws [B]."""
     match config.kind:
         case "logit_normal":
             t = torch.sigmoid(config.mean + config.std * normal)

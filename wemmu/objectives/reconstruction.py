@@ -9,13 +9,13 @@ from wemmu.timesteps import alpha_bar
 
 
 def add_noise(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
-    """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; z_0, eps: [M, ...], t: int64 [M]."""
+    """Compute z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; z_0, eps: [M, ...], t: int64 [M]."""
     share = alpha_bar(timesteps).to(t.device)[t].reshape(-1, *[1] * (z_0.ndim - 1))
     return share.sqrt().to(z_0.dtype) * z_0 + (1 - share).sqrt().to(z_0.dtype) * eps
 
 
 def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:
-    """Distance of two images [M, C, h, w], the mean over an image's elements; [M], float32.
+    """Compute the distance of two images [M, C, h, w], the mean over an image's elements: [M], float32.
 
     `cosine` is 1 - cos of the C channels at each place.
     """
@@ -33,7 +33,7 @@ def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:
 def answer_cross_entropy(
     logits: Tensor, wanted: Tensor, sample: Tensor, samples: int, per_sample: float | None = None
 ) -> Tensor:
-    """Cross-entropy of each sample's answer, the mean over its tokens: [samples], float32; 0 without a token.
+    """Compute the cross-entropy of each sample's answer, the mean over its tokens: float32 [samples].
 
     per_sample: divide the sums over the tokens by this number instead, the mean number of tokens of an answer in the
     global batch; then the mean over that batch is the mean over its tokens.

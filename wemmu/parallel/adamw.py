@@ -73,7 +73,7 @@ class AdamW:
             weight.grad = None
 
     def state(self) -> TrainState:
-        """The live weights, moments and averages; moments that no step has made yet are made, as zeros."""
+        """Return the live weights, moments and averages; moments that do not exist yet are created as zeros."""
         self._fill_state()
         states = {name: self._optimizer.state[weight] for name, weight in self.weights.items()}
         steps = set(self._steps())

@@ -24,7 +24,7 @@ class Boundary:
         self.size = len(self._ranks)
 
     def gather(self, flow: Flow, states: Tensor) -> list[tuple[Flow, Tensor]]:
-        """Every rank's points and condition's states [B, Q, C], in the order of the ranks, on every rank.
+        """Gather every rank's points and the condition's states [B, Q, C] on every rank, in rank order.
 
         All have one shape. The states are leaves, so that their gradients can be collected and given back.
         """
@@ -36,7 +36,7 @@ class Boundary:
         return list(zip(flows, (s.requires_grad_() for s in self._gather(states.detach())), strict=True))
 
     def give_back(self, values: Sequence[Tensor] | None, like: Tensor, source: int) -> Tensor:
-        """This rank's one of `values`, which only the rank `source` of the group has; shape and type are `like`'s."""
+        """Scatter `values` from the rank `source` of the group; shape and dtype are those of `like`."""
         mine = torch.empty_like(like, memory_format=torch.contiguous_format)
         is_source = self._group.rank() == source
         assert (values is not None) == is_source

@@ -36,5 +36,5 @@ class Engine(Protocol):
         ...
 
     def on_restore(self, steps: int) -> None:
-        """The tensors of `state` were filled with those of a checkpoint after `steps` steps: go on from there."""
+        """Continue after the tensors of `state` were filled from a checkpoint after `steps` steps."""
         ...

@@ -99,7 +99,7 @@ class Pipeline:
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
-        """v_theta, float32 [B, C, h, w], on every rank of the group; all give the same inputs."""
+        """Compute v_theta, float32 [B, C, h, w], on every rank of the group; all pass the same inputs."""
         flow = Flow(x_t, t, x_t)
         self.runner.micro_batches = [(flow, states)]
         ranks = dist.get_process_group_ranks(self._group)

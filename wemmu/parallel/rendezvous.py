@@ -64,7 +64,7 @@ def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Those of RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT that are set, or follow from srun's variables.
+    """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as far as set, also by srun's variables.
 
     An empty variable counts as one that is not set.
     """

@@ -53,13 +53,13 @@ def _give_memory(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's rows of a sharded parameter or gradient; live memory."""
+    """Return this rank's rows of a sharded parameter or gradient; live memory."""
     assert isinstance(tensor, DTensor)
     return tensor.to_local()
 
 
 def parts(parameter: DTensor, rows: Tensor, where: TensorSlice) -> Sequence[TensorShard]:
-    """Where `rows`, this rank's rows of `parameter` or of one of its moments, stand in the whole tensor.
+    """Return where `rows`, this rank's rows of `parameter` or of one of its moments, are in the whole tensor.
 
     where: how `parameter` stands in the whole one, of which it may be a tensor-parallel slice.
     """

@@ -74,7 +74,7 @@ class SingleEngine:
                 self._working[name].copy_(master)
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients accumulated so far, by name, for comparison with other engines."""
+        """Return the gradients accumulated so far, by name, for comparison with other engines."""
         return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in self._adamw.weights.items()}
 
 

@@ -58,12 +58,12 @@ class _Summed(torch.autograd.Function):
 
 
 def copied(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """x, equal on all ranks, of any shape; backward sums the ranks' gradients."""
+    """Return x, which is equal on all ranks; the backward pass sums the ranks' gradients."""
     return _Copied.apply(x, group)
 
 
 def summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum of the ranks' x, of any shape; backward hands every rank the whole gradient."""
+    """Return the sum of the ranks' x; the backward pass gives every rank the whole gradient."""
     return _Summed.apply(x, group)
 
 

@@ -47,14 +47,14 @@ class Topology:
         return self.rank == 0
 
     def groups(self, *axes: str) -> list[list[int]]:
-        """Ranks that differ on these axes only, which are neighbours in `AXES`; each list in the order of the axes."""
+        """Return the groups of ranks that differ on these axes only; the axes are neighbours in `AXES`."""
         sizes = self.world // (self.tp * self.pp), self.pp, self.tp
         moved = [AXES.index(axis) for axis in axes]
         grid = torch.arange(self.world).view(sizes).movedim(moved, [axis - len(axes) for axis in range(len(axes))])
         return grid.reshape(-1, prod(sizes[axis] for axis in moved)).tolist()
 
     def group(self, *axes: str) -> dist.ProcessGroup:
-        """The process group of the one of `groups` in which this rank is. All ranks must call it alike."""
+        """Return the process group of this rank's list in `groups`. All ranks must call this in the same order."""
         group, _ = dist.new_subgroups_by_enumeration(self.groups(*axes))
         return group
 
@@ -64,7 +64,7 @@ ALONE = Topology()
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is set on any rank; all must call it."""
+    """Return whether `flag` is set on any rank; all ranks must call this."""
     if not dist.is_initialized():
         return flag
     flags = torch.tensor([flag], dtype=torch.uint8)

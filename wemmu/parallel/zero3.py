@@ -117,7 +117,7 @@ class _FlatShards:
         self._flat = {dtype: defragment(several) for dtype, several in of_type.items()}
 
     def narrow(self, dim: int, start: int, length: int) -> Tensor:
-        """`length` elements from `start` on: whole shards, all of one type."""
+        """Return `length` elements from `start` on: whole shards, all of one dtype."""
         dtype, begin = self._begins[start]
         return self._flat[dtype].narrow(dim, begin, length)
 
@@ -244,7 +244,7 @@ class Zero3Engine:
         self._zero.parameter_offload.partition_all_parameters()
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients accumulated so far, by name, for comparison with other engines."""
+        """Return the gradients accumulated so far, by name, for comparison with other engines."""
         return self._placed(self._deepspeed.utils.safe_get_local_grad)
 
     @property

@@ -33,7 +33,7 @@ def requests(
     image: Images | Sequence[Images],
     negative: str | Sequence[str] | None,
 ) -> tuple[list[str], list[list[Image.Image]], list[str]]:
-    """Texts and, for each, its list of images and its negative text."""
+    """Return the texts and, for each text, its list of images and its negative text."""
     alone = prompt is None or isinstance(prompt, str)
     if not alone and not isinstance(prompt, Sequence):
         raise ValueError(f"prompt is of type {type(prompt).__name__}; valid: a text, or a list of texts")
@@ -65,7 +65,7 @@ def requests(
 
 
 def repeated(times: int, *lists: list[Any]) -> Iterator[list[Any]]:
-    """Each list with `times` copies of each entry beside each other."""
+    """Yield each list with every entry repeated `times` times in a row."""
     if not (_whole(times) and times > 0):
         raise ValueError(f"num_images_per_prompt is {times!r}; valid: a whole number from 1")
     return ([entry for entry in entries for _ in range(times)] for entries in lists)
@@ -81,7 +81,7 @@ def _opened(value: Any) -> Image.Image:
 def seeds(
     seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
 ) -> Tensor:
-    """The seed of each image, int64 [number]."""
+    """Return the seed of each image, int64 [number]."""
     if seed is not None and generator is not None:
         raise ValueError("give either seed or generator, not both")
     if isinstance(seed, int | np.integer) and _whole(seed):
@@ -104,7 +104,7 @@ def seeds(
 
 
 def first(*values: Any) -> Any:
-    """The first that is not None."""
+    """Return the first value that is not None."""
     return next((value for value in values if value is not None), None)
 
 
@@ -113,7 +113,7 @@ def _whole(value: Any) -> bool:
 
 
 def output(images: Sequence[Tensor], output_type: str) -> list[Image.Image] | Tensor | np.ndarray[Any, Any]:
-    """Pixels [3, H, W] in [-1, 1] in the form that was asked for; latents as they are."""
+    """Convert pixels [3, H, W] in [-1, 1] to `output_type`; latents stay as they are."""
     if output_type == "pil":
         return [to_images(image[None])[0] for image in images]
     if len(shapes := {tuple(image.shape) for image in images}) > 1:

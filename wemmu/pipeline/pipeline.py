@@ -116,13 +116,13 @@ class WeMMUPipeline(DiffusionPipeline):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As diffusers does it, with the file in which diffusers finds this class."""
+        """Save as diffusers does, with the file in which diffusers finds this class."""
         super().save_pretrained(save_directory, *args, **kwargs)
         write_entry(Path(save_directory))
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers does it; this class needs no file to be found in (see `write_entry`)."""
+        """Load as diffusers does; this class needs no file to be found in (see `write_entry`)."""
         config = super().load_config(*args, **kwargs)
         if isinstance(config, dict) and isinstance(config.get("_class_name"), list):
             config = config | {"_class_name": config["_class_name"][-1]}
@@ -311,7 +311,7 @@ class WeMMUPipeline(DiffusionPipeline):
 def scheduler_solver(
     given: FlowMatchEulerDiscreteScheduler, progress: Callable[[Iterable[Tensor]], Iterable[Tensor]]
 ) -> Solver:
-    """A scheduler of diffusers as a `Solver`; `progress` wraps its time steps."""
+    """Wrap a scheduler of diffusers as a `Solver`; `progress` wraps its time steps."""
 
     def solve(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
         # One of its own for each call: a scheduler counts its steps, and calls may run beside each other. It adds the
@@ -338,7 +338,7 @@ def _shifted(solver: Solver, shift: float) -> Solver:
 
 
 def write_entry(directory: Path) -> None:
-    """Name in model_index.json the file in which diffusers finds this class, and write it.
+    """Write the file in which diffusers finds this class, and name it in model_index.json.
 
     So `DiffusionPipeline.from_pretrained` says that it needs trust_remote_code, instead of missing a class of its own.
     """

@@ -98,7 +98,7 @@ class Item:
 
 
 def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """The config.json of each of a run's backbones, by its field; weights are not looked at.
+    """Return the config.json of each of a run's backbones, by its field; weights are not read.
 
     Also returns the directories that are absent, of which those of the package were taken by their names.
 
@@ -125,7 +125,7 @@ def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
 
 
 def ask(items: Sequence[Item]) -> list[Answer]:
-    """The answers to `items`, all of which have the same backbones; a child process measures what is not cached.
+    """Return the answers to `items`, which have the same backbones; a child process measures what is not cached.
 
     Raises:
         PlanError: if the model cannot be built or stepped, with its reason.
@@ -178,7 +178,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def written(configs: dict[str, Any]) -> Iterator[Path]:
-    """A folder with a directory for each backbone, by its field, that holds its config.json."""
+    """Yield a folder with a directory for each backbone, by its field, that contains its config.json."""
     with tempfile.TemporaryDirectory() as folder:
         for kind, config in configs.items():
             Path(folder, kind).mkdir()
@@ -222,7 +222,7 @@ def _child(request: dict[str, Any]) -> Iterator[Answer]:
 
 
 def checked(answer: Answer) -> Answer:
-    """The answer of the measuring process, if it is one.
+    """Return the answer of the measuring process.
 
     Raises:
         PlanError: if the model was refused or could not be measured, with its reason.

@@ -102,7 +102,7 @@ class RankWorkload:
         return share
 
     def shards(self, part: str) -> int:
-        """Ranks over which what a rank has of a part is sharded."""
+        """Return the number of ranks over which a rank's share of a part is sharded."""
         if not self.is_sharded(part):
             return 1
         return self.degrees.dp if self.degrees.split and part == "dit" else self.degrees.world
@@ -133,14 +133,14 @@ class RankWorkload:
         return found
 
     def comes(self, part: str) -> float:
-        """Bytes that come to the GPU for a part to work, if it is kept in host memory (`memory.offload`)."""
+        """Return the bytes that a part in host memory (`memory.offload`) copies to the GPU for each use."""
         home = self.home(part)
         if home not in self.run.memory.offload:
             return 0.0
         return sum((n for p, n in self.frozen.items() if self.home(p) == home), 0.0)
 
     def frozen_on(self, host: bool) -> float:
-        """Bytes of frozen weights that stay on the GPU, or in host memory."""
+        """Return the bytes of frozen weights on the GPU, or with `host` in host memory."""
         offload = self.run.memory.offload
         return sum((n for part, n in self.frozen.items() if (self.home(part) in offload) == host), 0.0)
 
@@ -152,7 +152,7 @@ class RankWorkload:
 
 
 def numbers(units: Answer, ranks: int, what: Sequence[str] = ("layer", "rest")) -> int:
-    """Numbers of FSDP2's units over `ranks`: it cuts by rows, as many to every rank, and pads the last ones."""
+    """Return how many numbers of FSDP2's units a rank has: it cuts by rows and pads the last ranks."""
     times = {"layer": units["layers"], "rest": 1}
     return sum(
         times[name] * count * math.ceil(rows / ranks) * ranks * columns
@@ -162,7 +162,7 @@ def numbers(units: Answer, ranks: int, what: Sequence[str] = ("layer", "rest")) 
 
 
 def states(rank: RankWorkload) -> dict[str, float]:
-    """Bytes that a rank holds throughout a step."""
+    """Return the bytes that a rank stores throughout a step."""
     split, trained = rank.degrees.split, rank.trained
     # ZeRO-3 has its shards in the working type, with float32 masters of what is trained. Weights in fp32 are their own.
     working = FP32 if split else rank.width
@@ -179,7 +179,7 @@ def states(rank: RankWorkload) -> dict[str, float]:
 
 
 def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str, MemoryPeak]:
-    """What the fullest GPU holds beside its states, at each time of a step at which that may be most.
+    """Return what the fullest GPU stores beside its states, at each time of a step that can be the peak.
 
     step: a measured micro-batch; slices: of a split DiT, measured alike.
     """
@@ -224,7 +224,7 @@ def sharded(rank: RankWorkload) -> float:
 
 
 def host(rank: RankWorkload, images: int) -> dict[str, float]:
-    """Bytes of host memory of one rank; images: of a sample, its target included."""
+    """Return the bytes of host memory of one rank; images: per sample, its target included."""
     run, model, resolution = rank.run, rank.model, rank.run.stage.resolution
     # DeepSpeed's engine shards each block as it is read; a DiT that is split is read whole and then cut.
     whole = sum(n / (1 if rank.degrees.split else rank.shards(part)) for part, n in model["parts"].items())
@@ -243,14 +243,14 @@ def host(rank: RankWorkload, images: int) -> dict[str, float]:
 
 
 def host_total(memory: Mapping[str, float]) -> float:
-    """The peak: weights are on the GPU before the first batch is read."""
+    """Return the peak: the weights are on the GPU before the first batch is read."""
     loading = memory["weights while loading"]
     running = sum(v for name, v in memory.items() if name not in ("libraries", "weights while loading"))
     return memory["libraries"] + max(loading, running)
 
 
 def checkpoint(model: Answer, run: StageRun, earlier: Iterable[str]) -> float:
-    """Bytes on disk, all in fp32: weights and moments of what is trained, and weights of what is only carried.
+    """Return the bytes on disk, all in fp32: weights and moments of trained parts, weights of carried parts.
 
     Carried is what no backbone gave, and parts of backbones that stages before have trained (`earlier`).
     """
@@ -270,7 +270,7 @@ Traffic = Counter[tuple[str, int]]  # (collective, ranks) -> bytes
 
 
 def traffic(rank: RankWorkload) -> dict[str, float]:
-    """Bytes that the busiest rank exchanges in an optimizer step, by "collective over ranks".
+    """Return the bytes that the busiest rank exchanges in an optimizer step, by "collective over ranks".
 
     They are those of the whole tensors: of what is gathered, reduced or scattered, once. Of a gathering or scattering
     in a ring over n ranks (n - 1) / n of them cross a rank's link, of an all-reduce twice as many. Exchanges of single

@@ -122,7 +122,7 @@ class Plan:
 
 
 def above_memory(plan: Plan) -> list[str]:
-    """A sentence for each stage that needs more than a GPU has."""
+    """Return a sentence for each stage that needs more memory than a GPU has."""
     room, found = GPUS[plan.machine.gpu].memory, []
     for stage in plan.stages:
         kept, again = stage.gpu_total, stage.gpu_total_checkpointed
@@ -139,7 +139,7 @@ def above_memory(plan: Plan) -> list[str]:
 
 
 def starving(plan: Plan) -> list[str]:
-    """A sentence for each stage whose GPUs would wait for the loader."""
+    """Return a sentence for each stage whose GPUs would wait for the loader."""
     return [
         f"{stage.name} needs {stage.loader_threads} loader threads per rank, and has {plan.workers}; set "
         f"data.workers={stage.loader_threads}"
@@ -154,7 +154,7 @@ def loader_threads(samples_per_s: float, images: int, px: int) -> int:
 
 
 def shape_of(task: Task, run: StageRun, assumed: Assumptions) -> Shape:
-    """A sample of `task` in the stage of `run`."""
+    """Return the shape of a sample of `task` in the stage of `run`."""
     wordless = task in (Task.RECONSTRUCTION, Task.UNCONDITIONAL)
     images = {Task.T2I: 0, Task.UNCONDITIONAL: 0, Task.MULTI_EDIT: assumed.multi_edit_images}.get(task, 1)
     return Shape(
@@ -177,7 +177,7 @@ def check_split(curriculum: Curriculum, degrees: Degrees) -> None:
 
 
 def parameters_of(curriculum: Curriculum) -> Answer:
-    """The parameters of the curriculum's model, and the sizes that follow from its backbones."""
+    """Return the parameters of the curriculum's model, and the sizes that follow from its backbones."""
     return ask([Item("parameters", curriculum.stage_run(curriculum.stages[0].name))])[0]
 
 
@@ -238,7 +238,7 @@ class _Measures:
         return found + self._step(self.largest, True)
 
     def step(self, shape: Shape, checkpointing: bool = False) -> Answer:
-        """Of the whole micro-batch."""
+        """Measure the whole micro-batch."""
         answers = ask(self._step(shape, checkpointing))
         return answers[0] if len(answers) == 1 else dict(extrapolated(answers[0], answers[1], at=self.micro))
 
@@ -247,7 +247,7 @@ class _Measures:
 
 
 def extrapolated(one: Any, two: Any, at: int) -> Any:
-    """What a micro-batch of `at` samples takes, by what those of 1 and 2 do."""
+    """Extrapolate to a micro-batch of `at` samples from the values of 1 and 2 samples."""
     if isinstance(two, Mapping):
         return {key: extrapolated(one.get(key, 0), value, at) for key, value in two.items()}
     if isinstance(two, list):

@@ -13,7 +13,7 @@ class Slot(NamedTuple):
 
 
 def order(place: int, stages: int, micro_batches: int, flops: Sequence[float] = (0, 0)) -> Iterator[Slot]:
-    """What the stage at `place` does, in turn, for one round of `micro_batches`, at least as many as there are stages.
+    """Yield the slots of the stage at `place` in one round of `micro_batches`, at least as many as there are stages.
 
     Torch's way: as many forward as there are stages from here on, then backward and forward by turns. flops: of a
     forward and of a backward slot.
@@ -27,7 +27,7 @@ def order(place: int, stages: int, micro_batches: int, flops: Sequence[float] = 
 
 
 def idle_share(stages: Sequence[Sequence[Slot]]) -> float:
-    """The share of a round in which a stage waits for another, over all stages.
+    """Return the share of a round in which a stage waits for another, over all stages.
 
     stages: the slots of each, in its own order. A slot begins when its stage is free and what it needs has come from
     the stage before (forward) or behind (backward); sending takes no time.

@@ -27,5 +27,5 @@ CONFIGS = _load()
 
 
 def packaged(directory: Path) -> dict[str, Any] | None:
-    """The published config.json for a directory of that name; None for others."""
+    """Return the published config.json for a directory of that name; None for others."""
     return CONFIGS.get(directory.name) or CONFIGS.get(f"{directory.parent.name}/{directory.name}")

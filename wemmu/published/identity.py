@@ -67,7 +67,7 @@ def _digest(tensor: StoredTensor) -> str:
 
 
 def is_same(recorded: str, here: str) -> bool:
-    """Whether the recorded identity is that of `here`, also in the form of earlier versions.
+    """Return whether the recorded identity equals `here`, also in the form of earlier versions.
 
     Those hashed every safetensors file of the directory, loaded or not. So the weights are the same if the hash of all
     files, or of the loaded ones, is equal.
@@ -79,7 +79,7 @@ def is_same(recorded: str, here: str) -> bool:
 
 
 def short(name: str) -> str:
-    """As messages show it."""
+    """Shorten an identity for messages."""
     return name.removeprefix(PREFIX)[:12]
 
 

@@ -35,7 +35,7 @@ class TunedVLM(Staged, VLM):
     """A VLM whose language model learns. Its weights have transformers' names after `vlm.`."""
 
     def logits(self, states: Tensor) -> Tensor:
-        """[..., D] -> [..., vocabulary]."""
+        """Compute logits [..., vocabulary] of states [..., D]."""
         return self.vlm.lm_head(states)
 
     def checkpoint_activations(self) -> None:

@@ -41,7 +41,7 @@ def chart(
     stacked: bool = False,
     form: str = "g",
 ) -> Markup:
-    """One small chart of curves over steps.
+    """Draw one small chart of curves over steps.
 
     log: a logarithmic axis, if all values are positive, else one from 0 to `top` or the highest value. level: a value,
     and marks: steps, that dotted lines show. names: of the places 0, 1, ... where x counts places and not steps.
@@ -80,7 +80,7 @@ def chart(
 
 
 def shades(count: int) -> list[str]:
-    """Colours from dark to bright, for curves that have an order."""
+    """Return colours from dark to bright, for curves that have an order."""
     return [f"hsl({220 - 150 * k / max(1, count - 1):.0f} 60% 52%)" for k in range(count)]
 
 

@@ -121,7 +121,7 @@ def now() -> str:
 
 
 def pairs(values: Mapping[str, Any]) -> Table:
-    """Names and values as a table."""
+    """Return names and values as a table."""
     return Table("", (), [(key, code(value)) for key, value in values.items()])
 
 
@@ -142,7 +142,7 @@ def mark(right: bool) -> Markup:
 
 
 def image(file: Path | bytes | memoryview, alt: str, kind: str = "") -> Markup:
-    """A PNG file as it is, or the bytes of any image file as a thumbnail; its pixels stand in the page.
+    """Embed a PNG file as it is, or the bytes of any image file as a thumbnail.
 
     kind: "right" or "wrong" (a frame), "small", or "".
     """
@@ -160,7 +160,7 @@ def _thumbnail(file: bytes | memoryview) -> tuple[str, bytes]:
 
 
 def outline(height: int, width: int) -> Markup:
-    """A small rectangle of this shape, before the words `HEIGHT × WIDTH`."""
+    """Draw a small rectangle of this shape before the words `HEIGHT × WIDTH`."""
     shape = '<span class="outline" style="width: {:.2f}rem; height: {:.2f}rem"></span> '
     sides = 1.05 * (width / height) ** 0.5, 1.05 * (height / width) ** 0.5
     return Markup(shape + '<span class="line">{} × {}</span>').format(*sides, height, width)

@@ -33,7 +33,7 @@ def contact_sheet(rows: Sequence[Row], columns: int = 4) -> Image.Image:
 
 
 def sectioned_sheet(sections: Sequence[tuple[str, Sequence[Row]]], columns: int) -> Image.Image:
-    """Contact sheets under each other, each with its title ("" for none).
+    """Join contact sheets under each other, each with its title ("" for none).
 
     The sheet is as wide as `columns` of its narrowest entries; of wider ones fewer stand in a line.
 
@@ -68,7 +68,7 @@ def sectioned_sheet(sections: Sequence[tuple[str, Sequence[Row]]], columns: int)
 
 
 def note(text: str) -> Image.Image:
-    """A sheet that only says something."""
+    """Return a sheet that contains only text."""
     sheet = Image.new("RGB", (640, 80), "white")
     ImageDraw.Draw(sheet).text((20, 30), text, fill=INK, font=ImageFont.load_default(15))
     return sheet

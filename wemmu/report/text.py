@@ -16,7 +16,7 @@ BAR = 24
 
 
 def as_text(page: Page) -> str:
-    """The page in lines of at most 120 characters, without images, charts and what the page folds away."""
+    """Render the page in lines of at most 120 characters, without images, charts and folded parts."""
     console = Console(file=(drawn := io.StringIO()), width=120)
     for part in (_said(f"{page.title}\n{_words(page.about)}\n"), *_blocks(page.blocks)):
         console.print(part)
@@ -40,7 +40,7 @@ def _blocks(blocks: Sequence[Block]) -> Iterator[RenderableType]:
 
 
 def table(made: Table) -> RenderableType:
-    """The table with an empty line below. Nothing in a cell is taken as markup or steers the terminal."""
+    """Render the table and an empty line. Cells cannot contain markup or control the terminal."""
     # Not the title of the table, which is broken where the table ends.
     title = [_said(f"{made.title} ({made.note})" if made.note else made.title, "bold")] if made.title else []
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=bool(made.columns))
@@ -71,6 +71,6 @@ def _printable(line: str) -> str:
 
 
 def plain(text: str, limit: int = 200) -> str:
-    """One line without control characters, with which the data of a stranger could steer the terminal."""
+    """Return one line without control characters, because data from outside could control the terminal with them."""
     line = _printable(text)
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -41,10 +41,10 @@ def sample_grid(sampler: Sampler, sampling: Sampling, sizes: RequestSizes) -> tu
 
 
 def is_blank(image: Image.Image) -> bool:
-    """Whether an image has one colour only, as from a model with NaN weights."""
+    """Return whether an image has only one colour, as from a model with NaN weights."""
     return int(np.ptp(np.asarray(image.convert("RGB")), axis=(0, 1)).max()) <= BLANK
 
 
 def load_image(path: Path, resolution: int) -> torch.Tensor:
-    """An image from disk, as training has it, in a square of `resolution`: uint8 [3, H, W]."""
+    """Load an image as training does, in a square of `resolution`: uint8 [3, H, W]."""
     return fitted(path, (resolution, resolution))

@@ -27,7 +27,7 @@ class Branch(Enum):
 
 
 def wordless(task: Task) -> Branch:
-    """The branch that differs from FULL in its words alone or, if the task has none, the one without anything.
+    """Return the branch that differs from FULL only in its text or, if the task has no text, the empty branch.
 
     A negative prompt takes the place of its words.
     """
@@ -35,7 +35,7 @@ def wordless(task: Task) -> Branch:
 
 
 def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
-    """Weight of each branch; branches of weight zero are left out, so that guidance 1 costs and changes nothing.
+    """Return the weight of each branch, without branches of weight zero, so guidance 1 costs and changes nothing.
 
     Raises:
         ValueError: for a task that has no image to generate.

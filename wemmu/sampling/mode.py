@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode and no gradients; afterwards each module is again in the mode it was in.
+    """Put every module into eval mode without gradients; restore each module's mode afterwards.
 
     In training mode a model is another one: layers of Hugging Face that recompute their activations drop the cache of
     keys and values that they are given, and dropout is on.
@@ -30,7 +30,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def in_eval_mode(method: Callable[Concatenate[Any, Given], Result]) -> Callable[Concatenate[Any, Given], Result]:
-    """A method that runs with its object's `model` as in `evaluating`."""
+    """Wrap a method so that its object's `model` runs as in `evaluating`."""
 
     @wraps(method)
     def run(self: Any, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:

@@ -53,7 +53,7 @@ def request_sizes(side: int, max_aspect: float, table: int, token_px: int, laten
 
 
 def task_of(text: str, images: int) -> Task:
-    """The task a free request stands for, by what it brings."""
+    """Return the task of a free request by its text and images."""
     if images == 0:
         return Task.T2I if text else Task.UNCONDITIONAL
     if images == 1:

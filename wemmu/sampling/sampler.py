@@ -37,12 +37,12 @@ class Sampler:
 
     @in_eval_mode
     def __call__(self, request: GenerationRequest, sampling: Sampling, on_step: OnStep = keep) -> Tensor:
-        """Pixels [B, 3, height, width], nominally in [-1, 1]. Raises like `latents`."""
+        """Generate pixels [B, 3, height, width], nominally in [-1, 1]. Raises like `latents`."""
         return self.model.vae.decode(self.latents(request, sampling, on_step))
 
     @in_eval_mode
     def latents(self, request: GenerationRequest, sampling: Sampling, on_step: OnStep = keep) -> Tensor:
-        """Latents [B, C, h, w] of the images.
+        """Generate the latents [B, C, h, w] of the images.
 
         Raises:
             ValueError: if the size is not a multiple of the latent's.

@@ -41,7 +41,7 @@ def keep(step: Step) -> Tensor:
 
 class Solver(Protocol):
     def __call__(self, velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
-        """x [B, ...] at ts[0] -> x at ts[-1]."""
+        """Integrate from x [B, ...] at ts[0] to x at ts[-1]."""
 
 
 # Smallest share of signal abar_t at which a head is asked for the noise. An error of the head counts
@@ -51,12 +51,12 @@ LEAST_SIGNAL = 1e-3
 
 
 def times(steps: int, shift: float) -> Tensor:
-    """`steps` + 1 times from 1 to 0, evenly spaced and then shifted as in training."""
+    """Return `steps` + 1 times from 1 to 0, evenly spaced and then shifted as in training."""
     return shift_time(torch.linspace(1, 0, steps + 1), shift)
 
 
 def euler(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
-    """First order: one evaluation a step."""
+    """Integrate with first order: one evaluation a step."""
     for i, (t, t_next) in enumerate(pairwise(ts.tolist())):
         v = velocity(x, x.new_full((len(x),), t))
         x = on_step(Step(i, t, t_next, x + (t_next - t) * v, v))
@@ -64,7 +64,7 @@ def euler(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep
 
 
 def heun(velocity: VelocityField, x: Tensor, ts: Tensor, on_step: OnStep = keep) -> Tensor:
-    """Second order: two evaluations a step, one for the last."""
+    """Integrate with second order: two evaluations a step, one for the last."""
     for i, (t, t_next) in enumerate(pairwise(ts.tolist())):
         v = velocity(x, x.new_full((len(x),), t))
         ahead = x + (t_next - t) * v
@@ -78,7 +78,7 @@ SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun}
 
 
 def ddim(noise_in: Callable[[Tensor, Tensor], Tensor], z: Tensor, timesteps: int, steps: int) -> Tensor:
-    """Noise z [M, ...] -> z_0, by a head eps(z_t, t) that was trained on `timesteps` steps of the cosine schedule.
+    """Integrate noise z [M, ...] to z_0 with a head eps(z_t, t) trained on `timesteps` steps of the cosine schedule.
 
     Deterministic DDIM on at most `steps` steps of the schedule, evenly spaced, the first being the last that holds
     `LEAST_SIGNAL`; from the lowest it goes to z_0 itself.

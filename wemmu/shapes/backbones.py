@@ -27,7 +27,7 @@ CAPTION_WIDTH = 128
 
 
 def vlm_config(vocab_size: int, token_ids: dict[str, int]) -> dict[str, Any]:
-    """Arguments of `Qwen2_5_VLConfig`. `token_ids` maps the special tokens' names in that config to ids."""
+    """Return arguments of `Qwen2_5_VLConfig`. `token_ids` maps the special tokens' names in that config to ids."""
     return {
         "text_config": {
             "vocab_size": vocab_size,

@@ -109,7 +109,7 @@ EDITS: dict[str, Callable[[Scene, random.Random], tuple[str, Scene] | None]] = {
 
 
 def random_edit(rng: random.Random, split: Split = "train", kind: str | None = None) -> Edit:
-    """A single-image edit whose source and target both belong to `split`; `kind` is a key of `EDITS` or any."""
+    """Draw a single-image edit whose source and target both belong to `split`; `kind` is a key of `EDITS` or any."""
     if kind is not None and kind not in EDITS:
         raise ValueError(f"unknown edit {kind!r}; valid choices: {', '.join(EDITS)}")
     chosen = kind or rng.choice(tuple(EDITS))
@@ -124,7 +124,7 @@ def random_edit(rng: random.Random, split: Split = "train", kind: str | None = N
 
 
 def random_two_image_edit(rng: random.Random, split: Split = "train") -> Edit:
-    """The single object of image 2 takes the place of an object of image 1, with its own shape, colour and size."""
+    """Draw an edit that replaces an object of image 1 by the single object of image 2."""
     while True:
         first = random_scene(rng, "test" if split == "composition" else split)
         second = random_scene(rng, split, objects=1)
@@ -136,7 +136,7 @@ def random_two_image_edit(rng: random.Random, split: Split = "train") -> Edit:
 
 
 def edits_with_object(first: Scene, second: Scene) -> Iterator[Edit]:
-    """Every two-image edit of these scenes, in every wording."""
+    """Yield every two-image edit of these scenes, in every wording."""
     for old in first.objects:
         target = _swap(first, old, replace(second.objects[0], cell=old.cell))
         for reference, wording in product(references(first, old), TWO_IMAGE_WORDINGS):

@@ -28,7 +28,7 @@ _NEW_BACKGROUND = rf"(?:make|change) the background (?:to )?(?P<new>{'|'.join(BA
 
 
 def target_of(instruction: str, scenes: Sequence[Scene]) -> Scene:
-    """The scene that `instruction` makes of one scene, or of the first of two.
+    """Apply `instruction` to one scene, or to the first of two, and return the resulting scene.
 
     Raises:
         ValueError: if the instruction is not in the world's language, or names no object, several, or a cell in use.

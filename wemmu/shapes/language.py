@@ -64,14 +64,14 @@ DESCRIBE = "describe the image"
 
 
 def full_caption(scene: Scene) -> str:
-    """The one canonical wording that says everything; the scorer's and the VLM's common form."""
+    """Return the canonical wording that says everything; the scorer and the VLM use it."""
     return _join([_phrase(o, o.size, o.color, f"at the {CELLS[o.cell]}") for o in scene.objects]) + (
         f" on a {scene.background} background"
     )
 
 
 def brief_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption in the canonical wording that leaves out half of what there is to say, each attribute at random."""
+    """Draw a caption in the canonical wording that leaves out each attribute with probability one half."""
 
     def said(word: str) -> str | None:
         return word if rng.random() < 0.5 else None
@@ -81,7 +81,7 @@ def brief_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def caption(scene: Scene, rng: random.Random, wording: str | None = None) -> str:
-    """One of many wordings, at random: mentions may be reordered, say less, or relate two objects to each other.
+    """Draw one of many wordings: mentions may be reordered, say less, or relate two objects to each other.
 
     Raises:
         ValueError: if the scene cannot be told in `wording`, with those in which it can.
@@ -103,7 +103,7 @@ def caption(scene: Scene, rng: random.Random, wording: str | None = None) -> str
 
 
 def wordings(scene: Scene) -> tuple[str, ...]:
-    """The wordings in which a scene can be told."""
+    """Return the wordings that can describe a scene."""
     side_by_side = len(scene.objects) == 2 and _offset(*scene.objects) in RELATIONS.values()
     return WORDINGS if side_by_side else ("placed", "unplaced")
 
@@ -164,7 +164,7 @@ def parse_caption(text: str) -> Demand:
 
 # ---------------------------------------------------------------------------------------------------- reference
 def references(scene: Scene, obj: Object) -> list[str]:
-    """Every description ("the red circle") that fits `obj` and no other object of the scene, shortest first."""
+    """Return every description ("the red circle") that fits `obj` and no other object of the scene, shortest first."""
     candidates = [
         (f"the {obj.shape}", Mention(obj.shape)),
         (f"the {obj.color} {obj.shape}", Mention(obj.shape, obj.color)),
@@ -177,7 +177,7 @@ def references(scene: Scene, obj: Object) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------- questions
 def question(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A question about the scene and its one right answer."""
+    """Draw a question about the scene and its one correct answer."""
     kind = rng.choice(("background", "count", "cell", "exists", "color", "where", "size"))
     obj = rng.choice(scene.objects)
     reference = rng.choice(references(scene, obj))

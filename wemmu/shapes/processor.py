@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 
 
 def corpus(lines: int = 20_000, seed: int = 0) -> list[str]:
-    """Sentences of the world; enough of them that every word is frequent."""
+    """Return sentences of the miniature; enough that every word is frequent."""
     rng = random.Random(seed)
     texts = ["user", "assistant", "describe the image", "describe the second image"] * 50
     while len(texts) < lines:
@@ -49,7 +49,7 @@ def corpus(lines: int = 20_000, seed: int = 0) -> list[str]:
 
 
 def train_tokenizer(out: Path) -> Qwen2TokenizerFast:
-    """Byte-level BPE in which every word of the world is one token; any other text still has an encoding."""
+    """Train a byte-level BPE in which every word of the miniature is one token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE())
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def save_processor(out: Path) -> Qwen2_5_VLProcessor:
 
 
 def special_ids(processor: Any) -> dict[str, int]:
-    """The special tokens under the names that `Qwen2_5_VLConfig` gives them."""
+    """Return the special tokens under the names that `Qwen2_5_VLConfig` gives them."""
     ids: Callable[[str], int] = processor.tokenizer.convert_tokens_to_ids
     return {
         "bos_token_id": ids("<|endoftext|>"),

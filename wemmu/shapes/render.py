@@ -49,7 +49,7 @@ def _draw_shape(
 
 
 def cell_box(cell: int, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of an image that belong to `cell`."""
+    """Return the rows and columns of an image that belong to `cell`."""
     if not 0 <= cell < len(CELLS):
         raise ValueError(f"cell {cell} is not in 0..{len(CELLS) - 1}")
     row, column = divmod(cell, 2)
@@ -60,5 +60,5 @@ def cell_box(cell: int, height: int, width: int) -> tuple[slice, slice]:
 
 
 def to_array(image: Image.Image) -> NDArray[np.float32]:
-    """RGB image -> float32 [H, W, 3] in [0, 1]."""
+    """Convert an RGB image to float32 [H, W, 3] in [0, 1]."""
     return np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0

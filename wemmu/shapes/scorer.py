@@ -68,7 +68,7 @@ def read(image: Image.Image) -> Reading:
 
 
 def caption_satisfied(image: Image.Image, caption: str | Demand) -> bool:
-    """Whether the image shows what the caption demands, and no further object."""
+    """Return whether the image shows everything that the caption says, and no further object."""
     demand = parse_caption(caption) if isinstance(caption, str) else caption
     scene = read(image).scene
     return scene is not None and demand.satisfied_by(scene)

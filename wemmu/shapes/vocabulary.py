@@ -16,7 +16,7 @@ _DRAWS = 300
 
 @cache
 def words() -> frozenset[str]:
-    """All of them, collected from texts that are drawn."""
+    """Return all words, collected from generated texts."""
     rng = random.Random("vocabulary")
     texts = [DESCRIBE]
     for _ in range(_DRAWS):
@@ -27,7 +27,7 @@ def words() -> frozenset[str]:
 
 
 def unknown(text: str) -> list[str]:
-    """The words of `text` that no training of the miniature world ever saw."""
+    """Return the words of `text` that no training of the miniature contains."""
     return [word for word in dict.fromkeys(_split(text)) if word not in words()]
 
 

@@ -106,7 +106,7 @@ class ResolutionSchedule:
         return self._plateau is not None and self._own is None
 
     def due(self, step: int) -> bool:
-        """Whether the validation loss is wanted after `step` steps."""
+        """Return whether to compute the validation loss after `step` steps."""
         return self._plateau is not None and step > self.begin and (step - self.begin) % self._plateau.every == 0
 
     def note(self, loss: float) -> None:

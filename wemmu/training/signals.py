@@ -28,7 +28,7 @@ class StopFlag:
 
     @contextmanager
     def ends_process(self, doing: str) -> Iterator[None]:
-        """While this is open, a signal ends the process with SAVED; so does one that came before.
+        """End the process with SAVED on a signal within the block, or on one that came before it.
 
         For waits inside libraries, during which Python calls no handlers. There must be nothing to save.
         """

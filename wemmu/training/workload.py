@@ -35,7 +35,7 @@ class Workload:
             self._measure({(shape.task, shape.images, shape.stored) for shape in shapes})
 
     def count(self, batches: Sequence[Batch]) -> Counter[str]:
-        """Samples under the name of their task; `tokens` and, forward and backward together, `flops`, where known.
+        """Count samples by task, `tokens`, and `flops` (forward and backward) if known.
 
         tokens: those of the prompts and, of generation, of the pathway and the DiT's latents; without `padding`.
         """
@@ -103,7 +103,7 @@ class Workload:
 
 
 def peak_flops(run: StageRun, device: torch.device) -> float | None:
-    """FLOP/s of which `device` is capable by its data sheet in the type the run computes in; None where none is known.
+    """Return the FLOP/s of `device` by its data sheet in the dtype of the run; None if unknown.
 
     The sheets are those of `wemmu.planning.plan.GPUS`: SXM modules, bfloat16.
     """
@@ -113,7 +113,7 @@ def peak_flops(run: StageRun, device: torch.device) -> float | None:
 
 
 def peak_of(name: str) -> float | None:
-    """By the name that the driver gives a GPU, as `NVIDIA H100 80GB HBM3`; of PCIe cards, which are slower, None."""
+    """Return the peak by the driver's name of a GPU, `NVIDIA H100 80GB HBM3`; None for slower PCIe cards."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     if {"pcie", "nvl"} & set(words):
         return None

@@ -18,7 +18,7 @@ EMPTY = Markup('<div class="empty">The results appear here.</div>')
 
 
 def html(state: State) -> str:
-    """The whole area of results."""
+    """Return the whole results area."""
     parts = []
     if state.progress:
         bar = Markup('<div class="bar"><i style="width:{:.0f}%"></i></div>').format(100 * state.share)

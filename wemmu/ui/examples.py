@@ -19,7 +19,7 @@ class Example:
 
 
 def examples(px: int) -> list[Example]:
-    """One of each kind of request, with images of `px`."""
+    """Return one example of each kind of request, with images of `px`."""
     first, second = render(_FIRST, px), render(_SECOND, px)
     return [
         Example("generate", "a red circle at the top left and a blue square at the bottom right"),

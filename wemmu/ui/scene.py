@@ -59,7 +59,7 @@ class Board:
 
 
 def html(board: Board) -> str:
-    """The palette and the board; a click on a button with data-choose or data-cell changes them."""
+    """Return the palette and the board; a click on a button with data-choose or data-cell changes them."""
     current = {"shape": board.shape, "color": board.color, "size": board.size, "background": board.scene.background}
     rows = [
         Markup('<div class="row"><span>{}</span>{}</div>').format(

@@ -76,7 +76,7 @@ def run(models: Models, names: Sequence[str], options: SampleOptions) -> Iterato
 
 
 def sentence(error: Exception) -> str:
-    """What to show of an error; a bug's traceback goes to the terminal."""
+    """Return what to show for an error; the traceback of a bug goes to the terminal."""
     if exit_code(error) is None:
         traceback.print_exception(error)
         return f"This is a bug of the program ({type(error).__name__}: {error}). The terminal shows where."
@@ -85,7 +85,7 @@ def sentence(error: Exception) -> str:
 
 
 def read_image(path: Path) -> Image.Image:
-    """An input image as `wemmu sample` reads it. Raises UsageError if it is none."""
+    """Read an input image as `wemmu sample` does; raise UsageError if it is not an image."""
     from wemmu.pixels import as_image
 
     try:

@@ -41,7 +41,7 @@ class ImageEncoder(nn.Module):
         return next(self.model.parameters()).dtype
 
     def preprocess(self, images: Images) -> Tensor:
-        """Images in [0, 1] -> the model's input [B, 3, h, w], by the directory's preprocessor_config.json.
+        """Convert images in [0, 1] to the model's input [B, 3, h, w], by the directory's preprocessor_config.json.
 
         Without gradients the images are rounded to 8 bits first, as a file stores them, so that an image scores the
         same before and after it is saved. Images that need a gradient are resized as floats.
@@ -59,11 +59,11 @@ class ImageEncoder(nn.Module):
         return found["pixel_values"].to(self.device, self.dtype)
 
     def embed(self, images: Images) -> Tensor:
-        """Images in [0, 1] -> embeddings float32 [B, D], not normalised."""
+        """Embed images in [0, 1]: float32 [B, D], not normalised."""
         return self.adapter.embed(self.model, self.preprocess(images)).float()
 
     def patches(self, images: Images) -> Tensor:
-        """Images in [0, 1] -> features of the last layer float32 [B, C, h, w]: one for each patch, no other tokens."""
+        """Return features of the last layer for images in [0, 1]: float32 [B, C, h, w], one per patch."""
         pixels = self.preprocess(images)
         px = self.adapter.patch_px(self.model)
         grid = (pixels.shape[-2] // px, pixels.shape[-1] // px)
@@ -87,7 +87,7 @@ def load_encoder(directory: Path, dtype: torch.dtype = torch.float32, name: str 
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Cosine of embeddings [..., D] and [..., D] in float32, [...]."""
+    """Return the cosine of embeddings [..., D] and [..., D] in float32: [...]."""
     return nn.functional.cosine_similarity(x.float(), y.float(), dim=-1)
 
 

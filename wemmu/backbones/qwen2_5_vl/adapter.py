@@ -17,7 +17,7 @@ class Qwen2_5_VL(VLMAdapter):
         return {"inputs_embeds": embeds.masked_scatter(at_images[..., None], vision.to(embeds.dtype))}
 
     def tower(self, visual: Any, patches: Tensor, grid: Grid, known: Known) -> Tensor:
-        """Most layers attend within windows, and have those of one size together.
+        """Run the tower; layers with windows attend once for all windows of one size.
 
         Layers of full attention have transformers' order, in which their sums have its bits.
         """

@@ -30,7 +30,7 @@ class Qwen3VL(VLMAdapter):
         }
 
     def tower(self, visual: Any, patches: Tensor, grid: Grid, known: Known) -> Tensor:
-        """DeepStack's features stand behind the tokens."""
+        """Run the tower; DeepStack's features follow the tokens."""
         states = visual.patch_embed(patches)
         around, table = known.of(grid, states, partial(positions_in, visual))
         states = (states.unflatten(0, (grid.images, -1)) + table(visual.pos_embed).to(states.dtype)).flatten(0, 1)

@@ -87,7 +87,7 @@ class SanaStage(nn.Module):
         return {f"dit.{name}": where for name, where in split(self.dit, group).items()}
 
     def activations(self, x_t: Tensor, states: Tensor) -> Activations:
-        """What stages hand on for latents x_t [B, C, h, w] and a condition [B, Q, caption channels], without data."""
+        """Return what a stage sends to the next, without data; x_t [B, C, h, w], states [B, Q, channels]."""
         config, (b, queries, _) = self.dit.config, states.shape
         d = config["num_attention_heads"] * config["attention_head_dim"]
         shapes = (b, prod(self._grid(x_t.shape)), d), (b, queries, d), (b, 6 * d), (b, d)
@@ -99,7 +99,7 @@ class SanaStage(nn.Module):
         return latents[-2] // p, latents[-1] // p
 
     def canonical(self, name: str) -> str:
-        """The name in the whole DiT of the parameter that is `name` here."""
+        """Return the name in the whole DiT of the parameter that is `name` here."""
         parts = name.removeprefix("dit.").split(".")
         if parts[0] == "transformer_blocks":
             parts[1] = str(int(parts[1]) + self.begin)

@@ -26,7 +26,7 @@ from wemmu.parallel.tensor_layers import AcrossHeadsRMSNorm, Column, PointwiseCo
 
 
 def valid_degrees(config: Mapping[str, Any]) -> list[int]:
-    """Numbers of ranks over which a Sana of this config (`dit.config`) can be split.
+    """Return the numbers of ranks over which a Sana of this config (`dit.config`) can be split.
 
     They divide the channels of the feed-forward; with more ranks than heads some would have none.
     """
@@ -107,7 +107,7 @@ class _Splitter:
         return TensorSlice(name, shape, dim, cut.ranges)
 
     def attention(self, attention: Any) -> None:
-        """attention: of diffusers' class `Attention`, whose layers become ours."""
+        """Replace the layers of a diffusers `Attention` by sharded ones."""
         width = attention.to_q.out_features
         cut = self._heads(width, attention.heads)
         for name in ("to_q", "to_k", "to_v"):
@@ -131,7 +131,7 @@ class _Splitter:
             attention.norm_q = AcrossHeadsRMSNorm(q, width, attention.norm_q.eps, self._group)
 
     def feed_forward(self, ff: Any) -> None:
-        """ff: of diffusers' class `GLUMBConv`."""
+        """Replace the layers of a diffusers `GLUMBConv` by sharded ones."""
         hidden = ff.conv_point.in_channels
         cut = self._halves(hidden)
         ff.conv_inverted = PointwiseColumn(*self._rows(ff.conv_inverted, cut), self._group)

@@ -113,7 +113,7 @@ class DPG(ServerBenchmark):
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """DPG-Bench, then the mean share of yes of each broad category, without dependencies."""
+        """Return DPG-Bench, then the mean share of yes of each broad category, without dependencies."""
         overall = mean_of(marks, "score")
         if overall is None:
             return {}

@@ -104,7 +104,7 @@ class Fidelity:
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """The mean PSNR over the tasks, then TASK/MEASURE; encoders by the names in the options."""
+        """Return the mean PSNR over the tasks, then TASK/MEASURE; encoders by the names in the options."""
         found: dict[str, float] = {}
         for category in dict.fromkeys(mark.category for mark in marks):
             own = [mark for mark in marks if mark.category == category]

@@ -20,7 +20,7 @@ HIGHEST_DB = 10 * math.log10(12 * 255**2)
 
 
 def psnr(x: Tensor, y: Tensor, mask: Tensor | None = None) -> float | None:
-    """Peak signal-to-noise ratio of images [3, H, W] in [0, 1], dB: -10 log10 of the mean squared error.
+    """Return the peak signal-to-noise ratio of images [3, H, W] in [0, 1] in dB: -10 log10 of the mean squared error.
 
     mask: bool [H, W], the pixels that count; None without any. At most `HIGHEST_DB`, so that means are finite.
     """

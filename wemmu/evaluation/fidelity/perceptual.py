@@ -51,7 +51,7 @@ class LPIPS:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> float:
-        """Distance of images [3, H, W] in [0, 1]."""
+        """Return the distance of images [3, H, W] in [0, 1]."""
         if self._net is None:
             self._net = self._loaded()
         return float(self._net(x[None], y[None], normalize=True).item())

@@ -122,7 +122,7 @@ class GEdit(ServerBenchmark):
         ]
 
     def adopt(self, folder: Path) -> Mapping[str, Path]:
-        """As the publication's example writes them: fullset/TYPE/LANGUAGE/KEY.png."""
+        """Find images in the published layout: fullset/TYPE/LANGUAGE/KEY.png."""
         language = self._options.language
         return adopted({key: folder / "fullset" / e.type / language / f"{key}.png" for key, e in self._edits.items()})
 
@@ -137,7 +137,7 @@ class GEdit(ServerBenchmark):
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """G_O, G_SC and G_PQ of the full set, then of the intersection, then O of each type."""
+        """Return G_O, G_SC and G_PQ of the full set, then of the intersection, then O of each type."""
         found: dict[str, float] = {}
         common = [mark for mark in marks if mark.values.get(INTERSECTION)]
         for name, subset in ("", marks), (", intersection", common):

@@ -112,7 +112,7 @@ class GenEval:
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """The mean over the tasks, if all six were judged, else a name that says partial; then each task."""
+        """Return the mean over the tasks (named partial unless all six were judged), then each task."""
         by_task = {task: mean_of((mark for mark in marks if mark.category == task), "correct") for task in TASKS}
         found = {task: share for task, share in by_task.items() if share is not None}
         if not found:

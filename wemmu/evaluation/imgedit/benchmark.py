@@ -68,7 +68,7 @@ class ImgEdit(ServerBenchmark):
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """ImgEdit-Bench, the mean over the types, then each type."""
+        """Return ImgEdit-Bench, the mean over the types, then each type."""
         types = by_category(marks, "score")
         if not types:
             return {}

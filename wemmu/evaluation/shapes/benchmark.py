@@ -60,7 +60,7 @@ class Shapes:
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """The mean over the categories, then each category: shares of correct answers."""
+        """Return the mean over the categories, then each category: shares of correct answers."""
         own: dict[str, list[Mark]] = {}
         for mark in marks:
             own.setdefault(mark.category, []).append(mark)

@@ -88,7 +88,7 @@ class UnifiedBench:
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """Unified-Score, or a name that says what it lacks; then each encoder's score."""
+        """Return the Unified-Score, or a name that says what it lacks; then each encoder's score."""
         by_encoder = {name: mean_of(marks, name) for name in ENCODERS.values()}
         scores = {name: value for name, value in by_encoder.items() if value is not None}
         if not scores:

@@ -82,7 +82,7 @@ class UnifiedBenchCaptions(ServerBenchmark):
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """The win rate in percent: the mean over the rivals, then against each; then shares that tell of the judge.
+        """Return the win rate in percent (mean, then against each rival), then shares that describe the judge.
 
         tie: answers without a winner. first place: wins of the caption that is shown first, 50 of a fair judge.
         agreement: pairs with one winner in both orders.

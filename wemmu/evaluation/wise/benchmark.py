@@ -90,7 +90,7 @@ class WISE(ServerBenchmark):
 
     @staticmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
-        """WiScore, then each category's; then the mean of each number, from 0 to 2."""
+        """Return WiScore, then the score of each category, then the mean of each number, from 0 to 2."""
         means = by_category(marks, "WiScore")
         if not means:
             return {}

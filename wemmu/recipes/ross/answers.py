@@ -29,7 +29,7 @@ class Answerer:
         self.model, self.encoder, self.device = model, encoder, torch.device(device)
 
     def prompts(self, request: GenerationRequest) -> Prompts:
-        """The questions up to where the answers begin."""
+        """Return the questions up to where the answers begin."""
         rows, grids = question_rows(self.encoder, request.texts, request.images, self.model.token_px)
         return self.encoder.pad(rows, grids)
 
@@ -39,7 +39,7 @@ class Answerer:
 
     @in_eval_mode
     def restored(self, request: GenerationRequest, steps: int, seed: int) -> Tensor:
-        """Pixels [B, N, 3, H', W'], nominally in [-1, 1]; a head that denoises takes `steps` of DDIM."""
+        """Reconstruct pixels [B, N, 3, H', W'], nominally in [-1, 1]; a denoising head uses `steps` of DDIM."""
         model, images = self.model, request.images.to(self.device)
         b, n = images.shape[:2]
         inputs = images.flatten(0, 1)

@@ -41,7 +41,7 @@ def build_ross(backbones: Backbones, config: RossConfig, seed: int) -> tuple[Ros
 
 
 def assemble(run: StageRun, vlm: nn.Module, vae: FrozenVAE | None = None) -> tuple[Ross, ReconstructiveLoss]:
-    """The model and its loss of backbones that have no weights, to be measured; see `wemmu.measuring`.
+    """Build the model and its loss on backbones without weights, for measuring; see `wemmu.measuring`.
 
     A teacher of features is not measured: pixels stand in for what it makes.
     """

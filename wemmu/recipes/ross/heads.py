@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
             nn.init.zeros_(zero.weight)
 
     def forward(self, z_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
-        """z_t: [M, C, h, w]; t: int64 [M], steps of the schedule; states: [M, h * w, D]. Returns eps: [M, C, h, w]."""
+        """Predict eps [M, C, h, w] from z_t [M, C, h, w], steps t int64 [M] and states [M, h * w, D]."""
         h, w = z_t.shape[-2:]
         cond = self.states(F.silu(self.norm_states(states))) + self.time(self.sinusoids(t))[:, None]  # [M, N, width]
         x = self.tokens(z_t.flatten(2).mT) + _places(h, w, self.tokens.out_features, z_t.device)
@@ -118,7 +118,7 @@ class Regressor(nn.Module):
         _initialise(self)
 
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
-        """states: [M, h * w, D] of a grid (h, w). Returns [M, C, h, w]."""
+        """Predict [M, C, h, w] from states [M, h * w, D] of a grid (h, w)."""
         return self.out(self.layers(states)).mT.unflatten(2, grid)
 
 
@@ -136,7 +136,7 @@ class TransformerRegressor(nn.Module):
         _initialise(self)
 
     def forward(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
-        """As `Regressor`."""
+        """Predict as `Regressor` does."""
         x = self.states(self.norm_states(states)) + _places(*grid, self.states.out_features, states.device)
         for block in self.blocks:
             x = block(x)

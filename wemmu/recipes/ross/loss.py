@@ -37,7 +37,7 @@ class ReconstructiveLoss:
         return Losses.of_task(batch.task, text + self.weight * visual, parts)
 
     def visual(self, batch: Batch, states: Tensor, step: int) -> Tensor:
-        """How far each sample's images are from restored, [B]; states: [B, N, rows * columns, D]."""
+        """Compute the reconstruction loss of each sample, [B]; states: [B, N, rows * columns, D]."""
         b, n = batch.images.shape[:2]
         target = self.model.target(batch.images.flatten(0, 1))  # [B * N, C, h, w]
         states = states.flatten(0, 1).float()

@@ -83,7 +83,7 @@ class Ross(TunedVLM):
         return States(seen.last_hidden_state, told[at_images].reshape(b, n, -1 if n else 0, told.shape[-1]))
 
     def target(self, images: Tensor) -> Tensor:
-        """uint8 [M, 3, H, W] -> the target, on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""
+        """Return the target of uint8 [M, 3, H, W] on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""
         height, width = images.shape[-2:]
         return self.targets.encode(images, token_grid(height, width, self.token_px))
 

@@ -30,16 +30,16 @@ class Target:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, grid: Grid) -> Tensor:
-        """uint8 [M, 3, H, W] -> float32 [M, C', *grid]; C' is `channels` unless the prediction is decoded."""
+        """Encode uint8 [M, 3, H, W] as float32 [M, C', *grid]; C' is `channels` unless the prediction is decoded."""
         raise NotImplementedError
 
     def decoded(self, predicted: Tensor) -> Tensor:
-        """What a regression compares with `encode`, with gradient: the head's prediction [M, C, h, w] itself."""
+        """Return what a regression compares with `encode`, with gradient: the head's prediction [M, C, h, w] itself."""
         return predicted
 
     @torch.no_grad()
     def image(self, predicted: Tensor, pixels: Tensor) -> Tensor:
-        """The image that a prediction [M, C, h, w] stands for: [M, 3, H', W'], nominally in [-1, 1].
+        """Return the image of a prediction [M, C, h, w]: [M, 3, H', W'], nominally in [-1, 1].
 
         pixels: uint8 [M, 3, H, W], the image itself, for what the target does not contain.
         """
@@ -63,7 +63,7 @@ class PixelTarget(Target):
 
     @torch.no_grad()
     def image(self, predicted: Tensor, pixels: Tensor) -> Tensor:
-        """A normalised patch has lost its brightness and contrast; as in MAE's figures, they are the image's own."""
+        """Return the image; a normalised patch gets the brightness and contrast of the input, as in MAE's figures."""
         if self._by_patch:
             rows, columns = predicted.shape[-2:]
             mean, std = _statistics(self._patches(pixels, (rows, columns)))
@@ -128,7 +128,7 @@ class FeatureTarget(Target):
 
     @torch.no_grad()
     def image(self, predicted: Tensor, pixels: Tensor) -> Tensor:
-        """Features are no image. Shown are their three main components over the batch, as red, green and blue."""
+        """Show the features' three principal components over the batch as red, green and blue."""
         flat = predicted.movedim(1, -1).flatten(0, 2)
         flat = flat - flat.mean(0)
         _, _, v = torch.linalg.svd(flat, full_matrices=False)
@@ -174,7 +174,7 @@ def make_target(config: Ross, side: int, vae: FrozenVAE | None, teacher: ImageEn
 
 
 def on_grid(features: Tensor, grid: Grid) -> Tensor:
-    """[M, C, h, w] -> [M, C, *grid]: bilinear between the centres of cells, averaging where the grid is coarser.
+    """Resample [M, C, h, w] to [M, C, *grid]: bilinear between centres of cells, averaged to a coarser grid.
 
     Both grids cover the same image, so a cell keeps its share of it.
     """

@@ -52,7 +52,7 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
 
 
 def penalised(run: StageRun) -> bool:
-    """Whether a stage penalises the distance from the weights that it began with."""
+    """Return whether the loss penalises the distance from the stage's initial weights."""
     return isinstance(run.stage.objective, UnifiedGRPO | FlowGRPO) and run.stage.objective.beta > 0
 
 
@@ -102,7 +102,7 @@ def fill_reference(model: UAE, config: UAEConfig, start: Path) -> None:
 
 
 def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[UAE, LossFn]:
-    """The model and a step of it, of backbones without weights; see `wemmu.measuring`."""
+    """Build the model and its learner on backbones without weights; see `wemmu.measuring`."""
     config = run.recipe
     assert isinstance(config, UAEConfig)
     frozen = FrozenVLM(deepcopy(vlm), [0.5] * 3, [0.5] * 3)

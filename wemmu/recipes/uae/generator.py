@@ -66,7 +66,7 @@ class Renderer:
         return noise.normal("latent", (vae.latent_channels, height // vae.latent_px, width // vae.latent_px))
 
     def decoded(self, x_0: Tensor) -> Tensor:
-        """Latents [N, C, h, w] -> images in [0, 1], float32 [N, 3, H, W], with gradient to the latents."""
+        """Decode latents [N, C, h, w] to images in [0, 1], float32 [N, 3, H, W], with gradient to the latents."""
         pixels: Tensor = self.model.generator.vae.decode_with_gradient(x_0)
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 

@@ -83,7 +83,7 @@ class UAE(TunedVLM):
         return seen.last_hidden_state
 
     def logits(self, states: Tensor, reference: bool = False) -> Tensor:
-        """[..., D] -> [..., vocabulary]."""
+        """Compute logits [..., vocabulary] of states [..., D]."""
         if not reference or self.reference is None:
             return super().logits(states)
         return self.reference["lm_head"](states)

@@ -171,7 +171,7 @@ class ColdStartLearner(CaptionLearner):
             self.encoder.to(device)
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
-        """Caption the images, and draw them up to where the gradient begins: a function of weights and samples."""
+        """Caption the images and sample up to where the gradient begins, depending on weights and samples only."""
         started = time.monotonic()
         with evaluating(self.policy.model):
             made = [self._made(batch, step) for batch in batches]

@@ -18,7 +18,7 @@ class Encoder(Protocol):
     """What the reward asks of `wemmu.backbones.encoders.ImageEncoder`."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images in [0, 1], [B, 3, H, W] -> features [B, D].
+        """Embed images in [0, 1], [B, 3, H, W]: features [B, D].
 
         Raises:
             ValueError: for images that are scaled otherwise.

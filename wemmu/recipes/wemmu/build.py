@@ -67,7 +67,7 @@ def build_model(
 
 
 def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[WeMMU, FlowMatchingLoss]:
-    """The model and its loss of backbones without weights: to be measured, or for its names, shapes and configs."""
+    """Build the model and its loss on backbones without weights, to measure it or for its names, shapes and configs."""
     frozen = FrozenVLM(vlm, [0.5] * 3, [0.5] * 3)
     assert isinstance(run.recipe, WeMMUConfig)
     if run.recipe.bridge.source_latents:
@@ -94,7 +94,7 @@ def caption_channels(dit: nn.Module) -> int:
 
 
 def sources(backbones: Backbones, config: BridgeConfig, seed: int, model: WeMMU, every: bool = False) -> Sources:
-    """Where the weights of the DiT and the bridge of `model` are in more precision than bfloat16, by canonical name.
+    """Return where the weights of DiT and bridge of `model` have more precision than bfloat16, by canonical name.
 
     every: also those that the files hold in bfloat16.
     """

@@ -49,7 +49,7 @@ class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):  # type: ignore[misc]  # as 
     def from_pretrained(  # type: ignore[override]  # diffusers' first argument has a longer name
         cls, directory: str | PathLike[str] | None, **kwargs: Any
     ) -> Any:
-        """Like `ModelMixin.from_pretrained`, but strict.
+        """Load like `ModelMixin.from_pretrained`, but strictly.
 
         Raises:
             ValueError: names missing and unexpected tensors.

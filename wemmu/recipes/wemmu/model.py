@@ -60,7 +60,7 @@ class WeMMU(Offloadable, Staged):
         return replace(condition, source=self.source_latents(images, size, stored, sizes))
 
     def input_latents(self, images: Tensor, stored: Tensor | None = None, sizes: Sizes | None = None) -> Tensor:
-        """Latents [B, N, C, h, w] of the input images, on the grid of their VLM tokens.
+        """Return latents [B, N, C, h, w] of the input images, on the grid of their VLM tokens.
 
         With `sizes` they are [B, 1, C, 1, G]: the latents of a sample's images one after the other, then zeros.
         `stored` are latents of the images as they are, [B, N, C, H / latent px, W / latent px]. They are of use only
@@ -90,7 +90,7 @@ class WeMMU(Offloadable, Staged):
         sizes: Sizes | None = None,
         number: int = 0,
     ) -> Tensor:
-        """Latents [B, C, h, w] of one of the input images [B, N, 3, H, W], on the grid of images of `size`.
+        """Return latents [B, C, h, w] of one of the input images [B, N, 3, H, W], on the grid of images of `size`.
 
         Images of another aspect ratio are cropped to it evenly.
         """
@@ -104,7 +104,7 @@ class WeMMU(Offloadable, Staged):
         return torch.stack([found[place] for place in sorted(found)])
 
     def target_latents(self, target: Tensor, stored: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w] of the images to make, uint8 [B, 3, H, W]; `stored` ones need no encoding."""
+        """Return latents [B, C, h, w] of the target images uint8 [B, 3, H, W]; `stored` ones need no encoding."""
         return self.vae.encode(target) if stored is None else stored.to(self.vae.vae.dtype)
 
     @property
@@ -113,7 +113,7 @@ class WeMMU(Offloadable, Staged):
         return self._dit_adapter.caption_channels(self.dit)
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """v_theta(x_t, t, y): x_t [B, C, h, w], t [B] in [0, 1] with 1 = noise -> [B, C, h, w].
+        """Compute v_theta(x_t, t, y): x_t [B, C, h, w], t [B] in [0, 1] with 1 = noise -> [B, C, h, w].
 
         The DiT computes in the type of the condition; the velocity has that of x_t, for a path lives in float32.
         """
@@ -124,7 +124,7 @@ class WeMMU(Offloadable, Staged):
         return self._run_dit(entering, t, condition.states).to(x_t.dtype)
 
     def velocity_of(self, dit: nn.Module, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
-        """As `velocity`, of another DiT of the same class."""
+        """Compute `velocity` with another DiT of the same class."""
         return self._dit_adapter.velocity(dit, x_t.to(states.dtype), t, states).to(x_t.dtype)
 
     def _run_whole_dit(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class WeMMU(Offloadable, Staged):
         self._run_dit = velocity
 
     def modules_by_name(self) -> dict[str, nn.Module]:
-        """The parts that a stage can name in `trains`; parts this configuration lacks are left out."""
+        """Return the modules that a stage can name in `trains`, without those that this config lacks."""
         parts: dict[str, nn.Module | None] = {
             "vae_branch": self.bridge.vae_branch,
             "pathway": self.bridge.pathway,

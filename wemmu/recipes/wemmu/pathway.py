@@ -56,7 +56,7 @@ class Pathway(nn.Module):
         keep_float32_buffers(self)
 
     def forward(self, tokens: Tensor, positions: Tensor, prefix: Prefix, real: Tensor | None = None) -> Tensor:
-        """tokens [B, G, D], positions [3, B, G] -> states [B, G, layers, D], normed, the last layer's last.
+        """Compute states [B, G, layers, D], normed, the last layer's last, of tokens [B, G, D] at positions [3, B, G].
 
         real: bool [B, G], False on tokens that stand for nothing, which no other token sees; None: all are real.
         """
@@ -68,7 +68,7 @@ class Pathway(nn.Module):
         return self.run(tokens, positions, prefix, mask)
 
     def run(self, tokens: Tensor, positions: Tensor, prefix: Prefix, mask: Tensor | None) -> Tensor:
-        """As `forward`, with any attention mask: bool [B, G, L + G], True where a token may look; None: everywhere.
+        """Run as `forward` with any attention mask: bool [B, G, L + G], True where a token may look; None: everywhere.
 
         Without a mask attention has faster kernels: flash attention on a GPU, and keys and values that its heads share.
         """

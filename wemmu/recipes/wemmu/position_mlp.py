@@ -13,7 +13,7 @@ def _check_fits(side: int, height: int, width: int) -> None:
 
 
 def center_crop(table: Tensor, height: int, width: int) -> Tensor:
-    """The central [height, width, D] of a table [side, side, D].
+    """Return the central [height, width, D] of a table [side, side, D].
 
     Grids of different sizes share the centre of the table, so what a low resolution trains serves a higher one.
 
@@ -27,7 +27,7 @@ def center_crop(table: Tensor, height: int, width: int) -> Tensor:
 
 
 def span(table: Tensor, height: int, width: int) -> Tensor:
-    """Entries [height, width, D] over the whole of a table [side, side, D]: the one at the centre of each grid cell.
+    """Return entries [height, width, D] that span a table [side, side, D]: the entry at the centre of each grid cell.
 
     Raises:
         ValueError: if the grid is larger than the table.
@@ -56,7 +56,7 @@ class PositionMLP(nn.Module):
         self.router = nn.Linear(width, self.states.layers) if self.states.combine == "route" else None
 
     def forward(self, states: Tensor, height: int, width: int) -> Tensor:
-        """states [B, h * w, layers, D], the last layer's last -> [B, h * w, caption channels]."""
+        """Map states [B, h * w, layers, D], the last layer's last, to [B, h * w, caption channels]."""
         if self.states.normalise:
             states = F.rms_norm(states, states.shape[-1:], eps=1e-6)
         if self.router is not None:

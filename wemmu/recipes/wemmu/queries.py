@@ -16,9 +16,9 @@ from wemmu.recipes.wemmu.position_mlp import center_crop
 
 
 def sincos(height: int, width: int, channels: int, device: torch.device | str | None = None) -> Tensor:
-    """The 2-D sine-cosine code of a grid, [h * w, channels]: rows in the first half of the channels, columns in the
-    second; angles `index / 100^k` with k from 0 to 1, which tell neighbours of a grid of up to 100 tokens apart."""
+    """Return the 2-D sine-cosine code of a grid, [h * w, channels]: rows in the first half, columns in the second."""
     quarter = channels // 4
+    # Angles of n / 100^k, k from 0 to 1: neighbours differ in a grid of up to 100 tokens.
     frequencies = 100.0 ** -torch.linspace(0, 1, quarter, device=device)
     codes = []
     for n in (height, width):

@@ -13,5 +13,5 @@ class VAEBranch(nn.Module):
         self.linear = nn.Linear(latent_channels, width)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents [B, N, C, h, w] -> tokens [B, N * h * w, D], in the order of the prompt's image tokens."""
+        """Map latents [B, N, C, h, w] to tokens [B, N * h * w, D], in the order of the prompt's image tokens."""
         return self.linear(latents.permute(0, 1, 3, 4, 2).flatten(1, 3))

@@ -36,7 +36,7 @@ class Validation:
 
     @in_eval_mode
     def __call__(self) -> float:
-        """Mean over the tasks and shapes of the mixture, with its weights; the same number on all ranks."""
+        """Return the mean over the tasks and shapes of the mixture, with its weights; the same number on all ranks."""
         sums, counts = defaultdict[int, float](float), Counter[int]()
         for stream, batch, counted in self._held_out.batches():
             batch = batch.to(self._device)

@@ -32,12 +32,12 @@ class ViT:
         return AutoImageProcessor.from_pretrained(directory, use_fast=True)
 
     def embed(self, model: Any, pixels: Tensor) -> Tensor:
-        """Preprocessed pixels [B, 3, h, w] -> the embedding that the field compares, [B, D]."""
+        """Return the published embedding [B, D] of preprocessed pixels [B, 3, h, w]."""
         # The CLS token after the last norm.
         return model(pixels).last_hidden_state[:, 0]
 
     def patches(self, model: Any, pixels: Tensor) -> Tensor:
-        """Preprocessed pixels [B, 3, h, w] -> features of the last layer after its norm, [B, rows * columns, C]."""
+        """Return the normed features of the last layer [B, rows * columns, C] for preprocessed pixels [B, 3, h, w]."""
         registers = getattr(model.config, "num_register_tokens", 0)
         return model(pixels).last_hidden_state[:, 1 + registers :]
 
