@@ -16,6 +16,7 @@ import xxhash
 from data_pipeline.ledger import partition_name
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Rejection, SourcePartition
+from wemmu.config.files import replacing
 from wemmu.config.shards import SCAN
 from wemmu.config.task import Task
 
@@ -47,10 +48,8 @@ def scan_part(job: Job, number: int, part: SourcePartition) -> Scan:
 
     hashes = np.array([hashed(item) for item in job.source(part.source).read(part)], dtype=np.uint64)
     path = scan_file(job.root, number)
-    aside = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
+    with replacing(path, f".{os.getpid()}") as aside, aside.open("wb") as file:
         np.save(file, hashes, allow_pickle=False)
-    os.replace(aside, path)
     return Scan(len(hashes), tuple(lost))
 
 

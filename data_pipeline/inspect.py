@@ -12,6 +12,7 @@ from rich.text import Text
 from data_pipeline.contents import Contents, look, records
 from data_pipeline.report import number, streams_table
 from data_pipeline.report_record import in_order
+from wemmu.config.files import replacing
 from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, Bytes, ShardError, StoredRecord
 from wemmu.mds import Shard, read_index
 from wemmu.report.page import Table
@@ -45,7 +46,8 @@ def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> Non
             if not streams:
                 raise ShardError(f"{root} has no finished partition yet, so there are no images to draw")
             sections = [(s.settings.name, list(map(_row, islice(records(root, s), SHOWN)))) for s in streams]
-            sectioned_sheet(sections, SHOWN).save(sheet_file, "PNG")
+            with replacing(sheet_file) as aside:
+                sectioned_sheet(sections, SHOWN).save(aside, "PNG")
             console.print(Text(f"The first records of {len(streams)} streams: {sheet_file}"))
     elif (root / INDEX_FILE).exists():
         if sheet_file is not None:

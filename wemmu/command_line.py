@@ -1,5 +1,6 @@
 """Options, exit codes and error handling of all commands. docs/cli.md has the tables."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,9 +52,19 @@ def plainly() -> Iterator[None]:
     except Exception as error:
         if (code := exit_code(error)) is None:
             raise
-        ours = not isinstance(error, OSError)
-        words = str(error) if ours else f"a file cannot be read or written: {error}. What is finished stays as it is"
-        fail(words, code, error)
+        fail(_of_a_file(error) if isinstance(error, OSError) else str(error), code, error)
+
+
+def _of_a_file(error: OSError) -> str:
+    from wemmu.config.files import FAULTS, LASTING
+
+    remedy = "correct the path"
+    if error.errno in FAULTS:
+        remedy = "the disk or its file server fails; when it works again, give the same command"
+    elif error.errno in LASTING:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = ("free some space" if full else "make it writable") + ", or name another folder; then give the command"
+    return f"a file cannot be read or written: {error}. What is finished stays as it is; {remedy}"
 
 
 @contextmanager
@@ -85,11 +96,11 @@ def fail(words: str, code: int, error: BaseException | None = None) -> NoReturn:
 def exit_code(error: Exception) -> int | None:
     """Return the exit code for `error`; None if it is a bug."""
     # The help of `wemmu` needs nothing of the config.
-    from wemmu.config.files import LASTING, MISSING
+    from wemmu.config.files import FAULTS, LASTING, MISSING
 
     if isinstance(error, OSError) and error.errno in (*LASTING, *MISSING):
         return FINAL
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in FAULTS):
         return FAILED
     if _is_ours(type(error).__module__) or (type(error) is ValueError and _is_ours(_raised_in(error))):
         return getattr(error, "exit_code", FINAL)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wemmu.config.files import replace_text
+from wemmu.config.files import naming, replace_text
 
 LEDGER = "ledger.jsonl"
 
@@ -45,7 +45,7 @@ def write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 def append_line(file: Path, values: Mapping[str, Any]) -> None:
     """Add a line, on disk when this returns; one write, so that processes of several nodes may append at once."""
-    with file.open("ab+") as stream:
+    with naming(file), file.open("ab+") as stream:
         # A line that a kill tore must not swallow this one.
         stream.write((b"\n" if _is_torn(stream) else b"") + json.dumps(values).encode() + b"\n")
         stream.flush()

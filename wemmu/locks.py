@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wemmu.config.files import naming
+
 SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
 # How long a lock may outlive the node that held it: a file server waits for a lost client as long (NFS 4: 90 s).
 LEASE_S = 180.0
@@ -72,8 +74,9 @@ def hold(
             time.sleep(0.1)
         if kind == EXCLUSIVE:
             said = {"pid": os.getpid(), "host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(said | {"since": datetime.now(UTC).isoformat()}).encode(), 0)
+            with naming(file):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(said | {"since": datetime.now(UTC).isoformat()}).encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)

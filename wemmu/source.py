@@ -20,6 +20,7 @@ from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.buckets import RequestSizes, Size, cropped
 from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 from wemmu.config.exported import PARITY
+from wemmu.config.files import replacing
 from wemmu.config.schema import Sampling
 from wemmu.published.layout import BackboneError, read_json
 from wemmu.revision import revision
@@ -135,11 +136,12 @@ class Source:
 
 
 def save_image(image: Image.Image, file: Path, settings: Mapping[str, Any]) -> None:
-    """Write an image; a PNG carries the settings that made it."""
-    if file.suffix.lower() == ".png":
-        file.write_bytes(png(image, settings))
-    else:
-        image.save(file)
+    """Write an image in the format of its suffix, whole or not at all; a PNG carries the settings that made it."""
+    form, encoded = Image.registered_extensions()[file.suffix.lower()], BytesIO()
+    # In memory first: Pillow's errors of a full disk have no number.
+    image.save(encoded, form)
+    with replacing(file) as aside:
+        aside.write_bytes(png(image, settings) if form == "PNG" else encoded.getvalue())
 
 
 def png(image: Image.Image, settings: Mapping[str, Any]) -> bytes:

@@ -178,8 +178,14 @@ def test_answers_are_kept_by_all_that_they_depend_on(
     # What was cut short is measured again.
     next((tmp_path / "measured").glob("*.json")).write_text('{"parts')
     assert asked() + asked("recipe.bridge.position_table=8") == 1
+    next((tmp_path / "measured").glob("*.json")).write_text("[1]")
+    assert asked() + asked("recipe.bridge.position_table=8") == 1
     monkeypatch.setattr(asking, "_versions", lambda: ["torch 99"])
     assert asked() == 1
+    # A cache that cannot be used costs time.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WEMMU_CACHE", str(tmp_path / "file"))
+    assert asked() + asked() == 2
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ Free of torch, so bad input is refused at once.
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ from pathlib import Path
 
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST
 from wemmu.config.exported import PARITY
-from wemmu.config.files import replace_text
+from wemmu.config.files import naming, replace_text
 from wemmu.locks import is_alive
 
 PIPELINE = "WeMMUPipeline"
 WEIGHTS = "weights.safetensors"
 _FOLDERS = {"vlm", "processor", "transformer", "vae", "bridge", "scheduler"}
 _SHOWN = 5
+# As Rust prints it: "No space left on device (os error 28)", "Os { code: 28, kind: StorageFull, ... }".
+_SYSTEM_ERROR = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")
 
 
 def is_pipeline(directory: Path) -> bool:
@@ -74,7 +77,8 @@ def aside(out: Path) -> Iterator[Path]:
     new, earlier = (out.with_name(f"{mark}{os.getpid()}.{what}") for what in ("new", "earlier"))
     new.mkdir()
     try:
-        yield new
+        with naming(new), _numbered():
+            yield new
         if out.exists():
             os.replace(out, earlier)
         try:
@@ -86,6 +90,18 @@ def aside(out: Path) -> Iterator[Path]:
     finally:
         for left in (new, earlier):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _numbered() -> Iterator[None]:
+    """Raise the operating system's error in place of what tokenizers and safetensors make of it."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and (found := _SYSTEM_ERROR.search(str(error))):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number)) from error
+        raise
 
 
 def _refuse(out: Path, foreign: list[Path]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wemmu.config.files import replacing
 from wemmu.shapes.backbones import HIGH_PX, LOW_PX
 from wemmu.shapes.scene import Split
 
@@ -67,12 +67,9 @@ def fit(
 
 
 def _save(file: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int) -> None:
-    aside = file.with_suffix(".tmp")
-    torch.save(
-        {"modules": {k: m.state_dict() for k, m in modules.items()}, "optimizer": optimizer.state_dict(), "step": step},
-        aside,
-    )
-    os.replace(aside, file)
+    states = {k: m.state_dict() for k, m in modules.items()}
+    with replacing(file) as aside:
+        torch.save({"modules": states, "optimizer": optimizer.state_dict(), "step": step}, aside)
 
 
 def _load(file: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:

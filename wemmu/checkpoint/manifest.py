@@ -10,6 +10,7 @@ from typing import Any
 from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks
 from wemmu.checkpoint.exported import read_export
 from wemmu.config.exported import is_export
+from wemmu.config.files import naming
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -58,7 +59,7 @@ class Manifest(Origin):
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write it with its own SHA-256 and sync it."""
     data = asdict(manifest)
-    with (directory / FILE).open("w", encoding="utf-8") as file:
+    with naming(directory / FILE), (directory / FILE).open("w", encoding="utf-8") as file:
         json.dump(data | {"sha256": _digest(data)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wemmu.config.files import naming
+
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 ALIGNMENT = 8
 
@@ -30,7 +32,7 @@ def write_safetensors(
     """
     # Wider types first, as the format's own writer does, so that each begins at a multiple of its width.
     order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
-    with file.open("wb") as stream:
+    with naming(file), file.open("wb") as stream:
         stream.write(_header(order, tensors))
         for name in order:
             tensor = read(name).contiguous()

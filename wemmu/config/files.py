@@ -4,6 +4,8 @@ import errno
 import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -17,28 +19,56 @@ LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, e
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # A path leads nowhere, or something else is there.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+# The disk or its server fails, perhaps not for long.
+FAULTS = (errno.EIO, errno.ESTALE)
 # Levels of a config; no field is deeper than ten.
 _DEEPEST = 50
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names no file: those of writing and syncing do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+@contextmanager
+def replacing(path: Path, mark: str = "") -> Iterator[Path]:
+    """Yield a name to write under, which then becomes `path`: after a crash that is either the old or the new file.
+
+    After an error the old file stays, and nothing new. mark: part of the name, if processes may write `path` at once.
+    """
+    aside = path.with_name(f"{path.name}{mark}.tmp")
+    try:
+        with naming(path):
+            yield aside
+            sync(aside)
+            os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Replace the content of `path` atomically: after a crash it is either the old or the new one."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """Replace the content of `path` atomically, see `replacing`."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def check_yaml(what: str, yaml_text: str | io.StringIO) -> None:

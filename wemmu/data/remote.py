@@ -24,7 +24,7 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from wemmu.config.files import replace_text
+from wemmu.config.files import naming, replace_text
 from wemmu.config.shards import (
     DATASET_FILE,
     INDEX_FILE,
@@ -129,9 +129,10 @@ class ShardCache(Files):
             os.ftruncate(part, 0)
             self._make_room(part, size)
             content = self._download(stream, name)
-            with os.fdopen(part, "wb", closefd=False) as file:
-                file.write(content)
-            os.fsync(part)
+            with naming(aside):
+                with os.fdopen(part, "wb", closefd=False) as file:
+                    file.write(content)
+                os.fsync(part)
             with _locked(self._lock):
                 os.replace(aside, path)
 

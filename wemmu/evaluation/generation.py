@@ -20,9 +20,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from wemmu.config.base import differences
-from wemmu.config.files import replace_text
+from wemmu.config.files import replace_text, replacing
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, open_image
 from wemmu.heartbeat import beat
+from wemmu.jsonlines import write_lines
 from wemmu.locks import hold
 from wemmu.pixels import fitted, on_canvas
 from wemmu.sampling.request import GenerationRequest, Response
@@ -77,9 +78,8 @@ def _prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Any, 
         {"key": r.key, "text": r.text, "seed": r.seed, "category": r.category, "unit": r.unit, "inputs": len(r.images)}
         for r in requests
     ]
-    # Names of their own: several ranks may write them at once.
-    _replace(folder / REQUESTS, "".join(json.dumps(line) + "\n" for line in lines))
-    _replace(file, json.dumps(settings, indent=1))
+    write_lines(folder / REQUESTS, lines)
+    replace_text(file, json.dumps(settings, indent=1))
 
 
 def generate(folder: Path, batches: Sequence[Sequence[BenchmarkRequest]], draw: Draw) -> None:
@@ -171,15 +171,8 @@ def _save_inputs(folder: Path, request: BenchmarkRequest) -> None:
 
 
 def _save(image: Image.Image, file: Path, words: str = "") -> None:
-    aside, facts = file.with_name(f"{file.stem}.{os.getpid()}.tmp.png"), PngInfo()
+    facts = PngInfo()
     if words:
         facts.add_itxt(WORDS, words)
-    image.save(aside, pnginfo=facts)
-    os.replace(aside, file)
-
-
-def _replace(file: Path, text: str) -> None:
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        aside = file.with_name(f"{file.name}.{os.getpid()}")
-        replace_text(aside, text)
-        os.replace(aside, file)
+    with replacing(file, f".{os.getpid()}") as aside:
+        image.save(aside, "PNG", pnginfo=facts)

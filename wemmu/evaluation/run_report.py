@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from wemmu.config.benchmarks import card_folder
-from wemmu.config.files import replace_text
+from wemmu.config.files import replace_text, replacing
 from wemmu.config.task import TASK_NAMES
 from wemmu.evaluation.benchmark_page import cards_section
 from wemmu.evaluation.run_charts import SPLITS, loss_charts, score_charts
@@ -44,9 +44,8 @@ def write_report(folder: Path) -> tuple[Path, Path]:
         ReportError: if the folder holds no stage.
     """
     record = read_run(folder)
-    aside = folder / f"{SHEET_FILE}.tmp"
-    sheet(record).save(aside, "PNG")
-    aside.replace(folder / SHEET_FILE)
+    with replacing(folder / SHEET_FILE) as aside:
+        sheet(record).save(aside, "PNG")
     replace_text(folder / REPORT_FILE, kit.html(_page(record)))
     # After the report, so that they link to it.
     for stage in record.stages:

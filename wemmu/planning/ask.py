@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -150,7 +150,7 @@ def _folder() -> Path:
 def _read(file: Path) -> Answer | None:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -166,13 +166,12 @@ def _keep(file: Path, answer: Answer) -> Answer:
 @contextmanager
 def _alone() -> Iterator[None]:
     """One process of those that share a cache measures; the others wait, and find its answers."""
-    try:
-        _folder().mkdir(parents=True, exist_ok=True)
-        with (_folder() / "lock").open("a", encoding="utf-8") as file:
-            take(file.fileno(), EXCLUSIVE, file.name, wait=True)
-            yield
-    except (PermissionError, LockedError):
+    with ExitStack() as held:
         # Without a lock the same may be measured twice.
+        with suppress(OSError, LockedError):
+            _folder().mkdir(parents=True, exist_ok=True)
+            file = held.enter_context((_folder() / "lock").open("a", encoding="utf-8"))
+            take(file.fileno(), EXCLUSIVE, file.name, wait=True)
         yield
 
 

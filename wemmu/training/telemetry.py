@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wemmu.config.files import naming
 from wemmu.jsonlines import read_lines, write_lines
 from wemmu.parallel.topology import gathered
 from wemmu.readable import duration
@@ -111,7 +112,7 @@ class Record:
             write_lines(file, (line for line in read_lines(file) if line.get("step", math.inf) <= resumed_at))
 
     def write(self, values: dict[str, Any]) -> None:
-        with self._file.open("a", encoding="utf-8") as stream:
+        with naming(self._file), self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
 
 

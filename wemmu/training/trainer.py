@@ -17,7 +17,7 @@ from wemmu.checkpoint.manifest import Manifest, Origin
 from wemmu.checkpoint.saver import Saver
 from wemmu.command_line import SAVED
 from wemmu.config.checkpoints import CHECKPOINTS, directory_name, own_checkpoints, sheet
-from wemmu.config.files import replace_text
+from wemmu.config.files import replace_text, replacing
 from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError
 from wemmu.config.wandb_mode import wandb_mode
@@ -224,7 +224,8 @@ class Trainer:
         if self.record is not None:
             file = sheet(self.folder, self.step)
             file.parent.mkdir(exist_ok=True)
-            grid.save(file)
+            with replacing(file) as aside:
+                grid.save(aside, "PNG")
             self.record.write({"step": self.step, "images": len(self.run.sampling.prompts), "blank_images": blank})
 
     def _show(self) -> WandbUploader:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wemmu.config.benchmarks import EVALUATION, RESULTS, SAMPLES, ShapesOptions
-from wemmu.config.files import replace_text
+from wemmu.config.files import replace_text, replacing
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.evaluation.benchmark import Mark
@@ -91,7 +91,8 @@ def _samples(shapes: Shapes, parts: Iterable[list[Mark]], home: Path) -> list[di
         files = {f"input{n}": f"{INPUTS}/{request.key}_{n}.png" for n in range(len(ask.sources))}
         if ask.target is not None and ask.task not in (Task.RECONSTRUCTION, Task.UNDERSTANDING, Task.CAPTION):
             files["target"] = f"{TARGETS}/{request.key}.png"
-            render(ask.target, shapes.px).save(home / files["target"])
+            with replacing(home / files["target"]) as aside:
+                render(ask.target, shapes.px).save(aside, "PNG")
         samples.append(
             {
                 "task": ask.task,
