@@ -112,7 +112,7 @@ def _compare(settings: Settings, cell: Cell, rounds: int, trace: Path | None) ->
         found |= apart(settings, cell, group, rounds, trace)
     # Variants that do not fit have no times and no memory.
     kept = ("seconds", "memory", "cpu_seconds") if size.together else ("seconds", "memory")
-    told: dict[str, Any] = {
+    cell_report: dict[str, Any] = {
         "cell": cell.name,
         "floor": flops["ours"],
         "flops": {name: number / flops["ours"] for name, number in flops.items()},
@@ -121,8 +121,8 @@ def _compare(settings: Settings, cell: Cell, rounds: int, trace: Path | None) ->
         "profile": found["ours"].get("profile", {}),
     }
     name = torch.cuda.get_device_name() if settings.device == "cuda" and settings.dtype == "bfloat16" else ""
-    told["peak"] = peak_of(name, told["rate"])
-    return told
+    cell_report["peak"] = peak_of(name, cell_report["rate"])
+    return cell_report
 
 
 def peak_of(gpu: str, rate: float) -> float:

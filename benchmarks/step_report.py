@@ -59,8 +59,8 @@ def _cell(cell: dict[str, Any], rounds: int) -> list[str]:
             f"| {name} | {cell['flops'][name]:.2f} | {_ratio(cell['seconds'], name)} | {cpu} | {median(seconds):.3g} | "
             f"{mfu:.0%} | {memory['peak'] - memory['before']:.0f} |"
         )
-    told = ", ".join(f"{kind} {share:.1%}" for kind, share in cell["profile"].items())
-    return [*lines, "", f"Ours by kind of operation: {told}.", ""]
+    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in cell["profile"].items())
+    return [*lines, "", f"Ours by kind of operation: {shares}.", ""]
 
 
 def _ratio(seconds: dict[str, list[float]], name: str) -> str:

@@ -38,8 +38,8 @@ class Job:
 
     def buckets(self) -> dict[int, tuple[Size, ...]]:
         """Return the buckets of every resolution."""
-        wanted = {r for resolutions in self.resolutions.values() for r in resolutions}
-        return {resolution: buckets(resolution, self.prepare.images) for resolution in sorted(wanted)}
+        used = {r for resolutions in self.resolutions.values() for r in resolutions}
+        return {resolution: buckets(resolution, self.prepare.images) for resolution in sorted(used)}
 
     def parts(self) -> list[SourcePartition]:
         """Return every part of every source in a fixed order; a part's number is its index here."""

@@ -43,7 +43,7 @@ class Attempt:
         self.run, self.job, self.cluster, self.id = run, job, cluster, slurm_id
         self.ledger = Ledger(run / "ledger.jsonl")
         self.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-        self._told: list[int] = []
+        self._warnings: list[int] = []
         self._requeued = False
 
     def make(self) -> int:
@@ -93,15 +93,15 @@ class Attempt:
         self._note("started", 1 + self.ledger.attempts(self.job.name))
         return True
 
-    def end(self, number: int, before: int | None, code: int, told: Sequence[int] = ()) -> int:
-        """Record how the attempt ended, after the warnings in `told`, and act on it."""
+    def end(self, number: int, before: int | None, code: int, warnings: Sequence[int] = ()) -> int:
+        """Record how the attempt ended, after `warnings`, and act on it."""
         job = self.job
-        self._told += told
+        self._warnings += warnings
         ended, why = ending(job, code)
         if code != FINAL and is_finished(job):
             # A warning during the exit of a finished rank ends it by the signal.
             ended, why = "finished", "finished"
-        elif ended == "crashed" and (self._preempted() or (self._told and code in BY_WARNING)):
+        elif ended == "crashed" and (self._preempted() or (self._warnings and code in BY_WARNING)):
             kept = "it goes back to its last checkpoint" if job.steps is not None else "what it has written stays"
             ended, why = "saved", f"was {self._cause()} before it could save; {kept}"
         elif ended == "saved":
@@ -136,8 +136,8 @@ class Attempt:
 
     def _pass_on(self, number: int, _: object) -> None:
         """Handle a warning that the job will end: SIGUSR1, which we request before the time limit, or SIGTERM."""
-        first = not self._told
-        self._told.append(number)
+        first = not self._warnings
+        self._warnings.append(number)
         # SIGKILL may follow before the ranks have ended; then only this line says why.
         self._note("warned", self.ledger.attempts(self.job.name), reason=signal.Signals(number).name)
         if first:
@@ -150,7 +150,7 @@ class Attempt:
     def _cause(self) -> str:
         if self._preempted():
             return "pre-empted"
-        return "near its time limit" if signal.SIGUSR1 in self._told else "interrupted"
+        return "near its time limit" if signal.SIGUSR1 in self._warnings else "interrupted"
 
     def _preempted(self) -> bool:
         return slurm.patiently(slurm.show, self.id).get("PreemptTime", "None") not in ("None", "")
@@ -164,8 +164,8 @@ class Attempt:
         since = [event.event for event in history if event.attempt == started.attempt]
         if "ended" in since:
             return
-        told = "warned" in since
-        why = "was ended by Slurm" if told else "was lost with its node, or killed together with its script"
+        warned = "warned" in since
+        why = "was ended by Slurm" if warned else "was lost with its node, or killed together with its script"
         self.ledger.append(
             Event(
                 self.job.name,
@@ -174,7 +174,7 @@ class Attempt:
                 from_step=started.from_step,
                 to_step=last_step(self.job),
                 reason=why,
-                outcome="saved" if told else "crashed",
+                outcome="saved" if warned else "crashed",
                 slurm=started.slurm,
                 nodes=started.nodes,
             )
@@ -221,8 +221,8 @@ def note(
     made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
     if event == "started":
         raise typer.Exit(0 if made.begin() else FAILED)
-    told = [code - 128] if code in BY_WARNING else []
-    raise typer.Exit(made.end(made.ledger.attempts(name), None, code, told))
+    warnings = [code - 128] if code in BY_WARNING else []
+    raise typer.Exit(made.end(made.ledger.attempts(name), None, code, warnings))
 
 
 def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:

@@ -240,8 +240,8 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster, as_json: boo
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
     if jobs := live(ledger):
-        told = ", ".join(f"{name} (job {queued.id})" for name, queued in jobs.items())
-        raise LockedError(f"{run_folder} has jobs in Slurm: {told}. Wait, or `wemmu cancel {run_folder}` first")
+        queue = ", ".join(f"{name} (job {queued.id})" for name, queued in jobs.items())
+        raise LockedError(f"{run_folder} has jobs in Slurm: {queue}. Wait, or `wemmu cancel {run_folder}` first")
 
 
 def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:

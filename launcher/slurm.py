@@ -102,12 +102,12 @@ def submit(options: Sequence[str], script: Path, arguments: Sequence[str], envir
 
 def queue(ids: Iterable[int]) -> dict[int, Queued]:
     """Return those of the jobs that are queued or running."""
-    wanted = sorted(set(ids))
-    if not wanted:
+    numbers = sorted(set(ids))
+    if not numbers:
         return {}
     # By id, not by user: a colleague may ask. squeue fails on a single unknown id, but not on one of several.
     try:
-        lines = _call(["squeue", f"--jobs={','.join(map(str, wanted))}", "--noheader", "--format=%i|%T|%r|%N"])
+        lines = _call(["squeue", f"--jobs={','.join(map(str, numbers))}", "--noheader", "--format=%i|%T|%r|%N"])
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return {}
@@ -116,7 +116,7 @@ def queue(ids: Iterable[int]) -> dict[int, Queued]:
     # Banners have other columns.
     known = [job for job in jobs if len(job) == 4 and job[0].isdigit()]
     found = {int(id): Queued(int(id), state, why, nodes) for id, state, why, nodes in known}
-    return {id: found[id] for id in wanted if id in found and found[id].state in LIVE}
+    return {id: found[id] for id in numbers if id in found and found[id].state in LIVE}
 
 
 def show(id: int) -> dict[str, str]:
@@ -141,8 +141,8 @@ def signal_steps(id: int, name: str) -> None:
 
 def cancel(ids: Iterable[int]) -> None:
     """Cancel jobs; skip those that have ended."""
-    if wanted := [str(id) for id in ids]:
-        _call(["scancel", "--quiet", *wanted])
+    if numbers := [str(id) for id in ids]:
+        _call(["scancel", "--quiet", *numbers])
 
 
 def address(node: str) -> str:

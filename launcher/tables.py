@@ -47,16 +47,16 @@ def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = N
 def _costs(table: Table, config: Curriculum, gpu: str) -> None:
     said = config.parallel
     try:
-        told: Plan = plan(config, Machine(gpu, Degrees(said.ranks, said.tp, said.pp), _MFU), Assumptions())
+        costs: Plan = plan(config, Machine(gpu, Degrees(said.ranks, said.tp, said.pp), _MFU), Assumptions())
     except PlanError as error:
         table.caption, table.caption_justify = f"hours and memory are unknown: {error}", "left"
         return
-    peaks = [s.gpu_total_checkpointed if config.memory.checkpointing else s.gpu_total for s in told.stages]
-    table.add_row(f"hours at {_MFU:.0%} MFU", *(f"{stage.hours:.1f}" for stage in told.stages))
+    peaks = [s.gpu_total_checkpointed if config.memory.checkpointing else s.gpu_total for s in costs.stages]
+    table.add_row(f"hours at {_MFU:.0%} MFU", *(f"{stage.hours:.1f}" for stage in costs.stages))
     room = GPUS[gpu].memory
     told_memory = (human(peak, "B") + (f"\n[red]more than {human(room, 'B')}" if peak > room else "") for peak in peaks)
     table.add_row(f"memory per {gpu}", *told_memory)
-    table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in told.stages))
+    table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in costs.stages))
 
 
 def _steps(stage: ResolutionStep) -> str:

@@ -68,8 +68,8 @@ def load(name: str) -> Any:
     return typer.main.get_command(found if isinstance(found, typer.Typer) else program(found))
 
 
-def _version(wanted: bool) -> None:
-    if not wanted:
+def _version(chosen: bool) -> None:
+    if not chosen:
         return
     from wemmu.revision import revision
 

@@ -61,16 +61,16 @@ def hold(
     Raises:
         LockedError: with what `busy` says of the holder.
     """
-    deadline, told = time.monotonic() + patience_s, False
+    deadline, printed = time.monotonic() + patience_s, False
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         while not take(descriptor, kind, file):
             holder = _holder(descriptor)
             if time.monotonic() > deadline or not waits_for(holder):
                 raise LockedError(busy(holder))
-            if not told:
+            if not printed:
                 print(f"waiting {patience_s:g} s at most: {busy(holder)}", file=sys.stderr, flush=True)
-                told = True
+                printed = True
             time.sleep(0.1)
         if kind == EXCLUSIVE:
             said = {"pid": os.getpid(), "host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}

@@ -112,7 +112,7 @@ def cropped_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop images [K, 3, H, W] to the aspect ratio of `size`, by as many px on both sides."""
     height, width = images.shape[-2:]
     scale = min(height / size[0], width / size[1])
-    top, left = (int((side - scale * wanted + 1e-6) // 2) for side, wanted in zip((height, width), size, strict=True))
+    top, left = (int((side - scale * new + 1e-6) // 2) for side, new in zip((height, width), size, strict=True))
     return images[..., top : height - top, left : width - left]
 
 

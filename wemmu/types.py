@@ -120,8 +120,8 @@ class Batch(_OnDevice):
 
     sample_ids: int64 [B], global and stable; the key of all randomness. prompts: of the VLM, image placeholders
     included, and the answers where these are to be learnt. images: uint8 [B, N, 3, H, W], N = 0 for tasks without
-    input; with `sizes`, each at the top left of a canvas of zeros. target: uint8 [B, 3, H, W], or None when sampling
-    and where words are wanted. latents: of the very same images, where the data set stores them. negatives: for
+    input; with `sizes`, each at the top left of a canvas of zeros. target: uint8 [B, 3, H, W]; None when sampling
+    and for tasks whose output is text. latents: of the same images, if the data set stores them. negatives: for
     contrastive stages. labels: int64 [B, L], of understanding: the token to predict at each token, or `IGNORE_INDEX`.
     rollout: of captions that a policy sampled; prompts and labels then have G rows for each sample. paths: of images
     that a sampler drew. answer_length: the mean number of labels of a sample over the whole step on all ranks, where

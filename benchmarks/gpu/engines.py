@@ -86,7 +86,7 @@ def uae(device: torch.device, dtype: str) -> Outcome:
     assert isinstance(own, UAE)
     ready_to_train(made, run)
     images = random_images(0, GLOBAL_BATCH, 1, 3, 64, 64)
-    prompts = made.policy.asked([own.instruction] * GLOBAL_BATCH, images)
+    prompts = made.policy.encode([own.instruction] * GLOBAL_BATCH, images)
     batch = Batch(Task.CAPTION, torch.arange(GLOBAL_BATCH), prompts, images, target=None)
     (prepared,) = made.prepare([batch], 0).batches
     narrow = getattr(torch, dtype)

@@ -93,8 +93,8 @@ def row(cell: Cell, name: str, found: dict[str, Any], flops: float, real: bool) 
         goal = GOAL if cell.task == Task.T2I else GOAL_EDIT
         peak = peak_of(torch.cuda.get_device_name(), found["rate"])
         mfu = flops / seconds / peak
-        told = f" (goal {goal:.0%})" if name == "ours" else ""
-        text += f", MFU {mfu:.1%}{told} of {peak / 1e12:.0f} TFLOP/s; a large product {found['rate'] / 1e12:.0f}"
+        target = f" (goal {goal:.0%})" if name == "ours" else ""
+        text += f", MFU {mfu:.1%}{target} of {peak / 1e12:.0f} TFLOP/s; a large product {found['rate'] / 1e12:.0f}"
     if name == "ours":
         text += "; " + ", ".join(f"{kind} {share:.0%}" for kind, share in found["profile"].items())
     return Row(f"{cell.name}: {name}", text, value=seconds)

@@ -52,9 +52,9 @@ class HuggingFaceSource:
     def _open(self) -> "Dataset":
         """Return the needed columns as they are stored; by default `datasets` would decode images."""
         config, dataset = self._config, self._split()
-        wanted = columns(config, ("image", "caption"))
-        check_fields(config.name, config.path, dataset.column_names, wanted)
-        return dataset.select_columns(list(wanted.values())).with_format("arrow")
+        names = columns(config, ("image", "caption"))
+        check_fields(config.name, config.path, dataset.column_names, names)
+        return dataset.select_columns(list(names.values())).with_format("arrow")
 
     def _split(self) -> "Dataset":
         # The import takes seconds, so only a process that reads such a source does it.

@@ -63,7 +63,9 @@ def test_a_wording_that_a_scene_does_not_allow_is_refused():
     beside = Scene("white", (*one.objects, Object(1, "square", "blue", "small")))
     assert wordings(beside) == WORDINGS
     for scene in (one, diagonal):
-        with pytest.raises(ValueError, match="cannot be told related; valid choices: placed, unplaced"):
+        with pytest.raises(
+            ValueError, match="no caption with the wording related fits this scene; valid choices: placed, unplaced"
+        ):
             caption(scene, random.Random(0), "related")
 
 

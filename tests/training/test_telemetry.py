@@ -19,7 +19,7 @@ def test_means_are_over_samples_and_not_over_micro_batches():
     window = Window(("t2i", "edit", "multi_edit"))
     window.add(losses([1.0, 2.0, 3.0], "t2i", [True, False, True]))
     window.add(losses([10.0], "edit", [False]))
-    window.asked.update({"t2i": 3, "edit": 1, "tokens": 400, "padding": 100, "flops": 8000})
+    window.counts.update({"t2i": 3, "edit": 1, "tokens": 400, "padding": 100, "flops": 8000})
     window.waited = 0.02
     time.sleep(0.1)
     values = window.close()
@@ -44,7 +44,7 @@ def test_means_are_over_samples_and_not_over_micro_batches():
 def close_on(rank: int, world: int) -> dict[str, float]:
     window = Window(("t2i",))
     window.add(losses([1.0, 2.0] if rank == 0 else [6.0], "t2i", [True] * (2 - rank)))
-    window.asked.update({"t2i": 2 - rank, "tokens": 100 * (rank + 1)})
+    window.counts.update({"t2i": 2 - rank, "tokens": 100 * (rank + 1)})
     window.waited = 0.01 * (1 + rank)
     return window.close()
 

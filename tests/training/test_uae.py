@@ -52,7 +52,7 @@ def images_of(count: int = 3, side: int = 64) -> Tensor:
 def batch_of(made: UAERecipe, count: int = 3, first: int = 0) -> Batch:
     images = images_of(first + count)[first:]
     return Batch(
-        "caption", torch.arange(first, first + count), made.policy.asked([ASKED] * count, images), images, None
+        "caption", torch.arange(first, first + count), made.policy.encode([ASKED] * count, images), images, None
     )
 
 

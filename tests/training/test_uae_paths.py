@@ -33,7 +33,7 @@ def batches(made: UAERecipe, *counts: int) -> list[Batch]:
     for count in counts:
         images = whole[first : first + count]
         ids = torch.arange(first, first + count)
-        found.append(Batch("caption", ids, made.policy.asked([ASKED] * count, images), images, None))
+        found.append(Batch("caption", ids, made.policy.encode([ASKED] * count, images), images, None))
         first += count
     return found
 

@@ -68,6 +68,10 @@ def _write(directory: Path, tensors: dict[str, Tensor], scale: float, base: Path
     save_file(named, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     if diffusers:
         # Sets among the fields become lists, as in peft's own file.
-        told = json.dumps({f"transformer.{field}": value for field, value in config.to_dict().items()}, default=sorted)
+        description = json.dumps(
+            {f"transformer.{field}": value for field, value in config.to_dict().items()}, default=sorted
+        )
         named = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
-        save_file(named, directory / DIFFUSERS_WEIGHTS, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: told})
+        save_file(
+            named, directory / DIFFUSERS_WEIGHTS, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: description}
+        )

@@ -61,9 +61,11 @@ class Report:
     def lines(self) -> list[str]:
         """Return the printed summary."""
         rows = [f"{'component':12}{'tensors':>8}{'parameters':>15}{'rounded by':>12}  sha256 of the first file"]
-        for name, told in self.components.items():
-            first = next(iter(told["files"].values()))
-            rows.append(f"{name:12}{told['tensors']:8}{told['parameters']:15,}{told['rounded_by']:12.1e}  {first[:16]}")
+        for name, facts in self.components.items():
+            first = next(iter(facts["files"].values()))
+            rows.append(
+                f"{name:12}{facts['tensors']:8}{facts['parameters']:15,}{facts['rounded_by']:12.1e}  {first[:16]}"
+            )
         rows += ["the weights are their moving averages (EMA)"] if self.ema else []
         return [*rows, "every tensor was read again from disk and equals its source", *self.outputs["lines"]]
 

@@ -107,10 +107,10 @@ class Painter:
         path = sample_path(x_0, eps, t)
         flow = square_error(self.velocity(path.x_t, t, states, mask), path.v).mean()
         # Only captions that say everything have one right answer, but the others do no harm: a soft target.
-        told = torch.tensor([bool(text) for text in texts])
-        last = states[torch.arange(batch_size), mask.sum(1) - 1][told]
+        with_text = torch.tensor([bool(text) for text in texts])
+        last = states[torch.arange(batch_size), mask.sum(1) - 1][with_text]
         logits = self.auxiliary(last).split(self._split, dim=-1)
-        slots = torch.tensor([_slots(s) for s in scenes])[told]
+        slots = torch.tensor([_slots(s) for s in scenes])[with_text]
         aux = torch.stack([F.cross_entropy(a, b) for a, b in zip(logits, slots.unbind(1), strict=True)]).mean()
         return flow + AUX_WEIGHT * aux, {"flow": flow.item(), "aux": aux.item()}
 

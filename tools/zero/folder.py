@@ -118,11 +118,11 @@ def _ranks(directory: Path, pattern: str) -> list[Path]:
 
 
 def _check_ranks(directory: Path, pattern: str, found: list[Path], world: int) -> None:
-    wanted = [directory / pattern.format(rank) for rank in range(world)]
-    for file in wanted:
+    expected = [directory / pattern.format(rank) for rank in range(world)]
+    for file in expected:
         if file not in found:
             raise FolderError(f"{file} is missing; the folder must hold the files of all {world} ranks")
-    if more := [file for file in found if file not in wanted]:
+    if more := [file for file in found if file not in expected]:
         raise FolderError(f"{more[0]} is of another save than the other files, which are of {world} ranks")
 
 

@@ -49,8 +49,8 @@ def of_area(area: int, unit: int, max_aspect: float) -> tuple[Size, ...]:
 
 def nearest(size: Size, choices: Sequence[Size]) -> Size:
     """Return the bucket with the nearest aspect ratio, on a logarithmic scale."""
-    wanted = math.log(size[1] / size[0])
-    return min(choices, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - wanted))
+    aspect = math.log(size[1] / size[0])
+    return min(choices, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - aspect))
 
 
 def beside(size: Size, like: Size, output: Size, choices: Sequence[Size]) -> Size:
@@ -82,14 +82,14 @@ class RequestSizes:
     max_aspect: float
     largest: int
 
-    def of(self, inputs: Sequence[Size], wanted: Size | None = None) -> tuple[Size, list[Size]]:
+    def of(self, inputs: Sequence[Size], requested: Size | None = None) -> tuple[Size, list[Size]]:
         """Return the size of the output and of each input, which are scaled to cover it and cropped evenly.
 
-        The output has the aspect ratio of the first input, or the size `wanted`. Each input keeps its own aspect ratio
-        and gets as many pixels as the output.
+        The output has the size `requested` or the aspect ratio of the first input. Each input keeps its own aspect
+        ratio and gets as many pixels as the output.
         """
-        output = like = wanted or (self.side, self.side)
-        if inputs and not wanted:
+        output = like = requested or (self.side, self.side)
+        if inputs and not requested:
             output, like = nearest(inputs[0], self._choices(output, self.max_aspect)), inputs[0]
         choices = self._choices(output, max(self.max_aspect, max(output) / min(output)))
         return output, [beside(size, like, output, choices) for size in inputs]

@@ -232,12 +232,12 @@ def _apply(tree: DictConfig, override: str) -> list[str]:
     listed = tree.get("stages") or []
     stages = [s.get("name") for s in listed if isinstance(s, DictConfig)] if isinstance(listed, ListConfig) else []
     if parts[0] == "stages" and len(parts) > 1:
-        wanted = range(len(stages)) if parts[1] == "*" else [i for i, name in enumerate(stages) if name == parts[1]]
-        if not wanted:
+        numbers = range(len(stages)) if parts[1] == "*" else [i for i, name in enumerate(stages) if name == parts[1]]
+        if not numbers:
             raise ConfigError(
                 f"the override {override!r} names an unknown stage; {valid(parts[1], [*stages, '*'], 'valid choices')}"
             )
-        keys = [".".join(["stages", str(i), *parts[2:]]) for i in wanted]
+        keys = [".".join(["stages", str(i), *parts[2:]]) for i in numbers]
     else:
         keys = [key]
     try:

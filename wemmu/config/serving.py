@@ -65,22 +65,22 @@ def serving(streams: Sequence[Stream], task: Task, resolution: int) -> list[Stre
     return next((streams for streams in found if streams), [])
 
 
-def lacking(streams: Sequence[Stream], wanted: Iterable[Need]) -> list[Need]:
+def lacking(streams: Sequence[Stream], required: Iterable[Need]) -> list[Need]:
     """Return the needs for which these streams have no record."""
     return [
         need
-        for need in wanted
+        for need in required
         if not any(s.samples >= SMALLEST or not need.held_out for s in serving(streams, need.task, need.resolution))
     ]
 
 
-def check_readable(where: Path | str, streams: Sequence[Stream], wanted: Iterable[Need]) -> None:
+def check_readable(where: Path | str, streams: Sequence[Stream], required: Iterable[Need]) -> None:
     """Check that a data set holds everything that the stages read.
 
     Raises:
         ShardError: names every missing stage, task and resolution, and the streams of the data set.
     """
-    if not (lacks := lacking(streams, wanted)):
+    if not (lacks := lacking(streams, required)):
         return
     there = ", ".join(f"{s.settings.name} ({s.samples})" for s in streams)
     raise ShardError(
@@ -129,9 +129,9 @@ def check_files(root: Path, streams: Iterable[Stream], shards_too: bool) -> None
             if fault := fault_of(shard, raw["bytes"]):
                 lost.append((stream, raw["basename"], f"the shard file {shard} is {fault}"))
     if lost:
-        stream, name, told = lost[0]
+        stream, name, fault = lost[0]
         more = f", and {len(lost) - 1} more are not whole" if lost[1:] else ""
-        raise ShardError(f"{told}{more}; {written_anew(root, stream.settings.name, name)}")
+        raise ShardError(f"{fault}{more}; {written_anew(root, stream.settings.name, name)}")
 
 
 def check_preparable(curriculum: Curriculum, prepare: Prepare) -> None:
@@ -143,8 +143,8 @@ def check_preparable(curriculum: Curriculum, prepare: Prepare) -> None:
     given = {task for source in prepare.sources for task in source.tasks}
     if not (lacks := [need for need in needs(curriculum.stages) if not given & set(sources_of(need.task))]):
         return
-    told = ", ".join(f"{source.name}: {', '.join(source.tasks)}" for source in prepare.sources)
+    there = ", ".join(f"{source.name}: {', '.join(source.tasks)}" for source in prepare.sources)
     raise ShardError(
-        f"no source of data.prepare has records for {'; '.join(map(str, lacks))}. They have {told}. Add a source that "
+        f"no source of data.prepare has records for {'; '.join(map(str, lacks))}. They have {there}. Add a source that "
         "has them, or change the stage's mixture"
     )

@@ -57,7 +57,7 @@ def _renamed(value: Any, path: list[str], new: str, name: str) -> Any:
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a curriculum or of one stage in the current form.
 
-    Earlier versions told the recipe by the objective of the stages, and had the fields of all recipes side by side:
+    Earlier versions chose the recipe by the objective of the stages, and had the fields of all recipes side by side:
     `bridge` of WeMMU, `reconstruction` of ROSS. An override may still name these.
     """
     tree = _offloaded(renamed(tree)[0])
@@ -91,11 +91,11 @@ def upgraded_file(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     """Return the content of one file in the current form, and its old fields -> how to write them."""
     moved = {name: written for name, (_, written) in MOVED.items() if name in tree}
     tree, found = renamed(tree)
-    told = moved | {old: f"`{new}`" for old, new in found.items()}
+    notes = moved | {old: f"`{new}`" for old, new in found.items()}
     without = _offloaded(tree)
     if without != tree:
-        told["recipe.generator.offload"] = "`memory: {offload: [generator]}`"
-    return upgraded(tree) if moved else without, told
+        notes["recipe.generator.offload"] = "`memory: {offload: [generator]}`"
+    return upgraded(tree) if moved else without, notes
 
 
 def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -98,8 +98,8 @@ class Loader:
 
     def _take(self, step: int, threads: ThreadPoolExecutor) -> list[Batch]:
         """Step `step`, read ahead or now, and the next ones begun."""
-        wanted = range(step, min(step + 1 + self._workers, self._steps))
-        self._ahead = {s: self._ahead.get(s) or threads.submit(self._read, s) for s in wanted}
+        ahead = range(step, min(step + 1 + self._workers, self._steps))
+        self._ahead = {s: self._ahead.get(s) or threads.submit(self._read, s) for s in ahead}
         return self._ahead[step].result()
 
     def _read(self, step: int) -> list[Batch]:

@@ -16,11 +16,11 @@ def calls(curriculum: Curriculum, run: Path) -> list[Call]:
 
 
 def gpus_here(curriculum: Curriculum) -> Finding:
-    wanted, here = curriculum.parallel.ranks, _gpu_count()
-    if here and wanted > here:
-        remedy = f"as many nodes as hold {wanted} GPUs (Slurm), or parallel.ranks up to {here}"
-        return Finding("GPUs of the ranks", "warning", f"ranks {wanted}, GPUs here {here}", remedy)
-    return Finding("GPUs of the ranks", "ok", f"ranks {wanted}, GPUs here {here}")
+    ranks, here = curriculum.parallel.ranks, _gpu_count()
+    if here and ranks > here:
+        remedy = f"as many nodes as hold {ranks} GPUs (Slurm), or parallel.ranks up to {here}"
+        return Finding("GPUs of the ranks", "warning", f"ranks {ranks}, GPUs here {here}", remedy)
+    return Finding("GPUs of the ranks", "ok", f"ranks {ranks}, GPUs here {here}")
 
 
 def ranks_and_cores(curriculum: Curriculum) -> Finding:

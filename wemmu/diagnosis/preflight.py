@@ -64,9 +64,9 @@ def loads(path: Path) -> Finding:
 
 def backbones(curriculum: Curriculum) -> Finding:
     """Check the directories without reading weights; reports the errors of the loaders."""
-    wanted, prepare = curriculum.backbones, curriculum.data.prepare
-    wrong = problems(wanted, curriculum.recipe.backbones)
-    if prepare is not None and prepare.caption is not None and prepare.caption.vlm != wanted.vlm:
+    chosen, prepare = curriculum.backbones, curriculum.data.prepare
+    wrong = problems(chosen, curriculum.recipe.backbones)
+    if prepare is not None and prepare.caption is not None and prepare.caption.vlm != chosen.vlm:
         try:
             check(prepare.caption.vlm, VLM, with_processor=True)
         except BackboneError as error:
@@ -76,7 +76,7 @@ def backbones(curriculum: Curriculum) -> Finding:
     return Finding(
         "backbones",
         "ok",
-        f"{', '.join(map(str, wanted.directories(curriculum.recipe.backbones).values()))}, in the published layout",
+        f"{', '.join(map(str, chosen.directories(curriculum.recipe.backbones).values()))}, in the published layout",
     )
 
 
@@ -89,13 +89,13 @@ def libraries(curriculum: Curriculum) -> Finding:
 
 
 def starts(curriculum: Curriculum) -> Finding:
-    wanted = {stage.name: stage.start for stage in curriculum.stages if stage.start}
-    lacking = {name: path for name, path in wanted.items() if not ((path / _MANIFEST).is_file() or is_export(path))}
+    starts = {stage.name: stage.start for stage in curriculum.stages if stage.start}
+    lacking = {name: path for name, path in starts.items() if not ((path / _MANIFEST).is_file() or is_export(path))}
     if absent := [f"stages.{name}.start: {path}" for name, path in lacking.items()]:
         remedy = "name the directory of a checkpoint, of shipped weights or of an exported pipeline, or remove `start`"
         found = f"no checkpoint, since it holds no {_MANIFEST}: {'; '.join(absent)}"
         return Finding("weights to start from", "problem", found, remedy)
-    found = f"{len(wanted)} of {len(curriculum.stages)} stages start from weights of their own"
+    found = f"{len(starts)} of {len(curriculum.stages)} stages start from weights of their own"
     return Finding("weights to start from", "ok", found)
 
 
@@ -141,21 +141,21 @@ def degrees(curriculum: Curriculum) -> Finding:
 
 def data(curriculum: Curriculum) -> Finding:
     """Check the shards, or their sources. A remote data set is not checked, because that needs the network."""
-    wanted = curriculum.data
-    if wanted.remote is not None:
-        return Finding("data", "ok", f"read from {wanted.remote} when a run starts; not tried here")
-    if wanted.prepare is not None and not (wanted.shards / DATASET_FILE).exists():
-        return _preparable(curriculum, wanted.prepare)
+    config = curriculum.data
+    if config.remote is not None:
+        return Finding("data", "ok", f"read from {config.remote} when a run starts; not tried here")
+    if config.prepare is not None and not (config.shards / DATASET_FILE).exists():
+        return _preparable(curriculum, config.prepare)
     try:
-        streams = DataSet.at(wanted.shards).streams
+        streams = DataSet.at(config.shards).streams
         read = needs(curriculum.stages)
-        check_readable(wanted.shards, streams, read)
+        check_readable(config.shards, streams, read)
         used = {s.settings.name: s for need in read for s in serving(streams, need.task, need.resolution)}
-        check_files(wanted.shards, used.values(), shards_too=wanted.damaged == "stop")
+        check_files(config.shards, used.values(), shards_too=config.damaged == "stop")
     except ShardError as error:
         remedy = "run `wemmu data write CURRICULUM`, or name a finished data set in data.shards"
         return Finding("data", "problem", str(error), remedy)
-    return Finding("data", "ok", f"{wanted.shards} is complete: {', '.join(s.settings.name for s in streams)}")
+    return Finding("data", "ok", f"{config.shards} is complete: {', '.join(s.settings.name for s in streams)}")
 
 
 def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
@@ -210,17 +210,17 @@ def checkpoint_disk(curriculum: Curriculum, run: Path) -> Finding:
 
 
 def data_disk(curriculum: Curriculum) -> Finding:
-    wanted = curriculum.data
-    folder = existing(wanted.shards)
+    config = curriculum.data
+    folder = existing(config.shards)
     free = shutil.disk_usage(folder).free
     found = f"{human(free, 'B')} free at {folder.absolute()}"
-    if wanted.cache_gb is None:
+    if config.cache_gb is None:
         return Finding("disk for data", "ok", found)
     held = (
-        sum(file.stat().st_size for file in wanted.shards.rglob("*") if file.is_file()) if wanted.shards.is_dir() else 0
+        sum(file.stat().st_size for file in config.shards.rglob("*") if file.is_file()) if config.shards.is_dir() else 0
     )
-    found = f"{found}, the cache may take {wanted.cache_gb:g} GB and holds {human(held, 'B')}"
-    if free + held < wanted.cache_gb * 1e9:
+    found = f"{found}, the cache may take {config.cache_gb:g} GB and holds {human(held, 'B')}"
+    if free + held < config.cache_gb * 1e9:
         return Finding("disk for data", "problem", found, "data.cache_gb smaller, or data.shards on another disk")
     return Finding("disk for data", "ok", found)
 

@@ -38,6 +38,6 @@ def process_group(backend: str, timeout_s: float = TIMEOUT_S) -> Finding:
     if done.code:
         # The last line that names an error; what follows are notes of libraries.
         errors = re.findall(r"^\S*(?:Error|Exception)\b.*$", done.output, re.MULTILINE)
-        told = errors[-1] if errors else done.output
-        return Finding(name, "problem", f"ended with code {done.code}: {short(told)}", _REMEDIES[backend])
+        reason = errors[-1] if errors else done.output
+        return Finding(name, "problem", f"ended with code {done.code}: {short(reason)}", _REMEDIES[backend])
     return Finding(name, "ok", f"spawned, met on 127.0.0.1 and summed in {took:.1f} s")

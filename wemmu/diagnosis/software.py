@@ -46,10 +46,10 @@ def python() -> Finding:
     if not installed():
         found = f"{here}; wemmu itself is not installed into {sys.prefix}, so its libraries are unchecked"
         return Finding("Python", "problem", found, INSTALL)
-    wanted = metadata.metadata("wemmu")["Requires-Python"]
-    if here in SpecifierSet(wanted):
+    required = metadata.metadata("wemmu")["Requires-Python"]
+    if here in SpecifierSet(required):
         return Finding("Python", "ok", here)
-    return Finding("Python", "problem", f"{here}, {wanted} is needed", "run `make install PYTHON=python3.11`")
+    return Finding("Python", "problem", f"{here}, {required} is needed", "run `make install PYTHON=python3.11`")
 
 
 def requirements() -> dict[str, Requirement]:
@@ -69,16 +69,16 @@ def libraries() -> Finding:
     return Finding("libraries", "ok", f"{versions}, and {len(needed) - len(CHIEF)} others in their ranges")
 
 
-def unfit(wanted: Requirement) -> str | None:
-    """Return why the installed version is not `wanted`, or None."""
+def unfit(requirement: Requirement) -> str | None:
+    """Return why the installed version is not `requirement`, or None."""
     try:
-        version = metadata.version(wanted.name)
+        version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return f"not installed, {wanted.specifier or 'any version'} is needed"
+        return f"not installed, {requirement.specifier or 'any version'} is needed"
     # Local builds and release candidates count as their version.
-    if wanted.specifier.contains(version, prereleases=True):
+    if requirement.specifier.contains(version, prereleases=True):
         return None
-    return f"{version}, {wanted.specifier} is needed"
+    return f"{version}, {requirement.specifier} is needed"
 
 
 def torchvision_operators() -> Finding:

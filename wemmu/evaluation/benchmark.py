@@ -31,7 +31,7 @@ class BenchmarkRequest:
 
     key: its file's name without suffix, unique and stable. unit: requests of one unit are one draw of the bootstrap:
     the images of one prompt. seed: the key of its noise. size: (height, width) px; None for the model's own.
-    facts: what the judge needs, of JSON's types. asked: the task; by default what text and images stand for.
+    facts: what the judge needs, of JSON's types. given_task: by default, text and images determine it.
     """
 
     key: str
@@ -42,11 +42,11 @@ class BenchmarkRequest:
     images: tuple[Image.Image, ...] = ()
     size: tuple[int, int] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    asked: Task | None = None
+    given_task: Task | None = None
 
     @property
     def task(self) -> Task:
-        return self.asked or task_of(self.text, len(self.images))
+        return self.given_task or task_of(self.text, len(self.images))
 
 
 class Mark(NamedTuple):

@@ -146,8 +146,8 @@ class ServerJudge:
                 + (hint if reply.status_code in (401, 403) else "")
             )
         try:
-            told = reply.json()
-            text, model = told["choices"][0]["message"]["content"], told.get("model", "")
+            content = reply.json()
+            text, model = content["choices"][0]["message"]["content"], content.get("model", "")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             text = None
         if isinstance(text, str) and text.strip():

@@ -141,8 +141,8 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
             out = stage(passed, points.shape)
             kept, peak = sum(world.kept().values()), max(world.peaks.values(), default=0)
             after = () if stage.is_last else out
-            wanted = [x for x in after or (out,) if x.requires_grad]
-            torch.autograd.backward(wanted, [torch.zeros_like(x) for x in wanted])
+            outputs = [x for x in after or (out,) if x.requires_grad]
+            torch.autograd.backward(outputs, [torch.zeros_like(x) for x in outputs])
             places.append(
                 units(stage, stage.blocks)
                 | {"kept": kept, "peak": peak, "reduced": sum(world.traffic.bytes.values())}

@@ -31,14 +31,14 @@ def regression(predicted: Tensor, target: Tensor, metric: Metric) -> Tensor:
 
 
 def answer_cross_entropy(
-    logits: Tensor, wanted: Tensor, sample: Tensor, samples: int, per_sample: float | None = None
+    logits: Tensor, targets: Tensor, sample: Tensor, samples: int, per_sample: float | None = None
 ) -> Tensor:
     """Compute the cross-entropy of each sample's answer, the mean over its tokens: float32 [samples].
 
     per_sample: divide the sums over the tokens by this number instead, the mean number of tokens of an answer in the
     global batch; then the mean over that batch is the mean over its tokens.
-    logits: [T, vocabulary] where the tokens wanted, int64 [T], are to be predicted; sample: int64 [T], whose they are.
+    logits: [T, vocabulary] of the target tokens, int64 [T]; sample: int64 [T], the sample of each token.
     """
-    each = F.cross_entropy(logits.float(), wanted, reduction="none")
+    each = F.cross_entropy(logits.float(), targets, reduction="none")
     sums = each.new_zeros(samples).index_add(0, sample, each)
     return sums / (torch.bincount(sample, minlength=samples).clamp(min=1) if per_sample is None else per_sample)

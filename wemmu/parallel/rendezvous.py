@@ -93,11 +93,11 @@ def _address(node: str) -> str:
     with suppress(OSError):
         socket.getaddrinfo(node, None)
         return node
-    told = ""
+    output = ""
     with suppress(OSError, subprocess.TimeoutExpired):
         command = ["scontrol", "--oneliner", "show", "node", node]
-        told = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=_PATIENCE_S, check=False).stdout
-    if address := re.search(r"\bNodeAddr=(\S+)", told):
+        output = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=_PATIENCE_S, check=False).stdout
+    if address := re.search(r"\bNodeAddr=(\S+)", output):
         return address[1]
     raise RanksError(f"the name {node} of the first node has no address; give the node's own in MASTER_ADDR")
 

@@ -80,12 +80,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)  # [N, out]
         return (
-            gradient @ weight if wanted[0] else None,
-            rows.t() @ x.flatten(0, -2) if wanted[1] else None,
-            rows.sum(0) if wanted[2] else None,
+            gradient @ weight if needed[0] else None,
+            rows.t() @ x.flatten(0, -2) if needed[1] else None,
+            rows.sum(0) if needed[2] else None,
         )
 
 
@@ -177,7 +177,7 @@ class Zero3Engine:
         found = []
         for batch in micro_batches:
             losses = self._engine(batch, step)
-            # DeepSpeed averages over the ranks; wanted is the sum of their shares of the global mean.
+            # DeepSpeed averages over the ranks; the loss needs the sum of their shares of the global mean.
             self._engine.backward(losses.values.sum() * (self._world / self._global_batch))
             found.append(losses.detached())
         return found

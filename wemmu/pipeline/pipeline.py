@@ -272,12 +272,12 @@ class WeMMUPipeline(DiffusionPipeline):
     ) -> list[tuple[Size, list[Size]]]:
         """Return the sizes of each request's output and inputs; warn of what training did not cover."""
         rules, found = self.request_sizes, []
-        wanted = None if height is width is None else (first(height, rules.side), first(width, rules.side))
-        check_size(wanted or (rules.side, rules.side), rules.largest)
+        requested = None if height is width is None else (first(height, rules.side), first(width, rules.side))
+        check_size(requested or (rules.side, rules.side), rules.largest)
         warnings: dict[str, None] = {}
         for text, images in zip(texts, inputs, strict=True):
             given = [(image.height, image.width) for image in images]
-            size, own = rules.of(given, wanted)
+            size, own = rules.of(given, requested)
             found.append((size, own))
             warnings |= dict.fromkeys(beyond(self.config["world"], self.config["resolutions"], [text], size))
             warnings |= dict.fromkeys(cropped(given, own))

@@ -12,7 +12,7 @@ from wemmu.planning.ask import Answer, Item, PlanError, Shape, ask, configs_of
 from wemmu.planning.layout import Degrees, MemoryPeak, RankWorkload
 from wemmu.readable import human, valid
 
-# Samples of the micro-batches that are measured where one of more is asked for: all grows linearly with them.
+# Measured micro-batches; larger ones are extrapolated, because all values grow linearly with the samples.
 MEASURED = (1, 2)
 
 
@@ -128,13 +128,13 @@ def above_memory(plan: Plan) -> list[str]:
         kept, again = stage.gpu_total, stage.gpu_total_checkpointed
         if (again if plan.checkpointing else kept) <= room:
             continue
-        told = f"{stage.name} needs {human(again if plan.checkpointing else kept, 'B')} of the {human(room, 'B')} "
-        told += f"that GPUs of the kind {plan.machine.gpu} have"
+        warning = f"{stage.name} needs {human(again if plan.checkpointing else kept, 'B')} of the {human(room, 'B')} "
+        warning += f"that GPUs of the kind {plan.machine.gpu} have"
         if not plan.checkpointing and again <= room:
-            told += f"; with memory.checkpointing: true it is {human(again, 'B')}"
+            warning += f"; with memory.checkpointing: true it is {human(again, 'B')}"
         elif not plan.checkpointing:
-            told += f", with memory.checkpointing: true still {human(again, 'B')}"
-        found.append(told)
+            warning += f", with memory.checkpointing: true still {human(again, 'B')}"
+        found.append(warning)
     return found
 
 
@@ -206,7 +206,7 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
 
 
 class _Measures:
-    """What is asked of one stage, and its answers."""
+    """The measurements of one stage."""
 
     def __init__(self, run: StageRun, degrees: Degrees, assumed: Assumptions):
         self.run, self.degrees = run, degrees
@@ -255,15 +255,17 @@ def extrapolated(one: Any, two: Any, at: int) -> Any:
     return one + (two - one) * (at - 1)
 
 
-def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine: Machine) -> StagePlan:
-    run, degrees, stage = asked.run, machine.degrees, asked.run.stage
-    rank = RankWorkload(run, model, degrees, asked.micro, asked.accumulation, asked.slices())
+def _plan_stage(curriculum: Curriculum, measured: _Measures, model: Answer, machine: Machine) -> StagePlan:
+    run, degrees, stage = measured.run, machine.degrees, measured.run.stage
+    rank = RankWorkload(run, model, degrees, measured.micro, measured.accumulation, measured.slices())
     held = layout.states(rank)
-    kept, again = (layout.moments(rank, asked.step(asked.largest, c), asked.slices(c)) for c in (False, True))
+    kept, again = (layout.moments(rank, measured.step(measured.largest, c), measured.slices(c)) for c in (False, True))
     peak, always = layout.fullest(kept.values()), sum(held.values())
     by_task = {
-        task: {part: (forward / asked.micro, backward / asked.micro) for part, (forward, backward) in flops.items()}
-        for task, flops in ((task, asked.step(shape)["flops"]) for task, shape in asked.shapes.items())
+        task: {
+            part: (forward / measured.micro, backward / measured.micro) for part, (forward, backward) in flops.items()
+        }
+        for task, flops in ((task, measured.step(shape)["flops"]) for task, shape in measured.shapes.items())
     }
     # A step draws its whole batch from one task, by the weights of the mixture.
     weight = sum(stage.mixture.values())
@@ -278,7 +280,7 @@ def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine
     begin, end = stage.span
     samples, rate = (end - begin) * stage.global_batch, machine.flops / (flops + waited)
     trained = sum({**model["parts"], **model["adapters"]}[part] for part in stage.trains)
-    host = layout.host(rank, 1 + asked.largest.images)
+    host = layout.host(rank, 1 + measured.largest.images)
     earlier = {part for one in curriculum.stages[: run.stage_index] for part in one.trains}
     return StagePlan(
         name=stage.label,
@@ -286,8 +288,8 @@ def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine
         steps=end - begin,
         samples=samples,
         global_batch=stage.global_batch,
-        micro_batch=asked.micro,
-        accumulation=asked.accumulation,
+        micro_batch=measured.micro,
+        accumulation=measured.accumulation,
         trains=stage.trains,
         trained=trained,
         frozen=sum(model["parts"].values()) - trained,
@@ -311,7 +313,7 @@ def _plan_stage(curriculum: Curriculum, asked: _Measures, model: Answer, machine
         samples_per_s=rate,
         hours=samples / rate / 3600,
         gpu_hours=samples / rate / 3600 * degrees.world,
-        loader_threads=loader_threads(rate / degrees.world, 1 + asked.largest.images, stage.resolution),
+        loader_threads=loader_threads(rate / degrees.world, 1 + measured.largest.images, stage.resolution),
     )
 
 

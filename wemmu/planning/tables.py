@@ -121,14 +121,14 @@ def _flops(plan: Plan) -> Table:
     table = _table(
         "FLOP for one sample, forward and backward, by part", "stage", "task", *columns, "other", "sum", names=2
     )
-    told: list[list[str]] = []
+    printed: list[list[str]] = []
     for stage in plan.stages:
         for task, parts in stage.by_task.items():
             values = [sum(parts.get(part, (0.0,))) for part in columns]
             row = [str(task), *map(human, (*values, _sum(parts) - sum(values), _sum(parts)))]
-            if row not in told:
+            if row not in printed:
                 table.add_row(stage.name, *row)
-                told.append(row)
+                printed.append(row)
     return table
 
 

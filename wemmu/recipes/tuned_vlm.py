@@ -83,8 +83,8 @@ def answer_losses(model: TunedVLM, states: Tensor, labels: Tensor, length: float
 
     states: [B, L, D]; labels: as `Batch.labels`.
     """
-    chosen, wanted, rows, _ = labelled(states, labels)
-    return answer_cross_entropy(model.logits(chosen), wanted, rows, len(labels), length)
+    chosen, targets, rows, _ = labelled(states, labels)
+    return answer_cross_entropy(model.logits(chosen), targets, rows, len(labels), length)
 
 
 @torch.no_grad()

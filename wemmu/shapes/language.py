@@ -11,7 +11,7 @@ SIZE_WORDS = {"large": ("large", "big"), "small": ("small", "little")}
 NUMBERS = ("no", "one", "two", "three", "four")
 # (row difference, column difference) of the first object seen from the second.
 RELATIONS = {"above": (-1, 0), "below": (1, 0), "left of": (0, -1), "right of": (0, 1)}
-# Every object with its place; none with one; the place of one object told by the other, which needs two side by side.
+# Every object with its place; no places; the place of one object relative to another beside it.
 WORDINGS = ("placed", "unplaced", "related")
 
 
@@ -59,7 +59,7 @@ def _offset(a: Object, b: Object) -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------------------------------- captions
-# What is asked where the whole of a scene is to be told.
+# The question whose answer describes the whole scene.
 DESCRIBE = "describe the image"
 
 
@@ -84,10 +84,12 @@ def caption(scene: Scene, rng: random.Random, wording: str | None = None) -> str
     """Draw one of many wordings: mentions may be reordered, say less, or relate two objects to each other.
 
     Raises:
-        ValueError: if the scene cannot be told in `wording`, with those in which it can.
+        ValueError: if no caption in `wording` fits the scene; lists the wordings that fit.
     """
     if wording is not None and wording not in wordings(scene):
-        raise ValueError(f"this scene cannot be told {wording}; valid choices: {', '.join(wordings(scene))}")
+        raise ValueError(
+            f"no caption with the wording {wording} fits this scene; valid choices: {', '.join(wordings(scene))}"
+        )
     related = wording == "related" or (wording is None and len(scene.objects) == 2 and rng.random() < 0.4)
     if related:
         a, b = rng.sample(scene.objects, 2)

@@ -104,6 +104,6 @@ def score_edit(image: Image.Image, edit: Edit) -> EditScore:
     source, target = edit.sources[0], edit.target
     parts: list[tuple[object, object, object]] = [(scene.background, source.background, target.background)]
     parts += [(scene.at(cell), source.at(cell), target.at(cell)) for cell in range(len(CELLS))]
-    followed = all(got == wanted for got, was, wanted in parts if was != wanted)
-    preserved = all(got == was for got, was, wanted in parts if was == wanted)
+    followed = all(got == new for got, was, new in parts if was != new)
+    preserved = all(got == was for got, was, new in parts if was == new)
     return EditScore(followed, preserved, copied=scene == source)

@@ -21,7 +21,7 @@ def held(folder: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """
 
     def busy(holder: Holder) -> str:
-        return f"{folder} is being trained in by another process ({_told(holder)}); wait for it or stop it first"
+        return f"{folder} is being trained in by another process ({_described(holder)}); wait for it or stop it first"
 
     with ExitStack() as stack:
         lock = hold(folder / FILE, busy, patience_s=patience_s, waits_for=lambda holder: not holder or is_dead(holder))
@@ -29,6 +29,6 @@ def held(folder: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
         yield
 
 
-def _told(holder: Holder) -> str:
+def _described(holder: Holder) -> str:
     words = {"pid": "pid", "host": "on", "slurm_job": "of Slurm job", "since": "since"}
     return " ".join(f"{word} {holder[key]}" for key, word in words.items() if holder.get(key) is not None) or "unknown"

@@ -157,7 +157,7 @@ class ResolutionSchedule:
 
     def _recorded(self, step: int, every: int) -> list[float]:
         """Return the validation losses of this resolution up to `step` or the first gap."""
-        told = {
+        by_step = {
             line["step"]: line["validation_loss"] for line in read_lines(self._metrics) if "validation_loss" in line
         }
-        return [told[at] for at in takewhile(told.__contains__, range(self.begin + every, step + 1, every))]
+        return [by_step[at] for at in takewhile(by_step.__contains__, range(self.begin + every, step + 1, every))]

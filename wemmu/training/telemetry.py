@@ -31,7 +31,7 @@ class Window:
         self.started = time.monotonic()
         self.steps = 0
         self.waited = 0.0
-        self.asked: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._tasks, self._device = tuple(tasks), torch.device(device)
         # Name -> [sum, number of samples], on the device: reading them would make every step wait.
         self._sums: dict[str, Tensor] = {}
@@ -63,12 +63,12 @@ class Window:
         """Return the window's mean losses, rates and shares over all ranks, which must all call it."""
         elapsed = time.monotonic() - self.started
         sums = {key: tuple(pair.tolist()) for key, pair in self._sums.items()}
-        ranks = gathered((sums, self.asked, self.waited, _memory(self._device), self._seconds))
-        asked = sum((rank[1] for rank in ranks), Counter[str]())
+        ranks = gathered((sums, self.counts, self.waited, _memory(self._device), self._seconds))
+        counts = sum((rank[1] for rank in ranks), Counter[str]())
         samples = sum(rank[0]["loss"][1] for rank in ranks)
-        rates = {f"{key}_per_s": asked[key] / elapsed for key in ("tokens", "flops") if key in asked}
-        if "tokens" in asked:
-            rates["padding_share"] = asked["padding"] / (asked["tokens"] + asked["padding"])
+        rates = {f"{key}_per_s": counts[key] / elapsed for key in ("tokens", "flops") if key in counts}
+        if "tokens" in counts:
+            rates["padding_share"] = counts["padding"] / (counts["tokens"] + counts["padding"])
         return {
             **_means([rank[0] for rank in ranks]),
             "samples_per_s": samples / elapsed,
@@ -76,7 +76,7 @@ class Window:
             # The others wait for the slowest.
             "data_wait_share": max(rank[2] for rank in ranks) / elapsed,
             **{f"memory/{key}_gb": max(rank[3][key] for rank in ranks) / GB for key in ranks[0][3]},
-            **{f"share/{task}": asked[task] / samples for task in self._tasks},
+            **{f"share/{task}": counts[task] / samples for task in self._tasks},
             **{f"time/{key}_s": max(rank[4][key] for rank in ranks) / self.steps for key in self._seconds},
             **{f"{key}/min": least for key, (least, _) in self._ranges.items()},
             **{f"{key}/max": most for key, (_, most) in self._ranges.items()},

@@ -132,7 +132,7 @@ class Trainer:
 
     def _optimize(self, micro_batches: list[Batch], window: Window) -> SupportsFloat:
         """One optimizer step over its micro-batches; returns the gradient norm before clipping, to be read later."""
-        window.asked.update(self.workload.count(micro_batches))
+        window.counts.update(self.workload.count(micro_batches))
         batches = [batch.to(self.device) for batch in micro_batches]
         prepared, started = self.parts.recipe.prepare(batches, self.step), time.monotonic()
         for losses in self.parts.engine.accumulate(prepared.batches, self.step):

@@ -45,7 +45,7 @@ class Shapes:
     def _request(self, key: str, ask: HeldOutRequest) -> BenchmarkRequest:
         images = tuple(render(scene, self.px) for scene in ask.sources)
         category = category_of(ask.task, ask.split)
-        return BenchmarkRequest(key, ask.text, category, key, ask.sample_id, images, asked=ask.task)
+        return BenchmarkRequest(key, ask.text, category, key, ask.sample_id, images, given_task=ask.task)
 
     def adopt(self, folder: Path) -> Mapping[str, Path]:
         return adopt_by_key(folder, self.requests())

@@ -127,8 +127,8 @@ def read_captions(file: Path, images: Sequence[Path]) -> dict[str, str]:
     for number, line in enumerate(published_text(file, "a model").split("\n"), start=1):
         if line.strip():
             try:
-                told = json.loads(line)
-                found[Path(told["image"]).stem] = (told["caption"] or "").strip()
+                entry = json.loads(line)
+                found[Path(entry["image"]).stem] = (entry["caption"] or "").strip()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise BenchmarkError(
                     f'{file}, line {number} is not {{"image": NAME, "caption": TEXT}} but {line[:80]!r} ({error!r})'

@@ -79,8 +79,8 @@ class Ross(TunedVLM):
             )
         finally:
             hook.remove()
-        told = seen.last_hidden_state if layer == "last" else (*seen.hidden_states[:-1], *unnormed)[layer]
-        return States(seen.last_hidden_state, told[at_images].reshape(b, n, -1 if n else 0, told.shape[-1]))
+        chosen = seen.last_hidden_state if layer == "last" else (*seen.hidden_states[:-1], *unnormed)[layer]
+        return States(seen.last_hidden_state, chosen[at_images].reshape(b, n, -1 if n else 0, chosen.shape[-1]))
 
     def target(self, images: Tensor) -> Tensor:
         """Return the target of uint8 [M, 3, H, W] on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""

@@ -203,8 +203,8 @@ class ColdStartLearner(CaptionLearner):
         velocity = renderer.velocity(full, paths.empty)
         made = renderer.decoded(euler(velocity, paths.states[:, 0], renderer.times[-1 - self.objective.last :]))
         with torch.no_grad():
-            wanted = self.encoder.embed(images[:, 0].float() / 255)
-        cosines = cosine(self.encoder.embed(made), wanted)
+            targets = self.encoder.embed(images[:, 0].float() / 255)
+        cosines = cosine(self.encoder.embed(made), targets)
         return Losses.of_task(batch.task, 1 - cosines, {**paths.measures, "reward": cosines.detach()})
 
 

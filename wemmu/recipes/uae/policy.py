@@ -77,7 +77,7 @@ class Policy:
         self, texts: Sequence[str], images: Tensor, group: int, temperature: float, choose: Choose
     ) -> Captions:
         """The model is in eval mode."""
-        prompts = self.asked(texts, images).to(images.device)
+        prompts = self.encode(texts, images).to(images.device)
         rows = decode(
             self.model, prompts, images, lambda logits, t: choose(self.log_distribution(logits, temperature), t),
             self.end, self.max_length, group,
@@ -93,7 +93,7 @@ class Policy:
         rows = [row[row != IGNORE_INDEX].tolist() for row in labels.cpu()]
         return Captions(rows, [self._text(row) for row in rows], [False] * len(rows))
 
-    def asked(self, texts: Sequence[str], images: Tensor) -> Prompts:
+    def encode(self, texts: Sequence[str], images: Tensor) -> Prompts:
         """Return the prompts of the images up to where the captions begin."""
         rows, grids = self._rows(texts, images)
         return self.encoder.pad(rows, grids)
@@ -116,9 +116,9 @@ class Policy:
     ) -> tuple[Tensor, Tensor]:
         """Return log pi of the labels, and the entropy where they stand: two float32 [B * G, L], 0 elsewhere."""
         states = self.model.states(prompts, images, reference)
-        there, wanted, rows, places = labelled(states, labels)
+        there, targets, rows, places = labelled(states, labels)
         logp = self.log_distribution(self.model.logits(there, reference), temperature)
-        chosen = logp.gather(1, wanted[:, None])[:, 0]
+        chosen = logp.gather(1, targets[:, None])[:, 0]
         entropy = torch.special.entr(logp.detach().exp()).sum(-1)
         empty = torch.zeros(labels.shape, device=labels.device)
         return empty.index_put((rows, places), chosen), empty.index_put((rows, places), entropy)

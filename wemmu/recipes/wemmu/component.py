@@ -59,7 +59,7 @@ class WeMMUBridge(ModelMixin, Bridge, ConfigMixin):  # type: ignore[misc]  # as 
         component, info = loaded
         problems = {"lacks": info["missing_keys"], "holds unknown": info["unexpected_keys"]}
         if any(problems.values()):
-            told = [f"{what} {', '.join(sorted(names)[:5])}" for what, names in problems.items() if names]
-            raise ValueError(f"the weights in {directory} are not those of its config.json: it {' and '.join(told)}")
+            faults = [f"{what} {', '.join(sorted(names)[:5])}" for what, names in problems.items() if names]
+            raise ValueError(f"the weights in {directory} are not those of its config.json: it {' and '.join(faults)}")
         component.requires_grad_(False)
         return (component, info) if with_info else component

@@ -67,9 +67,10 @@ class CopyRate:
             position = copy_position(eps - v, target, inputs).cpu()[counted]
             found[str(batch.task)] += position[~position.isnan()].tolist()
             beat()
-        told = gathered(dict(found))
+        by_rank = gathered(dict(found))
         every = {
-            task: [p for rank in told for p in rank.get(task, ())] for task in dict.fromkeys(t for r in told for t in r)
+            task: [p for rank in by_rank for p in rank.get(task, ())]
+            for task in dict.fromkeys(t for r in by_rank for t in r)
         }
         return {
             f"copy_{what}/{task}": value

@@ -46,8 +46,8 @@ class Validation:
             sums[stream] += float(values.double().sum())
             counts[stream] += len(values)
             beat()
-        told = gathered((sums, counts))
+        by_rank = gathered((sums, counts))
         weights = self._held_out.weights
-        means = [sum(s[i] for s, _ in told) / sum(c[i] for _, c in told) for i in range(len(weights))]
+        means = [sum(s[i] for s, _ in by_rank) / sum(c[i] for _, c in by_rank) for i in range(len(weights))]
         # One rank's arithmetic, so that all come to the same decision.
         return gathered(sum(w * m for w, m in zip(weights, means, strict=True)))[0]
