@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: tools/ and slurm/ are installed below the launcher, which starts what is in them."""
+"""What pyproject.toml cannot say: tools/, slurm/, configs/ and assets/ are installed below the launcher."""
 
 from pathlib import Path
 
@@ -8,12 +8,13 @@ HERE = Path(__file__).parent
 # Their own names would be too common beside other people's packages.
 HOME = "launcher.home"
 tools = ["tools", *(f"tools.{package}" for package in find_packages(str(HERE / "tools")))]
+folders = ["slurm", "configs", "assets"]
 
 setup(
     packages=[
         *find_packages(str(HERE), include=["wemmu*", "launcher*", "data_pipeline*"]),
         *(f"{HOME}.{package}" for package in tools),
-        f"{HOME}.slurm",
+        *(f"{HOME}.{folder}" for folder in folders),
     ],
-    package_dir={f"{HOME}.{package}": package.replace(".", "/") for package in (*tools, "slurm")},
+    package_dir={f"{HOME}.{package}": package.replace(".", "/") for package in (*tools, *folders)},
 )

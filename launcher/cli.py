@@ -46,7 +46,7 @@ from wemmu.locks import LockedError
 
 ClusterFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Cluster file; configs/cluster/ has examples."),
+    typer.Option(metavar="FILE", help="Cluster file; docs/cluster.md."),
 ]
 
 

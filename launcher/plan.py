@@ -10,11 +10,9 @@ from wemmu.config import Curriculum, ResolutionStep, Stage, StageRun
 from wemmu.config.benchmarks import RESULTS, card_file
 from wemmu.config.checkpoints import MANIFEST
 from wemmu.config.next_resolution import record_file
+from wemmu.config.shipped import HOME
 from wemmu.readable import valid
 
-# tools/ and slurm/ lie beside the packages in a checkout, and inside this package after an installation (setup.py).
-_INSTALLED = Path(__file__).resolve().parent / "home"
-HOME = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1]
 # Names of other jobs and files, which a stage cannot have.
 RESERVED = ("data", "export", "report", "lock")
 EVALUATION = "/evaluation"

@@ -13,7 +13,8 @@ from launcher.cluster import Cluster, JobResources
 from launcher.folder import CURRICULUM
 from launcher.job import Job, is_finished
 from launcher.ledger import Event, Ledger
-from launcher.plan import EVALUATION, HOME
+from launcher.plan import EVALUATION
+from wemmu.config.shipped import HOME
 
 # Variables of Slurm's commands that describe the site or its user, not a job.
 _SITE = frozenset(

@@ -27,7 +27,9 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "data": Program("Write and inspect the shards that training reads.", "data_pipeline.__main__", "app"),
-    "config": Program("Check a curriculum, or show where each value comes from.", "wemmu.show_config", "app"),
+    "config": Program(
+        "Check a curriculum, show where its values come from, list the shipped ones.", "wemmu.show_config", "app"
+    ),
     "plan": Program("Compute parameters, memory, FLOPs and hours of a curriculum.", "wemmu.plan"),
     "doctor": Program("Check this machine and, if you name one, a curriculum.", "wemmu.doctor"),
     "run": Program("Run a curriculum on this machine.", "launcher.cli", "run"),
@@ -63,7 +65,7 @@ def load(name: str) -> Any:
     module, target = PROGRAMS[name].module, PROGRAMS[name].name
     if module.startswith("tools."):
         # An installation keeps tools/ inside the launcher.
-        sys.path.insert(0, str(import_module("launcher.plan").HOME))
+        sys.path.insert(0, str(import_module("wemmu.config.shipped").HOME))
     found = getattr(import_module(module), target)
     return typer.main.get_command(found if isinstance(found, typer.Typer) else program(found))
 

@@ -15,7 +15,7 @@ FAILED, USAGE, SAVED, FINAL, HUNG = 1, 2, 75, 78, 124
 _OURS = ("wemmu", "launcher", "data_pipeline", "tools", "__main__")
 
 CurriculumFile = Annotated[
-    Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML; configs/ has examples.")
+    Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML, or one of `wemmu config list`.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 NewestRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder; default: the newest under runs/.")]

@@ -3,12 +3,14 @@
 import json
 import math
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
 import yaml
 
 from wemmu.command_line import AsJson, Overrides, plainly, program, start
+from wemmu.config import shipped
 from wemmu.config.base import leaves
 from wemmu.config.load import load_traced
 from wemmu.config.schema import Curriculum
@@ -50,6 +52,14 @@ def check(
         print(f"{source}: valid, stages {', '.join(stage.name for stage in config.stages)}")
 
 
+@plainly()
+def listed(as_json: AsJson = False) -> None:
+    """List the configs of this installation. Their names, as shapes/demo.yaml, work in every folder."""
+    found = [{"name": name, "file": str(file), "about": about} for name, file, about in shipped.configs()]
+    lines = [f"{row['name']:<32} {shorten(row['about'], 86, placeholder=' ...')}" for row in found]
+    print(json.dumps(found, indent=1) if as_json else "\n".join([f"in {shipped.HOME / 'configs'}:", *lines]))
+
+
 def _file(source: Path) -> Path:
     return source / "curriculum.yaml" if source.is_dir() else source
 
@@ -66,7 +76,8 @@ def _as_typed(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-app = program(show, check, help="Check a curriculum, or show where each value comes from.")
+app = program(show, check, help="Check a curriculum, show where each value comes from, list the shipped ones.")
+app.command("list")(listed)
 
 if __name__ == "__main__":
     start(app)

@@ -35,7 +35,7 @@ class ConversationsSource(TableSource[prepare.ConversationsSource]):
         if any("<image>" in answer for answer in said):
             raise RejectedError(Reason.BAD_RECORD, f"{config.conversations}: a turn of the model has an <image> mark")
         if other := next((mark for mark in ("<video>", "<audio>") if mark in words), ""):
-            raise RejectedError(Reason.BAD_RECORD, f"{config.conversations} is about a {other[1:-1]}, not images")
+            raise RejectedError(Reason.BAD_RECORD, f"{config.conversations} is about {other[1:-1]}, not images")
         if not all(answer.strip() for answer in said):
             raise RejectedError(Reason.BAD_RECORD, f"{config.conversations}: a turn of the model is empty")
         made = tuple(image_of(image, f"{key}:{config.image}", root) for image in images)

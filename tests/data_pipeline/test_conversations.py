@@ -73,7 +73,7 @@ def test_images_stand_first_and_turns_are_kept(root: Path) -> None:
         ({"conversations": said("a", "b") + said("c", "d")[::-1]}, Reason.BAD_RECORD, "human, gpt, gpt, human"),
         ({"conversations": said("what?", " ")}, Reason.BAD_RECORD, "a turn of the model is empty"),
         ({"conversations": said("draw", "here: <image>")}, Reason.BAD_RECORD, "model has an <image> mark"),
-        ({"video": "a.mp4", "conversations": said("<video>\nwhat?", "one")}, Reason.BAD_RECORD, "is about a video"),
+        ({"video": "a.mp4", "conversations": said("<video>\nwhat?", "one")}, Reason.BAD_RECORD, "is about video"),
         ({"image": "3.png", "conversations": said("<image>what?", "one")}, Reason.NO_IMAGE, "3.png"),
         ({"image": "../x.png", "conversations": said("<image>what?", "one")}, Reason.UNSAFE_PATH, "x.png"),
     ],

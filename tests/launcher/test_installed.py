@@ -16,6 +16,7 @@ import launcher.plan
 from launcher.cluster import Cluster
 from launcher.submit import submissions
 from wemmu.config import ConfigError, load_curriculum
+from wemmu.config.shipped import configs
 root, elsewhere = map(Path, sys.argv[1:])
 assert Path(launcher.plan.__file__).is_relative_to(elsewhere), launcher.plan.__file__
 curriculum = load_curriculum(root / "configs/shapes/curriculum.yaml")
@@ -27,10 +28,22 @@ assert len(named) > len(jobs)
 assert [file for file in named if not (file.is_file() and file.is_relative_to(elsewhere))] == []
 assert (launcher.plan.HOME / "slurm" / "job.sh").is_file()
 assert (launcher.plan.HOME / "tools" / "wandb_sync.py").is_file()
+# The shipped configs work in any folder, by either name, and find the miniature's files. They write into that folder.
+for name in ("shapes/demo.yaml", "configs/shapes/uae.yaml", "examples/my-images.yaml"):
+    shipped = load_curriculum(Path(name))
+    assert shipped.backbones.vlm == elsewhere / "launcher/home/assets/shapes/vlm", shipped.backbones.vlm
+    assert (shipped.backbones.vlm / "model.safetensors").is_file()
+    assert shipped.data.shards.parent == Path("runs"), shipped.data.shards
+assert (shipped.sampling.prompts[0].text, shipped.stages[0].start.name) == ("a ball", "stage2")
+Path("mine.yaml").write_text((launcher.plan.HOME / "configs/examples/my-images.yaml").read_text("utf-8"), "utf-8")
+assert load_curriculum(Path("mine.yaml")) == shipped
+assert {str(file.relative_to(root / "configs")) for file in root.glob("configs/*/*.yaml")} == {
+    name for name, _, _ in configs()
+}
 try:
-    load_curriculum(Path("configs/shapes/curriculum.yaml"))
+    load_curriculum(Path("shapes/dmeo.yaml"))
 except ConfigError as error:
-    assert "exist in a checkout, not in the installed packages" in str(error)
+    assert "there is no shapes/dmeo.yaml; did you mean shapes/demo.yaml?" in str(error), error
 try:
     sys.argv = ["convert_ckpt.py", "--help"]
     runpy.run_path(str(launcher.plan.HOME / "tools" / "convert_ckpt.py"), run_name="__main__")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,6 +187,25 @@ def test_answers_are_kept_by_all_that_they_depend_on(
     (tmp_path / "file").touch()
     monkeypatch.setenv("WEMMU_CACHE", str(tmp_path / "file"))
     assert asked() + asked() == 2
+
+
+def test_what_may_change_an_answer_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The process that measures may import what the contract puts on its own floor or below."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = [re.split(r"[ |:]+", layer) for layer in project["tool"]["importlinter"]["contracts"][0]["layers"]]
+    above = {room for layer in layers[: layers.index(["measuring"])] for room in layer}
+    monkeypatch.setattr(asking, "__file__", str(tmp_path / "planning" / "ask.py"))
+
+    def key_changes(name: str) -> bool:
+        file, before = tmp_path / name, asking._versions.__wrapped__()
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"# {name}")
+        return asking._versions.__wrapped__() != before
+
+    rooms = [file.name for file in (ROOT / "wemmu").iterdir() if (file / "__init__.py").exists()]
+    kept = {room for room in rooms if not key_changes(f"{room}/some.py")}
+    assert kept == (above & set(rooms)) | {"planning", "report"}
+    assert key_changes("noise.py")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

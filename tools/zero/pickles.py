@@ -51,7 +51,7 @@ class Values:
     def of(cls, file: Path, tensor: Any) -> "Values":
         """Return where the values of a tensor from `load(file)` are; raise FolderError for any other tensor."""
         if not isinstance(tensor, Tensor) or not tensor.is_contiguous():
-            raise FolderError(f"{file} holds a {type(tensor).__name__} where a tensor was expected")
+            raise FolderError(f"{file} holds {type(tensor).__name__} where a tensor was expected")
         storage: Any = tensor.untyped_storage()
         begin = int(storage._checkpoint_offset + tensor.storage_offset() * tensor.itemsize)
         return cls(file, begin, tensor.dtype, tensor.numel())

@@ -154,7 +154,7 @@ def made_of(directory: Path, model: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, BackboneError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise BackboneError(f"{directory} cannot be loaded as a {model}: {type(error).__name__}: {error}") from error
+        raise BackboneError(f"{directory} cannot be loaded as {model}: {type(error).__name__}: {error}") from error
 
 
 def load_by_blocks(

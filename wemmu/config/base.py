@@ -124,14 +124,15 @@ def _local(value: Any) -> Any:
     there = [Path(os.path.abspath(folder / path)) for folder in folders]
     chosen = next((p for p in there if p.exists()), there[-1])
     if len(there) == 2 and there[0] != there[1] and all(p.exists() for p in there):
-        _say_once(
+        say_once(
             f"{path} means the one beside the config, {there[0]}, not {there[1]}; give an absolute path to change that"
         )
     return _as_seen_from_here(chosen)
 
 
 @cache
-def _say_once(sentence: str) -> None:
+def say_once(sentence: str) -> None:
+    """Print a note on stderr."""
     print(f"note: {sentence}", file=sys.stderr)
 
 

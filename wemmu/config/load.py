@@ -12,13 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from wemmu.config.base import ConfigError, Named, leaves, local_path
+from wemmu.config import shipped
+from wemmu.config.base import ConfigError, Named, leaves, local_path, say_once
 from wemmu.config.exported import completed
 from wemmu.config.files import check_yaml, replace_text
 from wemmu.config.messages import faults, short
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
-from wemmu.readable import valid
+from wemmu.readable import meant, valid
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -70,11 +71,10 @@ def dump(config: BaseModel, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
-def _elsewhere(path: Path) -> str:
-    """Return a hint where the examples are, if the installed packages lack them."""
-    if "configs" not in path.parts or (Path(__file__).parents[2] / "configs").is_dir():
-        return ""
-    return "; configs/ and assets/ exist in a checkout, not in the installed packages"
+def _near(path: Path) -> str:
+    """Return which file may be meant by one that is not there: beside it, or shipped."""
+    near = meant(path, [*path.parent.glob("*.yaml"), *(name for name, _, _ in shipped.configs())])
+    return f"; did you mean {near[0]}?" if near else "; `wemmu config list` lists the configs of this installation"
 
 
 def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Schema:
@@ -91,7 +91,9 @@ def load(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> Sch
 
 def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ()) -> tuple[Schema, dict[str, str]]:
     """Load a config as `load` does; also return dotted name -> file or override for each field that is set."""
-    path = Path(path)
+    given, path = path, shipped.config_file(Path(path))
+    if path != Path(given):
+        say_once(f"{given} is the one of this installation, {path}")
     try:
         tree, origins = _read(path)
         for override in overrides:
@@ -100,7 +102,9 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
     except ConfigError:
         raise
     except FileNotFoundError as error:
-        raise ConfigError(f"cannot read the config {path}: {error}{_elsewhere(path)}") from error
+        raise ConfigError(
+            f"cannot read the config {path}: there is no {error.filename}{_near(Path(error.filename))}"
+        ) from error
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
@@ -193,7 +197,13 @@ def _with_folders(value: Any, origins: Mapping[str, Origin], name: str = "") -> 
         return {k: _with_folders(v, origins, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [_with_folders(v, origins, f"{name}.{i}" if name else str(i)) for i, v in enumerate(value)]
-    return Named.of(value, _origin(origins, name).folders) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    folders = _origin(origins, name).folders
+    # The miniature's files are wherever this program is, for a config that somebody copied, too.
+    if value.startswith(shipped.ASSETS) and (shipped.HOME / value).exists():
+        folders = (*(folders or (Path.cwd(),)), shipped.HOME)
+    return Named.of(value, folders)
 
 
 def _parse(path: Path) -> DictConfig:

@@ -106,7 +106,7 @@ class RecipeConfig(Config):
             ]  # fmt: skip
             if engine == "hybrid" or (engine != "single" and inside):
                 raise ValueError(
-                    f"memory.quantize: engine {engine} has no slices of a {part} in 8 or 4 bit; set "
+                    f"memory.quantize: engine {engine} has no slices of {part} in 8 or 4 bit; set "
                     f"parallel.engine=single, or remove memory.quantize.{part}"
                 )
             learns = {module for stage in stages for module in stage.trains}

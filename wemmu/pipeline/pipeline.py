@@ -289,8 +289,8 @@ class WeMMUPipeline(DiffusionPipeline):
         """Return a sampler over the current components, which may have been replaced or moved since the last call."""
         if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             raise ValueError(
-                f"the scheduler is a {type(self.scheduler).__name__}; the model was trained for flow matching, so it "
-                "must be a FlowMatchEulerDiscreteScheduler"
+                f"the scheduler is of the class {type(self.scheduler).__name__}; the model was trained for flow "
+                "matching, so it must be a FlowMatchEulerDiscreteScheduler"
             )
         pixels = self.processor.image_processor
         vlm = FrozenVLM(self.vlm, pixels.image_mean, pixels.image_std)

@@ -89,7 +89,7 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
         yield f"{directory} is in a folder of the hub's cache, which holds the model deeper; name {snapshot}"
         return
     if not directory.is_dir():
-        yield f"{directory} is not a directory; it must be a {' or '.join(KNOWN[kind])} in the published layout"
+        yield f"{directory} is not a directory; it must hold {' or '.join(KNOWN[kind])} in the published layout"
         return
     if (directory / "model_index.json").is_file():
         parts = ", ".join(sorted(file.parent.name for file in directory.glob("*/config.json")))

@@ -43,7 +43,7 @@ class DeiT3(ViT):
         config = read_json(directory / "config.json")
         size = config["architecture"].split("_")[1]
         if size not in HEADS:
-            raise BackboneError(f"{directory} is a {config['architecture']}; valid sizes: {', '.join(HEADS)}")
+            raise BackboneError(f"{directory} holds {config['architecture']}; valid sizes: {', '.join(HEADS)}")
         (file,) = weight_files(directory, TRANSFORMERS)
         stored = load_file(file)
         try:
