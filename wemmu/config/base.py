@@ -123,7 +123,7 @@ def _local(value: Any) -> Any:
         return path
     there = [Path(os.path.abspath(folder / path)) for folder in folders]
     chosen = next((p for p in there if p.exists()), there[-1])
-    if len(there) == 2 and there[0] != there[1] and all(p.exists() for p in there):
+    if len(there) in (2, 3) and there[0] != there[1] and all(p.exists() for p in there[:2]):
         say_once(
             f"{path} means the one beside the config, {there[0]}, not {there[1]}; give an absolute path to change that"
         )
