@@ -89,10 +89,8 @@ def play(case: Case, backbones: Backbones) -> dict[str, Any]:
 
 
 def planned(case: Case, backbones: Backbones) -> StagePlan:
-    machine, curriculum = (
-        Machine("h100", Degrees(case.world, case.tp, case.pp), 0.35),
-        adapted(case.curriculum, case.world, backbones),
-    )
+    machine = Machine("h100", Degrees(case.world, case.tp, case.pp))
+    curriculum = adapted(case.curriculum, case.world, backbones)
     alone = tuple(stage for stage in curriculum.stages if stage.name == case.stage)
     return plan(curriculum.model_copy(update={"stages": alone}), machine, Assumptions()).stages[0]
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import matplotlib
 import typer
 
-from benchmarks.measure import RESULTS, ROOT, Out, table
+from benchmarks.measure import RESULTS, ROOT, Out, save, table
 from benchmarks.study import trained, unchanged, write_data
 from wemmu import evaluate
 from wemmu.config import load_curriculum
@@ -71,12 +71,8 @@ def curves(folder: Path) -> dict[str, list[float]]:
 
 def report(out: Path, before: dict[str, float], found: list[dict[str, Any]], steps: int) -> None:
     """Write the record, the table and the figure of what there is so far."""
-    text = json.dumps({"steps": steps, "cold": before, "runs": found}, indent=1)
-    (out / "uae.json").write_text(text + "\n", encoding="utf-8")
     lines = [
-        "# UAE: what rewards of a reconstruction teach",
-        "",
-        f"`python -m benchmarks.uae`; {steps} steps. Own, held out: the cosine of image and reconstruction under the",
+        "What rewards of a reconstruction teach. Own, held out: the cosine of image and reconstruction under the",
         "encoder that rewards and under one that rewards nothing, of the first and the last steps recorded. Likeliest",
         "captions of held-out scenes, by the exact scorer: true; complete; restored, whose rendering shows the scene.",
         "",
@@ -91,7 +87,7 @@ def report(out: Path, before: dict[str, float], found: list[dict[str, Any]], ste
         weights = "unchanged" if run["unchanged"] else "moved"
         rows.append([run["arm"], run["seed"], *ends, length, *_shares(run["scores"]), weights])
     lines += table([*columns, "true", "complete", "restored", "weights"], rows)
-    (out / "uae.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(out, "uae", lines, found, steps=steps, cold=before)
     figure(out / "uae.png", found)
 
 

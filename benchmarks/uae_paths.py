@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import RESULTS, Out, table
+from benchmarks.measure import RESULTS, Out, save, table
 from benchmarks.prompts import right
 from benchmarks.study import trained, unchanged, write_data
 from benchmarks.uae import ARMS, CONFIG, curves
@@ -61,7 +61,7 @@ def main(
         same = unchanged(newest, run.recipe.generator.weights, "generator.")
         right_ones = counted(work / f"{arm}-export", seeds)
         found.append({"arm": arm, "curves": curves(work / arm), "unchanged": same, "right": right_ones})
-        report(out, found, steps, seeds, rate)
+        report(out, found, seeds)
 
 
 def counted(export: Path, seeds: int) -> dict[str, int]:
@@ -75,14 +75,11 @@ def counted(export: Path, seeds: int) -> dict[str, int]:
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
-def report(out: Path, found: list[dict[str, Any]], steps: int, seeds: int, rate: float) -> None:
+def report(out: Path, found: list[dict[str, Any]], seeds: int) -> None:
     """Write the table of what there is so far."""
     lines = [
-        "# UAE's third stage: what Flow-GRPO does to text to image",
-        "",
-        f"`python -m benchmarks.uae_paths --steps {steps} --seeds {seeds} --rate {rate:g}`.",
-        f"Cosines: the mean of the first and of the last five records. Prompts: right images of {seeds}",
-        "by the exact scorer. `constant` is the generator as it was.",
+        "What Flow-GRPO, UAE's third stage, does to text to image. Cosines: the mean of the first and of the last five",
+        f"records. Prompts: right images of {seeds} by the exact scorer. `constant` is the generator as it was.",
         "",
     ]
     rows = []
@@ -92,8 +89,7 @@ def report(out: Path, found: list[dict[str, Any]], steps: int, seeds: int, rate:
         ends = [f"{mean(one[:5]):.3f} -> {mean(one[-5:]):.3f}" for one in cosines]
         rows.append([run["arm"], *ends, "unchanged" if run["unchanged"] else "moved", *run["right"].values()])
     lines += table(["arm", "CLIP's cosine", "DINOv2's", "weights", *PROMPTS], rows)
-    (out / "uae_paths.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (out / "uae_paths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(out, "uae_paths", lines, found)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,8 @@ from launcher.status import Status
 from wemmu.config import Curriculum, ResolutionStep
 from wemmu.config.checkpoints import CHECKPOINTS
 from wemmu.planning.ask import PlanError
-from wemmu.planning.layout import Degrees
 from wemmu.planning.plan import GPUS, Assumptions, Machine, Plan, plan
 from wemmu.readable import duration, human
-
-# Of the peak, as in `wemmu plan`.
-_MFU = 0.35
 
 
 def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = None) -> Table:
@@ -45,17 +41,16 @@ def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = N
 
 
 def _costs(table: Table, config: Curriculum, gpu: str) -> None:
-    said = config.parallel
+    machine = Machine.of(config, gpu)
     try:
-        costs: Plan = plan(config, Machine(gpu, Degrees(said.ranks, said.tp, said.pp), _MFU), Assumptions())
+        costs: Plan = plan(config, machine, Assumptions())
     except PlanError as error:
         table.caption, table.caption_justify = f"hours and memory are unknown: {error}", "left"
         return
-    peaks = [s.gpu_total_checkpointed if config.memory.checkpointing else s.gpu_total for s in costs.stages]
-    table.add_row(f"hours at {_MFU:.0%} MFU", *(f"{stage.hours:.1f}" for stage in costs.stages))
+    table.add_row(f"hours at {machine.mfu:.0%} MFU", *(f"{stage.hours:.1f}" for stage in costs.stages))
     room = GPUS[gpu].memory
-    told_memory = (human(peak, "B") + (f"\n[red]more than {human(room, 'B')}" if peak > room else "") for peak in peaks)
-    table.add_row(f"memory per {gpu}", *told_memory)
+    more = f"\n[red]more than {human(room, 'B')}"
+    table.add_row(f"memory per {gpu}", *(human(peak, "B") + more * (peak > room) for peak in costs.peaks.values()))
     table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in costs.stages))
 
 

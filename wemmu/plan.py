@@ -21,7 +21,7 @@ def main(
     tp: Annotated[int | None, typer.Option(help="Tensor parallel degree of the DiT.")] = None,
     pp: Annotated[int | None, typer.Option(help="Pipeline parallel degree of the DiT.")] = None,
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "h100",
-    mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = 0.35,
+    mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = Machine.mfu,
     prompt_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of a prompt with text, chat format included.")
     ] = 128,

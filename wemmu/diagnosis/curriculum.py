@@ -38,9 +38,10 @@ def ranks_and_cores(curriculum: Curriculum) -> Finding:
 def gpu_memory(curriculum: Curriculum) -> Finding:
     import torch
 
-    name, peaks = "GPU memory of the plan", _peaks(curriculum)
-    if peaks is None:
+    name, planned = "GPU memory of the plan", plan_of(curriculum)
+    if planned is None:
         return not_told(name)
+    peaks = planned.peaks
     worst = max(peaks, key=lambda stage: peaks[stage])
     found = f"{human(peaks[worst], 'B')} at most (stage {worst})"
     if not torch.cuda.is_available():
@@ -55,13 +56,12 @@ def gpu_memory(curriculum: Curriculum) -> Finding:
 def host_memory(curriculum: Curriculum) -> Finding:
     import torch
 
-    name = "host memory of the plan"
-    planned, peaks = plan_of(curriculum), _peaks(curriculum)
-    if planned is None or peaks is None:
+    name, planned = "host memory of the plan", plan_of(curriculum)
+    if planned is None:
         return not_told(name)
     ranks, gpu, room = _ranks_here(curriculum), torch.cuda.is_available(), host_bytes()
     # Without a GPU, what would be on it is in host memory, too.
-    totals = {stage.name: stage.host_total + (0 if gpu else peaks[stage.name]) for stage in planned.stages}
+    totals = {stage.name: stage.host_total + (0 if gpu else planned.peaks[stage.name]) for stage in planned.stages}
     worst = max(totals, key=lambda stage: totals[stage])
     found = f"{ranks} x {human(totals[worst], 'B')} at most (stage {worst}), {human(room, 'B')} here"
     if ranks * totals[worst] <= room:
@@ -80,11 +80,3 @@ def _gpu_count() -> int:
 def _ranks_here(curriculum: Curriculum) -> int:
     """Ranks of a run that this machine would have: one for each GPU at most."""
     return min(curriculum.parallel.ranks, _gpu_count() or curriculum.parallel.ranks)
-
-
-def _peaks(curriculum: Curriculum) -> dict[str, float] | None:
-    """Bytes on the fullest GPU at the peak of each stage."""
-    planned, checkpointing = plan_of(curriculum), curriculum.memory.checkpointing
-    if planned is None:
-        return None
-    return {s.name: s.gpu_total_checkpointed if checkpointing else s.gpu_total for s in planned.stages}

@@ -18,7 +18,6 @@ from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
 from wemmu.planning import layout
 from wemmu.planning.ask import PlanError, RefusedModelError, configs_of
-from wemmu.planning.layout import Degrees
 from wemmu.planning.plan import (
     Assumptions,
     Machine,
@@ -124,7 +123,7 @@ def benchmark_inputs(curriculum: Curriculum) -> Finding:
 
 
 def degrees(curriculum: Curriculum) -> Finding:
-    said = degrees_of(curriculum)
+    said = Machine.of(curriculum).degrees
     try:
         configs_of(curriculum.stage_run(curriculum.stages[0].name))
     except PlanError:
@@ -238,13 +237,9 @@ def planned_memory(curriculum: Curriculum, gpu: str) -> Finding:
 def plan_of(curriculum: Curriculum, gpu: str = "h100") -> Plan | None:
     """Return the plan, or None if there can be none. The MFU affects hours only, not bytes."""
     try:
-        return plan(curriculum, Machine(gpu, degrees_of(curriculum), 0.35), Assumptions())
+        return plan(curriculum, Machine.of(curriculum, gpu), Assumptions())
     except PlanError:
         return None
-
-
-def degrees_of(curriculum: Curriculum) -> Degrees:
-    return Degrees(curriculum.parallel.ranks, curriculum.parallel.tp, curriculum.parallel.pp)
 
 
 def not_told(name: str) -> Finding:

@@ -2,11 +2,12 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -66,51 +67,50 @@ class Judged(NamedTuple):
     words: str = ""
 
 
-class Benchmark(Protocol):
+class Benchmark(ABC):
     """A benchmark with its options; constructing it reads its files and loads no judge.
 
-    title: for people. repository: which one publishes its files, "" if it needs none. generates: whether a model makes
-    the images, else they are those of a folder.
+    title: for people. generates: whether a model makes the images, else they are those of a folder.
     """
 
     title: str
-    generates: bool
-    repository: str
+    generates = True
 
+    @abstractmethod
     def __init__(self, options: Any, run: StageRun | None) -> None:
         """run: the config of the stage that is scored; None for an export.
 
         Raises:
             BenchmarkError: for missing or invalid files; names the repository that has them.
         """
-        ...
 
+    @abstractmethod
     def files(self) -> Mapping[str, Path]:
         """Return name -> published file that was read; the card records its hash."""
-        ...
 
+    @abstractmethod
     def requests(self) -> Sequence[BenchmarkRequest]: ...
 
     def adopt(self, folder: Path) -> Mapping[str, Path]:
-        """Return key -> image of a folder that another program wrote in the published layout.
+        """Return key -> image of a folder that another program wrote in the published layout; by default KEY.png.
 
         Raises:
             BenchmarkError: if images are missing.
         """
-        ...
+        return adopted({request.key: folder / f"{request.key}.png" for request in self.requests()})
 
+    @abstractmethod
     def judges(self) -> Mapping[str, Any]:
         """Return who judges, with versions or hashes, for the card."""
-        ...
 
+    @abstractmethod
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
         """Yield measure -> value of each image, in order."""
-        ...
 
     @staticmethod
+    @abstractmethod
     def headline(marks: Sequence[Mark]) -> dict[str, float]:
         """Return name -> score over all marks, the most important first; what cannot be computed is left out."""
-        ...
 
 
 def benchmark_class(name: str) -> type[Benchmark]:
@@ -123,11 +123,6 @@ def benchmark_class(name: str) -> type[Benchmark]:
         raise BenchmarkError(f"no benchmark is called {name!r}; {valid(name, OPTIONS, 'valid choices')}")
     found: type[Benchmark] = import_module(f"wemmu.evaluation.{name}.benchmark").BENCHMARK
     return found
-
-
-def adopt_by_key(folder: Path, requests: Sequence[BenchmarkRequest]) -> dict[str, Path]:
-    """Return key -> KEY.png; raises BenchmarkError if images are missing."""
-    return adopted({request.key: folder / f"{request.key}.png" for request in requests})
 
 
 def adopted(files: Mapping[str, Path]) -> dict[str, Path]:

@@ -1,26 +1,21 @@
 """What benchmarks share whose images a server judges: a new one adds `requests`, `verdict` and `headline`."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wemmu.config.benchmarks import ServerOptions
-from wemmu.evaluation.benchmark import BenchmarkRequest, Judged, adopt_by_key
+from wemmu.evaluation.benchmark import Benchmark, Judged
 from wemmu.evaluation.server_judge import ServerJudge
 
 
-class ServerBenchmark(ABC):
-    """See `wemmu.evaluation.benchmark.Benchmark`. `server` answers questions; `read` are the published files."""
-
-    generates = True
+class ServerBenchmark(Benchmark):
+    """A benchmark whose judge is behind a server. `server` answers questions; `read` are the published files."""
 
     def __init__(self, options: ServerOptions, read: Sequence[Path]) -> None:
         self.server = ServerJudge(options, options.cache)
         self._read = read
-
-    @abstractmethod
-    def requests(self) -> list[BenchmarkRequest]: ...
 
     @abstractmethod
     def verdict(self, judged: Judged) -> Mapping[str, float | None]:
@@ -29,9 +24,6 @@ class ServerBenchmark(ABC):
 
     def files(self) -> Mapping[str, Path]:
         return {file.name: file for file in self._read}
-
-    def adopt(self, folder: Path) -> Mapping[str, Path]:
-        return adopt_by_key(folder, self.requests())
 
     def judges(self) -> Mapping[str, Any]:
         return {"vlm": self.server.identity()}

@@ -24,7 +24,6 @@ from wemmu.config.buckets import RequestSizes, Size, cropped
 from wemmu.config.exported import ARGUMENTS
 from wemmu.config.prepare import ImageSizing
 from wemmu.config.schema import Sampling
-from wemmu.config.task import Task
 from wemmu.pipeline.arguments import (
     OUTPUT_TYPES,
     Images,
@@ -37,13 +36,12 @@ from wemmu.pipeline.arguments import (
     sampling_of,
     seeds,
 )
-from wemmu.pixels import fitted, on_canvas
 from wemmu.prompts import PromptEncoder
 from wemmu.readable import valid
 from wemmu.recipes.wemmu import component
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.sampling.request import GenerationRequest, request_sizes, task_of
+from wemmu.sampling.request import grouped, request_sizes
 from wemmu.sampling.sampler import Sampler
 from wemmu.sampling.solvers import OnStep, Solver, Step, heun, keep
 from wemmu.timesteps import VelocityField, shift_time
@@ -205,18 +203,12 @@ class WeMMUPipeline(DiffusionPipeline):
             multi=first(multi_guidance_scale, guidance_scale),
         )
         sampler = self._sampler()
-        groups: dict[tuple[Task, int, Size], list[int]] = {}
-        for i, (text, given) in enumerate(zip(texts, inputs, strict=True)):
-            groups.setdefault((task_of(text, len(given)), len(given), sizes[i][0]), []).append(i)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
         draw = sampler.latents if output_type == "latent" else sampler
         made: dict[int, Tensor] = {}
-        for (task, _, size), members in groups.items():
-            images, own = on_canvas([[*map(fitted, inputs[i], sizes[i][1])] for i in members], size)
-            images = images.to(self._execution_device)
-            given, unwanted = [texts[i] for i in members], [negatives[i] for i in members]
-            request = GenerationRequest(task, given, images, size, keys[members], unwanted, own)
-            with torch.autocast(images.device.type, self.transformer.dtype, self.transformer.dtype != torch.float32):
+        device, dtype = self._execution_device, self.transformer.dtype
+        for members, request in grouped(texts, inputs, sizes, keys, negatives):
+            with torch.autocast(device.type, dtype, dtype != torch.float32):
                 made |= zip(members, draw(request, sampling, on_step), strict=True)
         if not all(image.isfinite().all() for image in made.values()):
             raise ValueError(
@@ -305,7 +297,7 @@ class WeMMUPipeline(DiffusionPipeline):
             "euler": scheduler_solver(self.scheduler, self.progress_bar),
             "heun": _shifted(heun, self.scheduler.config.shift),
         }
-        return Sampler(model, PromptEncoder(self.processor), shift=1.0, solvers=solvers)
+        return Sampler(model, PromptEncoder(self.processor), 1.0, solvers, self._execution_device)
 
 
 def scheduler_solver(

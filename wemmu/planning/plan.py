@@ -46,7 +46,13 @@ class Machine:
 
     gpu: str
     degrees: Degrees
-    mfu: float
+    mfu: float = 0.35
+
+    @classmethod
+    def of(cls, curriculum: Curriculum, gpu: str = "h100") -> "Machine":
+        """Return GPUs of this kind in the layout that the curriculum names."""
+        said = curriculum.parallel
+        return cls(gpu, Degrees(said.ranks, said.tp, said.pp))
 
     @property
     def flops(self) -> float:
@@ -120,16 +126,21 @@ class Plan:
     known: tuple[str, ...]
     workers: int
 
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Stage -> bytes on the fullest GPU, with checkpointing as the curriculum has it."""
+        return {s.name: s.gpu_total_checkpointed if self.checkpointing else s.gpu_total for s in self.stages}
+
 
 def above_memory(plan: Plan) -> list[str]:
     """Return a sentence for each stage that needs more memory than a GPU has."""
     room, found = GPUS[plan.machine.gpu].memory, []
     for stage in plan.stages:
-        kept, again = stage.gpu_total, stage.gpu_total_checkpointed
-        if (again if plan.checkpointing else kept) <= room:
+        peak, again = plan.peaks[stage.name], stage.gpu_total_checkpointed
+        if peak <= room:
             continue
-        warning = f"{stage.name} needs {human(again if plan.checkpointing else kept, 'B')} of the {human(room, 'B')} "
-        warning += f"that GPUs of the kind {plan.machine.gpu} have"
+        warning = f"{stage.name} needs {human(peak, 'B')} of the {human(room, 'B')} that GPUs of the kind "
+        warning += f"{plan.machine.gpu} have"
         if not plan.checkpointing and again <= room:
             warning += f"; with memory.checkpointing: true it is {human(again, 'B')}"
         elif not plan.checkpointing:

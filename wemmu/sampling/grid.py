@@ -5,15 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from wemmu.config.buckets import RequestSizes, Size
+from wemmu.config.buckets import RequestSizes
 from wemmu.config.schema import Sampling
-from wemmu.config.task import Task
-from wemmu.images import to_rgb
-from wemmu.pixels import as_image, fitted, on_canvas, to_images
+from wemmu.images import fit, to_rgb
+from wemmu.pixels import as_image, fitted, to_images
 from wemmu.report.sheet import Row, contact_sheet
-from wemmu.sampling.request import GenerationRequest, task_of
+from wemmu.sampling.request import grouped
 from wemmu.sampling.sampler import Sampler
 
 # Levels of 255 by which the pixels of a blank image may differ.
@@ -22,22 +20,17 @@ BLANK = 2
 
 def sample_grid(sampler: Sampler, sampling: Sampling, sizes: RequestSizes) -> tuple[Image.Image, int]:
     """Draw the fixed prompts of the config; returns one sheet, and how many images are blank."""
-    rows: dict[int, Row] = {}
-    groups: dict[tuple[int, Task, Size], list[tuple[int, list[Tensor]]]] = {}
-    for i, prompt in enumerate(sampling.prompts):
-        given = [to_rgb(as_image(path)) for path in prompt.images]
-        size, own = sizes.of([(image.height, image.width) for image in given])
-        task = task_of(prompt.text, len(given))
-        groups.setdefault((len(given), task, size), []).append((i, [*map(fitted, given, own)]))
-    for (_, task, size), members in sorted(groups.items(), key=lambda item: item[0]):
-        images, own_sizes = on_canvas([inputs for _, inputs in members], size)
-        numbers = [i for i, _ in members]
-        texts = [sampling.prompts[i].text for i in numbers]
-        request = GenerationRequest(task, texts, images, size, torch.tensor(numbers), sizes=own_sizes)
-        for (i, inputs), drawn in zip(members, to_images(sampler(request, sampling)), strict=True):
-            rows[i] = Row(sampling.prompts[i].text, [*map(as_image, inputs), drawn])
-    blank = sum(is_blank(row.images[-1]) for row in rows.values())
-    return contact_sheet([rows[i] for i in sorted(rows)]), blank
+    texts = [prompt.text for prompt in sampling.prompts]
+    images = [[to_rgb(as_image(path)) for path in prompt.images] for prompt in sampling.prompts]
+    fits = [sizes.of([(image.height, image.width) for image in given]) for given in images]
+    drawn: dict[int, Image.Image] = {}
+    for members, request in grouped(texts, images, fits, torch.arange(len(texts))):
+        drawn |= zip(members, to_images(sampler(request, sampling)), strict=True)
+    rows = []
+    for i, (text, given, (_, own)) in enumerate(zip(texts, images, fits, strict=True)):
+        inputs = [fit(image, *size) for image, size in zip(given, own, strict=True)]
+        rows.append(Row(text, [*inputs, drawn[i]]))
+    return contact_sheet(rows), sum(map(is_blank, drawn.values()))
 
 
 def is_blank(image: Image.Image) -> bool:

@@ -1,13 +1,14 @@
 """Requests to a model and its responses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor
 
-from wemmu.config.buckets import RequestSizes
+from wemmu.config.buckets import RequestSizes, Size
 from wemmu.config.task import Task
+from wemmu.pixels import fitted, on_canvas
 from wemmu.types import Sizes
 
 
@@ -59,3 +60,25 @@ def task_of(text: str, images: int) -> Task:
     if images == 1:
         return Task.EDIT if text else Task.RECONSTRUCTION
     return Task.MULTI_EDIT
+
+
+def grouped(
+    texts: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    sizes: Sequence[tuple[Size, Sequence[Size]]],
+    sample_ids: Tensor,
+    negatives: Sequence[str] = (),
+) -> Iterator[tuple[list[int], GenerationRequest]]:
+    """Yield batches of free requests in the order of their first ones, each with the places of its requests.
+
+    images: input images of each request. sizes: of each, the new image's and the inputs' (`RequestSizes.of`).
+    sample_ids, negatives: as in `GenerationRequest`.
+    """
+    groups: dict[tuple[Task, int, Size], list[int]] = {}
+    for i, (text, given) in enumerate(zip(texts, images, strict=True)):
+        groups.setdefault((task_of(text, len(given)), len(given), sizes[i][0]), []).append(i)
+    for (task, _, size), members in groups.items():
+        canvas, own = on_canvas([[*map(fitted, images[i], sizes[i][1])] for i in members], size)
+        unwanted = [negatives[i] for i in members] if negatives else ()
+        asked = GenerationRequest(task, [texts[i] for i in members], canvas, size, sample_ids[members], unwanted, own)
+        yield members, asked

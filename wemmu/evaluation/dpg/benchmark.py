@@ -79,10 +79,7 @@ def understood(text: str) -> bool | None:
 
 
 class DPG(ServerBenchmark):
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
-
     title = "DPG-Bench"
-    repository = REPOSITORY
 
     def __init__(self, options: DPGOptions, run: StageRun | None) -> None:
         self._options = options

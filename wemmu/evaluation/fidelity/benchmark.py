@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from wemmu.config.schema import Data
 from wemmu.config.shards import DATASET_FILE
 from wemmu.config.task import Task
 from wemmu.data.streams import open_held_out
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopt_by_key, mean_of
+from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of
 from wemmu.evaluation.fidelity.measures import closer_to_target, identity, pixel_shift, psnr, unasked
 from wemmu.evaluation.fidelity.perceptual import LPIPS, SMALLEST
 from wemmu.pixels import to_images, to_pixels
@@ -24,12 +25,8 @@ from wemmu.published.check import check
 from wemmu.published.known import ENCODER
 
 
-class Fidelity:
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
-
+class Fidelity(Benchmark):
     title = "Fidelity"
-    generates = True
-    repository = ""
 
     def __init__(self, options: FidelityOptions, run: StageRun | None) -> None:
         data, self._resolution = _data(options, run), options.resolution or (run.stage.resolution if run else None)
@@ -44,7 +41,7 @@ class Fidelity:
         self._lpips = None if options.lpips is None else LPIPS(options.lpips)
         if self._lpips and self._resolution < SMALLEST:
             raise BenchmarkError(f"LPIPS needs {SMALLEST} px or more, the images have {self._resolution}")
-        self._directories, self._encoders = dict(options.encoders), dict[str, ImageEncoder]()
+        self._directories = dict(options.encoders)
         self._targets: dict[str, Tensor] = {}
         self._requests: list[BenchmarkRequest] = []
         for stream, places in open_held_out(data, options.tasks, self._resolution):
@@ -66,12 +63,9 @@ class Fidelity:
     def requests(self) -> list[BenchmarkRequest]:
         return self._requests
 
-    def adopt(self, folder: Path) -> Mapping[str, Path]:
-        return adopt_by_key(folder, self.requests())
-
     def judges(self) -> Mapping[str, Any]:
         lpips = {"lpips": self._lpips.identity()} if self._lpips else {}
-        return {name: encoder.report.sha256 for name, encoder in self._loaded().items()} | lpips
+        return {name: encoder.report.sha256 for name, encoder in self._encoders.items()} | lpips
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
         several = len({request.size for request in self._requests}) > 1
@@ -82,7 +76,7 @@ class Fidelity:
             values: dict[str, float | None] = {"psnr": psnr(output, target)}
             if self._lpips:
                 values["lpips"] = self._lpips(output, target)
-            for name, encoder in self._loaded().items():
+            for name, encoder in self._encoders.items():
                 with torch.no_grad():
                     values[name] = cosine(*encoder.embed(torch.stack([output, target]))).item()
             if request.task is Task.RECONSTRUCTION and (shift := pixel_shift(target, output)) is not None:
@@ -114,10 +108,9 @@ class Fidelity:
         pixels = [value for name, value in found.items() if name.endswith("/psnr")]
         return {"psnr": sum(pixels) / len(pixels), **found}
 
-    def _loaded(self) -> dict[str, ImageEncoder]:
-        if not self._encoders:
-            self._encoders = {name: load_encoder(folder, name=name) for name, folder in self._directories.items()}
-        return self._encoders
+    @cached_property
+    def _encoders(self) -> dict[str, ImageEncoder]:
+        return {name: load_encoder(folder, name=name) for name, folder in self._directories.items()}
 
 
 def _data(options: FidelityOptions, run: StageRun | None) -> Data:

@@ -102,10 +102,7 @@ def _table(file: Path) -> pa.Table:
 
 
 class GEdit(ServerBenchmark):
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
-
     title = "GEdit-Bench"
-    repository = REPOSITORY
 
     def __init__(self, options: GEditOptions, run: StageRun | None) -> None:
         self._options = options

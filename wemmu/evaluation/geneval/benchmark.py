@@ -5,6 +5,7 @@ The score is the mean over the tasks of the share of right images, as the public
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import GenEvalOptions
 from wemmu.evaluation.benchmark import (
+    Benchmark,
     BenchmarkError,
     BenchmarkRequest,
     Judged,
@@ -31,12 +33,8 @@ from wemmu.published.layout import TRANSFORMERS, tensors
 REPOSITORY = "djghosh13/geneval (prompts/evaluation_metadata.jsonl, evaluation/object_names.txt)"
 
 
-class GenEval:
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
-
+class GenEval(Benchmark):
     title = "GenEval"
-    generates = True
-    repository = REPOSITORY
 
     def __init__(self, options: GenEvalOptions, run: StageRun | None) -> None:
         self._options = options
@@ -47,7 +45,6 @@ class GenEval:
         # Before anything is generated.
         check(options.clip, ENCODER)
         tensors(options.detector, TRANSFORMERS)
-        self._judges: tuple[Detector, ColorJudge] | None = None
 
     def _read(self) -> list[dict[str, Any]]:
         found = []
@@ -95,11 +92,11 @@ class GenEval:
         return adopted({key: folder / key[:5] / "samples" / f"{key[6:]}.png" for key in keys})
 
     def judges(self) -> Mapping[str, Any]:
-        detector, colors = self._loaded()
+        detector, colors = self._judges
         return {"detector": detector.sha256, "colors": colors.sha256}
 
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
-        detector, colors = self._loaded()
+        detector, colors = self._judges
         for request, image, _ in images:
             tag = request.facts["tag"]
             objects = {name: kept(found, tag) for name, found in detector(image).items()}
@@ -120,14 +117,10 @@ class GenEval:
         name = "GenEval" if len(found) == len(TASKS) else f"partial GenEval ({len(found)} of {len(TASKS)} tasks)"
         return {name: sum(found.values()) / len(found), **found}
 
-    def _loaded(self) -> tuple[Detector, ColorJudge]:
-        if self._judges is None:
-            place = "cuda" if torch.cuda.is_available() else "cpu"
-            self._judges = (
-                Detector(self._options.detector, self._classes, place),
-                ColorJudge(self._options.clip, place),
-            )
-        return self._judges
+    @cached_property
+    def _judges(self) -> tuple[Detector, ColorJudge]:
+        place = "cuda" if torch.cuda.is_available() else "cpu"
+        return Detector(self._options.detector, self._classes, place), ColorJudge(self._options.clip, place)
 
 
 BENCHMARK = GenEval

@@ -71,12 +71,7 @@ class ColorJudge:
 
     def __init__(self, folder: Path, device: str):
         self.model: Any
-        self.model, report = load_strict(
-            CLIPModel,
-            folder,
-            torch.float32,
-            ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids"),
-        )
+        self.model, report = load_strict(CLIPModel, folder, torch.float32, CONSTANTS)
         self.model.eval().to(device)
         self.processor = _processor(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]

@@ -35,10 +35,7 @@ def understood(text: str) -> float | None:
 
 
 class ImgEdit(ServerBenchmark):
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
-
     title = "ImgEdit-Bench"
-    repository = REPOSITORY
 
     def __init__(self, options: ImgEditOptions, run: StageRun | None) -> None:
         self._options = options

@@ -8,19 +8,17 @@ from typing import Any
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import ShapesOptions
 from wemmu.config.task import GENERATION_TASKS, TASK_NAMES
-from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, Mark, adopt_by_key, mean_of
+from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of
 from wemmu.evaluation.requests import HeldOutRequest, held_out, splits
 from wemmu.evaluation.scores import judge
 from wemmu.shapes.backbones import HIGH_PX
 from wemmu.shapes.render import render
 
 
-class Shapes:
-    """See `wemmu.evaluation.benchmark.Benchmark`. held_out: key -> what is asked. px: side of the images."""
+class Shapes(Benchmark):
+    """The miniature's requests. held_out: key -> what is asked. px: side of the images."""
 
     title = "Shapes"
-    generates = True
-    repository = ""
 
     def __init__(self, options: ShapesOptions, run: StageRun | None) -> None:
         if run is None and (invalid := [task for task in options.tasks if task not in GENERATION_TASKS]):
@@ -46,9 +44,6 @@ class Shapes:
         images = tuple(render(scene, self.px) for scene in ask.sources)
         category = category_of(ask.task, ask.split)
         return BenchmarkRequest(key, ask.text, category, key, ask.sample_id, images, given_task=ask.task)
-
-    def adopt(self, folder: Path) -> Mapping[str, Path]:
-        return adopt_by_key(folder, self.requests())
 
     def judges(self) -> Mapping[str, Any]:
         return {"scorer": "exact"}

@@ -8,6 +8,7 @@ the images were generated from captions.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from PIL import Image
 
 from wemmu.backbones.encoders import ImageEncoder, cosine, load_encoder
 from wemmu.config import StageRun
-from wemmu.config.benchmarks import UnifiedBenchOptions
+from wemmu.config.benchmarks import Encoder, UnifiedBenchOptions
 from wemmu.evaluation.benchmark import (
+    Benchmark,
     BenchmarkError,
     BenchmarkRequest,
     Judged,
@@ -30,19 +32,16 @@ from wemmu.pixels import to_pixels
 from wemmu.published.check import check
 from wemmu.published.known import ENCODER
 
-ENCODERS = {"clip": "CLIP", "longclip": "LongCLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
+ENCODERS: dict[Encoder, str] = {"clip": "CLIP", "longclip": "LongCLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
 SCORE = "Unified-Score"
+REPOSITORY = "PKU-YuanGroup/UAE (Unified-Bench's Image.zip)"
 # Categories: how the images came to be.
 CAPTION, DIRECT = "from captions", "from the images"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-class UnifiedBench:
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
-
+class UnifiedBench(Benchmark):
     title = "Unified-Bench"
-    generates = True
-    repository = "PKU-YuanGroup/UAE (Unified-Bench's Image.zip)"
 
     def __init__(self, options: UnifiedBenchOptions, run: StageRun | None) -> None:
         self._options = options
@@ -51,7 +50,6 @@ class UnifiedBench:
         for folder in options.encoders.values():
             check(folder, ENCODER)
         self._captions = {} if options.captions is None else read_captions(options.captions, self._images)
-        self._encoders: dict[str, ImageEncoder] = {}
 
     def files(self) -> Mapping[str, Path]:
         return {image.name: image for image in self._images}
@@ -74,7 +72,7 @@ class UnifiedBench:
         return pairs(self._images, folder)
 
     def judges(self) -> Mapping[str, Any]:
-        return {name: encoder.report.sha256 for name, encoder in self._loaded().items()}
+        return {name: encoder.report.sha256 for name, encoder in self._encoders.items()}
 
     @torch.no_grad()
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
@@ -83,7 +81,7 @@ class UnifiedBench:
             original = originals[request.key]
             pair = [_pixels(open_image(original, original.read_bytes())), _pixels(image)]
             yield {
-                ENCODERS[name]: 100 * cosine(*encoder.embed(pair)).item() for name, encoder in self._loaded().items()
+                ENCODERS[name]: 100 * cosine(*encoder.embed(pair)).item() for name, encoder in self._encoders.items()
             }
 
     @staticmethod
@@ -99,21 +97,17 @@ class UnifiedBench:
             name += " from images, not captions"
         return {name: sum(scores.values()) / len(scores), **scores}
 
-    def _loaded(self) -> dict[str, ImageEncoder]:
-        if not self._encoders:
-            # In the table's order.
-            folders = {
-                name: folder for name in ENCODERS for key, folder in self._options.encoders.items() if key == name
-            }
-            place = "cuda" if torch.cuda.is_available() else "cpu"
-            self._encoders = {name: load_encoder(folder, name=name).to(place) for name, folder in folders.items()}
-        return self._encoders
+    @cached_property
+    def _encoders(self) -> dict[Encoder, ImageEncoder]:
+        given, place = self._options.encoders, "cuda" if torch.cuda.is_available() else "cpu"
+        # In the table's order.
+        return {name: load_encoder(given[name], name=name).to(place) for name in ENCODERS if name in given}
 
 
 def images_in(folder: Path) -> list[Path]:
     """Raises BenchmarkError if there are none."""
     if not (found := _images(folder)):
-        raise BenchmarkError(f"{folder} holds no images ({', '.join(SUFFIXES)}); {UnifiedBench.repository} has them")
+        raise BenchmarkError(f"{folder} holds no images ({', '.join(SUFFIXES)}); {REPOSITORY} has them")
     return found
 
 
@@ -170,7 +164,7 @@ def pairs(images: Sequence[Path], folder: Path) -> dict[str, Path]:
 
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise BenchmarkError(f"{folder} is not a folder of images; {UnifiedBench.repository} has Unified-Bench's")
+        raise BenchmarkError(f"{folder} is not a folder of images; {REPOSITORY} has Unified-Bench's")
     found = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
     # 2.jpg before 10.jpg.
     return sorted(found, key=lambda file: (len(file.stem), file.stem))

@@ -12,7 +12,7 @@ from wemmu.config import StageRun
 from wemmu.config.benchmarks import UnifiedBenchCaptionsOptions
 from wemmu.evaluation.benchmark import BenchmarkRequest, Judged, Mark, by_category, mean_of, title_of
 from wemmu.evaluation.server_benchmark import ServerBenchmark
-from wemmu.evaluation.unified_bench.benchmark import UnifiedBench, images_in, pairs, read_captions
+from wemmu.evaluation.unified_bench.benchmark import images_in, pairs, read_captions
 
 PROMPT = """Compare two captions of the image.
 
@@ -38,10 +38,9 @@ def understood(text: str) -> str | None:
 
 
 class UnifiedBenchCaptions(ServerBenchmark):
-    """See `wemmu.evaluation.benchmark.Benchmark`. Nothing is generated: the captions come from files."""
+    """Nothing is generated: the captions come from files."""
 
     title = "Unified-Bench, captions"
-    repository = UnifiedBench.repository
     generates = False
 
     def __init__(self, options: UnifiedBenchCaptionsOptions, run: StageRun | None) -> None:

@@ -55,10 +55,7 @@ def wiscore(numbers: Mapping[str, float]) -> float:
 
 
 class WISE(ServerBenchmark):
-    """See `wemmu.evaluation.benchmark.Benchmark`."""
-
     title = "WISE"
-    repository = REPOSITORY
 
     def __init__(self, options: WISEOptions, run: StageRun | None) -> None:
         self._options = options
