@@ -183,11 +183,24 @@ def check_prompts(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Ite
 
 def fit_to_buckets(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[SizedRecord]:
     """Yield a record at every resolution of its task, unless that enlarges it too much."""
-    sizing, choices = job.prepare.images, job.buckets()
+    for record, stream, inputs in placed(records, job, reject):
+        yield _sample(record, stream, inputs, job.prepare.images)
+
+
+def placed(
+    records: Iterable[Decoded], job: Job, reject: Reject
+) -> Iterator[tuple[Decoded, StreamSettings, list[Size]]]:
+    """Yield each record with its stream (without latents) and its inputs' buckets, at every usable resolution."""
+    choices = job.buckets()
     for record in records:
-        places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
-        for resolution, bucket, inputs in places:
-            yield _sample(record, stream_of(record, resolution, bucket, inputs), inputs, sizing)
+        resolutions = job.resolutions[record.raw.task]
+        places = list(usable_buckets(record, resolutions, choices, job.prepare.images.max_upscale))
+        for resolution, (height, width), inputs in places:
+            mixed = any(own != (height, width) for own in inputs)
+            stream = StreamSettings(
+                task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(inputs), mixed=mixed
+            )
+            yield record, stream, inputs
         if not places:
             shape = "by".join(f" {side} " for side in record.shape or ()).strip()
             reject(record.raw.key, RejectedError(Reason.TOO_SMALL, f"{shape} px fill no bucket of any resolution"))
@@ -245,15 +258,6 @@ def _with_latents(
     for sample, row in zip(group, files, strict=True):
         found = [next(made) if file else b"" for file in row]
         yield replace(sample, stream=stream, columns={**sample.columns, "latents": found})
-
-
-def stream_of(record: Decoded, resolution: int, bucket: Size, inputs: Sequence[Size]) -> StreamSettings:
-    """Return the record's stream, without latents."""
-    height, width = bucket
-    mixed = any(own != bucket for own in inputs)
-    return StreamSettings(
-        task=record.raw.task, resolution=resolution, height=height, width=width, inputs=len(inputs), mixed=mixed
-    )
 
 
 def _sample(record: Decoded, stream: StreamSettings, inputs: Sequence[Size], sizing: ImageSizing) -> SizedRecord:

@@ -10,7 +10,7 @@ from itertools import islice
 
 from PIL import Image
 
-from data_pipeline.chain import check_prompts, check_sizes, decode_images, fits, select_tasks, stream_of, usable_buckets
+from data_pipeline.chain import check_prompts, check_sizes, decode_images, fits, placed, select_tasks
 from data_pipeline.images import decode
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Reason, RejectedError, Rejection, SourcePartition
@@ -92,20 +92,15 @@ def _look(items: Iterable[RawRecord | Rejection], part: SourcePartition, job: Jo
         found.reasons[error.reason] += 1
         found.examples.setdefault(error.reason, part.rejection(key, error.reason, error.detail))
 
-    keep, sizing = job.prepare.keep, job.prepare.images
+    keep = job.prepare.keep
     if job.prepare.caption is not None:
         # Missing captions will be written.
         keep = keep.model_copy(update={"caption_length": (0, keep.caption_length[1])})
-    choices = job.buckets()
     records = decode_images(select_tasks(items, job, reject), lambda file: header(file, keep.max_pixels), reject)
-    for record in check_prompts(check_sizes(records, keep, reject), keep, reject):
-        places = list(usable_buckets(record, job.resolutions[record.raw.task], choices, sizing.max_upscale))
-        for resolution, bucket, inputs in places:
-            found.streams[stream_of(record, resolution, bucket, inputs)] += 1
-            for size, own in fits(record, bucket, inputs):
-                found.fits.setdefault((resolution, own), []).append((cut(size, own), enlargement(size, own)))
-        if not places:
-            reject(record.raw.key, RejectedError(Reason.TOO_SMALL, "it fills no bucket of any resolution"))
+    for record, stream, inputs in placed(check_prompts(check_sizes(records, keep, reject), keep, reject), job, reject):
+        found.streams[stream] += 1
+        for size, own in fits(record, (stream.height, stream.width), inputs):
+            found.fits.setdefault((stream.resolution, own), []).append((cut(size, own), enlargement(size, own)))
 
 
 def header(image: EncodedImage, max_pixels: int) -> Header:

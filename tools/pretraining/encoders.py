@@ -84,10 +84,10 @@ CHANGES: dict[str, Callable[[Scene, random.Random], Scene | None]] = {
 }
 
 
-def _changed(scene: Scene, rng: random.Random, split: str = "train") -> Scene:
+def _changed(scene: Scene, rng: random.Random) -> Scene:
     while True:
         found = CHANGES[rng.choice(tuple(CHANGES))](scene, rng)
-        if found is not None and found != scene and found.split == split:
+        if found is not None and found != scene and found.split == "train":
             return found
 
 
@@ -216,14 +216,14 @@ def train_dino(work: Path, steps: int, batch_size: int = 64) -> Dinov2Model:
 
 # --------------------------------------------------------------------------------------------------- separation
 @torch.no_grad()
-def separation(encoder: ImageEncoder, seed: int, count: int, split: str = "test") -> dict[str, dict[str, float]]:
+def separation(encoder: ImageEncoder, seed: int, count: int) -> dict[str, dict[str, float]]:
     """Compare a scene with the same scene rendered again, and with a scene that differs in one property.
 
     Returns change -> mean cosine, and the share of scenes whose redrawing is nearer than the changed scene.
     """
-    rng = random.Random(f"separation/{seed}/{split}")
+    rng = random.Random(f"separation/{seed}/test")
     found: dict[str, dict[str, float]] = {}
-    scenes = [random_scene(rng, split) for _ in range(count)]  # type: ignore[arg-type]
+    scenes = [random_scene(rng, "test") for _ in range(count)]
     first, again = _embedded(encoder, scenes, 1), _embedded(encoder, scenes, 2)
     same = cosine(first, again)
     found["same scene, drawn again"] = {"cosine": same.mean().item()}

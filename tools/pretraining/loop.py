@@ -30,7 +30,6 @@ def fit(
     steps: int,
     lr: float,
     work: Path,
-    weight_decay: float = 0.01,
     warmup: int = 100,
     evaluate: Callable[[], dict[str, float]] | None = None,
     evaluate_every: int = 1000,
@@ -41,7 +40,7 @@ def fit(
     State goes to `work/<name>.pt` every `SAVE_EVERY` steps, by rename; a later call goes on from there.
     """
     params = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     state_file = work / f"{name}.pt"
     start = _load(state_file, modules, optimizer) if state_file.exists() else 0
     begun = time.monotonic()
