@@ -158,7 +158,7 @@ def make_run(cell: Cell, engine: str, dtype: str) -> StageRun:
         "global_batch": cell.samples,
         "trains": cell.trains,
         "objective": {"kind": cell.kind},
-        "optimizer": {"lr": 1e-5, "dit_lr": 1e-6},
+        "optimizer": {"lr": 1e-5, "module_lr": {"dit": 1e-6}},
         "mixture": {cell.task: 1.0},
     }
     curriculum = Curriculum.model_validate(

@@ -255,7 +255,7 @@ def _naive_steps(
         if way.trained not in engines:
             model.go(way, trains_dit)
             loss = FlowMatchingLoss(model, run)
-            engines[way.trained] = SingleEngine(model, loss, run.stage.optimizer, run.stage.global_batch)
+            engines[way.trained] = SingleEngine(model, loss, run)
             # Makes the moments, so that no step has to.
             engines[way.trained].state()
     return {name: step_of(way) for name, way in ways.items()}

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.engines import BACKBONES, exactly, off_by
 from benchmarks.gpu.verdict import Row, Setting, within
 from benchmarks.step_variants import apply_kernels
-from tests.parallel.cases import EDIT, GLOBAL_BATCH, Case, Outcome, go, merged
+from tests.parallel.cases import EDIT, Case, Outcome, go, merged
 from wemmu import kernels as ours
 from wemmu.config import StageRun
 from wemmu.config.schema import Kernels as KernelsConfig
@@ -111,7 +111,7 @@ def waits(device: torch.device) -> Iterator[Row]:
             return norm
 
     def make(model: nn.Module, loss: LossFn, run: StageRun) -> SingleEngine:
-        return Watched(model.to(device), loss, run.stage.optimizer, GLOBAL_BATCH)
+        return Watched(model.to(device), loss, run)
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -143,6 +143,6 @@ def _step(case: Case, device: torch.device, compiled: bool) -> Outcome:
             run,
             device,
         )
-        return SingleEngine(model, loss, run.stage.optimizer, GLOBAL_BATCH)
+        return SingleEngine(model, loss, run)
 
     return go(case, BACKBONES, make, device=device)

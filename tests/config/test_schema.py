@@ -85,7 +85,14 @@ REFUSED = {
     "noisy queries trained": ([put("stages", 0, "trains", ["pathway", "queries"])], "noisy queries have no parameters"),
     "learnable queries not trained": ([LEARNABLE], "must train the queries of design learnable_fixed"),
     "absent branch trained": ([put("bridge", "vae_branch", False)], r"bridge\.vae_branch is off"),
-    "dit without its rate": ([put("stages", 1, "trains", ["dit"])], r"stage second .* optimizer\.dit_lr is needed"),
+    "a rate of a module of another recipe": (
+        [put("stages", 1, "optimizer", {"lr": 1, "module_lr": {"head": 0.1}})],
+        r"stage second: optimizer\.module_lr names head, which the recipe wemmu does not have; valid: vae_branch, ",
+    ),
+    "dit without its rate": (
+        [put("stages", 1, "trains", ["dit"])],
+        r"stage second .* optimizer\.module_lr\.dit is needed",
+    ),
     "warm-up and decay too long": (
         [put("stages", 0, "optimizer", {"lr": 1, "warmup": 60, "decay": 41})],
         "stage first: warm-up and decay are longer than its 100 steps",
@@ -301,17 +308,23 @@ def test_fields_are_read_under_their_earlier_names(tmp_path: Path, capsys: pytes
     rule = {"resolution": [32, 64], "next_resolution": {"samples": 32}}
     now["memory"]["cached_images"], now["data"]["prepare"] = 7, sizing | {"images": {"unit": 16}}
     now["stages"][1] |= rule
+    now["stages"][0]["optimizer"]["module_lr"] = {"dit": 0.5}
     old["memory"]["cached_pictures"], old["data"]["prepare"] = 7, sizing | {"pictures": {"unit": 16}}
     old["stages"][1] |= {"resolution": [32, 64], "next_rung": {"samples": 32}}
+    # A run folder's file has both, of which a recipe has one.
+    old["stages"][0]["optimizer"] |= {"dit_lr": 0.5, "head_lr": None}
     curriculum = load_curriculum(write(tmp_path, now))
     assert load_curriculum(write(tmp_path, old)) == curriculum
     told = capsys.readouterr().err
     assert "the field `memory.cached_pictures` has moved, write `cached_images`" in told
     assert "`stages.*.next_rung` has moved, write `next_resolution`" in told
+    assert "`stages.*.optimizer.dit_lr` has moved, write `module_lr: {dit: ...}`" in told
+    rate = "stages.*.optimizer.dit_lr=0.25"
     changed = load_curriculum(
         write(tmp_path, old),
-        ["memory.cached_pictures=8", "stages.second.next_rung.samples=64", "data.prepare.pictures.unit=32"],
+        ["memory.cached_pictures=8", "stages.second.next_rung.samples=64", "data.prepare.pictures.unit=32", rate],
     )
+    assert [stage.optimizer.module_lr for stage in changed.stages] == [{"dit": 0.25}] * 2
     assert changed.memory.cached_images == 8
     assert changed.data.prepare is not None
     assert changed.data.prepare.images.unit == 32
@@ -325,6 +338,8 @@ def test_fields_are_read_under_their_earlier_names(tmp_path: Path, capsys: pytes
         "ladder": content["stage"].pop("resolutions"),
         "next_rung": content["stage"].pop("next_resolution"),
     }
+    optimizer = content["stage"]["optimizer"]
+    optimizer |= {"head_lr": None, "dit_lr": optimizer.pop("module_lr").get("dit")}
     assert load_stage(write(tmp_path, content)) == run
 
 
@@ -440,3 +455,13 @@ def test_a_recipe_has_the_name_of_its_folder_and_its_objectives_have_titles(reci
     assert recipe.__module__ == f"wemmu.recipes.{recipe.model_fields['kind'].default}.config"
     for objective in recipe.objectives:
         assert tuple(objective.titles) == get_args(objective.model_fields["kind"].annotation)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_module_learns_at_its_rate_wherever_its_weights_are(recipe: type[RecipeConfig]):
+    optimizer = Optimizer(lr=1.0, module_lr={name: n + 2.0 for n, name in enumerate(recipe.modules)}, weight_decay=0.5)
+    chosen = recipe.model_construct()
+    for n, prefixes in enumerate(recipe.modules.values()):
+        for prefix in prefixes:
+            assert optimizer.rates(chosen.module_of(f"{prefix}layer.weight"), 2) == (n + 2.0, 0.5)
+    assert optimizer.rates(chosen.module_of("elsewhere.weight"), 2) == (1.0, 0.5)

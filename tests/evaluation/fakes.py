@@ -48,7 +48,7 @@ def curriculum(start: str | None = None) -> Curriculum:
                     "steps": 100,
                     "global_batch": 4,
                     "trains": trains,
-                    "optimizer": {"lr": 1e-3, "dit_lr": 1e-4},
+                    "optimizer": {"lr": 1e-3, "module_lr": {"dit": 1e-4}},
                     "mixture": MIXTURES[name],
                     "start": start,
                 }

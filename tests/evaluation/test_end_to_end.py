@@ -51,7 +51,7 @@ def stage(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Pat
     dump(run, folder / "config.yaml")
     model, reports = build_model(run.backbones, run.recipe.bridge, run.seed)
     model.freeze_all_but(run.stage.trains)
-    engine = SingleEngine(model, FlowMatchingLoss(model, run), run.stage.optimizer, run.stage.global_batch)
+    engine = SingleEngine(model, FlowMatchingLoss(model, run), run)
     engine.step(1.0)
     frozen = {name: report.sha256 for name, report in reports.items()}
     store.save(folder / "checkpoints", engine.state(), {}, Origin("only", run.seed, 32, frozen))

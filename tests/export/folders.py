@@ -68,7 +68,7 @@ def save_folder(rank: int, world: int, out: Path, backbones: Backbones, saved: S
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            groups.setdefault(run.stage.optimizer.rates(name.removeprefix("wemmu."), p.ndim), []).append(p)
+            groups.setdefault(run.rates(name.removeprefix("wemmu."), p.ndim), []).append(p)
     adamw = torch.optim.AdamW(
         [{"params": ps, "lr": lr, "weight_decay": decay} for (lr, decay), ps in groups.items()],
         betas=run.stage.optimizer.betas,

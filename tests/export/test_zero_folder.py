@@ -124,7 +124,7 @@ def test_training_goes_on_as_deepspeed_would_have(
     made = make("ZeRO-2, all trained")
     main(made.folder, checkpoint=tmp_path / "checkpoints", stage=stage, rename=[f"{o}={n}" for o, n in TABLE.items()])
     run, model = run_of(small), made.saved.case.model(small)
-    engine = SingleEngine(model, FlowMatchingLoss(model, run), run.stage.optimizer, GLOBAL_BATCH)
+    engine = SingleEngine(model, FlowMatchingLoss(model, run), run)
     state = engine.state()
     manifest = load_state(tmp_path / "checkpoints" / f"step_{STEPS:08}", state)
     engine.on_restore(manifest.step)

@@ -117,7 +117,8 @@ def test_a_kernel_that_disagrees_or_fails_is_refused_with_a_sentence(apex: Path,
 
 
 def test_both_optimizers_train_and_resume_alike(apex: Path):
-    config = OptimizerConfig(lr=1e-2, vector_scale=2.0, weight_decay=0.1)
+    optimizer = OptimizerConfig(lr=1e-2, vector_scale=2.0, weight_decay=0.1)
+    run = STAGE_RUN.changed({"stage.optimizer": optimizer})
     generator = torch.Generator().manual_seed(0)
     shapes = {"bridge.matrix": (6, 5), "bridge.vector": (5,)}
     first = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -131,11 +132,9 @@ def test_both_optimizers_train_and_resume_alike(apex: Path):
             optimizer.zero_grad()
         return optimizer
 
-    plain, fused = (
-        go(AdamW({n: t.clone() for n, t in first.items()}, config, apex=a), gradients) for a in (False, True)
-    )
-    half = go(AdamW({n: t.clone() for n, t in first.items()}, config, apex=False), gradients[:2]).state()
-    resumed = AdamW({n: t.clone() for n, t in half.weights.items()}, config, apex=True)
+    plain, fused = (go(AdamW({n: t.clone() for n, t in first.items()}, run, apex=a), gradients) for a in (False, True))
+    half = go(AdamW({n: t.clone() for n, t in first.items()}, run, apex=False), gradients[:2]).state()
+    resumed = AdamW({n: t.clone() for n, t in half.weights.items()}, run, apex=True)
     assert resumed.state().steps == 0
     for name in shapes:
         resumed.state().exp_avg[name].copy_(half.exp_avg[name])

@@ -62,7 +62,7 @@ class Case:
     @property
     def run(self) -> StageRun:
         optimizer = Optimizer(
-            lr=1e-3, dit_lr=4e-4, vector_scale=3.0, weight_decay=0.1, clip=self.clip, ema_decay=self.ema
+            lr=1e-3, module_lr={"dit": 4e-4}, vector_scale=3.0, weight_decay=0.1, clip=self.clip, ema_decay=self.ema
         )
         return STAGE_RUN.changed(
             {
@@ -179,7 +179,7 @@ def gradient_distance(one: Outcome, other: Outcome) -> float:
 def single(case: Case, backbones: Backbones) -> Outcome:
     return go(
         case, backbones,
-        lambda model, loss, run: SingleEngine(model, loss, run.stage.optimizer, run.stage.global_batch),
+        lambda model, loss, run: SingleEngine(model, loss, run),
     )  # fmt: skip
 
 

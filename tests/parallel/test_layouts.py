@@ -41,9 +41,8 @@ class Run:
         kind, tp, pp = layout
         model, self._encoder, self._place = CASE.model(backbones), PromptEncoder(backbones.vlm), (rank, world)
         loss, run, topology = FlowMatchingLoss(model, CASE.run), CASE.run, Topology(rank, world, tp, pp)
-        optimizer, batch = run.stage.optimizer, run.stage.global_batch
         self.engine: Engine = {
-            "single": lambda: SingleEngine(model, loss, optimizer, batch),
+            "single": lambda: SingleEngine(model, loss, run),
             "zero3": lambda: Zero3Engine(model, loss, run, topology, CPU),
             "hybrid": lambda: HybridEngine(model, loss, run, topology, CPU),
         }[kind]()

@@ -73,7 +73,7 @@ def toy_outcome(rank: int, world: int, forgets: bool) -> dict:
 def toy_difference(forgets: bool) -> float:
     """Between three ranks and the single engine, of all that they show: the largest, relative."""
     ranks, toy = on_ranks(3, toy_outcome, forgets), Toy()
-    engine = SingleEngine(toy, toy.loss, toy_run().stage.optimizer, len(FACTORS))
+    engine = SingleEngine(toy, toy.loss, toy_run().changed({"stage.global_batch": len(FACTORS)}))
     norms, state = advance(engine, FACTORS, [0, 1, 2]), engine.state()
     assert min(norms) > 2 * engine.config.clip, "nothing is clipped, so this proves less"
     assert all(rank["norms"] == ranks[0]["norms"] for rank in ranks)
@@ -120,7 +120,7 @@ def gradients(rank: int, world: int) -> dict:
 
 def test_bf16_gradients_are_summed_in_float32():
     toy = Toy(torch.bfloat16)
-    engine = SingleEngine(toy, toy.loss, toy_run().stage.optimizer, len(FACTORS))
+    engine = SingleEngine(toy, toy.loss, toy_run().changed({"stage.global_batch": len(FACTORS)}))
     # Two, for a loss that is scaled by two is rounded alike.
     engine.accumulate(FACTORS[:2], 0)
     theirs = engine.gradients()
@@ -129,7 +129,7 @@ def test_bf16_gradients_are_summed_in_float32():
 
 
 def small_steps_add_up(rank: int, world: int) -> None:
-    engine = toy_engine(torch.bfloat16, lr=1e-5, dit_lr=1e-5, vector_scale=1.0)
+    engine = toy_engine(torch.bfloat16, lr=1e-5, module_lr={"dit": 1e-5}, vector_scale=1.0)
     before = copied(engine.state())
     advance(engine, [FACTORS[rank]], [0] * 5)
     for old, new in zip(before, chain(*parts(engine.state())), strict=True):

@@ -66,7 +66,7 @@ def on_rank(rank: int, world: int) -> Outcome:
 @pytest.mark.slow
 def test_two_ranks_are_one() -> None:
     ours, made = on_ranks(2, on_rank), policy()
-    engine = SingleEngine(made.model, made.loss, made._run.stage.optimizer, IMAGES)
+    engine = SingleEngine(made.model, made.loss, made._run.changed({"stage.global_batch": IMAGES}))
     theirs = train(made, engine, 0, 1)
     # One rank's captions ended earlier: it went on for the other.
     assert ours[0].longest != ours[1].longest
@@ -123,7 +123,7 @@ def draw_on_rank(rank: int, world: int, objective: str) -> Drawn:
 @pytest.mark.parametrize("objective", GENERATOR)
 def test_two_ranks_draw_as_one(objective: str) -> None:
     ours, made = on_ranks(2, draw_on_rank, objective), generator(objective)
-    theirs = draw(made, SingleEngine(made.model, made.loss, made._run.stage.optimizer, IMAGES), 0, 1)
+    theirs = draw(made, SingleEngine(made.model, made.loss, made._run.changed({"stage.global_batch": IMAGES})), 0, 1)
     for step in range(STEPS):
         assert ours[0].rewards[step] + ours[1].rewards[step] == pytest.approx(theirs.rewards[step], abs=2e-3)
         assert ours[0].losses[step] + ours[1].losses[step] == pytest.approx(theirs.losses[step], rel=1e-2, abs=1e-3)

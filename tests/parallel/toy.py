@@ -48,7 +48,14 @@ class Toy(nn.Module):
 
 
 def toy_run(**optimizer: object) -> StageRun:
-    changed = {"lr": 1e-3, "dit_lr": 4e-4, "vector_scale": 3.0, "weight_decay": 0.1, "clip": 0.1, "ema_decay": 0.9}
+    changed = {
+        "lr": 1e-3,
+        "module_lr": {"dit": 4e-4},
+        "vector_scale": 3.0,
+        "weight_decay": 0.1,
+        "clip": 0.1,
+        "ema_decay": 0.9,
+    }
     fields = {f"stage.optimizer.{name}": value for name, value in (changed | optimizer).items()}
     return STAGE_RUN.changed(fields | {"stage.global_batch": len(FACTORS)})
 

@@ -218,7 +218,7 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(backbones: Backb
     memory = layout.states(layout.RankWorkload(run, measured, layout.Degrees(1, 1, 1), 1, 1))
     model.freeze_all_but(run.stage.trains)
     loss = FlowMatchingLoss(model, run)
-    engine = SingleEngine(model, loss, run.stage.optimizer, run.stage.global_batch)
+    engine = SingleEngine(model, loss, run)
     state = engine.state()
     assert parameters(model)[0] == measured["parts"]["position_mlp"]
     assert memory["moments"] == size(state.exp_avg) + size(state.exp_avg_sq)

@@ -162,7 +162,7 @@ def exported(replica: Replica, tmp_path_factory: pytest.TempPathFactory) -> tupl
     dump(run, folder / "stage2" / "config.yaml")
     case = Case()
     model = case.model(replica.backbones)
-    engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, 4)
+    engine = SingleEngine(model, case.loss(model), case.run.changed({"stage.global_batch": 4}))
     engine.accumulate([make_batch(PromptEncoder(replica.backbones.vlm), range(4))], 0)
     engine.step(1.0)
     # As if the stage had made its two steps.

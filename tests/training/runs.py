@@ -11,7 +11,7 @@ STAGE = {
     "steps": 8,
     "global_batch": 4,
     "trains": ["vae_branch", "pathway", "position_mlp", "dit"],
-    "optimizer": {"lr": 1e-3, "dit_lr": 1e-4, "weight_decay": 0.01, "warmup": 2, "decay": 2},
+    "optimizer": {"lr": 1e-3, "module_lr": {"dit": 1e-4}, "weight_decay": 0.01, "warmup": 2, "decay": 2},
     "mixture": {"t2i": 0.5, "edit": 0.5},
 }
 

@@ -83,7 +83,7 @@ def test_the_trainer_records_the_rate_and_warns_of_a_model_that_copies(
 ):
     """Two steps at a rate that changes nothing, from weights that only reconstruct."""
     stage = {"start": ROOT / "assets/shapes/stage2", "steps": 2, "global_batch": 4}
-    stage |= {"optimizer.lr": 1e-9, "optimizer.dit_lr": 1e-9, "optimizer.warmup": 0, "optimizer.decay": 0}
+    stage |= {"optimizer.lr": 1e-9, "optimizer.module_lr": {"dit": 1e-9}, "optimizer.warmup": 0, "optimizer.decay": 0}
     logging = {"logging.every": 1, "logging.samples_every": 1, "logging.wandb": "disabled", "sampling.prompts": ()}
     changed = run.changed({f"stage.{name}": value for name, value in stage.items()} | logging)
     assert Trainer(changed, tmp_path).train() == 0

@@ -18,7 +18,8 @@ from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.types import Losses
 
-CONFIG = Optimizer(lr=0.01, dit_lr=0.003, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5, ema_decay=0.5)
+CONFIG = Optimizer(lr=0.01, module_lr={"dit": 0.003}, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5, ema_decay=0.5)
+RUN = STAGE_RUN.changed({"stage.global_batch": 1})
 
 
 def make_module() -> nn.Module:
@@ -40,7 +41,11 @@ def loss_of(module: nn.Module, step: int, scale: float = 1.0) -> Tensor:
 
 def engine_of(module: nn.Module, config: Optimizer = CONFIG, loss=loss_of) -> SingleEngine:
     """An engine whose samples are one number each: the factor of the loss."""
-    return SingleEngine(module, lambda scale, step: Losses(loss(module, step, scale)[None], {}), config, global_batch=1)
+    return SingleEngine(
+        module,
+        lambda scale, step: Losses(loss(module, step, scale)[None], {}),
+        RUN.changed({"stage.optimizer": config}),
+    )
 
 
 def advance(engine: SingleEngine, steps: Sequence[int]) -> list[float]:
@@ -122,7 +127,7 @@ def test_the_bridges_vectors_and_no_others_learn_at_their_own_rate():
     """AdamW's first step moves every element by its learning rate."""
     module = make_module()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    config = Optimizer(lr=1e-3, dit_lr=2e-3, vector_scale=10, betas=(0.9, 0.95), clip=1e9)
+    config = Optimizer(lr=1e-3, module_lr={"dit": 2e-3}, vector_scale=10, betas=(0.9, 0.95), clip=1e9)
     advance(engine_of(module, config), [0])
     moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in module.named_parameters()}
     expected = {
@@ -243,7 +248,7 @@ def test_nothing_to_train_is_refused():
 def test_bf16_weights_follow_float32_masters():
     """Steps smaller than bfloat16 can say are not lost."""
     module = make_module().bfloat16()
-    engine = engine_of(module, Optimizer(lr=1e-5, dit_lr=1e-5, clip=1e9))
+    engine = engine_of(module, Optimizer(lr=1e-5, module_lr={"dit": 1e-5}, clip=1e9))
     before = {name: w.clone() for name, w in engine.state().weights.items()}
     advance(engine, [0] * 20)
     for name, master in engine.state().weights.items():
@@ -259,10 +264,10 @@ def test_accumulated_micro_batches_equal_one_large_batch(
 ):
     model = make_model(backbones)
     model.freeze_all_but(("vae_branch", "pathway", "position_mlp", "dit"))
-    run = STAGE_RUN.changed({"stage.objective.kind": kind})
+    run = STAGE_RUN.changed({"stage.objective.kind": kind, "stage.optimizer": CONFIG, "stage.global_batch": 4})
 
     def gradients(accumulation: int) -> tuple[float, dict[str, Tensor]]:
-        engine = SingleEngine(model, FlowMatchingLoss(model, run), CONFIG, global_batch=4)
+        engine = SingleEngine(model, FlowMatchingLoss(model, run), run)
         losses = engine.accumulate(micro_batches(encoder, [5, 2, 3, 9], task, 0, 1, accumulation), 3)
         return sum(float(one.values.sum()) for one in losses), engine.gradients()
 

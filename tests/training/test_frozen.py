@@ -33,7 +33,7 @@ BOUND = {"nf4": 0.4, "int8": 0.04}
 
 
 def run_of(backbones: Backbones, shards: Path, quantize: object, **changes: object) -> StageRun:
-    stage = {**STAGE, "steps": 2, "optimizer": {"lr": 1e-2, "dit_lr": 1e-2}, **changes.pop("stage", {})}
+    stage = {**STAGE, "steps": 2, "optimizer": {"lr": 1e-2, "module_lr": {"dit": 1e-2}}, **changes.pop("stage", {})}
     memory = {"micro_batch": 2, "reference_resolution": 32, "quantize": quantize}
     model = {"kind": "wemmu", "bridge": {"position_table": 8}, "lora": changes.pop("lora", LORA)}
     logging = {"every": 1, "checkpoint_every": 1, "samples_every": 2, "wandb": "disabled", "keep_checkpoints": 9}

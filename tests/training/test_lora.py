@@ -41,7 +41,7 @@ NEW = ("bridge.vae_branch.", "bridge.position_mlp.")
 
 
 def run_of(backbones: Backbones, shards: Path, lora: object, **stage: object) -> StageRun:
-    optimizer = {"lr": 1e-2, "dit_lr": 1e-2, "ema_decay": 0.5}
+    optimizer = {"lr": 1e-2, "module_lr": {"dit": 1e-2}, "ema_decay": 0.5}
     changed = {**STAGE, "steps": 4, "optimizer": optimizer, **stage}
     return make_run(
         backbones, shards, stages=[changed], recipe={"kind": "wemmu", "bridge": {"position_table": 8}, "lora": lora}
@@ -131,7 +131,7 @@ def test_the_next_stage_goes_on_with_the_adapters_or_merges_them(
     run, checkpoint = trained
     weights = load_weights(checkpoint)
     expected = velocity(load_trained(run, checkpoint, ema=False))
-    frozen = {"lr": 1e-12, "dit_lr": 1e-12}
+    frozen = {"lr": 1e-12, "module_lr": {"dit": 1e-12}}
     for name, lora in (("goes on", LORA), ("merged", {}), ("half", {"dit": LORA["dit"]})):
         after = run_of(run.backbones, shards, lora, steps=1, start=str(checkpoint), optimizer=frozen)
         last = train(after, tmp_path / name.replace(" ", "_"))
@@ -280,7 +280,7 @@ def test_a_policy_with_adapters_is_its_own_reference() -> None:
     assert model.reference is None
     batch = batch_of(made)
     plain = model.states(batch.prompts, batch.images)
-    engine = SingleEngine(model, made.loss, made._run.stage.optimizer.model_copy(update={"lr": 1e-2}), 3)
+    engine = SingleEngine(model, made.loss, made._run.changed({"stage.optimizer.lr": 1e-2, "stage.global_batch": 3}))
     kl = []
     for step in range(2):
         (losses,) = engine.accumulate(made.prepare([batch], step).batches, step)
@@ -300,7 +300,7 @@ def test_the_reference_of_a_later_stage_has_the_adapters_it_began_with(tmp_path:
     for name, p in first.model.named_parameters():
         if name.endswith("lora_B.weight"):
             torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(1))
-    engine = SingleEngine(first.model, first.loss, first._run.stage.optimizer, 3)
+    engine = SingleEngine(first.model, first.loss, first._run.changed({"stage.global_batch": 3}))
     origin = store.Origin(
         "cold", 0, 64, {name: report.sha256 for name, report in first.reports.items()},
         adapters={"vlm.model.language_model.": 1.0},

@@ -91,11 +91,13 @@ def test_fields_that_an_earlier_version_had_elsewhere_are_compared(run: StageRun
     made = manifest_of(run)
     new = ("recipe.kind", "recipe.lora")
     old = {field.removeprefix("recipe."): value for field, value in made.settings.items() if field not in new}
-    old |= {"reconstruction.target": "pixels"}
+    rates = {"optimizer.dit_lr": old.pop("optimizer.module_lr.dit"), "optimizer.head_lr": None}
+    old |= {"reconstruction.target": "pixels", **rates}
     assert resume.check(Path("step"), replace(made, settings=old), origin_of(run), run) == []
     old["bridge.queries.std"] = 0.25
-    said = ["recipe.bridge.queries.std: 0.25 -> 1.0"]
-    assert resume.check(Path("step"), replace(made, settings=old), origin_of(run), run) == said
+    old["optimizer.dit_lr"] = 0.5
+    said = {"recipe.bridge.queries.std: 0.25 -> 1.0", "optimizer.module_lr.dit: 0.5 -> 0.0001"}
+    assert set(resume.check(Path("step"), replace(made, settings=old), origin_of(run), run)) == said
 
 
 def test_the_first_manifests_compare_the_seed_alone(run: StageRun):

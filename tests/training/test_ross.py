@@ -177,7 +177,7 @@ def test_what_a_stage_does_not_train_stays_bit_by_bit(backbones, encoder, stage:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = make_questions(encoder, [0, 1, 2, 3])
     unlabelled = replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX))
-    engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, 4)
+    engine = SingleEngine(model, case.loss(model), case.run.changed({"stage.global_batch": 4}))
     for step in range(2):
         engine.accumulate([unlabelled], step)
         engine.step(1.0)

@@ -78,7 +78,7 @@ def test_a_step_mixes_no_devices_and_computes_what_it_does_on_the_cpu(
     alpha_bar.cache_clear()
     with Elsewhere():
         model = moved(case, model)
-        engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
+        engine = SingleEngine(model, case.loss(model), case.run)
         # As a checkpoint is loaded: before the first step.
         engine.state()
         engine.on_restore(0)
@@ -117,7 +117,7 @@ def test_weights_of_files_and_averages_that_begin_land_where_the_weights_are(bac
     sources = {name: Made(source.read(())) for name, source in stored.items()}
     with Elsewhere():
         model = moved(case, model)
-        engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
+        engine = SingleEngine(model, case.loss(model), case.run)
         state = engine.state()
         fill_from(sources, state.weights)
         state.begin_average()
@@ -178,7 +178,7 @@ def test_a_step_does_not_wait_for_the_device(backbones: Backbones, encoder: Prom
     model = case.model(backbones)
     with Waiting() as world:
         model = moved(case, model)
-        engine = SingleEngine(model, case.loss(model), case.run.stage.optimizer, GLOBAL_BATCH)
+        engine = SingleEngine(model, case.loss(model), case.run)
         (batch,) = micro_batches(encoder, list(range(GLOBAL_BATCH)), task, 0, 1, 1)
         assert batch.prompts.padded
         batch = batch.to(ELSEWHERE)

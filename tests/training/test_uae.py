@@ -262,7 +262,7 @@ def test_controls_reward_everything_alike_or_another_image(made: UAERecipe, monk
 def steps(made: UAERecipe, count: int, first: int = 0) -> list[dict[str, Tensor]]:
     """Train `count` steps of 2 micro-batches with 2 images each; returns the losses' parts."""
     run: StageRun = made._run
-    engine = SingleEngine(made.model, made.loss, run.stage.optimizer, 4)
+    engine = SingleEngine(made.model, made.loss, run.changed({"stage.global_batch": 4}))
     recorded = []
     for step in range(first, first + count):
         prepared = made.prepare([batch_of(made, 2, 4 * step), batch_of(made, 2, 4 * step + 2)], step)
@@ -328,7 +328,7 @@ def test_the_first_update_of_a_rollout_has_a_ratio_of_one_and_later_ones_have_no
     made = make(updates=2)
     assert made.period == 2
     run = made._run
-    engine = SingleEngine(made.model, made.loss, run.stage.optimizer, 2)
+    engine = SingleEngine(made.model, made.loss, run.changed({"stage.global_batch": 2}))
     seen = []
     for step in range(2):
         prepared = made.prepare([batch_of(made, 2, 10 * step)], step)

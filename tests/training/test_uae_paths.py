@@ -101,7 +101,7 @@ def test_captions_of_the_data_set_take_the_place_of_the_policys(flow: UAERecipe,
 def test_the_dit_alone_learns_and_later_updates_have_other_ratios() -> None:
     made = make(FLOW % "updates: 2, beta: 0.1", "stages.reward.optimizer.lr=0.001")
     before, (batch,) = weights(made), batches(made, 2)
-    engine = SingleEngine(made.model, made.loss, made._run.stage.optimizer, 2)
+    engine = SingleEngine(made.model, made.loss, made._run.changed({"stage.global_batch": 2}))
     seen = []
     for step in range(2):
         (losses,) = engine.accumulate(made.prepare([batch], step).batches, step)
@@ -121,7 +121,7 @@ def test_the_dit_alone_learns_and_later_updates_have_other_ratios() -> None:
 def test_a_constant_reward_leaves_every_bit_of_the_dit() -> None:
     made = make(FLOW % "", "recipe.reward.control=constant")
     before = weights(made)
-    engine = SingleEngine(made.model, made.loss, made._run.stage.optimizer, 2)
+    engine = SingleEngine(made.model, made.loss, made._run.changed({"stage.global_batch": 2}))
     engine.accumulate(made.prepare(batches(made, 2), 0).batches, 0)
     engine.step(1.0)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(made).items())
@@ -201,7 +201,7 @@ def test_only_the_last_steps_have_a_gradient() -> None:
 @pytest.mark.slow
 def test_a_cold_start_follows_its_gradient() -> None:
     made = make(COLD % "last: 1", "stages.reward.optimizer={lr: 0.0003}")
-    engine = SingleEngine(made.model, made.loss, made._run.stage.optimizer, 4)
+    engine = SingleEngine(made.model, made.loss, made._run.changed({"stage.global_batch": 4}))
     rewards = []
     for _ in range(6):
         # The same images, words and noise, so that nothing else can raise the cosine.

@@ -60,6 +60,10 @@ class RecipeConfig(Config):
         """The backbones, then the modules; a backbone that can be trained is both."""
         return tuple(dict.fromkeys((*(name for name in self.backbones if name not in self.modules), *self.modules)))
 
+    def module_of(self, name: str) -> str | None:
+        """Return the module that the weight with this canonical name belongs to; None for what no stage can train."""
+        return next((module for module, prefixes in self.modules.items() if name.startswith(prefixes)), None)
+
     def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         """Refuse stages, and the engine that is to train them, that do not fit the recipe.
 
@@ -87,6 +91,9 @@ class RecipeConfig(Config):
             if wrong or not stage.mixture:
                 problem = f"{', '.join(wrong)} is not a task of the recipe {name}" if wrong else "the mixture is empty"
                 raise ValueError(f"stage {stage.name}: {problem}; {valid(wrong, self.tasks, 'valid tasks')}")
+            if odd := [module for module in stage.optimizer.module_lr if module not in self.modules]:
+                problem = f"optimizer.module_lr names {', '.join(odd)}, which the recipe {name} does not have"
+                raise ValueError(f"stage {stage.name}: {problem}; {valid(odd, self.modules)}")
             if absent := [module for module in stage.trains if module not in self.modules]:
                 problem = f"the recipe {name} has no {', '.join(absent)} to train"
                 raise ValueError(f"stage {stage.name}: {problem}; {valid(absent, self.modules)}")

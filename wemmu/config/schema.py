@@ -318,6 +318,10 @@ class StageRun(_Shared):
         self.recipe.check_memory(self.memory, [self.stage], self.parallel.engine)
         return self
 
+    def rates(self, name: str, ndim: int) -> tuple[float, float]:
+        """`Optimizer.rates` of the parameter with this canonical name."""
+        return self.stage.optimizer.rates(self.recipe.module_of(name), ndim)
+
     @property
     def world(self) -> str | None:
         """`shapes` where all of its data is of the built-in world; None where it is not, or where nobody says."""

@@ -27,11 +27,9 @@ class Optimizer(Config):
     """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
 
     lr: Annotated[float, Field(gt=0)]
-    # Learning rate of the DiT, pre-trained and therefore slower; OPEN in the paper.
-    dit_lr: Annotated[float, Field(gt=0)] | None = None
-    # Learning rate of a head that reconstructs; `lr` if not given.
-    head_lr: Annotated[float, Field(gt=0)] | None = None
-    # Rate of the bridge's norms and biases, as a multiple of `lr`.
+    # Learning rates of modules of `trains` that have their own, as a pre-trained DiT, which learns slower. None: `lr`.
+    module_lr: dict[str, Annotated[float, Field(gt=0)] | None] = Field(default_factory=dict)
+    # Rate of the other modules' norms and biases, as a multiple of `lr`.
     vector_scale: Annotated[float, Field(gt=0)] = 1.0
     betas: tuple[Share, Share] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -52,19 +50,13 @@ class Optimizer(Config):
         warmup, decay = (n if isinstance(n, int) else int(n * steps + 1e-9) for n in (self.warmup, self.decay))
         return warmup, decay
 
-    @property
-    def own_rates(self) -> dict[str, float]:
-        """Peak learning rates of modules that have their own."""
-        return {name: lr for name, lr in (("dit", self.dit_lr), ("head", self.head_lr)) if lr is not None}
-
-    def rates(self, name: str, ndim: int) -> tuple[float, float]:
-        """Return (peak learning rate, weight decay) of a parameter by its canonical name and number of dimensions.
+    def rates(self, module: str | None, ndim: int) -> tuple[float, float]:
+        """Return (peak learning rate, weight decay) of a parameter of a module with this number of dimensions.
 
         Vectors (norms, biases) are never decayed; those without a rate of their module learn `vector_scale` times as
         fast.
         """
-        # The DiT of UAE is its generator's.
-        own = self.own_rates.get(name.removeprefix("generator.").partition(".")[0])
+        own = self.module_lr.get(module) if module else None
         shared = self.lr * self.vector_scale if ndim < 2 else self.lr
         return shared if own is None else own, 0.0 if ndim < 2 else self.weight_decay
 

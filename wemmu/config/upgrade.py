@@ -8,14 +8,18 @@ MOVED = {
     "bridge": ("recipe.bridge", "`recipe: {kind: wemmu, bridge: {...}}`"),
     "reconstruction": ("recipe", "its fields into `recipe: {kind: ross, ...}`"),
 }
-# Field of earlier versions -> its name now, beside the same others; `*` is any stage.
+# Field of earlier versions -> its name now, dotted, beside the same others; `*` is any stage.
 RENAMED = {
     "memory.cached_pictures": "cached_images",
     "data.prepare.pictures": "images",
     "stages.*.next_rung": "next_resolution",
     "stage.next_rung": "next_resolution",
     "stage.ladder": "resolutions",
-}
+    **{
+        f"{stage}.optimizer.{module}_lr": f"module_lr.{module}"
+        for stage in ("stages.*", "stage") for module in ("dit", "head")
+    },
+}  # fmt: skip
 
 
 def moved(name: str) -> str:
@@ -27,7 +31,7 @@ def moved(name: str) -> str:
     for old, new in RENAMED.items():
         pattern = old.split(".")
         if len(parts) >= len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=False)):
-            parts[len(pattern) - 1] = new
+            parts[len(pattern) - 1 : len(pattern)] = new.split(".")
     return ".".join(parts)
 
 
@@ -51,7 +55,10 @@ def _renamed(value: Any, path: list[str], new: str, name: str) -> Any:
     if rest:
         return {**value, first: _renamed(value[first], rest, new, f"{name}{first}.")}
     others = {field: one for field, one in value.items() if field != first}
-    return _merged(others, {new: value[first]}, name.removesuffix("."))
+    group, _, inside = new.rpartition(".")
+    if group and value[first] is None:
+        return others
+    return _merged(others, {group: {inside: value[first]}} if group else {new: value[first]}, name.removesuffix("."))
 
 
 def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +98,8 @@ def upgraded_file(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     """Return the content of one file in the current form, and its old fields -> how to write them."""
     moved = {name: written for name, (_, written) in MOVED.items() if name in tree}
     tree, found = renamed(tree)
-    notes = moved | {old: f"`{new}`" for old, new in found.items()}
+    # `module_lr.dit` is written `module_lr: {dit: ...}`.
+    notes = moved | {old: f"`{new.replace('.', ': {')}{': ...}' * ('.' in new)}`" for old, new in found.items()}
     without = _offloaded(tree)
     if without != tree:
         notes["recipe.generator.offload"] = "`memory: {offload: [generator]}`"
@@ -128,6 +136,11 @@ def upgraded_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
 
     now: those of the config of today. Earlier versions recorded the fields of all recipes.
     """
+    rates = {f"optimizer.{module}_lr": module for module in ("dit", "head")}
+    if rates.keys() & was.keys():
+        given = {f"optimizer.module_lr.{rates[field]}": was[field] for field in rates if was.get(field) is not None}
+        was = {field: value for field, value in was.items() if field not in rates}
+        was |= given or {"optimizer.module_lr": {}}
     if not was or any(field.startswith("recipe.") for field in was):
         return dict(was)
     own = {"wemmu": "bridge.", "ross": "reconstruction."}.get(now["recipe.kind"])

@@ -25,7 +25,6 @@ MACHINE = (
         ("peak host memory of a rank, GB", {"memory/host_gb": ""}, 1.0),
     ),
     (("time spent waiting for data, %", {"data_wait_share": ""}, 0.01),),
-    (("learning rate", {"lr": "bridge", "dit_lr": "DiT", "head_lr": "head"}, 1.0),),
 )
 
 
@@ -121,8 +120,11 @@ def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[Markup]:
     starts: steps from which attempts went on, marked by dotted lines.
     """
     recorded = {key for line in stage.metrics for key in line}
-    charts = []
-    for choices in MACHINE:
+    charts, rates = (
+        [],
+        {"lr": "lr", **{key: key.removesuffix("_lr") for key in sorted(recorded) if key.endswith("_lr")}},
+    )
+    for choices in (*MACHINE, (("learning rate", rates, 1.0),)):
         title, keys, unit = next((choice for choice in choices if recorded & set(choice[1])), ("", {}, 1.0))
         colors = [(key, label, color) for (key, label), color in zip(keys.items(), PALETTE, strict=False)]
         lines = [_curve(stage, *each, unit) for each in colors if each[0] in recorded]

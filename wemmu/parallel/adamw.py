@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.checkpoint.state import TrainState
-from wemmu.config.stage import Optimizer as OptimizerConfig
+from wemmu.config.schema import StageRun
 from wemmu.kernels import fused_adam
 
 
@@ -24,7 +24,7 @@ def average(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float,
 class AdamW:
     """Steps on `weights`, name -> float32 tensor, in place. The gradients are put into `weights[name].grad`."""
 
-    def __init__(self, weights: Mapping[str, Tensor], config: OptimizerConfig, apex: bool = False):
+    def __init__(self, weights: Mapping[str, Tensor], run: StageRun, apex: bool = False):
         """With `apex` NVIDIA Apex's FusedAdam takes the steps, else torch's fused AdamW; their states are alike.
 
         Raises:
@@ -36,7 +36,8 @@ class AdamW:
         self.weights = {name: nn.Parameter(weight.detach()) for name, weight in weights.items()}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, weight in self.weights.items():
-            groups.setdefault(config.rates(name, weight.ndim), []).append(weight)
+            groups.setdefault(run.rates(name, weight.ndim), []).append(weight)
+        config = run.stage.optimizer
         made = [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()]
         self._apex, self._decay, self._taken = apex, config.ema_decay, 0
         self._optimizer = (

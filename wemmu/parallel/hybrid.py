@@ -77,7 +77,7 @@ class HybridEngine:
             if places[name].dim is None:
                 self._alike.add(whole)
         self._trained = {name: p for name, p in self._sharded.items() if p.requires_grad}
-        self._adamw = AdamW({name: shards.local(p) for name, p in self._trained.items()}, self.config, apex)
+        self._adamw = AdamW({name: shards.local(p) for name, p in self._trained.items()}, run, apex)
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         return [self._round(batch, step) for batch in micro_batches]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wemmu.checkpoint.state import TrainState
-from wemmu.config.stage import Optimizer as OptimizerConfig
+from wemmu.config.schema import StageRun
 from wemmu.parallel.adamw import AdamW
 from wemmu.parallel.reading import on_its_way
 from wemmu.types import Batch, Losses, LossFn
@@ -21,11 +21,12 @@ class SingleEngine:
     gradients are summed over micro-batches in float32, as sharded engines do it.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFn, config: OptimizerConfig, global_batch: int, apex: bool = False):
+    def __init__(self, model: nn.Module, loss: LossFn, run: StageRun, apex: bool = False):
         """apex: see `wemmu.parallel.adamw.AdamW`."""
-        self.config, self._model, self._loss, self._global_batch = config, model, loss, global_batch
+        self.config, self._global_batch = run.stage.optimizer, run.stage.global_batch
+        self._model, self._loss = model, loss
         self._working: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._adamw = AdamW({name: p.detach().float() for name, p in self._working.items()}, config, apex)
+        self._adamw = AdamW({name: p.detach().float() for name, p in self._working.items()}, run, apex)
 
     def accumulate(self, micro_batches: Sequence[Batch], step: int) -> list[Losses]:
         found = []

@@ -154,7 +154,7 @@ class Zero3Engine:
         # DeepSpeed keeps a group's shards in one flat tensor, hence one type in each.
         groups: dict[tuple[torch.dtype, tuple[float, float]], list[nn.Parameter]] = {}
         for name, parameter in self._trained.items():
-            key = parameter.dtype, run.stage.optimizer.rates(name, len(parameter.ds_shape))
+            key = parameter.dtype, run.rates(name, len(parameter.ds_shape))
             groups.setdefault(key, []).append(parameter)
         adamw = torch.optim.AdamW(
             [{"params": ps, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (_, (lr, wd)), ps in groups.items()],

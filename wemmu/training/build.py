@@ -138,7 +138,7 @@ def make_engine(
     """apex: see `wemmu.parallel.adamw.AdamW`; compiled: the layers that are, see `wemmu.kernels.apply`."""
     match run.parallel.engine:
         case "single":
-            return SingleEngine(model.to(device), loss, run.stage.optimizer, run.stage.global_batch, apex)
+            return SingleEngine(model.to(device), loss, run, apex)
         # Their libraries are slow to import.
         case "zero3":
             from wemmu.parallel.zero3 import Zero3Engine

@@ -175,8 +175,8 @@ class Trainer:
             "lr": optimizer.lr * share,
             "time": time.time(),
         }
-        own = optimizer.own_rates
-        values |= {f"{module}_lr": own[module] * share for module in self.stage.trains if module in own}
+        own = ((module, optimizer.module_lr.get(module)) for module in self.stage.trains)
+        values |= {f"{module}_lr": lr * share for module, lr in own if lr is not None}
         if self.peak is not None and "flops_per_s" in values:
             values["mfu"] = values["flops_per_s"] / (self.peak * self.topology.world)
         self.record.write(values)

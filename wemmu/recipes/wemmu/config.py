@@ -136,7 +136,7 @@ class WeMMU(RecipeConfig):
             raise ValueError(f"stage {stage.name} must train the queries of design {design}")
         if "vae_branch" in stage.trains and not self.bridge.vae_branch:
             raise ValueError(f"stage {stage.name} trains the VAE branch, but recipe.bridge.vae_branch is off")
-        if "dit" in stage.trains and stage.optimizer.dit_lr is None:
-            raise ValueError(f"stage {stage.name} trains the DiT, so optimizer.dit_lr is needed")
+        if "dit" in stage.trains and stage.optimizer.module_lr.get("dit") is None:
+            raise ValueError(f"stage {stage.name} trains the DiT, so optimizer.module_lr.dit is needed")
         if stage.objective.pairs and stage.global_batch < 2:
             raise ValueError(f"stage {stage.name}: the contrastive objective needs another sample in the batch")
