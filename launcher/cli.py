@@ -40,7 +40,7 @@ from wemmu.command_line import (
 )
 from wemmu.config import Curriculum, dump, load, load_curriculum
 from wemmu.config.files import replace_text
-from wemmu.diagnosis.findings import examine
+from wemmu.diagnosis.findings import Call
 from wemmu.diagnosis.preflight import calls, planned_memory
 from wemmu.locks import LockedError
 
@@ -211,9 +211,8 @@ def _cluster(run_folder: Path, file: Path | None) -> Cluster:
 def _check(config: Curriculum, run_folder: Path, site: Cluster | None = None) -> None:
     """Check everything that would fail later, report all of it at once, and warn of probable failures."""
     gpu = site.gpu if site and site.gpus else None
-    if gpu and (memory := examine(planned_memory, config, gpu)).status != "ok":
-        typer.echo(f"warning: {memory.words}", err=True)
-    folder.refuse_problems(config, calls(config, run_folder))
+    memory: list[Call] = [(planned_memory, config, gpu)] if gpu else []
+    folder.refuse_problems(config, [*memory, *calls(config, run_folder)])
     folder.check(config, run_folder)
 
 

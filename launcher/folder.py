@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
@@ -68,10 +70,13 @@ def curriculum_file(run: Path) -> Path:
 
 
 def refuse_problems(curriculum: Curriculum, calls: Iterable[Call]) -> None:
-    """Raises RefusedError naming all problems that the checks find (`wemmu.diagnosis.preflight`)."""
+    """Print the warnings of the checks (`wemmu.diagnosis.preflight`); raises RefusedError naming all problems."""
     findings = [examine(check, *arguments) for check, *arguments in calls]
     if wrong := [f"  {finding.words}" for finding in findings if finding.status == "problem"]:
         raise RefusedError("\n".join([f"the curriculum {curriculum.name} cannot run here:", *wrong]))
+    for finding in findings:
+        if finding.status == "warning":
+            typer.echo(f"warning: {finding.words}", err=True)
 
 
 def write(curriculum: Curriculum, run: Path) -> None:

@@ -204,7 +204,7 @@ def export(
         from tools.export.vlm import write_vlm
 
     run, averaged = source.run, source.run.stage.averages(ema)
-    with replacing.aside(out) as aside, TemporaryDirectory(dir=aside.parent) as work:
+    with replacing.aside(out) as aside, TemporaryDirectory(prefix=f"{aside.name}.", dir=aside.parent) as work:
         choices = Choices(dtype, without_vlm, forward, averaged)
         if run.recipe.draws:
             report = write_pipeline(run, source.folder, source.checkpoint, aside, choices)

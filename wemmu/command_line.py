@@ -60,10 +60,10 @@ def _of_a_file(error: OSError) -> str:
 
     remedy = "correct the path"
     if error.errno in FAULTS:
-        remedy = "the disk or its file server fails; when it works again, give the same command"
+        remedy = "the disk or its file server fails; when it works again, repeat the command"
     elif error.errno in LASTING:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = ("free some space" if full else "make it writable") + ", or name another folder; then give the command"
+        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "make it writable"
+        remedy = f"{mend}, or name another folder; then repeat the command"
     return f"a file cannot be read or written: {error}. What is finished stays as it is; {remedy}"
 
 

@@ -14,6 +14,7 @@ from wemmu.config import shipped
 from wemmu.config.base import leaves
 from wemmu.config.load import load_traced
 from wemmu.config.schema import Curriculum
+from wemmu.diagnosis.preflight import random_parts
 
 Source = Annotated[Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML, or a run folder.")]
 
@@ -22,6 +23,7 @@ Source = Annotated[Path, typer.Argument(metavar="CURRICULUM", help="Curriculum i
 def show(source: Source, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print every field of a curriculum as `--set` takes it, and what it comes from: a file, an override, a default."""
     config, origins = load_traced(_file(source), Curriculum, overrides or ())
+    _warn(config)
     names = [stage.name for stage in config.stages]
     # An older form of a config has other fields for the same.
     given = dict(leaves(config.model_dump(mode="json", exclude_defaults=True)))
@@ -49,6 +51,7 @@ def check(
     """Check the fields of curricula; exits with 78 at the first that is wrong. `run --dry-run` looks at files, too."""
     for source in sources:
         config, _ = load_traced(_file(source), Curriculum, overrides or ())
+        _warn(config)
         print(f"{source}: valid, stages {', '.join(stage.name for stage in config.stages)}")
 
 
@@ -58,6 +61,11 @@ def listed(as_json: AsJson = False) -> None:
     found = [{"name": name, "file": str(file), "about": about} for name, file, about in shipped.configs()]
     lines = [f"{row['name']:<32} {shorten(row['about'], 86, placeholder=' ...')}" for row in found]
     print(json.dumps(found, indent=1) if as_json else "\n".join([f"in {shipped.HOME / 'configs'}:", *lines]))
+
+
+def _warn(config: Curriculum) -> None:
+    if (found := random_parts(config)).status == "warning":
+        typer.echo(f"warning: {found.words}", err=True)
 
 
 def _file(source: Path) -> Path:

@@ -17,6 +17,7 @@ from launcher.plan import chain
 from launcher.slurm import Queued
 from launcher.status import statuses
 from tests.launcher.test_plan import curriculum, ended, rising, written
+from wemmu import show_config
 from wemmu.command_line import FINAL
 from wemmu.config import Curriculum, dump
 
@@ -50,6 +51,20 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(runnable: Curriculum, tmp_p
     for shown in ("32 px", "4 x 1", "71", "step_00000030", "backbones", "elsewhere"):
         assert shown in result.output
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["run", "check", "show"])
+def test_a_part_that_begins_at_random_and_never_learns_is_told(runnable: Curriculum, command: str):
+    def told(*overrides: str) -> str:
+        given = [word for override in overrides for word in ("--set", override)]
+        if command == "run":
+            return call("run", "x.yaml", "--dry-run", *given).stderr
+        return CliRunner().invoke(show_config.app, [command, "x.yaml", *given]).stderr
+
+    assert told().count("no stage trains vae_branch, position_mlp, and nothing pre-trained brings it") == 1
+    assert "no stage trains position_mlp, and" in told("recipe.bridge.vae_branch=false")
+    assert "it stays random" not in told("stages.d.trains=[vae_branch, position_mlp]")
+    assert "it stays random" not in told("stages.a.start=elsewhere")
 
 
 def test_what_is_missing_is_refused_before_anything_starts(runnable: Curriculum, tmp_path: Path):

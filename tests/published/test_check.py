@@ -191,6 +191,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     },
     "a VLM without sizes": (lambda r: change_json(r / "vlm/config.json", text_config=None), "has no text_config"),
     "a VLM without eyes": (lambda r: change_json(r / "vlm/config.json", vision_config={}), "has no vision_config"),
+    **{
+        f"{value} as {field} of the {part}": (
+            lambda r, part=part, field=field, value=value: change_json(r / part / "config.json", **{field: value}),
+            f"config.json: {field} is {value}, and no known model has more than 1000",
+        )
+        for part, field, value in (
+            ("sana/transformer", "num_layers", 10**6),
+            ("sana/transformer", "num_attention_heads", 10**6),
+            ("sana/transformer", "sample_size", 10**9),
+            ("sana/vae", "encoder_layers_per_block", [2, 10**6]),
+        )
+    },
     "no folder": (lambda r: shutil.rmtree(r / "sana/vae"), "sana/vae is not a directory"),
     "pickles": (
         lambda r: (r / f"sana/vae/{TENSORS}").rename(r / "sana/vae/diffusion_pytorch_model.bin"),

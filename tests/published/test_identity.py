@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.config.schema import Backbones
 from wemmu.published.identity import hash_files, identity, is_same
-from wemmu.published.layout import header
+from wemmu.published.layout import BackboneError, header
 
 SHAPES = Path(__file__).parents[2] / "assets/shapes"
 FILES = {"vlm": "model.safetensors", "sana/transformer": "diffusion_pytorch_model.safetensors"}
@@ -99,3 +99,19 @@ def test_a_header_is_read_once_until_its_file_changes(tmp_path: Path, monkeypatc
         assert header(file) == before
     save_file({"two": torch.zeros(2, 3)}, file)
     assert list(header(file)) == ["two"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_largest_and_smallest_numbers_have_an_identity_and_infinities_only_in_masks(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    file, found = tmp_path / "model.safetensors", torch.finfo(dtype)
+    fine = torch.tensor([found.max, found.min, found.tiny, -0.0], dtype=dtype)
+    masked = torch.tensor([-float("inf"), 0.0], dtype=dtype)
+    save_file({"up.weight": fine, "attention_mask": masked, "ids": torch.tensor([-1, 2**62])}, file)
+    assert identity(tmp_path)
+    for value in (float("inf"), -float("inf"), float("nan")):
+        save_file({"up.weight": fine, "down.weight": fine.index_fill(0, torch.tensor([1]), value)}, file)
+        with pytest.raises(BackboneError, match=r"model\.safetensors: down\.weight holds NaN or infinity"):
+            identity(tmp_path)

@@ -51,6 +51,11 @@ class RecipeConfig(Config):
         return ()
 
     @property
+    def random(self) -> tuple[str, ...]:
+        """The modules that no backbone brings: they begin with random numbers."""
+        return ()
+
+    @property
     def asks_for_captions(self) -> str:
         """What the VLM is asked in records of the task caption; recipes without the task ask nothing."""
         return ""

@@ -49,7 +49,10 @@ def calls(curriculum: Curriculum, run: Path) -> list[Call]:
 
 def inputs(curriculum: Curriculum) -> list[Call]:
     """Return the checks of what the curriculum reads from disk; each takes at most a second."""
-    return [(check, curriculum) for check in (backbones, libraries, starts, sample_images, benchmark_inputs, data)]
+    return [
+        (check, curriculum)
+        for check in (backbones, libraries, random_parts, starts, sample_images, benchmark_inputs, data)
+    ]
 
 
 def loads(path: Path) -> Finding:
@@ -85,6 +88,17 @@ def libraries(curriculum: Curriculum) -> Finding:
         remedy = "`pip install 'wemmu[quantize]'`, or remove memory.quantize"
         return Finding("libraries", "problem", "memory.quantize needs bitsandbytes, which is not installed", remedy)
     return Finding("libraries", "ok", "all that the curriculum needs are installed")
+
+
+def random_parts(curriculum: Curriculum) -> Finding:
+    """Warn of modules that begin with random numbers and keep them through all stages."""
+    trained = {module for stage in curriculum.stages for module in stage.trains}
+    brought = curriculum.export is not None or curriculum.stages[0].start is not None
+    if left := [module for module in curriculum.recipe.random if not brought and module not in trained]:
+        found = f"no stage trains {', '.join(left)}, and nothing pre-trained brings it: it stays random"
+        remedy = "name it in the `trains` of a stage, or give the first stage a `start`"
+        return Finding("modules", "warning", found, remedy)
+    return Finding("modules", "ok", "all that begin at random are trained")
 
 
 def starts(curriculum: Curriculum) -> Finding:

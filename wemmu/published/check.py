@@ -1,10 +1,12 @@
 """Checks that a directory is a whole backbone; the doctor, the launcher, the plan and all loaders share this."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from wemmu.config.base import leaves
 from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones
 from wemmu.published.known import AUTOENCODER, ENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
@@ -15,6 +17,10 @@ from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 FLOATS, INDICES = ("F64", "F32", "F16", "BF16"), ("I64", "I32")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/default.jinja")
+
+# Fields of a config.json that repeat parts of a model, and the side of a DiT's table of positions, in latents.
+MOST = 1000
+_COUNTS = {True: re.compile("layers|depth|blocks|heads|sample_size"), False: re.compile("layers|depth|blocks|heads")}
 
 
 def check(directory: Path, kind: str, with_processor: bool = False) -> None:
@@ -81,6 +87,11 @@ def check_class(file: Path, kind: str, config: Mapping[str, Any] | None = None) 
     named = MODEL_TYPES.get(named, named)
     if named not in KNOWN[kind]:
         raise BackboneError(f"{file} describes {named}; valid choices: {', '.join(KNOWN[kind])}")
+    # The libraries build whatever is asked for, which takes minutes or all memory, before shapes can be compared.
+    for field, value in leaves(config):
+        numbers = value if isinstance(value, list) else [value]
+        if _COUNTS[kind == TRANSFORMER].search(field) and any(isinstance(n, int) and n > MOST for n in numbers):
+            raise BackboneError(f"{file}: {field} is {value}, and no known model has more than {MOST}; correct it")
     return named
 
 

@@ -10,11 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from wemmu.published.layout import BackboneError, StoredTensor, single_file, tensors, weight_files
 
 # Prefix of an identity. Earlier versions recorded the bare SHA-256 of files.
 PREFIX = "tensors:"
 _CHUNK = 2**22
+# safetensors' name of a type -> its width, and the exponent, whose bits are all 1 in infinities and NaN.
+_EXPONENTS = {
+    "F64": ("<u8", 0x7FF << 52),
+    "F32": ("<u4", 0xFF << 23),
+    "F16": ("<u2", 0x1F << 10),
+    "BF16": ("<u2", 0xFF << 7),
+}
 
 
 class Identity(str):
@@ -38,7 +47,8 @@ def identity(directory: Path) -> Identity:
     disk could become outdated.
 
     Raises:
-        BackboneError: if the weights are not whole.
+        BackboneError: if the weights are not whole, or a tensor holds NaN or infinities, but for a stored attention
+            mask.
     """
     files = weight_files(directory, single_file(directory))
     return _identity(directory, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
@@ -48,13 +58,15 @@ def identity(directory: Path) -> Identity:
 def _identity(directory: Path, _: tuple[tuple[Path, int, int], ...]) -> Identity:
     held = sorted(tensors(directory, single_file(directory)).items())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = pool.map(_digest, (tensor for _, tensor in held))
+        digests = pool.map(_digest, *zip(*held, strict=True)) if held else ()
         lines = [[name, t.dtype, list(t.shape), digest] for (name, t), digest in zip(held, digests, strict=True)]
     return Identity(PREFIX + hashlib.sha256(json.dumps(lines).encode()).hexdigest(), directory)
 
 
-def _digest(tensor: StoredTensor) -> str:
+def _digest(name: str, tensor: StoredTensor) -> str:
     digest, left = hashlib.sha256(), tensor.end - tensor.begin
+    # Looked for here because this reads every byte anyway.
+    width, exponent = ("<u1", 0) if name.endswith("mask") else _EXPONENTS.get(tensor.dtype, ("<u1", 0))
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.begin)
         while left:
@@ -63,6 +75,11 @@ def _digest(tensor: StoredTensor) -> str:
                 raise BackboneError(f"{tensor.file} has become shorter while it was read")
             digest.update(chunk)
             left -= len(chunk)
+            if exponent and (np.frombuffer(chunk, width) & exponent == exponent).any():
+                raise BackboneError(
+                    f"{tensor.file}: {name} holds NaN or infinity, with which nothing can be computed; download the "
+                    "file again, or take weights from before they diverged"
+                )
     return digest.hexdigest()
 
 

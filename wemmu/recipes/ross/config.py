@@ -169,6 +169,10 @@ class Ross(RecipeConfig):
         """Pixels and features are made without the autoencoder."""
         return ("vae",) if isinstance(self.target, Pixels | Features) else ()
 
+    @property
+    def random(self) -> tuple[str, ...]:
+        return ("head",)
+
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, values: Any) -> Any:

@@ -109,6 +109,11 @@ class WeMMU(RecipeConfig):
     offloadable: ClassVar[tuple[str, ...]] = ("vlm", "vae")
     does: ClassVar[str] = "generates and edits images"
 
+    @property
+    def random(self) -> tuple[str, ...]:
+        """Return the bridge without the copy of the VLM; learnable queries are trained by every stage."""
+        return ("vae_branch", "position_mlp") if self.bridge.vae_branch else ("position_mlp",)
+
     def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         super().check(stages, engine)
         if self.bridge.source_latents and engine == "hybrid":
