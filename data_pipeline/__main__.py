@@ -1,24 +1,26 @@
 """`wemmu data`, also `python -m data_pipeline`: buckets CURRICULUM, write CURRICULUM, inspect DIR, verify DIR."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from wemmu.command_line import FAILED, CurriculumFile, Overrides, plainly, program, start
+from wemmu.command_line import FAILED, AsJson, CurriculumFile, Overrides, plainly, program, start
 from wemmu.config import load_curriculum
 
 
-def tables() -> Console:
-    """Return a console; 120 columns wide without a terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+def tables(as_json: bool) -> Console:
+    """Return a console; 120 columns wide without a terminal. JSON has stdout for itself and needs no tables."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=as_json)
 
 
-def lines() -> Console:
-    """Print a message as one line, without markup."""
-    return Console(soft_wrap=True, markup=False, highlight=False)
+def lines(as_json: bool = False) -> Console:
+    """Print a message as one line, without markup; on stderr if stdout is JSON."""
+    return Console(soft_wrap=True, markup=False, highlight=False, stderr=as_json)
 
 
 @plainly()
@@ -26,11 +28,14 @@ def buckets(
     curriculum: CurriculumFile,
     overrides: Overrides = None,
     sample: Annotated[int, typer.Option(min=1, help="Records to read from each source.")] = 1000,
+    as_json: AsJson = False,
 ) -> None:
     """Show the buckets of CURRICULUM and the share of records in each, without writing."""
     from data_pipeline.preview_text import show_buckets
 
-    show_buckets(load_curriculum(curriculum, overrides or ()), tables(), sample)
+    found = show_buckets(load_curriculum(curriculum, overrides or ()), tables(as_json), sample)
+    if as_json:
+        print(json.dumps(found, indent=1))
 
 
 @plainly()
@@ -57,22 +62,29 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE.png", help="PNG file for the first records of each stream."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the streams of a data set and one example record of each."""
     from data_pipeline.inspect import inspect
 
-    inspect(directory, tables(), images)
+    found = inspect(directory, tables(as_json), images)
+    if as_json:
+        print(json.dumps(found, indent=1))
 
 
 @plainly()
 def verify(
     directory: Annotated[Path, typer.Argument(help="Folder of a data set, finished or not.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read and hash a data set again; exit with 1 unless it is complete and undamaged."""
     from data_pipeline.verify import verify
 
-    if not verify(directory, lines(), workers):
+    found = verify(directory, lines(as_json), workers)
+    if as_json:
+        print(json.dumps({"whole": found.whole, **asdict(found)}, indent=1))
+    if not found.whole:
         raise typer.Exit(FAILED)
 
 

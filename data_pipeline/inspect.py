@@ -3,6 +3,7 @@
 import io
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,17 +31,17 @@ IMAGES = ("jpeg", "png", "bytes")
 PRINTED = 2000
 
 
-def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> None:
+def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> dict[str, Any]:
     """Print the streams of the data set in `root` and an example of each, or the columns of a foreign MDS data set.
 
-    Write the first records of every stream into the PNG file `sheet_file`.
+    Write the first records of every stream into the PNG file `sheet_file`. Return what is printed, for JSON.
 
     Raises:
         ShardError: if `root` is neither, or if `sheet_file` is given for a foreign data set.
     """
     if (root / SETTINGS_FILE).exists() or (root / DATASET_FILE).exists():
         contents = look(root)
-        _show(contents, console)
+        found = _show(contents, console)
         if sheet_file is not None:
             streams = in_order(contents.streams)[:SECTIONS]
             if not streams:
@@ -52,21 +53,29 @@ def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> Non
     elif (root / INDEX_FILE).exists():
         if sheet_file is not None:
             raise ShardError(f"{root} is not a data set of this project, so there are no images to show")
-        _show_foreign(root, console)
+        found = _show_foreign(root, console)
     else:
         raise ShardError(
             f"{root} holds neither a data set of this project ({SETTINGS_FILE}) nor one of MDS shards ({INDEX_FILE})"
         )
+    return found
 
 
-def _show(contents: Contents, console: Console) -> None:
+def _show(contents: Contents, console: Console) -> dict[str, Any]:
     state = "complete" if contents.complete else f"{contents.finished} of {contents.parts} partitions are finished"
     console.print(table(streams_table(f"{contents.root}: {state}", contents.streams)))
+    streams = []
     for stream in in_order(contents.streams):
         record = next(records(contents.root, stream))
+        example = {"id": record.id, "prompt": record.prompt, "answer": record.answer}
+        sizes = {"inputs": list(map(size_of, record.images)), "target": size_of(record.target)}
+        about = stream.model_dump(mode="json", exclude={"files"})
+        streams.append(about.pop("settings") | about | {"name": stream.settings.name, "first": example | sizes})
         console.print(Text(f"{stream.settings.name}: {plain(record.id)}", "bold"), soft_wrap=True)
         for line in _lines(record):
             console.print(Text(f"  {line}"), soft_wrap=True)
+    facts = {"complete": contents.complete, "partitions": contents.parts, "finished": contents.finished}
+    return facts | {"streams": streams}
 
 
 def _row(record: StoredRecord) -> Row:
@@ -94,7 +103,7 @@ def _lines(record: StoredRecord) -> list[str]:
     return [*lines, f'answer "{plain(record.answer)}"'] if record.answer else lines
 
 
-def _show_foreign(root: Path, console: Console) -> None:
+def _show_foreign(root: Path, console: Console) -> dict[str, Any]:
     shards = read_index(root)
     if not shards:
         raise ShardError(f"{root / INDEX_FILE} names no shards")
@@ -116,6 +125,8 @@ def _show_foreign(root: Path, console: Console) -> None:
     notes += chain.from_iterable(_header_notes(shard) for shard in shards)
     for note in notes:
         console.print(Text(f"! {note}", "yellow"), soft_wrap=True)
+    facts = {"records": samples, "shards": len(shards), "bytes": size, "compression": first.compression}
+    return facts | {"columns": first.columns, "notes": notes}
 
 
 def _header_notes(shard: Shard) -> list[str]:

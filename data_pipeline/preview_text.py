@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -20,8 +21,8 @@ from wemmu.report.text import table
 Count = Callable[[int], str]
 
 
-def show_buckets(curriculum: Curriculum, console: Console, sample: int) -> None:
-    """Print the preview of the curriculum's buckets, from `sample` records of each source.
+def show_buckets(curriculum: Curriculum, console: Console, sample: int) -> dict[str, Any]:
+    """Print the preview of the curriculum's buckets, from `sample` records of each source; return it for JSON.
 
     Raises:
         ConfigError: if the curriculum prepares no data, or there is nothing at a source's path.
@@ -36,6 +37,24 @@ def show_buckets(curriculum: Curriculum, console: Console, sample: int) -> None:
     console.print(
         Text("Only headers were read: duplicates, and images that are cut off or damaged, are found when writing.")
     )
+    streams, steps = _streams(surveys), [step for stage in curriculum.stages for step in stage.resolution_steps]
+    return {
+        "exact": exact,
+        "sources": [
+            {name: getattr(found, name) for name in ("name", "kind", "parts", "records", "exact", "looked")}
+            | {"left_out": {reason: found.scaled(count) for reason, count in found.reasons.items()}}
+            for found in surveys
+        ],
+        "streams": [{**stream.settings.model_dump(mode="json"), "records": stream.samples} for stream in streams],
+        "steps": [stage_steps(step, streams).model_dump(mode="json") for step in steps],
+    }
+
+
+def _streams(surveys: list[Survey]) -> list[Stream]:
+    counts: Counter[StreamSettings] = Counter()
+    for found in surveys:
+        counts.update({stream: found.scaled(count) for stream, count in found.streams.items()})
+    return [Stream(settings=s, samples=count, bytes=0, files={}) for s, count in counts.items() if count]
 
 
 def _tables(curriculum: Curriculum, job: Job, surveys: list[Survey], about: Count) -> Iterator[Table]:
@@ -65,23 +84,18 @@ def _tables(curriculum: Curriculum, job: Job, surveys: list[Survey], about: Coun
     ]
     if left_out:
         yield reasons_table("Left out", left_out, count=about)
-    counts: Counter[StreamSettings] = Counter()
-    for found in surveys:
-        counts.update({stream: found.scaled(count) for stream, count in found.streams.items()})
+    streams = _streams(surveys)
     for resolution in sorted({r for resolutions in job.resolutions.values() for r in resolutions}):
-        yield _resolution(resolution, job, counts, surveys, about)
-    streams = [Stream(settings=s, samples=count, bytes=0, files={}) for s, count in counts.items() if count]
+        yield _resolution(resolution, job, streams, surveys, about)
     steps = [step for stage in curriculum.stages for step in stage.resolution_steps]
     yield steps_table("Steps", [stage_steps(step, streams) for step in steps], about)
 
 
-def _resolution(
-    resolution: int, job: Job, streams: Counter[StreamSettings], surveys: list[Survey], about: Count
-) -> Table:
+def _resolution(resolution: int, job: Job, streams: list[Stream], surveys: list[Survey], about: Count) -> Table:
     unit, counts = job.prepare.images.unit, Counter[tuple[int, int]]()
-    for stream, count in streams.items():
-        if stream.resolution == resolution:
-            counts[stream.height, stream.width] += count
+    for stream in streams:
+        if stream.settings.resolution == resolution:
+            counts[stream.settings.height, stream.settings.width] += stream.samples
     rows = []
     for height, width in buckets(resolution, job.prepare.images):
         count = counts[height, width]

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,8 +28,26 @@ from wemmu.mds import Shard, read_index
 Samples = dict[str, dict[str, int]]
 
 
-def verify(root: Path, console: Console, workers: int | None = None) -> bool:
-    """Print each problem and a summary; return whether the data set is complete and undamaged.
+@dataclass(frozen=True)
+class Verified:
+    """What was read of a data set and found in it. bytes: of its shards."""
+
+    complete: bool
+    streams: int
+    shards: int
+    records: int
+    bytes: int
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the data set is complete and undamaged."""
+        return self.complete and not self.problems
+
+
+def verify(root: Path, console: Console, workers: int | None = None) -> Verified:
+    """Print each problem and a summary; return what was found.
 
     Warns of sources whose inputs and targets look swapped, which is no damage.
 
@@ -38,7 +57,7 @@ def verify(root: Path, console: Console, workers: int | None = None) -> bool:
     Raises:
         ShardError: if `root` holds no data set of this version.
     """
-    start, problems, records, size, grown = time.monotonic(), 0, 0, 0, list[Growth]()
+    start, problems, records, size, grown = time.monotonic(), list[Problem](), 0, 0, list[Growth]()
     contents = look(root)
     samples, ledger_problems = _ledger(contents)
     checks = [
@@ -48,9 +67,8 @@ def verify(root: Path, console: Console, workers: int | None = None) -> bool:
     ]
 
     def tell(found: Iterable[Problem]) -> None:
-        nonlocal problems
         for problem in found:
-            problems += 1
+            problems.append(problem)
             console.print(str(problem), style="red")
 
     tell(ledger_problems)
@@ -70,14 +88,14 @@ def verify(root: Path, console: Console, workers: int | None = None) -> bool:
                 grown += checked.growth
                 progress.advance(bar)
             tell(_repeated_ids(ids))
-    for warning in suspects(grown):
+    for warning in (warnings := tuple(suspects(grown))):
         console.print(warning, style="yellow")
     read = (
         f"{records:,} records in {len(checks)} shards of {len(contents.streams)} streams, {size / 1e6:,.1f} MB, in "
         f"{time.monotonic() - start:.1f} s"
     )
-    _conclude(contents, console, problems, read)
-    return contents.complete and not problems
+    _conclude(contents, console, len(problems), read)
+    return Verified(contents.complete, len(contents.streams), len(checks), records, size, tuple(problems), warnings)
 
 
 def _conclude(contents: Contents, console: Console, problems: int, read: str) -> None:

@@ -13,7 +13,7 @@ from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 from wemmu.config.base import differences
 from wemmu.diagnosis.findings import Call, examine
-from wemmu.readable import valid
+from wemmu.readable import namesake
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
@@ -62,10 +62,10 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
 def curriculum_file(run: Path) -> Path:
     """Raises RefusedError if `run` is not a run folder; names those beside it."""
     if not (run / CURRICULUM).exists():
-        there = valid(
-            run, sorted(file.parent for file in run.parent.glob(f"*/{CURRICULUM}")), f"run folders in {run.parent}"
-        )
-        raise RefusedError(f"{run} is not a run folder: it has no {CURRICULUM}; {there}")
+        there = sorted(file.parent for file in run.parent.glob(f"*/{CURRICULUM}"))
+        question = "".join(f"did you mean {one}? " for one in namesake(run, there))
+        beside = f"{question}run folders in {run.parent}: {', '.join(map(str, there)) or 'none'}"
+        raise RefusedError(f"{run} is not a run folder: it has no {CURRICULUM}; {beside}")
     return run / CURRICULUM
 
 

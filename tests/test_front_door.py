@@ -97,6 +97,21 @@ def test_the_front_door_leads_to_the_programs_of_the_old_ways():
     assert set(load("data").commands) == data_commands == {"buckets", "write", "inspect", "verify"}
 
 
+def test_the_docs_list_every_command_with_its_options():
+    docs = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    table = docs.partition("## All options")[2].partition("\n## ")[0]
+    rows = []
+    for name in PROGRAMS:
+        command = load(name)
+        for part, one in getattr(command, "commands", {"": command}).items():
+            options = [param for param in one.params if param.param_type_name == "option" and not param.hidden]
+            listed = [f"`{'/'.join([*option.opts, *option.secondary_opts])}`" for option in options]
+            rows.append(f"| `{f'{name} {part}'.strip()}` | {', '.join(listed) or 'none'} |")
+    assert [line for line in table.splitlines() if line.startswith("| `")] == rows
+    # The first table says what each command is for.
+    assert all(f"| `wemmu {name}" in docs or f", `wemmu {name}" in docs for name in PROGRAMS)
+
+
 @pytest.mark.slow
 def test_both_ways_say_the_same_and_end_a_mistake_by_the_same_code_in_every_program(tmp_path: Path):
     """A file that is not there is a mistake of the config, an option that is not there one of the command line."""

@@ -1,13 +1,16 @@
 """Score a model: `wemmu evaluate RUN` on the miniature's held-out requests, `--benchmark NAME` on a benchmark."""
 
+import contextlib
+import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wemmu.command_line import Ema, UsageError, plainly, program, start
+from wemmu.command_line import AsJson, Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
 from wemmu.config.benchmarks import OPTIONS, RESULTS, card_folder, from_pairs, options
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
@@ -45,17 +48,30 @@ def main(
     ] = False,
     only: Annotated[str | None, typer.Option(metavar="STEP", help="Only `generate`, or only `score`.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda if there is one.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Score a trained stage on held-out requests, or run a benchmark."""
     if only not in (None, "generate", "score"):
         raise UsageError(f"--only {only} is no step; {valid(only, ('generate', 'score'), 'valid choices')}")
     step: Any = only
-    if benchmark is not None:
-        _benchmark(source, benchmark, from_pairs(set_ or ()), checkpoint, ema, out, step, device, replace)
-        return
     for_benchmarks = {"--set": set_, "--out": out, "--replace": replace}
-    if unused := [name for name, value in for_benchmarks.items() if value]:
+    if benchmark is None and (unused := [name for name, value in for_benchmarks.items() if value]):
         raise UsageError(f"{unused[0]} goes with --benchmark NAME; valid names: {', '.join(OPTIONS)}")
+    if benchmark is not None and prompts is not None:
+        raise UsageError("--prompts is for a stage; of a benchmark that has prompts, say --set prompts=N")
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        if benchmark is None:
+            found = _of_stage(source, prompts, checkpoint, ema, step, device)
+        else:
+            values = from_pairs(set_ or ())
+            found = _benchmark(source, benchmark, values, checkpoint, ema, out, step, device, replace)
+    if as_json:
+        print(json.dumps(found, indent=1))
+
+
+def _of_stage(
+    source: Path, prompts: int | None, checkpoint: Path | None, ema: bool | None, only: Any, device: str | None
+) -> dict[str, Any] | None:
     folder = stage_folder(source)
     run = load_stage(folder / "config.yaml")
     number = prompts or run.evaluation.prompts
@@ -70,10 +86,11 @@ def main(
     model = _Stage(run, chosen, ema, _device(device, run))
     what = f"the average (EMA) in {chosen.name}" if run.stage.averages(ema) else chosen.name
     print(f"{run.stage.name}: scoring {what}, {number} requests of each task", flush=True)
-    results = evaluate(run, number, folder, model.open, model.settings(), step)
+    results = evaluate(run, number, folder, model.open, model.settings(), only)
     if results is not None:
         print(*lines(results), sep="\n")
         print(f"{run.stage.name}: scores in {folder / RESULTS}", flush=True)
+    return results
 
 
 def _device(named: str | None, run: StageRun | None) -> Any:
@@ -104,7 +121,7 @@ def _benchmark(
     only: Any,
     device: str | None,
     replace: bool,
-) -> None:
+) -> dict[str, Any] | None:
     exported = (source / "model_index.json").is_file()
     others = not exported and source.is_dir() and not (source / "config.yaml").is_file() and not load_stages(source)
     if (exported or others) and (checkpoint or ema is not None):
@@ -134,6 +151,7 @@ def _benchmark(
         for title, one in card["scores"].items():
             print(f"{title:32} {one['value']:8.4f}  [{one['low']:.4f}, {one['high']:.4f}]", flush=True)
         print(f"{card['n']} images; card in {folder / 'card.json'}, page in {folder / 'index.html'}", flush=True)
+    return card
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def human(value: float, unit: str = "") -> str:
@@ -35,6 +36,12 @@ def meant(word: object, choices: Iterable[object]) -> list[str]:
     """The choice that is most like a misspelt word; empty if none is like it."""
     known = {str(choice).lower(): str(choice) for choice in choices}
     return [known[one] for one in difflib.get_close_matches(str(word).lower(), known, n=1)]
+
+
+def namesake(path: Path, others: Iterable[Path]) -> list[Path]:
+    """Return the path whose name is most like; empty if none is. Folders in front would make all paths alike."""
+    named = {other.name: other for other in others}
+    return [named[name] for name in meant(path.name, named)]
 
 
 def valid(words: object, choices: Iterable[object], label: str = "valid") -> str:

@@ -1,13 +1,16 @@
 """`buckets` tells beforehand what writing will do, from headers alone."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageFile
 from rich.console import Console
+from typer.testing import CliRunner
 
 from data_pipeline import preview
+from data_pipeline.__main__ import app
 from data_pipeline.images import decode
 from data_pipeline.plan import plan
 from data_pipeline.preview import header, survey
@@ -15,13 +18,19 @@ from data_pipeline.preview_text import show_buckets
 from data_pipeline.records import EncodedImage, RejectedError
 from tests.data_pipeline.broken import rotated_jpeg, truncated_jpeg
 from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, write_in_process
-from wemmu.config import Curriculum
+from wemmu.config import Curriculum, dump
+from wemmu.config.shards import StreamSettings
 
 
 def shown(curriculum: Curriculum, sample: int = 1000) -> str:
     console = Console(file=io.StringIO(), width=120)
     show_buckets(curriculum, console, sample)
     return console.file.getvalue()
+
+
+def dumped(curriculum: Curriculum, folder: Path) -> Path:
+    dump(curriculum, folder / "curriculum.yaml")
+    return folder / "curriculum.yaml"
 
 
 def test_it_foretells_exactly_what_writing_does(tmp_path: Path) -> None:
@@ -38,6 +47,13 @@ def test_it_foretells_exactly_what_writing_does(tmp_path: Path) -> None:
     assert foretold == {s.settings: s.samples for s in dataset.streams}
     assert sum(one.reasons.total() for one in found) > 3
     assert all(one.exact and one.looked == one.records for one in found)
+    ran = CliRunner().invoke(app, ["buckets", str(dumped(curriculum, tmp_path)), "--json"])
+    said = json.loads(ran.stdout)
+    assert {
+        StreamSettings(**{n: v for n, v in s.items() if n != "records"}): s["records"] for s in said["streams"]
+    } == (foretold)
+    assert sum(sum(source["left_out"].values()) for source in said["sources"]) > 3
+    assert [stage["name"] for stage in said["steps"]] == [stage.name for stage in curriculum.stages]
 
 
 def test_no_image_is_decoded(written: Curriculum, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ from PIL import Image
 from rich.console import Console
 from streaming import MDSWriter
 from streaming.base.local import LocalDataset
+from typer.testing import CliRunner
 
+from data_pipeline.__main__ import app
 from data_pipeline.contents import look, records
 from data_pipeline.inspect import inspect
 from tests.data_pipeline.worlds import photograph
@@ -74,6 +76,12 @@ def test_it_lists_every_stream_with_an_example(written: Curriculum) -> None:
         assert f"{stream.settings.name}: {record.id}" in text
         assert record.prompt in text
         assert f"target {size}" in text
+    said = json.loads(CliRunner().invoke(app, ["inspect", str(written.data.shards), "--json"]).stdout)
+    assert said["complete"]
+    assert {s["name"]: (s["samples"], s["first"]["target"]) for s in said["streams"]} == {
+        s.settings.name: (s.samples, f"{s.settings.height}x{s.settings.width}")
+        for s in DataSet.at(written.data.shards).streams
+    }
 
 
 def test_the_contact_sheet_is_a_image_with_a_row_for_every_stream(written: Curriculum, tmp_path: Path) -> None:
@@ -145,6 +153,8 @@ def test_a_foreign_data_set_shows_its_columns_and_never_opens_a_pickle(foreign: 
     assert "12 records" in text
     for expected in ("jpeg", "an image, 300x451 px", "cat 0", "float32", "0.5", '{"a": 0}', "pkl", "not opened"):
         assert expected in text
+    said = json.loads(CliRunner().invoke(app, ["inspect", str(foreign), "--json"]).stdout)
+    assert (said["records"], said["columns"]["extra"], said["notes"]) == (12, "pkl", [])
     assert not (foreign.parent / "sprung").exists()
     assert "!" not in text
 

@@ -28,7 +28,7 @@ from wemmu.shapes.render import render
 
 def verified(root: Path, workers: int = 1) -> tuple[bool, str]:
     console = Console(file=io.StringIO(), soft_wrap=True, markup=False, highlight=False)
-    return verify(root, console, workers), console.file.getvalue()
+    return verify(root, console, workers).whole, console.file.getvalue()
 
 
 def a_shard(root: Path) -> Path:
@@ -274,3 +274,8 @@ def test_the_exit_code_tells(copied: Curriculum) -> None:
     result = runner.invoke(app, ["verify", str(copied.data.shards)])
     assert result.exit_code == 1
     assert "its checksum differs" in result.output
+    result = runner.invoke(app, ["verify", str(copied.data.shards), "--json"])
+    said = json.loads(result.stdout)
+    assert (result.exit_code, said["whole"], said["complete"]) == (1, False, True)
+    assert {problem["file"] for problem in said["problems"]} == {str(a_shard(copied.data.shards))}
+    assert "its checksum differs" in result.stderr

@@ -87,7 +87,11 @@ def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path, capsys: p
 
 
 def test_a_run_finds_its_backbones_from_another_folder(
-    stage: Path, backbones: Backbones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Path,
+    backbones: Backbones,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     run = tmp_path / "run"
     shutil.copytree(stage, run / "only")
@@ -96,7 +100,9 @@ def test_a_run_finds_its_backbones_from_another_folder(
     near = load_stage(stage / "config.yaml").model_copy(update={"backbones": Backbones(vlm="vlm", sana="sana")})
     dump(near, run / "only/config.yaml")
     monkeypatch.chdir(tmp_path)
-    evaluate.main(Path("run"), prompts=1, checkpoint=None)
+    evaluate.main(Path("run"), prompts=1, checkpoint=None, as_json=True)
+    # Nothing but JSON on stdout.
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("run/only/evaluation.json").read_text())
     for name in ("sample.png", "sample-2.png"):
         sample.main(Path("run"), prompt="a red circle", size=None, steps=1)
         assert (tmp_path / name).is_file()

@@ -297,4 +297,4 @@ def test_a_folder_from_a_cluster_goes_on_without_slurm(
     assert len(begun) == 2
     call("resume", "runs/x", "--here")
     assert len(begun) == 3
-    assert "did you mean runs/x? run folders in runs: runs/x" in call("resume", "runs/y").stderr
+    assert "did you mean runs/x? run folders in runs: runs/x" in call("resume", "runs/X").stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wemmu.config.base import ConfigError
 from wemmu.config.load import load_stages
-from wemmu.readable import meant
+from wemmu.readable import namesake
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 _NAME = re.compile(r"step_(\d{8})")
@@ -38,7 +38,7 @@ def stage_folder(source: Path) -> Path:
     stages = load_stages(source)
     if not stages:
         beside = {file.parent for name in ("config", "curriculum") for file in source.parent.glob(f"*/{name}.yaml")}
-        question = "".join(f"did you mean {one}? " for one in meant(source, beside))
+        question = "".join(f"did you mean {one}? " for one in namesake(source, beside))
         raise ConfigError(
             f"{source} is not a run; {question}valid choices: a run folder (it holds STAGE/config.yaml), a stage's "
             "folder (config.yaml) or, to sample from it, an exported model (model_index.json)"

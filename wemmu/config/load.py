@@ -19,7 +19,7 @@ from wemmu.config.files import check_yaml, replace_text
 from wemmu.config.messages import faults, short
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
-from wemmu.readable import meant, valid
+from wemmu.readable import meant, namesake, valid
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -73,7 +73,7 @@ def dump(config: BaseModel, path: Path) -> None:
 
 def _near(path: Path) -> str:
     """Return which file may be meant by one that is not there: beside it, or shipped."""
-    near = meant(path, [*path.parent.glob("*.yaml"), *(name for name, _, _ in shipped.configs())])
+    near = [*namesake(path, path.parent.glob("*.yaml")), *meant(path, [name for name, _, _ in shipped.configs()])]
     return f"; did you mean {near[0]}?" if near else "; `wemmu config list` lists the configs of this installation"
 
 
