@@ -138,6 +138,13 @@ REFUSED = {
         [put("recipe", {"kind": "wemmu", "bridge": {"source_latents": True}})],
         "no stage trains dit, so its channels for them would stay zero",
     ),
+    "reconstruction without the branch that is not there": (
+        [
+            put("recipe", {"kind": "wemmu", "bridge": {"reconstruct_without_vae": 0.5, "vae_branch": False}}),
+            *(put("stages", number, "trains", ["pathway"]) for number in (0, 1)),
+        ],
+        "reconstruct_without_vae leaves out the VAE branch",
+    ),
     "unknown task": ([put("stages", 0, "mixture", {"poetry": 1.0})], "t2i"),
     "empty mixture": ([put("stages", 0, "mixture", {})], "the mixture is empty; valid tasks: t2i"),
     "weight of zero": ([put("stages", 0, "mixture", {"t2i": 0})], "greater than 0"),

@@ -29,12 +29,13 @@ from wemmu.config.shards import (
 )
 from wemmu.config.task import Task
 from wemmu.shapes.edits import random_edit, random_two_image_edit
-from wemmu.shapes.language import caption
+from wemmu.shapes.language import DESCRIBE, caption
 from wemmu.shapes.render import render
 from wemmu.shapes.scene import random_scene
 
 PX = 32
 INPUTS = {Task.T2I: 0, Task.RECONSTRUCTION: 1, Task.UNCONDITIONAL: 0, Task.EDIT: 1, Task.MULTI_EDIT: 2}
+INPUTS[Task.UNDERSTANDING] = 1
 # All five tasks, with numbers of records that are multiples neither of the partition nor of the global batch.
 SAMPLES = {Task.T2I: 30, Task.RECONSTRUCTION: 17, Task.UNCONDITIONAL: 9, Task.EDIT: 26, Task.MULTI_EDIT: 13}
 MIXTURE = {"t2i": 0.3, "reconstruction": 0.15, "unconditional": 0.05, "edit": 0.3, "multi_edit": 0.2}
@@ -50,6 +51,7 @@ class Record:
     images: tuple[Image.Image, ...] = ()
     target: Image.Image | None = None
     latents: tuple[bytes, ...] = ()
+    answer: str = ""
 
 
 def stream(task: Task, height: int = PX, width: int = PX, inputs: int | None = None, **changes: Any) -> StreamSettings:
@@ -69,6 +71,8 @@ def shapes(task: Task, count: int, size: tuple[int, int] = (PX, PX)) -> list[Rec
                 record = Record(name, caption(scene, rng), (), render(scene, size))
             case Task.RECONSTRUCTION:
                 record = Record(name, "", (render(scene, size),))
+            case Task.UNDERSTANDING:
+                record = Record(name, DESCRIBE, (render(scene, size),), answer=caption(scene, rng))
             case Task.UNCONDITIONAL:
                 record = Record(name, "", (), render(scene, size))
             case _:
@@ -107,7 +111,7 @@ def columns(task: Task, record: Record, form: Literal["PNG", "JPEG"] = "PNG") ->
         "id": record.id,
         "task": task.value,
         "prompt": record.prompt,
-        "answer": "",
+        "answer": record.answer,
         "images": pack([file_of(image, form) for image in record.images]),
         "target": b"" if record.target is None else file_of(record.target, form),
         "latents": pack(record.latents) if record.latents else b"",

@@ -203,7 +203,7 @@ def full_size(out: Path, name: str, processor: Path) -> Path:
 def main(out: str) -> None:
     shapes = Path(__file__).parents[2] / "assets/shapes/vlm"
     for name, config in CONFIGS.items():
-        if config.get("_class_name") != "AutoencoderDC":
+        if config.get("_class_name") == "SanaTransformer2DModel" or "VL" in name:
             print(full_size(Path(out), name, shapes))
 
 

@@ -340,6 +340,8 @@ def test_a_config_of_another_model_is_not_planned_with(copied: Backbones):
         ("SANA1.5_1.6B_1024px_diffusers/transformer", 1_604_641_952),
         ("SANA1.5_4.8B_1024px_diffusers/transformer", 4_721_825_952),
         ("dc-ae-f32c32-sana-1.1-diffusers", 312_250_275),
+        ("clip-vit-large-patch14", 303_966_208),
+        ("dinov2-large", 304_368_640),
     ],
 )
 def test_configs_known_by_name_are_of_models_of_the_published_size(name: str, parameters: int):

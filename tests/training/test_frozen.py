@@ -12,20 +12,27 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from tests.data.handmade import all_tasks, write
 from tests.models.world import make_batch
 from tests.training.runs import STAGE, make_run
 from tests.training.test_lora import load_weights, train, velocity, with_checkpoint
 from tools.convert_ckpt import export, find
 from wemmu.backbones.quantized import QuantizedLinear, pack, quantizable
+from wemmu.backbones.weights import load_vlm
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.manifest import read_manifest
+from wemmu.config import load_curriculum
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.config.task import Task
+from wemmu.planning.ask import Item, ask
+from wemmu.planning.layout import Degrees, RankWorkload, states
+from wemmu.planning.layout import checkpoint as stored_bytes
 from wemmu.published.layout import BackboneError
 from wemmu.recipes.lora import merge
-from wemmu.recipes.recipe import recipe
+from wemmu.recipes.recipe import quantize, recipe
 from wemmu.training.build import load_trained
 
+SHAPES = Path(__file__).parents[2] / "configs" / "shapes"
 LORA = {"pathway": {"rank": 2}, "dit": {"rank": 2}}
 ALL = {"vlm": "nf4", "pathway": "int8", "dit": "nf4"}
 # Of keys and values against those of the full weights, relative, which grow layer by layer; tiny random weights.
@@ -148,12 +155,106 @@ def test_an_export_has_full_weights(trained: tuple[StageRun, Path], tmp_path: Pa
     assert not any(isinstance(module, QuantizedLinear) for module in merged.modules())
 
 
+# Of the recipes that tune the VLM: a stage, and what is packed.
+TUNED = {
+    "ross": ("tune", "{vision: nf4, llm: nf4, teacher: int8}"),
+    "uae": ("reward", "{vision: nf4, llm: int8, generator: nf4, dit: int8, reward: int8}"),
+}
+OF_ROSS = "recipe.target={kind: features, encoder: assets/shapes/encoders/dino}"
+FLOW = "stages.reward.objective={kind: flow_grpo, window: 1, first: 0}"
+OF_UAE = (
+    "recipe.generator.steps=1",
+    "recipe.max_length=16",
+    "stages.reward.objective={kind: unified_grpo, group: 3, temperature: 2.0, beta: 0.01}",
+)
+
+
+def tuned(name: str, shards: str, packed: str, *changes: str) -> StageRun:
+    stage = TUNED[name][0]
+    own = (
+        [OF_ROSS, "recipe.head={kind: denoiser, depth: 1, width: 32, heads: 2, repeats: 1}"]
+        if name == "ross"
+        else OF_UAE
+    )
+    few = [
+        f"stages.{stage}.{field}"
+        for field in (
+            "steps=2",
+            "global_batch=4",
+            "resolution=32",
+            "optimizer.lr=0.01",
+            "optimizer.warmup=0",
+            "optimizer.decay=0",
+        )
+    ]
+    memory = f"memory={{micro_batch: 2, reference_resolution: 32, quantize: {packed}}}"
+    logging = "logging={every: 1, samples_every: 100, checkpoint_every: 1, keep_checkpoints: 9, wandb: disabled}"
+    chosen = [*own, *few, memory, logging, "recipe.lora={llm: {rank: 2}}", f"data={{shards: {shards}}}"]
+    return load_curriculum(SHAPES / f"{name}.yaml", [*chosen, "sampling.prompts=[]", "threads=1", *changes]).stage_run(
+        stage
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUNED)
+def test_a_vlm_learns_by_adapters_on_packed_weights_resumes_equal_and_is_exported_whole(
+    name: str, tmp_path: Path
+) -> None:
+    # Text-to-image records serve captions.
+    write(tmp_path / "shards", all_tasks({Task.UNDERSTANDING: 8, Task.T2I: 8}))
+    run = tuned(name, str(tmp_path / "shards"), TUNED[name][1])
+    checkpoint = train(run, tmp_path / "stage")
+    weights = load_weights(checkpoint)
+    adapters = {n for n in weights if is_adapter(n)}
+    assert all(weights[n].any() for n in adapters if n.endswith("lora_B.weight"))
+    assert all(n.startswith(("vlm.model.visual.merger.", "head.")) for n in weights.keys() - adapters)
+    resumed = load_weights(train(run, with_checkpoint(tmp_path / "again", checkpoint, 1)))
+    assert resumed.keys() == weights.keys()
+    assert all(torch.equal(resumed[n], weights[n]) for n in weights)
+    export(find(checkpoint), tmp_path / "export", "float32", False, True, ema=False)
+    exported, base = (load_vlm(f, torch.float32)[0] for f in (tmp_path / "export", run.backbones.vlm))
+    a = next(n for n in adapters if n.endswith("down_proj.lora_A.weight"))
+    layer = a.replace("lora_A.", "").removeprefix("vlm.")
+    learnt = weights[a.replace("lora_A", "lora_B")] @ weights[a]
+    assert learnt.abs().max() > 1e-5
+    assert torch.allclose(exported.get_parameter(layer), base.get_parameter(layer) + learnt, atol=1e-6)
+    assert torch.equal(
+        exported.model.visual.blocks[0].mlp.down_proj.weight, base.model.visual.blocks[0].mlp.down_proj.weight
+    )
+
+
+@pytest.mark.parametrize("name", TUNED)
+@torch.no_grad()
+def test_all_frozen_parts_of_the_other_recipes_are_packed_as_planned(name: str) -> None:
+    run = tuned(name, "shards", TUNED[name][1])
+    made = recipe(run)
+    encoder: Any = made.model.get_submodule("teacher" if name == "ross" else "encoders.reward")
+    made.model.freeze_all_but(run.stage.trains)
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    full = encoder.embed(images)
+    quantize(run, made.model)
+    for paths in run.recipe.quantizable.values():
+        for path in paths:
+            assert not quantizable(made.model.get_submodule(path))
+            assert any(isinstance(part, QuantizedLinear) for part in made.model.get_submodule(path).modules())
+    assert 0 < float((encoder.embed(images) - full).norm() / full.norm()) < BOUND["int8"]
+    layers = [part for part in made.model.modules() if isinstance(part, QuantizedLinear)]
+    real = sum(one.packed.nbytes + one.scales.nbytes for one in layers)
+    real += sum(p.nbytes for p in made.model.parameters() if not p.requires_grad)
+    rank = RankWorkload(run, ask([Item("parameters", run)])[0], Degrees(1, 1, 1), 1, 1)
+    assert states(rank)["frozen weights"] == pytest.approx(real, rel=0.01)
+    learns = sum(p.numel() for p in made.model.parameters() if p.requires_grad)
+    # The head of features is planned with as many channels as that of pixels.
+    assert name == "ross" or stored_bytes(rank.model, run, []) == 12 * learns
+    assert rank.model["parts"]["teacher" if name == "ross" else "encoders"] > 0
+
+
 # ------------------------------------------------------------------------------------------------------------ configs
 @pytest.mark.parametrize(
     ("quantize", "changes", "message"),
     [
         ({"vae": "nf4"}, {}, "memory.quantize: vae cannot be; valid: vlm, pathway, dit"),
-        ({"vlm": "int3"}, {}, "did you mean int8\\? valid: int8, nf4"),
+        ({"vlm": "int3"}, {}, "Input should be 'int8' or 'nf4'"),
         ({"dit": "nf4"}, {"lora": {}}, r"memory\.quantize\.dit: dit learns whole.*recipe\.lora\.dit"),
         ({"pathway": "nf4"}, {"lora": {}, "stage": {"trains": ["position_mlp"]}}, "pathway learns whole"),
         (
@@ -168,6 +269,28 @@ def test_what_cannot_be_packed_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run_of(backbones, Path("shards"), quantize, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "changes", "message"),
+    [
+        ("ross", "{vae: nf4}", (), "memory.quantize: vae cannot be; .*valid: vision, llm, teacher"),
+        ("ross", "{teacher: nf4}", ("recipe.target=pixels",), "teacher cannot be; .*valid: vision, llm"),
+        ("ross", "{llm: nf4}", ("recipe.lora={}",), "llm learns whole, .*give it adapters, recipe.lora.llm"),
+        ("ross", "{vision: nf4}", ("parallel={engine: zero3, ranks: 2}",), "engine zero3 has no slices of vision"),
+        ("uae", "{reward: nf4}", ("recipe.reward={encoder: pixels}",), "valid: vision, llm, generator, dit"),
+        ("uae", "{dit: nf4}", (FLOW, "stages.reward.trains=[dit]"), "dit learns whole.*; remove memory.quantize.dit"),
+        ("uae", "{llm: nf4}", ("parallel={engine: zero3, ranks: 2}",), "engine zero3 has no slices of llm"),
+    ],
+)
+def test_what_cannot_be_packed_in_other_recipes_is_refused(
+    name: str, packed: str, changes: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tuned(name, "shards", packed, *changes)
+    if name == "uae" and "zero3" in changes[0]:
+        # Whole on every rank.
+        tuned(name, "shards", "{generator: nf4, dit: nf4, reward: int8}", *changes)
 
 
 def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,8 @@ class QuantizedLinear(nn.Module):
 
 def quantizable(root: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers of the repeated blocks within `root` by name, without adapters (LoRA) among them."""
-    blocks = tuple(f"{name}." for name, part in root.named_modules() if isinstance(part, nn.ModuleList))
+    # A root that is itself a list of blocks has an empty name.
+    blocks = tuple(f"{name}."[not name :] for name, part in root.named_modules() if isinstance(part, nn.ModuleList))
     return {
         name: part for name, part in root.named_modules()
         if isinstance(part, nn.Linear) and name.startswith(blocks) and ".lora_" not in name

@@ -1,6 +1,7 @@
 """What every recipe says of itself in its config, without torch: which parts it has, and which stages fit it."""
 
 from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -25,7 +26,7 @@ class RecipeConfig(Config):
     draws: whether the model makes images from prompts. does: what it does, on a page.
     adaptable: the modules that can learn by adapters; these are in what the first of the module's prefixes names.
     copies: how names of weights begin that are copies of a backbone's until they are trained -> the backbone.
-    quantizable: the parts that `memory.quantize` can name -> the modules of the model that these are.
+    sharded: the children of the model that hold what stages can train and that ZeRO-3 therefore shards.
     offloadable: the children of the model that `memory.offload` can name.
     lora: module -> its adapters. A stage that trains such a module trains the adapters alone.
     """
@@ -41,7 +42,7 @@ class RecipeConfig(Config):
     draws: ClassVar[bool]
     adaptable: ClassVar[tuple[str, ...]] = ()
     copies: ClassVar[Mapping[str, str]] = {}
-    quantizable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    sharded: ClassVar[tuple[str, ...]]
     offloadable: ClassVar[tuple[str, ...]] = ()
     does: ClassVar[str]
 
@@ -54,6 +55,16 @@ class RecipeConfig(Config):
     def random(self) -> tuple[str, ...]:
         """The modules that no backbone brings: they begin with random numbers."""
         return ()
+
+    @property
+    def quantizable(self) -> Mapping[str, tuple[str, ...]]:
+        """The parts that `memory.quantize` can name -> the modules of the model that these are."""
+        return {}
+
+    @property
+    def encoders(self) -> Mapping[str, Path]:
+        """The modules of the model that are frozen image encoders, which are no backbones -> their directories."""
+        return {}
 
     @property
     def asks_for_captions(self) -> str:
@@ -116,7 +127,8 @@ class RecipeConfig(Config):
                 module for module, prefixes in self.modules.items()
                 if any(_overlap(path, prefix) for path in self.quantizable[part] for prefix in prefixes)
             ]  # fmt: skip
-            if engine == "hybrid" or (engine != "single" and inside):
+            slices = any(_overlap(path, f"{child}.") for path in self.quantizable[part] for child in self.sharded)
+            if engine == "hybrid" or (engine == "zero3" and slices):
                 raise ValueError(
                     f"memory.quantize: engine {engine} has no slices of {part} in 8 or 4 bit; set "
                     f"parallel.engine=single, or remove memory.quantize.{part}"
@@ -125,9 +137,10 @@ class RecipeConfig(Config):
             learns |= {module for module, prefixes in self.modules.items() if any(p in self.copies for p in prefixes)}
             whole = [module for module in inside if module in learns and module not in self.lora]
             if whole:
+                adapters = f"give it adapters, recipe.lora.{whole[0]}, or " * (whole[0] in self.adaptable)
                 raise ValueError(
                     f"memory.quantize.{part}: {whole[0]} learns whole, and only frozen weights can be in 8 or 4 bit; "
-                    f"give it adapters, recipe.lora.{whole[0]}, or remove memory.quantize.{part}"
+                    f"{adapters}remove memory.quantize.{part}"
                 )
 
     def check_from_zero(self, trained: Set[str]) -> None:

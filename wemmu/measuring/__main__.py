@@ -26,10 +26,11 @@ from wemmu.backbones.quantized import quantizable
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.config.schema import StageRun
 from wemmu.measuring.fake_world import fake_world
-from wemmu.measuring.model import make_batch, make_model, vae_of, vlm_of
+from wemmu.measuring.model import add_encoders, make_batch, make_model, vae_of, vlm_of
 from wemmu.measuring.observe import Observed, PartNames
 from wemmu.planning.ask import written
 from wemmu.positions import token_grid
+from wemmu.published.known import KNOWN
 from wemmu.recipes.staged import Staged
 from wemmu.recipes.wemmu.model import WeMMU
 
@@ -57,6 +58,8 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         # Of the parts that learn by adapters, how many of their numbers these are.
         "adapters": {part: adapters[part] for part in model.adapters},
         "homes": homes,
+        # Parts that are in float32 whatever the type of the backbones.
+        "float32": sorted({path.partition(".")[0] for path in run.recipe.encoders}),
         # Of what may be in 8 or 4 bit, how many numbers of which parts, and those of the largest layer.
         "quantizable": {},
         "sharded": list(model.sharded),
@@ -181,7 +184,9 @@ def measure(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
             case "slices":
                 return slices(world, run, item["shape"], item["tp"], item["pp"])
             case "parameters":
-                return parameters(make_model(run)[0], run)
+                model, _ = make_model(run)
+                add_encoders(model, run, folder)
+                return parameters(model, run)
             case "step":
                 return step(world, run, item["shape"])
         raise AssertionError(item["kind"])
@@ -195,7 +200,7 @@ def main() -> None:
     torch.set_num_threads(1)
     workers = min(len(request["items"]), os.cpu_count() or 1, WORKERS)
     with written(request["configs"]) as folder:
-        for kind in request["configs"]:
+        for kind in request["configs"].keys() & KNOWN.keys():
             # Imported once, before there are workers.
             class_of(folder / kind, kind)
         with get_context("fork").Pool(workers) as pool:

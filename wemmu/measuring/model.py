@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from wemmu.backbones.adapters import class_of
+from wemmu.backbones.encoders import encoder_without_weights
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import vlm_config
 from wemmu.backbones.vlm import VLM
@@ -43,6 +44,13 @@ def make_backbone(directory: Path, kind: str) -> nn.Module:
         return cls(vlm_config(cls, directory))
     model = cls.from_config(cls.load_config(directory))
     return FrozenVAE(model) if kind == known.AUTOENCODER else model
+
+
+def add_encoders(model: Staged, run: StageRun, folder: Path) -> None:
+    """Put the recipe's frozen encoders into the model; `folder` has a directory for each. They are only counted."""
+    for path in run.recipe.encoders:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, encoder_without_weights(folder / path).requires_grad_(False))
 
 
 def vlm_of(model: Staged) -> VLM:

@@ -25,8 +25,9 @@ class PartNames:
     def __getitem__(self, path: str) -> str:
         if known := [prefix for prefix in self._prefixes if f"{path}.".startswith(prefix)]:
             return self._prefixes[max(known, key=len)]
-        names = path.split(".")
-        return next((part for name, part in _INSIDE_VLM.items() if name in names), names[0])
+        first, *names = path.split(".")
+        # Another VLM within a frozen part belongs to that part.
+        return next((part for name, part in _INSIDE_VLM.items() if first == "vlm" and name in names), first)
 
 
 class Observed(FakeWorld):

@@ -28,6 +28,7 @@ from wemmu.config.task import Task
 from wemmu.locks import EXCLUSIVE, LockedError, take
 from wemmu.published.check import check_class
 from wemmu.published.configs import CONFIGS, packaged
+from wemmu.published.known import ENCODER
 from wemmu.published.layout import BackboneError, read_json
 from wemmu.readable import valid
 
@@ -98,7 +99,7 @@ class Item:
 
 
 def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """Return the config.json of each of a run's backbones, by its field; weights are not read.
+    """Return the config.json of each of a run's backbones and encoders, by its field; weights are not read.
 
     Also returns the directories that are absent, of which those of the package were taken by their names.
 
@@ -107,7 +108,8 @@ def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """
     found: dict[str, Any] = {}
     absent: list[Path] = []
-    for kind, directory in run.backbones.directories(run.recipe.backbones).items():
+    encoders = run.recipe.encoders
+    for kind, directory in {**run.backbones.directories(run.recipe.backbones), **encoders}.items():
         file = directory / "config.json"
         try:
             config = read_json(file) if directory.exists() else packaged(directory)
@@ -116,7 +118,7 @@ def configs_of(run: StageRun) -> tuple[dict[str, Any], tuple[Path, ...]]:
                     f"{file} is not there, and {directory.name} is none of the published backbones that are known by "
                     f"name; {valid(directory.name, CONFIGS)}. A plan needs the config.json alone, not the weights"
                 )
-            check_class(file, kind, config)
+            check_class(file, ENCODER if kind in encoders else kind, config)
         except BackboneError as error:
             raise PlanError(str(error)) from error
         found[kind] = config

@@ -122,14 +122,12 @@ class RankWorkload:
     def frozen(self) -> dict[str, float]:
         """Bytes that a rank has of each part that do not learn."""
         # FSDP2's shards are float32, those of a frozen DiT, too.
-        wide = {part for part in self.share if self.degrees.split and self.is_sharded(part)}
-        found = {
-            part: (n - self.learns(part)) / self.shards(part) * (FP32 if part in wide else self.width)
-            for part, n in self.share.items()
-        }
+        wide = {part for part in self.share if self.degrees.split and self.is_sharded(part)} | {*self.model["float32"]}
+        each = {part: (FP32 if part in wide else self.width) / self.shards(part) for part in self.share}
+        found = {part: (n - self.learns(part)) * each[part] for part, n in self.share.items()}
         for packed, kind in self.run.memory.quantize.items():
             for part, n in self.model["quantizable"][packed]["numbers"].items():
-                found[part] -= n * (self.width - PACKED[kind])
+                found[part] -= n * (each[part] - PACKED[kind])
         return found
 
     def comes(self, part: str) -> float:
@@ -147,8 +145,10 @@ class RankWorkload:
     @property
     def unpacked(self) -> float:
         """Bytes of the largest layer that is unpacked to work."""
-        of_all = (self.model["quantizable"][part]["largest"] for part in self.run.memory.quantize)
-        return float(self.width * max(of_all, default=0))
+        packed = [self.model["quantizable"][part] for part in self.run.memory.quantize]
+        wide = self.model["float32"]
+        sizes = (one["largest"] * (FP32 if [*one["numbers"]] == wide else self.width) for one in packed)
+        return float(max(sizes, default=0))
 
 
 def numbers(units: Answer, ranks: int, what: Sequence[str] = ("layer", "rest")) -> int:
@@ -256,7 +256,9 @@ def checkpoint(model: Answer, run: StageRun, earlier: Iterable[str]) -> float:
     """
     # Adapters stand for the parts that have them: the weights they adapt are the backbones' and are not saved.
     parts, trains = {**model["parts"], **model["adapters"]}, run.stage.trains
-    carried = {part for part in parts if model["homes"].get(part, "") not in run.recipe.backbones} | set(earlier)
+    # Whatever can rest in host memory is loaded with the model, as a generator is.
+    given = {*run.recipe.backbones, *run.recipe.offloadable}
+    carried = {part for part in run.recipe.modules if model["homes"].get(part, "") not in given} | set(earlier)
     of_trained = (FP32 + MOMENTS + _average(run)) * sum(parts[part] for part in trains)
     return float(of_trained + FP32 * sum(n for part, n in parts.items() if part in carried - set(trains)))
 

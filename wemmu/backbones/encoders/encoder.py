@@ -79,11 +79,21 @@ def load_encoder(directory: Path, dtype: torch.dtype = torch.float32, name: str 
         BackboneError: for an unknown architecture (lists the known ones), or files that are missing or broken.
     """
     check(directory, ENCODER)
-    family = KNOWN[ENCODER][check_class(directory / "config.json", ENCODER)]
-    adapter: ViT = import_module(f"wemmu.backbones.{family}.adapter").ADAPTER
-    with made_of(directory, family.removeprefix("encoders.")):
+    adapter = _adapter(directory)
+    with made_of(directory, type(adapter).__name__):
         model, report = adapter.load(directory, dtype)
         return ImageEncoder(name or directory.name, model, adapter, adapter.processor(directory), report)
+
+
+def encoder_without_weights(directory: Path) -> nn.Module:
+    """Return the model of an encoder of which there is the config.json alone, as new; raises as `load_encoder`."""
+    return _adapter(directory).without_weights(directory)
+
+
+def _adapter(directory: Path) -> ViT:
+    family = KNOWN[ENCODER][check_class(directory / "config.json", ENCODER)]
+    adapter: ViT = import_module(f"wemmu.backbones.{family}.adapter").ADAPTER
+    return adapter
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

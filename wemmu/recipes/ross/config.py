@@ -4,6 +4,7 @@ Where the released code and the paper differ or are silent, the default is argue
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -156,6 +157,7 @@ class Ross(RecipeConfig):
         "head": ("head.",),
     }
     backbones: ClassVar[tuple[str, ...]] = ("vlm", "vae")
+    sharded: ClassVar[tuple[str, ...]] = ("vlm", "head")
     offloadable: ClassVar[tuple[str, ...]] = ("vae",)
     tasks: ClassVar[tuple[Task, ...]] = UNDERSTANDING_TASKS
     objectives: ClassVar[tuple[type[Objective], ...]] = (ReconstructiveTuning,)
@@ -172,6 +174,16 @@ class Ross(RecipeConfig):
     @property
     def random(self) -> tuple[str, ...]:
         return ("head",)
+
+    @property
+    def quantizable(self) -> Mapping[str, tuple[str, ...]]:
+        """The tower without the projector, which can learn; an autoencoder has hardly any linear layers."""
+        parts = {"vision": ("vlm.model.visual.blocks",), "llm": ("vlm.model.language_model",)}
+        return {**parts, "teacher": ("teacher",)} if self.encoders else parts
+
+    @property
+    def encoders(self) -> Mapping[str, Path]:
+        return {"teacher": self.target.encoder} if isinstance(self.target, Features) else {}
 
     @model_validator(mode="before")
     @classmethod

@@ -29,7 +29,7 @@ class Ross(TunedVLM):
     """
 
     # See `WeMMU.sharded`.
-    sharded = ("vlm", "head")
+    sharded = RossConfig.sharded
 
     def __init__(
         self,

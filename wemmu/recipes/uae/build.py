@@ -23,6 +23,7 @@ from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.config import FlowGRPO, UnifiedGRPO
 from wemmu.recipes.uae.measured import Measured
 from wemmu.recipes.uae.model import UAE
+from wemmu.recipes.uae.reward import Pixels, encoders_of
 from wemmu.recipes.wemmu.bridge import Bridge
 from wemmu.recipes.wemmu.build import build_model, caption_channels
 from wemmu.recipes.wemmu.model import WeMMU
@@ -36,7 +37,7 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
     """Return the whole model.
 
     Raises:
-        BackboneError: if a backbone cannot be loaded whole.
+        BackboneError: if a backbone or an encoder cannot be loaded whole.
         CheckpointError: if the generator's weights, or those that the reference begins with, do not fit.
     """
     config, backbones = run.recipe, run.backbones
@@ -44,7 +45,7 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
     generator, reports = build_generator(backbones, config, run.seed)
     vlm, reports["vlm"] = load_vlm(backbones.vlm, getattr(torch, backbones.dtype))
     pixels = AutoImageProcessor.from_pretrained(processor_folder(backbones.vlm), use_fast=True)
-    model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, reference_of(run))
+    model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, reference_of(run), encoders_of(run))
     adapt(model, config, run.seed)
     if penalised(run) and run.stage.start is not None:
         fill_reference(model, config, run.stage.start)
@@ -108,5 +109,5 @@ def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[U
     frozen = FrozenVLM(deepcopy(vlm), [0.5] * 3, [0.5] * 3)
     bridge = Bridge(config.generator.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
     generator = WeMMU(frozen, vae, bridge.to(vlm.dtype), dit)
-    model = UAE(vlm, [0.5] * 3, [0.5] * 3, generator, reference_of(run))
+    model = UAE(vlm, [0.5] * 3, [0.5] * 3, generator, reference_of(run), {"reward": Pixels()})
     return model, Measured(run, model)

@@ -5,6 +5,7 @@ and the released code differ or are silent.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -119,6 +120,10 @@ class FlowGRPO(Objective):
     titles: ClassVar[Mapping[str, str]] = {"flow_grpo": "GRPO over paths of the sampler"}
 
 
+# How the names of encoders that reward nothing begin in the model.
+HELD_OUT = "held_out_"
+
+
 class Generator(Config):
     """The decoder, a WeMMU model, and how it renders captions.
 
@@ -184,6 +189,8 @@ class UAE(RecipeConfig):
     tasks: ClassVar[tuple[Task, ...]] = (Task.CAPTION, Task.UNDERSTANDING)
     objectives: ClassVar[tuple[type[Objective], ...]] = (CaptionTuning, UnifiedGRPO, ColdStart, FlowGRPO)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
+    # A DiT that learns is sharded, too, and cannot be packed; one that does not is whole on every rank.
+    sharded: ClassVar[tuple[str, ...]] = ("vlm",)
     offloadable: ClassVar[tuple[str, ...]] = ("generator",)
     draws: ClassVar[bool] = False
     adaptable: ClassVar[tuple[str, ...]] = ("llm",)
@@ -192,6 +199,20 @@ class UAE(RecipeConfig):
     @property
     def asks_for_captions(self) -> str:
         return self.instruction
+
+    @property
+    def quantizable(self) -> Mapping[str, tuple[str, ...]]:
+        """generator: its VLM and its bridge, without the DiT, which can learn. reward: all encoders that compare."""
+        parts = {
+            "vision": ("vlm.model.visual.blocks",), "llm": ("vlm.model.language_model",),
+            "generator": ("generator.vlm.vlm", "generator.bridge.pathway"), "dit": ("generator.dit",),
+        }  # fmt: skip
+        return {**parts, "reward": ("encoders",)} if self.encoders else parts
+
+    @property
+    def encoders(self) -> Mapping[str, Path]:
+        named = {"reward": self.reward.encoder, **{HELD_OUT + name: e for name, e in self.reward.held_out.items()}}
+        return {f"encoders.{name}": encoder for name, encoder in named.items() if encoder != "pixels"}
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse what needs a loss of generation, questions that have no reward, and a rollout that is cut."""

@@ -36,7 +36,7 @@ class Measured:
         unread = cast(PromptEncoder, None)
         policy, self.renderer = Policy(model, unread, config.max_length), Renderer(model, unread, config)
         policy.banned = torch.zeros(model.vlm.lm_head.out_features, dtype=torch.bool)
-        self.loss = learner_of(run, policy, self.renderer, torch.device("cpu"))
+        self.loss = learner_of(run, policy, self.renderer)
 
     def __call__(self, batch: Batch, step: int) -> Losses:
         count, images = len(batch.images), batch.images

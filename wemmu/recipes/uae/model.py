@@ -1,7 +1,9 @@
 """The auto-encoder: a VLM that captions images, and a WeMMU model that draws what the captions say."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -20,7 +22,8 @@ class UAE(TunedVLM):
 
     reference: frozen copies of what a stage trains, for the penalty of GRPO: `language_model` and `lm_head`, or `dit`;
     None without one. A language model with adapters needs no copy: it is its own reference with the adapters it began
-    with. Weights of the generator have their names after `generator.`.
+    with. encoders: what compares images, see `wemmu.recipes.uae.reward.encoders_of`. Weights of the generator have
+    their names after `generator.`.
     """
 
     def __init__(
@@ -30,8 +33,10 @@ class UAE(TunedVLM):
         std: list[float],
         generator: WeMMU,
         refers_to: Literal["llm", "dit"] | None = None,
+        encoders: Mapping[str, nn.Module] = MappingProxyType({}),
     ):
         super().__init__(vlm, mean, std)
+        self.encoders = nn.ModuleDict(encoders)
         self.generator = generator.requires_grad_(False)
         self.reference: nn.ModuleDict | None = None
         if refers_to == "llm":

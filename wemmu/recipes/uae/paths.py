@@ -4,9 +4,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wemmu.backbones.encoders import cosine
 from wemmu.config.schema import StageRun
@@ -18,7 +19,7 @@ from wemmu.recipes.uae.config import CaptionTuning, ColdStart, FlowGRPO, Unified
 from wemmu.recipes.uae.generator import Renderer
 from wemmu.recipes.uae.learner import CaptionLearner, GRPOLearner, RolloutLearner, measures
 from wemmu.recipes.uae.policy import Captions, Policy
-from wemmu.recipes.uae.reward import ReconstructionReward, encoder_of
+from wemmu.recipes.uae.reward import ReconstructionReward
 from wemmu.sampling.mode import evaluating
 from wemmu.sampling.sde import Transition, Window, sample, transition
 from wemmu.sampling.solvers import euler
@@ -161,14 +162,12 @@ class FlowLearner(RolloutLearner):
 class ColdStartLearner(CaptionLearner):
     """1 - cosine of image and reconstruction, one value per image, with gradient through the sampler's last steps."""
 
-    def __init__(self, policy: Policy, renderer: Renderer, objective: ColdStart, run: StageRun, device: torch.device):
+    def __init__(self, policy: Policy, renderer: Renderer, objective: ColdStart, run: StageRun):
         super().__init__(policy)
         self.renderer, self.objective, self.seed = renderer, objective, run.seed
         # Whether the VLM that conditions the generator learns, so that the condition has a gradient.
         self.reads = "llm" in run.stage.trains
-        self.encoder = encoder_of(renderer.config.reward.encoder)
-        if isinstance(self.encoder, nn.Module):
-            self.encoder.to(device)
+        self.encoder: Any = renderer.model.encoders["reward"]
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         """Caption the images and sample up to where the gradient begins, depending on weights and samples only."""
@@ -208,15 +207,15 @@ class ColdStartLearner(CaptionLearner):
         return Losses.of_task(batch.task, 1 - cosines, {**paths.measures, "reward": cosines.detach()})
 
 
-def learner_of(run: StageRun, policy: Policy, renderer: Renderer, device: torch.device) -> CaptionLearner:
-    """Return what the stage's objective learns by. device: where the policy is."""
+def learner_of(run: StageRun, policy: Policy, renderer: Renderer) -> CaptionLearner:
+    """Return what the stage's objective learns by."""
     match run.stage.objective:
         case UnifiedGRPO() as objective:
             return GRPOLearner(policy, ReconstructionReward(renderer), objective, run.seed)
         case FlowGRPO() as objective:
             return FlowLearner(policy, ReconstructionReward(renderer), objective, run.seed)
         case ColdStart() as objective:
-            return ColdStartLearner(policy, renderer, objective, run, device)
+            return ColdStartLearner(policy, renderer, objective, run)
         case objective:
             assert isinstance(objective, CaptionTuning), "the config gives this recipe no other"
             return CaptionLearner(policy)

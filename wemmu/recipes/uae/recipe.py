@@ -44,7 +44,7 @@ class UAERecipe(TunesVLM):
         self.normed = (self.language,)
         self.policy = Policy(self.model, self.encoder, config.max_length)
         self.renderer = Renderer(self.model, self.encoder, config)
-        self.loss = learner_of(self._run, self.policy, self.renderer, self._device)
+        self.loss = learner_of(self._run, self.policy, self.renderer)
         self.period = self.loss.period
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:

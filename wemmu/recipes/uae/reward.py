@@ -1,14 +1,16 @@
 """The reward of a caption: how alike the image and its reconstruction are to a frozen encoder."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wemmu.backbones.encoders import cosine, load_encoder
+from wemmu.config.schema import StageRun
+from wemmu.recipes.uae.config import HELD_OUT, CaptionTuning, ColdStart
+from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.uae.generator import Renderer
 
 PIXELS_SIDE = 16
@@ -25,7 +27,7 @@ class Encoder(Protocol):
         """
 
 
-class Pixels:
+class Pixels(nn.Module):
     """Scales an image down and takes its mean away, so that a cosine of two is their correlation."""
 
     def embed(self, images: Tensor) -> Tensor:
@@ -36,13 +38,19 @@ class Pixels:
         return (small - small.mean((1, 2, 3), keepdim=True)).flatten(1)
 
 
-def encoder_of(encoder: Literal["pixels"] | Path) -> Encoder:
-    """Load an encoder of the config.
+def encoders_of(run: StageRun) -> dict[str, nn.Module]:
+    """Load what a stage compares images with: `reward`, and each further one under its name after `HELD_OUT`.
 
     Raises:
         BackboneError: for a directory that holds no known encoder.
     """
-    return Pixels() if encoder == "pixels" else load_encoder(Path(encoder))
+    assert isinstance(run.recipe, UAEConfig)
+    config, objective = run.recipe.reward, run.stage.objective
+    if isinstance(objective, CaptionTuning):
+        return {}
+    held_out = {} if isinstance(objective, ColdStart) else config.held_out
+    named = {"reward": config.encoder, **{HELD_OUT + name: encoder for name, encoder in held_out.items()}}
+    return {name: Pixels() if one == "pixels" else load_encoder(one) for name, one in named.items()}
 
 
 class ReconstructionReward:
@@ -50,8 +58,9 @@ class ReconstructionReward:
 
     def __init__(self, renderer: Renderer):
         self.renderer, self.config = renderer, renderer.config
-        self.encoder = encoder_of(self.config.reward.encoder)
-        self.held_out = {name: encoder_of(encoder) for name, encoder in self.config.reward.held_out.items()}
+        encoders: Any = dict(renderer.model.encoders)
+        self.encoder: Encoder = encoders.pop("reward")
+        self.held_out: dict[str, Encoder] = {name.removeprefix(HELD_OUT): one for name, one in encoders.items()}
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str], images: Tensor, sample_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -112,6 +121,4 @@ class ReconstructionReward:
         return cosine(encoder.embed(made), features.repeat_interleave(group, 0)).unflatten(0, (-1, group))
 
     def _move_encoders(self, device: torch.device | str) -> None:
-        for encoder in (self.encoder, *self.held_out.values()):
-            if isinstance(encoder, nn.Module):
-                encoder.to(device)
+        self.renderer.model.encoders.to(device)

@@ -103,9 +103,7 @@ class WeMMU(RecipeConfig):
     draws: ClassVar[bool] = True
     adaptable: ClassVar[tuple[str, ...]] = ("pathway", "dit")
     copies: ClassVar[Mapping[str, str]] = {"bridge.pathway.": "vlm"}
-    quantizable: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "vlm": ("vlm.vlm",), "pathway": ("bridge.pathway",), "dit": ("dit",)
-    }  # fmt: skip
+    sharded: ClassVar[tuple[str, ...]] = ("bridge", "dit")
     offloadable: ClassVar[tuple[str, ...]] = ("vlm", "vae")
     does: ClassVar[str] = "generates and edits images"
 
@@ -113,6 +111,10 @@ class WeMMU(RecipeConfig):
     def random(self) -> tuple[str, ...]:
         """Return the bridge without the copy of the VLM; learnable queries are trained by every stage."""
         return ("vae_branch", "position_mlp") if self.bridge.vae_branch else ("position_mlp",)
+
+    @property
+    def quantizable(self) -> Mapping[str, tuple[str, ...]]:
+        return {"vlm": ("vlm.vlm",), "pathway": ("bridge.pathway",), "dit": ("dit",)}
 
     def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         super().check(stages, engine)
@@ -122,6 +124,12 @@ class WeMMU(RecipeConfig):
             raise ValueError(
                 "recipe.bridge.source_latents gives the DiT channels that learn whole, and recipe.lora.dit freezes "
                 "them; set one of the two"
+            )
+
+        if self.bridge.reconstruct_without_vae and not self.bridge.vae_branch:
+            raise ValueError(
+                "recipe.bridge.reconstruct_without_vae leaves out the VAE branch in a share of the steps, and "
+                "recipe.bridge.vae_branch=false in all of them; set one of the two"
             )
 
     def check_from_zero(self, trained: Set[str]) -> None:

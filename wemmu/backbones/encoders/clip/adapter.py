@@ -23,14 +23,10 @@ class CLIP(ViT):
     """The embedding is CLIP's image feature."""
 
     def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
-        if "vision_config" in read_json(directory / "config.json"):
-            whole = CLIPConfig.from_pretrained(directory)
-            config = whole.vision_config
-            # The projection's width belongs to the whole model; the vision tower's copy of it may be a default.
-            config.projection_dim = whole.projection_dim
-        else:
-            config = CLIPVisionConfig.from_pretrained(directory)
-        return load_strict(CLIPVisionModelWithProjection, directory, dtype, UNUSED, config=config)
+        return load_strict(CLIPVisionModelWithProjection, directory, dtype, UNUSED, config=_config(directory))
+
+    def without_weights(self, directory: Path) -> nn.Module:
+        return CLIPVisionModelWithProjection(_config(directory))
 
     def embed(self, model: Any, pixels: Tensor) -> Tensor:
         return model(pixels).image_embeds
@@ -38,6 +34,16 @@ class CLIP(ViT):
     def patches(self, model: Any, pixels: Tensor) -> Tensor:
         # The class normalises the CLS token only; LLaVA and others take the patches as they are.
         return model(pixels).last_hidden_state[:, 1:]
+
+
+def _config(directory: Path) -> CLIPVisionConfig:
+    if "vision_config" not in read_json(directory / "config.json"):
+        return CLIPVisionConfig.from_pretrained(directory)
+    whole = CLIPConfig.from_pretrained(directory)
+    config = whole.vision_config
+    # The projection's width belongs to the whole model; the vision tower's copy of it may be a default.
+    config.projection_dim = whole.projection_dim
+    return config
 
 
 ADAPTER = CLIP()

@@ -19,8 +19,9 @@ from wemmu.backbones.weights import LoadReport
 from wemmu.published.identity import identity
 from wemmu.published.layout import TRANSFORMERS, BackboneError, read_json, weight_files
 
-# Size in the architecture's name -> attention heads, which no weight's shape tells.
-HEADS = {"small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16}
+# Size in the architecture's name -> attention heads, which no weight's shape tells, layers and width.
+SIZES = {"small": (6, 12, 384), "medium": (8, 12, 512), "base": (12, 12, 768), "large": (16, 24, 1024)}
+SIZES["huge"] = (16, 32, 1280)
 TOP = {
     "cls_token": "embeddings.cls_token",
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
@@ -40,14 +41,11 @@ BLOCK = {
 
 class DeiT3(ViT):
     def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
-        config = read_json(directory / "config.json")
-        size = config["architecture"].split("_")[1]
-        if size not in HEADS:
-            raise BackboneError(f"{directory} holds {config['architecture']}; valid sizes: {', '.join(HEADS)}")
+        heads, _, _ = _size(directory)
         (file,) = weight_files(directory, TRANSFORMERS)
         stored = load_file(file)
         try:
-            vit, state = _config(stored, HEADS[size]), _renamed(stored)
+            vit, state = _config(stored, heads), _renamed(stored)
         except (KeyError, ValueError, IndexError) as error:
             raise BackboneError(f"{file} does not hold a DeiT III in timm's layout: {error}") from error
         # Masked patches exist in DINOv2's pre-training only.
@@ -61,6 +59,16 @@ class DeiT3(ViT):
             raise BackboneError(f"{file} does not hold a DeiT III in timm's layout; first of them: {problems[:5]}")
         return model, LoadReport(str(directory), sum(t.numel() for t in stored.values()), identity(directory))
 
+    def without_weights(self, directory: Path) -> nn.Module:
+        heads, layers, width = _size(directory)
+        architecture = read_json(directory / "config.json")["architecture"]
+        patch, px = (int(word.removeprefix("patch")) for word in architecture.partition(".")[0].split("_")[2:4])
+        return Dinov2Model(
+            Dinov2Config(
+                hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, patch_size=patch, image_size=px
+            )
+        )
+
     def processor(self, directory: Path) -> Any:
         pretrained = read_json(directory / "config.json").get("pretrained_cfg", {})
         if absent := [key for key in ("input_size", "mean", "std", "interpolation") if key not in pretrained]:
@@ -73,6 +81,14 @@ class DeiT3(ViT):
             image_mean=pretrained["mean"],
             image_std=pretrained["std"],
         )
+
+
+def _size(directory: Path) -> tuple[int, int, int]:
+    architecture: str = read_json(directory / "config.json")["architecture"]
+    size = architecture.split("_")[1]
+    if size not in SIZES:
+        raise BackboneError(f"{directory} holds {architecture}; valid sizes: {', '.join(SIZES)}")
+    return SIZES[size]
 
 
 def _config(stored: dict[str, Tensor], heads: int) -> Dinov2Config:

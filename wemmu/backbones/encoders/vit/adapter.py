@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor
 
 from wemmu.backbones.weights import LoadReport, load_strict
 from wemmu.published.check import check_class
@@ -23,6 +23,11 @@ class ViT:
     def load(self, directory: Path, dtype: torch.dtype) -> tuple[nn.Module, LoadReport]:
         cls = getattr(transformers, check_class(directory / "config.json", ENCODER))
         return load_strict(cls, directory, dtype)
+
+    def without_weights(self, directory: Path) -> nn.Module:
+        """Return the model that the config.json of a directory describes, as new."""
+        cls = getattr(transformers, check_class(directory / "config.json", ENCODER))
+        return cls(AutoConfig.from_pretrained(directory))
 
     def processor(self, directory: Path) -> Any:
         """Return the image processor of transformers that the directory describes."""
