@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import ValidationError
 
 from wemmu.command_line import UsageError, exit_code, without_unused
 from wemmu.config import StageRun, Task, load_stage, load_stages
@@ -71,7 +72,12 @@ class SampleOptions:
         """Return the settings of a model with the changes of these options; the images' own seeds key the noise."""
         changes = {"steps": self.steps, "solver": self.solver, **self.weights(task)}
         given = {name: value for name, value in changes.items() if value is not None}
-        return Sampling(**default.model_dump() | given | {"seed": 0})
+        try:
+            return Sampling(**default.model_dump() | given | {"seed": 0})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "guidance" if first["loc"][0] in self.weights(task) else first["loc"][0]
+            raise UsageError(f"{name} is {first['input']}: {first['msg'].lower()}") from error
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from tests.evaluation.fakes import write_run
 from wemmu.command_line import UsageError
 from wemmu.config import ConfigError, Task
 from wemmu.config.checkpoints import stage_folder
+from wemmu.config.schema import Sampling
 from wemmu.sample import main, open_image, parse_size, side_by_side
 from wemmu.source import SampleOptions, choose_device, open_source, save_image, settings_of
 from wemmu.ui.work import read_image
@@ -134,3 +135,9 @@ def test_a_png_carries_its_settings_and_its_pixels_stay(tmp_path: Path):
     assert written.tobytes() == image.tobytes()
     save_image(image, tmp_path / "a.webp", settings)
     assert settings_of(Image.open(tmp_path / "a.webp")) is None
+
+
+def test_a_setting_beyond_what_a_config_may_say_is_named_in_the_words_of_the_command() -> None:
+    options = SampleOptions("a red circle", (), None, 0, 1, None, 1e6, None)
+    with pytest.raises(UsageError, match=r"guidance is 1000000\.0: input should be less than or equal to 1000"):
+        options.sampling(Task.T2I, Sampling())

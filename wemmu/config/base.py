@@ -1,5 +1,6 @@
 """The base class and field types of all configs."""
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,12 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+# Bounds of what can be meant: beyond them memory, threads or the range of float32 end, far from the field at fault.
+Positive = Annotated[int, Field(gt=0, le=10**12)]
+SidePx = Annotated[int, Field(gt=0, le=2**16)]
+SolverSteps = Annotated[int, Field(gt=0, le=10_000)]
+Guidance = Annotated[float, Field(ge=-1000, le=1000)]
+_LARGEST = 1e12
 # Seeds derived by counting up must also fit the 64 bits of torch's generators.
 Seed = Annotated[int, Field(ge=-(2**62), le=2**62)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -56,12 +62,15 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, values: Any) -> Any:
+    def _usual_numbers(cls, values: Any) -> Any:
         # YAML reads yes, on and true as booleans, which pydantic converts to 1 in a number field.
         for name, value in values.items() if isinstance(values, dict) else ():
-            field = cls.model_fields.get(name)
-            if field is not None and _holds_switch(value) and not _mentions_bool(field.annotation):
+            known = cls.model_fields.get(name)
+            if known is not None and _holds_switch(value) and not _mentions_bool(known.annotation):
                 raise ValueError(f"{name} is {value}: a boolean (true, yes, on), but a number or a text is needed")
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and math.isfinite(number) and abs(number) > _LARGEST:
+                    raise ValueError(f"{name} is {number:g}; no number of a config is above {_LARGEST:g}")
         return values
 
     def changed(self, fields: Mapping[str, Any]) -> Self:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, TypeAdapter, Va
 from typing_extensions import TypedDict
 from yaml import YAMLError
 
-from wemmu.config.base import Config, ConfigError, LocalPath, Positive, Seed, leaves
+from wemmu.config.base import Config, ConfigError, LocalPath, Positive, Seed, SidePx, leaves
 from wemmu.config.files import check_yaml
 from wemmu.config.messages import faults
 from wemmu.config.task import Task
@@ -30,7 +30,7 @@ class BenchmarkOptions(Config):
 
     seed: Seed = 0
     batch: Positive = 16
-    resamples: Positive = 1000
+    resamples: Annotated[Positive, Field(le=10**6)] = 1000
 
 
 class ShapesOptions(BenchmarkOptions):
@@ -39,7 +39,7 @@ class ShapesOptions(BenchmarkOptions):
     splits: scenes that are never trained on; pairs of colour and shape that are never trained on, half as many.
     """
 
-    prompts: Positive = 100
+    prompts: Annotated[Positive, Field(le=10**6)] = 100
     splits: tuple[Literal["test", "composition"], ...] = ("test",)
     tasks: tuple[Task, ...] = (Task.T2I, Task.RECONSTRUCTION, Task.EDIT, Task.MULTI_EDIT)
 
@@ -53,7 +53,7 @@ class FidelityOptions(BenchmarkOptions):
 
     shards: LocalPath | None = None
     validation: Positive | None = None
-    resolution: Positive | None = None
+    resolution: SidePx | None = None
     records: Positive = 100
     tasks: tuple[Task, ...] = (Task.RECONSTRUCTION, Task.EDIT)
     encoders: dict[str, LocalPath] = Field(default_factory=dict)
@@ -81,7 +81,7 @@ class GenEvalOptions(BenchmarkOptions):
     data: LocalPath
     detector: LocalPath
     clip: LocalPath
-    images: Positive = 4
+    images: Annotated[Positive, Field(le=10**6)] = 4
 
 
 def _http(url: str) -> str:
@@ -101,7 +101,7 @@ class ServerOptions(Config):
     cache: LocalPath = Path("judge-answers.jsonl")
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     attempts: Positive = 4
-    concurrent: Positive = 4
+    concurrent: Annotated[Positive, Field(le=1024)] = 4
     max_tokens: Positive = 1024
 
 
@@ -110,7 +110,7 @@ class DPGOptions(BenchmarkOptions):
 
     data: LocalPath
     judge: ServerOptions
-    images: Positive = 4
+    images: Annotated[Positive, Field(le=10**6)] = 4
 
 
 class ImgEditOptions(BenchmarkOptions):

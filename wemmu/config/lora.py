@@ -15,7 +15,7 @@ class LoRA(Config):
     (`layers.1?.self_attn.*`). Empty: every linear layer of the part's repeated blocks. alpha: rank if not given.
     """
 
-    rank: Positive = 16
+    rank: Annotated[Positive, Field(le=2**16)] = 16
     alpha: Annotated[float, Field(gt=0)] | None = None
     targets: tuple[str, ...] = ()
 

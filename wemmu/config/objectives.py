@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from wemmu.config.base import Config, Positive
+from wemmu.config.base import Config, SidePx
 
 Metric = Literal["mse", "cosine", "smooth_l1"]
 Aggregate = Literal["grpo", "dr_grpo", "dapo"]
@@ -23,11 +23,11 @@ class TimeSampling(Config):
     """
 
     kind: Literal["logit_normal", "uniform"] = "logit_normal"
-    mean: float = 0.0
-    std: Annotated[float, Field(gt=0)] = 1.0
-    shift: Annotated[float, Field(gt=0)] = 3.0
-    reference_resolution: Positive = 1024
-    resolution_exponent: float = 1.0
+    mean: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    std: Annotated[float, Field(gt=0, le=10)] = 1.0
+    shift: Annotated[float, Field(ge=1e-3, le=1e3)] = 3.0
+    reference_resolution: SidePx = 1024
+    resolution_exponent: Annotated[float, Field(ge=-4, le=4)] = 1.0
 
     def shift_at(self, resolution: int) -> float:
         return float(self.shift * (resolution / self.reference_resolution) ** self.resolution_exponent)

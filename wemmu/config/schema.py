@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, LocalPath, Location, Named, Positive, Seed
+from wemmu.config.base import Config, Guidance, LocalPath, Location, Named, Positive, Seed, SidePx, SolverSteps
 from wemmu.config.benchmarks import BenchmarkOptions, Benchmarks, FidelityOptions
 from wemmu.config.prepare import ImageSizing, Prepare
 from wemmu.config.registry import RECIPES, AnyRecipe
@@ -51,7 +51,7 @@ class Memory(Config):
     """What one device holds: `micro_batch` samples at `reference_resolution`, scaled by area to other resolutions."""
 
     micro_batch: Positive
-    reference_resolution: Positive
+    reference_resolution: SidePx
     # Recompute each layer of the bridge and the DiT in the backward pass instead of keeping what is inside.
     checkpointing: bool = False
     # Images whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
@@ -108,7 +108,7 @@ class Parallel(Config):
     """
 
     engine: Literal["single", "zero3", "hybrid"] = "single"
-    ranks: Positive = 1
+    ranks: Annotated[Positive, Field(le=10**6)] = 1
     tp: Positive = 1
     pp: Positive = 1
 
@@ -136,7 +136,7 @@ class Data(Config):
     remote: Location | None = None
     cache_gb: Annotated[float, Field(gt=0)] | None = None
     # Loader threads that decode ahead of the step; 0 reads in the training process.
-    workers: Annotated[int, Field(ge=0)] = 1
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
     # A record that is not what was written: stop, or take another in its place and count it.
     damaged: Literal["stop", "skip"] = "stop"
     # Resume although seed, global batch, mixture or records differ from the checkpoint's, so that other samples follow.
@@ -168,13 +168,13 @@ class SamplePrompt(Config):
 class Sampling(Config):
     """How sample images are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
 
-    steps: Positive = 20
+    steps: SolverSteps = 20
     # Of `wemmu.sampling.solvers`: heun evaluates the model twice a step.
     solver: Literal["euler", "heun"] = "euler"
-    t2i: float = 4.0
-    image: float = 2.0
-    instruction: float = 3.0
-    multi: float = 3.0
+    t2i: Guidance = 4.0
+    image: Guidance = 2.0
+    instruction: Guidance = 3.0
+    multi: Guidance = 3.0
     seed: Seed = 0
     # Fixed prompts that are drawn again as the model learns.
     prompts: tuple[SamplePrompt, ...] = ()
@@ -199,7 +199,7 @@ class Evaluation(Config):
     benchmark.
     """
 
-    prompts: Annotated[int, Field(ge=0)] = 0
+    prompts: Annotated[int, Field(ge=0, le=10**6)] = 0
     batch: Positive = 64
     benchmarks: Benchmarks = Field(default_factory=lambda: Benchmarks())
     ranks: Positive = 1
@@ -224,7 +224,7 @@ class _Shared(Config):
     sampling: Sampling = Sampling()
     logging: Logging = Logging()
     evaluation: Evaluation = Evaluation()
-    threads: Positive | None = None
+    threads: Annotated[Positive, Field(le=4096)] | None = None
 
     @model_validator(mode="before")
     @classmethod

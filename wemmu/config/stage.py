@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from wemmu.config.base import Config, LocalPath, Positive, Share
+from wemmu.config.base import Config, LocalPath, Positive, Share, SidePx
 from wemmu.config.benchmarks import BenchmarkName, Benchmarks
 from wemmu.config.next_resolution import NextResolution
 from wemmu.config.registry import RECIPES, AnyObjective
@@ -26,13 +26,13 @@ StepsOrShare = Annotated[int | float, AfterValidator(_steps_or_share)]
 class Optimizer(Config):
     """AdamW; warm-up, constant, then a cosine to `final_lr_share` over the last `decay` steps."""
 
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0, le=1000)]
     # Learning rates of modules of `trains` that have their own, as a pre-trained DiT, which learns slower. None: `lr`.
-    module_lr: dict[str, Annotated[float, Field(gt=0)] | None] = Field(default_factory=dict)
+    module_lr: dict[str, Annotated[float, Field(gt=0, le=1000)] | None] = Field(default_factory=dict)
     # Rate of the other modules' norms and biases, as a multiple of `lr`.
-    vector_scale: Annotated[float, Field(gt=0)] = 1.0
+    vector_scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
     betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     # Decay of an exponential moving average (EMA) of the weights; none is kept if not given. OPEN in the paper. Off: it
     # takes 4 bytes more for each trained parameter, on the device and in checkpoints, and a stage that ends with the
     # cosine `decay` has most of what averaging gives (arXiv 2405.18392). Evaluation, `wemmu.sample` and export use it
@@ -110,7 +110,7 @@ class _Training(Config):
     objective: AnyObjective = Field(default_factory=RECIPES[0].objectives[0])
     optimizer: Optimizer
     # Weight of each task among the steps: a step draws its whole global batch from one task.
-    mixture: dict[Task, Annotated[float, Field(gt=0)]]
+    mixture: dict[Task, Annotated[float, Field(gt=0, le=1e12)]]
     # Weights to start from instead of those the stage before left: a checkpoint, shipped weights or an exported
     # pipeline.
     start: LocalPath | None = None
@@ -159,7 +159,7 @@ class Stage(_Training):
     Several, ascending, follow each other within the stage's steps; each but the last ends by `next_resolution`.
     """
 
-    resolution: Positive | tuple[Positive, ...]
+    resolution: SidePx | tuple[SidePx, ...]
 
     @property
     def resolutions(self) -> tuple[int, ...]:

@@ -71,9 +71,9 @@ Target = Annotated[Latents | Pixels | Features | LatentToPixel, Field(discrimina
 class _Attending(Config):
     """A head of transformer layers, bidirectional over the tokens of one image."""
 
-    depth: Positive = 3
-    width: Positive = 1024
-    heads: Positive = 16
+    depth: Annotated[Positive, Field(le=1000)] = 3
+    width: Annotated[Positive, Field(le=2**16)] = 1024
+    heads: Annotated[Positive, Field(le=1000)] = 16
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -93,9 +93,9 @@ class Denoiser(_Attending):
     kind: Literal["denoiser"] = "denoiser"
     conditioning: Literal["adaln_zero", "add"] = "adaln_zero"
     # Steps of the cosine schedule; the head is trained at all of them.
-    timesteps: Positive = 1000
+    timesteps: Annotated[Positive, Field(le=10**6)] = 1000
     # Draws of (t, eps) for each image and step, which share the states and the target.
-    repeats: Positive = 4
+    repeats: Annotated[Positive, Field(le=1000)] = 4
 
 
 class Linear(Config):
@@ -109,7 +109,7 @@ class MLP(Config):
     """As `Linear`, with `depth` linear layers."""
 
     kind: Literal["mlp"]
-    depth: Positive = 2
+    depth: Annotated[Positive, Field(le=1000)] = 2
     metric: Metric = "mse"
 
 
@@ -132,7 +132,7 @@ class ReconstructiveTuning(Objective):
     """
 
     kind: Literal["reconstructive"]
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     answers: Literal["sample", "token"] = "sample"
 
     titles: ClassVar[Mapping[str, str]] = {"reconstructive": "reconstructive tuning"}

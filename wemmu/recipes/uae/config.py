@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, LocalPath, Positive, Seed
+from wemmu.config.base import Config, Guidance, LocalPath, Positive, Seed, SolverSteps
 from wemmu.config.objectives import SDE, Aggregate, Objective, Scale, Std
 from wemmu.config.recipe import RecipeConfig
 from wemmu.config.task import Task
@@ -38,12 +38,12 @@ class UnifiedGRPO(Objective):
 
     kind: Literal["unified_grpo"]
     # Captions of each image.
-    group: Annotated[int, Field(ge=2)] = 4
+    group: Annotated[int, Field(ge=2, le=1024)] = 4
     # Of sampling; log-probabilities are of the same distribution.
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     scale: Scale = "group"
     std: Std = "unbiased"
-    epsilon: Annotated[float, Field(gt=0)] = 1e-4
+    epsilon: Annotated[float, Field(ge=1e-12, le=1e3)] = 1e-4
     # OPEN in the paper, which cites GRPO. With dr_grpo and dapo a long caption is not spared for its length.
     aggregate: Aggregate = "grpo"
     # OPEN in the paper; PPO's. `clip_high` above it is DAPO's clip-higher; equal to `clip` if not given.
@@ -52,7 +52,7 @@ class UnifiedGRPO(Objective):
     # Cap on the ratio of tokens with a negative advantage.
     delta: Annotated[float, Field(gt=1)] | None = None
     # Weight of k3, the distance from the policy that the stage began with. With 0 no copy of it is kept.
-    beta: Annotated[float, Field(ge=0)] = 0.0
+    beta: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     # Optimizer steps for each rollout (mu). With 1 the ratio is 1, nothing is clipped, and the loss is about 0 although
     # its gradient is not.
     updates: Positive = 1
@@ -78,7 +78,7 @@ class ColdStart(Objective):
     """
 
     kind: Literal["cold_start"]
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     # Steps of the sampler that have a gradient, the last ones. OPEN in the paper; the released code takes all of 10.
     last: Positive = 1
 
@@ -95,11 +95,11 @@ class FlowGRPO(Objective):
 
     kind: Literal["flow_grpo"]
     # Images drawn of each caption.
-    group: Annotated[int, Field(ge=2)] = 8
+    group: Annotated[int, Field(ge=2, le=1024)] = 8
     # Who wrote the captions: the VLM, or whoever wrote those of the data set.
     captions: Literal["policy", "data"] = "policy"
     # Of sampling captions.
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     sde: SDE = "flow"
     noise_level: Annotated[float, Field(gt=0, le=1)] = 0.7
     # The stochastic steps: `window` steps from step `first` on, of recipe.generator.steps. Other steps are Euler's.
@@ -107,13 +107,13 @@ class FlowGRPO(Objective):
     window: Positive = 2
     scale: Scale = "group"
     std: Std = "population"
-    epsilon: Annotated[float, Field(gt=0)] = 1e-4
+    epsilon: Annotated[float, Field(ge=1e-12, le=1e3)] = 1e-4
     # Advantages are cut at plus and minus this.
     limit: Annotated[float, Field(gt=0)] = 5.0
     # Log-probabilities are means over latent elements, hence a small range.
     clip: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     # Weight of KL to the DiT that the stage began with. With 0 no copy of it is kept.
-    beta: Annotated[float, Field(ge=0)] = 0.0
+    beta: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     # Optimizer steps for each rollout, as in UnifiedGRPO.
     updates: Positive = 1
 
@@ -134,10 +134,10 @@ class Generator(Config):
     weights: LocalPath
     bridge: Bridge = Bridge()
     # Timestep shift at the stage's resolution, as the generator was trained with.
-    shift: Annotated[float, Field(gt=0)] = 3.0
+    shift: Annotated[float, Field(ge=1e-3, le=1e3)] = 3.0
     # OPEN in the paper. Few steps are enough for a reward; inference takes more.
-    steps: Positive = 20
-    guidance: float = 4.0
+    steps: SolverSteps = 20
+    guidance: Guidance = 4.0
     # Images rendered at a time.
     micro_batch: Positive = 16
     # Of the noise, one for each image, which its captions share.
@@ -175,7 +175,7 @@ class UAE(RecipeConfig):
     # What the VLM is asked of every image. OPEN in the paper, which prints no length request.
     instruction: str = "Describe this image in detail."
     # Tokens of a caption, its end included. OPEN in the paper; the length of the released inference.
-    max_length: Positive = 512
+    max_length: Annotated[Positive, Field(le=10**5)] = 512
     condition: Literal["reencode", "in_context"] = "reencode"
     cond_encoder: Literal["reference", "policy"] = "reference"
     generator: Generator

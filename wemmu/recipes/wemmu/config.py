@@ -39,8 +39,8 @@ class Queries(Config):
 
     design: Literal["noisy", "learnable_fixed", "learnable_dynamic"] = "noisy"
     # A learnable scale stayed at 1.0 over 80M samples in the paper, hence plain N(0, I).
-    std: Annotated[float, Field(gt=0)] = 1.0
-    number: Positive = 64
+    std: Annotated[float, Field(gt=0, le=1e3)] = 1.0
+    number: Annotated[Positive, Field(le=2**16)] = 64
     # sincos: add the 2-D sine-cosine code of a query's row and column. Without it a noise token knows its place by
     # M-RoPE alone, whose bases at full size turn a column by 2e-4 rad or less in the slowest section.
     position: Literal["none", "sincos"] = "none"
@@ -74,10 +74,10 @@ class Bridge(Config):
     # DIM). Their weights begin at zero; without an edit the latents are zero.
     source_latents: bool = False
     # Side of the position table in tokens; it bounds the resolution. 64 tokens are 1792 px of Qwen2.5-VL.
-    position_table: Positive = 64
+    position_table: Annotated[Positive, Field(le=2048)] = 64
     # OPEN in the paper. The usual 0.02 is too small beside the pathway's outputs for thousands of steps, and noisy
     # queries have no other strong mark of their column.
-    position_std: Annotated[float, Field(ge=0)] = 1.0
+    position_std: Annotated[float, Field(ge=0, le=1e3)] = 1.0
     # Which entries of the table an image uses. centre: the crop of its size (the paper). span: entries over the whole
     # table, evenly spaced, so that a low resolution trains the corners that a high one uses (InternVL-U).
     position_crop: Literal["centre", "span"] = "centre"
