@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 
 from wemmu.command_line import Ema, UsageError, plainly, program, start
-from wemmu.source import SampleOptions, open_source, save_image
+from wemmu.source import SampleOptions, check_request, open_source, save_image
 
 
 @plainly()
@@ -51,6 +51,7 @@ def main(
     for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
         if weight is not None and not math.isfinite(weight):
             raise UsageError(f"{name} {weight} is not a weight; valid: a finite number")
+    check_request(source, wish)
     opened = open_source(source, ema, device)
     responses = opened.respond(wish, None)
     out.parent.mkdir(parents=True, exist_ok=True)

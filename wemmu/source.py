@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -23,7 +23,10 @@ from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
 from wemmu.config.exported import PARITY
 from wemmu.config.files import replacing
 from wemmu.config.schema import Sampling
+from wemmu.published.check import latent_px
 from wemmu.published.layout import BackboneError, read_json
+from wemmu.readable import valid
+from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.revision import revision
 from wemmu.shapes.language import DESCRIBE
 
@@ -181,6 +184,38 @@ def open_source(source: Path, ema: bool | None = None, device: str | None = None
     return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
 
 
+def check_request(source: Path, options: SampleOptions) -> None:
+    """Refuse, before weights are loaded, what the small files of a model exclude.
+
+    Raises:
+        UsageError: names the option and what is valid. ConfigError: as `open_source`.
+    """
+    from wemmu.sampling.request import request_sizes
+
+    solvers = get_args(Sampling.model_fields["solver"].annotation)
+    if options.solver is not None and options.solver not in solvers:
+        raise UsageError(f"--solver {options.solver} is unknown; {valid(options.solver, solvers)}")
+    draws, table, vlm, vae = True, 0, source / "vlm", source / "vae"
+    if (source / EXPORT).is_file():
+        index, bridge = read_json(source / EXPORT), read_json(source / "bridge" / "config.json")["bridge"]
+        side, aspect, table = index.get("resolution"), index.get("max_aspect", 2.0), bridge["position_table"]
+    elif is_tuned_vlm(source):
+        draws = False
+    else:
+        run = load_stage(stage_folder(source) / "config.yaml")
+        draws, vlm, vae = run.recipe.draws, run.backbones.vlm, run.backbones.vae or vae
+        side, aspect = run.stage.resolution, run.data.max_aspect
+        table = run.recipe.bridge.position_table if isinstance(run.recipe, WeMMU) else 0
+    if not draws and not options.images:
+        raise UsageError("a question needs an image; give one")
+    # An export without its VLM is refused when it is opened.
+    if table and side and options.size and (vlm / "config.json").is_file():
+        vision = read_json(vlm / "config.json")["vision_config"]
+        token = vision["patch_size"] * vision["spatial_merge_size"]
+        if problem := request_sizes(side, aspect, table, token, latent_px(vae)).problem(options.size):
+            raise UsageError(f"--size: {problem}")
+
+
 def open_pipeline(directory: Path, **options: Any) -> "WeMMUPipeline":
     """Load an export. options: of `from_pretrained`. Raises BackboneError if a file is missing or damaged."""
     if not (directory / EXPORT).is_file():
@@ -290,7 +325,8 @@ def _exported(directory: Path, device: str | None) -> Source:
         from wemmu.backbones.vae import FrozenVAE
         from wemmu.sampling.request import Response, task_of
 
-    pipe = open_pipeline(directory).to(choose_device(device))
+    place = choose_device(device)
+    pipe = open_pipeline(directory).to(place)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     def draw(options: SampleOptions, on_images: OnImages | None) -> list[Response]:

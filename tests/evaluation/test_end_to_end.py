@@ -158,7 +158,11 @@ def test_input_images_are_used(stage: Path, tmp_path: Path):
     assert drawn[0] != drawn[1]
 
 
-def test_impossible_size_is_explained(stage: Path, tmp_path: Path):
+def test_impossible_size_is_explained(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # The weights are not loaded for it.
+    monkeypatch.setattr("wemmu.training.build.load_trained", None)
+    with pytest.raises(SystemExit, match=r"--solver huen is unknown; did you mean heun\? valid: euler, heun"):
+        sample.main(stage, tmp_path / "out.png", prompt="a red circle", solver="huen")
     with pytest.raises(SystemExit, match="multiples of 16"):
         sample.main(stage, tmp_path / "out.png", prompt="a red circle", size="40")
     with pytest.raises(SystemExit, match="height is 256 px; the largest that this model draws is 128 px"):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -418,6 +419,11 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     with pytest.raises(ValueError, match="does not contain the VLM"):
         WeMMUPipeline.from_pretrained(out)
+    # The card's snippet runs.
+    names = {"directory": out, "vlm_directory": trained.run.backbones.vlm}
+    snippet = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
+    exec(snippet.replace('save("image.png")', 'save(directory / "image.png")'), names)
+    assert (out / "image.png").is_file()
     loaded = WeMMUPipeline.from_pretrained(out, vlm=trained.model.vlm.vlm, torch_dtype=torch.bfloat16)
     trained_image = by_training(trained, CASES["text to image, 32 px"])
     case = CASES["text to image, 32 px"]

@@ -65,11 +65,11 @@ from wemmu.pipeline import WeMMUPipeline
 pipe = WeMMUPipeline.from_pretrained(directory)
 pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
 _USAGE_WITHOUT_VLM = """\
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 from wemmu.pipeline import WeMMUPipeline
 # The VLM it was trained beside: $vlm, whose weight files have the SHA-256
 # $sha256
-vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(vlm_directory)
+vlm = AutoModelForImageTextToText.from_pretrained(vlm_directory)
 pipe = WeMMUPipeline.from_pretrained(directory, vlm=vlm)
 pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
 

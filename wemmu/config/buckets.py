@@ -94,6 +94,13 @@ class RequestSizes:
         choices = self._choices(output, max(self.max_aspect, max(output) / min(output)))
         return output, [beside(size, like, output, choices) for size in inputs]
 
+    def problem(self, size: Size) -> str:
+        """Say why an image of this size cannot be generated; empty if it can."""
+        if any(side % self.unit for side in size):
+            return f"height and width must be multiples of {self.unit} px, got {size}"
+        name, side = max(zip(("height", "width"), size, strict=True), key=lambda pair: pair[1])
+        return f"{name} is {side} px; the largest that this model draws is {self.largest} px" * (side > self.largest)
+
     def _choices(self, size: Size, max_aspect: float) -> list[Size]:
         found = of_area(size[0] * size[1], self.unit, max_aspect)
         return [one for one in found if max(one) <= self.largest] or [size]

@@ -346,7 +346,7 @@ def _check_layers(vlm: PreTrainedModel | None, bridge: WeMMUBridge) -> None:
     if vlm is None:
         raise ValueError(
             "this export does not contain the VLM; load the one that it was trained with (its README.md says which) "
-            "and give it as vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(...)"
+            "and give it as vlm=AutoModelForImageTextToText.from_pretrained(...)"
         )
     own, copied = vlm.config.text_config, bridge.config["text_config"]
     shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")

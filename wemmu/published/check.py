@@ -203,6 +203,12 @@ def _latent_channels(file: Path, kind: str) -> int:
         raise BackboneError(f"{file} {error}") from error
 
 
+def latent_px(vae: Path) -> int:
+    """Return the side of a latent of an autoencoder's directory, px."""
+    file = vae / "config.json"
+    return int(_facts(file, AUTOENCODER).latent_px(read_json(file)))
+
+
 def _facts(file: Path, kind: str) -> Any:
     """Return the module `published`, free of torch, of the backbone folder for the class in a config.json."""
     return import_module(f"wemmu.backbones.{KNOWN[kind][check_class(file, kind)]}.published")

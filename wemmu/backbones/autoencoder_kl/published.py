@@ -10,3 +10,8 @@ SCALES = ("scaling_factor",)
 def latent_channels(config: Mapping[str, Any]) -> int:
     # The default of diffusers.
     return int(config.get("latent_channels", 4))
+
+
+def latent_px(config: Mapping[str, Any]) -> int:
+    # Each level of the encoder but the last one halves the sides.
+    return int(2 ** (len(config.get("block_out_channels", (64,))) - 1))
