@@ -182,9 +182,9 @@ class Damage:
             some = "; ".join(f"{source}/{part}: {reason}" for (source, part), reason in list(lost.items())[:3])
             more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise ShardError(
-                f"containers that are lost, whole or in part: {len(lost)}, but data.prepare.max_lost_containers "
-                f"allows {allowed}. {some}{more}. The number of records in them is unknown. Restore them and run "
-                "the same command again (into another directory once a partition is finished), or allow that many"
+                f"tars or files that cannot be read to the end: {len(lost)}, but data.prepare.max_lost_containers allows "
+                f"{allowed}. {some}{more}. The number of records in them is unknown. Restore them and run the same "
+                "command again (into another directory once a partition is finished), or allow that many"
             )
 
     def count(self, entry: Entry) -> None:

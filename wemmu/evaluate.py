@@ -52,11 +52,11 @@ def main(
 ) -> None:
     """Score a trained stage on held-out requests, or run a benchmark."""
     if only not in (None, "generate", "score"):
-        raise UsageError(f"--only {only} is no step; {valid(only, ('generate', 'score'), 'valid choices')}")
+        raise UsageError(f"--only {only} is unknown; {valid(only, ('generate', 'score'), 'valid choices')}")
     step: Any = only
     for_benchmarks = {"--set": set_, "--out": out, "--replace": replace}
     if benchmark is None and (unused := [name for name, value in for_benchmarks.items() if value]):
-        raise UsageError(f"{unused[0]} goes with --benchmark NAME; valid names: {', '.join(OPTIONS)}")
+        raise UsageError(f"{unused[0]} needs --benchmark NAME; valid names: {', '.join(OPTIONS)}")
     if benchmark is not None and prompts is not None:
         raise UsageError("--prompts is for a stage; of a benchmark that has prompts, say --set prompts=N")
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
@@ -76,9 +76,7 @@ def _of_stage(
     run = load_stage(folder / "config.yaml")
     number = prompts or run.evaluation.prompts
     if number == 0:
-        raise UsageError(
-            f"{run.stage.name}: evaluation.prompts is 0, so there is nothing to draw; give --prompts N with N > 0"
-        )
+        raise UsageError(f"{run.stage.name}: evaluation.prompts is 0; give --prompts N with N > 0")
     # Bad input is refused above, before torch and the models are imported.
     from wemmu.evaluation.shapes.results import evaluate, lines
 

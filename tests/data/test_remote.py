@@ -266,7 +266,7 @@ def test_a_record_cannot_name_files_outside_the_cache(tmp_path: Path) -> None:
     found = dataset.streams[0]
     files = {name: "../../stolen" for name in found.files}
     DataSet(streams=(found.model_copy(update={"files": files}),)).save(far / DATASET_FILE)
-    with pytest.raises(ShardError, match=r"'\.\./\.\./stolen' for a sha256"):
+    with pytest.raises(ShardError, match=r"'\.\./\.\./stolen' where a SHA-256 is needed"):
         opened(far.as_uri(), tmp_path / "cache", Task.T2I)
 
 

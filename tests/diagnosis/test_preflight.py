@@ -102,7 +102,7 @@ def test_a_source_is_looked_for_as_the_data_job_does(tmp_path: Path):
     for pattern in ("*.tar", "{000..001}.tar", "{000,001}.tar"):
         assert checked(f"{tmp_path}/set [v1]/{pattern}")[0] == "ok", pattern
     assert "/002.tar" in checked(f"{tmp_path}/set [v1]/{{000..002}}.tar")[1]
-    assert "a directory stands where files belong: web" in checked(f"{tmp_path}/set [v1]")[1]
+    assert "a directory instead of files: web" in checked(f"{tmp_path}/set [v1]")[1]
     status, found = checked(f"{tmp_path}/dogs.tar")
     assert (status, "nothing matches the path of web" in found, "record" in found) == ("problem", True, False)
 

@@ -165,5 +165,5 @@ def test_impossible_size_is_explained(stage: Path, tmp_path: Path, monkeypatch: 
         sample.main(stage, tmp_path / "out.png", prompt="a red circle", solver="huen")
     with pytest.raises(SystemExit, match="multiples of 16"):
         sample.main(stage, tmp_path / "out.png", prompt="a red circle", size="40")
-    with pytest.raises(SystemExit, match="height is 256 px; the largest that this model draws is 128 px"):
+    with pytest.raises(SystemExit, match="height is 256 px; the largest that this model generates is 128 px"):
         sample.main(stage, tmp_path / "out.png", prompt="a red circle", size="256")

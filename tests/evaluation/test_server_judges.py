@@ -97,7 +97,7 @@ def test_a_judge_without_any_verdict_has_no_score(server: Server, dpg_file: Path
         run_benchmark("dpg", options, None, tmp_path / "out", lambda: draw, MODEL)
     assert not (tmp_path / "out/card.json").exists()
     dpg_file.write_text(dpg_file.read_text().replace("sun1", "sun/1"))
-    with pytest.raises(BenchmarkError, match="'sun/1_0', which no file can be called"):
+    with pytest.raises(BenchmarkError, match="'sun/1_0', which is not a valid file name"):
         run_benchmark("dpg", options, None, tmp_path / "out2", lambda: draw, MODEL)
 
 

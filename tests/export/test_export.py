@@ -205,7 +205,7 @@ def test_the_output_types_are_one_image(pipe: WeMMUPipeline):
     ("arguments", "words"),
     [
         ({"height": 40}, "multiples of 16 px"),
-        ({"width": 144}, "width is 144 px; the largest that this model draws is 128 px"),
+        ({"width": 144}, "width is 144 px; the largest that this model generates is 128 px"),
         ({"height": 1.5}, "height is 1.5; valid: a whole number of px"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0; valid: a whole number from 1"),
         ({"t2i_guidance_scale": float("nan")}, "t2i_guidance_scale is nan; valid: a finite number"),

@@ -157,7 +157,7 @@ def test_a_folder_starts_a_stage_and_its_report_tells_all_of_it(
     for name, weight in (made.content.weights | made.content.frozen).items():
         if not name.startswith("extra."):
             assert torch.equal(model.get_parameter(name.removeprefix("wemmu.")), torch.from_numpy(weight)), name
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="exists and stays unchanged"):
         main(made.folder, checkpoint=root, stage=stage, rename=[f"{o}={n}" for o, n in TABLE.items()])
     assert list(root.iterdir()) == [written]
 
@@ -181,7 +181,7 @@ def test_a_frozen_dit_that_was_not_saved_is_the_backbone(
         (["wemmu.="], r"missing nothing, unexpected extra\.bias, extra\.weight"),
         (["wemmu.=", "extra.=-", "wemmu.bridge.vae_branch.=-"], r"missing bridge\.vae_branch\.linear\.bias"),
         (["wemmu.=", "extra.=-", "other.=x."], r"--rename other\.=\.\.\. fits no name"),
-        (["wemmu.=", "extra"], "is no OLD=NEW"),
+        (["wemmu.=", "extra"], "is not OLD=NEW"),
     ],
 )
 def test_names_that_do_not_fit_are_told(

@@ -254,10 +254,10 @@ def test_all_frozen_parts_of_the_other_recipes_are_packed_as_planned(name: str) 
 @pytest.mark.parametrize(
     ("quantize", "changes", "message"),
     [
-        ({"vae": "nf4"}, {}, "memory.quantize: vae cannot be; valid: vlm, pathway, dit"),
+        ({"vae": "nf4"}, {}, "memory.quantize: vae is not possible; valid: vlm, pathway, dit"),
         ({"vlm": "int3"}, {}, "Input should be 'int8' or 'nf4'"),
-        ({"dit": "nf4"}, {"lora": {}}, r"memory\.quantize\.dit: dit learns whole.*recipe\.lora\.dit"),
-        ({"pathway": "nf4"}, {"lora": {}, "stage": {"trains": ["position_mlp"]}}, "pathway learns whole"),
+        ({"dit": "nf4"}, {"lora": {}}, r"memory\.quantize\.dit: all weights of dit are trained.*recipe\.lora\.dit"),
+        ({"pathway": "nf4"}, {"lora": {}, "stage": {"trains": ["position_mlp"]}}, "all weights of pathway are trained"),
         (
             {"dit": "nf4"},
             {"parallel": {"engine": "zero3", "ranks": 2}},

@@ -85,7 +85,7 @@ def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[s
     frozen = {name: sha256 for name, sha256 in identities(run).items() if name not in _parts(found)}
     final, aside = root / directory_name(folder.step), root / f"{directory_name(folder.step)}.import.tmp"
     if final.exists():
-        raise FolderError(f"{final} is there already, so it is left alone; give another --checkpoint")
+        raise FolderError(f"{final} exists and stays unchanged; give another --checkpoint")
     sources = _sources(found, folder.has_moments)
     one_at_a_time = OneAtATime()
     shutil.rmtree(aside, ignore_errors=True)
@@ -190,7 +190,7 @@ def parse_table(entries: Iterable[str]) -> dict[str, str]:
     for entry in entries:
         old, equals, new = entry.partition("=")
         if not equals or old in table:
-            raise ValueError(f"--rename {entry!r} is no OLD=NEW with a new OLD; an example: model.bridge.=bridge.")
+            raise ValueError(f"--rename {entry!r} is not OLD=NEW with a new OLD; for example model.bridge.=bridge.")
         table[old] = new
     return table
 

@@ -49,7 +49,7 @@ def read_export(export: Path) -> dict[str, Any]:
         return {**origin, "tensors": shapes, "trained": [], "files": files, "libraries": report["libraries"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{export} has no readable {PARITY}, so it does not say what it was trained beside ({error}); start from "
+            f"{export} has no readable {PARITY}, so its backbones are unknown ({error}); start from "
             "the run, or export it again"
         ) from error
 

@@ -126,8 +126,8 @@ def _check_adapters(
         if inside != here or was != now:
             raise CheckpointError(
                 f"{source} holds other adapters (LoRA) of {prefix}* than recipe.lora: their layers, rank or alpha / "
-                f"rank ({was:g}, here {now:g}) differ. Adapters go on learning as they are; to begin others, merge "
-                "them with `wemmu export` and begin with what it writes"
+                f"rank ({was:g}, here {now:g}) differ. A stage can only continue the same adapters; for others, merge "
+                "these with `wemmu export` and start from the export"
             )
 
 
@@ -139,5 +139,5 @@ def _check_frozen(source: Path, manifest: Manifest, frozen: Mapping[str, str]) -
         if not is_same(sha256, frozen[part]) and not is_own(source, part, getattr(frozen[part], "directory", None)):
             raise CheckpointError(
                 f"{source} was trained with another {part} (SHA-256 {short(sha256)}, here {short(frozen[part])})"
-                + "; if both make the same latents, set start_other_vae=true in the stage" * (part == "vae")
+                + "; if both compute the same latents, set start_other_vae=true in the stage" * (part == "vae")
             )

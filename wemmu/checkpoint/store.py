@@ -217,12 +217,12 @@ def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str,
     """Return the first word of each weight's name in the state; with `ema`, of its average if it has one.
 
     Raises:
-        CheckpointError: if averages are meant and there are none.
+        CheckpointError: if `ema` is set and there are no averages.
     """
     if ema and not manifest.ema:
         raise CheckpointError(
             f"{directory} holds no moving average of the weights (EMA): optimizer.ema_decay was not set when it was "
-            "saved, or its weights were shipped alone; --no-ema takes the weights themselves"
+            "saved, or `wemmu export --ship` wrote it; --no-ema uses the weights"
         )
     averaged = set(manifest.trained) if ema else set()
     return {name: EMA if name in averaged else WEIGHTS for name in manifest.tensors}

@@ -55,15 +55,15 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
     backbones = {name: str(export / folder) for name, folder in FOLDERS.items()} | (tree.get("backbones") or {})
     if not Path(backbones["vlm"]).is_dir():
         raise ValueError(
-            f"export: {backbones['vlm']} is no directory; if {export} was written without its VLM, set backbones.vlm "
-            "to the one of its README.md"
+            f"export: {backbones['vlm']} is not a directory; if {export} was written without its VLM, set "
+            "backbones.vlm to the VLM that its README.md names"
         )
     index = _read(export / INDEX, "resolution")
     bridge = _read(export / BRIDGE / "config.json", "bridge")["bridge"]
     if bridge.get("source_latents") and "dit" not in (tree.get("backbones") or {}):
         raise ValueError(
             f"export: the DiT of {export} was widened for recipe.bridge.source_latents, as a published one is; "
-            "set backbones.dit to the DiT that it was made from"
+            "set backbones.dit to the DiT that training started from"
         )
     px = index["resolution"]
     time = {

@@ -116,12 +116,12 @@ class RecipeConfig(Config):
             self.check_stage(stage)
 
     def check_memory(self, memory: "Memory", stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
-        """Refuse to save memory where that cannot be; raises as `check`."""
+        """Refuse memory options that the recipe does not support; raises as `check`."""
         for field, named, choices in (
             ("quantize", memory.quantize, self.quantizable), ("offload", memory.offload, self.offloadable)
         ):  # fmt: skip
             if odd := [part for part in named if part not in choices]:
-                raise ValueError(f"memory.{field}: {', '.join(odd)} cannot be; {valid(odd, choices)}")
+                raise ValueError(f"memory.{field}: {', '.join(odd)} is not possible; {valid(odd, choices)}")
         for part in memory.quantize:
             inside = [
                 module for module, prefixes in self.modules.items()
@@ -139,8 +139,8 @@ class RecipeConfig(Config):
             if whole:
                 adapters = f"give it adapters, recipe.lora.{whole[0]}, or " * (whole[0] in self.adaptable)
                 raise ValueError(
-                    f"memory.quantize.{part}: {whole[0]} learns whole, and only frozen weights can be in 8 or 4 bit; "
-                    f"{adapters}remove memory.quantize.{part}"
+                    f"memory.quantize.{part}: all weights of {whole[0]} are trained, and only frozen weights can be in "
+                    f"8 or 4 bit; {adapters}remove memory.quantize.{part}"
                 )
 
     def check_from_zero(self, trained: Set[str]) -> None:

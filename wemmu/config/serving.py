@@ -130,7 +130,7 @@ def check_files(root: Path, streams: Iterable[Stream], shards_too: bool) -> None
                 lost.append((stream, raw["basename"], f"the shard file {shard} is {fault}"))
     if lost:
         stream, name, fault = lost[0]
-        more = f", and {len(lost) - 1} more are not whole" if lost[1:] else ""
+        more = f", and {len(lost) - 1} more are missing or damaged" if lost[1:] else ""
         raise ShardError(f"{fault}{more}; {written_anew(root, stream.settings.name, name)}")
 
 

@@ -51,9 +51,7 @@ class ShardCache(Files):
 
     def __init__(self, url: str, root: Path, gigabytes: float):
         if (root / SETTINGS_FILE).exists():
-            raise ShardError(
-                f"{root} holds a data set that was written there; as cache of {url} give another directory"
-            )
+            raise ShardError(f"{root} contains a data set, so it cannot be the cache of {url}; set another data.shards")
         self._url, self._root, self._limit = url.rstrip("/"), root, round(gigabytes * 1e9)
         try:
             self._remote, self._base = url_to_fs(self._url)
@@ -78,7 +76,7 @@ class ShardCache(Files):
             dataset = DataSet.at(self._root)
         # They become names of files.
         if odd := [d for s in dataset.streams for d in s.files.values() if not re.fullmatch("[0-9a-f]{64}", d)]:
-            raise ShardError(f"{self._url}/{DATASET_FILE} holds {odd[0]!r} for a sha256")
+            raise ShardError(f"{self._url}/{DATASET_FILE} has {odd[0]!r} where a SHA-256 is needed")
         return dataset
 
     def check_limit(self, needed: int) -> None:

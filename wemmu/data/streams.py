@@ -48,7 +48,7 @@ def open_held_out(data: Data, tasks: Iterable[Task], resolution: int) -> list[tu
     if lacking := [task for task in tasks if all(stream.settings.task != task for stream, _ in found)]:
         raise ShardError(
             f"no record of {', '.join(lacking)} at {resolution} px is held out: data.validation is {data.validation}, "
-            f"of a quarter of a stream at most, and none of its streams has {SMALLEST} records"
+            f"limited to a quarter of each stream, and all streams have fewer than {SMALLEST} records"
         )
     return found
 

@@ -133,7 +133,7 @@ def benchmark_inputs(curriculum: Curriculum) -> Finding:
     if absent:
         remedy = "name existing folders and files, or remove these benchmarks"
         return Finding("benchmarks", "problem", f"not there: {'; '.join(dict.fromkeys(absent))}", remedy)
-    return Finding("benchmarks", "ok", "all that they read is there")
+    return Finding("benchmarks", "ok", "all their files exist")
 
 
 def degrees(curriculum: Curriculum) -> Finding:
@@ -172,12 +172,12 @@ def data(curriculum: Curriculum) -> Finding:
 
 
 def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
-    # What fsspec opens elsewhere is not asked for.
+    # Remote paths are not checked.
     local = [s for s in prepare.sources if not isinstance(s, ShapesSource) and "://" not in s.path]
     folders = [f"{s.name}: {s.path}" for s in local if s.kind != "huggingface" and Path(s.path).is_dir()]
     if folders:
         remedy = "name the files in it, as DIR/*.parquet or DIR/*.tar"
-        return Finding("data", "problem", f"a directory stands where files belong: {'; '.join(folders)}", remedy)
+        return Finding("data", "problem", f"a directory instead of files: {'; '.join(folders)}", remedy)
     if absent := [f"{s.name}: {path}" for s in local for path in _missing(s.path)]:
         remedy = "correct data.prepare.sources; `wemmu data buckets CURRICULUM` tries them"
         return Finding("data", "problem", f"nothing matches the path of {'; '.join(absent)}", remedy)
@@ -186,9 +186,7 @@ def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
     except ShardError as error:
         return Finding("data", "problem", str(error), "data.prepare.sources of all tasks that a stage mixes")
     names = ", ".join(source.name for source in prepare.sources)
-    return Finding(
-        "data", "ok", f"{curriculum.data.shards} is not complete yet; the launcher has it written from {names}"
-    )
+    return Finding("data", "ok", f"{curriculum.data.shards} is not complete yet; the data job writes it from {names}")
 
 
 def _missing(path: str) -> list[str]:

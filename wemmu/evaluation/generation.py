@@ -53,7 +53,7 @@ def prepare(
     if twice := [key for key, number in Counter(keys).items() if number > 1]:
         raise BenchmarkError(f"{twice[0]} names several images of the benchmark; give each a name of its own")
     if unsafe := [key for key in keys if "/" in key or "\0" in key]:
-        raise BenchmarkError(f"the benchmark names an image {unsafe[0]!r}, which no file can be called")
+        raise BenchmarkError(f"the benchmark names an image {unsafe[0]!r}, which is not a valid file name")
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder / ".lock", lambda _: f"another process prepares {folder}", patience_s=PATIENCE_S):
         _prepare(folder, requests, settings, replace)
@@ -133,7 +133,7 @@ def load(folder: Path, requests: Sequence[BenchmarkRequest]) -> Iterator[Judged]
     if lacking := missing(folder, requests):
         raise BenchmarkError(
             f"{folder / IMAGES} lacks {len(lacking)} of {len(requests)} images, the first is {lacking[0].key}.png; "
-            "generate them first: the same command without --only score goes on where it stopped"
+            "generate them first: the same command without --only score continues"
         )
     for request in requests:
         with Image.open(folder / IMAGES / f"{request.key}.png") as image:

@@ -43,7 +43,7 @@ def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
         raise RanksError(
             f"parallel.ranks is {parallel.ranks}, but {world} process{'es' if world != 1 else ''} run; start them with "
             f"`torchrun --nproc-per-node {parallel.ranks} -m wemmu.train ...` or "
-            f"`srun --ntasks={parallel.ranks} python -m wemmu.train ...`, or let the launcher do it"
+            f"`srun --ntasks={parallel.ranks} wemmu train ...`, or use the launcher"
         )
     if not 0 <= rank < world:
         raise RanksError(f"RANK is {rank}, but WORLD_SIZE is {world}; valid ranks: 0 to {world - 1}")
@@ -114,7 +114,7 @@ def _device(found: Mapping[str, str], world: int) -> torch.device:
         return torch.device("cpu")
     here, local = torch.cuda.device_count(), _number(found, "LOCAL_RANK", 0)
     if world > 1 and "LOCAL_RANK" not in found:
-        raise RanksError(f"{world} ranks need LOCAL_RANK in the environment: which of the {here} GPUs here each takes")
+        raise RanksError(f"{world} ranks need LOCAL_RANK in the environment: the number of the GPU, 0 to {here - 1}")
     # Under `srun --gpus-per-task=1` each task sees its own GPU alone.
     local = 0 if here == 1 and "SLURM_STEP_NUM_TASKS" in os.environ else local
     if not 0 <= local < here:

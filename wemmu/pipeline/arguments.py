@@ -149,7 +149,7 @@ def check_size(size: tuple[Any, Any], largest: int) -> None:
         if not _whole(side) or side <= 0:
             raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
         if side > largest:
-            raise ValueError(f"{name} is {side} px; the largest that this model draws is {largest} px")
+            raise ValueError(f"{name} is {side} px; the largest that this model generates is {largest} px")
 
 
 def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], size: tuple[int, int]) -> Iterator[str]:

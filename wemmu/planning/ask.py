@@ -161,7 +161,7 @@ def _keep(file: Path, answer: Answer) -> Answer:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(answer))
     except OSError as error:
-        print(f"what was measured cannot be kept in {file.parent} ({error}); set WEMMU_CACHE", file=sys.stderr)
+        print(f"the measurements cannot be cached in {file.parent} ({error}); set WEMMU_CACHE", file=sys.stderr)
     return answer
 
 

@@ -54,7 +54,7 @@ class TunesVLM(Recipe):
         return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}
 
     def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:
-        raise NotImplementedError("the config refuses a plateau, which alone asks for it")
+        raise NotImplementedError("this recipe has no validation loss; the config rejects a plateau, its only use")
 
 
 def question_rows(

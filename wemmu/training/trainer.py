@@ -153,7 +153,7 @@ class Trainer:
                 self.saver.close()
                 saved = own_checkpoints(self.checkpoints)
                 raise TrainingError(
-                    f"{self.stage.name}: the gradient is not finite at step {step}; the weights were left alone. "
+                    f"{self.stage.name}: the gradient is not finite at step {step}; the weights are unchanged. "
                     f"The last checkpoint is {next(reversed(saved), None)}; a lower learning rate may help."
                 )
 

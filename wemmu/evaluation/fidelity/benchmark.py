@@ -124,7 +124,9 @@ def _data(options: FidelityOptions, run: StageRun | None) -> Data:
     if run is None:
         raise BenchmarkError("fidelity of an export needs a data set: --set shards=DIR")
     if options.validation is not None:
-        raise BenchmarkError("validation goes with shards=DIR; of its own data set a run has fixed what it holds out")
+        raise BenchmarkError(
+            "validation needs shards=DIR; a run scores the records that its own data.validation holds out"
+        )
     if not run.data.validation:
         raise BenchmarkError(
             f"{run.stage.name} trained on every record of {run.data.shards}: its data.validation is 0. Set it before "

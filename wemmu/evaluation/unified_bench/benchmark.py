@@ -129,7 +129,7 @@ def read_captions(file: Path, images: Sequence[Path]) -> dict[str, str]:
                 ) from error
     if missing := [image.name for image in images if not found.get(image.stem)]:
         raise BenchmarkError(
-            f"{file} has no caption of {len(missing)} of {len(images)} images, the first is {missing[0]}; "
+            f"{file} has no caption for {len(missing)} of {len(images)} images, the first is {missing[0]}; "
             'every line is {"image": NAME, "caption": TEXT}'
         )
     return found

@@ -249,8 +249,9 @@ class UAE(RecipeConfig):
             raise ValueError(f"{name}: {kind} does not train {', '.join(wrong)}; valid: {', '.join(sorted(valid))}")
         if kind == "cold_start" and "llm" in trains and self.cond_encoder != "policy":
             raise ValueError(
-                f"{name}: cold_start trains llm through the generator's condition, which recipe.cond_encoder: "
-                "reference takes from another VLM; set recipe.cond_encoder=policy, or train dit alone"
+                f"{name}: cold_start trains llm through the generator's condition, but with "
+                "recipe.cond_encoder: reference another VLM computes it; set "
+                "recipe.cond_encoder=policy, or train dit alone"
             )
 
     def check_memory(self, memory: "Memory", stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
@@ -258,6 +259,6 @@ class UAE(RecipeConfig):
         for stage in stages:
             if "generator" in memory.offload and stage.objective.kind in ("cold_start", "flow_grpo"):
                 raise ValueError(
-                    f"stage {stage.name}: memory.offload keeps the generator in host memory while it renders nothing, "
+                    f"stage {stage.name}: memory.offload keeps the generator in host memory between uses, "
                     f"but {stage.objective.kind} needs it all the time; set memory.offload=[]"
                 )

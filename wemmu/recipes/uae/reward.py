@@ -90,7 +90,7 @@ class ReconstructionReward:
         if self.config.reward.control == "deranged":
             if len(own) < 2:
                 raise ValueError(
-                    "recipe.reward.control: deranged compares with another image of the micro-batch, which has one; "
+                    "recipe.reward.control: deranged needs another image in the micro-batch, which has one; "
                     "set memory.micro_batch to 2 or more"
                 )
             compared = own.roll(1, 0)

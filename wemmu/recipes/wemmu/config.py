@@ -122,8 +122,8 @@ class WeMMU(RecipeConfig):
             raise ValueError("recipe.bridge.source_latents does not run on engine hybrid; valid: single, zero3")
         if self.bridge.source_latents and "dit" in self.lora:
             raise ValueError(
-                "recipe.bridge.source_latents gives the DiT channels that learn whole, and recipe.lora.dit freezes "
-                "them; set one of the two"
+                "recipe.bridge.source_latents adds trained channels to the DiT, but recipe.lora.dit freezes its "
+                "weights; remove one of the two"
             )
 
         if self.bridge.reconstruct_without_vae and not self.bridge.vae_branch:
