@@ -26,7 +26,7 @@ DRAWN = 100_000
 
 
 class Header(Image.Image):
-    """An image of which only the size is known, (width, height) as it stands upright."""
+    """An image with a known size, upright (width, height), and no pixels."""
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()

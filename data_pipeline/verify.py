@@ -49,7 +49,7 @@ class Verified:
 def verify(root: Path, console: Console, workers: int | None = None) -> Verified:
     """Print each problem and a summary; return what was found.
 
-    Warns of sources whose inputs and targets look swapped, which is no damage.
+    Warns of sources whose inputs and targets look swapped, which does not count as damage.
 
     Reads shards in `workers` processes (default: by the number of cores and the size of the data). Each needs the
     memory of a record; this process needs 8 bytes per record of one stream, to find duplicate ids.

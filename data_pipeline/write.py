@@ -176,13 +176,13 @@ class Damage:
         self.check_lost()
 
     def check_lost(self) -> None:
-        """Raises ShardError: if there are more lost containers than `max_lost_containers`."""
+        """Raise ShardError if there are more lost containers than `max_lost_containers`."""
         lost, allowed = self._lost, self._job.prepare.max_lost_containers
         if len(lost) > allowed:
             some = "; ".join(f"{source}/{part}: {reason}" for (source, part), reason in list(lost.items())[:3])
             more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise ShardError(
-                f"tars or files that cannot be read to the end: {len(lost)}, but data.prepare.max_lost_containers allows "
+                f"tars or files not readable to the end: {len(lost)}, but data.prepare.max_lost_containers allows "
                 f"{allowed}. {some}{more}. The number of records in them is unknown. Restore them and run the same "
                 "command again (into another directory once a partition is finished), or allow that many"
             )

@@ -60,7 +60,7 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
 
 
 def curriculum_file(run: Path) -> Path:
-    """Raises RefusedError if `run` is not a run folder; names those beside it."""
+    """Raise RefusedError if `run` is not a run folder; names those beside it."""
     if not (run / CURRICULUM).exists():
         there = sorted(file.parent for file in run.parent.glob(f"*/{CURRICULUM}"))
         question = "".join(f"did you mean {one}? " for one in namesake(run, there))
@@ -91,7 +91,7 @@ def write(curriculum: Curriculum, run: Path) -> None:
 
 
 def check(curriculum: Curriculum, run: Path) -> None:
-    """Raises RefusedError if the folder holds another run, with the fields that differ and the choices."""
+    """Raise RefusedError if the folder holds another run, with the fields that differ and the choices."""
     file = run / CURRICULUM
     # A path makes one slash of two.
     if re.match(r"[a-z][a-z0-9+]+:/", str(run)):

@@ -209,7 +209,7 @@ def export(
         if run.recipe.draws:
             report = write_pipeline(run, source.folder, source.checkpoint, aside, choices)
         elif run.stage.trains == ("dit",):
-            # A stage of UAE for its generator. The weights that it hands on are the averages already.
+            # A stage of UAE that trains the generator. Its exported weights are the averages already.
             generator, weights = as_wemmu(run, source.checkpoint, Path(work), averaged)
             report = write_pipeline(generator, source.folder, weights, aside, replace(choices, ema=False))
         else:

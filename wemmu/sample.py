@@ -69,7 +69,7 @@ def unused(name: str) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError if no image can be written under this name."""
+    """Raise UsageError if no image can be written under this name."""
     Image.init()
     written = sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE)
     if out.suffix.lower() not in written:
@@ -96,7 +96,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Raises UsageError if `path` is not an image."""
+    """Raise UsageError if `path` is not an image."""
     from wemmu.images import decode
 
     try:

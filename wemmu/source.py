@@ -242,7 +242,7 @@ def is_tuned_vlm(directory: Path) -> bool:
 
 
 def choose_device(name: str | None) -> "torch.device":
-    """Raises UsageError if there is no such device here."""
+    """Raise UsageError if there is no such device here."""
     import torch
 
     try:

@@ -187,7 +187,7 @@ class Condition(_OnDevice):
 
 @dataclass(frozen=True)
 class Flow(_OnDevice):
-    """Where the DiT is asked for a velocity, and what the answer is measured against; float32.
+    """The points at which the DiT predicts velocities, and the targets; float32.
 
     x_t: [B, C, h, w], at times t: [B]; v: the path's velocity there, [B, C, h, w]. v_negative: [B, C, h, w] and
     paired: bool [B], of contrastive stages: the velocity of another sample, and whether there is one.

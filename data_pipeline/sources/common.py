@@ -35,7 +35,7 @@ class Root:
             self._allowed = [os.path.realpath(other or "/") for other in [*self._allowed, *_blobs(self.path)]]
 
     def image(self, name: str) -> EncodedImage:
-        """Raises RejectedError: UNSAFE_PATH if `name` or a symbolic link leads out, NO_IMAGE if no file is there."""
+        """Raise RejectedError: UNSAFE_PATH if `name` or a symbolic link leads out, NO_IMAGE if no file is there."""
         if "\0" in name:
             raise RejectedError(Reason.UNSAFE_PATH, repr(name))
         path = self._resolved(name) if isinstance(self.fs, LocalFileSystem) else self._joined(name)
@@ -77,7 +77,7 @@ def _blobs(path: str) -> list[str]:
 
 
 def root_of(source: str, url: str, also: Iterable[str] = ()) -> Root:
-    """Raises ConfigError: if there is no directory at the URL."""
+    """Raise ConfigError if there is no directory at the URL."""
     fs, path = filesystem(source, "root", url)
     if not fs.isdir(path):
         raise ConfigError(f"source {source}: root: no directory at {url}; expected the root of the image paths")
@@ -163,7 +163,7 @@ def turns(value: object, field: str) -> list[Conversation]:
 
 
 def _turns(value: object, field: str) -> list[tuple[Any, Any]]:
-    """Return role and words of each turn, without system; RejectedError with BAD_RECORD if it is no conversation."""
+    """Return role and words of each turn, without system; RejectedError with BAD_RECORD if it is not a conversation."""
     if not _is_conversation(value):
         raise RejectedError(Reason.BAD_RECORD, f"{field} is {type(value).__name__}, not a conversation")
     assert isinstance(value, list)

@@ -85,7 +85,7 @@ def read_rows(files: Files, part: SourcePartition) -> Iterator[tuple[str, bytes]
 
 
 def parse(row: bytes) -> dict[str, Any]:
-    """Raises RejectedError: BAD_TEXT, or BAD_RECORD if it is not a JSON object."""
+    """Raise RejectedError: BAD_TEXT, or BAD_RECORD if it is not a JSON object."""
     try:
         # Windows programs begin a file with a byte-order mark.
         value = json.loads(row.decode("utf-8-sig"))
@@ -162,7 +162,7 @@ def _checked(
 
 
 def check_fields(source: str, where: str, there: Iterable[str], fields: dict[str, str]) -> None:
-    """Raises ConfigError: if one of `fields`, {config field: name}, is missing."""
+    """Raise ConfigError if one of `fields`, {config field: name}, is missing."""
     there = list(there)
     for field, name in fields.items():
         if there and name not in there:

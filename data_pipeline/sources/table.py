@@ -39,7 +39,7 @@ class TableSource(ABC, Generic[Config]):
 
     @abstractmethod
     def _record(self, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
-        """Raises RejectedError: if the row is not a record."""
+        """Raise RejectedError if the row is not a record."""
 
     def files(self) -> list[tuple[str, int]]:
         return self._files.sizes()

@@ -94,7 +94,7 @@ class WebDatasetSource:
         return parts
 
     def _check_captions(self, parts: list[SourcePartition]) -> None:
-        """Raises ConfigError: if the first readable tar lacks the caption that the config names."""
+        """Raise ConfigError if the first readable tar lacks the caption that the config names."""
         if not self._config.caption:
             return
         for part in parts:
@@ -220,7 +220,7 @@ class WebDatasetSource:
                     group.fault = group.fault or fault
                 elif kind in self._wanted:
                     content = tar.extractfile(member)
-                    assert content is not None, "what is no file is a fault"
+                    assert content is not None, "a member that is not a file is a fault"
                     group.members[kind] = content.read()
                 else:
                     group.others[kind] = None

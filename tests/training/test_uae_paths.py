@@ -220,7 +220,7 @@ def test_a_cold_start_follows_its_gradient() -> None:
         (COLD % "last: 4", "[dit]", (), r"objective\.last 4 is more than"),
         (COLD % "", "[llm, dit]", (), r"set recipe\.cond_encoder=policy"),
         (FLOW % "", "[dit]", ("memory.offload=[generator]",), r"offload=\[\]"),
-        (FLOW % "updates: 7", "[dit]", (), r"no multiple of objective\.updates 7"),
+        (FLOW % "updates: 7", "[dit]", (), r"not a multiple of objective\.updates 7"),
         (FLOW % "", "[dit]", ("parallel={engine: hybrid, ranks: 2}",), "does not run on engine hybrid"),
         ("stages.reward.steps=80", "[dit]", (), "unified_grpo does not train dit; valid: llm"),
     ],

@@ -108,7 +108,7 @@ def _copies(run: StageRun, weights: StoredTensors, word: str) -> dict[str, Store
             inside = prefix.removeprefix(word)
             for name, each in published(run.backbones.vlm, VLM_FILE).items():
                 memory = in_memory(name)
-                # The vocabulary is no part of the copy.
+                # The copy does not contain the vocabulary.
                 if memory.startswith(LANGUAGE) and not memory.startswith(f"{LANGUAGE}embed_tokens."):
                     found[inside + memory.removeprefix(LANGUAGE)] = each
     return found

@@ -35,7 +35,7 @@ def is_pipeline(directory: Path) -> bool:
 
 
 def check_export(out: Path) -> None:
-    """Raises ValueError unless `out` is free or an earlier export and nothing else."""
+    """Raise ValueError unless `out` is free or an earlier export and nothing else."""
     if not (out.exists() or out.is_symlink()):
         return
     if not ((out / PARITY).is_file() or is_pipeline(out)):
@@ -45,7 +45,7 @@ def check_export(out: Path) -> None:
 
 
 def check_shipped(out: Path, source: Path) -> None:
-    """Raises ValueError unless `out` is free or holds weights that were shipped earlier and are not the source."""
+    """Raise ValueError unless `out` is free or holds weights that were shipped earlier and are not the source."""
     if out.absolute().parent.name == CHECKPOINTS:
         raise ValueError(f"{out} is among a stage's checkpoints, and would look like one; give another folder")
     if not (out.exists() or out.is_symlink()):

@@ -84,7 +84,7 @@ def _merged(base: Stored, a: Stored, b: Stored, scale: float) -> Tensor:
 
 
 def check_names(component: nn.Module, stored: Mapping[str, Stored], what: str) -> None:
-    """Raises ValueError unless the tensors are those of the component, by name and shape."""
+    """Raise ValueError unless the tensors are those of the component, by name and shape."""
     needed = {name: tuple(tensor.shape) for name, tensor in component.state_dict().items()}
     if odd := sorted(needed.items() ^ {name: each.shape for name, each in stored.items()}.items()):
         raise ValueError(

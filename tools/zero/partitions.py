@@ -41,7 +41,7 @@ class Parameter:
 
 
 def whole(name: str, shape: Sequence[int], trained: bool, parts: Mapping[str, Sequence[Values]]) -> Parameter:
-    """Raises FolderError unless the parts add up to the shape."""
+    """Raise FolderError unless the parts add up to the shape."""
     for which, held in parts.items():
         if (count := sum(part.count for part in held)) != prod(shape):
             where = f"; see {held[0].file}" if held else ""

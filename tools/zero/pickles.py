@@ -59,7 +59,7 @@ class Values:
     def part(self, begin: int, count: int) -> "Values":
         """Return `count` of them from number `begin` on; raise FolderError if there are fewer."""
         if not 0 <= begin <= begin + count <= self.count:
-            raise FolderError(f"{self.file} holds {self.count} values where {begin} to {begin + count} are asked for")
+            raise FolderError(f"{self.file} holds {self.count} values, but {begin} to {begin + count} are needed")
         return replace(self, offset=self.offset + begin * self.dtype.itemsize, count=count)
 
     def read_into(self, target: Tensor) -> None:

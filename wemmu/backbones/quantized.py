@@ -40,7 +40,7 @@ def _unpacked(shape: list[int], packed: Tensor, scales: Tensor, code: Tensor | N
 
 
 class QuantizedLinear(nn.Module):
-    """A frozen `nn.Linear` whose weight is packed in buffers, and so is no parameter; the bias stays as it is."""
+    """A frozen `nn.Linear` whose weight is packed in buffers and is not a parameter; the bias is unchanged."""
 
     packed: Tensor
     scales: Tensor

@@ -231,7 +231,7 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _report(
     directory: Path, parameters: int, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
 ) -> LoadReport:
-    """Raises BackboneError unless the weights fit."""
+    """Raise BackboneError unless the weights fit."""
     report = LoadReport(str(directory), parameters, identity(directory), sorted(missing), sorted(unexpected))
     if problems := sorted([*report.missing, *report.unexpected, *mismatched]):
         raise BackboneError(f"{report}; first of them: {', '.join(problems[:5])}")

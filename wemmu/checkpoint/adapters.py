@@ -32,7 +32,7 @@ def scale_of(name: str, scales: Mapping[str, float]) -> float | None:
 
 @torch.no_grad()
 def add_merged(into: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-    """Add scale B A to a live weight [out, in], whole or of which this rank holds parts."""
+    """Add scale B A to a live weight [out, in], whole or sharded."""
     for (row, column), part in ShardedTensor.of(into).parts:
         rows, columns = part.shape
         part.copy_(part.float() + (b[row : row + rows] @ a[:, column : column + columns] * scale).to(part.device))

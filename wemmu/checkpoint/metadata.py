@@ -52,7 +52,7 @@ class CheckedReader(FileSystemReader):
     _index: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Raises pickle.UnpicklingError naming what has no place in it."""
+        """Raise pickle.UnpicklingError naming what has no place in it."""
         if self._index is None:
             with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as file:
                 _Index(file).load()

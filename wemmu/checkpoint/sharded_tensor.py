@@ -1,4 +1,4 @@
-"""Tensors of which a rank holds only parts, in the terms of torch's distributed checkpoint (DCP).
+"""Tensors that are divided among ranks, in the terms of torch's distributed checkpoint (DCP).
 
 Every layout shows its state under canonical names and whole shapes, as `ShardedTensor`: rectangles with their offsets,
 each a view of the live memory. What one layout saves any other loads, since DCP maps rectangles onto rectangles.
@@ -49,7 +49,7 @@ class TensorSlice:
 
 
 class ShardedTensor(Tensor):
-    """Stands for a whole tensor of `shape` of which this rank holds `parts`, perhaps none.
+    """A whole tensor of `shape`; this rank holds `parts` of it, perhaps none.
 
     It has a shape and a type and no data of its own: DCP writes the parts and fills them in place, and no operator
     works on it. Parts without elements are left out.
@@ -192,11 +192,11 @@ class WholePlanner(DefaultSavePlanner):
         return plan
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Raises ValueError naming the tensors that are not whole."""
+        """Raise ValueError naming the tensors that are not whole."""
         # Refuses overlaps, and holes in what several ranks hold.
         plan, metadata = super().create_global_plan(all_plans)
         flaws = []
-        # The names of all tensors that a rank knows, also those of which it holds nothing.
+        # All tensors that a rank knows, also those without a part on this rank.
         for name in sorted({name for one in all_plans for name in one.planner_data}):
             stored = metadata.state_dict_metadata.get(name)
             if stored is None:

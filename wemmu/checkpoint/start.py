@@ -116,7 +116,7 @@ def check_fits(
 def _check_adapters(
     source: Path, manifest: Manifest, known: Mapping[str, Sequence[int]], scales: Mapping[str, float]
 ) -> None:
-    """Adapters either go on as they are or are merged whole."""
+    """Check that adapters continue unchanged, or are all merged."""
     for prefix in manifest.adapters.keys() & scales.keys():
         inside, here = (
             {name: list(shape) for name, shape in shapes.items() if name.startswith(prefix) and is_adapter(name)}

@@ -113,7 +113,7 @@ class Named(str):
 
 
 def local_path(value: str) -> Path:
-    """Return the path that a string of a config means. Raises ValueError if there is no home directory for `~`."""
+    """Return the path for a string of a config. Raises ValueError if there is no home directory for `~`."""
     return Path(_local(value))
 
 

@@ -86,7 +86,7 @@ def stand_ins(root: Path) -> list[Path]:
 
 
 def refuse_renamed(root: Path) -> None:
-    """Raises RenamedError if a directory under `root` holds another step than its name says."""
+    """Raise RenamedError if a directory under `root` holds another step than its name says."""
     for directory in _named(root):
         if (step := manifest_step(directory)) not in (step_of(directory), None):
             raise RenamedError(

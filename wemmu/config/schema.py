@@ -86,7 +86,7 @@ class Kernels(Config):
     """
 
     # RMSNorm in one kernel, Apex's or torch's. In bfloat16 it rounds once where the plain one rounds twice, so a run
-    # that began without it goes on with other last bits.
+    # that began without it continues with other last bits.
     fused_norms: Literal["auto"] | bool = "auto"
     # torch.compile of the layers of pathway, DiT, frozen VLM and autoencoder; needs a C++ compiler, and a minute to
     # begin.

@@ -63,7 +63,7 @@ class Schema(Config):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises FileNotFoundError if the file is missing, ShardError if this version cannot read it."""
+        """Raise FileNotFoundError if the file is missing, ShardError if this version cannot read it."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:

@@ -107,7 +107,7 @@ def upgraded_file(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Both, of which none may say otherwise than the other: nobody could tell which is meant."""
+    """Merge both; raise an error if they contradict each other."""
     found = dict(now)
     for field, value in old.items():
         here = f"{name}.{field}"

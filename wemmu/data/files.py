@@ -23,7 +23,7 @@ class Files:
         self._root = root
 
     def dataset(self) -> DataSet:
-        """Raises ShardError if there is no complete data set."""
+        """Raise ShardError if there is no complete data set."""
         return DataSet.at(self._root)
 
     def index(self, stream: Stream) -> bytes:

@@ -129,7 +129,7 @@ class Loader:
         return replace(batch, negatives=self._negatives(self._micro, samples[self._micro :], batch.target))
 
     def _collate(self, stream: ShardStream, indices: Sequence[int], samples: Sequence[DecodedRecord]) -> Batch:
-        """Raises ShardError: naming the record at fault, where a batch cannot be made of one that is as written."""
+        """Raise ShardError naming the record at fault, where a batch cannot be made of one that is as written."""
         try:
             return collate(stream.settings, samples, self._encoder, self._token_px, self._asks)
         except ValueError as error:

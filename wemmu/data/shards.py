@@ -108,7 +108,7 @@ class ShardStream:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> DecodedRecord:
-        """Raises ShardError; with `damaged` = "skip" only if no record of the stream can be read."""
+        """Raise ShardError; with `damaged` = "skip" only if no record of the stream can be read."""
         record, replaced = self._get(index, self._decoded)
         if replaced:
             self._count(index)

@@ -11,7 +11,7 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """warning: training runs, but not as well as it could. problem: something that the user asked for will fail."""
+    """warning: training runs, but not as well as it could. problem: a part that the user needs will fail."""
 
     name: str
     status: Status

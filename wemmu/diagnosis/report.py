@@ -67,7 +67,7 @@ def _table(report: Report) -> Table:
     for area, findings in report.items():
         table.add_row(Text(area, "bold"))
         for one in findings:
-            # A text, not a string: brackets in an error are no markup.
+            # A Text, not a string: rich would read brackets in an error as markup.
             table.add_row(Text(one.name), Text(one.status, _STYLES[one.status]), Text(one.found))
         table.add_section()
     return table

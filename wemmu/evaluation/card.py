@@ -70,7 +70,7 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
 def _resampled(headline: Headline, marks: Sequence[Mark], resamples: int) -> list[dict[str, float]]:
     """Return scores of so many resamples by their plain names; the same every time for the same units."""
     drawn = [headline([mark for unit in units for mark in unit]) for units in _draws(marks, resamples)]
-    # How many images of a resample have no verdict is chance, so it is no part of a name.
+    # A resample contains images without a verdict by chance, so its names do not depend on them.
     return [{plain(name): value for name, value in scores.items()} for scores in drawn]
 
 

@@ -60,7 +60,7 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         "homes": homes,
         # Parts that are in float32 whatever the type of the backbones.
         "float32": sorted({path.partition(".")[0] for path in run.recipe.encoders}),
-        # Of what may be in 8 or 4 bit, how many numbers of which parts, and those of the largest layer.
+        # Layers that can be in 8 or 4 bit: numbers of each part, and of the largest layer.
         "quantizable": {},
         "sharded": list(model.sharded),
         **pixels(model),
@@ -195,7 +195,7 @@ def measure(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer the request on standard input, on several cores; the answers come in the order of its items."""
     request, lines = json.load(sys.stdin), sys.stdout
-    # What libraries print is no answer.
+    # Keeps prints of libraries out of the answer.
     sys.stdout = sys.stderr
     torch.set_num_threads(1)
     workers = min(len(request["items"]), os.cpu_count() or 1, WORKERS)

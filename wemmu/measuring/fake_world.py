@@ -207,7 +207,7 @@ def flops(func: Any, args: Any, out: Any) -> int:
     if func in ATTENTION:
         first = ATTENTION[func]
         q, k = args[first], args[first + 1]
-        # Two products forward, five backward, of which one is made again.
+        # Two products forward, five backward; one of these repeats a forward product.
         return (4 if first == 0 else 8) * q.numel() * k.shape[-2]
     if func._overloadpacket in flop_registry:
         return flop_registry[func._overloadpacket](*args, out_val=out)

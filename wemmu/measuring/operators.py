@@ -35,7 +35,7 @@ class _Layout:
 
 
 class _NotComparedError(Exception):
-    """An argument or a result of which more counts than its sizes and type."""
+    """An argument or result that sizes and dtype do not describe completely."""
 
 
 class Operators:

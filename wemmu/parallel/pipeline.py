@@ -37,7 +37,7 @@ class StageRunner(nn.Module):
 
 
 class Pipeline:
-    """The stages of one DiT, of which this rank has `runner`, at place `stage` of `stages` in `group`.
+    """The stages of one DiT; this rank runs `runner`, stage `stage` of `stages` in `group`.
 
     loss: (micro-batch's points, predicted velocity) -> one loss per sample [B]; scale: what they are multiplied with
     before the backward pass.

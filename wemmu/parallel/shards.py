@@ -61,7 +61,7 @@ def local(tensor: Tensor) -> Tensor:
 def parts(parameter: DTensor, rows: Tensor, where: TensorSlice) -> Sequence[TensorShard]:
     """Return where `rows`, this rank's rows of `parameter` or of one of its moments, are in the whole tensor.
 
-    where: how `parameter` stands in the whole one, of which it may be a tensor-parallel slice.
+    where: the place of `parameter` in the whole one; it may be a tensor-parallel slice.
     """
     mesh = parameter.device_mesh
     # torch.chunk's way: all ranks but the last hold the same number of rows.

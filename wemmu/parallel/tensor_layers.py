@@ -1,4 +1,4 @@
-"""Linear layers of which every tensor rank holds a part, and the collectives between them.
+"""Linear layers whose weights are divided among the tensor ranks, and the collectives between them.
 
 Two functions on activations are enough (Megatron-LM, arXiv 1909.08053, section 3): `copied` where what all ranks have
 alike enters a region that is split, `summed` where it leaves. Megatron's own versions work in place and leave a

@@ -190,7 +190,7 @@ class Zero3Engine:
         # A parameter that the next step did not use would keep this gradient, and no other.
         self._zero.grad_partitions_flat_buffer.zero_()
         if self._order.is_record_trace():
-            # Images that are drawn before the next step are no part of this one, whose order of modules is now known.
+            # DeepSpeed now knows the order of modules of a step; sample images between two steps do not count.
             self._order.reset_step()
         norm = float(self._engine.get_global_grad_norm())
         if self._decay is not None and math.isfinite(norm):

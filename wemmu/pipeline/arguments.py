@@ -144,7 +144,7 @@ def sampling_of(defaults: dict[str, Any], given: dict[str, Any]) -> Sampling:
 
 
 def check_size(size: tuple[Any, Any], largest: int) -> None:
-    """Raises ValueError unless images of `size` = (height, width) px can be drawn; largest: px of the longest side."""
+    """Raise ValueError unless images of `size` = (height, width) px can be drawn; largest: px of the longest side."""
     for name, side in zip(("height", "width"), size, strict=True):
         if not _whole(side) or side <= 0:
             raise ValueError(f"{name} is {side!r}; valid: a whole number of px")

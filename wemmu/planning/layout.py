@@ -301,7 +301,7 @@ def _zero3(rank: RankWorkload) -> Traffic:
 def _bridge(rank: RankWorkload) -> Traffic:
     """Layers forward and again backward; what is in none of them stays gathered in between.
 
-    Conditions go to all ranks of a model group, with the points at which the velocity is asked for; gradients of the
+    Conditions go to all ranks of a model group, with the points at which the DiT computes velocities; gradients of the
     conditions come back.
     """
     assert rank.slices is not None

@@ -180,7 +180,7 @@ def shape_of(task: Task, run: StageRun, assumed: Assumptions) -> Shape:
 
 
 def check_split(curriculum: Curriculum, degrees: Degrees) -> None:
-    """Raises PlanError if the DiT cannot be split so, naming the degrees that can be."""
+    """Raise PlanError if the DiT cannot be split so; lists the valid degrees."""
     run = curriculum.stage_run(curriculum.stages[0].name)
     if degrees.split:
         shape = shape_of(next(iter(run.stage.mixture)), run, Assumptions())
@@ -329,7 +329,7 @@ def _plan_stage(curriculum: Curriculum, measured: _Measures, model: Answer, mach
 
 
 def check_degrees(curriculum: Curriculum, degrees: Degrees) -> None:
-    """Raises PlanError for a world that cannot be, naming some that can. Whether the DiT can be split, `plan` says."""
+    """Raise PlanError for an invalid world size; lists valid ones. `plan` checks whether the DiT can be split."""
     world, tp, pp = degrees.world, degrees.tp, degrees.pp
     if world < 1 or world % (tp * pp):
         below = world - world % (tp * pp)

@@ -36,7 +36,7 @@ def check(directory: Path, kind: str, with_processor: bool = False) -> None:
 
 
 def check_backbones(backbones: Backbones, kinds: Sequence[str]) -> None:
-    """Raises BackboneError with all of the `problems`."""
+    """Raise BackboneError with all of the `problems`."""
     if found := problems(backbones, kinds):
         raise BackboneError("; ".join(found))
 
@@ -121,7 +121,7 @@ def _check_dtypes(directory: Path, single: str) -> None:
 
 
 def _in_hub_cache(directory: Path) -> Path | None:
-    """Return the snapshot that is meant by a cache folder, `models--OWNER--NAME`, or by a part of a pipeline in it."""
+    """Return the snapshot of a cache folder, `models--OWNER--NAME`, or by a part of a pipeline in it."""
     for root, part in ((directory, "."), (directory.parent, directory.name)):
         if (root / "snapshots").is_dir() and (root / "refs").is_dir():
             main = root / "refs" / "main"

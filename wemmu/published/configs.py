@@ -17,7 +17,7 @@ def _load() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     file = Path(__file__).with_suffix(".json")
     for name, config in json.loads(file.read_text(encoding="utf-8")).items():
-        # `like`: an entry above, of which this one differs by the other fields.
+        # `like`: an entry above with the same fields, except those given here.
         found[name] = _merged(found.get(config.pop("like", ""), {}), config)
     return found
 

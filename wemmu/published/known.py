@@ -10,7 +10,7 @@ KNOWN = {
         "AutoencoderKLQwenImage": "qwen_image_vae",
     },
     TRANSFORMER: {"SanaTransformer2DModel": "sana", "QwenImageTransformer2DModel": "qwen_image"},
-    # Frozen image encoders: rewards, metrics and teachers. timm names an architecture, of which the family counts.
+    # Frozen image encoders: rewards, metrics and teachers. timm names an architecture; only its family is compared.
     ENCODER: {
         "CLIPModel": "encoders.clip",
         "CLIPVisionModelWithProjection": "encoders.clip",

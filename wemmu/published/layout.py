@@ -34,7 +34,7 @@ class StoredTensor:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises BackboneError if the file is missing or holds no JSON object."""
+    """Raise BackboneError if the file is missing or holds no JSON object."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -51,7 +51,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def refuse_pointer(file: Path, begin: bytes) -> None:
-    """Raises BackboneError if the file is a Git LFS pointer."""
+    """Raise BackboneError if the file is a Git LFS pointer."""
     if begin.startswith(_POINTER):
         raise BackboneError(f"{file} is a Git LFS pointer, not the file; `git lfs pull` downloads it")
 

@@ -53,7 +53,7 @@ def adapt(model: Staged, config: RecipeConfig, seed: int) -> None:
 
 def chosen_layers(root: nn.Module, lora: LoRA, module: str) -> list[str]:
     """Return the names within `root` of the layers that the config targets; raises as `adapt`."""
-    # Not the weights' shapes, of which ZeRO-3 keeps none.
+    # Not the weights' shapes: under ZeRO-3 they are [0].
     linear = {n: min(m.in_features, m.out_features) for n, m in root.named_modules() if isinstance(m, nn.Linear)}
     blocks = tuple(f"{name}." for name, part in root.named_modules() if isinstance(part, nn.ModuleList))
     for target in lora.targets:

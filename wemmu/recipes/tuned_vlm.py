@@ -93,7 +93,7 @@ def decode(
 ) -> list[list[int]]:
     """Return the tokens of `group` answers to each prompt, group after group, each with its `end` or cut at `limit`.
 
-    The model is in eval mode. images: uint8 [B, N, 3, H, W]; N may be 0. Ranks go on until all of them have ended,
+    The model is in eval mode. images: uint8 [B, N, 3, H, W]; N may be 0. Ranks continue until all of them have ended,
     since sharded layers are gathered.
     """
     at_images = model.image_tokens(prompts, images)
@@ -154,7 +154,7 @@ class ExportedVLM:
     """The export of a recipe that tunes a VLM, loaded to answer. origin: its stage, step and resolution."""
 
     def __init__(self, directory: Path, device: torch.device):
-        """Raises BackboneError as `load_vlm`."""
+        """Raise BackboneError as `load_vlm`."""
         report = json.loads((directory / PARITY).read_text(encoding="utf-8"))
         self.origin: dict[str, Any] = report["origin"]
         # Exports of earlier versions do not say it.

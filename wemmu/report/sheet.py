@@ -17,7 +17,7 @@ _FONT = ImageFont.load_default(13)
 class Row:
     """One entry of a sheet: its words and its images.
 
-    right: whether the last image is what was asked for, None where nobody knows. made: whether the last image was made
+    right: whether the last image is correct; None if unknown. made: whether the last image was made
     from the others, as an arrow then says.
     """
 

@@ -59,7 +59,7 @@ def guidance_weights(task: Task, sampling: Sampling) -> dict[Branch, float]:
 
 
 def guided_velocity(velocity: VelocityOf, branches: Sequence[tuple[Tensor, float]]) -> VelocityField:
-    """Return the weighted sum of the branches' velocities, which are asked for together.
+    """Return the weighted sum of the branches' velocities; one call of the DiT computes all.
 
     velocity: (x_t, t, states of the condition) -> velocity. branches: states [B, Q, C_y] and their weight.
     """

@@ -44,7 +44,7 @@ class Solver(Protocol):
         """Integrate from x [B, ...] at ts[0] to x at ts[-1]."""
 
 
-# Smallest share of signal abar_t at which a head is asked for the noise. An error of the head counts
+# Smallest share of signal abar_t at which the head predicts the noise. An error of the head counts
 # sqrt((1 - abar_t) / abar_t) times in z_0: 32 times here, but 20290 times at the schedule's last step, where z_t tells
 # nothing of z_0. That pure noise stands for z_t here costs abar_t / 2 = 0.0005 nats an element.
 LEAST_SIGNAL = 1e-3

@@ -13,7 +13,7 @@ from wemmu.shapes.scorer import read
 
 @dataclass(frozen=True)
 class Verdict:
-    """right: whether the image shows what was asked for; None if the request has no exact answer."""
+    """right: whether the image shows what the request says; None if the request has no exact answer."""
 
     right: bool | None
     words: str
@@ -35,12 +35,12 @@ def describe(scene: Scene) -> str:
 
 
 def _fits(seen: Scene, text: str, inputs: Sequence[Image.Image]) -> bool:
-    """Raises ValueError if the request has no exact answer."""
+    """Raise ValueError if the request has no exact answer."""
     if not inputs:
         if not text:
-            raise ValueError("nothing was asked for")
+            raise ValueError("the request is empty")
         return parse_caption(text).satisfied_by(seen)
     scenes = [scene for image in inputs if (scene := read(image).scene)]
     if len(scenes) < len(inputs):
-        raise ValueError("an input image is no scene of the shapes world")
+        raise ValueError("an input image is not a scene of the shapes world")
     return seen == (target_of(text, scenes) if text else scenes[0])

@@ -60,7 +60,7 @@ class ResolutionSchedule:
     """
 
     def __init__(self, stage: ResolutionStep, folder: Path, leads: bool):
-        """Raises CheckpointError on all ranks if the previous resolution has not ended."""
+        """Raise CheckpointError on all ranks if the previous resolution has not ended."""
         self.stage, self._file, self._metrics, self._leads = stage, record_file(folder), folder / METRICS, leads
         self._losses: list[float] = []
         lower = stage.resolutions[: stage.resolutions.index(stage.resolution)] if stage.resolutions else ()

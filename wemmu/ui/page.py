@@ -62,7 +62,7 @@ def serve(models: Models, host: str, port: int | None, browser: bool) -> None:
 
 
 def build(models: Models) -> gr.Blocks:
-    """Return the page of `models`, the newest of which is open."""
+    """Return the page of `models`; the newest one is open."""
     source = models.open(models.newest)
     with gr.Blocks(title=f"WeMMU: {source.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_heading(models, source), elem_id="heading")
@@ -246,7 +246,7 @@ def _work(models: Models) -> Any:
 
 
 def _options(prompt: str, images: Any, form: dict[str, Any]) -> SampleOptions:
-    """Raises UsageError for an image or a size that is none."""
+    """Raise UsageError for a file that is not an image, or an invalid size."""
     return SampleOptions(
         prompt=prompt.strip(),
         images=tuple(read_image(Path(file)) for file, _ in images or ()),

@@ -7,7 +7,7 @@ ENGINES = ("single", "zero3", "hybrid")
 
 
 def latent_channels(config: Mapping[str, Any]) -> int:
-    """Raises ValueError for a variant that needs inputs that this training does not give."""
+    """Raise ValueError for a variant with inputs that this training does not have."""
     if config.get("guidance_embeds"):
         raise ValueError(
             "has guidance_embeds: a Sana-Sprint, distilled to few steps, needs the guidance as an input, which "

@@ -143,7 +143,7 @@ class _Splitter:
         ff.register_forward_pre_hook(partial(_enter, self._group), with_kwargs=True)
 
     def _heads(self, width: int, heads: int) -> _Cut:
-        """As many heads on every rank, the last ones of which may only pad."""
+        """Put equally many heads on every rank; the last heads may be padding."""
         size = math.ceil(heads / self._group.size()) * (width // heads)
         begin = self._group.rank() * size
         end = min(begin + size, width)

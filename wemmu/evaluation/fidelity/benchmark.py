@@ -84,7 +84,7 @@ class Fidelity(Benchmark):
             # An input of another size has no pixels that could stay where they are.
             if request.task is Task.EDIT and (source := _tensor(request.images[0])).shape == target.shape:
                 mask = unasked(source, target)
-                # An edit of everything leaves nothing to keep; it has no such measure, which is no failure.
+                # An edit of all pixels has no unchanged part, so these measures are None, not failures.
                 edit = {
                     "identity": identity(source, output, mask),
                     "unasked psnr": psnr(source, output, mask),

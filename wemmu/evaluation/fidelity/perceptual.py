@@ -29,7 +29,7 @@ class LPIPS:
     """
 
     def __init__(self, file: Path) -> None:
-        """Raises BenchmarkError if the package or the weights are missing, or the file is not what its name says."""
+        """Raise BenchmarkError if the package or the weights are missing, or the file is not what its name says."""
         try:
             import lpips  # noqa: F401
         except ImportError as error:

@@ -28,7 +28,7 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(file: Path, repository: str) -> Prompts:
-    """Raises BenchmarkError if the file lacks a part."""
+    """Raise BenchmarkError if the file lacks a part."""
     try:
         nodes = ast.parse(file.read_text(encoding="utf-8")).body
         texts = {

@@ -105,7 +105,7 @@ class UnifiedBench(Benchmark):
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Raises BenchmarkError if there are none."""
+    """Raise BenchmarkError if there are none."""
     if not (found := _images(folder)):
         raise BenchmarkError(f"{folder} holds no images ({', '.join(SUFFIXES)}); {REPOSITORY} has them")
     return found

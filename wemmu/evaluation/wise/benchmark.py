@@ -98,7 +98,7 @@ class WISE(ServerBenchmark):
 
 
 def category_of(prompt_id: int) -> str:
-    """Raises ValueError for a number that no category has."""
+    """Raise ValueError for a number outside all categories."""
     for name, (last, _) in CATEGORIES.items():
         if 1 <= prompt_id <= last:
             return name

@@ -14,7 +14,7 @@ class JudgePrompt:
     """The published messages of `system` and `user`; fields of a prompt stand in the latter."""
 
     def __init__(self, file: Path, repository: str) -> None:
-        """Raises BenchmarkError if the file does not hold them."""
+        """Raise BenchmarkError if the file does not hold them."""
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
             function = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == FUNCTION)

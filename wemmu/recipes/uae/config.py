@@ -172,7 +172,7 @@ class UAE(RecipeConfig):
     """
 
     kind: Literal["uae"] = "uae"
-    # What the VLM is asked of every image. OPEN in the paper, which prints no length request.
+    # The prompt for every image. OPEN in the paper, which does not print a length request.
     instruction: str = "Describe this image in detail."
     # Tokens of a caption, its end included. OPEN in the paper; the length of the released inference.
     max_length: Annotated[Positive, Field(le=10**5)] = 512
@@ -227,8 +227,8 @@ class UAE(RecipeConfig):
         self._check_trains(stage)
         if isinstance(objective, UnifiedGRPO | FlowGRPO) and stage.steps % objective.updates:
             raise ValueError(
-                f"{name}: its {stage.steps} steps are no multiple of objective.updates {objective.updates}, the steps "
-                "of one rollout"
+                f"{name}: its {stage.steps} steps are not a multiple of objective.updates {objective.updates}, the "
+                "steps of one rollout"
             )
         steps = self.generator.steps
         if isinstance(objective, FlowGRPO) and objective.first + objective.window > steps:

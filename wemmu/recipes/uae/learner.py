@@ -36,7 +36,7 @@ class CaptionLearner:
         return Prepared(batches)
 
     def __call__(self, batch: Batch, step: int) -> Losses:
-        """Raises ValueError if a record has no caption."""
+        """Raise ValueError if a record has no caption."""
         if batch.labels is None:
             raise ValueError("the objective caption needs captions, and a record of the batch has none")
         states = self.policy.model.states(batch.prompts, batch.images)
