@@ -26,7 +26,7 @@ AHEAD = 4
 
 
 class Workers:
-    """This process, for small data and for finding out what goes wrong in a source."""
+    """This process, for small data and for debugging a source."""
 
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         """Call `function` with every tuple of arguments; yield results as they finish, in any order."""

@@ -67,7 +67,7 @@ LONGEST_DETAIL = 400
 
 @checked_dataclass(frozen=True)
 class Rejection:
-    """A record that was left out: a line of rejected.jsonl. `part` is the unit of the source that it stood in."""
+    """A rejected record: a line of rejected.jsonl. `part` is the unit of the source that contains it."""
 
     source: str
     part: str
@@ -99,7 +99,7 @@ class EncodedImage:
 
 
 class Drawing(Protocol):
-    """An image that is rendered for every bucket. size: (height, width), which choose the bucket; None: the square."""
+    """An image that is rendered for every bucket. size: (height, width) that selects the bucket; None: the square."""
 
     @property
     def size(self) -> tuple[int, int] | None: ...

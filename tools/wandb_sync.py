@@ -1,4 +1,4 @@
-"""Upload what Weights & Biases does not have of a run yet: `python tools/wandb_sync.py RUN`.
+"""Upload the missing steps of a run to Weights & Biases: `python tools/wandb_sync.py RUN`.
 
 RUN is a run folder, or the folder of one of its stages. What is uploaded is the record (metrics.jsonl, samples,
 config, ledger), each stage into the run whose id its folder keeps. W&B is asked for the last step it has, so this can

@@ -1,4 +1,4 @@
-"""Locks of the kernel on files (flock): they end with the processes that hold them, however those end."""
+"""File locks of the kernel (flock): they end with the processes that hold them, also after a kill."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ LEASE_S = 180.0
 
 
 class LockedError(RuntimeError):
-    """A lock that cannot be had: somebody else holds it, or the file system has no locks."""
+    """A lock that cannot be taken: another process holds it, or the file system has no locks."""
 
 
 def take(descriptor: int, kind: int, file: Path | str, wait: bool = False) -> bool:

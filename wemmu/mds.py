@@ -22,7 +22,7 @@ from wemmu.config.shards import COLUMNS, INDEX_FILE, ShardError
 
 
 class BrokenShardError(ShardError):
-    """A shard file that cannot be what was written; `reason` says why, without the path."""
+    """A damaged shard file; `reason` says why, without the path."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path} {reason}")
@@ -31,7 +31,7 @@ class BrokenShardError(ShardError):
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as its index has it. `columns` maps names to encodings, `sizes` to bytes (None where they vary)."""
+    """A shard as its index describes it. `columns` maps names to encodings, `sizes` to bytes (None where they vary)."""
 
     path: Path
     samples: int

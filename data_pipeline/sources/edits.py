@@ -1,4 +1,4 @@
-"""Edit records: {"instruction": "...", "input": "a.jpg" or several, "target": "b.jpg"}, and as they are published."""
+"""Edit records: {"instruction": "...", "input": "a.jpg" or several, "target": "b.jpg"}, and published layouts."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Does the exported pipeline draw what the model that was trained draws? Both are loaded, one after the other."""
+"""Compares images of the exported pipeline with images of the trained model; loads one after the other."""
 
 from pathlib import Path
 from typing import Any

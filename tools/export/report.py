@@ -1,4 +1,4 @@
-"""Does the exported directory hold what the checkpoint and the backbones hold? Read again, tensor by tensor."""
+"""Compares the exported directory with checkpoint and backbones, tensor by tensor."""
 
 import json
 import platform
@@ -19,12 +19,12 @@ FORMAT = 1
 
 
 class ParityError(RuntimeError):
-    """The export is not the model that was trained."""
+    """The export differs from the trained model."""
 
 
 @dataclass
 class Report:
-    """What an export was made of and how it was compared.
+    """The sources of an export and the results of the comparisons.
 
     ema: whether the weights are moving averages. origin: what the manifest of the checkpoint says of itself (stage,
     step, seed, resolution, frozen). components: name -> number of tensors and parameters, SHA-256 of its files, and how

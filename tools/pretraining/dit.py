@@ -43,7 +43,7 @@ LAYOUT_TIME = TIME.model_copy(update={"shift": 2 * SHIFT})
 
 
 class TextEncoder(nn.Module):
-    """Words -> condition states. The mask is not needed: the padding is a token like any other, always at the end."""
+    """Texts -> condition states. No mask is needed: padding is an ordinary token, always at the end."""
 
     LENGTH = 40
 

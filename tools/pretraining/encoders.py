@@ -1,4 +1,4 @@
-"""The miniature's image encoders, in the real classes: a CLIP, and a DINOv2 that is trained on another objective.
+"""The miniature's image encoders, in the real classes: a CLIP and a DINOv2, with different objectives.
 
 CLIP learns from captions: in-batch contrast, where every scene comes with three others that differ from it in one
 thing. Contrast alone ignores places, as in published CLIPs, so its image feature also learns the attributes of every

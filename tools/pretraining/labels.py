@@ -1,4 +1,4 @@
-"""What a scene holds, as classes that linear heads learn in pre-training."""
+"""The content of a scene as classes for linear heads in pre-training."""
 
 import torch
 from torch import Tensor

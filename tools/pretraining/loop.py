@@ -1,4 +1,4 @@
-"""The loop that every recipe shares: seeded, resumable, with progress a person can read."""
+"""The training loop of every recipe here: seeded, resumable, with readable progress."""
 
 import json
 import math

@@ -117,7 +117,7 @@ OBJECT_CLASSES = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES)
 
 
 class Labels(nn.Module):
-    """Linear heads that name what a token should know; used in pre-training only."""
+    """Linear heads that classify tokens; used in pre-training only."""
 
     def __init__(self, width: int, classes: dict[str, int]):
         super().__init__()

@@ -1,1 +1,1 @@
-"""DeepSpeed's own folders: read without DeepSpeed, on any machine, and without running what their pickles say."""
+"""Reads DeepSpeed's folders without DeepSpeed, on any machine, and without running code in their pickles."""

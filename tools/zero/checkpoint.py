@@ -1,4 +1,4 @@
-"""A folder of DeepSpeed -> a checkpoint of this system: streamed, read again, compared, and only then named."""
+"""A folder of DeepSpeed -> a checkpoint of this system: streamed, read again, compared, then renamed."""
 
 import json
 import os
@@ -51,7 +51,7 @@ class Unread(ShardedTensor):
 
 
 class OneAtATime:
-    """Lets go of the values it gave before it reads the next.
+    """Frees a tensor's values before it reads the next tensor.
 
     DCP's writer keeps every tensor that it was given until its file is closed (torch 2.12), though it has been written.
     """

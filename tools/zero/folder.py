@@ -1,4 +1,4 @@
-"""A folder of `DeepSpeedEngine.save_checkpoint`, or one that `ds_to_universal` made of it: what it holds, by name."""
+"""The parameters, by name, in a folder of `DeepSpeedEngine.save_checkpoint` or `ds_to_universal`."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Whose part of a parameter lies where: the flat float32 masters and moments of ZeRO's ranks.
+"""Where the ranks' parts of a parameter are in ZeRO's flat float32 masters and moments.
 
 ZeRO-1 and 2 lay the parameters of an optimizer's group one after the other and cut the whole into as many equal ranges
 as there are ranks; each rank notes which range of which parameter it holds. ZeRO-3 cuts each parameter into as many

@@ -1,4 +1,4 @@
-"""Files of `torch.save` that came from elsewhere: what they hold, without running anything and without reading values.
+"""Lists the content of foreign `torch.save` files without running their code and without reading values.
 
 A pickle can name any function to be called. These are read by torch's `weights_only` unpickler, which knows tensors and
 plain containers, and the few classes of DeepSpeed that its files hold, for which inert ones stand in. Anything else is
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class FolderError(ValueError):
-    """A folder that cannot be read; the message names the file, the reason and what would do."""
+    """A folder that cannot be read; the message names the file, the reason and the remedy."""
 
 
 class Inert:
@@ -40,7 +40,7 @@ STAND_INS = (
 
 @dataclass(frozen=True)
 class Values:
-    """Numbers that lie in a file one after the other: `count` of type `dtype` from byte `offset` on."""
+    """Contiguous numbers in a file: `count` of type `dtype` from byte `offset` on."""
 
     file: Path
     offset: int

@@ -77,7 +77,7 @@ class AutoencoderAdapter(ABC):
 
 
 class DiTStage(Protocol):
-    """Successive blocks of a DiT: one rank's part of a pipeline. A module, whose parameters are those it computes with.
+    """Successive blocks of a DiT: one rank's part of a pipeline. Its parameters are those of its blocks.
 
     canonical: parameter here -> its name in the whole DiT. activations: see `wemmu.parallel.pipeline`.
     """

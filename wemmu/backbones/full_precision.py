@@ -1,4 +1,4 @@
-"""The weights that a model begins with, in all the precision of their source.
+"""The initial weights of a model in the full precision of their source.
 
 A model is loaded in the type that it computes in. What is trained has float32 masters beside it, and these begin with
 the values of the files, not with those that the working type left of them: in bfloat16 they would be up to 0.4 % off.

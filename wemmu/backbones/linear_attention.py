@@ -1,4 +1,4 @@
-"""Sana's linear attention in the type of its inputs: half the bytes of diffusers', which casts them to float32."""
+"""Sana's linear attention in the dtype of its inputs; diffusers casts them to float32, twice the bytes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Keeps frozen modules in host memory except while they work (`memory.offload`)."""
+"""Keeps frozen modules in host memory except while they are used (`memory.offload`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

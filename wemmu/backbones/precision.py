@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class KeepsFloat32:
-    """Of a module: its float32 buffers move between devices and are never cast."""
+    """A module whose float32 buffers move between devices and are never cast."""
 
     _buffers: dict[str, Tensor | None]
 

@@ -18,7 +18,7 @@ BLOCK = {"nf4": 64, "int8": 256}
 
 
 class _Product(torch.autograd.Function):
-    """x W^T that remembers W packed; autograd's own would remember it unpacked, until the backward pass."""
+    """x W^T that saves W packed for the backward pass; plain autograd would save it unpacked."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: list[int], packed: Tensor, scales: Tensor, code: Tensor | None) -> Tensor:

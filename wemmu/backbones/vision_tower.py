@@ -1,4 +1,4 @@
-"""The vision tower of Qwen's VLMs on images of one size, without asking the device for anything.
+"""The vision tower of Qwen's VLMs on images of one size, without waiting for the device.
 
 transformers' towers take the grids of images as a tensor, read it from the device in every layer, and attend window by
 window. All images of a micro-batch have one grid, which the host knows. So places and windows are computed once per
@@ -75,7 +75,7 @@ class Windows:
 
 
 class Known(dict[Any, Any]):
-    """What a tower knows of the tokens of one image, by grid and device. A copy of the tower has its own."""
+    """The constants of a tower for the tokens of one image, by grid and device. A copy of the tower has its own."""
 
     def of(self, grid: Grid, like: Tensor, find: Callable[[Grid, Tensor], Fact]) -> Fact:
         key = grid.rows, grid.columns, like.device, like.dtype

@@ -1,4 +1,4 @@
-"""Backbones from directories in the published layout: strict, with a report of what was loaded.
+"""Loads backbones from directories in the published layout: strictly, with a report.
 
 What can be trained, the DiT and the bridge's copy of the VLM's layers, gets its weights block by block, and each block
 is handed to `on_block_loaded` before the next one is read: a sharded engine never has the whole of it in memory.

@@ -34,7 +34,7 @@ TensorRange = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Where a parameter of this rank stands in the whole one.
+    """The place of this rank's parameter in the whole one.
 
     name: of the whole one, as in the DiT before the split. shape: of the whole one, with as many dimensions as the
     local tensor. dim: the dimension that is split; None: whole and equal on all tensor ranks. ranges: the elements
@@ -179,7 +179,7 @@ def row_parts(
 
 
 class WholePlanner(DefaultSavePlanner):
-    """Saves in float32, and only what is whole: each element of every tensor once, whoever holds it.
+    """Saves whole tensors in float32: each element once, whichever rank holds it.
 
     The same rectangle on several ranks is a replica, which DCP writes once.
     """

@@ -1,4 +1,4 @@
-"""Fills a model with the weights of a checkpoint, or of one that was shipped."""
+"""Fills a model with the weights of a checkpoint, or of weights that `--ship` wrote."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -17,7 +17,7 @@ from wemmu.config.checkpoints import own_checkpoints
 
 
 class StoredTensors:
-    """What lies in a checkpoint, in shipped weights or in an export, one tensor at a time, by this process alone.
+    """The tensors of a checkpoint, shipped weights or an export, read one at a time by this process alone.
 
     manifest: of what was verified when this was made. ema: whether moving averages stand for the weights that have one.
 

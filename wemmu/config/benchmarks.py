@@ -129,7 +129,7 @@ class WISEOptions(BenchmarkOptions):
 
 
 class GEditOptions(BenchmarkOptions):
-    """data: a folder of parquet or arrow files. viescore: that of vie_prompts.py. language: of the instructions."""
+    """data: folder of parquet or arrow files. viescore: folder of vie_prompts.py. language: of the instructions."""
 
     data: LocalPath
     viescore: LocalPath

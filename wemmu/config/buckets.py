@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the sizes of a resolution, and which of them an image takes.
+"""Aspect-ratio buckets: the sizes of a resolution, and the bucket of an image.
 
 Writing shards and sampling share these rules (docs/data.md, "Sizes").
 """

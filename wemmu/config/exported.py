@@ -1,4 +1,4 @@
-"""An exported pipeline as the model to begin with: what its small files say, for a curriculum. Free of torch."""
+"""An exported pipeline as the initial model of a curriculum, from its small files. Free of torch."""
 
 import json
 from collections.abc import Mapping

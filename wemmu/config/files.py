@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the errors of files that another attempt would meet again."""
+"""Writes files atomically, and recognises file errors that another attempt would repeat."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""Adapters of low rank (LoRA, arXiv 2106.09685): how a part of a model learns while its own weights are frozen."""
+"""Adapters of low rank (LoRA, arXiv 2106.09685), trained while the module's own weights are frozen."""
 
 from fnmatch import fnmatchcase
 from typing import Annotated

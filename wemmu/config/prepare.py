@@ -28,7 +28,7 @@ class _Source(Config):
 
 
 class _ImageSource(_Source):
-    """Images, with captions or without. As records of the task `caption` they need none; t2i drops those without."""
+    """Images with or without captions. The task `caption` needs none; t2i drops images without."""
 
     task: Literal["t2i", "caption"] = "t2i"
 
@@ -59,7 +59,7 @@ class ShapesSource(_Source):
 
 
 class WebDatasetSource(_ImageSource):
-    """Tar files of img2dataset or WebDataset: members of one stem are one record, an image and its caption.
+    """Tar files of img2dataset or WebDataset: members with the same stem are one record, an image and its caption.
 
     `caption` lists places of the caption; the first non-empty one counts. `txt` is the text of that member,
     `json:caption` the field `caption` of the member `json`. Empty: there are no captions.

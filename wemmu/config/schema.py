@@ -125,7 +125,7 @@ class Parallel(Config):
 
 
 class Data(Config):
-    """`shards` is a data set that `wemmu data write` wrote; with `prepare` the launcher has it written first.
+    """`shards` is a data set that `wemmu data write` wrote; with `prepare` the launcher's first job writes it.
 
     With `remote`, a URL that fsspec opens, the data set is there, and `shards` is this machine's cache of it, which
     holds `cache_gb` GB at most.

@@ -88,7 +88,7 @@ class BenchmarkGate(Config):
 
 
 class Gate(Config):
-    """What must hold of a stage before the next one begins, besides a finite loss and images with something on.
+    """Conditions on a stage before the next one begins, besides a finite loss and images of several colours.
 
     max_loss: of the last line of its record. scores: lowest share of right answers of a task in the stage's evaluation.
     benchmarks: bounds of scores of benchmarks that run after the stage.
@@ -100,7 +100,7 @@ class Gate(Config):
 
 
 class _Training(Config):
-    """What a stage is, whatever its resolution."""
+    """The fields of a stage at any resolution."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_\-]+$")]
     steps: Positive

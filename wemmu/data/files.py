@@ -1,4 +1,4 @@
-"""Where the files of a data set are: in a directory of this machine, or (`wemmu.data.remote`) in a cache of it."""
+"""Where the files of a data set are: in a local directory, or in a local cache (`wemmu.data.remote`)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

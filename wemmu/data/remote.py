@@ -1,4 +1,4 @@
-"""A data set elsewhere, read through a cache of bounded size that all processes of this machine share.
+"""A remote data set, read through a cache of limited size that all processes of this machine share.
 
 ROOT/dataset.json       the data set's record, fetched at every start
 ROOT/shards/SHA256      a shard file, named by its content: another version of the data set never finds a stale one

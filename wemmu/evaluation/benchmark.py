@@ -51,7 +51,7 @@ class BenchmarkRequest:
 
 
 class Mark(NamedTuple):
-    """How one image was judged: measure -> value; None for what the judge could not say."""
+    """The verdict on one image: measure -> value; None if the judge gave no answer."""
 
     key: str
     category: str

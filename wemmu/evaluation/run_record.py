@@ -20,7 +20,7 @@ class ReportError(ValueError):
     """The folder is not a run folder or a stage's folder; the message says what is expected."""
 
 
-class Sample(NamedTuple):
+class KeptRequest(NamedTuple):
     """One kept request of an evaluation: its line in samples.json, and its image files by their names."""
 
     entry: dict[str, Any]
@@ -44,7 +44,7 @@ class StageRecord:
     manifest: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     results: dict[str, Any] | None
-    samples: list[Sample]
+    samples: list[KeptRequest]
     cards: dict[str, dict[str, Any]]
     given_start: Path | None
     start_manifest: dict[str, Any] | None
@@ -62,7 +62,7 @@ class StageRecord:
         """Return the sheets of the fixed prompts, oldest first."""
         return sheets(self.folder)
 
-    def chosen(self, task: str, split: str, count: int) -> list[Sample]:
+    def chosen(self, task: str, split: str, count: int) -> list[KeptRequest]:
         """Return the first `count` kept requests of a task and split."""
         found = (s for s in self.samples if (s.entry["task"], s.entry["split"]) == (task, split))
         return sorted(found, key=lambda s: s.entry["number"])[:count]
@@ -146,10 +146,12 @@ def _stage(run: StageRun, home: Path, curriculum: Curriculum | None) -> StageRec
     )
 
 
-def read_samples(folder: Path) -> list[Sample]:
+def read_samples(folder: Path) -> list[KeptRequest]:
     """Return the kept requests whose images exist; earlier versions called the images pictures."""
     entries = _json(folder / SAMPLES) or []
-    kept = [Sample(e, {k: folder / name for k, name in (e.get("images") or e["pictures"]).items()}) for e in entries]
+    kept = [
+        KeptRequest(e, {k: folder / name for k, name in (e.get("images") or e["pictures"]).items()}) for e in entries
+    ]
     return [sample for sample in kept if all(file.is_file() for file in sample.files.values())]
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from wemmu.config.task import TASK_NAMES, Task
 from wemmu.evaluation.run_charts import SPLITS
-from wemmu.evaluation.run_record import RunRecord, Sample, StageRecord
+from wemmu.evaluation.run_record import RunRecord, KeptRequest, StageRecord
 from wemmu.report import page as kit
 from wemmu.report.sheet import Row, note, sectioned_sheet
 
@@ -69,7 +69,7 @@ def split_words(task: str, split: str) -> str:
     return "any scene of the world is right" if task == Task.UNCONDITIONAL else SPLITS[split]
 
 
-def _figure(sample: Sample) -> kit.Figure:
+def _figure(sample: KeptRequest) -> kit.Figure:
     right, target = sample.entry["right"], sample.files.get("target")
     inputs = [kit.image(file, "input image") for file in sample.inputs]
     caption = Markup("{} {}").format(kit.mark(right), _words(sample) or kit.pale("no words"))
@@ -80,11 +80,11 @@ def _figure(sample: Sample) -> kit.Figure:
     return kit.Figure([*inputs, *kit.ARROW[: len(inputs)], _output(sample)], caption)
 
 
-def _output(sample: Sample) -> Markup:
+def _output(sample: KeptRequest) -> Markup:
     return kit.image(sample.files["output"], "what came out", "right" if sample.entry["right"] else "wrong")
 
 
-def _words(sample: Sample) -> str:
+def _words(sample: KeptRequest) -> str:
     """Return the request, and the text answer if there is one; earlier versions did not record it."""
     answer = sample.entry.get("words", "")
     return f"{sample.entry['text']}: {answer}" if answer else sample.entry["text"]
@@ -118,6 +118,6 @@ def sheet(record: RunRecord) -> Image.Image:
     return sectioned_sheet(sections, SHEET_COLUMNS)
 
 
-def _row(sample: Sample) -> Row:
+def _row(sample: KeptRequest) -> Row:
     images = [Image.open(file) for file in (*sample.inputs, sample.files["output"])]
     return Row(_words(sample), images, sample.entry["right"])

@@ -1,4 +1,4 @@
-"""What benchmarks share whose images a server judges: a new one adds `requests`, `verdict` and `headline`."""
+"""Shared code of benchmarks with a server as judge; each adds `requests`, `verdict` and `headline`."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible server: a local vLLM or a paid one. Every answer is kept, so scoring repeats."""
+"""A judge behind any OpenAI-compatible server. A cache keeps every answer, so scoring can be repeated."""
 
 import base64
 import hashlib
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class ServerJudge:
-    """Asks a server; answers that were given before come from `cache`, a file of lines.
+    """Asks a server; earlier answers come from `cache`, a JSONL file.
 
     The key comes from the environment variable `options.key_env` and is written nowhere.
     """

@@ -1,4 +1,4 @@
-"""The page of one stage, RUN/STAGE/index.html, from what the stage's folder holds."""
+"""The page of one stage, RUN/STAGE/index.html, from the files of the stage's folder."""
 
 from pathlib import Path
 from typing import Any

@@ -1,1 +1,1 @@
-"""What a model does, measured on its real classes without their weights."""
+"""Measures the cost of a model on its real classes without weights."""

@@ -1,4 +1,4 @@
-"""Steps of training without the numbers: every floating-point tensor is a shape, every integer is really computed.
+"""Training steps without values: floating-point tensors have only shapes; integers are computed.
 
 So a model of any size runs through its own code, in order, on a machine that could not hold one of its layers, and
 whatever it allocates and sends can be counted. Integers (ids, positions, masks, sizes of windows) decide what is done,
@@ -67,14 +67,14 @@ class Collective:
 
 @dataclass
 class Traffic:
-    """By collective how often it was called, and the bytes of the whole tensors: gathered, reduced or sent."""
+    """Collective -> number of calls and bytes of the whole tensors that it gathers, reduces or sends."""
 
     calls: Counter[Collective] = field(default_factory=Counter)
     bytes: Counter[Collective] = field(default_factory=Counter)
 
 
 class FakeWorld(TorchDispatchMode):
-    """Within it nothing of floating point is computed; see the module.
+    """A context without floating-point computation; see the module.
 
     traffic: of all collectives since it was last replaced; flops: of all products since the process began. alive: bytes
     of all storages there are, peak: the most since `forget_peak`. at_peak: called whenever `alive` has grown by a

@@ -1,4 +1,4 @@
-"""A fake world that tells the parts of a model apart: FLOPs and memory of each, forward and backward."""
+"""A fake world that measures FLOPs and memory of each part of a model, forward and backward."""
 
 from bisect import bisect
 from collections import Counter
@@ -31,7 +31,7 @@ class PartNames:
 
 
 class Observed(FakeWorld):
-    """A fake world that tells the parts of a model apart.
+    """A fake world with separate counts for each part of a model.
 
     flops_of: (part, forward | backward | again) -> FLOPs; `again` is what checkpointing computes a second time. peaks:
     (part, forward | backward) -> most bytes beyond `base` that there were at one time while the part was computed.

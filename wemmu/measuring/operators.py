@@ -1,4 +1,4 @@
-"""Operators on tensors without numbers, several times faster than torch's `FakeTensorMode` alone runs them.
+"""Operators on tensors without values, several times faster than torch's `FakeTensorMode` alone.
 
 A model repeats the same layer, so its operators meet the same sizes again and again. The sizes, strides and types that
 an operator returns follow from those of its arguments, so torch is asked once for each.

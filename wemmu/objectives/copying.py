@@ -1,4 +1,4 @@
-"""Whether an edit follows its instruction or copies its input: the paper's collapse, seen without a scorer."""
+"""Whether an edit follows its instruction or copies its input (the paper's collapse), without a scorer."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Conditional and contrastive flow matching: one loss per sample, from the velocity that was predicted there."""
+"""Conditional and contrastive flow matching: one loss per sample, from the predicted velocity."""
 
 import math
 

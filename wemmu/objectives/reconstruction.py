@@ -1,4 +1,4 @@
-"""ROSS: what an image's tokens became must be enough to restore the image. One loss per image, or per answer."""
+"""ROSS: reconstruct an image from the states of its tokens. One loss per image, or per answer."""
 
 import torch
 import torch.nn.functional as F

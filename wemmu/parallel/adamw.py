@@ -1,4 +1,4 @@
-"""AdamW over float32 tensors by name, whole or shards: it works element by element, so a shard is as good."""
+"""AdamW over float32 tensors by name, whole or sharded: each element is updated alone."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The engine of a DiT that is too large for one rank: tensor and pipeline parallel, beside a bridge that is not.
+"""The engine for a DiT that is too large for one rank: tensor and pipeline parallel; the bridge is neither.
 
 Every rank runs the bridge on its own samples. The ranks of a model group then hand their conditions to each other
 (`boundary`) and run their DiT, cut into stages (`pipeline`) and slices (`tensor`), on all of them; the gradients of the
@@ -27,7 +27,7 @@ from wemmu.types import Batch, Begun, Flow, Losses
 
 @runtime_checkable
 class LossInParts(Protocol):
-    """An objective whose velocity is computed elsewhere: `begin`, with the bridge; then `values`, one per sample."""
+    """An objective in two parts: `begin` runs the bridge; `values` computes one loss per sample from velocities."""
 
     def begin(self, batch: Batch, step: int) -> Begun: ...
     def values(self, predicted: Tensor, flow: Flow) -> Tensor: ...

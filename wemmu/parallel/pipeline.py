@@ -1,4 +1,4 @@
-"""One model group's DiT at work: forward and backward of many micro-batches through its stages, or a velocity."""
+"""Runs one model group's DiT: forward and backward of many micro-batches through its stages, or a velocity."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Reading:
-    """A scalar on its way to the host. `float(reading)` waits for this number, not for work queued after it."""
+    """A scalar that is being copied to the host. `float(reading)` waits for this number, not for later work."""
 
     def __init__(self, value: Tensor):
         """value: a scalar on a GPU, already computed or queued."""

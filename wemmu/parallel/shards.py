@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and moments in shards over the ranks of a group, float32; gathered for a module's turn."""
+"""FSDP2: float32 weights, gradients and moments sharded over the ranks of a group; a module gathers its own."""
 
 from collections.abc import Iterable, Sequence
 

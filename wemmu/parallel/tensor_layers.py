@@ -78,7 +78,7 @@ def _config(weight: Tensor, group: dist.ProcessGroup) -> ModelParallelConfig:
 
 
 class _Layer(nn.Module):
-    """What both of megatron's layers need to stand in a module of diffusers."""
+    """Lets megatron's layers replace layers of a diffusers module."""
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **rest: Any) -> Tensor:
         # Megatron multiplies by matrices only; the weight of a 1x1 convolution stays what checkpoints know.

@@ -34,7 +34,7 @@ PERSISTENT = 10_000
 
 
 class _Trainable(nn.Module):
-    """What is sharded, under its canonical names. Called as a whole it computes the loss, which is a step's forward.
+    """The sharded modules under canonical names. Its forward computes the loss.
 
     DeepSpeed follows the order of its modules from one such call to the next, to gather ahead.
     """
@@ -66,7 +66,7 @@ def _unsharded(module: nn.Module, sharded: Sequence[str], before: str = "") -> I
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T + b that remembers W and not a view of it.
+    """y = x W^T + b that saves W itself for the backward pass, not a view of it.
 
     Autograd's own remembers W^T, a view, and so holds the memory of all gathered weights from forward to backward. W
     itself is gathered anew by DeepSpeed.
@@ -90,7 +90,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _SavingLinear(nn.Linear):
-    """Its class and not its `forward` differs from torch's, so torch.compile compiles once for all layers."""
+    """A class of its own instead of a replaced `forward`, so torch.compile compiles once for all layers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _Linear.apply(x, self.weight, self.bias)

@@ -1,1 +1,1 @@
-"""What a run will cost, by arithmetic: no torch, no weights, so it answers at once on a login node."""
+"""The cost of a run by arithmetic, without torch and weights, so it is fast on a login node."""

@@ -1,4 +1,4 @@
-"""Ask what the real model does, without importing torch: the answers come from the cache, else from a child process.
+"""Measurements of the real model without importing torch: from the cache, or from a child process.
 
 `python -m wemmu.measuring` is that process. Each answer is kept under the hash of all that it depends on: the
 config.json files of the backbones, the fields of the run that shape the model and its step, the sample's shape, the

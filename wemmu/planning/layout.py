@@ -1,4 +1,4 @@
-"""What one rank of a layout holds and sends: what was measured of the model, divided by the layout's rule.
+"""The memory and traffic of one rank: the model's measurements, divided by the rules of the layout.
 
 The VLM and the VAE of a generation stage are whole on every rank. `zero3` shards all that can be trained over all ranks
 (ZeRO-3, arXiv 1910.02054), and the ranks of `hybrid` share a DiT by slices and stages, each sharded over its copies,
@@ -32,7 +32,7 @@ Answer = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Degrees:
-    """Ranks in all, each with samples of its own; tensor and pipeline parallel degree of the DiT; copies of the DiT."""
+    """Number of ranks, each with its own samples; tensor and pipeline parallel degree of the DiT; copies of the DiT."""
 
     world: int
     tp: int

@@ -1,4 +1,4 @@
-"""A curriculum and a machine -> what each stage will take."""
+"""A curriculum and a machine -> the cost of each stage."""
 
 import math
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a sample looks like where the curriculum does not say; images are squares.
+    """The sizes of a sample that the curriculum does not contain; images are squares.
 
     prompt_tokens: of a prompt with words, chat format included, images not. empty_prompt_tokens: of the chat format
     alone, for tasks without words. multi_edit_images: input images of a multi-image edit. answer_tokens: of a question
@@ -77,7 +77,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage, or one resolution of it, if each takes as many steps as it may.
+    """One stage, or one resolution of it with its largest number of steps.
 
     Memory in bytes. by_task: FLOPs of one sample by task and part, forward and backward; `flops` of the average sample.
     traffic: bytes of a step by collective, see `layout.traffic`. idle: the share of its time in the DiT that a rank

@@ -1,4 +1,4 @@
-"""A plan for people: three tables and what they assume."""
+"""Prints a plan: three tables and their assumptions."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Adapters in a model: peft's layers around its linear ones. Weights keep their canonical names, adapters have peft's.
+"""Adapters in a model: peft's layers around linear layers. Weights keep canonical names, adapters have peft's.
 
     dit.transformer_blocks.0.attn2.to_q.weight          frozen
     dit.transformer_blocks.0.attn2.to_q.lora_A.weight   [rank, in]

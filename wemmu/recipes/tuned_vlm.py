@@ -44,7 +44,7 @@ class TunedVLM(Staged, VLM):
 
 
 class TunesVLM(Recipe):
-    """A recipe that tunes the VLM, whatever it learns."""
+    """The base of recipes that tune the VLM."""
 
     def layers(self) -> tuple[nn.Module, ...]:
         return tuple(self.language.layers)

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, in the colour and font of the page; their legends are HTML, which finds its own room.
+"""Small charts as inline SVG, in the colour and font of the page; their legends are HTML.
 
 Own code and not matplotlib: each of its charts takes 0.1 s and 13 kB more, and it knows neither the colour of the page
 nor its width.

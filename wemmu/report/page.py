@@ -67,21 +67,21 @@ class Text(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Large numbers: (number, what it counts); `alarming` holds the names of those that need a look."""
+    """Large numbers: (number, what it counts); `alarming` has the names of numbers to highlight."""
 
     facts: Sequence[tuple[str, str]]
     alarming: Sequence[str] = ()
 
 
 class Notes(NamedTuple):
-    """Sentences in a box that catches the eye; nothing without any."""
+    """Sentences in a highlighted box; empty without sentences."""
 
     title: str
     sentences: Sequence[str]
 
 
 class Details(NamedTuple):
-    """Blocks that are folded away until somebody wants them; text leaves them out."""
+    """Folded blocks; the text form leaves them out."""
 
     summary: str
     blocks: Sequence["Block"]

@@ -1,4 +1,4 @@
-"""Contact sheets: what was asked, what was given and what came out, side by side on one image."""
+"""Contact sheets: request, input images and output side by side on one image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Steps of a stochastic differential equation whose marginals are those of the flow: a sampler that can be scored.
+"""Steps of a stochastic differential equation with the flow's marginals: a sampler with log-probabilities.
 
 With dt = t_next - t < 0, standard normal noise z and the velocity v(x, t) of x_t = (1 - t) x_0 + t eps:
 

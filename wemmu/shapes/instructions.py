@@ -1,4 +1,4 @@
-"""An instruction in the world's language -> the scene that it makes of its inputs: `edits`, read backwards."""
+"""An instruction in the miniature's language and its inputs -> the resulting scene: the inverse of `edits`."""
 
 import re
 from collections.abc import Sequence

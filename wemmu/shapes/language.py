@@ -17,7 +17,7 @@ WORDINGS = ("placed", "unplaced", "related")
 
 @dataclass(frozen=True)
 class Mention:
-    """What a caption says of one object; None where it is silent."""
+    """What a caption says about one object; None for properties that it does not name."""
 
     shape: str
     color: str | None = None
@@ -31,7 +31,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Demand:
-    """Everything a caption demands: these objects and no others, standing so, on this background.
+    """Everything that a caption demands: exactly these objects, their positions and the background.
 
     `relation` is `(i, name, j)`: mention i stands `name` mention j.
     """

@@ -25,7 +25,7 @@ MAX_RMSE = 0.14
 
 @dataclass(frozen=True)
 class Reading:
-    """`scene` is None when some cell looked like nothing the world can draw; `rmse` is that of the worst cell."""
+    """`scene` is None if a cell matches no render; `rmse` is the error of the worst cell."""
 
     scene: Scene | None
     rmse: float
@@ -80,7 +80,7 @@ def same_scene(image: Image.Image, scene: Scene) -> bool:
 
 @dataclass(frozen=True)
 class EditScore:
-    """What became of an edit.
+    """The scores of an edit.
 
     followed: the part that the instruction names is as the target has it.
     preserved: every other cell, and the background unless it was the thing to change, is as in the source.

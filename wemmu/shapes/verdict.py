@@ -1,4 +1,4 @@
-"""Says in words how a generated image fits its request, by the exact scorer."""
+"""Describes how a generated image fits its request, by the exact scorer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Says when a model begins to answer edits by copying its input."""
+"""Warns when a model copies the input of edits."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -14,7 +14,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopFlag:
-    """Set by SIGINT, SIGTERM or SIGUSR1; `reason` says by which. A second SIGINT interrupts at once."""
+    """Set by SIGINT, SIGTERM or SIGUSR1; `reason` names the signal. A second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.reason: str | None = None

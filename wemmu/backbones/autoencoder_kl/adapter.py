@@ -1,4 +1,4 @@
-"""The KL autoencoder of Stable Diffusion 1 to 3 and FLUX: latents are shifted, where the config says so, and scaled."""
+"""The KL autoencoder of Stable Diffusion 1 to 3 and FLUX: latents are scaled, and shifted if the config says so."""
 
 from typing import Any
 

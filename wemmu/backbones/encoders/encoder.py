@@ -18,7 +18,7 @@ Images = Tensor | Sequence[Tensor]
 
 
 class ImageEncoder(nn.Module):
-    """One frozen encoder. Everything that compares images shares it, so a reward and a metric preprocess alike.
+    """One frozen encoder. Rewards and metrics share it, so both preprocess in the same way.
 
     The model stays in eval mode and has no gradients of its own, but gradients pass through it to the images.
     """

@@ -1,4 +1,4 @@
-"""How Qwen2.5-VL is fed: vision tokens stand where the prompt has image tokens, once, before the first layer."""
+"""The inputs of Qwen2.5-VL: vision tokens replace the prompt's image tokens before the first layer."""
 
 from functools import partial
 from typing import Any

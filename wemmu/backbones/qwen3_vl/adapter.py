@@ -1,4 +1,4 @@
-"""How Qwen3-VL is fed: vision tokens as in Qwen2.5-VL, and the tower's earlier features in the first layers, too.
+"""The inputs of Qwen3-VL: as Qwen2.5-VL's, plus the tower's earlier features in the first layers.
 
 DeepStack (arXiv 2406.04334): features of several layers of the tower are added to the states at the image tokens, one
 behind each of the language model's first layers. They stand behind the vision tokens, channel after channel.

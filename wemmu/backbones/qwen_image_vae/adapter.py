@@ -1,4 +1,4 @@
-"""The autoencoder of Qwen-Image: one for videos, of which an image is one frame; latents normalised by channel."""
+"""The autoencoder of Qwen-Image, for videos; an image is one frame. Latents are normalised by channel."""
 
 from typing import Any
 

@@ -94,7 +94,7 @@ class _Cut:
 
 
 class _Splitter:
-    """Replaces layers by this rank's parts, and remembers where each stands."""
+    """Replaces layers by this rank's parts, and records the place of each part."""
 
     def __init__(self, group: ProcessGroup):
         self._group = group

@@ -1,4 +1,4 @@
-"""Fidelity: how near generated images are to the targets of held-out records, and what edits leave alone."""
+"""Fidelity: the distance of generated images to the targets of held-out records, and what edits leave unchanged."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""GenEval (arXiv 2310.11513): do the objects that a prompt names appear, as many, so coloured and so placed?"""
+"""GenEval (arXiv 2310.11513): whether the prompt's objects appear with its numbers, colours and positions."""

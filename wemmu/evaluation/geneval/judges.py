@@ -67,7 +67,7 @@ class Detector:
 
 
 class ColorJudge:
-    """CLIP without training: which of ten colours the crop of an object is nearest to."""
+    """Zero-shot CLIP: the nearest of ten colours for the crop of an object."""
 
     def __init__(self, folder: Path, device: str):
         self.model: Any

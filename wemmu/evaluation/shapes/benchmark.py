@@ -1,4 +1,4 @@
-"""Held-out requests of the miniature behind the protocol of all benchmarks. A stage's evaluation asks the same."""
+"""Held-out requests of the miniature as a benchmark; a stage's evaluation uses the same requests."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice

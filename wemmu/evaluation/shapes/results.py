@@ -1,4 +1,4 @@
-"""The evaluation of a stage: the benchmark `shapes` with all tasks of the stage, and what gates and reports read of it.
+"""The evaluation of a stage: the benchmark `shapes` with all tasks, and the file that gates and reports read.
 
 STAGE/evaluation/      the benchmark's folder; samples.json lists the first requests of each task and split
 STAGE/evaluation.json  shares by task, split and group

@@ -1,1 +1,1 @@
-"""Unified-Bench of UAE (arXiv 2509.09666): how much of an image survives its own caption."""
+"""Unified-Bench of UAE (arXiv 2509.09666): similarity of images and their reconstructions from captions."""

@@ -11,7 +11,7 @@ FIELDS = {"Prompt", "Explanation"}
 
 
 class JudgePrompt:
-    """The published messages of `system` and `user`; fields of a prompt stand in the latter."""
+    """The published messages `system` and `user`; `user` contains the fields of a prompt."""
 
     def __init__(self, file: Path, repository: str) -> None:
         """Raise BenchmarkError if the file does not hold them."""

@@ -1,4 +1,4 @@
-"""The heads of ROSS: what the language model made of an image's tokens, [M, N, D], back into the image.
+"""The heads of ROSS: language-model states of an image's tokens, [M, N, D] -> the image.
 
 M images, N = rows x columns tokens, D the language model's width, C channels of the target for each token. A head
 computes in float32 whatever the VLM computes in.

@@ -13,7 +13,7 @@ from wemmu.types import Batch, Losses
 
 
 class ReconstructiveLoss:
-    """L_text + weight * L_visual of ROSS: say what is right, and keep what the image shows.
+    """L_text + weight * L_visual of ROSS.
 
     L_text is a mean over the answers or over their tokens (`ReconstructiveTuning.answers`), L_visual a mean over the
     images: a step's global batch is of one stream, so all of its samples have the same number of them. A step of words

@@ -24,7 +24,7 @@ from wemmu.types import IGNORE_INDEX, Batch, Prepared
 
 
 class RossRecipe(TunesVLM):
-    """A VLM that learns to answer and, by a head, to restore the image."""
+    """A VLM that is tuned to answer and, with a head, to reconstruct the image."""
 
     model: Ross
 

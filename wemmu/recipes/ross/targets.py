@@ -142,7 +142,7 @@ class FeatureTarget(Target):
 
 
 class LatentToPixelTarget(LatentTarget):
-    """The head predicts latents; what is compared are the pixels that the frozen autoencoder decodes from them."""
+    """The head predicts latents; the loss compares the pixels that the frozen autoencoder decodes from them."""
 
     def __init__(self, config: LatentToPixel, vae: FrozenVAE):
         super().__init__(config, vae)

@@ -1,4 +1,4 @@
-"""How a stage of UAE learns: what prepares a step's batches, and their loss. One class for each objective.
+"""The learners of UAE, one for each objective: each prepares a step's batches and computes their loss.
 
 `paths` has those that train the generator.
 """
@@ -44,7 +44,7 @@ class CaptionLearner:
 
 
 class RolloutLearner(CaptionLearner):
-    """Learns from its own rollouts: a function of weights, step and samples, which serves `objective.updates` steps."""
+    """Learns from rollouts, which depend on weights, step and samples, and serve `objective.updates` steps."""
 
     def __init__(self, policy: Policy, reward: ReconstructionReward, objective: UnifiedGRPO | FlowGRPO, seed: int):
         super().__init__(policy)

@@ -1,4 +1,4 @@
-"""A step of UAE for `wemmu.measuring`: rollout, rendering and update of a batch of the data set, without tokenizer."""
+"""A step of UAE for `wemmu.measuring`: rollout, rendering and update of one batch, without tokenizer."""
 
 from dataclasses import replace
 from typing import cast
@@ -22,7 +22,7 @@ from wemmu.types import Batch, Losses, Paths, Prompts, Rollout
 
 
 class Measured:
-    """The loss of a stage on a batch of the data set, after what a step does before it.
+    """The loss of a stage on one batch, after the rollout and rendering of the step.
 
     Captions are as long as the labels. They are read at once, with a cache of keys and values: the FLOPs of writing
     them token by token, and the memory at their end. The encoder that rewards has other weights and is not measured.

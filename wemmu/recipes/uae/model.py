@@ -1,4 +1,4 @@
-"""The auto-encoder: a VLM that captions images, and a WeMMU model that draws what the captions say."""
+"""The auto-encoder: a VLM that captions images, and a WeMMU model that generates images from the captions."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext

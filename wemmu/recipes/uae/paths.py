@@ -1,4 +1,4 @@
-"""Learns from images of the VLM's captions and how they were drawn: Flow-GRPO and cold starts of the generator."""
+"""Learners that use the sampler's path of captioned images: Flow-GRPO and cold starts of the generator."""
 
 import time
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from wemmu.types import Batch, Losses, Paths, Prepared
 
 
 class FlowLearner(RolloutLearner):
-    """The sampler as a policy: what it does by chance, and how likely that was; one loss per image.
+    """The sampler as a policy: its random steps and their log-probabilities; one loss per image.
 
     The loss is the clipped one over the stochastic steps of paths; see `wemmu.objectives.flow_grpo`.
     """

@@ -27,7 +27,7 @@ from wemmu.types import Batch, Prepared
 
 
 class UAERecipe(TunesVLM):
-    """A VLM that learns to write captions from which a generator restores the image, and the generator to restore it.
+    """A VLM that is tuned to write captions for a generator, and the generator that reconstructs images from them.
 
     The generator stays whole.
     """

@@ -1,4 +1,4 @@
-"""The reward of a caption: how alike the image and its reconstruction are to a frozen encoder."""
+"""The reward of a caption: the similarity of the image and its reconstruction under a frozen encoder."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ PIXELS_SIDE = 16
 
 
 class Encoder(Protocol):
-    """What the reward asks of `wemmu.backbones.encoders.ImageEncoder`."""
+    """The interface of `wemmu.backbones.encoders.ImageEncoder` that rewards use."""
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images in [0, 1], [B, 3, H, W]: features [B, D].

@@ -84,7 +84,7 @@ class Bridge(Config):
 
 
 class WeMMU(RecipeConfig):
-    """A bridge, trained alone or with the DiT, conditions it on what a frozen VLM reads."""
+    """A bridge, trained alone or with the DiT, that conditions the DiT on a frozen VLM."""
 
     kind: Literal["wemmu"] = "wemmu"
     bridge: Bridge = Bridge()

@@ -24,7 +24,7 @@ def edits_of(run: StageRun) -> dict[Task, float]:
 
 
 class CopyRate:
-    """How many held-out edits a model answers by copying. All ranks make one and call it alike, between two steps.
+    """The share of held-out edits whose output copies the input. All ranks create one and call it between two steps.
 
     At t = 1 the DiT sees noise alone, so x_0 = eps - v is what the condition makes it expect: nothing of the target
     leaks in, and one evaluation shows what the first step of sampling aims at. Guidance is not applied.

@@ -19,7 +19,7 @@ STEP = -1
 
 
 class Validation:
-    """The loss of a stage's model at its resolution. All ranks make one and call it alike, between two steps.
+    """The loss of a stage's model at its resolution. All ranks create one and call it between two steps.
 
     It is of flow matching, whatever the stage minimises: a contrastive loss depends on who is paired with whom.
     """
