@@ -7,7 +7,7 @@ from PIL import Image
 
 from wemmu.config.task import TASK_NAMES, Task
 from wemmu.evaluation.run_charts import SPLITS
-from wemmu.evaluation.run_record import RunRecord, KeptRequest, StageRecord
+from wemmu.evaluation.run_record import KeptRequest, RunRecord, StageRecord
 from wemmu.report import page as kit
 from wemmu.report.sheet import Row, note, sectioned_sheet
 
