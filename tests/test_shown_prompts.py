@@ -30,7 +30,7 @@ def test_the_config_of_the_readme_is_valid(tmp_path: Path):
     assert [stage.resolution for stage in load_curriculum(tmp_path / "mine.yaml").stages] == [512, 1024]
 
 
-def test_an_image_counts_as_right_only_if_it_is_what_was_target_of():
+def test_an_image_counts_as_right_only_if_it_equals_the_target():
     circle, square = Object(0, "circle", "red", "large"), Object(3, "square", "blue", "small")
     scene = Scene("white", (circle, square))
     images = [render(scene, (64, 64)), render(Scene("white", (circle,)), (64, 64))]
