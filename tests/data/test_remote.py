@@ -256,7 +256,7 @@ def test_a_limit_below_what_is_read_at_a_time_is_refused_with_the_numbers(writte
 
 def test_a_data_set_that_was_written_here_is_not_taken_for_a_cache(written: Path, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{}")
-    with pytest.raises(ShardError, match="holds a data set that was written there"):
+    with pytest.raises(ShardError, match="contains a data set, so it cannot be the cache"):
         opened(written.as_uri(), tmp_path, Task.T2I)
 
 

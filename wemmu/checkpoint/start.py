@@ -127,7 +127,7 @@ def _check_adapters(
             raise CheckpointError(
                 f"{source} holds other adapters (LoRA) of {prefix}* than recipe.lora: their layers, rank or alpha / "
                 f"rank ({was:g}, here {now:g}) differ. A stage can only continue the same adapters; for others, merge "
-                "these with `wemmu export` and start from the export"
+                "them with `wemmu export` and start from the export"
             )
 
 
