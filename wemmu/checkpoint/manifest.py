@@ -11,6 +11,7 @@ from wemmu.checkpoint.collective import ALONE, CheckpointError, Ranks
 from wemmu.checkpoint.exported import read_export
 from wemmu.config.exported import is_export
 from wemmu.config.files import naming
+from wemmu.config.neighbours import instead
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -79,7 +80,8 @@ def read_manifest(directory: Path) -> Manifest:
         sha256 = data.pop("sha256", None)
         manifest = Manifest(**data)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{directory} is not a checkpoint: its {FILE} cannot be read ({error})") from error
+        found = f"{directory} is not a checkpoint: its {FILE} cannot be read ({error})"
+        raise CheckpointError(f"{found}{instead(directory, 'weights')}") from error
     if manifest.format != FORMAT:
         raise CheckpointError(f"{directory} has checkpoint format {manifest.format}; this version reads {FORMAT}")
     if sha256 not in (None, _digest(data)):

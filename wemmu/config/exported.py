@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wemmu.config.neighbours import instead
+
 INDEX, PARITY = "model_index.json", "parity.json"
 # Field of `backbones` -> its folder in an export; the bridge has one, too.
 FOLDERS = {"vlm": "vlm", "vae": "vae", "dit": "transformer"}
@@ -50,7 +52,7 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
     if not is_export(export):
         raise ValueError(
             f"export: {export} is not an exported pipeline (it has no {INDEX} and {BRIDGE}/); `wemmu export RUN --out "
-            "DIR` writes one"
+            f"DIR` writes one{instead(export, 'export')}"
         )
     backbones = {name: str(export / folder) for name, folder in FOLDERS.items()} | (tree.get("backbones") or {})
     if not Path(backbones["vlm"]).is_dir():

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from wemmu.config.base import Config, Positive
 from wemmu.config.files import replace_text
+from wemmu.config.neighbours import instead
 from wemmu.config.task import Task
 
 VERSION = 2
@@ -143,10 +144,10 @@ class DataSet(Schema):
         """
         try:
             return cls.load(root / DATASET_FILE)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ShardError(
                 f"{root} holds no complete data set (it has no {DATASET_FILE}); `wemmu data write "
-                "CURRICULUM` makes or finishes it"
+                f"CURRICULUM` makes or finishes it{instead(root, 'shards')}"
             ) from error
 
 

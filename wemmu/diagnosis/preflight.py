@@ -10,6 +10,7 @@ from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.base import ConfigError
 from wemmu.config.benchmarks import inputs as files_of
 from wemmu.config.exported import is_export
+from wemmu.config.neighbours import instead
 from wemmu.config.patterns import escaped, expanded
 from wemmu.config.prepare import Prepare, ShapesSource
 from wemmu.config.serving import check_files, check_preparable, check_readable, needs, serving
@@ -104,7 +105,7 @@ def random_parts(curriculum: Curriculum) -> Finding:
 def starts(curriculum: Curriculum) -> Finding:
     starts = {stage.name: stage.start for stage in curriculum.stages if stage.start}
     lacking = {name: path for name, path in starts.items() if not ((path / _MANIFEST).is_file() or is_export(path))}
-    if absent := [f"stages.{name}.start: {path}" for name, path in lacking.items()]:
+    if absent := [f"stages.{name}.start: {path}{instead(path, 'weights')}" for name, path in lacking.items()]:
         remedy = "name the directory of a checkpoint, of shipped weights or of an exported pipeline, or remove `start`"
         found = f"no checkpoint, since it holds no {_MANIFEST}: {'; '.join(absent)}"
         return Finding("weights to start from", "problem", found, remedy)

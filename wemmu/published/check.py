@@ -8,6 +8,7 @@ from typing import Any
 
 from wemmu.config.base import leaves
 from wemmu.config.exported import processor_folder
+from wemmu.config.neighbours import instead
 from wemmu.config.schema import Backbones
 from wemmu.published.known import AUTOENCODER, ENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_json, refuse_pointer, tensors
@@ -101,10 +102,14 @@ def _model(directory: Path, kind: str) -> Iterator[str]:
         return
     if not directory.is_dir():
         yield f"{directory} is not a directory; it must hold {' or '.join(KNOWN[kind])} in the published layout"
+        yield from filter(None, [instead(directory, "backbone").removeprefix("; ")])
         return
     if (directory / "model_index.json").is_file():
         parts = ", ".join(sorted(file.parent.name for file in directory.glob("*/config.json")))
         yield f"{directory} is a whole pipeline; name the {kind} in it, one of its folders {parts}"
+        return
+    if not (directory / "config.json").is_file() and (clause := instead(directory, "backbone")):
+        yield clause.removeprefix("; ")
         return
     single = TRANSFORMERS if kind in (VLM, ENCODER) else DIFFUSERS
     yield from _told(lambda: _check_config(directory / "config.json", kind))
