@@ -275,12 +275,22 @@ def test_what_cannot_be_packed_is_refused(
 @pytest.mark.parametrize(
     ("name", "packed", "changes", "message"),
     [
-        ("ross", "{vae: nf4}", (), "memory.quantize: vae cannot be; .*valid: vision, llm, teacher"),
-        ("ross", "{teacher: nf4}", ("recipe.target=pixels",), "teacher cannot be; .*valid: vision, llm"),
-        ("ross", "{llm: nf4}", ("recipe.lora={}",), "llm learns whole, .*give it adapters, recipe.lora.llm"),
+        ("ross", "{vae: nf4}", (), "memory.quantize: vae is not possible; .*valid: vision, llm, teacher"),
+        ("ross", "{teacher: nf4}", ("recipe.target=pixels",), "teacher is not possible; .*valid: vision, llm"),
+        (
+            "ross",
+            "{llm: nf4}",
+            ("recipe.lora={}",),
+            "all weights of llm are trained, .*give it adapters, recipe.lora.llm",
+        ),
         ("ross", "{vision: nf4}", ("parallel={engine: zero3, ranks: 2}",), "engine zero3 has no slices of vision"),
         ("uae", "{reward: nf4}", ("recipe.reward={encoder: pixels}",), "valid: vision, llm, generator, dit"),
-        ("uae", "{dit: nf4}", (FLOW, "stages.reward.trains=[dit]"), "dit learns whole.*; remove memory.quantize.dit"),
+        (
+            "uae",
+            "{dit: nf4}",
+            (FLOW, "stages.reward.trains=[dit]"),
+            "all weights of dit are trained.*; remove memory.quantize.dit",
+        ),
         ("uae", "{llm: nf4}", ("parallel={engine: zero3, ranks: 2}",), "engine zero3 has no slices of llm"),
     ],
 )
