@@ -32,7 +32,7 @@ def main(
             metavar="PX", help="Side in px, or HEIGHTxWIDTH; default: as in training, with the first input's shape."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; image i uses seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image; image i uses seed + i.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; default: the config's.")] = None,
     solver: Annotated[str | None, typer.Option(help="euler or heun; default: the config's.")] = None,

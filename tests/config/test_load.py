@@ -64,6 +64,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path):
         load_curriculum(tmp_path / "absent.yaml")
 
 
+def test_a_folder_is_no_config(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is a folder; give a YAML file, or continue a run with `wemmu resume`"):
+        load_curriculum(tmp_path)
+
+
 def test_an_override_reaches_the_stages_it_names_and_the_last_one_wins(tmp_path: Path):
     overrides = ["stages.second.optimizer.lr=0.25", "stages.*.steps=7", "logging.every=3", "seed=1", "seed=2"]
     config = load_curriculum(write(tmp_path, tree()), overrides)

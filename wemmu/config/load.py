@@ -105,6 +105,8 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
         raise ConfigError(
             f"cannot read the config {path}: there is no {error.filename}{_near(Path(error.filename))}"
         ) from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder; give a YAML file, or continue a run with `wemmu resume`") from error
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
