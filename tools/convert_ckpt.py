@@ -206,10 +206,11 @@ def export(
     run, averaged = source.run, source.run.stage.averages(ema)
     with replacing.aside(out) as aside, TemporaryDirectory(prefix=f"{aside.name}.", dir=aside.parent) as work:
         choices = Choices(dtype, without_vlm, forward, averaged)
-        if run.recipe.draws:
+        kind = run.recipe.export_of(run.stage)
+        if kind == "pipeline":
             report = write_pipeline(run, source.folder, source.checkpoint, aside, choices)
-        elif run.stage.trains == ("dit",):
-            # A stage of UAE that trains the generator. Its exported weights are the averages already.
+        elif kind == "generator":
+            # The weights that `as_wemmu` returns are the averages already.
             generator, weights = as_wemmu(run, source.checkpoint, Path(work), averaged)
             report = write_pipeline(generator, source.folder, weights, aside, replace(choices, ema=False))
         else:

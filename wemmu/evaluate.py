@@ -189,7 +189,6 @@ class _Stage:
 
     def open(self) -> "Draw":
         from wemmu.evaluation.generation import request_of
-        from wemmu.recipes.wemmu.recipe import WeMMURecipe
         from wemmu.training.build import load_trained
 
         made = load_trained(self.run, self.checkpoint, self.ema, self.device)
@@ -199,7 +198,7 @@ class _Stage:
             for i, request in enumerate(requests):
                 size = request.size or (self.run.stage.resolution, self.run.stage.resolution)
                 own = [size] * len(request.images)
-                if isinstance(made, WeMMURecipe):
+                if made.sizes is not None:
                     size, own = made.sizes.of([(i.height, i.width) for i in request.images], request.size)
                 groups.setdefault(size, []).append((i, own))
             found: dict[int, Response] = {}

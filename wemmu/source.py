@@ -34,13 +34,11 @@ if TYPE_CHECKING:
     import torch
 
     from wemmu.pipeline import WeMMUPipeline
-    from wemmu.sampling.request import Response
+    from wemmu.sampling.request import OnImages, Response
 
 EXPORT = "model_index.json"
 # The text chunk of a PNG that holds the settings.
 SETTINGS = "wemmu"
-# Called after each solver step with its index and a function that decodes the images as they are so far.
-OnImages = Callable[[int, Callable[[], list[Image.Image]]], None]
 
 
 @dataclass(frozen=True)
@@ -258,13 +256,11 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
 
     from wemmu.checkpoint.retention import latest
     from wemmu.config.checkpoints import step_of
-    from wemmu.pixels import fitted, on_canvas, to_images
+    from wemmu.pixels import fitted, on_canvas
 
     with without_unused():
         from wemmu.pipeline import check_size
-        from wemmu.recipes.wemmu.recipe import WeMMURecipe
-        from wemmu.sampling.request import GenerationRequest, Response, task_of
-        from wemmu.sampling.solvers import Step
+        from wemmu.sampling.request import GenerationRequest, task_of
         from wemmu.training.build import load_trained
 
     if (checkpoint := latest(folder / CHECKPOINTS)) is None:
@@ -279,25 +275,17 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
         images, sizes = on_canvas([[*map(fitted, options.images, own)]] * options.count, size)
         return GenerationRequest(task, [options.prompt] * options.count, images, size, seeds, sizes=sizes)
 
-    def draw(options: SampleOptions, on_images: OnImages | None) -> list[Response]:
-        assert isinstance(made, WeMMURecipe), "the recipe that draws"
-        model, task = made.model, task_of(options.prompt, len(options.images))
+    def draw(options: SampleOptions, on_images: "OnImages | None") -> "list[Response]":
+        task = task_of(options.prompt, len(options.images))
         for line in source.warnings(options):
             print(line, file=sys.stderr)
-        assert source.sizes is not None, "of a recipe that draws"
-        check_size(source.sizes_of(options)[0], source.sizes.largest)
-        request = request_of(task, options)
-
-        def on_step(step: Step) -> torch.Tensor:
-            if on_images:
-                on_images(step.index, lambda: to_images(model.vae.decode(step.estimate)))
-            return step.x
-
-        return [Response(i) for i in to_images(made.sampler(request, options.sampling(task, run.sampling), on_step))]
+        if source.sizes is not None:
+            check_size(source.sizes_of(options)[0], source.sizes.largest)
+        return made.respond(request_of(task, options), options.sampling(task, run.sampling), on_images)
 
     question = run.recipe.asks_for_captions or DESCRIBE
 
-    def answer(options: SampleOptions, _: OnImages | None) -> list[Response]:
+    def answer(options: SampleOptions, _: "OnImages | None") -> "list[Response]":
         if not options.images:
             raise UsageError("a question needs an image; give one")
         return made.respond(request_of(Task.UNDERSTANDING, replace(options, prompt=options.prompt or question)))
@@ -313,7 +301,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
         does=run.recipe.does,
         question=question,
         respond=draw if run.recipe.draws else answer,
-        sizes=made.sizes if isinstance(made, WeMMURecipe) else None,
+        sizes=made.sizes,
     )
     return source
 
@@ -329,7 +317,7 @@ def _exported(directory: Path, device: str | None) -> Source:
     pipe = open_pipeline(directory).to(place)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
-    def draw(options: SampleOptions, on_images: OnImages | None) -> list[Response]:
+    def draw(options: SampleOptions, on_images: "OnImages | None") -> list[Response]:
         def on_step(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_images:
                 on_images(index, lambda: to_images(FrozenVAE(pipe.vae).decode(tensors["estimate"])))
@@ -384,7 +372,7 @@ def _exported_vlm(directory: Path, device: str | None) -> Source:
     vlm = ExportedVLM(directory, choose_device(device))
     side = int(vlm.origin["resolution"])
 
-    def answer(options: SampleOptions, _: OnImages | None) -> list[Response]:
+    def answer(options: SampleOptions, _: "OnImages | None") -> list[Response]:
         if not options.images:
             raise UsageError("a question needs an image; give one")
         size = options.size or (side, side)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -75,6 +75,17 @@ class RecipeConfig(Config):
     def parts(self) -> tuple[str, ...]:
         """The backbones, then the modules; a backbone that can be trained is both."""
         return tuple(dict.fromkeys((*(name for name in self.backbones if name not in self.modules), *self.modules)))
+
+    def tokens_beside(self, images: int, samples: int, output: int) -> int:
+        """Return how many tokens a micro-batch has beside its prompts and latents, for the record of a run.
+
+        images: tokens of all input images; output: tokens of the VLM that one image to generate would have.
+        """
+        return 0
+
+    def export_of(self, stage: "Stage | ResolutionStep") -> Literal["pipeline", "generator", "vlm"]:
+        """Return what `wemmu export` makes of a stage: a pipeline, that of a generator inside the model, or a VLM."""
+        return "pipeline" if self.draws else "vlm"
 
     def module_of(self, name: str) -> str | None:
         """Return the module that the weight with this canonical name belongs to; None for what no stage can train."""

@@ -76,7 +76,7 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         found["quantizable"][part] = {"numbers": numbers, "largest": largest}
     if "hybrid" in run.recipe.engines:
         assert isinstance(model, WeMMU), "hybrid trains no other"
-        found["bridge"] = units(model.bridge, model.bridge.pathway.layers)
+        found["bridge"] = units(*model.beside_dit())
     return found
 
 

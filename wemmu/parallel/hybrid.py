@@ -45,7 +45,10 @@ class HybridEngine:
         device: torch.device,
         apex: bool = False,
     ):
-        """model: see `wemmu.recipes.wemmu.model.WeMMU`. apex: see `wemmu.parallel.adamw.AdamW`."""
+        """Cut the model, of whose two `sharded` parts the last is the DiT: see `wemmu.recipes.wemmu.model.WeMMU`.
+
+        apex: see `wemmu.parallel.adamw.AdamW`.
+        """
         self.config, self._loss, self._topology = run.stage.optimizer, loss, topology
         # The ranks of a model group share a DiT.
         self._boundary = Boundary(topology.group("stage", "tensor"))
@@ -54,11 +57,14 @@ class HybridEngine:
         part = model.cut_dit(topology.stage, topology.pp)
         places = part.split(topology.group("tensor"))
         runner = StageRunner(part)
-        model.vlm.to(device), model.vae.to(device)
+        for name, child in model.named_children():
+            if name not in model.sharded:
+                child.to(device)
         shards.shard(runner, part.blocks, data_group, device)
         everyone = dist.group.WORLD
         assert everyone is not None
-        shards.shard(model.bridge, model.bridge.pathway.layers, everyone, device)
+        (bridge, layers), (prefix, dit) = model.beside_dit(), model.sharded
+        shards.shard(bridge, layers, everyone, device)
         self._pipeline = Pipeline(
             runner, topology.stage, topology.pp, stage_group, device,
             loss=lambda flow, predicted: loss.values(predicted, flow), scale=1 / run.stage.global_batch,
@@ -69,10 +75,10 @@ class HybridEngine:
         self._sharded: dict[str, Any] = {}
         self._places: dict[str, TensorSlice] = {}
         self._alike: set[str] = set()
-        for name, parameter in model.bridge.named_parameters(prefix="bridge"):
+        for name, parameter in bridge.named_parameters(prefix=prefix):
             self._sharded[name], self._places[name] = parameter, TensorSlice(name, tuple(parameter.shape))
         for name, parameter in part.named_parameters():
-            whole = f"dit.{part.canonical(name)}"
+            whole = f"{dit}.{part.canonical(name)}"
             self._sharded[whole], self._places[whole] = parameter, places[name]
             if places[name].dim is None:
                 self._alike.add(whole)

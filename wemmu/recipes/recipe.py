@@ -15,12 +15,13 @@ from wemmu.backbones.quantized import pack
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import LoadReport, OnBlockLoaded, keep_local
 from wemmu.checkpoint.adapters import is_adapter
-from wemmu.config.schema import StageRun
+from wemmu.config.buckets import RequestSizes
+from wemmu.config.schema import Sampling, StageRun
 from wemmu.parallel.topology import Topology
 from wemmu.prompts import PromptEncoder
 from wemmu.published.check import check_backbones
 from wemmu.recipes.staged import Staged
-from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.sampling.request import GenerationRequest, OnImages, Response
 from wemmu.types import Batch, LossFn, Prepared
 
 
@@ -32,7 +33,8 @@ class Recipe(ABC):
     remember nothing until training begins. token_px: side of a VLM token, px.
     vae: None where the recipe does without. language, normed: the language model whose sizes decide which kernels fit;
     the modules whose norms get the kernels. loss: what an optimizer step minimises, one value per sample.
-    period: steps that one `prepare` serves; checkpoints lie between.
+    period: steps that one `prepare` serves; checkpoints lie between. sizes: how it sizes the images of a request; None:
+    inputs are cropped to the size of the output.
     """
 
     model: Staged
@@ -44,6 +46,7 @@ class Recipe(ABC):
     normed: tuple[nn.Module, ...]
     loss: LossFn
     period = 1
+    sizes: RequestSizes | None = None
 
     def __init__(
         self, run: StageRun, on_block_loaded: OnBlockLoaded | None = keep_local, device: torch.device | str = "cpu"
@@ -85,8 +88,10 @@ class Recipe(ABC):
         """Answer the fixed prompts of the config: return one sheet and the number of blank images."""
 
     @abstractmethod
-    def respond(self, request: GenerationRequest) -> list[Response]:
-        """Answer a batch with the sampling settings of the config."""
+    def respond(
+        self, request: GenerationRequest, sampling: Sampling | None = None, on_images: OnImages | None = None
+    ) -> list[Response]:
+        """Answer a batch. sampling: None for the settings of the config. on_images: of recipes that draw in steps."""
 
     @staticmethod
     @abstractmethod

@@ -1,6 +1,6 @@
 """Requests to a model and its responses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -10,6 +10,9 @@ from wemmu.config.buckets import RequestSizes, Size
 from wemmu.config.task import Task
 from wemmu.pixels import fitted, on_canvas
 from wemmu.types import Sizes
+
+# Called after each solver step with its index and a function that decodes the images as they are so far.
+OnImages = Callable[[int, Callable[[], list[Image.Image]]], None]
 
 
 @dataclass(frozen=True)

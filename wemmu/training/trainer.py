@@ -1,4 +1,4 @@
-"""The training loop of one stage. It knows a recipe, an engine and a loader, but no tasks or tokens."""
+"""The training loop of one stage: a recipe, an engine and a loader. What tasks, modules and tokens are, these know."""
 
 import json
 import math

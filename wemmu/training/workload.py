@@ -12,7 +12,6 @@ from wemmu.config.task import Task
 from wemmu.planning.ask import Item, Shape, ask
 from wemmu.planning.plan import GPUS, Assumptions, shape_of
 from wemmu.positions import token_grid
-from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.types import Batch
 
 # Text tokens of two prompts, from which the FLOPs of others follow: nearly linearly, for attention among so few tokens
@@ -64,11 +63,8 @@ class Workload:
         height, width = batch.target.shape[-2:]
         rows, columns = token_grid(height, width, self._model["token_px"])
         latents = height * width // self._model["latent_px"] ** 2
-        assert isinstance(self._run.recipe, WeMMU), "only the bridge makes images"
-        bridge = self._run.recipe.bridge
-        queries = bridge.queries.number if bridge.queries.design == "learnable_fixed" else rows * columns
-        inputs = sum(batch.prompts.image_tokens) * bridge.vae_branch
-        return prompts + inputs + len(batch.sample_ids) * (queries + latents)
+        images, samples = sum(batch.prompts.image_tokens), len(batch.sample_ids)
+        return prompts + self._run.recipe.tokens_beside(images, samples, rows * columns) + samples * latents
 
     def _flops(self, batch: Batch) -> float:
         """Measured at the stage's resolution; what is not the text's is scaled by the area of the images."""

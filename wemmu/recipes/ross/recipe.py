@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from wemmu.backbones.weights import OnBlockLoaded
-from wemmu.config.schema import StageRun
+from wemmu.config.schema import Sampling, StageRun
 from wemmu.parallel.topology import gathered
 from wemmu.pixels import to_images
 from wemmu.recipes.lora import adapt
@@ -19,7 +19,7 @@ from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
 from wemmu.recipes.ross.targets import FeatureTarget
 from wemmu.recipes.tuned_vlm import TunesVLM
-from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.sampling.request import GenerationRequest, OnImages, Response
 from wemmu.types import IGNORE_INDEX, Batch, Prepared
 
 
@@ -55,9 +55,11 @@ class RossRecipe(TunesVLM):
     def preview(self) -> tuple[Image.Image, int]:
         return answer_grid(self.answerer, self._run.sampling, self._run.stage.resolution)
 
-    def respond(self, request: GenerationRequest) -> list[Response]:
+    def respond(
+        self, request: GenerationRequest, sampling: Sampling | None = None, on_images: OnImages | None = None
+    ) -> list[Response]:
         """Return the reconstruction of each sample's first image, and the answers."""
-        sampling = self._run.sampling
+        sampling = sampling or self._run.sampling
         restored = to_images(self.answerer.restored(request, sampling.steps, sampling.seed)[:, 0])
         return [Response(*pair, True) for pair in zip(restored, self.answerer.answers(request), strict=True)]
 

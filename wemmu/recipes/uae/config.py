@@ -214,6 +214,9 @@ class UAE(RecipeConfig):
         named = {"reward": self.reward.encoder, **{HELD_OUT + name: e for name, e in self.reward.held_out.items()}}
         return {f"encoders.{name}": encoder for name, encoder in named.items() if encoder != "pixels"}
 
+    def export_of(self, stage: "Stage | ResolutionStep") -> Literal["pipeline", "generator", "vlm"]:
+        return "generator" if stage.trains == ("dit",) else "vlm"
+
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse what needs a loss of generation, questions that have no reward, and a rollout that is cut."""
         if stage.has_plateau:

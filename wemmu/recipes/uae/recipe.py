@@ -8,7 +8,7 @@ from PIL import Image
 
 from wemmu.backbones.weights import OnBlockLoaded
 from wemmu.command_line import UsageError
-from wemmu.config.schema import StageRun
+from wemmu.config.schema import Sampling, StageRun
 from wemmu.config.task import Task
 from wemmu.pixels import as_image, to_images
 from wemmu.recipes.tuned_vlm import TunesVLM
@@ -22,7 +22,7 @@ from wemmu.recipes.uae.policy import Policy
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import evaluating
-from wemmu.sampling.request import GenerationRequest, Response
+from wemmu.sampling.request import GenerationRequest, OnImages, Response
 from wemmu.types import Batch, Prepared
 
 
@@ -60,7 +60,9 @@ class UAERecipe(TunesVLM):
             rows.append(Row(response.words, [as_image(image), response.image]))
         return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)
 
-    def respond(self, request: GenerationRequest) -> list[Response]:
+    def respond(
+        self, request: GenerationRequest, sampling: Sampling | None = None, on_images: OnImages | None = None
+    ) -> list[Response]:
         """Return the likeliest caption of each image and its rendering; of a question, the likeliest answer."""
         config = self._run.recipe
         assert isinstance(config, UAEConfig)

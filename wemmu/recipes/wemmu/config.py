@@ -116,6 +116,13 @@ class WeMMU(RecipeConfig):
     def quantizable(self) -> Mapping[str, tuple[str, ...]]:
         return {"vlm": ("vlm.vlm",), "pathway": ("bridge.pathway",), "dit": ("dit",)}
 
+    def tokens_beside(self, images: int, samples: int, output: int) -> int:
+        """Return the tokens of the pathway: those of the VAE branch, and the queries."""
+        queries = self.bridge.queries
+        return images * self.bridge.vae_branch + samples * (
+            queries.number if queries.design == "learnable_fixed" else output
+        )
+
     def check(self, stages: Sequence["Stage | ResolutionStep"], engine: str) -> None:
         super().check(stages, engine)
         if self.bridge.source_latents and engine == "hybrid":

@@ -134,6 +134,10 @@ class WeMMU(Offloadable, Staged):
         """Make the DiT one stage of a chain; the modules of the others are gone. See `run_dit_by`."""
         return self._dit_adapter.stage(self.dit, stage, stages)
 
+    def beside_dit(self) -> tuple[nn.Module, nn.ModuleList]:
+        """Return the part that engines keep whole when they cut the DiT, and its layers."""
+        return self.bridge, self.bridge.pathway.layers
+
     def run_dit_by(self, velocity: VelocityOf) -> None:
         """Ask `velocity` from now on, which runs the whole chain: the engine that cut the DiT."""
         self._run_dit = velocity

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded
-from wemmu.config.schema import StageRun
+from wemmu.config.buckets import RequestSizes
+from wemmu.config.schema import Sampling, StageRun
 from wemmu.config.task import GENERATION_TASKS
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
@@ -24,9 +25,9 @@ from wemmu.recipes.wemmu.model import WeMMU as Model
 from wemmu.recipes.wemmu.validation import Validation
 from wemmu.sampling.grid import sample_grid
 from wemmu.sampling.guidance import guidance_weights
-from wemmu.sampling.request import GenerationRequest, Response, request_sizes
+from wemmu.sampling.request import GenerationRequest, OnImages, Response, request_sizes
 from wemmu.sampling.sampler import Sampler
-from wemmu.sampling.solvers import times
+from wemmu.sampling.solvers import Step, times
 
 
 class WeMMURecipe(Recipe):
@@ -35,6 +36,7 @@ class WeMMURecipe(Recipe):
     model: Model
     vae: FrozenVAE
     loss: FlowMatchingLoss
+    sizes: RequestSizes
 
     def _load(self, on_block_loaded: OnBlockLoaded | None) -> None:
         run = self._run
@@ -60,8 +62,15 @@ class WeMMURecipe(Recipe):
     def preview(self) -> tuple[Image.Image, int]:
         return sample_grid(self.sampler, self._run.sampling, self.sizes)
 
-    def respond(self, request: GenerationRequest) -> list[Response]:
-        return [Response(image) for image in to_images(self.sampler(request, self._run.sampling))]
+    def respond(
+        self, request: GenerationRequest, sampling: Sampling | None = None, on_images: OnImages | None = None
+    ) -> list[Response]:
+        def on_step(step: Step) -> Tensor:
+            if on_images:
+                on_images(step.index, lambda: to_images(self.vae.decode(step.estimate)))
+            return step.x
+
+        return [Response(i) for i in to_images(self.sampler(request, sampling or self._run.sampling, on_step))]
 
     @staticmethod
     def sampling(run: StageRun) -> dict[str, Any]:
