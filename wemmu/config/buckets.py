@@ -99,7 +99,8 @@ class RequestSizes:
         if any(side % self.unit for side in size):
             return f"height and width must be multiples of {self.unit} px, got {size}"
         name, side = max(zip(("height", "width"), size, strict=True), key=lambda pair: pair[1])
-        return f"{name} is {side} px; the largest that this model draws is {self.largest} px" * (side > self.largest)
+        largest = self.largest
+        return f"{name} is {side} px; the largest that this model generates is {largest} px" * (side > largest)
 
     def _choices(self, size: Size, max_aspect: float) -> list[Size]:
         found = of_area(size[0] * size[1], self.unit, max_aspect)
