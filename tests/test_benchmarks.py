@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -158,10 +159,10 @@ def test_the_real_size_without_a_gpu_is_refused_with_what_can_be_done() -> None:
     assert "needs a GPU; valid on the cpu: miniature, middle" in done.stderr
 
 
-def part(tmp_path: Path, script: str, limit: float = 60) -> verdict.Result:
+def part(tmp_path: Path, script: str, limit: float = 60, beside: int = 1) -> verdict.Result:
     rows = tmp_path / "part.jsonl"
     start = f"from pathlib import Path; from benchmarks.gpu.verdict import *; f = Path({str(rows)!r}); "
-    return verdict.run_part("part", [sys.executable, "-c", start + script], rows, limit)
+    return verdict.run_part("part", [sys.executable, "-c", start + script], rows, limit, beside)
 
 
 def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: Path) -> None:
@@ -180,12 +181,30 @@ def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: 
     assert "ValueError: no such kernel" in crashed.ended
     assert slow.ended == "took more than 8 s and was stopped"
     assert verdict.within("a", math.nan, 1.0).state == "off"
+
+    def fails() -> Iterator[verdict.Row]:
+        yield verdict.Row("a", "1 ms")
+        raise ValueError("no such\nkernel")
+
+    # The other rows of its part stay.
+    found = [row for name in "xy" for row in verdict.tried(name, fails())]
+    assert [row.name for row in found] == ["a", "x: failed", "a", "y: failed"]
+    assert (found[1].found, found[1].state) == ("ValueError: no such kernel", "off")
     beyond = verdict.Result("b", 1.0, "done", [verdict.within("a", 2e-6, 1e-6), verdict.Row("c", "no NCCL", "cannot")])
     assert beyond.failed
     about = {"command": "x", "where": "here", "torch": "2", "commit": "abc"}
     text = verdict.save(tmp_path, about, [good, crashed, beyond])
     assert "**Verdict: not equal, or not finished: part, b**; what cannot be run here: 1 rows." in text
     assert [one["failed"] for one in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True, True]
+
+
+def test_parts_of_the_gpu_benchmark_that_run_side_by_side_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores, script = len(os.sched_getaffinity(0)), "import os; write_row(f, Row(os.environ.get('OMP_NUM_THREADS'), ''))"
+    threads = [part(tmp_path, script, beside=beside).rows[-1].name for beside in (1, cores, 3 * cores)]
+    assert threads == [None, "1", "1"]
 
 
 def test_the_gpu_benchmark_goes_on_where_an_earlier_call_ended(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from wemmu.noise import on_device
 # bfloat16 before they multiply with the weight, fused ones after it: two roundings of 2^-9 each.
 ADAMW_BOUND = 1e-4
 NORM_BOUND = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
+COMPILE_BOUND = 1e-5
 
 ATTENTION = {
     SDPBackend.FLASH_ATTENTION: "flash",
@@ -37,6 +38,8 @@ ATTENTION = {
 }
 # Sizes of cuBLAS's workspace with which it sums in one order.
 CUBLAS_VARIABLE, CUBLAS_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+# Characters of an error that the choice of a kernel shows.
+WORDS = 300
 APEX_PARTS = ("normalization", "optimizers")
 
 # (x [..., D], weight [D], eps) -> x / rms(x) * weight.
@@ -77,18 +80,16 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
     """Probe the kernels and choose; `auto` takes what was measured to help on a GPU in bfloat16.
 
     Raises:
-        ValueError: if layers are to be compiled and there is no compiler.
+        ValueError: if layers are to be compiled and torch.compile does not work here.
     """
     refused: list[str] = []
     fast = device.type == "cuda" and dtype == torch.bfloat16
     compiled = config.compile if config.compile != "auto" else fast
-    if compiled and compiler() is None:
+    if compiled and (why := no_compiling(device)):
         if config.compile is True:
-            raise ValueError("kernels.compile needs a C++ compiler, but there is none; install one, name it in CXX, or "
-                             "leave the field out")  # fmt: skip
+            raise ValueError(f"kernels.compile: {why}; or leave the field out")
         compiled = False
-        refused.append("layers are not compiled, which costs a fifth of the speed: there is no C++ compiler; install "
-                       "one or name it in CXX")  # fmt: skip
+        refused.append(f"layers are not compiled, which costs a fifth of the speed: {why}")
     apex, problem = find_apex()
     if problem:
         refused.append(problem)
@@ -145,7 +146,7 @@ def objection(difference: Callable[[], float], bound: float) -> str | None:
     try:
         off = difference()
     except Exception as error:
-        return f"it fails on this device ({type(error).__name__}: {error})"
+        return f"it fails on this device ({type(error).__name__}: {' '.join(str(error).split())[:WORDS]})"
     # Not `off > bound`, which a NaN would pass.
     return None if off <= bound else f"it is {off:.1e} off the plain one on this device, more than {bound:.1e}"
 
@@ -265,6 +266,29 @@ def attention_kernels(device: torch.device, dtype: torch.dtype, mask: Tensor | N
                 continue
         found.append(name)
     return found
+
+
+def no_compiling(device: torch.device) -> str | None:
+    """Return why torch.compile does not work here, and the remedy; None if it does.
+
+    On a GPU it also needs a C compiler and Python's headers, which a machine with a C++ compiler may lack, and it would
+    say so in the first step only.
+    """
+    if compiler() is None:
+        return "there is no C++ compiler; install one or name it in CXX"
+    why = objection(lambda: compile_difference(device), COMPILE_BOUND)
+    return why and f"torch.compile does not work: {why}; it needs a C and a C++ compiler and Python's headers"
+
+
+@torch.no_grad()
+def compile_difference(device: torch.device) -> float:
+    """How far a compiled function, an elementwise one and a sum, is off the plain one."""
+
+    def function(x: Tensor) -> Tensor:
+        return (x * x.sigmoid()).sum(-1)
+
+    x = torch.linspace(-3, 3, 64 * 64, device=device).reshape(64, 64)
+    return _off(torch.compile(function)(x), function(x))
 
 
 def compiler() -> str | None:

@@ -112,21 +112,21 @@ def _run(results: list[Result], options: list[str], minutes: float, out: Path, a
     groups = [[one for one in missing if not PARTS[one.part].timed]]
     groups += [[one] for one in missing if PARTS[one.part].timed]
 
-    def run(result: Result, folder: str) -> Result:
+    def run(result: Result, folder: str, beside: int) -> Result:
         name, file = result.part, Path(folder) / f"{result.part}.jsonl"
         limit = min(PARTS[name].limit if "cuda" in options else 60 * minutes, until - time.monotonic())
         if limit <= 0:
             return replace(result, ended="not run: the time is up")
         for row in result.rows if PARTS[name].timed else ():
-            if row.state != "left":
+            if row.state not in ("left", "off"):
                 verdict.write_row(file, row)
         command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--rows", str(file), *options]
-        return verdict.run_part(name, [*command, "--seconds", str(limit)], file, limit)
+        return verdict.run_part(name, [*command, "--seconds", str(limit)], file, limit, beside)
 
     with tempfile.TemporaryDirectory() as folder:
         for group in filter(None, groups):
             with ThreadPoolExecutor(len(group)) as pool:
-                for future in as_completed([pool.submit(run, each, folder) for each in group]):
+                for future in as_completed([pool.submit(run, each, folder, len(group)) for each in group]):
                     result = future.result()
                     results[[one.part for one in results].index(result.part)] = result
                     print(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.engines import BACKBONES, exactly, off_by
-from benchmarks.gpu.verdict import Row, Setting, within
+from benchmarks.gpu.verdict import Row, Setting, tried, within
 from benchmarks.step_variants import apply_kernels
 from tests.parallel.cases import EDIT, Case, Outcome, go, merged
 from wemmu import kernels as ours
@@ -33,8 +33,13 @@ NORMAL_BOUND = 1e-5
 
 def kernels(setting: Setting) -> Iterator[Row]:
     device = exactly(setting.device)
-    config = KernelsConfig()
-    yield Row("chosen", str(ours.choose(config, "single", device, torch.bfloat16, 128)))
+    for check in (fused, attention, noise, *((waits,) if setting.real else ()), compiled):
+        yield from tried(check.__name__, check(device))
+
+
+def fused(device: torch.device) -> Iterator[Row]:
+    """What is chosen here; norms and optimizers."""
+    yield Row("chosen", str(ours.choose(KernelsConfig(), "single", device, torch.bfloat16, 128)))
     apex, problem = ours.find_apex()
     if problem:
         yield Row("Apex", problem)
@@ -46,11 +51,6 @@ def kernels(setting: Setting) -> Iterator[Row]:
     yield within("torch's fused AdamW", off, ADAMW_BOUND)
     if apex:
         yield within("Apex's FusedAdam", ours.adamw_difference(ours.fused_adam(), device), ADAMW_BOUND)
-    yield from attention(device)
-    yield noise(device)
-    if setting.real:
-        yield from waits(device)
-    yield from compiled(device)
 
 
 def attention(device: torch.device) -> Iterator[Row]:
@@ -83,18 +83,19 @@ def attended(backend: SDPBackend, inputs: list[Tensor], mask: Tensor | None, dty
         return [y.detach(), *torch.autograd.grad(y, leaves, gradient)]
 
 
-def noise(device: torch.device) -> Row:
+def noise(device: torch.device) -> Iterator[Row]:
     """Random numbers that the device draws are those that the CPU draws by the same key."""
     here, there = (
         Noise(0, 5, torch.tensor([3, 2**40 + 7]), place, "device").normal("queries", (1000, 7)).cpu()
         for place in (device, "cpu")
     )
-    return within("noise drawn on the device, largest difference", float((here - there).abs().max()), NORMAL_BOUND)
+    yield within("noise drawn on the device, largest difference", float((here - there).abs().max()), NORMAL_BOUND)
 
 
 def waits(device: torch.device) -> Iterator[Row]:
     """Where the host waits for the device within a step, by torch's own warnings."""
-    case = Case(tasks=(EDIT, EDIT, EDIT), dtype="bfloat16")
+    # Noise as training draws it on a GPU: the host's own is waited for.
+    case = Case(tasks=(EDIT, EDIT, EDIT), dtype="bfloat16", noise="auto")
 
     class Watched(SingleEngine):
         taken = 0
@@ -125,8 +126,8 @@ def waits(device: torch.device) -> Iterator[Row]:
 
 def compiled(device: torch.device) -> Iterator[Row]:
     """A step with every layer compiled is as far from float32 as one with plain layers."""
-    if ours.compiler() is None:
-        yield Row("compiled layers", "there is no C++ compiler here; install one or name it in CXX", "cannot")
+    if why := ours.no_compiling(device):
+        yield Row("compiled layers", why, "cannot")
         return
     case = Case(tasks=(EDIT,), dtype="bfloat16")
     exact = merged([_step(replace(case, dtype="float32"), device, False)])

@@ -8,21 +8,23 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from tempfile import NamedTemporaryFile
+from typing import IO
 
 import torch
 
 from benchmarks.gpu.engines import CASES, outcome
-from benchmarks.gpu.verdict import Row, Setting, within
+from benchmarks.gpu.verdict import Row, Setting, tail, tried, within
 from benchmarks.measure import ROOT
 from wemmu.checkpoint.store import MOMENTS, WEIGHTS
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import dump, load_curriculum, load_stage
 from wemmu.config.checkpoints import MANIFEST, directory_name
 from wemmu.config.schema import Curriculum
+from wemmu.config.stage import Stage
 
 SOURCE = ROOT / "configs" / "shapes" / "curriculum.yaml"
 RECORDS = {"t2i": 1500, "reconstruction": 600, "unconditional": 100, "edit": 1500, "multi_edit": 10}
@@ -64,52 +66,61 @@ def miniature(setting: Setting) -> Iterator[Row]:
     middle = folder / "run" / first.name / "checkpoints" / directory_name(first.steps // 2) / MANIFEST
     yield Row("killed", kill_at(middle, where, *whole))
     yield Row("resumed, with the export", f"{command(where, *whole):.0f} s")
-    again = copied(folder / "run" / first.name, folder / "undisturbed" / first.name)
+    yield from tried("speeds", speeds(folder / "run", made))
+    yield from tried("export", exported(setting, where))
+    yield from tried("undisturbed", undisturbed(setting, first, where))
+
+
+def exported(setting: Setting, where: dict[str, str]) -> Iterator[Row]:
+    export, image = setting.scratch / "run" / "export", setting.scratch / "image.png"
+    drawn = json.loads((export / "parity.json").read_text(encoding="utf-8"))["outputs"]
+    yield within("export: images against the checkpoint's", drawn["max_abs_difference"], drawn["bound"])
+    options = ("--prompt", PROMPT, "--count", "4", "--device", setting.device, "--out", image)
+    text = f"4 images, {command(where, 'wemmu.sample', export, *options):.0f} s with the imports"
+    yield Row("sampling from the export", text, "ok" if image.exists() else "off")
+
+
+def undisturbed(setting: Setting, stage: Stage, where: dict[str, str]) -> Iterator[Row]:
+    """The stage that was killed and resumed against one that was not; if they differ, what makes them equal."""
+    resumed, last = setting.scratch / "run" / stage.name, Path("checkpoints") / directory_name(stage.steps)
+    again = copied(resumed, setting.scratch / "undisturbed" / stage.name)
     yield Row("undisturbed", f"{command(where, 'wemmu.train', again / 'config.yaml'):.0f} s")
-    last = Path("checkpoints") / directory_name(first.steps)
-    differ, worst = differing(folder / "run" / first.name / last, again / last)
+    differ, worst = differing(resumed / last, again / last)
     text = f"{differ or 'no'} tensors differ, by {worst:.1e} at most"
     yield Row("resumed and undisturbed", text, "told" if differ else "ok")
     if differ:
         yield from (Row("not deterministic", name) for name in not_deterministic(setting.device))
-        yield repeated(folder / "run" / first.name, folder / "deterministic", where)
-    yield from speeds(folder / "run", made)
-    parity = json.loads((folder / "run" / "export" / "parity.json").read_text(encoding="utf-8"))
-    drawn = parity["outputs"]
-    yield within("export: images against the checkpoint's", drawn["max_abs_difference"], drawn["bound"])
-    image = folder / "image.png"
-    options = ("--prompt", PROMPT, "--count", "4", "--device", setting.device)
-    seconds = command(where, "wemmu.sample", folder / "run" / "export", *options, "--out", image)
-    yield Row(
-        "sampling from the export", f"4 images, {seconds:.0f} s with the imports", "ok" if image.exists() else "off"
-    )
+        yield repeated(resumed, setting.scratch / "deterministic", where)
 
 
-def start(where: dict[str, str], log: Any, module: str, *arguments: object) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.Popen(words, cwd=ROOT, env=os.environ | where, stdout=log, stderr=subprocess.STDOUT)
+def start(where: dict[str, str], log: IO[bytes], words: Sequence[object]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | where, stdout=log, stderr=subprocess.STDOUT)
 
 
 def command(where: dict[str, str], *words: object) -> float:
     """Run `python -m WORDS`; seconds.
 
     Raises:
-        CalledProcessError: if it fails.
+        RuntimeError: if it fails, with its last lines.
     """
     begun = time.monotonic()
-    process = start(where, None, *words)  # type: ignore[arg-type]
-    if code := process.wait():
-        raise subprocess.CalledProcessError(code, [str(word) for word in words])
+    with NamedTemporaryFile() as log:
+        if code := start(where, log.file, words).wait():
+            raise RuntimeError(f"{' '.join(map(str, words))} ended with {code}: {tail(Path(log.name))}")
     return time.monotonic() - begun
 
 
 def kill_at(file: Path, where: dict[str, str], *words: object) -> str:
     """Start the launcher, and kill it and its trainer as soon as `file` is there; return where the trainer was."""
-    run = file.parents[3]
-    process, until = start(where, None, *words), time.monotonic() + PATIENCE_S  # type: ignore[arg-type]
-    while not file.exists() and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.02)
-    assert file.exists(), f"the run ended, or took more than {PATIENCE_S:.0f} s, before {file} was there"
+    run, until = file.parents[3], time.monotonic() + PATIENCE_S
+    with NamedTemporaryFile() as log:
+        process = start(where, log.file, words)
+        while not file.exists() and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.02)
+        if not file.exists():
+            last = tail(Path(log.name))
+            raise RuntimeError(f"the launcher ended with {process.poll()} before {file} was there: {last}")
     # The group of the trainer first: the launcher's end is a signal upon which it would save.
     events = map(json.loads, (run / "ledger.jsonl").read_text(encoding="utf-8").splitlines())
     trainer = [event["pid"] for event in events if event["event"] == "started"][-1]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.verdict import Row, Setting
+from benchmarks.gpu.verdict import Row, Setting, tried
 from benchmarks.measure import watch
 from benchmarks.step import Settings, apart, peak_of
 from benchmarks.step_sizes import FIRST_WORD, Cell, make_model, prompts_of
@@ -56,13 +56,17 @@ def steps(setting: Setting) -> Iterator[Row]:
             if before + longest - begun > setting.seconds:
                 yield Row(f"{cell.name}: {', '.join(group)}", "not run: the time is up", "left")
                 continue
-            measured = apart(settings, cell, group, rounds)
+
+            def measured(cell: Cell = cell, group: Sequence[str] = group, number: int = number) -> Iterator[Row]:
+                variants = apart(settings, cell, group, rounds)
+                flops = counted[number].result()["ours"]
+                found = [row(cell, name, one, flops, setting.real) for name, one in variants.items()]
+                yield from found
+                earlier.update({one.name: one.value for one in found})
+                yield from ratios(cell, group, earlier)
+
+            yield from tried(f"{cell.name}: {', '.join(group)}", measured())
             longest = max(longest, time.monotonic() - before)
-            flops = counted[number].result()["ours"]
-            found = [row(cell, name, one, flops, setting.real) for name, one in measured.items()]
-            yield from found
-            earlier |= {one.name: one.value for one in found}
-            yield from ratios(cell, group, earlier)
 
 
 def in_order(groups: Sequence[Sequence[str]], cells: Sequence[Cell]) -> list[tuple[Sequence[str], int]]:

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any, Literal
 # ok, off: within or beyond its bound. told: measured, without a bound. cannot: this machine or back end is unable to.
 # left: there was no time.
 State = Literal["ok", "off", "told", "cannot", "left"]
-# Lines of a part's output that a failure shows.
-TAIL = 6
+# Lines of a part's output that a failure shows, and characters of an error that a row shows.
+TAIL, WORDS = 6, 300
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ def within(name: str, value: float, bound: float, place: str = "") -> Row:
     return Row(name, found, "ok" if value <= bound else "off")
 
 
+def tried(name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows; if finding them fails, yield a row that says so, and the part goes on with what follows."""
+    try:
+        yield from rows
+    except Exception as error:
+        traceback.print_exc()
+        yield Row(f"{name}: failed", f"{type(error).__name__}: {' '.join(str(error).split())[:WORDS]}", "off")
+
+
 def write_row(file: Path, row: Row) -> None:
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(asdict(row)) + "\n")
@@ -81,15 +91,19 @@ def read_rows(file: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in text.splitlines()]
 
 
-def run_part(part: str, command: Sequence[str], rows: Path, limit: float) -> Result:
+def run_part(part: str, command: Sequence[str], rows: Path, limit: float, beside: int = 1) -> Result:
     """Run a part's command, which writes rows into the file `rows`, for at most `limit` seconds.
 
-    Whatever it started ends with it; what it had written counts, however it ended.
+    Whatever it started ends with it; what it had written counts, however it ended. beside: parts that run at a time.
     """
     log, begun = rows.with_suffix(".log"), time.monotonic()
     with log.open("wb") as output:
         # Asked through the driver's own library, whether there is a GPU, or no process could be forked afterwards.
         environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TYPER_STANDARD_TRACEBACK": "1"}
+        if beside > 1:
+            # More threads than cores would spin, each waiting for others: tens of times slower.
+            threads = str(max(1, len(os.sched_getaffinity(0)) // beside))
+            environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | environment
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )

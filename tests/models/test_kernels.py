@@ -253,8 +253,18 @@ def test_layers_are_compiled_once_and_not_each_anew(backbones: Backbones, encode
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"kernels\.compile needs a C\+\+ compiler"):
+    with pytest.raises(ValueError, match=r"kernels\.compile: there is no C\+\+ compiler"):
         chosen(compile=True)
+
+
+def test_a_compiler_that_compiles_nothing_leaves_layers_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    with inductor.patch({"cpp.cxx": ("false",)}):
+        why = kernels.no_compiling(CPU)
+        assert why.startswith("torch.compile does not work: it fails on this device (")
+        with pytest.raises(ValueError, match=r"kernels\.compile: torch\.compile does not work"):
+            chosen(compile=True)
 
 
 @pytest.fixture

@@ -63,6 +63,8 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         # Layers that can be in 8 or 4 bit: numbers of each part, and of the largest layer.
         "quantizable": {},
         "sharded": list(model.sharded),
+        # Numbers of the largest layer that engines shard.
+        "layer": max((_size(one) for part in model.sharded for one in _layers(model.get_submodule(part))), default=0),
         **pixels(model),
         "latent_channels": vae_of(model).latent_channels if model.vae is not None else 0,
         "width": vlm.language_model.config.hidden_size,
@@ -78,6 +80,14 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         assert isinstance(model, WeMMU), "hybrid trains no other"
         found["bridge"] = units(*model.beside_dit())
     return found
+
+
+def _layers(part: nn.Module) -> Iterator[nn.Module]:
+    return (one for group in part.modules() if isinstance(group, nn.ModuleList) for one in group)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def pixels(model: Staged) -> dict[str, int]:

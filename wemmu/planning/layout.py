@@ -143,6 +143,15 @@ class RankWorkload:
         return sum((n for part, n in self.frozen.items() if (self.home(part) in offload) == host), 0.0)
 
     @property
+    def whole_layer(self) -> float:
+        """Numbers that ZeRO-3 gathers for a compiled layer, whose weights come all at once."""
+        compiled = self.run.kernels.compile
+        if compiled == "auto":
+            # The plan is for GPUs.
+            compiled = self.run.backbones.dtype == "bfloat16"
+        return float(self.model["layer"] * (compiled and self.degrees.world > 1))
+
+    @property
     def unpacked(self) -> float:
         """Bytes of the largest layer that is unpacked to work."""
         packed = [self.model["quantizable"][part] for part in self.run.memory.quantize]
@@ -191,9 +200,12 @@ def moments(rank: RankWorkload, step: Answer, slices: Answer | None) -> dict[str
     largest = max((size + rank.comes(part) for part, size in frozen), default=0)
     found = {"encoders at work": MemoryPeak(activations=largest + rank.unpacked)}
     if slices is None:
-        gathered = rank.width * min(LIVE, sharded(rank)) * (rank.degrees.world > 1)
+        gathered = rank.width * min(LIVE + rank.whole_layer, sharded(rank)) * (rank.degrees.world > 1)
+        # They are reduced all at once, too.
+        whole = rank.width * min(rank.whole_layer, sum(map(rank.learns, rank.run.stage.trains)))
         found["end of forward"] = MemoryPeak(gathered, activations=sum(step["kept"].values()))
-        found["layers at work"] = MemoryPeak(gathered, activations=max(size for _, size in others) + rank.unpacked)
+        at_work = max(size for _, size in others) + rank.unpacked
+        found["layers at work"] = MemoryPeak(gathered, whole, activations=at_work)
         return found
     first, width, bridge = slices["places"][0], rank.width, rank.model["bridge"]
     kept = sum(size for part, size in step["kept"].items() if rank.home(part) == "bridge")
