@@ -56,10 +56,10 @@ class Case:
 
 
 def adapted(file: Path, world: int, backbones: Backbones) -> Curriculum:
-    """The curriculum with each global batch at the nearest multiple of `world`, on these backbones."""
+    """The curriculum with each global batch at the nearest multiple of `world`, on these backbones, not compiled."""
     asked = curriculum_with(file, backbones)
-    batches = {s.name: max(1, round(s.global_batch / world)) * world for s in asked.stages}
-    return curriculum_with(file, backbones, *(f"stages.{name}.global_batch={n}" for name, n in batches.items()))
+    changes = [f"stages.{s.name}.global_batch={max(1, round(s.global_batch / world)) * world}" for s in asked.stages]
+    return curriculum_with(file, backbones, "kernels.compile=false", *changes)
 
 
 def fullest_sample(curriculum: Curriculum, stage: str) -> Shape:

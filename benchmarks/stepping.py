@@ -52,9 +52,7 @@ def measure(run: StageRun, shape: Shape, rank: int) -> Measured:
         model, loss = make_model(run)
         batch = make_batch(model, run, asdict(replace(shape, samples=micro, padded=micro > 1)))
         topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
-        # Those that are compiled on a GPU, whose weights ZeRO-3 then gathers all at once.
-        layers = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)
-        engine = make_engine(run, model, loss, topology, torch.device("cpu"), compiled=layers)
+        engine = make_engine(run, model, loss, topology, torch.device("cpu"))
         engine.accumulate([batch], 0)
         engine.step(1.0)
         slots.clear()

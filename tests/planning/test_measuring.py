@@ -253,5 +253,21 @@ def test_slices_are_of_the_whole_and_degrees_that_cannot_be_are_refused(backbone
         ask([Item("slices", run, shape, 1, 99)])
 
 
-def test_zero3_keeps_and_sums_as_much_at_a_time_as_is_planned():
+@pytest.mark.usefixtures("here")
+def test_zero3_keeps_and_sums_as_much_at_a_time_as_is_planned(
+    model: WeMMU, backbones: Backbones, monkeypatch: pytest.MonkeyPatch
+):
     assert (layout.LIVE, layout.BUCKET) == (zero3.LIVE, zero3.BUCKET)
+    layers = [*model.bridge.pathway.layers, *model.dit.transformer_blocks]
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+    curriculum = curriculum_with(MINIATURE, backbones, TABLE)
+    measured = parameters_of(curriculum)
+    assert measured["layer"] == largest
+    # Less than the whole model; the weights and gradients of a compiled layer come on top, in float32.
+    monkeypatch.setattr(layout, "LIVE", 1000)
+    found = []
+    for compiled in (True, False):
+        run = curriculum.stage_run("stage3").changed({"kernels.compile": compiled})
+        rank = layout.RankWorkload(run, measured, layout.Degrees(2, 1, 1), 1, 1)
+        found.append(layout.moments(rank, {"peaks": {"forward dit": 11}, "kept": {}}, None)["layers at work"])
+    assert found == [layout.MemoryPeak(4 * (1000 + n), 4 * n, 11) for n in (largest, 0)]

@@ -18,6 +18,7 @@ from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outc
 from wemmu.backbones.full_precision import Made
 from wemmu.config.schema import Backbones, Sampling
 from wemmu.config.task import Task
+from wemmu.parallel import single as single_engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.answers import Answerer
@@ -171,18 +172,33 @@ aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
 
 
-@pytest.mark.parametrize(("name", "task"), [("contrastive", T2I), ("flow in bfloat16, with an average", MULTI)])
-def test_a_step_does_not_wait_for_the_device(backbones: Backbones, encoder: PromptEncoder, name: str, task: Task):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("contrastive", T2I),
+        ("flow in bfloat16, with an average", MULTI),
+        ("learnable queries", EDIT),
+        ("ross", Task.UNDERSTANDING),
+        ("ross, regression", Task.UNDERSTANDING),
+    ],
+)
+def test_a_step_does_not_wait_for_the_device(
+    backbones: Backbones, encoder: PromptEncoder, name: str, task: Task, monkeypatch: pytest.MonkeyPatch
+):
     """From padded words and, where the task has some, images of a grid that an earlier step had."""
-    case = replace(CASES[name], tasks=(task,))
+    # The norm is read in the next step; see `wemmu.parallel.reading`.
+    monkeypatch.setattr(single_engine, "on_its_way", lambda norm: norm)
+    case = replace(CASES[name], tasks=(task,), noise="device")
     model = case.model(backbones)
     with Waiting() as world:
         model = moved(case, model)
         engine = SingleEngine(model, case.loss(model), case.run)
+        engine.state()
         (batch,) = micro_batches(encoder, list(range(GLOBAL_BATCH)), task, 0, 1, 1)
         assert batch.prompts.padded
         batch = batch.to(ELSEWHERE)
         for step in range(2):
             world.waits.clear()
             engine.accumulate([batch], step)
+            engine.step(1.0)
     assert world.waits == []
