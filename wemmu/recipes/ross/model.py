@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from wemmu.backbones.encoders import ImageEncoder
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import causal_mask, places_of
 from wemmu.positions import token_grid
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.heads import make_head
@@ -72,7 +73,8 @@ class Ross(TunedVLM):
         try:
             seen = self.language_model(
                 **self.inputs(prompts, at_images, vision),
-                attention_mask=prompts.mask.long(),
+                # As in `VLM.prefix_with_gradient`: the model would ask the device whether it hides anything.
+                attention_mask=causal_mask(prompts.mask) if prompts.padded else None,
                 position_ids=prompts.positions,
                 use_cache=False,
                 output_hidden_states=layer != "last",
@@ -80,7 +82,8 @@ class Ross(TunedVLM):
         finally:
             hook.remove()
         chosen = seen.last_hidden_state if layer == "last" else (*seen.hidden_states[:-1], *unnormed)[layer]
-        return States(seen.last_hidden_state, chosen[at_images].reshape(b, n, -1 if n else 0, chosen.shape[-1]))
+        places = places_of(at_images, prompts.image_tokens[0])[..., None].expand(-1, -1, chosen.shape[-1])
+        return States(seen.last_hidden_state, chosen.gather(1, places).reshape(b, n, -1 if n else 0, chosen.shape[-1]))
 
     def target(self, images: Tensor) -> Tensor:
         """Return the target of uint8 [M, 3, H, W] on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""
