@@ -27,6 +27,11 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def to_unit(image: Image.Image) -> Tensor:
+    """Convert an image to float32 RGB [3, H, W] in [0, 1]."""
+    return (to_pixels([image])[0] + 1) / 2
+
+
 def as_image(value: Any) -> Image.Image:
     """Return an input image in any form of diffusers (PIL, path, bytes, array [H, W, C], tensor [C, H, W]).
 

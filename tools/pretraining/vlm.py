@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tools.pretraining.labels import CLASSES, attributes, cells
+from tools.pretraining.labels import CHOICES, CLASSES, attributes, cells
 from tools.pretraining.loop import fit
 from wemmu.backbones.patches import patchify
 from wemmu.pixels import to_pixels
@@ -27,7 +27,7 @@ from wemmu.shapes.edits import random_edit, random_two_image_edit
 from wemmu.shapes.language import SIZE_WORDS, caption, full_caption, parse_caption, question, references
 from wemmu.shapes.processor import save_processor, special_ids
 from wemmu.shapes.render import render
-from wemmu.shapes.scene import CELLS, COLORS, SHAPES, SIZES, Object, Scene, Split, random_scene
+from wemmu.shapes.scene import CELLS, Object, Scene, Split, random_scene
 
 # Share of each kind of example.
 KINDS = {"caption": 2, "edit": 6, "two_image": 4, "second": 0.5, "question": 2, "text_question": 1.5, "text": 4}
@@ -105,15 +105,12 @@ def _cell_labels(scenes: list[Scene], tokens_per_side: int) -> dict[str, Tensor]
 
 def _object_labels(objects: list[Object]) -> dict[str, Tensor]:
     """Each [objects]: shape, colour, size and cell."""
-    return {
-        "shape": torch.tensor([SHAPES.index(o.shape) for o in objects]),
-        "color": torch.tensor([tuple(COLORS).index(o.color) for o in objects]),
-        "size": torch.tensor([SIZES.index(o.size) for o in objects]),
-        "cell": torch.tensor([o.cell for o in objects]),
-    }
+    named = {n: torch.tensor([of.index(getattr(o, n)) - 1 for o in objects]) for n, of in CHOICES.items()}
+    return named | {"cell": torch.tensor([o.cell for o in objects])}
 
 
-OBJECT_CLASSES = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES), "cell": len(CELLS)}
+# Without that of an empty cell.
+OBJECT_CLASSES = {**{name: len(choices) - 1 for name, choices in CHOICES.items()}, "cell": len(CELLS)}
 
 
 class Labels(nn.Module):

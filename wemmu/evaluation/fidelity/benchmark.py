@@ -20,7 +20,7 @@ from wemmu.data.streams import open_held_out
 from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of
 from wemmu.evaluation.fidelity.measures import closer_to_target, identity, pixel_shift, psnr, unasked
 from wemmu.evaluation.fidelity.perceptual import LPIPS, SMALLEST
-from wemmu.pixels import to_images, to_pixels
+from wemmu.pixels import to_images, to_unit
 from wemmu.published.check import check
 from wemmu.published.known import ENCODER
 
@@ -70,7 +70,7 @@ class Fidelity(Benchmark):
     def judge(self, images: Iterable[Judged]) -> Iterator[Mapping[str, float | None]]:
         several = len({request.size for request in self._requests}) > 1
         for request, image, _ in images:
-            output, target = _tensor(image), self._targets[request.key]
+            output, target = to_unit(image), self._targets[request.key]
             if output.shape != target.shape:
                 raise BenchmarkError(f"{request.key}.png is {image.size}, its target is {tuple(target.shape[1:])}")
             values: dict[str, float | None] = {"psnr": psnr(output, target)}
@@ -82,7 +82,7 @@ class Fidelity(Benchmark):
             if request.task is Task.RECONSTRUCTION and (shift := pixel_shift(target, output)) is not None:
                 values["pixel shift"] = shift
             # An input of another size has no pixels that could stay where they are.
-            if request.task is Task.EDIT and (source := _tensor(request.images[0])).shape == target.shape:
+            if request.task is Task.EDIT and (source := to_unit(request.images[0])).shape == target.shape:
                 mask = unasked(source, target)
                 # An edit of all pixels has no unchanged part, so these measures are None, not failures.
                 edit = {
@@ -137,10 +137,6 @@ def _data(options: FidelityOptions, run: StageRun | None) -> Data:
 
 def _image(pixels: Tensor) -> Image.Image:
     return to_images(pixels[None] * 2 - 1)[0]
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    return (to_pixels([image])[0] + 1) / 2
 
 
 BENCHMARK = Fidelity

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from wemmu.backbones.encoders import ImageEncoder, cosine, load_encoder
 from wemmu.config import StageRun
@@ -28,7 +27,7 @@ from wemmu.evaluation.benchmark import (
     open_image,
     published_text,
 )
-from wemmu.pixels import to_pixels
+from wemmu.pixels import to_unit
 from wemmu.published.check import check
 from wemmu.published.known import ENCODER
 
@@ -79,7 +78,7 @@ class UnifiedBench(Benchmark):
         originals = {image.stem: image for image in self._images}
         for request, image, _ in images:
             original = originals[request.key]
-            pair = [_pixels(open_image(original, original.read_bytes())), _pixels(image)]
+            pair = [to_unit(open_image(original, original.read_bytes())), to_unit(image)]
             yield {
                 ENCODERS[name]: 100 * cosine(*encoder.embed(pair)).item() for name, encoder in self._encoders.items()
             }
@@ -168,10 +167,6 @@ def _images(folder: Path) -> list[Path]:
     found = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
     # 2.jpg before 10.jpg.
     return sorted(found, key=lambda file: (len(file.stem), file.stem))
-
-
-def _pixels(image: Image.Image) -> torch.Tensor:
-    return (to_pixels([image])[0] + 1) / 2
 
 
 BENCHMARK = UnifiedBench
