@@ -154,9 +154,7 @@ def add_captions(records: Iterable[Decoded], caption: Caption, again: bool, batc
         asked = {
             i: r.target
             for i, r in enumerate(group)
-            if r.raw.task is Task.T2I
-            and isinstance(r.target, Image.Image)
-            and (again or not (r.raw.prompt or "").strip())
+            if needs_caption(r.raw, again) and isinstance(r.target, Image.Image)
         }
         if asked:
             for i, text in zip(asked, caption(list(asked.values())), strict=True):
@@ -164,21 +162,31 @@ def add_captions(records: Iterable[Decoded], caption: Caption, again: bool, batc
         yield from group
 
 
+def needs_caption(raw: RawRecord, again: bool) -> bool:
+    """Whether a model writes the record's caption: a missing one, with `again` any."""
+    return raw.task is Task.T2I and (again or not (raw.prompt or "").strip())
+
+
 def check_prompts(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
     """Drop records whose task needs a prompt and whose prompt is missing, too short or too long."""
-    shortest, longest = keep.caption_length
     for record in records:
-        prompt = (record.raw.prompt or "").strip()
-        if record.raw.task not in WORDED:
-            yield record
-        elif not prompt and shortest > 0:
-            reject(record.raw.key, RejectedError(Reason.NO_CAPTION))
-        elif len(prompt) < shortest:
-            reject(record.raw.key, RejectedError(Reason.CAPTION_TOO_SHORT, f"{len(prompt)} characters"))
-        elif len(prompt) > longest:
-            reject(record.raw.key, RejectedError(Reason.CAPTION_TOO_LONG, f"{len(prompt)} characters"))
+        if problem := prompt_problem(record.raw, keep):
+            reject(record.raw.key, problem)
+        elif record.raw.task in WORDED:
+            yield replace(record, raw=replace(record.raw, prompt=(record.raw.prompt or "").strip()))
         else:
-            yield replace(record, raw=replace(record.raw, prompt=prompt))
+            yield record
+
+
+def prompt_problem(raw: RawRecord, keep: Keep) -> RejectedError | None:
+    """Return why `keep` refuses the record's prompt; None if it does not."""
+    (shortest, longest), length = keep.caption_length, len((raw.prompt or "").strip())
+    if raw.task not in WORDED or shortest <= length <= longest:
+        return None
+    if not length:
+        return RejectedError(Reason.NO_CAPTION)
+    reason = Reason.CAPTION_TOO_SHORT if length < shortest else Reason.CAPTION_TOO_LONG
+    return RejectedError(reason, f"{length} characters")
 
 
 def fit_to_buckets(records: Iterable[Decoded], job: Job, reject: Reject) -> Iterator[SizedRecord]:

@@ -1,7 +1,8 @@
 """Finds records whose images equal those of an earlier record byte by byte, before anything is written.
 
 One pass over the sources writes an array of 64-bit hashes per part. The first record with a hash, in the order of the
-parts, is kept, whichever worker reads it first. Among a hundred million records two different ones share a hash with
+parts, is kept, whichever worker reads it first; a record whose caption is refused does not count, as the next one with
+its images may have a caption that fits. Among a hundred million records two different ones share a hash with
 probability 3e-4; one of them would be dropped.
 """
 
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from data_pipeline.chain import needs_caption, prompt_problem
 from data_pipeline.ledger import partition_name
 from data_pipeline.plan import Job
 from data_pipeline.records import EncodedImage, RawRecord, Rejection, SourcePartition
@@ -20,7 +22,7 @@ from wemmu.config.files import replacing
 from wemmu.config.shards import SCAN
 from wemmu.config.task import Task
 
-# For records without comparable images: drawings, empty files, and rejected records.
+# For records that are compared with none: drawings, empty files, rejected records, refused captions.
 NONE = np.uint64(0)
 # Another instruction makes another record of the same images; another caption does not.
 WITH_WORDS = (Task.EDIT, Task.MULTI_EDIT, Task.UNDERSTANDING)
@@ -40,11 +42,15 @@ class Scan(NamedTuple):
 def scan_part(job: Job, number: int, part: SourcePartition) -> Scan:
     """Write the hashes of a part's records, uint64, in reading order."""
     lost: list[Rejection] = []
+    prepare, answers = job.prepare, job.tasks_of(part.source) == (Task.CAPTION,)
 
     def hashed(item: RawRecord | Rejection) -> np.uint64:
-        if isinstance(item, Rejection) and item.reason.lost:
-            lost.append(item)
-        return _hash(item)
+        if isinstance(item, Rejection):
+            if item.reason.lost:
+                lost.append(item)
+            return NONE
+        own = not answers and not (prepare.caption and needs_caption(item, prepare.caption.which == "all"))
+        return NONE if own and prompt_problem(item, prepare.keep) else _hash(item)
 
     hashes = np.array([hashed(item) for item in job.source(part.source).read(part)], dtype=np.uint64)
     path = scan_file(job.root, number)
@@ -67,9 +73,7 @@ def duplicates(root: Path, parts: int) -> list[frozenset[int]]:
     return [frozenset(np.flatnonzero(part).tolist()) for part in np.split(again, ends)]
 
 
-def _hash(item: RawRecord | Rejection) -> np.uint64:
-    if isinstance(item, Rejection):
-        return NONE
+def _hash(item: RawRecord) -> np.uint64:
     digest = xxhash.xxh3_64(item.task.value.encode())
     for image in (*item.images, item.target):
         if isinstance(image, EncodedImage) and image.data:

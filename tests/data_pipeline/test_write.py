@@ -101,6 +101,28 @@ def test_duplicates_are_dropped_across_parts_and_sources(photographs: tuple[Path
     assert sum(s.samples for s in dropped.streams if s.settings.name.startswith("edit/64")) == 12
 
 
+def test_a_refused_caption_does_not_hide_the_same_image_with_a_good_one(tmp_path: Path) -> None:
+    image = tmp_path / "source" / "cat.png"
+    image.parent.mkdir()
+    photograph("chelsea").save(image)
+    captions = ("", "x" * 5000, "a cat", "a cat again")
+    lines = "".join(json.dumps({"image": "cat.png", "text": text}) + "\n" for text in captions)
+    image.with_name("cats.jsonl").write_text(lines)
+    source = {"kind": "folder", "name": "cats", "path": str(image.with_name("cats.jsonl")), "caption": "text"}
+    dataset = write_in_process(curriculum_of(tmp_path / "shards", [source, SHAPES]))
+    cats = [
+        sample["prompt"]
+        for stream in dataset.streams
+        if stream.settings.name.startswith("t2i/64/")
+        for sample in LocalDataset(str(tmp_path / "shards" / stream.settings.name))
+        if sample["id"].startswith("cats")
+    ]
+    assert cats == ["a cat"]
+    assert sorted(rejected(tmp_path / "shards").values()) == sorted(
+        [Reason.NO_CAPTION, Reason.CAPTION_TOO_LONG, Reason.DUPLICATE]
+    )
+
+
 def test_tasks_that_no_stage_mixes_are_written_when_asked_for(tmp_path: Path) -> None:
     image = tmp_path / "source" / "cat.png"
     image.parent.mkdir()
