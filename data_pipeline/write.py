@@ -164,6 +164,7 @@ class Damage:
     def __init__(self, job: Job):
         self._job, self._read = job, 0
         self._reasons = Counter[str]()
+        self._unsuitable = Counter[str]()
         self._unused = Counter[str]()
         self._example = ""
         # (source, part) -> what is wrong with it.
@@ -198,6 +199,8 @@ class Damage:
                 self._example = (
                     f"{rejected.source}/{rejected.key or rejected.part}: {rejected.detail or rejected.reason}"
                 )
+            else:
+                self._unsuitable[rejected.reason] += 1
 
     def add(self, entry: Entry) -> int:
         """Count an entry; returns its number of records.
@@ -211,11 +214,17 @@ class Damage:
             self.check()
         return entry.read
 
-    def said(self) -> str:
-        """Return the most frequent reasons and an example."""
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(4))
+    def nothing_left(self) -> str:
+        """Return why no record is left."""
         if not self._read:
             return "the sources hold no record at all"
+        unsuitable = _frequent(self._unsuitable)
+        listed = f". {REJECTED_FILE} in it lists all that a stage mixes" if unsuitable or self._reasons else ""
+        return "; ".join(filter(None, (unsuitable, self.said()))) + listed
+
+    def said(self) -> str:
+        """Return the most frequent reasons of damage and an example."""
+        reasons = _frequent(self._reasons)
         unused = ", ".join(f"{count} are {task}, which no stage mixes" for task, count in self._unused.items())
         damaged = f"{reasons}. One of them: {self._example}" if reasons else "none was damaged"
         return f"{unused}; {damaged}" if unused else damaged
@@ -229,6 +238,10 @@ class Damage:
                 f"({allowed:.0%}): {self.said()}. What is written so far stays; fix the "
                 "source and write into another directory, or allow more and run the same command again"
             )
+
+
+def _frequent(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4))
 
 
 def finish(job: Job, parts: int) -> DataSet:
@@ -251,7 +264,7 @@ def finish(job: Job, parts: int) -> DataSet:
         "".join(to_json(r).decode() + "\n" for entry in entries for r in entry.rejected),
     )
     if not (held := streams_of(entries)):
-        raise ShardError(f"no record is left for {job.root}: {damage.said()}. {REJECTED_FILE} in it lists all of them")
+        raise ShardError(f"no record is left for {job.root}: {damage.nothing_left()}")
     dataset = DataSet(streams=tuple(_indexed(job.root, stream, shards) for stream, shards in held))
     dataset.save(job.root / DATASET_FILE)
     return dataset

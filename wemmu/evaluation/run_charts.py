@@ -120,10 +120,8 @@ def machine_charts(stage: StageRecord, starts: Sequence[int]) -> list[Markup]:
     starts: steps from which attempts went on, marked by dotted lines.
     """
     recorded = {key for line in stage.metrics for key in line}
-    charts, rates = (
-        [],
-        {"lr": "lr", **{key: key.removesuffix("_lr") for key in sorted(recorded) if key.endswith("_lr")}},
-    )
+    rates = {"lr": "lr", **{key: key.removesuffix("_lr") for key in sorted(recorded) if key.endswith("_lr")}}
+    charts = []
     for choices in (*MACHINE, (("learning rate", rates, 1.0),)):
         title, keys, unit = next((choice for choice in choices if recorded & set(choice[1])), ("", {}, 1.0))
         colors = [(key, label, color) for (key, label), color in zip(keys.items(), PALETTE, strict=False)]
