@@ -214,7 +214,7 @@ def export(
             generator, weights = as_wemmu(run, source.checkpoint, Path(work), averaged)
             report = write_pipeline(generator, source.folder, weights, aside, replace(choices, ema=False))
         else:
-            report = write_vlm(run, source.checkpoint, aside, dtype, forward, averaged)
+            report = write_vlm(run, source.checkpoint, aside, dtype, forward, averaged, source.folder)
         replacing.note_files(aside)
     return [f"{_named(source.checkpoint, averaged)} -> {out}, stored in {dtype}", *report]
 

@@ -403,7 +403,9 @@ def test_casting_leaves_the_rotary_frequencies_in_32_bits(exported: Path):
     assert torch.equal(pipe.transformer.patch_embed.pos_embed, places)
 
 
-def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trained, tmp_path: Path):
+def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     out = tmp_path / "export"
     out.mkdir()
     (out / "model_index.json").write_text(json.dumps({"_class_name": "WeMMUPipeline"}))
@@ -418,10 +420,10 @@ def test_a_bfloat16_export_without_the_vlm_replaces_an_earlier_one(trained: Trai
     with pytest.raises(ValueError, match="does not contain the VLM"):
         WeMMUPipeline.from_pretrained(out)
     # The card's snippet runs.
-    names = {"directory": out, "vlm_directory": trained.run.backbones.vlm}
     snippet = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
-    exec(snippet.replace('save("image.png")', 'save(directory / "image.png")'), names)
-    assert (out / "image.png").is_file()
+    monkeypatch.chdir(out)
+    exec(snippet.replace(f'"{trained.run.backbones.vlm.name}"', repr(str(trained.run.backbones.vlm))), {})
+    assert Path("image.png").is_file()
     loaded = WeMMUPipeline.from_pretrained(out, vlm=trained.model.vlm.vlm, torch_dtype=torch.bfloat16)
     trained_image = by_training(trained, CASES["text to image, 32 px"])
     case = CASES["text to image, 32 px"]

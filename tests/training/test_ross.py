@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -346,6 +348,14 @@ def test_the_example_runs_from_shards_to_a_vlm_that_transformers_loads(tmp_path:
     changed = {name for name, p in tuned.state_dict().items() if not torch.equal(p, shipped.state_dict()[name])}
     assert changed
     assert all(name.startswith(("model.language_model.", "model.visual.merger.", "lm_head.")) for name in changed)
+    # The snippet of its card answers as it stands.
+    card = (run / "export" / "README.md").read_text()
+    assert "tuned by the recipe `ross`" in card
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    shutil.copy(REPOSITORY / "assets/shapes/examples/first.png", run / "export" / "image.png")
+    answered = subprocess.run([sys.executable, "-c", snippet], cwd=run / "export", capture_output=True, text=True)
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.strip()
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already finished") >= 5

@@ -1,6 +1,7 @@
 """The README.md of an export: what it is, how it was trained, what it scored, how to use it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,6 +14,7 @@ from wemmu.jsonlines import read_lines
 from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.shapes.vocabulary import WORLD
 
+CARD = "README.md"
 _CARD = Template("""\
 ---
 library_name: diffusers
@@ -34,6 +36,7 @@ $usage
 `pipe("make the circle green", image=image)` edits, `image=[first, second]` combines; `seed=` makes it repeatable.
 Without importing wemmu, diffusers must be allowed to run the two lines of `pipeline.py`:
 ```python
+from diffusers import DiffusionPipeline
 DiffusionPipeline.from_pretrained(directory, custom_pipeline=directory, trust_remote_code=True$given)
 ```
 `wemmu ui DIRECTORY` opens a page in the browser.
@@ -42,6 +45,24 @@ DiffusionPipeline.from_pretrained(directory, custom_pipeline=directory, trust_re
 |---|---|
 $settings
 
+$record""")
+_VLM_CARD = Template("""\
+---
+library_name: transformers
+pipeline_tag: image-text-to-text
+$license
+---
+# $name
+
+A vision-language model: $vlm, tuned by the recipe `$recipe`. It loads wherever $vlm does.
+
+## Use
+```python
+$usage
+```
+
+$record""")
+_RECORD = Template("""\
 ## Licence
 $terms
 
@@ -62,6 +83,7 @@ $parity
 """)
 _USAGE = """\
 from wemmu.pipeline import WeMMUPipeline
+directory = "."  # this directory
 pipe = WeMMUPipeline.from_pretrained(directory)
 pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
 _USAGE_WITHOUT_VLM = """\
@@ -69,9 +91,23 @@ from transformers import AutoModelForImageTextToText
 from wemmu.pipeline import WeMMUPipeline
 # The VLM it was trained beside: $vlm, whose weight files have the SHA-256
 # $sha256
-vlm = AutoModelForImageTextToText.from_pretrained(vlm_directory)
+vlm = AutoModelForImageTextToText.from_pretrained("$vlm")
+directory = "."  # this directory
 pipe = WeMMUPipeline.from_pretrained(directory, vlm=vlm)
 pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
+
+_VLM_USAGE = """\
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+directory = "."  # this directory
+vlm, processor = AutoModelForImageTextToText.from_pretrained(directory), AutoProcessor.from_pretrained(directory)
+content = [{"type": "image", "image": Image.open("image.png")}, {"type": "text", "text": $question}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+answer = vlm.generate(**inputs, max_new_tokens=128)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
 
 
 _OWN_TERMS = "Apache-2.0: all weights, the backbones' included, come from the wemmu repository."
@@ -80,42 +116,56 @@ The weights contain and derive from $names. The licences of these models apply; 
 directory, and name them above as `license` and `base_model`."""
 
 
-def model_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], without_vlm: bool) -> str:
-    """Return the card of the checkpoint with `manifest` of the stage `run` in `folder`."""
+def pipeline_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], without_vlm: bool) -> str:
+    """Return the card of the checkpoint with `manifest` of the stage `run` in `folder`, exported as a pipeline."""
     usage = Template(_USAGE_WITHOUT_VLM if without_vlm else _USAGE)
-    own, stages = run.world == WORLD, stages_until(run, folder)
     assert isinstance(run.recipe, WeMMU)
     settings = {"height, width": f"{manifest.resolution} px"} | {
         argument: getattr(run.sampling, field) for field, argument in ARGUMENTS.items()
     }
+    assert run.backbones.dit is not None, "the recipe wemmu has one"
+    assert run.backbones.vae is not None, "the recipe wemmu has one"
+    # The DiT and the autoencoder lie in one directory, which has the model's name.
+    names = {"VLM": run.backbones.vlm, "DiT": run.backbones.dit.parent, "autoencoder": run.backbones.vae.parent}
     return _CARD.substitute(
-        name=run.name,
+        _shared(run, folder, manifest, parity, names),
         queries=run.recipe.bridge.queries.design.replace("_", " "),
         resolution=manifest.resolution,
         given=", vlm=vlm" if without_vlm else "",
         usage=usage.substitute(vlm=run.backbones.vlm.name, sha256=manifest.frozen["vlm"]),
+        settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
+    )
+
+
+def vlm_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], question: str) -> str:
+    """Return the card of a tuned VLM, as `pipeline_card`. question: what its recipe asks about an image."""
+    return _VLM_CARD.substitute(
+        _shared(run, folder, manifest, parity, {"VLM": run.backbones.vlm}),
+        vlm=run.backbones.vlm.name,
+        recipe=run.recipe.kind,
+        usage=Template(_VLM_USAGE).substitute(question=json.dumps(question)),
+    )
+
+
+def _shared(
+    run: StageRun, folder: Path, manifest: Manifest, parity: list[str], backbones: Mapping[str, Path]
+) -> dict[str, str]:
+    """What both cards say. backbones: kind -> directory with the model's name."""
+    own, stages = run.world == WORLD, stages_until(run, folder)
+    names = ", ".join(f"the {kind} of {directory.name}" for kind, directory in backbones.items())
+    record = _RECORD.substitute(
+        terms=_OWN_TERMS if own else Template(_TERMS).substitute(names=names),
         step=manifest.step,
         stage=manifest.stage,
         seed=manifest.seed,
-        license="license: apache-2.0" if own else "license: other\nlicense_name: of-the-backbones",
-        terms=_OWN_TERMS if own else Template(_TERMS).substitute(names=_backbones(run)),
-        settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
         samples=f"{sum(each.stage.steps * each.stage.global_batch for each in stages):,}",
         commit=trained_commit(folder),
         stages="\n".join(_stage_row(stage) for stage in stages),
         scores=_scores(folder / RESULTS, manifest),
         parity="\n".join(parity),
     )
-
-
-def _backbones(run: StageRun) -> str:
-    assert run.backbones.dit is not None, "the recipe wemmu has one"
-    assert run.backbones.vae is not None, "the recipe wemmu has one"
-    names = {"VLM": run.backbones.vlm, "DiT": run.backbones.dit, "autoencoder": run.backbones.vae}
-    # The DiT and the autoencoder lie in one directory, which has the model's name.
-    return ", ".join(
-        f"the {kind} of {folder.name if kind == 'VLM' else folder.parent.name}" for kind, folder in names.items()
-    )
+    license_ = "license: apache-2.0" if own else "license: other\nlicense_name: of-the-backbones"
+    return {"name": run.name, "license": license_, "record": record}
 
 
 def trained_commit(folder: Path) -> str:

@@ -45,7 +45,7 @@ def as_wemmu(run: StageRun, checkpoint: Path, work: Path, ema: bool) -> tuple[St
     if recipe.cond_encoder == "policy" and any(name.startswith("vlm.") for name in tuned.manifest.tensors):
         vlm = work / "vlm"
         vlm.mkdir()
-        write_vlm(run, checkpoint, vlm, "float32", forward=False, ema=ema)
+        write_vlm(run, checkpoint, vlm, "float32", forward=False, ema=ema, folder=None)
         backbones = backbones.model_copy(update={"vlm": vlm})
         frozen["vlm"] = identity(vlm)
     out = work / "weights"

@@ -7,7 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from transformers import AutoProcessor
 
-from tools.export.card import model_card, stages_until
+from tools.export.card import CARD, pipeline_card, stages_until
 from tools.export.parity import compare_outputs
 from tools.export.report import Report, compare_component
 from tools.export.skeleton import identities, shapes, skeleton
@@ -74,8 +74,8 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
         said = "the images of both models were not compared (--no-forward)"
         report.outputs = {"compared": False, "lines": [said]}
     report.write(directory)
-    (directory / "README.md").write_text(
-        model_card(run, folder, manifest, report.lines(), choices.without_vlm), encoding="utf-8"
+    (directory / CARD).write_text(
+        pipeline_card(run, folder, manifest, report.lines(), choices.without_vlm), encoding="utf-8"
     )
     return report.lines()
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tools.export.card import CARD, vlm_card
 from tools.export.report import ParityError, Report, compare_component
 from tools.export.stored import VLM_FILE, Stored, published, trained, with_adapters, write_component
 from wemmu.backbones.full_precision import in_memory
@@ -22,6 +23,7 @@ from wemmu.config import StageRun
 from wemmu.prompts import PromptEncoder
 from wemmu.published.identity import identity, is_same, short
 from wemmu.recipes.lora import merge
+from wemmu.shapes.language import DESCRIBE
 from wemmu.training.build import load_trained
 
 # What is said to both models, and how far their logits may be apart for rounding in float32.
@@ -31,11 +33,13 @@ BOUND = 1e-4
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
 
 
-def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str, forward: bool, ema: bool) -> list[str]:
+def write_vlm(
+    run: StageRun, checkpoint: Path, directory: Path, dtype_name: str, forward: bool, ema: bool, folder: Path | None
+) -> list[str]:
     """Write the VLM of a checkpoint of `run` into the empty `directory`; returns the summary of its parity.
 
     Memory holds one tensor at a time, unless `forward` asks to compare what both models say. ema: whether
-    the weights are their moving averages.
+    the weights are their moving averages. folder: of the stage, for the card; None: without a card.
 
     Raises:
         ParityError: if what was written is not the model that was trained.
@@ -58,6 +62,12 @@ def write_vlm(run: StageRun, checkpoint: Path, directory: Path, dtype_name: str,
     else:
         report.outputs = {"compared": False, "lines": ["what both models say was not compared (--no-forward)"]}
     report.write(directory)
+    # That of the published model, which this one no longer is.
+    (directory / CARD).unlink(missing_ok=True)
+    if folder is not None:
+        question = run.recipe.asks_for_captions or DESCRIBE
+        card = vlm_card(run, folder, weights.manifest, report.lines(), question)
+        (directory / CARD).write_text(card, encoding="utf-8")
     return report.lines()
 
 
