@@ -78,7 +78,9 @@ def test_what_cannot_be_scored_is_refused(stage: Path, tmp_path: Path, capsys: p
         evaluate.main(tmp_path, prompts=2, checkpoint=None)
     # No further attempt would help.
     assert refusal.value.code == FINAL
-    assert "is not a run; valid choices" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is not a run; " in said
+    assert "valid choices: a run folder" in said
     (tmp_path / "config.yaml").write_text((stage / "config.yaml").read_text())
     with pytest.raises(SystemExit, match="has no checkpoint; train it first"):
         evaluate.main(tmp_path, prompts=2, checkpoint=None)

@@ -110,10 +110,10 @@ def test_copies_score_100_and_captions_make_the_benchmark(images: Path, tmp_path
     # A byte-order mark, and no newline at the end, as other programs write files.
     line = json.dumps({"image": "0.jpg", "caption": "noise"})
     captions.write_text(f"\ufeff{line}", encoding="utf-8")
-    with pytest.raises(BenchmarkError, match=r"no caption of 2 of 3 images, the first is 2\.jpg"):
+    with pytest.raises(BenchmarkError, match=r"no caption for 2 of 3 images, the first is 2\.jpg"):
         UnifiedBench(given, None)
     captions.write_text(line.replace('"noise"', "null"))
-    with pytest.raises(BenchmarkError, match="no caption of 3 of 3 images"):
+    with pytest.raises(BenchmarkError, match="no caption for 3 of 3 images"):
         UnifiedBench(given, None)
     captions.write_text(f"{line}\n[{line}]")
     with pytest.raises(BenchmarkError, match="line 2 is not"):

@@ -260,6 +260,8 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_compiler_that_compiles_nothing_leaves_layers_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
+    # Else what an earlier test compiled would be taken.
+    torch.compiler.reset()
     with inductor.patch({"cpp.cxx": ("false",)}):
         why = kernels.no_compiling(CPU)
         assert why.startswith("torch.compile does not work: it fails on this device (")

@@ -13,8 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 # Bounds of what can be meant: beyond them memory, threads or the range of float32 end, far from the field at fault.
 Positive = Annotated[int, Field(gt=0, le=10**12)]
 SidePx = Annotated[int, Field(gt=0, le=2**16)]
-SolverSteps = Annotated[int, Field(gt=0, le=10_000)]
-Guidance = Annotated[float, Field(ge=-1000, le=1000)]
+MOST_SOLVER_STEPS, LARGEST_GUIDANCE = 10_000, 1000
+SolverSteps = Annotated[int, Field(gt=0, le=MOST_SOLVER_STEPS)]
+Guidance = Annotated[float, Field(ge=-LARGEST_GUIDANCE, le=LARGEST_GUIDANCE)]
 _LARGEST = 1e12
 # Seeds derived by counting up must also fit the 64 bits of torch's generators.
 Seed = Annotated[int, Field(ge=-(2**62), le=2**62)]

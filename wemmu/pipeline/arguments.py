@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wemmu.config.base import LARGEST_GUIDANCE, MOST_SOLVER_STEPS
 from wemmu.config.exported import ARGUMENTS
 from wemmu.config.schema import Sampling
 from wemmu.images import to_rgb
@@ -136,10 +137,14 @@ def sampling_of(defaults: dict[str, Any], given: dict[str, Any]) -> Sampling:
             if value not in SOLVERS:
                 raise ValueError(f"solver is {value!r}; {valid(value, SOLVERS, 'valid choices')}")
             continue
-        if name == "steps" and not (_whole(value) and value > 0):
-            raise ValueError(f"num_inference_steps is {value!r}; valid: a whole number from 1")
-        if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value)):
-            raise ValueError(f"{ARGUMENTS[name]} is {value!r}; valid: a finite number")
+        number, most = isinstance(value, Real) and not isinstance(value, bool), LARGEST_GUIDANCE
+        if name == "steps":
+            if not (_whole(value) and 0 < value <= MOST_SOLVER_STEPS):
+                raise ValueError(
+                    f"num_inference_steps is {value!r}; valid: a whole number from 1 to {MOST_SOLVER_STEPS}"
+                )
+        elif not (number and -most <= value <= most):
+            raise ValueError(f"{ARGUMENTS[name]} is {value!r}; valid: a number from {-most} to {most}")
     return Sampling(**defaults | given)
 
 
