@@ -137,7 +137,10 @@ def test_a_png_carries_its_settings_and_its_pixels_stay(tmp_path: Path):
     assert settings_of(Image.open(tmp_path / "a.webp")) is None
 
 
-def test_a_setting_beyond_what_a_config_may_say_is_named_in_the_words_of_the_command() -> None:
-    options = SampleOptions("a red circle", (), None, 0, 1, None, 1e6, None)
-    with pytest.raises(UsageError, match=r"guidance is 1000000\.0: input should be less than or equal to 1000"):
+@pytest.mark.parametrize(("guidance", "words"), [(1e6, r"1000000\.0"), (1e300, r"1e\+300")])
+def test_a_setting_beyond_what_a_config_may_say_is_named_in_the_words_of_the_command(
+    guidance: float, words: str
+) -> None:
+    options = SampleOptions("a red circle", (), None, 0, 1, None, guidance, None)
+    with pytest.raises(UsageError, match=rf"guidance is {words}: input should be less than or equal to 1000"):
         options.sampling(Task.T2I, Sampling())

@@ -69,6 +69,9 @@ class Config(BaseModel):
             known = cls.model_fields.get(name)
             if known is not None and _holds_switch(value) and not _mentions_bool(known.annotation):
                 raise ValueError(f"{name} is {value}: a boolean (true, yes, on), but a number or a text is needed")
+            if known is not None and any(hasattr(rule, "le") for rule in known.metadata):
+                # Its own bound names the field.
+                continue
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, float) and math.isfinite(number) and abs(number) > _LARGEST:
                     raise ValueError(f"{name} is {number:g}; no number of a config is above {_LARGEST:g}")
@@ -133,7 +136,7 @@ def _local(value: Any) -> Any:
         return path
     there = [Path(os.path.abspath(folder / path)) for folder in folders]
     chosen = next((p for p in there if p.exists()), there[-1])
-    if len(there) in (2, 3) and there[0] != there[1] and all(p.exists() for p in there[:2]):
+    if len(there) > 1 and there[0] != there[1] and all(p.exists() for p in there[:2]):
         say_once(
             f"{path} means the one beside the config, {there[0]}, not {there[1]}; give an absolute path to change that"
         )
