@@ -280,7 +280,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
         for line in source.warnings(options):
             print(line, file=sys.stderr)
         if source.sizes is not None:
-            check_size(source.sizes_of(options)[0], source.sizes.largest)
+            check_size(source.sizes_of(options)[0], source.sizes)
         return made.respond(request_of(task, options), options.sampling(task, run.sampling), on_images)
 
     question = run.recipe.asks_for_captions or DESCRIBE

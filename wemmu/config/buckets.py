@@ -96,11 +96,11 @@ class RequestSizes:
 
     def problem(self, size: Size) -> str:
         """Say why an image of this size cannot be generated; empty if it can."""
-        if any(side % self.unit for side in size):
-            return f"height and width must be multiples of {self.unit} px, got {size}"
-        name, side = max(zip(("height", "width"), size, strict=True), key=lambda pair: pair[1])
-        largest = self.largest
-        return f"{name} is {side} px; the largest that this model generates is {largest} px" * (side > largest)
+        for name, side in zip(("height", "width"), size, strict=True):
+            if side > self.largest:
+                return f"{name} is {side} px; the largest that this model generates is {self.largest} px"
+        odd = any(side % self.unit for side in size)
+        return f"height and width must be multiples of {self.unit} px, got {size}" * odd
 
     def _choices(self, size: Size, max_aspect: float) -> list[Size]:
         found = of_area(size[0] * size[1], self.unit, max_aspect)

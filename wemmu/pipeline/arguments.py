@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from wemmu.config.base import LARGEST_GUIDANCE, MOST_SOLVER_STEPS
+from wemmu.config.buckets import RequestSizes
 from wemmu.config.exported import ARGUMENTS
 from wemmu.config.schema import Sampling
 from wemmu.images import to_rgb
@@ -148,13 +149,13 @@ def sampling_of(defaults: dict[str, Any], given: dict[str, Any]) -> Sampling:
     return Sampling(**defaults | given)
 
 
-def check_size(size: tuple[Any, Any], largest: int) -> None:
-    """Raise ValueError unless images of `size` = (height, width) px can be drawn; largest: px of the longest side."""
+def check_size(size: tuple[Any, Any], rules: RequestSizes) -> None:
+    """Raise ValueError unless images of `size` = (height, width) px can be drawn."""
     for name, side in zip(("height", "width"), size, strict=True):
         if not _whole(side) or side <= 0:
             raise ValueError(f"{name} is {side!r}; valid: a whole number of px")
-        if side > largest:
-            raise ValueError(f"{name} is {side} px; the largest that this model generates is {largest} px")
+    if problem := rules.problem(size):
+        raise ValueError(problem)
 
 
 def beyond(world: str | None, resolutions: Sequence[int], texts: Sequence[str], size: tuple[int, int]) -> Iterator[str]:

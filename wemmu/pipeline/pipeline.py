@@ -265,7 +265,7 @@ class WeMMUPipeline(DiffusionPipeline):
         """Return the sizes of each request's output and inputs; warn of what training did not cover."""
         rules, found = self.request_sizes, []
         requested = None if height is width is None else (first(height, rules.side), first(width, rules.side))
-        check_size(requested or (rules.side, rules.side), rules.largest)
+        check_size(requested or (rules.side, rules.side), rules)
         warnings: dict[str, None] = {}
         for text, images in zip(texts, inputs, strict=True):
             given = [(image.height, image.width) for image in images]
