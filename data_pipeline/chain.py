@@ -164,7 +164,7 @@ def add_captions(records: Iterable[Decoded], caption: Caption, again: bool, batc
 
 def needs_caption(raw: RawRecord, again: bool) -> bool:
     """Whether a model writes the record's caption: a missing one, with `again` any."""
-    return raw.task is Task.T2I and (again or not (raw.prompt or "").strip())
+    return raw.task is Task.T2I and (again or not raw.words)
 
 
 def check_prompts(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Iterator[Decoded]:
@@ -173,14 +173,14 @@ def check_prompts(records: Iterable[Decoded], keep: Keep, reject: Reject) -> Ite
         if problem := prompt_problem(record.raw, keep):
             reject(record.raw.key, problem)
         elif record.raw.task in WORDED:
-            yield replace(record, raw=replace(record.raw, prompt=(record.raw.prompt or "").strip()))
+            yield replace(record, raw=replace(record.raw, prompt=record.raw.words))
         else:
             yield record
 
 
 def prompt_problem(raw: RawRecord, keep: Keep) -> RejectedError | None:
     """Return why `keep` refuses the record's prompt; None if it does not."""
-    (shortest, longest), length = keep.caption_length, len((raw.prompt or "").strip())
+    (shortest, longest), length = keep.caption_length, len(raw.words)
     if raw.task not in WORDED or shortest <= length <= longest:
         return None
     if not length:

@@ -126,6 +126,11 @@ class RawRecord:
     target: RawImage | None = None
     answer: str = ""
 
+    @property
+    def words(self) -> str:
+        """Return the prompt without white space around it; empty if there is none."""
+        return (self.prompt or "").strip()
+
 
 @dataclass(frozen=True)
 class SourcePartition:
