@@ -25,6 +25,7 @@ from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.finite import NotFiniteError
 from wemmu.checkpoint.manifest import Origin, read_manifest, sha256_of, verify, write_manifest
 from wemmu.checkpoint.metadata import _Index
+from wemmu.checkpoint.sharded_tensor import ShardedTensor, flat_parts
 from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
 from wemmu.checkpoint.stored import StoredTensors, export_weights, newest_finite
@@ -180,6 +181,26 @@ def test_a_model_is_read_with_its_averages_or_with_its_weights(tmp_path: Path):
             assert all(torch.equal(found[name], w + ema) for name, w in make_state(4).weights.items())
             # Without an average of their own.
             assert all(torch.equal(found[name], w) for name, w in dit_weights().items())
+
+
+@pytest.mark.parametrize("shipped", [False, True])
+def test_a_weight_that_the_config_widened_begins_with_what_was_trained_and_zeros(tmp_path: Path, shipped: bool):
+    directory, name = save(tmp_path), "bridge.linear.weight"
+    if shipped:
+        export_weights(directory, tmp_path / "shipped", torch.float32, False)
+        directory = tmp_path / "shipped"
+    narrow = make_state(4).weights[name]
+    whole = torch.cat([narrow, torch.zeros_like(narrow)], 1)
+    flat = torch.full((11,), 7.0)  # From the third of 16 elements on, as a rank of ZeRO-3 has them.
+    into = make_state(0).weights
+    into[name] = ShardedTensor((2, 8), flat_parts((2, 8), 3, flat))
+    with pytest.raises(CheckpointError, match=r"bridge.linear.weight has shape \[2, 4\], not \[2, 8\]"):
+        start_from(directory, into, FROZEN)
+    start_from(directory, into, FROZEN, widened={name})
+    assert torch.equal(flat, whole.flatten()[3:14])
+    into[name] = torch.zeros(2, 6)
+    with pytest.raises(CheckpointError, match=r"not \[2, 6\]"):
+        start_from(directory, into, FROZEN, widened={name})
 
 
 def test_averages_that_are_not_there_are_an_error_that_says_what_to_do(tmp_path: Path):

@@ -11,6 +11,7 @@ from wemmu.checkpoint.adapters import add_merged, is_adapter, scale_of, to_merge
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.exported import is_own
 from wemmu.checkpoint.manifest import Manifest, some, verify
+from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.checkpoint.store import fill_weights
 from wemmu.published.identity import is_same, short
 
@@ -23,13 +24,15 @@ def start_from(
     ema: bool = False,
     also: Mapping[str, Tensor] = MappingProxyType({}),
     scales: Mapping[str, float] = MappingProxyType({}),
+    widened: Collection[str] = (),
 ) -> frozenset[str]:
     """Fill `held` with the weights of a checkpoint, or of one that was shipped; return the names of what it determines.
 
     held: what this rank holds of all that is `startable`, live, by canonical name; all ranks call it. frozen:
     backbone -> SHA-256 of the weights that it was loaded with; without `vae`, any will do. ema: whether the averages of
     the weights are meant. also: further tensors, for some of the same weights. scales: how the names of adapted layers
-    begin -> alpha / rank.
+    begin -> alpha / rank. widened: names of weights [D, 2 C, ...] that a checkpoint may hold as [D, C, ...]; the
+    further channels begin with zeros.
     What no backbone gave must be inside whole. A backbone's weights that are not inside were frozen when the checkpoint
     was made, so they must have been those of the very backbone that is loaded now. Adapters go on learning where the
     model has the same ones, and are merged where it has none.
@@ -43,7 +46,7 @@ def start_from(
 
     def check(shapes: list[dict[str, list[int]]]) -> None:
         known = {name: shape for mine in shapes for name, shape in mine.items()}
-        check_fits(source, manifest, known, frozen, scales)
+        check_fits(source, manifest, known, frozen, scales, widened)
 
     ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
     fill_merged(source, manifest, held, held, ema)
@@ -64,7 +67,14 @@ def fill_merged(
 
     known: names of all weights of the model; adapters among them are not merged.
     """
-    fill_weights(source, manifest, {name: tensor for name, tensor in into.items() if name in manifest.tensors}, ema)
+    inside = sorted(into.keys() & manifest.tensors.keys())
+    narrow = {n: torch.empty(manifest.tensors[n]) for n in inside if manifest.tensors[n] != list(into[n].shape)}
+    fill_weights(source, manifest, {name: narrow.get(name, into[name]) for name in inside}, ema)
+    for name, weight in narrow.items():
+        whole = torch.zeros(into[name].shape)
+        whole[:, : weight.shape[1]] = weight
+        for offset, part in ShardedTensor.of(into[name]).parts:
+            part.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))])
     merging = {name: pair for name, pair in to_merge(manifest.tensors, known).items() if name in into}
     adapters = {name: torch.empty(manifest.tensors[name]) for pair in merging.values() for name in pair}
     if adapters:
@@ -81,6 +91,7 @@ def check_fits(
     known: Mapping[str, Sequence[int]],
     frozen: Mapping[str, str],
     scales: Mapping[str, float] = MappingProxyType({}),
+    widened: Collection[str] = (),
 ) -> None:
     """Refuse a checkpoint that a stage whose startable weights have the shapes `known` cannot start from.
 
@@ -106,7 +117,8 @@ def check_fits(
         )
     _check_frozen(source, manifest, frozen)
     for name, shape in manifest.tensors.items():
-        if name not in merged and list(known[name]) != shape:
+        wider = [shape[0], 2 * shape[1], *shape[2:]] if name in widened else shape
+        if name not in merged and list(known[name]) not in (shape, wider):
             raise CheckpointError(f"{source}: {name} has shape {shape}, not {list(known[name])}")
     for name, (a, b) in merging.items():
         if list(known[name]) != [manifest.tensors[b][0], manifest.tensors[a][1]]:

@@ -76,6 +76,10 @@ class Recipe(ABC):
     def sources(self, every: bool = False) -> Sources:
         """Return where its weights are in more precision than bfloat16, or where `every` one is; call once."""
 
+    def widened(self) -> frozenset[str]:
+        """Return the names of weights [D, 2 C, ...] whose second half of the channels the config adds."""
+        return frozenset()
+
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         """Return the micro-batches that `loss` takes; all ranks call it before each step's first forward pass.
 

@@ -46,7 +46,8 @@ def begin(
         fill_from(made.sources(), masters | carried)
     if start:
         beside = {part: one for part, one in identities(made).items() if part != "vae" or not run.stage.start_other_vae}
-        start_from(start, held | masters, beside, also=carried if widens else {}, scales=scales(made))
+        also = carried if widens else {}
+        start_from(start, held | masters, beside, also=also, scales=scales(made), widened=made.widened())
     engine.state().begin_average()
     engine.on_restore(0)
     return carried

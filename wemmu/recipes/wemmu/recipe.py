@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded
@@ -58,6 +59,9 @@ class WeMMURecipe(Recipe):
 
     def sources(self, every: bool = False) -> Sources:
         return sources(self._run.backbones, self._bridge, self._run.seed, self.model, every)
+
+    def widened(self) -> frozenset[str]:
+        return frozenset({f"dit.{adapter_of(self.model.dit).input_weight}"} if self._bridge.source_latents else ())
 
     def preview(self) -> tuple[Image.Image, int]:
         return sample_grid(self.sampler, self._run.sampling, self.sizes)
