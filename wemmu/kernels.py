@@ -8,8 +8,9 @@ import importlib
 import importlib.util
 import os
 import shutil
+import socket
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,10 @@ CUBLAS_VARIABLE, CUBLAS_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16
 # Characters of an error that the choice of a kernel shows.
 WORDS = 300
 APEX_PARTS = ("normalization", "optimizers")
+NO_APEX = "Apex is not installed"
 
+# What a rank says -> what all ranks say, in their order. Every rank calls it, as often as the others.
+Gather = Callable[[Any], list[Any]]
 # (x [..., D], weight [D], eps) -> x / rms(x) * weight.
 Norm = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -76,26 +80,52 @@ class Kernels:
         return "; ".join([chosen, *self.refused])
 
 
-def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernels:
-    """Probe the kernels and choose; `auto` takes what was measured to help on a GPU in bfloat16.
+def alone(own: Any) -> list[Any]:
+    return [own]
+
+
+def fast(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether fields that are `auto` are on: where it was measured to help."""
+    return device.type == "cuda" and dtype == torch.bfloat16
+
+
+def choose(
+    config: KernelsConfig,
+    engine: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    gather: Gather = alone,
+) -> Kernels:
+    """Probe the kernels and choose, for all ranks alike: a kernel is taken where every rank can take it.
+
+    Ranks that compile gather the weights of a layer in one go, so they would wait forever for one that does not.
 
     Raises:
-        ValueError: if layers are to be compiled and torch.compile does not work here.
+        ValueError: on all ranks, if layers are to be compiled and torch.compile does not work on one of them.
     """
     refused: list[str] = []
-    fast = device.type == "cuda" and dtype == torch.bfloat16
-    compiled = config.compile if config.compile != "auto" else fast
-    if compiled and (why := no_compiling(device)):
+
+    def of_all(why: str | None) -> str | None:
+        return first_objection(gather((socket.gethostname(), why)))
+
+    auto = fast(device, dtype)
+    compiled = config.compile if config.compile != "auto" else auto
+    if compiled and (why := of_all(no_compiling(device))):
         if config.compile is True:
             raise ValueError(f"kernels.compile: {why}; or leave the field out")
         compiled = False
         refused.append(f"layers are not compiled, which costs a fifth of the speed: {why}")
-    apex, problem = find_apex()
-    if problem:
-        refused.append(problem)
+    installed, problem = find_apex()
+    # Where nobody has it, nobody misses it.
+    tell = any(gather(installed or problem is not None))
+    without_apex = of_all(None if installed else problem or NO_APEX)
+    apex = without_apex is None
+    if tell and without_apex:
+        refused.append(without_apex)
 
     def agrees(what: str, difference: Callable[[], float], bound: float) -> bool:
-        if why := objection(difference, bound):
+        if why := of_all(objection(difference, bound)):
             refused.append(f"{what} is not taken: {why}")
         return not why
 
@@ -103,16 +133,33 @@ def choose(config: KernelsConfig, engine: str, device: torch.device, dtype: torc
     may_adam = apex and engine != "zero3"
     fused = may_adam and agrees("Apex's FusedAdam", lambda: adamw_difference(fused_adam(), device), ADAMW_BOUND)
     norms = "plain"
-    if fast if config.fused_norms == "auto" else config.fused_norms:
+    if auto if config.fused_norms == "auto" else config.fused_norms:
         for name, norm in norm_kernels(apex).items():
             if agrees(f"{name}'s norm", partial(norm_difference, norm, device, dtype), NORM_BOUND[dtype]):
                 norms = name
                 break
-    without, masked = (attention_taken(device, dtype, head_dim, mask) for mask in (False, True))
+    # Of each rank's own samples: reported, where ranks differ every one.
+    without, masked = (
+        " or ".join(dict.fromkeys(gather(attention_taken(device, dtype, head_dim, mask)))) for mask in (False, True)
+    )
     noise = "device" if on_device(config.noise, device) else "host"
     adamw = "Apex" if fused else "torch"
-    narrow = fast if config.narrow_attention == "auto" else config.narrow_attention
+    narrow = auto if config.narrow_attention == "auto" else config.narrow_attention
     return Kernels(adamw, norms, without, masked, compiled, noise, config.deterministic, narrow, tuple(refused))
+
+
+def first_objection(answers: Sequence[tuple[str, str | None]]) -> str | None:
+    """Return why the first rank that cannot take a kernel cannot, and of several ranks which it is; None if all can.
+
+    answers: of each rank its machine and why it cannot.
+    """
+    cannot = [(rank, host, why) for rank, (host, why) in enumerate(answers) if why]
+    if not cannot:
+        return None
+    rank, host, why = cannot[0]
+    if len(answers) == 1:
+        return why
+    return f"rank {rank} on {host}{f' (and {len(cannot) - 1} more)' if cannot[1:] else ''}: {why}"
 
 
 def make_deterministic() -> None:

@@ -98,6 +98,29 @@ def test_apex_is_taken_where_it_agrees(apex: Path):
     assert chosen(engine="zero3").adamw == "torch"
 
 
+def test_where_ranks_differ_the_kernel_that_all_can_take_is_taken(apex: Path):
+    """Of two ranks, the second answers as a machine without Apex and with other attention."""
+
+    others = iter([kernels.NO_APEX])
+
+    def gather(own: bool | str | tuple) -> list:
+        match own:
+            case bool():
+                return [own, False]
+            case str():
+                return [own, "another"]
+            case _:
+                return [own, ("b", next(others, None))]
+
+    found = kernels.choose(KernelsConfig(fused_norms=True), "single", CPU, torch.float32, 32, gather)
+    assert (found.adamw, found.norms) == ("torch", "torch")
+    assert found.refused == ("rank 1 on b: Apex is not installed",)
+    assert found.attention.endswith(" or another")
+    assert kernels.first_objection([("a", None), ("b", "no"), ("c", "never")]) == "rank 1 on b (and 1 more): no"
+    assert kernels.first_objection([("a", None), ("b", None)]) is None
+    assert kernels.first_objection([("a", "no")]) == "no"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "name"),
     [

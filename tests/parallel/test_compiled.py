@@ -1,5 +1,6 @@
 """Sharded engines with compiled layers: the single engine's results, and one graph for all layers of a kind."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from tests.parallel.cases import EDIT, STAGES, T2I, Case, Outcome, distances, go, merged, single
+from tests.models.world import micro_batches
+from tests.parallel.cases import EDIT, GLOBAL_BATCH, STAGES, T2I, Case, Outcome, distances, go, merged, single
 from tests.parallel.ranks import on_ranks
 from wemmu import kernels
 from wemmu.config import StageRun
@@ -16,8 +18,9 @@ from wemmu.config.schema import Backbones
 from wemmu.kernels import Kernels
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.topology import Topology
+from wemmu.recipes.recipe import ready_to_train, recipe
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.training.build import make_engine
+from wemmu.training.build import give_kernels, make_engine, place_blocks
 
 CPU = torch.device("cpu")
 # The last one: the first layer's input has no gradient, which DeepSpeed waits for.
@@ -68,7 +71,7 @@ def run_cases(
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sharded_engine_with_compiled_layers_is_the_single_one(backbones: Backbones, layout: str):
-    ranks = on_ranks(2, run_cases, backbones, *LAYOUTS[layout], timeout=600)
+    ranks = on_ranks(2, run_cases, backbones, *LAYOUTS[layout], timeout=1200)
     for name, case in CASES.items():
         ours, theirs = merged([rank[name][0] for rank in ranks]), merged([single(case, backbones)])
         for part, (worst, place) in distances(ours, theirs).items():
@@ -78,3 +81,46 @@ def test_a_sharded_engine_with_compiled_layers_is_the_single_one(backbones: Back
         # Two tasks, two kinds of layers of three each, and the first layer's input has strides of its own.
         assert 0 < graphs[2] <= 6, graphs
         assert graphs[2:] == graphs[2:3] * 3, "a shape that was compiled is compiled again"
+
+
+def steps_where_one_cannot(
+    rank: int, world: int, backbones: Backbones, compile: bool | str
+) -> tuple[Kernels, float] | str:
+    """The kernels and the norm of a gradient, or why there are none; the last rank's machine has no compiler."""
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    # As on a GPU in bfloat16.
+    kernels.fast = lambda device, dtype: True
+    if rank == world - 1:
+        os.environ |= {"PATH": "", "CXX": ""}
+    run = Case().run.changed({"backbones": backbones, "parallel.engine": "zero3", "kernels.compile": compile})
+    made = recipe(run, place_blocks(run, CPU), CPU)
+    ready_to_train(made, run)
+    try:
+        chosen, compiled = give_kernels(run, made, CPU)
+    except ValueError as error:
+        return str(error)
+    engine = make_engine(run, made.model, made.loss, Topology(rank, world), CPU, compiled=compiled)
+    engine.accumulate(micro_batches(made.encoder, list(range(GLOBAL_BATCH)), EDIT, rank, world, 1), 0)
+    return chosen, float(engine.step(1.0))
+
+
+@pytest.mark.skipif(kernels.compiler() is None, reason="torch.compile needs a C++ compiler")
+def test_layers_are_compiled_on_all_ranks_or_on_none(backbones: Backbones):
+    """Else one rank would gather a layer at once and another matrix by matrix: gloo fails, NCCL would wait."""
+    (first, norm), (second, other) = on_ranks(2, steps_where_one_cannot, backbones, "auto", timeout=120)
+    assert first == second
+    assert norm == other
+    assert not first.compiled
+    assert first.norms == "torch"
+    (told,) = first.refused
+    assert "layers are not compiled" in told
+    assert "rank 1 on " in told
+    assert "there is no C++ compiler" in told
+
+
+@pytest.mark.skipif(kernels.compiler() is None, reason="torch.compile needs a C++ compiler")
+def test_where_one_rank_cannot_compile_what_must_be_compiled_all_say_so(backbones: Backbones):
+    first, second = on_ranks(2, steps_where_one_cannot, backbones, True, timeout=120)
+    assert first == second
+    assert first.startswith("kernels.compile: rank 1 on ")
+    assert "there is no C++ compiler" in first

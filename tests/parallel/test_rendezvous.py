@@ -9,11 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from tests.parallel.ranks import on_ranks
 from tests.patience import eventually
 from wemmu.command_line import SAVED
 from wemmu.config.schema import Parallel
+from wemmu.parallel import rendezvous
 from wemmu.parallel.rendezvous import RanksError, RendezvousError, connect, environment
 from wemmu.parallel.topology import Topology
 
@@ -85,6 +88,23 @@ def test_a_port_in_use_is_named(port: int, monkeypatch: pytest.MonkeyPatch):
     )
     with pytest.raises(RendezvousError, match=rf"127.0.0.1:{port} .*in use; give another MASTER_PORT"):
         connect(TWO)
+
+
+def connects(rank: int, world: int) -> str:
+    """What is said where the second rank alone finds its GPU."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    rendezvous._device = lambda found, world: torch.device("cuda", 0) if rank == 1 else torch.device("cpu")
+    try:
+        return str(connect(TWO))
+    except RanksError as error:
+        return str(error)
+
+
+def test_a_machine_without_its_gpus_is_named_by_all_ranks():
+    """Else it would choose other kernels than those with a GPU, and they would wait for each other."""
+    first, second = on_ranks(2, connects)
+    assert first == second
+    assert first.startswith(f"1 of 2 ranks see no GPU, the first is rank 0 on {socket.gethostname()}; repair")
 
 
 @pytest.fixture

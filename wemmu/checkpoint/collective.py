@@ -60,6 +60,10 @@ class Ranks:
             raise CheckpointError(f"{what}: {failure}") from cause
         return judged
 
+    def answers(self, own: T) -> list[T]:
+        """Return what every rank says, in their order; all ranks must call it."""
+        return self.together("the ranks could not tell each other what they found", lambda: own, list)
+
 
 ALONE = Ranks(None)
 

@@ -4,13 +4,14 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from wemmu.checkpoint.collective import all_ranks
 from wemmu.config.schema import Parallel
 from wemmu.parallel.topology import Topology
 
@@ -34,7 +35,7 @@ def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
 
     Raises:
         RanksError: if the number of processes is wrong, the rank is out of range, or an address is missing; says how to
-            start them.
+            start them. On all ranks, if some have a GPU and others have none.
         RendezvousError: if the port is in use, or a rank does not connect.
     """
     found = environment(os.environ)
@@ -60,6 +61,7 @@ def connect(parallel: Parallel) -> tuple[Topology, torch.device]:
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
         except (RuntimeError, ValueError) as error:
             raise _unmet(found, rank, error) from error
+    _alike(all_ranks().answers((socket.gethostname(), device.type)))
     return Topology(rank, world, parallel.tp, parallel.pp), device
 
 
@@ -122,6 +124,20 @@ def _device(found: Mapping[str, str], world: int) -> torch.device:
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
+
+
+def _alike(ranks: Sequence[tuple[str, str]]) -> None:
+    """Refuse ranks on different kinds of devices: they would compute by different kernels and wait for each other.
+
+    ranks: of each its machine and the type of its device.
+    """
+    without = [(rank, host) for rank, (host, device) in enumerate(ranks) if device == "cpu"]
+    if 0 < len(without) < len(ranks):
+        rank, host = without[0]
+        raise RanksError(
+            f"{len(without)} of {len(ranks)} ranks see no GPU, the first is rank {rank} on {host}; repair that machine "
+            "or leave it out (`nvidia-smi` there says more), or hide the GPUs of all ranks with CUDA_VISIBLE_DEVICES="
+        )
 
 
 def _unmet(found: Mapping[str, str], rank: int, error: Exception) -> RendezvousError:

@@ -14,6 +14,7 @@ from wemmu.backbones.offload import Offloadable
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded, keep_local
 from wemmu.checkpoint.adapters import is_adapter
+from wemmu.checkpoint.collective import all_ranks
 from wemmu.checkpoint.start import start_from
 from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
@@ -67,7 +68,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     device = torch.device(device)
     made = recipe(run, place_blocks(run, device), device)
     ready_to_train(made, run)
-    chosen, compiled = _kernels(run, made, device)
+    chosen, compiled = give_kernels(run, made, device)
     counted = parameters(made.model)
     # The names, before an engine takes the model apart.
     names = [name for name, _ in made.model.named_parameters()]
@@ -113,12 +114,16 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     )  # fmt: skip
 
 
-def _kernels(run: StageRun, made: Recipe, device: torch.device) -> tuple[Kernels, Sequence[nn.Module]]:
-    """Choose the kernels and give them to the VLM's norms and to the layers; return those that are compiled, too."""
+def give_kernels(run: StageRun, made: Recipe, device: torch.device) -> tuple[Kernels, Sequence[nn.Module]]:
+    """Choose the kernels and give them to the VLM's norms and to the layers; return those that are compiled, too.
+
+    All ranks must call it; they take the same kernels. Raises ValueError as `wemmu.kernels.choose`.
+    """
     language = made.language
     config = language.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    chosen = kernels.choose(run.kernels, run.parallel.engine, device, getattr(torch, run.backbones.dtype), head_dim)
+    dtype = getattr(torch, run.backbones.dtype)
+    chosen = kernels.choose(run.kernels, run.parallel.engine, device, dtype, head_dim, all_ranks().answers)
     if chosen.narrow:
         narrow(made.model)
     layers = made.layers() if chosen.compiled else ()
