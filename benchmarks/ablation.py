@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ablation options --jobs 2    # options of the bridge, stage 1
     OMP_NUM_THREADS=1 python -m benchmarks.ablation claim --jobs 2      # queries and source latents, stages 1 to 3
+    OMP_NUM_THREADS=1 python -m benchmarks.ablation post-training --steps 120 --jobs 2     # a stage with RecA
 
-Each arm is `configs/shapes/curriculum.yaml` with the fields of `STUDIES`; arms differ in nothing else, and the runs of
+Each arm is the config of its study with the fields of `STUDIES`; arms differ in nothing else, and the runs of
 a seed draw the same samples, noise and times. Every run is a run folder below `--work`, made by `wemmu run`: the same
 command continues where it was stopped, and the results are written after each run. `--steps` is the number of steps of
 stage 1; the steps of the other stages keep their proportions to it. `--resolution 32` is for all stages, and faster.
@@ -46,12 +47,22 @@ from wemmu.training.build import load_trained
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-CONFIG = ROOT / "configs" / "shapes" / "curriculum.yaml"
+CONFIGS = ROOT / "configs" / "shapes"
 
 
 class Study(StrEnum):
     OPTIONS = "options"
     CLAIM = "claim"
+    POST_TRAINING = "post-training"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """stages: how many of the config. arms: name -> fields that differ; the others are compared with the first one."""
+
+    config: str
+    stages: int
+    arms: dict[str, list[str]]
 
 
 def _learnable(design: str) -> list[str]:
@@ -63,9 +74,9 @@ def _learnable(design: str) -> list[str]:
     ]
 
 
-# Number of stages, and arm -> fields that differ; the first arm is what the others are compared with.
-STUDIES: dict[Study, tuple[int, dict[str, list[str]]]] = {
-    Study.OPTIONS: (
+STUDIES = {
+    Study.OPTIONS: Plan(
+        "curriculum.yaml",
         1,
         {
             "as the paper": [],
@@ -77,7 +88,8 @@ STUDIES: dict[Study, tuple[int, dict[str, list[str]]]] = {
             "half of the reconstruction without VAE": ["recipe.bridge.reconstruct_without_vae=0.5"],
         },
     ),
-    Study.CLAIM: (
+    Study.CLAIM: Plan(
+        "curriculum.yaml",
         3,
         {
             "noisy + VAE branch": [],
@@ -90,6 +102,18 @@ STUDIES: dict[Study, tuple[int, dict[str, list[str]]]] = {
             "learnable dynamic": _learnable("learnable_dynamic"),
             "source latents": ["recipe.bridge.source_latents=true"],
             "sincos queries": ["recipe.bridge.queries.position=sincos"],
+        },
+    ),
+    Study.POST_TRAINING: Plan(
+        "reca.yaml",
+        1,
+        {
+            "more of stage 3": [
+                "recipe.bridge.reconstruct_without_vae=0",
+                "stages.reca.mixture={t2i: 0.35, reconstruction: 0.07, unconditional: 0.04, edit: 0.54}",
+            ],
+            "half RecA": [],
+            "nine tenths RecA": ["stages.reca.mixture={t2i: 0.05, reconstruction: 0.9, edit: 0.05}"],
         },
     ),
 }
@@ -135,7 +159,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Keeps the data and the runs.")] = Path("runs/ablation"),
     out: Out = RESULTS,
     seeds: Annotated[int, typer.Option(min=2)] = 3,
-    steps: Annotated[int, typer.Option(min=6, help="Steps of stage 1.")] = 2000,
+    steps: Annotated[int, typer.Option(min=6, help="Of the first stage.")] = 2000,
     resolution: Annotated[int | None, typer.Option(help="Of all stages, in px; else the curriculum's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Of the study; the first one always runs.")] = None,
@@ -148,14 +172,14 @@ def main(
         seeds, steps = 2, 6
         extra += ["data.prepare.sources.0.samples={t2i: 64, reconstruction: 64, unconditional: 64, edit: 64}"]
         extra += ["stages.*.global_batch=4", "evaluation.prompts=4", "sampling.steps=2"]
-    count, known = STUDIES[study]
-    base = next(iter(known))
+    plan = STUDIES[study]
+    known, base = plan.arms, next(iter(plan.arms))
     if unknown := set(arms or ()) - known.keys():
         raise typer.BadParameter(f"the study {study} has no arm {', '.join(unknown)}; {valid(unknown, known)}")
     chosen = {name: fields for name, fields in known.items() if name == base or not arms or name in arms}
     work = work.resolve()
     planned = [
-        _job(work / f"{study}-{steps}{side}", work / f"{study}-data{side}", arm, seed, steps, count, [*fields, *extra])
+        _job(work / f"{study}-{steps}{side}", work / f"{study}-data{side}", arm, seed, steps, plan, [*fields, *extra])
         for seed in range(seeds)
         for arm, fields in chosen.items()
     ]
@@ -177,9 +201,9 @@ def main(
             figure(differences, out / f"{name}.png")
 
 
-def _job(work: Path, data: Path, arm: str, seed: int, steps: int, count: int, fields: list[str]) -> Job:
+def _job(work: Path, data: Path, arm: str, seed: int, steps: int, plan: Plan, fields: list[str]) -> Job:
     """Write the curriculum of an arm with a seed."""
-    whole = load_curriculum(CONFIG)
+    whole = load_curriculum(CONFIGS / plan.config)
     share = steps / whole.stages[0].steps
     sizes = [
         f"stages.{stage.name}.{field}={max(1, round(share * value))}"
@@ -193,18 +217,18 @@ def _job(work: Path, data: Path, arm: str, seed: int, steps: int, count: int, fi
     name = "".join(letter if letter.isalnum() else "-" for letter in arm.lower())
     own = [f"name={name}-{seed}", f"seed={seed}", f"data.shards={data}", "logging.wandb=disabled", "threads=1"]
     own += ["logging.checkpoint_every=500", "logging.keep_checkpoints=1", "sampling.prompts=[]"]
-    curriculum: Curriculum = load_curriculum(CONFIG, [*sizes, *own, *fields])
+    curriculum: Curriculum = load_curriculum(CONFIGS / plan.config, [*sizes, *own, *fields])
     folder = work / f"{name}-{seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_suffix(".yaml")
-    dump(curriculum.model_copy(update={"stages": curriculum.stages[:count]}), file)
+    dump(curriculum.model_copy(update={"stages": curriculum.stages[: plan.stages]}), file)
     return Job(arm, seed, file, folder)
 
 
 def scores(folder: Path) -> dict[str, dict[str, float]]:
     """Stage -> measure -> share of the held-out test requests, and `LOSS`."""
     found = {}
-    for file in sorted(folder.glob("stage*/evaluation.json")):
+    for file in sorted(folder.glob("*/evaluation.json")):
         tasks = json.loads(file.read_text(encoding="utf-8"))["tasks"]
         found[file.parent.name] = {
             name: tasks[task]["test"]["measures"][measure]["share"]
@@ -269,7 +293,7 @@ def compared(rows: list[dict[str, Any]], base: str) -> Iterator[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]], differences: list[dict[str, Any]], base: str, steps: int) -> list[str]:
     lines = [
-        f"Stage 1 has {steps} steps of 64 samples; shares of 200 held-out requests, mean over seeds (each seed).",
+        f"The first stage has {steps} steps of 64 samples; shares of 200 held-out requests, mean (each seed).",
         "",
     ]
     arms = list(dict.fromkeys(row["arm"] for row in rows))

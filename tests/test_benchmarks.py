@@ -235,19 +235,20 @@ def test_the_gpu_benchmark_keeps_time_for_its_last_part() -> None:
 
 @pytest.mark.parametrize("study", ablation.Study)
 def test_every_arm_of_an_ablation_differs_from_the_first_in_its_fields_alone(study: ablation.Study, tmp_path: Path):
-    count, arms = ablation.STUDIES[study]
+    plan = ablation.STUDIES[study]
+    first = load_curriculum(ablation.CONFIGS / plan.config).stages[0].steps
     dumped = {}
-    for arm, fields in arms.items():
-        job = ablation._job(tmp_path, tmp_path / "data", arm, 1, 100, count, fields)
+    for arm, fields in plan.arms.items():
+        job = ablation._job(tmp_path, tmp_path / "data", arm, 1, 2 * first, plan, fields)
         stages = (config := load_curriculum(job.curriculum).model_dump())["stages"]
-        assert [stage["steps"] for stage in stages] == [100, 110, 225][:count]
-        dumped[arm] = [config | {"name": "", "recipe": None}, config["recipe"]]
-    whole = dumped.pop(next(iter(arms)))
-    for config, recipe in dumped.values():
-        assert recipe != whole[1]
-        assert {k: v for k, v in config.items() if k != "stages"} == {
-            k: v for k, v in whole[0].items() if k != "stages"
-        }
+        assert [stage["steps"] for stage in stages] == [
+            2 * stage.steps for stage in load_curriculum(ablation.CONFIGS / plan.config).stages[: plan.stages]
+        ]
+        dumped[arm] = (config.pop("recipe"), config.pop("stages"), config | {"name": ""})
+    recipe, stages, rest = dumped.pop(next(iter(plan.arms)))
+    for other_recipe, other_stages, other_rest in dumped.values():
+        assert (other_recipe, other_stages) != (recipe, stages)
+        assert other_rest == rest
 
 
 def test_arms_of_an_ablation_are_compared_seed_by_seed():

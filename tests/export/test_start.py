@@ -15,6 +15,7 @@ from wemmu.recipes.recipe import identities, recipe
 from wemmu.recipes.staged import startable
 from wemmu.recipes.uae.build import build_generator
 from wemmu.recipes.uae.config import UAE
+from wemmu.recipes.wemmu.config import Bridge
 from wemmu.training.start import names_inside
 
 
@@ -45,6 +46,13 @@ def test_an_export_alone_is_what_a_curriculum_begins_with(trained: Trained, expo
     assert load_curriculum(tmp_path / "curriculum.yaml").stages == curriculum.stages
     with pytest.raises(ConfigError, match=r"export: .*gone is not an exported pipeline .*wemmu export RUN"):
         load_curriculum(REPOSITORY / "configs/curriculum/finetune.yaml", [f"export={tmp_path / 'gone'}"])
+
+
+def test_a_field_of_the_bridge_is_added_to_the_exported_bridge(trained: Trained, exported: Path):
+    overrides = [f"export={exported}", "backbones.dtype=float32"]
+    run = load_curriculum(REPOSITORY / "configs/curriculum/reca.yaml", overrides).stage_run("reca")
+    assert trained.run.recipe.bridge.position_table != Bridge().position_table
+    assert run.recipe.bridge == trained.run.recipe.bridge.model_copy(update={"reconstruct_without_vae": 1.0})
 
 
 def test_an_export_is_no_start_beside_other_backbones(trained: Trained, exported: Path, tmp_path: Path):

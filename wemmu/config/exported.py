@@ -72,9 +72,10 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
         "shift": _read(export / "scheduler" / "scheduler_config.json", "shift")["shift"],
         "reference_resolution": px,
     }
+    recipe = tree.get("recipe") or {}
     whole: dict[str, Any] = {
         "backbones": backbones,
-        "recipe": {"kind": "wemmu", "bridge": bridge} | (tree.get("recipe") or {}),
+        "recipe": {"kind": "wemmu"} | recipe | {"bridge": bridge | (recipe.get("bridge") or {})},
         "sampling": {field: index[name] for field, name in ARGUMENTS.items() if name in index}
         | (tree.get("sampling") or {}),
         "stages": [
