@@ -18,7 +18,7 @@ from wemmu.config import StageRun
 from wemmu.config.schema import Backbones
 from wemmu.parallel.topology import Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
-from wemmu.training.build import _kernels, make_engine, place_blocks
+from wemmu.training.build import give_kernels, make_engine, place_blocks
 from wemmu.training.start import fill_empty
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
         made = recipe(run, place_blocks(run, device), device)
         ready_to_train(made, run)
         topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
-        chosen, compiled = _kernels(run, made, device)
+        chosen, compiled = give_kernels(run, made, device)
         empty = {name for name, parameter in made.model.named_parameters() if parameter.is_meta}
         engine = make_engine(run, made.model, made.loss, topology, device, chosen.adamw == "Apex", compiled)
         if empty:
