@@ -82,6 +82,12 @@ def test_two_ranks_are_one() -> None:
 GENERATOR = {
     "flow_grpo": (paths.FLOW % "updates: 2, beta: 0.1, scale: batch", "[dit]"),
     "cold_start": (paths.COLD % "last: 2", "[llm, dit]"),
+    # The reference is the sharded DiT itself, without adapters.
+    "flow_grpo by adapters": (
+        paths.FLOW % "updates: 2, beta: 0.1, scale: batch",
+        "[dit]",
+        "recipe.lora={dit: {rank: 2}}",
+    ),
 }
 
 
@@ -92,10 +98,10 @@ class Drawn(NamedTuple):
 
 
 def generator(objective: str) -> UAERecipe:
-    chosen, trains = GENERATOR[objective]
+    chosen, trains, *more = GENERATOR[objective]
     return paths.make(
         chosen, "recipe.cond_encoder=policy", f"stages.reward.global_batch={IMAGES}",
-        "stages.reward.optimizer.lr=0.0001", trains=trains,
+        "stages.reward.optimizer.lr=0.0001", *more, trains=trains,
     )  # fmt: skip
 
 

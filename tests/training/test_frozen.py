@@ -289,7 +289,13 @@ def test_what_cannot_be_packed_is_refused(
             "uae",
             "{dit: nf4}",
             (FLOW, "stages.reward.trains=[dit]"),
-            "all weights of dit are trained.*; remove memory.quantize.dit",
+            "all weights of dit are trained.*give it adapters, recipe.lora.dit, or remove memory.quantize.dit",
+        ),
+        (
+            "uae",
+            "{dit: nf4}",
+            (FLOW, "stages.reward.trains=[dit]", "recipe.lora={dit: {rank: 2}}", "parallel={engine: zero3, ranks: 2}"),
+            "engine zero3 has no slices of dit",
         ),
         ("uae", "{llm: nf4}", ("parallel={engine: zero3, ranks: 2}",), "engine zero3 has no slices of llm"),
     ],
@@ -299,7 +305,7 @@ def test_what_cannot_be_packed_in_other_recipes_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         tuned(name, "shards", packed, *changes)
-    if name == "uae" and "zero3" in changes[0]:
+    if name == "uae" and packed == "{llm: nf4}":
         # Whole on every rank.
         tuned(name, "shards", "{generator: nf4, dit: nf4, reward: int8}", *changes)
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.models.world import make_batch
+from tests.training import test_uae_paths as paths
+from tests.training import test_uae_resume as resumed
 from tests.training.runs import STAGE, make_run
 from tests.training.test_uae import batch_of, make
 from tools.convert_ckpt import export, find, main
@@ -26,6 +28,7 @@ from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun, dump, load_stage
+from wemmu.config.lora import LoRA
 from wemmu.config.schema import Backbones
 from wemmu.parallel.single import SingleEngine
 from wemmu.planning.ask import Item, ask
@@ -320,3 +323,67 @@ def test_the_reference_of_a_later_stage_has_the_adapters_it_began_with(tmp_path:
         assert torch.equal(later.model.states(batch.prompts, batch.images, reference=True), expected)
         assert not torch.allclose(later.model.states(batch.prompts, batch.images), expected)
     assert not any("reference" in name for name, _ in later.model.named_parameters())
+
+
+def test_a_dit_with_adapters_is_its_own_reference() -> None:
+    """GRPO over paths with the penalty: no copy of the DiT, nothing but its adapters learns."""
+    made = paths.make(
+        paths.FLOW % "updates: 2, beta: 0.1", "stages.reward.optimizer.lr=0.001", "recipe.lora={dit: {rank: 2}}"
+    )
+    model, (batch,) = made.model, paths.batches(made, 2)
+    assert model.reference is None
+    assert model.sharded == ("vlm", "generator.dit")
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learns == {name for name, _ in model.named_parameters() if is_adapter(name)}
+    assert all(name.startswith("generator.dit.") for name in learns)
+    plain = paths.make(paths.FLOW % "updates: 2, beta: 0.1")
+    engine = SingleEngine(model, made.loss, made._run.changed({"stage.global_batch": 2}))
+    seen = []
+    for step in range(3):
+        prepared = made.prepare([batch], step).batches
+        (losses,) = engine.accumulate(prepared, step)
+        engine.step(1.0)
+        seen.append((losses.parts["kl"], prepared[0].paths.means))
+    assert not seen[0][0].any()
+    assert (seen[1][0] > 0).all()
+    # What the reference computes is what the DiT without adapters does, also when these have learnt.
+    with torch.no_grad():
+        steps = plain.loss.transitions(prepared[0].paths)
+    assert torch.allclose(seen[2][1], torch.stack([step.mean for step in steps], 1), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_dit_of_a_generator_learns_by_adapters_resumes_equal_and_is_exported_whole(tmp_path: Path) -> None:
+    run = resumed.run_of(tmp_path, "dit").changed({"recipe.lora": {"dit": LoRA(rank=2, alpha=4.0)}})
+    checkpoint = train(run, tmp_path / "stage")
+    manifest, weights = read_manifest(checkpoint), load_weights(checkpoint)
+    assert all(map(is_adapter, weights))
+    assert manifest.adapters == {"generator.dit.": 2.0}
+    assert all(weights[name].any() for name in weights if name.endswith("lora_B.weight"))
+    again = load_weights(train(run, with_checkpoint(tmp_path / "again", checkpoint, 4)))
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    export(find(checkpoint), tmp_path / "export", "float32", False, True, ema=False)
+    exported = load_file(tmp_path / "export" / "transformer" / "diffusion_pytorch_model.safetensors")
+    base = recipe(run).model.generator.dit
+    a = {name: n for n in weights if (name := n.replace("lora_A.", "").removeprefix("generator.dit.")) in exported}
+    assert len(a) == len(weights) / 2
+    for name, tensor in exported.items():
+        expected = base.get_parameter(name.replace(".weight", ".base_layer.weight") if name in a else name)
+        if name in a:
+            expected = expected + 2 * weights[a[name].replace("lora_A", "lora_B")] @ weights[a[name]]
+        assert torch.allclose(tensor, expected, atol=1e-6), name
+    main(checkpoint, adapters=tmp_path / "out", ema=False)
+    merged = SanaTransformer2DModel.from_pretrained(tmp_path / "export" / "transformer")
+    plain = SanaTransformer2DModel.from_pretrained(run.backbones.dit)
+    plain.load_state_dict(
+        {name.replace(".base_layer.", "."): p for name, p in base.named_parameters() if ".lora_" not in name}
+    )
+    peft = PeftModel.from_pretrained(plain, tmp_path / "out" / "dit").merge_and_unload()
+    for name, parameter in merged.named_parameters():
+        assert torch.allclose(peft.get_parameter(name), parameter, atol=1e-6), name
+    (model,) = ask([Item("parameters", run)])
+    numbers = sum(tensor.numel() for tensor in weights.values())
+    rank = RankWorkload(run, model, Degrees(1, 1, 1), 1, 1)
+    assert states(rank)["moments"] == 8 * numbers
+    assert stored_bytes(model, run, []) == 12 * numbers

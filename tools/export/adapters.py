@@ -18,9 +18,11 @@ from torch import Tensor
 
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.collective import CheckpointError
+from wemmu.checkpoint.manifest import read_manifest, some
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 from wemmu.published.known import TRANSFORMER
+from wemmu.recipes.uae.config import UAE
 
 # The name that diffusers looks for.
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -32,7 +34,7 @@ def write_adapters(run: StageRun, checkpoint: Path, directory: Path, ema: bool) 
     ema: whether their moving averages.
 
     Raises:
-        CheckpointError: if the checkpoint is damaged, or holds no adapters.
+        CheckpointError: if the checkpoint is damaged, holds no adapters, or holds other weights of an adapted module.
     """
     weights = StoredTensors(checkpoint, ema)
     lines = []
@@ -42,15 +44,31 @@ def write_adapters(run: StageRun, checkpoint: Path, directory: Path, ema: bool) 
         # A backbone's stock class has the names behind the field's; a copy's are the whole prefix behind.
         backbone = prefix.partition(".")[0]
         root = f"{backbone}." if backbone in run.recipe.backbones else prefix
-        names = [name for name in weights.manifest.tensors if name.startswith(prefix) and is_adapter(name)]
-        tensors = {name.removeprefix(root): weights.read(name).contiguous() for name in names}
-        base = getattr(run.backbones, run.recipe.copies.get(prefix, backbone))
-        _write(directory / module, tensors, scale, base, diffusers=backbone == TRANSFORMER)
+        inside = [name for name in weights.manifest.tensors if name.startswith(prefix)]
+        if whole := [name for name in inside if not is_adapter(name)]:
+            raise CheckpointError(
+                f"{checkpoint} holds other weights of {module} beside its adapters ({some(whole)}), which a folder of "
+                "adapters cannot contain; `wemmu export RUN --out DIR` writes whole weights"
+            )
+        tensors = {name.removeprefix(root): weights.read(name).contiguous() for name in inside}
+        base = _base(run, prefix)
+        _write(directory / module, tensors, scale, base, diffusers=module == TRANSFORMER)
         layers = len(tensors) // 2
         lines.append(f"{module}: {layers} layers, for {base}")
     if not lines:
         raise CheckpointError(f"{checkpoint} holds no adapters; `wemmu export RUN --out DIR` writes whole weights")
     return lines
+
+
+def _base(run: StageRun, prefix: str) -> Path:
+    """Return the directory of the weights that the adapters of a module are for."""
+    backbone = prefix.partition(".")[0]
+    if not isinstance(run.recipe, UAE) or backbone != "generator":
+        found: Path = getattr(run.backbones, run.recipe.copies.get(prefix, backbone))
+        return found
+    assert run.backbones.dit is not None, "the recipe uae has one"
+    weights = run.recipe.generator.weights
+    return weights if any(name.startswith("dit.") for name in read_manifest(weights).tensors) else run.backbones.dit
 
 
 def _write(directory: Path, tensors: dict[str, Tensor], scale: float, base: Path, diffusers: bool) -> None:

@@ -1,13 +1,11 @@
 """A stage of UAE that trained the generator -> the WeMMU model that it is, for the export of a pipeline."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from tools.export.stored import DIFFUSERS_FILE, published, trained, with_adapters
 from tools.export.vlm import write_vlm
 from wemmu.checkpoint.manifest import sha256_of, write_manifest
 from wemmu.checkpoint.store import SHIPPED
@@ -25,8 +23,8 @@ DIT = "generator.dit."
 def as_wemmu(run: StageRun, checkpoint: Path, work: Path, ema: bool) -> tuple[StageRun, Path]:
     """Return the generator as a stage of WeMMU, and its weights in the empty folder `work`, float32.
 
-    The bridge is the one that the generator began with, the DiT the checkpoint's. Where the policy conditions the
-    generator, its VLM is the pipeline's. ema: whether the DiT's moving averages are meant.
+    The bridge is the one that the generator began with, the DiT the checkpoint's, with its adapters merged. Where the
+    policy conditions the generator, its VLM is the pipeline's. ema: whether the DiT's moving averages are meant.
 
     Raises:
         CheckpointError: if weights are damaged or of another model.
@@ -34,13 +32,15 @@ def as_wemmu(run: StageRun, checkpoint: Path, work: Path, ema: bool) -> tuple[St
     recipe = run.recipe
     assert isinstance(recipe, UAE)
     base, tuned = StoredTensors(recipe.generator.weights), StoredTensors(checkpoint, ema)
-    read: dict[str, Callable[[], Tensor]] = {name: partial(base.read, name) for name in base.manifest.tensors}
-    shapes = dict(base.manifest.tensors)
-    for name, shape in tuned.manifest.tensors.items():
-        if name.startswith(DIT):
-            own = "dit." + name.removeprefix(DIT)
-            read[own], shapes[own] = partial(tuned.read, name), shape
-    frozen = {name: sha256 for name, sha256 in base.manifest.frozen.items() if name != "dit"}
+    assert run.backbones.dit is not None, "the recipe uae has one"
+    original = published(run.backbones.dit, DIFFUSERS_FILE)
+    dit = with_adapters(with_adapters(original, base, "dit."), tuned, DIT)
+    stored = {name: each for name, each in trained(base, "").items() if not name.startswith("dit.")}
+    stored |= {f"dit.{name}": each for name, each in dit.items() if each is not original.get(name)}
+    shapes = {name: list(each.shape) for name, each in stored.items()}
+    frozen = dict(base.manifest.frozen)
+    if stored.keys() >= {f"dit.{name}" for name in dit}:
+        frozen.pop("dit", None)
     backbones = run.backbones
     if recipe.cond_encoder == "policy" and any(name.startswith("vlm.") for name in tuned.manifest.tensors):
         vlm = work / "vlm"
@@ -51,11 +51,15 @@ def as_wemmu(run: StageRun, checkpoint: Path, work: Path, ema: bool) -> tuple[St
     out = work / "weights"
     out.mkdir()
     write_safetensors(
-        out / SHIPPED, {name: (torch.float32, shape) for name, shape in shapes.items()}, lambda name: read[name]()
+        out / SHIPPED,
+        {name: (torch.float32, shape) for name, shape in shapes.items()},
+        lambda name: stored[name].read(),
     )
+    adapters = {prefix: scale for prefix, scale in base.manifest.adapters.items() if prefix != "dit."}
     manifest = replace(
-        tuned.manifest, tensors=shapes, trained=[], ema=False, frozen=frozen, files={SHIPPED: sha256_of(out / SHIPPED)}
-    )
+        tuned.manifest, tensors=shapes, trained=[], ema=False, frozen=frozen, adapters=adapters,
+        copied=base.manifest.copied, files={SHIPPED: sha256_of(out / SHIPPED)},
+    )  # fmt: skip
     write_manifest(out, manifest)
     time = TimeSampling(shift=recipe.generator.shift, reference_resolution=run.stage.resolution)
     guidance = {"steps": recipe.generator.steps, "solver": "euler", "t2i": recipe.generator.guidance}

@@ -138,15 +138,16 @@ class RecipeConfig(Config):
                 module for module, prefixes in self.modules.items()
                 if any(_overlap(path, prefix) for path in self.quantizable[part] for prefix in prefixes)
             ]  # fmt: skip
+            trained = {module for stage in stages for module in stage.trains}
             slices = any(_overlap(path, f"{child}.") for path in self.quantizable[part] for child in self.sharded)
+            slices = slices or not trained.isdisjoint(inside)
             if engine == "hybrid" or (engine == "zero3" and slices):
                 raise ValueError(
                     f"memory.quantize: engine {engine} has no slices of {part} in 8 or 4 bit; set "
                     f"parallel.engine=single, or remove memory.quantize.{part}"
                 )
-            learns = {module for stage in stages for module in stage.trains}
-            learns |= {module for module, prefixes in self.modules.items() if any(p in self.copies for p in prefixes)}
-            whole = [module for module in inside if module in learns and module not in self.lora]
+            copied = {module for module, prefixes in self.modules.items() if any(p in self.copies for p in prefixes)}
+            whole = [module for module in inside if module in trained | copied and module not in self.lora]
             if whole:
                 adapters = f"give it adapters, recipe.lora.{whole[0]}, or " * (whole[0] in self.adaptable)
                 raise ValueError(

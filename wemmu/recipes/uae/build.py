@@ -47,21 +47,24 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
     pixels = AutoImageProcessor.from_pretrained(processor_folder(backbones.vlm), use_fast=True)
     model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, reference_of(run), encoders_of(run))
     adapt(model, config, run.seed)
-    if penalised(run) and run.stage.start is not None:
-        fill_reference(model, config, run.stage.start)
+    if (module := penalised(run)) is not None and run.stage.start is not None:
+        fill_reference(model, config, module, run.stage.start)
     return model, reports
 
 
-def penalised(run: StageRun) -> bool:
-    """Return whether the loss penalises the distance from the stage's initial weights."""
-    return isinstance(run.stage.objective, UnifiedGRPO | FlowGRPO) and run.stage.objective.beta > 0
+def penalised(run: StageRun) -> Literal["llm", "dit"] | None:
+    """Return the module for whose distance from the stage's initial weights the loss has a penalty."""
+    match run.stage.objective:
+        case UnifiedGRPO(beta=beta) if beta > 0:
+            return "llm"
+        case FlowGRPO(beta=beta) if beta > 0:
+            return "dit"
+    return None
 
 
 def reference_of(run: StageRun) -> Literal["llm", "dit"] | None:
     """Return the module of whose first weights a copy is kept; one with adapters is the same model with others."""
-    if not penalised(run):
-        return None
-    module: Literal["llm", "dit"] = "dit" if isinstance(run.stage.objective, FlowGRPO) else "llm"
+    module = penalised(run)
     return None if module in run.recipe.lora else module
 
 
@@ -82,15 +85,15 @@ def build_generator(backbones: Backbones, config: UAEConfig, seed: int) -> tuple
     return model.eval().requires_grad_(False), reports
 
 
-def fill_reference(model: UAE, config: UAEConfig, start: Path) -> None:
+def fill_reference(model: UAE, config: UAEConfig, module: str, start: Path) -> None:
     """Give the reference what the stage starts with: the frozen copy its weights, or frozen adapters theirs.
 
     What is not inside is the backbone's already; without adapters inside the reference has none.
     """
     manifest = verify(start, all_ranks())
     if model.reference is None:
-        if model.adapters["llm"].prefix in manifest.adapters:
-            adapters = {name: p.detach() for name, p in add_reference(model, config, "llm").items()}
+        if model.adapters[module].prefix in manifest.adapters:
+            adapters = {name: p.detach() for name, p in add_reference(model, config, module).items()}
             fill_merged(start, manifest, adapters, manifest.tensors)
         return
     renamed = {

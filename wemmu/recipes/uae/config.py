@@ -189,11 +189,11 @@ class UAE(RecipeConfig):
     tasks: ClassVar[tuple[Task, ...]] = (Task.CAPTION, Task.UNDERSTANDING)
     objectives: ClassVar[tuple[type[Objective], ...]] = (CaptionTuning, UnifiedGRPO, ColdStart, FlowGRPO)
     engines: ClassVar[tuple[str, ...]] = ("single", "zero3")
-    # A DiT that learns is sharded, too, and cannot be packed; one that does not is whole on every rank.
+    # A DiT that learns is sharded, too; one that does not is whole on every rank.
     sharded: ClassVar[tuple[str, ...]] = ("vlm",)
     offloadable: ClassVar[tuple[str, ...]] = ("generator",)
     draws: ClassVar[bool] = False
-    adaptable: ClassVar[tuple[str, ...]] = ("llm",)
+    adaptable: ClassVar[tuple[str, ...]] = ("llm", "dit")
     does: ClassVar[str] = "captions an image, draws it again from the caption alone, and answers questions"
 
     @property

@@ -21,8 +21,8 @@ class UAE(TunedVLM):
     """The language model learns, and the DiT; the vision tower with its projector and the generator's rest never do.
 
     reference: frozen copies of what a stage trains, for the penalty of GRPO: `language_model` and `lm_head`, or `dit`;
-    None without one. A language model with adapters needs no copy: it is its own reference with the adapters it began
-    with. encoders: what compares images, see `wemmu.recipes.uae.reward.encoders_of`. Weights of the generator have
+    None without one. A module with adapters needs no copy: it is its own reference with the adapters it began with.
+    encoders: what compares images, see `wemmu.recipes.uae.reward.encoders_of`. Weights of the generator have
     their names after `generator.`.
     """
 
@@ -111,7 +111,7 @@ class UAE(TunedVLM):
 
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, reference: bool = False) -> Tensor:
         """Return the generator's velocity, see `WeMMU.velocity`, or that of the DiT that the stage began with."""
-        if not reference:
+        if reference and self.reference is not None:
+            return self.generator.velocity_of(self.reference["dit"], x_t, t, states)
+        with as_it_began(self, "dit") if reference else nullcontext():
             return self.generator.velocity(x_t, t, Condition(states))
-        assert self.reference is not None, "the penalty is on"
-        return self.generator.velocity_of(self.reference["dit"], x_t, t, states)
