@@ -19,7 +19,7 @@ from data_pipeline.ledger import (
 )
 from data_pipeline.plan import Job
 from data_pipeline.records import Reason, RejectedError, Rejection, SourcePartition
-from wemmu.config.files import sync
+from wemmu.config.files import naming, sync
 from wemmu.config.shards import COLUMNS, StreamSettings
 from wemmu.config.task import Task
 
@@ -99,24 +99,28 @@ class _Writers:
         return self._root / stream.name / name
 
     def write(self, sample: SizedRecord, source: str) -> None:
+        aside = self._path(sample.stream, self._aside)
         writer = self._writers.get(sample.stream)
         if writer is None:
             # Imports torch and transformers, which takes seconds: only a writing process does it.
             from streaming import MDSWriter
 
-            out = str(self._path(sample.stream, self._aside))
-            writer = MDSWriter(columns=COLUMNS, out=out, hashes=["sha256"], size_limit=SHARD_BYTES)
+            writer = MDSWriter(columns=COLUMNS, out=str(aside), hashes=["sha256"], size_limit=SHARD_BYTES)
             self._writers[sample.stream] = writer
-        writer.write(columns_of(sample, source))
+        columns = columns_of(sample, source)
+        # A full shard is written here.
+        with naming(aside):
+            writer.write(columns)
 
     def finish(self) -> tuple[Shards, ...]:
         """Sync everything to disk and rename it into place."""
         held = []
         for stream in sorted(self._writers, key=lambda s: s.name):
             writer = self._writers[stream]
-            writer.finish()
-            held.append(Shards(settings=stream, shards=tuple(writer.shards)))
             aside, place = self._path(stream, self._aside), self._path(stream, partition_name(self._number))
+            with naming(aside):
+                writer.finish()
+            held.append(Shards(settings=stream, shards=tuple(writer.shards)))
             # Before the rename: one that survives a power failure must not point to lost content.
             for path in (*aside.iterdir(), aside):
                 sync(path)

@@ -108,7 +108,9 @@ def _report(curriculum: Curriculum, dataset: DataSet, console: Console) -> None:
         with _only_writer(curriculum.data.shards):
             console.print("\n" + write_report(curriculum, dataset))
     except Exception as error:
-        console.print(f"The report could not be written ({error!r}). Run the same command to try again")
+        # An OSError's words name the file, its repr does not.
+        why = str(error) if isinstance(error, OSError) else repr(error)
+        console.print(f"The report could not be written ({why}). Run the same command to try again")
 
 
 def _summary(dataset: DataSet) -> str:

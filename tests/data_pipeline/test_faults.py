@@ -1,6 +1,7 @@
 """Kill -9 at the boundaries of writing, then the same command again: the bytes of an undisturbed run come out."""
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from io import StringIO
@@ -119,3 +120,27 @@ def test_killed_again_and_again(sources: list, undisturbed: tuple[dict[str, byte
     assert ended[0] == -signal.SIGKILL
     assert ended[-1] == 0
     assert contents(tmp_path / "shards") == undisturbed[0]
+
+
+def test_a_shard_that_cannot_be_written_is_named(sources: list, tmp_path: Path) -> None:
+    curriculum = curriculum_of(tmp_path / "shards", sources)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Bytes: the settings fit, a shard of photographs does not, as on a disk that fills up. Python ignores SIGXFSZ.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            write_here(curriculum)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.value.filename is not None
+    assert str(tmp_path / "shards/t2i") in str(refused.value)
+    assert not list((tmp_path / "shards").rglob("*.tmp"))
+
+
+def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    curriculum, said = curriculum_of(tmp_path / "shards", [SHAPES | {"samples": {"t2i": 5, "edit": 5}}]), StringIO()
+    write_here(curriculum)
+    (tmp_path / "shards/report.json").unlink()
+    (tmp_path / "shards/report.html.tmp").mkdir()
+    write(curriculum, Console(file=said, soft_wrap=True), workers=0)
+    assert str(tmp_path / "shards/report.html.tmp") in said.getvalue()
