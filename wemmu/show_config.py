@@ -14,7 +14,7 @@ from wemmu.config import shipped
 from wemmu.config.base import leaves
 from wemmu.config.load import load_traced
 from wemmu.config.schema import Curriculum
-from wemmu.diagnosis.preflight import random_parts
+from wemmu.diagnosis.preflight import random_parts, unused_options
 
 Source = Annotated[Path, typer.Argument(metavar="CURRICULUM", help="Curriculum in YAML, or a run folder.")]
 
@@ -64,8 +64,9 @@ def listed(as_json: AsJson = False) -> None:
 
 
 def _warn(config: Curriculum) -> None:
-    if (found := random_parts(config)).status == "warning":
-        typer.echo(f"warning: {found.words}", err=True)
+    for check in (random_parts, unused_options):
+        if (found := check(config)).status == "warning":
+            typer.echo(f"warning: {found.words}", err=True)
 
 
 def _file(source: Path) -> Path:

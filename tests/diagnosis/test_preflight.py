@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.handmade import MIXTURE, make_curriculum, shapes, stream, write
-from wemmu.config import Curriculum
+from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.shards import ShardError
 from wemmu.config.task import Task
 from wemmu.data.streams import open_held_out, open_streams
@@ -129,3 +129,68 @@ def test_files_that_the_loader_would_miss_are_told_before(tmp_path: Path, damage
     assert preflight.data(make_curriculum(tmp_path, mixture={"edit": 1.0})).status == "ok"
     skips = make_curriculum(tmp_path, mixture={"t2i": 1.0}, damaged="skip")
     assert (preflight.data(skips).status == "ok") == ("shard" in damage)
+
+
+# ------------------------------------------------------------------------------------------- options that nothing uses
+CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
+TEXT = "stages.stage1.mixture={t2i: 1.0}"
+FLOW = "stages.stage1.objective={kind: flow, %s}"
+CAPTION = "stages.reward.objective={kind: caption}"
+
+
+def options(name: str, stage: str, *overrides: str):
+    curriculum = load_curriculum(CONFIGS / f"{name}.yaml", overrides)
+    only = tuple(one for one in curriculum.stages if one.name == stage)
+    return preflight.unused_options(curriculum.model_copy(update={"stages": only}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            (TEXT, "recipe.bridge.reconstruct_without_vae=0.5"),
+            "recipe.bridge.reconstruct_without_vae changes nothing, because no stage mixes the task reconstruction",
+        ),
+        (
+            (TEXT, "recipe.bridge.source_latents=true"),
+            "bridge.source_latents changes nothing, because no stage mixes an",
+        ),
+        (("recipe.bridge.queries.number=3",), "bridge.queries.number changes nothing, because the design is noisy"),
+        (
+            ("recipe.bridge.states.combine=route",),
+            "bridge.states.combine changes nothing, because bridge.states.layers",
+        ),
+        ((FLOW % "weight: 0.2",), "stages.stage1.objective.weight changes nothing, because the kind is flow"),
+        (
+            (FLOW % "time: {kind: uniform, std: 2.0}",),
+            "objective.time.std changes nothing, because time.kind is uniform",
+        ),
+        ((FLOW % "weighting: {gamma: 2.0}",), "objective.weighting.gamma changes nothing, because weighting.kind is"),
+    ],
+)
+def test_an_option_that_no_stage_uses_is_named(overrides: tuple[str, ...], told: str):
+    found = options("curriculum", "stage1", *overrides)
+    assert found.status == "warning"
+    assert told in found.words
+
+
+def test_an_option_that_a_stage_uses_is_not_named():
+    few = ("stages.stage1.mixture={reconstruction: 0.5, edit: 0.5}", FLOW % "weighting: {kind: min_snr, gamma: 2.0}")
+    bridge = "recipe.bridge={reconstruct_without_vae: 0.5, source_latents: true, states: {layers: 2, combine: route}}"
+    assert options("curriculum", "stage1", *few, bridge).status == "ok"
+    # The start may have been trained with the wider DiT.
+    wide = ("recipe.bridge.source_latents=true", "stages.stage1.start=elsewhere")
+    assert options("curriculum", "stage1", TEXT, *wide).status == "ok"
+
+
+def test_rewards_that_no_stage_learns_from_are_named():
+    control = "recipe.reward.control=constant"
+    found = options("uae", "reward", CAPTION, control)
+    assert "recipe.reward.held_out changes nothing, because no stage learns from rewards" in found.words
+    assert "recipe.reward.control changes nothing" in found.words
+    assert options("uae", "reward", control).status == "ok"
+
+
+@pytest.mark.parametrize("name", ["curriculum", "demo", "ross", "uae", "uae-three-stage"])
+def test_the_shipped_curricula_have_none(name: str):
+    assert preflight.unused_options(load_curriculum(CONFIGS / f"{name}.yaml")).status == "ok"

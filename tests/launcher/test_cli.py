@@ -65,6 +65,10 @@ def test_a_part_that_begins_at_random_and_never_learns_is_told(runnable: Curricu
     assert "no stage trains position_mlp, and" in told("recipe.bridge.vae_branch=false")
     assert "it stays random" not in told("stages.d.trains=[vae_branch, position_mlp]")
     assert "it stays random" not in told("stages.a.start=elsewhere")
+    # So is an option that nothing uses.
+    assert (
+        told("recipe.bridge.queries.number=3").count("queries.number changes nothing, because the design is noisy") == 1
+    )
 
 
 def test_what_is_missing_is_refused_before_anything_starts(runnable: Curriculum, tmp_path: Path):

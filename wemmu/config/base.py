@@ -56,6 +56,11 @@ class ConfigError(ValueError):
     """An invalid config; the message names the file, the field, the value and the reason."""
 
 
+def not_default(config: "Config", *fields: str) -> list[str]:
+    """Return those of the fields that have another value than their default."""
+    return [field for field in fields if getattr(config, field) != type(config).model_fields[field].default]
+
+
 class Config(BaseModel):
     """An immutable config that rejects unknown fields, non-finite numbers, and booleans in place of numbers."""
 

@@ -65,3 +65,8 @@ class Objective(Config):
     @property
     def pairs(self) -> bool:
         return False
+
+    @property
+    def unused(self) -> Mapping[str, str]:
+        """The fields with another value than their default that the other fields switch off -> the reason."""
+        return {}

@@ -166,6 +166,10 @@ class RecipeConfig(Config):
                 f"in a stage's trains, or remove recipe.lora.{min(unused)}"
             )
 
+    def unused(self, stages: Sequence["Stage | ResolutionStep"]) -> Mapping[str, str]:
+        """Return the fields of the recipe with another value than their default that no stage uses -> the reason."""
+        return {}
+
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage for further reasons of the recipe; raises as `check`."""
 

@@ -52,7 +52,7 @@ def inputs(curriculum: Curriculum) -> list[Call]:
     """Return the checks of what the curriculum reads from disk; each takes at most a second."""
     return [
         (check, curriculum)
-        for check in (backbones, libraries, random_parts, starts, sample_images, benchmark_inputs, data)
+        for check in (backbones, libraries, random_parts, unused_options, starts, sample_images, benchmark_inputs, data)
     ]
 
 
@@ -100,6 +100,17 @@ def random_parts(curriculum: Curriculum) -> Finding:
         remedy = "name it in the `trains` of a stage, or give the first stage a `start`"
         return Finding("modules", "warning", found, remedy)
     return Finding("modules", "ok", "all that begin at random are trained")
+
+
+def unused_options(curriculum: Curriculum) -> Finding:
+    """Warn of options that are set and that nothing uses, so that they change nothing."""
+    found = {f"recipe.{field}": why for field, why in curriculum.recipe.unused(curriculum.stages).items()}
+    for stage in curriculum.stages:
+        found |= {f"stages.{stage.name}.objective.{name}": why for name, why in stage.objective.unused.items()}
+    if found:
+        told = "; ".join(f"{field} changes nothing, because {why}" for field, why in found.items())
+        return Finding("options", "warning", told, "remove them, or change what switches them off")
+    return Finding("options", "ok", "all that are set are used")
 
 
 def starts(curriculum: Curriculum) -> Finding:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, Guidance, LocalPath, Positive, Seed, SolverSteps
+from wemmu.config.base import Config, Guidance, LocalPath, Positive, Seed, SolverSteps, not_default
 from wemmu.config.objectives import SDE, Aggregate, Objective, Scale, Std
 from wemmu.config.recipe import RecipeConfig
 from wemmu.config.task import Task
@@ -58,6 +58,10 @@ class UnifiedGRPO(Objective):
     updates: Positive = 1
 
     titles: ClassVar[Mapping[str, str]] = {"unified_grpo": "GRPO over captions"}
+
+    @property
+    def unused(self) -> Mapping[str, str]:
+        return dict.fromkeys(not_default(self, "std", "epsilon") if self.scale == "none" else (), "scale is none")
 
     @property
     def high(self) -> float:
@@ -118,6 +122,12 @@ class FlowGRPO(Objective):
     updates: Positive = 1
 
     titles: ClassVar[Mapping[str, str]] = {"flow_grpo": "GRPO over paths of the sampler"}
+
+    @property
+    def unused(self) -> Mapping[str, str]:
+        found = dict.fromkeys(not_default(self, "std", "epsilon") if self.scale == "none" else (), "scale is none")
+        asks = self.captions == "policy"
+        return found | dict.fromkeys(() if asks else not_default(self, "temperature"), "captions is data")
 
 
 # How the names of encoders that reward nothing begin in the model.
@@ -216,6 +226,14 @@ class UAE(RecipeConfig):
 
     def export_of(self, stage: "Stage | ResolutionStep") -> Literal["pipeline", "generator", "vlm"]:
         return "generator" if stage.trains == ("dit",) else "vlm"
+
+    def unused(self, stages: Sequence["Stage | ResolutionStep"]) -> Mapping[str, str]:
+        if any(isinstance(stage.objective, UnifiedGRPO | FlowGRPO) for stage in stages):
+            return {}
+        set_anyway = [
+            name for name, on in (("held_out", self.reward.held_out), ("control", self.reward.control != "none")) if on
+        ]
+        return {f"reward.{name}": "no stage learns from rewards" for name in set_anyway}
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse what needs a loss of generation, questions that have no reward, and a rollout that is cut."""

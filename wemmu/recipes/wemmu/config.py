@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from wemmu.config.base import Config, Positive, Share
+from wemmu.config.base import Config, Positive, Share, not_default
 from wemmu.config.objectives import LossWeighting, Objective, TimeSampling
 from wemmu.config.recipe import RecipeConfig
-from wemmu.config.task import GENERATION_TASKS, Task
+from wemmu.config.task import EDITS, GENERATION_TASKS, Task
 
 if TYPE_CHECKING:
     from wemmu.config.stage import ResolutionStep, Stage
@@ -27,6 +27,19 @@ class FlowMatching(Objective):
     @property
     def pairs(self) -> bool:
         return self.kind == "contrastive"
+
+    @property
+    def unused(self) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        if self.kind != "contrastive":
+            found |= dict.fromkeys(not_default(self, "weight"), f"the kind is {self.kind}, not contrastive")
+        if self.time.kind != "logit_normal":
+            fields = not_default(self.time, "mean", "std")
+            found |= {f"time.{field}": f"time.kind is {self.time.kind}, not logit_normal" for field in fields}
+        if self.weighting.kind != "min_snr":
+            fields = not_default(self.weighting, "gamma")
+            found |= {f"weighting.{field}": f"weighting.kind is {self.weighting.kind}, not min_snr" for field in fields}
+        return found
 
 
 class Queries(Config):
@@ -146,6 +159,20 @@ class WeMMU(RecipeConfig):
                 "recipe.bridge.source_latents: no stage trains dit, so its channels for them would stay zero; name it "
                 "in a stage's trains, or set recipe.bridge.source_latents=false"
             )
+
+    def unused(self, stages: Sequence["Stage | ResolutionStep"]) -> Mapping[str, str]:
+        tasks, queries, found = {task for stage in stages for task in stage.mixture}, self.bridge.queries, {}
+        if self.bridge.reconstruct_without_vae and Task.RECONSTRUCTION not in tasks:
+            found["bridge.reconstruct_without_vae"] = "no stage mixes the task reconstruction"
+        # A start may have been trained with them.
+        if self.bridge.source_latents and tasks.isdisjoint(EDITS) and stages[0].start is None:
+            found["bridge.source_latents"] = f"no stage mixes an edit ({', '.join(EDITS)})"
+        for field, design in (("std", "noisy"), ("number", "learnable_fixed")):
+            if queries.design != design and not_default(queries, field):
+                found[f"bridge.queries.{field}"] = f"the design is {queries.design}, not {design}"
+        if self.bridge.states.layers == 1 and not_default(self.bridge.states, "combine"):
+            found["bridge.states.combine"] = "bridge.states.layers is 1"
+        return found
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage that trains a part that this bridge lacks, or does not train learnable queries."""
