@@ -15,6 +15,7 @@ from tests.models.elsewhere import ELSEWHERE, Elsewhere, twin
 from tests.models.on_disk import make_backbones
 from tests.models.world import micro_batches, random_images
 from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH, MULTI, T2I, Case, Outcome, RossCase, single
+from tests.training import test_uae_paths as uae_paths
 from wemmu.backbones.full_precision import Made
 from wemmu.config.schema import Backbones, Sampling
 from wemmu.config.task import Task
@@ -156,7 +157,7 @@ class Waiting(Elsewhere):
         self.waits: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        there = [x for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor)]
+        there = [x for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor) and x.device == ELSEWHERE]
         masks = func in (aten.index.Tensor, aten.index_put_.default) and any(
             x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
         )
@@ -169,7 +170,8 @@ class Waiting(Elsewhere):
 
 
 aten = torch.ops.aten
-WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
+SCALAR = aten._local_scalar_dense.default
+WAITS = {SCALAR, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
 
 
 @pytest.mark.parametrize(
@@ -206,5 +208,46 @@ def test_a_step_does_not_wait_for_the_device(
         for step in range(2):
             world.waits.clear()
             engine.accumulate([batch], step)
+            engine.step(1.0)
+    assert world.waits == [str(operator) for operator in waits]
+
+
+# The objective, what learns, and the waits of a step.
+UAE_STEPS = {
+    # How many tokens have a label.
+    "captions": ("{kind: caption}", "[llm]", [aten.nonzero.default]),
+    "rewards": (
+        "{kind: unified_grpo, group: 3, temperature: 2.0, updates: 2, beta: 0.1}", "[llm]", [aten.nonzero.default]
+    ),
+    "paths": ("{kind: flow_grpo, group: 3, temperature: 2.0, updates: 2, beta: 0.1}", "[dit]", []),
+    # Whether images and reconstructions are in [0, 1]: two waits, for two numbers each.
+    "cold start": ("{kind: cold_start, temperature: 2.0, last: 2}", "[llm, dit]", [SCALAR] * 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UAE_STEPS)
+def test_what_a_step_of_uae_waits_for(name: str, monkeypatch: pytest.MonkeyPatch):
+    """The second step on a rollout or, where each step has its own, of a size that an earlier one had."""
+    monkeypatch.setattr(single_engine, "on_its_way", lambda norm: norm)
+    objective, trains, waits = UAE_STEPS[name]
+    made = uae_paths.make(
+        f"stages.reward.objective={objective}", "recipe.cond_encoder=policy", "kernels.noise=device", trains=trains
+    )
+    (batch,) = uae_paths.batches(made, 2)
+    if name == "captions":
+        said = [made.encoder.answer_ids(words) for words in ("a red circle above a blue square", "a cross")]
+        prompts, labels = made.policy.captioned(uae_paths.ASKED, batch.images, said)
+        batch = replace(batch, prompts=prompts, labels=labels)
+    with Waiting() as world:
+        made.model.to(ELSEWHERE)
+        made.model.vlm.tie_weights()
+        engine = SingleEngine(made.model, made.loss, made._run)
+        engine.state()
+        batch = batch.to(ELSEWHERE)
+        for step in range(2):
+            prepared = made.prepare([batch], step)
+            # A rollout's own: what was sampled is read on the host.
+            world.waits.clear()
+            engine.accumulate(prepared.batches, step)
             engine.step(1.0)
     assert world.waits == [str(operator) for operator in waits]

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, DynamicCache
 
 from wemmu.backbones.full_precision import Sources, stored_vlm
 from wemmu.backbones.versions import with_cache
-from wemmu.backbones.vlm import VLM
+from wemmu.backbones.vlm import VLM, causal_mask
 from wemmu.backbones.weights import load_vlm
 from wemmu.config.exported import PARITY
 from wemmu.objectives.reconstruction import answer_cross_entropy
@@ -102,7 +102,8 @@ def decode(
     options = {"use_cache": True, **with_cache(model.language_model, cache)}
     seen = model.language_model(
         **model.inputs(prompts, at_images, vision),
-        attention_mask=prompts.mask.long(),
+        # Whole, or None: else the model would ask the device for each token whether it hides anything.
+        attention_mask=causal_mask(prompts.mask) if prompts.padded else None,
         position_ids=prompts.positions,
         **options,
     ).last_hidden_state
@@ -122,7 +123,7 @@ def decode(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         states = model.language_model(
             inputs_embeds=model.language_model.embed_tokens(tokens[-1])[:, None],
-            attention_mask=mask.long(),
+            attention_mask=mask[:, None, None] if prompts.padded else None,
             position_ids=place.expand(3, -1)[..., None],
             **options,
         ).last_hidden_state[:, 0]

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from wemmu.config.schema import StageRun
 from wemmu.heartbeat import beat
 from wemmu.noise import Noise
 from wemmu.objectives.grpo import advantages, aggregate, clipped, kl_k3, surrogate
@@ -28,12 +29,15 @@ class CaptionLearner:
     # Steps that one call of `prepare` serves.
     period = 1
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
+    def __init__(self, policy: Policy, run: StageRun):
+        self.policy, self._run = policy, run
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         """See `wemmu.recipes.recipe.Recipe`."""
         return Prepared(batches)
+
+    def _noise(self, batch: Batch, step: int) -> Noise:
+        return Noise(self._run.seed, step, batch.sample_ids, batch.images.device, self._run.kernels.noise)
 
     def __call__(self, batch: Batch, step: int) -> Losses:
         """Raise ValueError if a record has no caption."""
@@ -46,9 +50,9 @@ class CaptionLearner:
 class RolloutLearner(CaptionLearner):
     """Learns from rollouts, which depend on weights, step and samples, and serve `objective.updates` steps."""
 
-    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: UnifiedGRPO | FlowGRPO, seed: int):
-        super().__init__(policy)
-        self.reward, self.renderer, self.seed = reward, reward.renderer, seed
+    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: UnifiedGRPO | FlowGRPO, run: StageRun):
+        super().__init__(policy, run)
+        self.reward, self.renderer = reward, reward.renderer
         self.instruction, self.period, self._grpo = self.renderer.config.instruction, objective.updates, objective
         self._kept: Prepared | None = None
 
@@ -75,8 +79,8 @@ class RolloutLearner(CaptionLearner):
 class GRPOLearner(RolloutLearner):
     """The clipped loss over the captions of a rollout, one value per image; see `wemmu.objectives.grpo`."""
 
-    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: UnifiedGRPO, seed: int):
-        super().__init__(policy, reward, objective, seed)
+    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: UnifiedGRPO, run: StageRun):
+        super().__init__(policy, reward, objective, run)
         self.objective = objective
 
     def _made(self, batches: Sequence[Batch], step: int) -> Prepared:
@@ -95,7 +99,7 @@ class GRPOLearner(RolloutLearner):
         return Prepared(made, times, {"length": (min(lengths), max(lengths))})
 
     def _sampled(self, batch: Batch, step: int) -> Captions:
-        objective, noise = self.objective, Noise(self.seed, step, batch.sample_ids, batch.images.device)
+        objective, noise = self.objective, self._noise(batch, step)
         found = self.policy.sample(self.instruction, batch.images, noise, objective.group, objective.temperature)
         beat()
         return found

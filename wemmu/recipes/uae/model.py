@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wemmu.backbones.recompute import recomputed
 from wemmu.backbones.vae import FrozenVAE
+from wemmu.backbones.vlm import causal_mask
 from wemmu.recipes.lora import as_it_began
 from wemmu.recipes.tuned_vlm import TunedVLM
 from wemmu.recipes.wemmu.model import WeMMU
@@ -81,7 +82,8 @@ class UAE(TunedVLM):
         with as_it_began(self, "llm") if reference and self.reference is None else nullcontext():
             seen = model(
                 **self.adapter.inputs(embeds, at_images, vision),
-                attention_mask=prompts.mask.long(),
+                # As in `VLM.prefix_with_gradient`: the model would ask the device whether it hides anything.
+                attention_mask=causal_mask(prompts.mask) if prompts.padded else None,
                 position_ids=prompts.positions,
                 use_cache=False,
             )

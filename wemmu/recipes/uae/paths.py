@@ -32,8 +32,8 @@ class FlowLearner(RolloutLearner):
     The loss is the clipped one over the stochastic steps of paths; see `wemmu.objectives.flow_grpo`.
     """
 
-    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: FlowGRPO, seed: int):
-        super().__init__(policy, reward, objective, seed)
+    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: FlowGRPO, run: StageRun):
+        super().__init__(policy, reward, objective, run)
         self.objective = objective
         self.steps = range(objective.first, objective.first + objective.window)
 
@@ -73,7 +73,7 @@ class FlowLearner(RolloutLearner):
 
     def _made(self, batches: Sequence[Batch], step: int) -> Prepared:
         times = [time.monotonic()]
-        noises = [Noise(self.seed, step, batch.sample_ids, batch.images.device) for batch in batches]
+        noises = [self._noise(batch, step) for batch in batches]
         captions = [self._captions(batch, noise) for batch, noise in zip(batches, noises, strict=True)]
         times.append(time.monotonic())
         drawn = [self._drawn(*one) for one in zip(batches, captions, noises, strict=True)]
@@ -163,8 +163,8 @@ class ColdStartLearner(CaptionLearner):
     """1 - cosine of image and reconstruction, one value per image, with gradient through the sampler's last steps."""
 
     def __init__(self, policy: Policy, renderer: Renderer, objective: ColdStart, run: StageRun):
-        super().__init__(policy)
-        self.renderer, self.objective, self.seed = renderer, objective, run.seed
+        super().__init__(policy, run)
+        self.renderer, self.objective = renderer, objective
         # Whether the VLM that conditions the generator learns, so that the condition has a gradient.
         self.reads = "llm" in run.stage.trains
         self.encoder: Any = renderer.model.encoders["reward"]
@@ -178,7 +178,7 @@ class ColdStartLearner(CaptionLearner):
 
     def _made(self, batch: Batch, step: int) -> Batch:
         renderer, images = self.renderer, batch.images
-        noise = Noise(self.seed, step, batch.sample_ids, images.device)
+        noise = self._noise(batch, step)
         captions = self.policy.sample(renderer.config.instruction, images, noise, 1, self.objective.temperature)
         beat()
         prompts, sees = renderer.prompts(captions.texts, images)
@@ -195,7 +195,7 @@ class ColdStartLearner(CaptionLearner):
         assert paths is not None, "`prepare` adds them"
         full = paths.full
         if self.reads:
-            noise = Noise(self.seed, step, batch.sample_ids, images.device)
+            noise = self._noise(batch, step)
             sees = renderer.config.condition == "in_context"
             with evaluating(renderer.model), torch.enable_grad():
                 full = renderer.read(batch.prompts, sees, images, noise, with_gradient=True)
@@ -211,11 +211,11 @@ def learner_of(run: StageRun, policy: Policy, renderer: Renderer) -> CaptionLear
     """Return what the stage's objective learns by."""
     match run.stage.objective:
         case UnifiedGRPO() as objective:
-            return GRPOLearner(policy, ReconstructionReward(renderer), objective, run.seed)
+            return GRPOLearner(policy, ReconstructionReward(renderer), objective, run)
         case FlowGRPO() as objective:
-            return FlowLearner(policy, ReconstructionReward(renderer), objective, run.seed)
+            return FlowLearner(policy, ReconstructionReward(renderer), objective, run)
         case ColdStart() as objective:
             return ColdStartLearner(policy, renderer, objective, run)
         case objective:
             assert isinstance(objective, CaptionTuning), "the config gives this recipe no other"
-            return CaptionLearner(policy)
+            return CaptionLearner(policy, run)

@@ -130,5 +130,5 @@ def invert_cdf(logp: Tensor, uniforms: Tensor) -> Tensor:
     logp: [N, V]; uniforms: [N], in [0, 1). A token of probability 0 is never first.
     """
     cumulative = logp.double().exp().cumsum(-1)
-    reached = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+    reached = uniforms.double()[:, None] * cumulative[:, -1:]
     return (cumulative <= reached).sum(-1)

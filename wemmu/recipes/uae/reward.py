@@ -31,7 +31,7 @@ class Pixels(nn.Module):
     """Scales an image down and takes its mean away, so that a cosine of two is their correlation."""
 
     def embed(self, images: Tensor) -> Tensor:
-        low, high = (float(value) for value in images.detach().aminmax())
+        low, high = torch.stack(images.detach().aminmax()).tolist()
         if low < 0 or high > 1:
             raise ValueError(f"an image holds values from {low:g} to {high:g}; valid: 0 to 1")
         small = F.interpolate(images.float(), (PIXELS_SIDE, PIXELS_SIDE), mode="area")
