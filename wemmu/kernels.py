@@ -65,6 +65,7 @@ class Kernels:
     noise: str = "host"
     deterministic: bool = False
     narrow: bool = False
+    channels_last: bool = False
     refused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -75,6 +76,8 @@ class Kernels:
         )
         if self.narrow:
             chosen += ", linear attention not in float32"
+        if self.channels_last:
+            chosen += ", the frozen autoencoder in channels_last"
         if self.deterministic:
             chosen += ", deterministic: every sum in one order, cuDNN's attention not used; on a GPU this is slower"
         return "; ".join([chosen, *self.refused])
@@ -145,7 +148,10 @@ def choose(
     noise = "device" if on_device(config.noise, device) else "host"
     adamw = "Apex" if fused else "torch"
     narrow = auto if config.narrow_attention == "auto" else config.narrow_attention
-    return Kernels(adamw, norms, without, masked, compiled, noise, config.deterministic, narrow, tuple(refused))
+    return Kernels(
+        adamw, norms, without, masked, compiled, noise, config.deterministic, narrow, config.channels_last,
+        tuple(refused),
+    )  # fmt: skip
 
 
 def first_objection(answers: Sequence[tuple[str, str | None]]) -> str | None:

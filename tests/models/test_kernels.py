@@ -1,5 +1,6 @@
 """Fused kernels are taken only where they agree with the plain ones; what is chosen is told and recorded."""
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -242,6 +243,24 @@ def test_narrow_linear_attention_rounds_about_as_diffusers_does(device: torch.de
     torch.testing.assert_close(outcome(torch.float32), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
     off = [float((found - exact).norm() / exact.norm()) for found in (outcome(torch.bfloat16), plain)]
     assert 1e-3 < off[0] < 1.5 * off[1]
+
+
+def test_an_autoencoder_in_channels_last_makes_the_same_latents_in_the_same_order(model: WeMMU):
+    assert not KernelsConfig().channels_last
+    assert chosen(channels_last=True).channels_last
+    assert "channels_last" in str(chosen(channels_last=True))
+    images, seen = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), []
+    vae = copy.deepcopy(model.vae)
+    plain = vae.encode(images)
+    vae.vae.to(memory_format=torch.channels_last)
+    for layer in vae.vae.encoder.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _, inputs, y: seen.append(y))
+    found = vae.encode(images)
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in seen)
+    assert len(seen) > 5
+    assert found.stride() == plain.stride()
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
 
 
 @pytest.mark.slow

@@ -40,7 +40,8 @@ class FrozenVAE(Offloadable):
         def encode(pixels: Tensor) -> Tensor:
             size = pixels.shape[-2:] if grid is None else (grid[0] * self.latent_px, grid[1] * self.latent_px)
             with self.at_work(pixels.device):
-                return self.adapter.encode(self.vae, resize(pixels, *size) / 127.5 - 1)
+                # Convolutions in channels_last hand their order on; what follows has its own.
+                return self.adapter.encode(self.vae, resize(pixels, *size) / 127.5 - 1).contiguous()
 
         # Without resizing, an input shares its cached latents with the target of the same image.
         own = tuple(side // self.latent_px for side in pixels.shape[-2:])

@@ -93,6 +93,9 @@ class Kernels(Config):
     compile: Literal["auto"] | bool = "auto"
     # Sana's linear attention in the type of the weights instead of float32; see wemmu/backbones/linear_attention.py.
     narrow_attention: Literal["auto"] | bool = "auto"
+    # The frozen autoencoder's 2D convolutions with channels last in memory. Off: without compilation it helped at
+    # 1024 px and hurt at 512 px on one H200; with it nobody has measured it.
+    channels_last: bool = False
     # host: on the CPU, the same numbers everywhere. device: on the GPU, without waiting. auto: where the model is.
     noise: NoiseSource = "auto"
     # The same bits from every run on the same kind of GPU, at a price: torch's deterministic algorithms, no cuDNN

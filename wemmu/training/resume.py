@@ -93,6 +93,8 @@ def _changes(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
     was = upgraded_settings(manifest.settings, origin.settings) or {"seed": manifest.seed}
     if not any(_group(field) == "memory" for field in was):
         was["memory.quantize"] = {}
+    if any(_group(field) == "kernels" for field in was):
+        was.setdefault("kernels.channels_last", False)
     was = with_defaults(with_defaults(was, "recipe", run.recipe), "objective", run.stage.objective)
     recorded = {_group(field) for field in was}
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
