@@ -113,7 +113,7 @@ STUDIES = {
                 "stages.reca.mixture={t2i: 0.35, reconstruction: 0.07, unconditional: 0.04, edit: 0.54}",
             ],
             "half RecA": [],
-            "nine tenths RecA": ["stages.reca.mixture={t2i: 0.05, reconstruction: 0.9, edit: 0.05}"],
+            "mostly RecA": ["stages.reca.mixture={t2i: 0.05, reconstruction: 0.88, unconditional: 0.02, edit: 0.05}"],
         },
     ),
 }

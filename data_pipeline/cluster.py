@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from data_pipeline.chain import Services
 from data_pipeline.plan import Job
+from wemmu.command_line import FAILED
 from wemmu.config import ConfigError
 from wemmu.config.shards import ShardError
 
@@ -96,6 +97,12 @@ class OnRay(Workers):
         return partial(_Remote, [remote.remote(*arguments) for _ in range(max(1, self._gpus))])
 
 
+class RayError(RuntimeError):
+    """There is no cluster to work on; another attempt may find one."""
+
+    exit_code = FAILED
+
+
 @contextmanager
 def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType]:
     """Connect to Ray. Without `address`, start a local cluster of `workers` CPUs (default: all).
@@ -124,7 +131,12 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
                 "_temp_dir": stack.enter_context(scratch),
             }
         stack.callback(ray.shutdown)
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **options)
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **options)
+        except Exception as error:  # Ray has no class of its own for it.
+            where = f"at {address} does not answer" if address else "did not start on this machine"
+            remedy = "correct --ray" if address else "repeat the command when the machine is less busy"
+            raise RayError(f"Ray {where} ({error}); {remedy}") from error
         yield ray
 
 

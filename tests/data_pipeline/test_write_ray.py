@@ -1,6 +1,7 @@
 """With real Ray: the same bytes as without, and kill -9 of the writing process amid its partitions."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
+from data_pipeline.cluster import RayError, ray_cluster
 from tests.data_pipeline.test_faults import contents
 from tests.data_pipeline.worlds import SHAPES, collection, curriculum_of, write_in_process
 from tests.patience import eventually
+from wemmu.command_line import FAILED, exit_code
 from wemmu.config import Curriculum, dump
 
 
@@ -81,3 +85,20 @@ def test_models_in_actors_give_what_they_give_in_the_process(tmp_path: Path) -> 
         assert process.wait(timeout=900) == 0
     write_in_process(curriculum(tmp_path / "here"))
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (None, "Ray did not start on this machine (no raylet); repeat the command when the machine is less busy"),
+        ("10.0.0.1:6379", "Ray at 10.0.0.1:6379 does not answer (no raylet); correct --ray"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_a_sentence_and_may_be_tried_again(address, words, monkeypatch):
+    def init(**_):
+        raise Exception("no raylet")  # As Ray raises it.
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RayError, match=re.escape(words)) as raised, ray_cluster(address, 1):
+        pass
+    assert exit_code(raised.value) == FAILED
