@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from PIL import Image
 
 from wemmu.command_line import Ema, UsageError, plainly, program, start
+from wemmu.config.schema import SolverName
 from wemmu.source import SampleOptions, check_request, open_source, save_image
 
 
@@ -35,7 +36,9 @@ def main(
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image; image i uses seed + i.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; default: the config's.")] = None,
-    solver: Annotated[str | None, typer.Option(help="euler or heun; default: the config's.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help=f"{' or '.join(get_args(SolverName))}; default: the config's.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the text; default: the config's.")] = None,
     image_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the image, in an edit.")] = None,
     ema: Ema = None,

@@ -2,11 +2,13 @@
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from wemmu.config.schema import SolverName
 from wemmu.objectives.flow import square_error
 from wemmu.objectives.reconstruction import add_noise
 from wemmu.sampling.solvers import SOLVERS, Solver, ddim, times
@@ -37,6 +39,10 @@ def test_the_error_shrinks_at_the_solvers_order(name: str, order: int, shift: fl
     errors = [error(SOLVERS[name], n, shift) for n in (40, 80, 160)]
     for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
+def test_the_config_names_every_solver():
+    assert get_args(SolverName) == tuple(SOLVERS)
 
 
 def test_every_sample_is_told_the_time_of_the_step(solver: Solver):

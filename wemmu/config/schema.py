@@ -168,12 +168,15 @@ class SamplePrompt(Config):
     images: tuple[LocalPath, ...] = ()
 
 
+# `wemmu.sampling.solvers` has them; heun evaluates the model twice a step.
+SolverName = Literal["euler", "heun"]
+
+
 class Sampling(Config):
     """How sample images are drawn during and after training. Guidance rules and weights: the paper, "Inference"."""
 
     steps: SolverSteps = 20
-    # Of `wemmu.sampling.solvers`: heun evaluates the model twice a step.
-    solver: Literal["euler", "heun"] = "euler"
+    solver: SolverName = "euler"
     t2i: Guidance = 4.0
     image: Guidance = 2.0
     instruction: Guidance = 3.0

@@ -43,7 +43,7 @@ from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.sampling.request import grouped, request_sizes
 from wemmu.sampling.sampler import Sampler
-from wemmu.sampling.solvers import OnStep, Solver, Step, heun, keep
+from wemmu.sampling.solvers import SOLVERS, OnStep, Solver, Step, keep
 from wemmu.timesteps import VelocityField, shift_time
 
 logger = logging.get_logger(__name__)
@@ -293,10 +293,8 @@ class WeMMUPipeline(DiffusionPipeline):
             hook.pre_forward(self.vlm)
         model = WeMMU(vlm, FrozenVAE(self.vae), self.bridge, self.transformer)
         # Evenly spaced times, for the scheduler shifts them itself.
-        solvers = {
-            "euler": scheduler_solver(self.scheduler, self.progress_bar),
-            "heun": _shifted(heun, self.scheduler.config.shift),
-        }
+        solvers = {name: _shifted(solver, self.scheduler.config.shift) for name, solver in SOLVERS.items()}
+        solvers["euler"] = scheduler_solver(self.scheduler, self.progress_bar)
         return Sampler(model, PromptEncoder(self.processor), 1.0, solvers, self._execution_device)
 
 
