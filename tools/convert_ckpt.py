@@ -18,6 +18,7 @@ parity.json in it records the comparison.
 import ctypes
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +32,7 @@ import typer
 from tools.export import replacing
 from wemmu.command_line import Ema, UsageError, plainly, program, start, without_unused
 from wemmu.config import StageRun, load_stage
-from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, own_checkpoints, refuse_renamed, stage_folder
+from wemmu.config.checkpoints import check_averages, newest_checkpoint, stage_folder, stated
 
 
 class Dtype(StrEnum):
@@ -79,19 +80,36 @@ def main(
         bool, typer.Option("--without-vlm", help="Leave out the VLM, which training never changes.")
     ] = False,
     ema: Ema = None,
-    forward: Annotated[bool, typer.Option(help="Load both models and compare images after writing.")] = True,
+    forward: Annotated[
+        bool | None, typer.Option(help="Load both models and compare images after writing; default: yes.")
+    ] = None,
 ) -> None:
     """Export a diffusers pipeline, weights to start a stage from, or a checkpoint made from a DeepSpeed folder."""
     return_what_is_freed()
-    if sum(target is not None for target in (out, ship, adapters, checkpoint)) != 1:
+    targets = {"--out": out, "--ship": ship, "--adapters": adapters, "--checkpoint": checkpoint}
+    chosen = [name for name, path in targets.items() if path is not None]
+    if len(chosen) != 1:
         raise UsageError(
             "give one of --out DIR (a pipeline), --ship DIR (weights to start from), --adapters DIR (LoRA), "
             "--checkpoint DIR (DeepSpeed)"
         )
+    (target,) = chosen
     if (checkpoint is None) != (stage is None):
         raise UsageError(
             "--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds"
         )
+    # What each target has a use for.
+    uses = {
+        "--dtype": (dtype, ("--out", "--ship")),
+        "--without-vlm": (without_vlm or None, ("--out",)),
+        "--forward/--no-forward": (forward, ("--out",)),
+        "--rename": (rename or None, ("--checkpoint",)),
+        "--ema/--no-ema": (ema, ("--out", "--ship", "--adapters")),
+    }
+    for option, (given, kinds) in uses.items():
+        if given is not None and target not in kinds:
+            raise UsageError(f"{option} has no effect with {target}; it is for {', '.join(kinds)}")
+    table = parse_table(rename or [])
     if out is not None:
         replacing.check_export(out)
     if ship is not None:
@@ -104,10 +122,18 @@ def main(
     found = None if pipeline or checkpoint is not None else find(source)
     if found is None and ema is not None:
         raise UsageError(f"--ema is for a checkpoint of a run, which {source} is not")
+    if found is not None:
+        check_averages(found.checkpoint, found.run.stage.averages(ema))
+        if without_vlm and found.run.recipe.export_of(found.run.stage) == "vlm":
+            raise UsageError(f"--without-vlm is for a pipeline; {source} is exported as a VLM")
+        if adapters is not None and not (stated(found.checkpoint) or {}).get("adapters"):
+            raise ValueError(
+                f"{found.checkpoint} holds no adapters (recipe.lora); `wemmu export RUN --out DIR` writes whole weights"
+            )
     # What is wrong so far is said before torch and the models are imported.
     if out is not None:
         assert found is not None
-        lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward, ema)
+        lines = export(found, out, dtype or Dtype.FLOAT32, without_vlm, forward is not False, ema)
     elif adapters is not None:
         assert found is not None
         lines = _adapters(found, adapters, ema)
@@ -116,7 +142,7 @@ def main(
     else:
         assert stage is not None
         assert checkpoint is not None
-        lines = _import(source, load_stage(stage / "config.yaml"), checkpoint, rename or [])
+        lines = _import(source, load_stage(stage / "config.yaml"), checkpoint, table)
     print("\n".join(lines))
 
 
@@ -156,8 +182,8 @@ def _named(checkpoint: Path, averaged: bool) -> str:
     return f"the average (EMA) in {checkpoint}" if averaged else str(checkpoint)
 
 
-def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[str]:
-    from tools.zero.checkpoint import parse_table, write_checkpoint
+def _import(source: Path, run: StageRun, root: Path, table: dict[str, str]) -> list[str]:
+    from tools.zero.checkpoint import write_checkpoint
     from tools.zero.folder import is_folder, read_folder
 
     if not is_folder(source):
@@ -166,7 +192,22 @@ def _import(source: Path, run: StageRun, root: Path, rename: list[str]) -> list[
             f"{source} is not a DeepSpeed folder: it holds neither *_model_states.pt nor a file named latest"
             + (f"; meant may be one of those inside: {', '.join(inside)}" if inside else "")
         )
-    return write_checkpoint(read_folder(source), run, root, parse_table(rename))
+    return write_checkpoint(read_folder(source), run, root, table)
+
+
+def parse_table(entries: Iterable[str]) -> dict[str, str]:
+    """Parse `OLD=NEW` entries into {OLD: NEW}; see `rename`.
+
+    Raises:
+        ValueError: if an entry is none, or names a prefix twice.
+    """
+    table: dict[str, str] = {}
+    for entry in entries:
+        old, equals, new = entry.partition("=")
+        if not equals or old in table:
+            raise ValueError(f"--rename {entry!r} is not OLD=NEW with a new OLD; for example model.bridge.=bridge.")
+        table[old] = new
+    return table
 
 
 def find(source: Path) -> Source:
@@ -179,11 +220,7 @@ def find(source: Path) -> Source:
         folder, checkpoint = source.resolve().parent.parent, source
     else:
         folder = stage_folder(source)
-        refuse_renamed(folder / CHECKPOINTS)
-        found = own_checkpoints(folder / CHECKPOINTS)
-        if not found:
-            raise no_checkpoint(folder)
-        checkpoint = found[-1]
+        checkpoint = newest_checkpoint(folder)
     return Source(load_stage(folder / "config.yaml"), folder, checkpoint)
 
 

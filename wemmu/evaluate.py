@@ -13,7 +13,14 @@ import typer
 from wemmu.command_line import AsJson, Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
 from wemmu.config.benchmarks import OPTIONS, RESULTS, card_folder, from_pairs, options
-from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, stage_folder
+from wemmu.config.checkpoints import (
+    CHECKPOINTS,
+    MANIFEST,
+    check_averages,
+    newest_checkpoint,
+    no_checkpoint,
+    stage_folder,
+)
 from wemmu.readable import valid
 from wemmu.source import choose_device, open_pipeline
 
@@ -77,11 +84,13 @@ def _of_stage(
     number = prompts or run.evaluation.prompts
     if number == 0:
         raise UsageError(f"{run.stage.name}: evaluation.prompts is 0; give --prompts N with N > 0")
+    check_averages(checkpoint or newest_checkpoint(folder), run.stage.averages(ema))
     # Bad input is refused above, before torch and the models are imported.
     from wemmu.evaluation.shapes.results import evaluate, lines
 
+    place = _device(device, run)
     chosen = _checkpoint(folder, checkpoint)
-    model = _Stage(run, chosen, ema, _device(device, run))
+    model = _Stage(run, chosen, ema, place)
     what = f"the average (EMA) in {chosen.name}" if run.stage.averages(ema) else chosen.name
     print(f"{run.stage.name}: scoring {what}, {number} requests of each task", flush=True)
     results = evaluate(run, number, folder, model.open, model.settings(), only)
@@ -129,6 +138,8 @@ def _benchmark(
     # What the config of the run says, unless --set says otherwise.
     configured = run.evaluation.after(run.stage).get(name) if run else None
     checked = options(name, _merged(configured.model_dump() if configured else {}, values))
+    if run is not None and stage is not None:
+        check_averages(checkpoint or newest_checkpoint(stage), run.stage.averages(ema))
     from wemmu.evaluation.run_benchmark import run_benchmark
 
     place = _device(device, run)

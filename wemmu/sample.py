@@ -54,7 +54,7 @@ def main(
     for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
         if weight is not None and not math.isfinite(weight):
             raise UsageError(f"{name} {weight} is not a weight; valid: a finite number")
-    check_request(source, wish)
+    check_request(source, wish, ema)
     opened = open_source(source, ema, device)
     responses = opened.respond(wish, None)
     out.parent.mkdir(parents=True, exist_ok=True)

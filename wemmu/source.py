@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from wemmu.command_line import UsageError, exit_code, without_unused
 from wemmu.config import StageRun, Task, load_stage, load_stages
 from wemmu.config.buckets import RequestSizes, Size, cropped
-from wemmu.config.checkpoints import CHECKPOINTS, no_checkpoint, stage_folder
+from wemmu.config.checkpoints import CHECKPOINTS, check_averages, newest_checkpoint, no_checkpoint, stage_folder
 from wemmu.config.exported import PARITY
 from wemmu.config.files import replacing
 from wemmu.config.schema import Sampling
@@ -62,6 +62,25 @@ class SampleOptions:
     def input_sizes(self) -> list[Size]:
         """(height, width) px of the input images."""
         return [(image.height, image.width) for image in self.images]
+
+    def of_drawing(self) -> list[str]:
+        """Return the options that were given and only a model that draws has."""
+        given = {
+            "--steps": self.steps,
+            "--solver": self.solver,
+            "--guidance": self.guidance,
+            "--image-guidance": self.image_guidance,
+        }
+        return [name for name, value in given.items() if value is not None]
+
+    def check_guidance(self) -> None:
+        """Raise UsageError for a guidance weight that this request does not use."""
+        if self.image_guidance is not None and len(self.images) != 1:
+            raise UsageError(f"--image-guidance is for a request with one --image; {len(self.images)} were given")
+        if self.image_guidance is not None and self.guidance is not None and not self.prompt:
+            raise UsageError("without --prompt, --guidance and --image-guidance are the same weight; give one of them")
+        if self.guidance is not None and not (self.images or self.prompt):
+            raise UsageError("--guidance has nothing to weight; give --prompt, --image or both")
 
     def weights(self, task: Task) -> dict[str, float]:
         """Return guidance weights under the names of `Sampling`; `guidance` weights the text, if the task has text."""
@@ -177,12 +196,12 @@ def open_source(source: Path, ema: bool | None = None, device: str | None = None
     if exported is not None:
         if ema is not None:
             raise UsageError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
-        return exported(source, device)
+        return exported(source, choose_device(device))
     stage = stage_folder(source)
-    return _stage(load_stage(stage / "config.yaml"), stage, ema, device)
+    return _stage(load_stage(stage / "config.yaml"), stage, ema, choose_device(device))
 
 
-def check_request(source: Path, options: SampleOptions) -> None:
+def check_request(source: Path, options: SampleOptions, ema: bool | None = None) -> None:
     """Refuse, before weights are loaded, what the small files of a model exclude.
 
     Raises:
@@ -200,12 +219,18 @@ def check_request(source: Path, options: SampleOptions) -> None:
     elif is_tuned_vlm(source):
         draws = False
     else:
-        run = load_stage(stage_folder(source) / "config.yaml")
+        stage = stage_folder(source)
+        run = load_stage(stage / "config.yaml")
+        check_averages(newest_checkpoint(stage), run.stage.averages(ema))
         draws, vlm, vae = run.recipe.draws, run.backbones.vlm, run.backbones.vae or vae
         side, aspect = run.stage.resolution, run.data.max_aspect
         table = run.recipe.bridge.position_table if isinstance(run.recipe, WeMMU) else 0
     if not draws and not options.images:
         raise UsageError("a question needs an image; give one")
+    if draws:
+        options.check_guidance()
+    elif unused := options.of_drawing():
+        raise UsageError(f"{unused[0]} is for a model that draws; {source} answers questions about an image")
     # An export without its VLM is refused when it is opened.
     if table and side and options.size and (vlm / "config.json").is_file():
         vision = read_json(vlm / "config.json")["vision_config"]
@@ -251,7 +276,7 @@ def choose_device(name: str | None) -> "torch.device":
     return device
 
 
-def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) -> Source:
+def _stage(run: StageRun, folder: Path, ema: bool | None, device: "torch.device") -> Source:
     import torch
 
     from wemmu.checkpoint.retention import latest
@@ -267,7 +292,7 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
         raise no_checkpoint(folder)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    made = load_trained(run, checkpoint, ema, choose_device(device))
+    made = load_trained(run, checkpoint, ema, device)
     resolutions = sorted({stage.stage.resolution for _, stage in load_stages(folder.resolve().parent)})
 
     def request_of(task: Task, options: SampleOptions) -> GenerationRequest:
@@ -306,15 +331,14 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: str | None) ->
     return source
 
 
-def _exported(directory: Path, device: str | None) -> Source:
+def _exported(directory: Path, device: "torch.device") -> Source:
     from wemmu.pixels import to_images
 
     with without_unused():
         from wemmu.backbones.vae import FrozenVAE
         from wemmu.sampling.request import Response, task_of
 
-    place = choose_device(device)
-    pipe = open_pipeline(directory).to(place)
+    pipe = open_pipeline(directory).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     def draw(options: SampleOptions, on_images: "OnImages | None") -> list[Response]:
@@ -358,7 +382,7 @@ def _exported(directory: Path, device: str | None) -> Source:
     )
 
 
-def _exported_vlm(directory: Path, device: str | None) -> Source:
+def _exported_vlm(directory: Path, device: "torch.device") -> Source:
     """A tuned VLM without what the training had beside it; shown with an answer is the image that was asked about."""
     import torch
 
@@ -369,7 +393,7 @@ def _exported_vlm(directory: Path, device: str | None) -> Source:
         from wemmu.recipes.tuned_vlm import ExportedVLM
         from wemmu.sampling.request import GenerationRequest, Response
 
-    vlm = ExportedVLM(directory, choose_device(device))
+    vlm = ExportedVLM(directory, device)
     side = int(vlm.origin["resolution"])
 
     def answer(options: SampleOptions, _: "OnImages | None") -> list[Response]:

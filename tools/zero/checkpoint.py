@@ -180,21 +180,6 @@ def _lines(folder: Folder, final: Path, found: Mapping[str, Parameter], left_out
     ]
 
 
-def parse_table(entries: Iterable[str]) -> dict[str, str]:
-    """Parse `OLD=NEW` entries into {OLD: NEW}; see `rename`.
-
-    Raises:
-        ValueError: if an entry is none, or names a prefix twice.
-    """
-    table: dict[str, str] = {}
-    for entry in entries:
-        old, equals, new = entry.partition("=")
-        if not equals or old in table:
-            raise ValueError(f"--rename {entry!r} is not OLD=NEW with a new OLD; for example model.bridge.=bridge.")
-        table[old] = new
-    return table
-
-
 def rename(names: Iterable[str], table: Mapping[str, str]) -> dict[str, str | None]:
     """Return name -> canonical name, None for dropped names. The longest prefix counts; without one the name stays.
 

@@ -36,7 +36,7 @@ from wemmu.checkpoint.metadata import CheckedReader
 from wemmu.checkpoint.retention import discard, make_room, newest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor, WholePlanner
 from wemmu.checkpoint.state import TrainState
-from wemmu.config.checkpoints import directory_name
+from wemmu.config.checkpoints import directory_name, no_averages
 from wemmu.config.exported import is_export
 from wemmu.config.files import sync
 
@@ -220,10 +220,7 @@ def weight_prefixes(directory: Path, manifest: Manifest, ema: bool) -> dict[str,
         CheckpointError: if `ema` is set and there are no averages.
     """
     if ema and not manifest.ema:
-        raise CheckpointError(
-            f"{directory} holds no moving average of the weights (EMA): optimizer.ema_decay was not set when it was "
-            "saved, or `wemmu export --ship` wrote it; --no-ema uses the weights"
-        )
+        raise CheckpointError(no_averages(directory))
     averaged = set(manifest.trained) if ema else set()
     return {name: EMA if name in averaged else WEIGHTS for name in manifest.tensors}
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from wemmu.config.base import ConfigError
 from wemmu.config.load import load_stages
@@ -25,6 +26,33 @@ class RenamedError(ConfigError):
 def no_checkpoint(folder: Path) -> ConfigError:
     """Return the error for a stage's folder without a checkpoint."""
     return ConfigError(f"{folder} has no checkpoint; train it first: wemmu train {folder / 'config.yaml'}")
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Return the newest checkpoint of a stage's folder, whose files are not read yet.
+
+    Raises:
+        ConfigError: if it has none. RenamedError: as `refuse_renamed`.
+    """
+    refuse_renamed(folder / CHECKPOINTS)
+    if not (found := own_checkpoints(folder / CHECKPOINTS)):
+        raise no_checkpoint(folder)
+    return found[-1]
+
+
+def no_averages(checkpoint: Path) -> str:
+    """Return what to say of a checkpoint without moving averages."""
+    return (
+        f"{checkpoint} holds no moving average of the weights (EMA): optimizer.ema_decay was not set when it was "
+        "saved, or `wemmu export --ship` wrote it; --no-ema uses the weights"
+    )
+
+
+def check_averages(checkpoint: Path, averaged: bool) -> None:
+    """Raise ConfigError if moving averages are to be used and the manifest says that there are none."""
+    manifest = stated(checkpoint)
+    if averaged and manifest is not None and not manifest.get("ema"):
+        raise ConfigError(no_averages(checkpoint))
 
 
 def stage_folder(source: Path) -> Path:
@@ -95,12 +123,18 @@ def refuse_renamed(root: Path) -> None:
             )
 
 
+def stated(directory: Path) -> dict[str, Any] | None:
+    """Return the fields of the manifest of `directory`, without a look at its files; None if it is unreadable."""
+    try:
+        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def manifest_step(directory: Path) -> int | None:
     """Return the step in the manifest of `directory`; None if it is unreadable."""
-    try:
-        step = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    step = (stated(directory) or {}).get("step")
     return step if isinstance(step, int) else None
 
 

@@ -1,6 +1,7 @@
 """Open the page: `wemmu ui EXPORT`."""
 
 import os
+import socket
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,6 +30,7 @@ def main(
     """Start a page in the browser: generate, edit and reconstruct images, and ask a VLM questions."""
     if find_spec("gradio") is None:
         raise UsageError("the page needs Gradio, which is not installed; install it: pip install 'wemmu[ui]'")
+    check_address(host, port)
     # Before Gradio is imported: nothing is sent anywhere.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     from wemmu.ui.page import serve
@@ -38,6 +40,22 @@ def main(
     if not _is_loopback(host):
         typer.echo(f"warning: everybody who reaches {host} can use this page; it asks for no password", err=True)
     serve(models, host, port, browser)
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise UsageError if nothing can listen on this address; port None: on any port of the host."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as listener:
+            # As Gradio does: a port that was just closed is free.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        named = f"--host {host}" + (f" --port {port}" if port else "")
+        raise UsageError(
+            f"{named} cannot be listened on: {error.strerror}; valid: an address of this machine, such as {LOOPBACK}, "
+            "and a port that no program uses; without --port, the first free one from 7860"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:
