@@ -65,7 +65,7 @@ def survey(job: Job, config: prepare.Source, sample: int) -> Survey:
     """
     source = job.source(config.name)
     parts = source.parts(job.prepare.partition)
-    sample = max(sample, DRAWN) if config.kind == "shapes" else sample
+    sample = sample if isinstance(config, prepare.StoredSource) else max(sample, DRAWN)
     found = Survey(config.name, config.kind, len(parts))
     chosen = [parts[i * len(parts) // min(SPREAD, len(parts))] for i in range(min(SPREAD, len(parts)))]
     whole = []

@@ -22,6 +22,7 @@ from data_pipeline.records import SourcePartition
 from data_pipeline.report_record import JSON_FILE
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.files import replace_text
+from wemmu.config.prepare import StoredSource
 from wemmu.config.serving import check_preparable, check_readable, needs
 from wemmu.config.shards import (
     DATASET_FILE,
@@ -149,7 +150,7 @@ def _write_missing(
         return scan.records
 
     dropped = [frozenset[int]()] * len(parts)
-    if job.prepare.keep.duplicates == "drop" and any(s.kind != "shapes" for s in job.prepare.sources):
+    if job.prepare.keep.duplicates == "drop" and any(isinstance(s, StoredSource) for s in job.prepare.sources):
         scan_file(job.root, 0).parent.mkdir(exist_ok=True)
         unread = [n for n in range(len(parts)) if not scan_file(job.root, n).exists()]
         scans = workers.run(scan_part, ((job, n, parts[n]) for n in unread))

@@ -8,8 +8,6 @@ from data_pipeline.sources.files import File
 from data_pipeline.sources.table import TableSource
 from wemmu.config import Task, prepare
 
-Captioned = prepare.FolderSource | prepare.ParquetSource | prepare.HuggingFaceSource
-
 
 class FolderSource(TableSource[prepare.FolderSource]):
     """Reads text-to-image records, or understanding records if the config names a field for the answer."""
@@ -41,7 +39,7 @@ class ParquetSource(TableSource[prepare.ParquetSource]):
         return captioned(self._config, key, fields, root if self._config.root else None)
 
 
-def captioned(config: Captioned, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
+def captioned(config: prepare.CaptionedSource, key: str, fields: dict[str, Any], root: Root | None) -> RawRecord:
     """Return the text-to-image record of a row; raise RejectedError if there is none."""
     prompt = None if config.caption is None else prompt_of(fields.get(config.caption), config.caption, key)
     image = one_of(fields.get(config.image), config.image)

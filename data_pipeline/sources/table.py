@@ -13,12 +13,10 @@ from data_pipeline.sources.files import File, Files
 from data_pipeline.sources.rows import parse, parts_of_rows, read_rows
 from wemmu.config import prepare
 
-Config = TypeVar(
-    "Config", prepare.FolderSource, prepare.ConversationsSource, prepare.EditsSource, prepare.ParquetSource
-)
+Config = TypeVar("Config", bound=prepare.TableSource)
 
 
-def columns(config: prepare.Source, fields: Iterable[str]) -> dict[str, str]:
+def columns(config: prepare.StoredSource, fields: Iterable[str]) -> dict[str, str]:
     """Return {config field: column} for the fields that name a column."""
     return {field: column for field in fields if (column := getattr(config, field)) is not None}
 

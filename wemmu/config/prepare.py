@@ -3,7 +3,7 @@
 Paths are local or anything fsspec opens (`s3://...`, `hf://...`) and may hold wildcards.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
@@ -27,6 +27,13 @@ class _Source(Config):
         return (Task.T2I,)
 
 
+class StoredSource(_Source):
+    """Records that lie at `path`: files, whose names may have wildcards, or a folder unless `of_files`."""
+
+    path: Location
+    of_files: ClassVar[bool] = True
+
+
 class _ImageSource(_Source):
     """Images with or without captions. The task `caption` needs none; t2i drops images without."""
 
@@ -35,6 +42,13 @@ class _ImageSource(_Source):
     @property
     def tasks(self) -> tuple[Task, ...]:
         return (Task(self.task),)
+
+
+class CaptionedSource(_ImageSource):
+    """Rows of an image and a caption; `caption` null: no captions."""
+
+    image: str = "image"
+    caption: str | None = "caption"
 
 
 class ShapesSource(_Source):
@@ -58,7 +72,7 @@ class ShapesSource(_Source):
         return tuple(self.samples)
 
 
-class WebDatasetSource(_ImageSource):
+class WebDatasetSource(StoredSource, _ImageSource):
     """Tar files of img2dataset or WebDataset: members with the same stem are one record, an image and its caption.
 
     `caption` lists places of the caption; the first non-empty one counts. `txt` is the text of that member,
@@ -66,11 +80,10 @@ class WebDatasetSource(_ImageSource):
     """
 
     kind: Literal["webdataset"]
-    path: Location
     caption: tuple[Annotated[str, Field(pattern=r"^(\w+|json:.+)$")], ...] = ("txt", "json:caption")
 
 
-class _Table(_Source):
+class TableSource(StoredSource):
     """Files of rows. An image is bytes, Hugging Face's {bytes, path}, or a path.
 
     Paths are relative to `root`, or absolute and below it (default: the folder of the file that names them). After
@@ -78,20 +91,17 @@ class _Table(_Source):
     beside it are allowed.
     """
 
-    path: Location
     root: Location | None = None
     also_below: tuple[Location, ...] = ()
 
 
-class ParquetSource(_Table, _ImageSource):
+class ParquetSource(TableSource, CaptionedSource):
     """Parquet files of images and captions; `caption` null: no captions. Paths need a `root`."""
 
     kind: Literal["parquet"]
-    image: str = "image"
-    caption: str | None = "caption"
 
 
-class FolderSource(_Table, _ImageSource):
+class FolderSource(TableSource, CaptionedSource):
     """Images listed in JSONL, a JSON array or Parquet; `caption` null: no captions.
 
     With `answer` these are understanding records, and `caption` is the field of the question. Both may name a field of
@@ -99,8 +109,6 @@ class FolderSource(_Table, _ImageSource):
     """
 
     kind: Literal["folder"]
-    image: str = "image"
-    caption: str | None = "caption"
     answer: str | None = None
 
     @property
@@ -114,7 +122,7 @@ class FolderSource(_Table, _ImageSource):
         return self
 
 
-class ConversationsSource(_Table):
+class ConversationsSource(TableSource):
     """Conversations about images as LLaVA and Cambrian publish them, in JSON, JSONL or Parquet: understanding records.
 
     `conversations` alternates human and model, any number of turns. `image` is one image, a list of them, or missing
@@ -130,7 +138,7 @@ class ConversationsSource(_Table):
         return (Task.UNDERSTANDING,)
 
 
-class EditsSource(_Table):
+class EditsSource(TableSource):
     """Edit records in JSONL, a JSON array or Parquet: an instruction, one or several input images, a target.
 
     One of several instructions is used; of a conversation, the human's turn. If `input` and `target` are the same
@@ -147,14 +155,12 @@ class EditsSource(_Table):
         return EDITS
 
 
-class HuggingFaceSource(_ImageSource):
+class HuggingFaceSource(StoredSource, CaptionedSource):
     """A data set that `datasets` saved with `save_to_disk`; `split` picks one of a DatasetDict."""
 
     kind: Literal["huggingface"]
-    path: Location
+    of_files: ClassVar[bool] = False
     split: str | None = None
-    image: str = "image"
-    # null: no captions.
     caption: str | None = "text"
 
 

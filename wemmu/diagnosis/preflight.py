@@ -12,7 +12,7 @@ from wemmu.config.benchmarks import inputs as files_of
 from wemmu.config.exported import is_export
 from wemmu.config.neighbours import instead
 from wemmu.config.patterns import escaped, expanded
-from wemmu.config.prepare import Prepare, ShapesSource
+from wemmu.config.prepare import Prepare, StoredSource
 from wemmu.config.serving import check_files, check_preparable, check_readable, needs, serving
 from wemmu.config.shards import DATASET_FILE, DataSet, ShardError
 from wemmu.diagnosis.findings import Call, Finding
@@ -185,8 +185,8 @@ def data(curriculum: Curriculum) -> Finding:
 
 def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
     # Remote paths are not checked.
-    local = [s for s in prepare.sources if not isinstance(s, ShapesSource) and "://" not in s.path]
-    folders = [f"{s.name}: {s.path}" for s in local if s.kind != "huggingface" and Path(s.path).is_dir()]
+    local = [s for s in prepare.sources if isinstance(s, StoredSource) and "://" not in s.path]
+    folders = [f"{s.name}: {s.path}" for s in local if s.of_files and Path(s.path).is_dir()]
     if folders:
         remedy = "name the files in it, as DIR/*.parquet or DIR/*.tar"
         return Finding("data", "problem", f"a directory instead of files: {'; '.join(folders)}", remedy)
