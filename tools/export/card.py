@@ -83,19 +83,16 @@ $parity
 """)
 _USAGE = """\
 from wemmu.pipeline import WeMMUPipeline
-directory = "."  # this directory
-pipe = WeMMUPipeline.from_pretrained(directory)
+${vlm}directory = "."  # this directory
+pipe = WeMMUPipeline.from_pretrained(directory$given)
 pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
-_USAGE_WITHOUT_VLM = """\
+# Between the lines of `_USAGE`.
+_LOAD_VLM = """\
 from transformers import AutoModelForImageTextToText
-from wemmu.pipeline import WeMMUPipeline
 # The VLM it was trained beside: $vlm, whose weight files have the SHA-256
 # $sha256
 vlm = AutoModelForImageTextToText.from_pretrained("$vlm")
-directory = "."  # this directory
-pipe = WeMMUPipeline.from_pretrained(directory, vlm=vlm)
-pipe("a red circle at the top left and a blue square at the bottom right").images[0].save("image.png")"""
-
+"""
 _VLM_USAGE = """\
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -118,7 +115,8 @@ directory, and name them above as `license` and `base_model`."""
 
 def pipeline_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[str], without_vlm: bool) -> str:
     """Return the card of the checkpoint with `manifest` of the stage `run` in `folder`, exported as a pipeline."""
-    usage = Template(_USAGE_WITHOUT_VLM if without_vlm else _USAGE)
+    load, given = (_LOAD_VLM, ", vlm=vlm") if without_vlm else ("", "")
+    vlm = Template(load).substitute(vlm=run.backbones.vlm.name, sha256=manifest.frozen["vlm"])
     assert isinstance(run.recipe, WeMMU)
     settings = {"height, width": f"{manifest.resolution} px"} | {
         argument: getattr(run.sampling, field) for field, argument in ARGUMENTS.items()
@@ -131,8 +129,8 @@ def pipeline_card(run: StageRun, folder: Path, manifest: Manifest, parity: list[
         _shared(run, folder, manifest, parity, names),
         queries=run.recipe.bridge.queries.design.replace("_", " "),
         resolution=manifest.resolution,
-        given=", vlm=vlm" if without_vlm else "",
-        usage=usage.substitute(vlm=run.backbones.vlm.name, sha256=manifest.frozen["vlm"]),
+        given=given,
+        usage=Template(_USAGE).substitute(vlm=vlm, given=given),
         settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
     )
 
