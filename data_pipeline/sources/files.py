@@ -80,9 +80,11 @@ class Files:
         for path in paths:
             info = self._info(path)
             infos = {path: info} if info else self.fs.glob(escaped(path, self.fs.exists), detail=True)
-            files = {p: i for p, i in infos.items() if i["type"] != "directory"}
+            # A link in a listing is "other", as are pipes and devices, which would never end.
+            infos = {p: self.fs.info(p) if i["type"] == "other" else i for p, i in infos.items()}
+            files = {p: i for p, i in infos.items() if i["type"] not in ("directory", "other")}
             if not files:
-                raise ConfigError(f"source {self.source}: path: {self._nothing(path, bool(info))}")
+                raise ConfigError(f"source {self.source}: path: {self._nothing(path, info)}")
             found |= {p: self.fs.size(p) if i["size"] is None else i["size"] for p, i in files.items()}
         return found
 
@@ -98,9 +100,11 @@ class Files:
                     return None
             return None
 
-    def _nothing(self, path: str, directory: bool) -> str:
+    def _nothing(self, path: str, info: dict[str, Any] | None) -> str:
         missing = self.url if path == self._path else path
-        if directory:
+        if info and info["type"] == "other":
+            return f"{missing} is a pipe or a device, not a file; expected {self.expected}"
+        if info:
             like = posixpath.join(self.url, self._pattern)
             return f"no file at {missing}, which is a directory; expected {self.expected} in it, as {like}"
         return f"no file at {missing}; expected {self.expected}"

@@ -1,6 +1,7 @@
 """What a path names, and what is said where it names nothing."""
 
 import gzip
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +52,16 @@ def test_a_gap_in_braces_is_named(folder: Path) -> None:
 def test_a_directory_is_no_file_and_the_files_in_it_are_shown(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"which is a directory; expected tar files in it, as .*/\*\.tar"):
         names(str(folder))
+
+
+def test_pipes_and_devices_are_no_files_and_links_to_files_are(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.tar")
+    (folder / "zero.tar").symlink_to("/dev/zero")
+    (folder / "link.tar").symlink_to("002.tar")
+    assert names(str(folder / "*.tar")) == ["000.tar", "001.tar", "002.tar", "link.tar"]
+    for name in ("pipe.tar", "zero.tar"):
+        with pytest.raises(ConfigError, match=f"{name} is a pipe or a device, not a file; expected tar files"):
+            names(str(folder / name))
 
 
 @pytest.fixture

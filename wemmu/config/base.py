@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 # Bounds of what can be meant: beyond them memory, threads or the range of float32 end, far from the field at fault.
 Positive = Annotated[int, Field(gt=0, le=10**12)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
 SidePx = Annotated[int, Field(gt=0, le=2**16)]
 MOST_SOLVER_STEPS, LARGEST_GUIDANCE = 10_000, 1000
 SolverSteps = Annotated[int, Field(gt=0, le=MOST_SOLVER_STEPS)]

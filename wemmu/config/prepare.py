@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from wemmu.config.base import Config, LocalPath, Location, Positive, Seed, Share
+from wemmu.config.base import Config, Count, LocalPath, Location, Positive, Seed, Share
 from wemmu.config.task import EDITS, Task
 
 # A ratio of the longer to the shorter side, at least 1.
@@ -202,7 +202,7 @@ class Keep(Config):
     min_side: Positive = 1
     max_aspect: Ratio = 4.0
     # Characters of the prompt, for tasks with one.
-    caption_length: tuple[Annotated[int, Field(ge=0)], Positive] = (1, 4000)
+    caption_length: tuple[Count, Positive] = (1, 4000)
     # Records whose images (and, for edits, instruction) equal those of an earlier record byte by byte. Dropping them
     # reads every source once more before writing.
     duplicates: Literal["drop", "keep"] = "drop"
@@ -249,7 +249,7 @@ class Prepare(Config):
     max_damaged: Share = 0.05
     # Number of containers (tar, Parquet and list files, Hugging Face folders) that may be unreadable, whole or in part.
     # A container may hold any number of records, so a share of records cannot measure the loss.
-    max_lost_containers: Annotated[int, Field(ge=0)] = 0
+    max_lost_containers: Count = 0
     # Records of one partition, the unit of parallel work, which a killed run repeats. A tar file or a Parquet row group
     # is never split.
     partition: Positive = 2000

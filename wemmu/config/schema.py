@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from wemmu.config.base import Config, Guidance, LocalPath, Location, Named, Positive, Seed, SidePx, SolverSteps
+from wemmu.config.base import Config, Count, Guidance, LocalPath, Location, Named, Positive, Seed, SidePx, SolverSteps
 from wemmu.config.benchmarks import BenchmarkOptions, Benchmarks, FidelityOptions
 from wemmu.config.prepare import ImageSizing, Prepare
 from wemmu.config.registry import RECIPES, AnyRecipe
@@ -55,7 +55,7 @@ class Memory(Config):
     # Recompute each layer of the bridge and the DiT in the backward pass instead of keeping what is inside.
     checkpointing: bool = False
     # Images whose frozen features (latents, vision tokens) stay in host memory; pays for data sets seen many times.
-    cached_images: Annotated[int, Field(ge=0)] = 0
+    cached_images: Count = 0
     # Frozen parts whose linear layers train in 8 or 4 bit, see `RecipeConfig.quantizable`; needs bitsandbytes.
     quantize: dict[str, Quantization] = Field(default_factory=dict)
     # Frozen parts that stay in host memory except while they work, see `RecipeConfig.offloadable`.
@@ -145,7 +145,7 @@ class Data(Config):
     # Resume although seed, global batch, mixture or records differ from the checkpoint's, so that other samples follow.
     resume_reordered: bool = False
     # Records of each stream, a quarter of it at most, that no stage trains on, for the validation loss.
-    validation: Annotated[int, Field(ge=0)] = 0
+    validation: Count = 0
 
     @property
     def max_aspect(self) -> float:
