@@ -131,18 +131,23 @@ def peak_of(gpu: str, rate: float) -> float:
 
 
 def apart(
-    settings: Settings, cell: Cell, names: Sequence[str], rounds: int, trace: Path | None = None
+    settings: Settings,
+    cell: Cell,
+    names: Sequence[str],
+    rounds: int,
+    trace: Path | None = None,
+    profile: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Variant -> what was measured, in a process that has these alone; empty for one that does not fit."""
     # The libraries take ten seconds to import: once, in the server that the processes are forked from.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.step"])
     with ProcessPoolExecutor(1, context) as process:
-        return process.submit(_alone, settings, cell, names, rounds, trace).result()
+        return process.submit(_alone, settings, cell, names, rounds, trace, profile).result()
 
 
 def _alone(
-    settings: Settings, cell: Cell, names: Sequence[str], rounds: int, trace: Path | None
+    settings: Settings, cell: Cell, names: Sequence[str], rounds: int, trace: Path | None, profile: bool
 ) -> dict[str, dict[str, Any]]:
     """In this process: the memory of each variant's first step, and its times, in turns with a large product."""
     device = torch.device(settings.device)
@@ -161,7 +166,7 @@ def _alone(
             walls, cpus = zip(*((cost.wall, cost.cpu) for cost in costs[name]), strict=True)
             rate = flop / min(cost.wall for cost in costs["product"])
             found[name] |= {"seconds": list(walls), "cpu_seconds": list(cpus), "rate": rate}
-        if "ours" in steps:
+        if profile and "ours" in steps:
             found["ours"]["profile"] = shares(steps["ours"], device, _timeline(trace, settings, cell))
     except torch.OutOfMemoryError:
         found = {name: {} for name in names}

@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.naive import Mask, NaiveModel, Way
@@ -40,6 +41,8 @@ OURS = {"ours": Own(), "ours, checkpointing": Own(checkpointing=True)}
 PLAIN = {
     "ours, plain kernels": Own(kernels=Kernels(fused_norms=False, compile=False, narrow_attention=False, noise="host"))
 }
+# The frozen autoencoder's convolutions with channels last in memory.
+CHANNELS_LAST = {"ours, channels_last": Own(kernels=Kernels(channels_last=True))}
 # What it costs that every run computes the same bits: it is switched on for the whole process.
 DETERMINISTIC = {"ours, deterministic": Own(kernels=Kernels(deterministic=True))}
 NAIVE = {
@@ -108,7 +111,7 @@ def prepare(
             else:
                 off.off = max(off.off, assert_equal(name, found, exact[way.mask]))
         steps |= _naive_steps(naive, run, batch, ways, device)
-    every = OURS | PLAIN | DETERMINISTIC
+    every = OURS | PLAIN | CHANNELS_LAST | DETERMINISTIC
     own = {name: every[name] for name in names if name in every}
     if own:
         steps |= our_steps(model, run, batch, own, device)
@@ -205,6 +208,8 @@ def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.de
     chosen = kernels.choose(config, run.parallel.engine, device, getattr(torch, run.backbones.dtype), heads)
     if chosen.narrow:
         narrow(model)
+    if chosen.channels_last:
+        model.vae.vae.to(memory_format=torch.channels_last)
     layers: tuple[nn.Module, ...] = ()
     if chosen.compiled:
         trained = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)
@@ -219,6 +224,8 @@ def our_steps(model: WeMMU, run: StageRun, batch: Batch, ways: dict[str, Own], d
     model.freeze_all_but(run.stage.trains)
     layers = apply_kernels(model, config, run, device)
     loss, dit = FlowMatchingLoss(model, run), model.dit
+    if run.parallel.engine != "single" and not dist.is_initialized():
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
     engine = make_engine(run, model, loss, ALONE, device, compiled=layers)
     # Makes the moments, so that no step has to.
     engine.state()

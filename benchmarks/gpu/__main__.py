@@ -51,7 +51,7 @@ PARTS = {
     "kernels": Part("each fused kernel and each compiled layer against the plain one", "kernels", "kernels", 220),
     "zero3": Part("ZeRO-3 on one rank against the engine single", "engines", "zero3", 220),
     "hybrid": Part("tensor layers and the pipeline, on two processes that share the GPU", "engines", "hybrid", 220),
-    "miniature": Part("a run of the launcher, killed and resumed; export and samples", "miniature", "miniature", 240),
+    "miniature": Part("a run of the launcher, killed and resumed; export and samples", "miniature", "miniature", 290),
     "sampling": Part("seconds for an image and memory, by steps of the solver", "step", "sampling", 60, timed=True),
     # The last one: it has the time that is left, and says what it leaves out.
     "step": Part("time, memory and MFU of a step, ours and the naive one", "step", "steps", 540, timed=True),

@@ -4,6 +4,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,7 @@ from benchmarks.gpu.verdict import Row, Setting, tried
 from benchmarks.measure import watch
 from benchmarks.step import Settings, apart, peak_of
 from benchmarks.step_sizes import FIRST_WORD, Cell, make_model, prompts_of
-from benchmarks.step_variants import DETERMINISTIC, PLAIN, counted_flops
+from benchmarks.step_variants import CHANNELS_LAST, DETERMINISTIC, PLAIN, counted_flops
 from wemmu.config.schema import Sampling
 from wemmu.config.task import Task
 from wemmu.sampling.request import GenerationRequest
@@ -24,8 +25,10 @@ from wemmu.types import Prompts
 # Samples of a micro-batch of each cell that fill a GPU with this much memory, in GiB; a smaller one has the size's own.
 LARGE, SAMPLES = 120, (12, 8, 3, 2)
 ROUNDS = 7
+# Of one rank, beside `single`: what the hooks of DeepSpeed and of FSDP2 cost. Text to image, stage 1.
+ENGINES = ("zero3", "hybrid")
 # Variants that fit into one process; those that are compared stand beside each other.
-GROUPS = (("ours", "ours, checkpointing"), ("naive",), tuple(PLAIN), tuple(DETERMINISTIC))
+GROUPS = (("ours", "ours, checkpointing"), ("naive",), tuple(PLAIN), tuple(CHANNELS_LAST), tuple(DETERMINISTIC))
 GOAL, GOAL_EDIT = 0.40, 0.35
 SOLVER_STEPS = (10, 20, 30)
 
@@ -41,7 +44,8 @@ def settings_of(setting: Setting) -> tuple[Settings, list[Cell]]:
 
 
 def steps(setting: Setting) -> Iterator[Row]:
-    """Each cell: ours with and without checkpointing, the naive one, ours with plain and deterministic kernels."""
+    """Each cell: ours with and without checkpointing, the naive one, ours with plain and deterministic kernels; then
+    other engines on one rank, with the kernels that training takes and with plain ones."""
     settings, cells = settings_of(setting)
     cells, groups = (cells, GROUPS) if setting.real else (cells[:1], GROUPS[:2])
     rounds = ROUNDS if setting.real else 1
@@ -49,31 +53,43 @@ def steps(setting: Setting) -> Iterator[Row]:
         counted = [counting.submit(counted_flops, settings.load(), cell, ["ours"]) for cell in cells]
         earlier = {row.name: row.value for row in setting.earlier}
         begun, longest = time.monotonic(), 0.0
-        for group, number in in_order(groups, cells):
+        jobs = [("single", group, number) for group, number in in_order(groups, cells)]
+        jobs += [(engine, group, 0) for engine in ENGINES for group in (("ours",), tuple(PLAIN))]
+        for engine, group, number in jobs:
             cell, before = cells[number], time.monotonic()
-            if all(f"{cell.name}: {name}" in earlier for name in group):
+            names = {variant: named(variant, engine) for variant in group}
+            if all(f"{cell.name}: {name}" in earlier for name in names.values()):
                 continue
+            what = f"{cell.name}: {', '.join(names.values())}"
             if before + longest - begun > setting.seconds:
-                yield Row(f"{cell.name}: {', '.join(group)}", "not run: the time is up", "left")
+                yield Row(what, "not run: the time is up", "left")
                 continue
 
-            def measured(cell: Cell = cell, group: Sequence[str] = group, number: int = number) -> Iterator[Row]:
-                variants = apart(settings, cell, group, rounds)
+            def measured(
+                engine: str = engine, cell: Cell = cell, names: dict[str, str] = names, number: int = number
+            ) -> Iterator[Row]:
+                own = replace(settings, engine=engine)
+                # The profiler takes minutes for DeepSpeed's hooks.
+                variants = apart(own, cell, list(names), rounds, profile=engine == "single")
                 flops = counted[number].result()["ours"]
-                found = [row(cell, name, one, flops, setting.real) for name, one in variants.items()]
+                found = [row(cell, names[variant], one, flops, setting.real) for variant, one in variants.items()]
                 yield from found
                 earlier.update({one.name: one.value for one in found})
-                yield from ratios(cell, group, earlier)
+                yield from ratios(cell, tuple(names.values()), earlier)
 
-            yield from tried(f"{cell.name}: {', '.join(group)}", measured())
+            yield from tried(what, measured())
             longest = max(longest, time.monotonic() - before)
+
+
+def named(variant: str, engine: str) -> str:
+    return variant if engine == "single" else f"{variant}, {engine} on one rank"
 
 
 def in_order(groups: Sequence[Sequence[str]], cells: Sequence[Cell]) -> list[tuple[Sequence[str], int]]:
     """Groups of variants with the numbers of their cells: first what is compared with the naive step, text to image.
 
-    Plain kernels are for text to image. The price of determinism is that of operations that all cells share, so one
-    cell has it.
+    Plain kernels and channels_last are for text to image. The price of determinism is that of operations that all
+    cells share, so one cell has it.
     """
     jobs = [
         (place, n)
@@ -99,14 +115,16 @@ def row(cell: Cell, name: str, found: dict[str, Any], flops: float, real: bool) 
         mfu = flops / seconds / peak
         target = f" (goal {goal:.0%})" if name == "ours" else ""
         text += f", MFU {mfu:.1%}{target} of {peak / 1e12:.0f} TFLOP/s; a large product {found['rate'] / 1e12:.0f}"
-    if name == "ours":
+    if found.get("profile"):
         text += "; " + ", ".join(f"{kind} {share:.0%}" for kind, share in found["profile"].items())
     return Row(f"{cell.name}: {name}", text, value=seconds)
 
 
 def ratios(cell: Cell, group: Sequence[str], seconds: dict[str, float | None]) -> Iterator[Row]:
-    """At equal checkpointing, of the naive step; without, of plain kernels and of deterministic ones."""
-    for name, against in (("naive", "ours, checkpointing"), (*PLAIN, "ours"), (*DETERMINISTIC, "ours")):
+    """At equal checkpointing, of the naive step; without, of other kernels and of other engines."""
+    engines = [(named(variant, engine), variant) for engine in ENGINES for variant in ("ours", *PLAIN)]
+    kernels = [(variant, "ours") for variant in PLAIN | CHANNELS_LAST | DETERMINISTIC]
+    for name, against in (("naive", "ours, checkpointing"), *kernels, *engines):
         ours, theirs = (seconds.get(f"{cell.name}: {one}") for one in (against, name))
         if name in group and ours and theirs:
             ratio = theirs / ours
