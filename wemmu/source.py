@@ -26,7 +26,6 @@ from wemmu.config.schema import Sampling
 from wemmu.published.check import latent_px
 from wemmu.published.layout import BackboneError, read_json
 from wemmu.readable import valid
-from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.revision import revision
 from wemmu.shapes.language import DESCRIBE
 
@@ -63,18 +62,22 @@ class SampleOptions:
         """(height, width) px of the input images."""
         return [(image.height, image.width) for image in self.images]
 
-    def of_drawing(self) -> list[str]:
-        """Return the options that were given and only a model that draws has."""
-        given = {
-            "--steps": self.steps,
-            "--solver": self.solver,
-            "--guidance": self.guidance,
-            "--image-guidance": self.image_guidance,
-        }
-        return [name for name, value in given.items() if value is not None]
+    def check(self, draws: bool) -> None:
+        """Raise UsageError for a question without an image, and for options that this request does not use.
 
-    def check_guidance(self) -> None:
-        """Raise UsageError for a guidance weight that this request does not use."""
+        draws: see `Source`.
+        """
+        if not draws:
+            if not self.images:
+                raise UsageError("a question needs an image; give one")
+            given = (
+                ("--steps", self.steps),
+                ("--solver", self.solver),
+                ("--guidance", self.guidance),
+                ("--image-guidance", self.image_guidance),
+            )
+            if unused := [name for name, value in given if value is not None]:
+                raise UsageError(f"{unused[0]} is for a model that draws; this one answers questions about an image")
         if self.image_guidance is not None and len(self.images) != 1:
             raise UsageError(f"--image-guidance is for a request with one --image; {len(self.images)} were given")
         if self.image_guidance is not None and self.guidance is not None and not self.prompt:
@@ -107,8 +110,8 @@ class Source:
     name: for people. origin: stage and step of the weights. resolution: px of its images unless another size is asked
     for; resolutions: px of all stages. sampling: its defaults. draws: whether it makes images of prompts, else it
     answers about images. does: what it does, for people. question: what a VLM is asked if nothing is asked. respond:
-    one response for each of the `count` seeds of the options. sizes: how it sizes images; None: inputs are cropped to
-    the size of the output.
+    one response for each of the `count` seeds of options that passed `check`. sizes: how it sizes images; None: inputs
+    are cropped to the size of the output.
     """
 
     name: str
@@ -224,13 +227,8 @@ def check_request(source: Path, options: SampleOptions, ema: bool | None = None)
         check_averages(newest_checkpoint(stage), run.stage.averages(ema))
         draws, vlm, vae = run.recipe.draws, run.backbones.vlm, run.backbones.vae or vae
         side, aspect = run.stage.resolution, run.data.max_aspect
-        table = run.recipe.bridge.position_table if isinstance(run.recipe, WeMMU) else 0
-    if not draws and not options.images:
-        raise UsageError("a question needs an image; give one")
-    if draws:
-        options.check_guidance()
-    elif unused := options.of_drawing():
-        raise UsageError(f"{unused[0]} is for a model that draws; {source} answers questions about an image")
+        table = run.recipe.position_table
+    options.check(draws)
     # An export without its VLM is refused when it is opened.
     if table and side and options.size and (vlm / "config.json").is_file():
         vision = read_json(vlm / "config.json")["vision_config"]
@@ -311,8 +309,6 @@ def _stage(run: StageRun, folder: Path, ema: bool | None, device: "torch.device"
     question = run.recipe.asks_for_captions or DESCRIBE
 
     def answer(options: SampleOptions, _: "OnImages | None") -> "list[Response]":
-        if not options.images:
-            raise UsageError("a question needs an image; give one")
         return made.respond(request_of(Task.UNDERSTANDING, replace(options, prompt=options.prompt or question)))
 
     source = Source(
@@ -397,8 +393,6 @@ def _exported_vlm(directory: Path, device: "torch.device") -> Source:
     side = int(vlm.origin["resolution"])
 
     def answer(options: SampleOptions, _: "OnImages | None") -> list[Response]:
-        if not options.images:
-            raise UsageError("a question needs an image; give one")
         size = options.size or (side, side)
         images, ids = torch.stack([fitted(i, size) for i in options.images])[None], torch.tensor([options.seed])
         request = GenerationRequest(Task.UNDERSTANDING, [options.prompt or vlm.question], images, size, ids)

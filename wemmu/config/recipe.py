@@ -67,6 +67,11 @@ class RecipeConfig(Config):
         return {}
 
     @property
+    def position_table(self) -> int:
+        """Tokens along a side of the largest image to generate; 0 where the config does not bound it."""
+        return 0
+
+    @property
     def asks_for_captions(self) -> str:
         """What the VLM is asked in records of the task caption; recipes without the task ask nothing."""
         return ""

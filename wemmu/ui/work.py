@@ -106,6 +106,7 @@ def _check(names: Sequence[str], options: SampleOptions) -> None:
 
 def _watched(source: Source, options: SampleOptions) -> Iterator[tuple[int, list[Image.Image]] | list[Response]]:
     """Yield (step, images so far) while the model works in a thread of its own, and at last its responses."""
+    options.check(source.draws)
     updates: SimpleQueue[tuple[int, list[Image.Image]] | list[Response] | Exception] = SimpleQueue()
     closed, last = Event(), 0.0
 

@@ -121,6 +121,10 @@ class WeMMU(RecipeConfig):
     does: ClassVar[str] = "generates and edits images"
 
     @property
+    def position_table(self) -> int:
+        return self.bridge.position_table
+
+    @property
     def random(self) -> tuple[str, ...]:
         """Return the bridge without the copy of the VLM; learnable queries are trained by every stage."""
         return ("vae_branch", "position_mlp") if self.bridge.vae_branch else ("position_mlp",)
