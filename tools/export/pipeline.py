@@ -57,6 +57,7 @@ def write_pipeline(run: StageRun, folder: Path, checkpoint: Path, directory: Pat
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     model, weights = skeleton(run), StoredTensors(checkpoint, choices.ema)
+    assert isinstance(model, WeMMU), "`export_of` says so"
     manifest = weights.manifest
     check_fits(checkpoint, manifest, shapes(model), identities(run))
     resolutions = sorted({stage.stage.resolution for stage in stages_until(run, folder)})

@@ -29,10 +29,8 @@ from wemmu.measuring.fake_world import fake_world
 from wemmu.measuring.model import add_encoders, make_batch, make_model, vae_of, vlm_of
 from wemmu.measuring.observe import Observed, PartNames
 from wemmu.planning.ask import written
-from wemmu.positions import token_grid
 from wemmu.published.known import KNOWN
 from wemmu.recipes.staged import Staged
-from wemmu.recipes.wemmu.model import WeMMU
 
 # Processes at a time; each takes about 1 GB.
 WORKERS = 4
@@ -77,8 +75,8 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         largest = max(layer.weight.numel() for layer in layers.values())
         found["quantizable"][part] = {"numbers": numbers, "largest": largest}
     if "hybrid" in run.recipe.engines:
-        assert isinstance(model, WeMMU), "hybrid trains no other"
-        found["bridge"] = units(*model.beside_dit())
+        split: Any = model
+        found["bridge"] = units(*split.beside_dit())
     return found
 
 
@@ -143,11 +141,12 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
     group = dist.group.WORLD
     assert group is not None, "it was made"
     try:
-        model = _whole(run)
+        model = make_model(run)[0]
         points, _, states = passed = _points(model, shape)
         places = []
         for place in range(pp):
-            stage = (model if place == 0 else _whole(run)).cut_dit(place, pp)
+            whole: Any = model if place == 0 else make_model(run)[0]
+            stage = whole.cut_dit(place, pp)
             stage.split(group)
             with_gradients(stage)
             world.start()
@@ -168,18 +167,11 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
         dist.destroy_process_group()
 
 
-def _whole(run: StageRun) -> WeMMU:
-    model, _ = make_model(run)
-    assert isinstance(model, WeMMU), "hybrid trains no other"
-    return model
-
-
-def _points(model: WeMMU, shape: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _points(model: Any, shape: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """What the first stage takes: x_t [B, C, h, w], t [B] and the states of the condition [B, Q, caption channels]."""
-    samples, px, vlm = shape["samples"], vae_of(model).latent_px, vlm_of(model)
-    rows, columns = model.bridge.queries.grid(*token_grid(shape["height"], shape["width"], vlm.token_px))
-    x_t = torch.zeros(samples, vae_of(model).latent_channels, shape["height"] // px, shape["width"] // px)
-    states = torch.zeros(samples, rows * columns, model.caption_channels, dtype=vlm.vlm.dtype)
+    samples, height, width, vae = shape["samples"], shape["height"], shape["width"], vae_of(model)
+    x_t = torch.zeros(samples, vae.latent_channels, height // vae.latent_px, width // vae.latent_px)
+    states = torch.zeros(samples, *model.states_of(height, width), dtype=vlm_of(model).vlm.dtype)
     return x_t, torch.zeros(samples), states.requires_grad_()
 
 

@@ -1,6 +1,5 @@
 """A stage's model and batches without weights: the real classes, from the config.json files of the backbones."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from wemmu.config.task import Task
 from wemmu.positions import prompt_positions, token_grid
 from wemmu.published import known
 from wemmu.recipes.lora import adapt
+from wemmu.recipes.recipe import assemble
 from wemmu.recipes.staged import Staged
 from wemmu.types import IGNORE_INDEX, Batch, Latents, LossFn, Negatives, Prompts
 
@@ -30,8 +30,7 @@ def make_model(run: StageRun) -> tuple[Staged, LossFn]:
         parts = {kind: make_backbone(directory, kind) for kind, directory in given.items()}
     finally:
         torch.set_default_dtype(before)
-    made: tuple[Staged, LossFn] = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **parts)
-    model, loss = made
+    model, loss = assemble(run, **parts)
     adapt(model, run.recipe, run.seed)
     model.ready_to_train(run.stage.trains, run.memory.checkpointing)
     return model, loss

@@ -122,6 +122,12 @@ def recipe(
     return recipe_class(run)(run, on_block_loaded, device)
 
 
+def assemble(run: StageRun, **backbones: nn.Module) -> tuple[Staged, LossFn]:
+    """Build the model of a stage and its loss on `backbones` without weights: field of `backbones` -> model."""
+    made: tuple[Staged, LossFn] = import_module(f"wemmu.recipes.{run.recipe.kind}.build").assemble(run, **backbones)
+    return made
+
+
 def recipe_class(run: StageRun) -> type[Recipe]:
     found: type[Recipe] = import_module(f"wemmu.recipes.{run.recipe.kind}.recipe").RECIPE
     return found

@@ -112,6 +112,11 @@ class WeMMU(Offloadable, Staged):
         """Channels of the condition that the DiT takes."""
         return self._dit_adapter.caption_channels(self.dit)
 
+    def states_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return the shape of the states of a condition, [Q, caption channels], for an image of this size in px."""
+        rows, columns = self.bridge.queries.grid(*token_grid(height, width, self.vlm.token_px))
+        return rows * columns, self.caption_channels
+
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Compute v_theta(x_t, t, y): x_t [B, C, h, w], t [B] in [0, 1] with 1 = noise -> [B, C, h, w].
 
