@@ -63,21 +63,16 @@ class SampleOptions:
         return [(image.height, image.width) for image in self.images]
 
     def check(self, draws: bool) -> None:
-        """Raise UsageError for a question without an image, and for options that this request does not use.
+        """Raise UsageError for a question without an image. draws: see `Source`."""
+        if not draws and not self.images:
+            raise UsageError("a question needs an image; give one")
 
-        draws: see `Source`.
-        """
-        if not draws:
-            if not self.images:
-                raise UsageError("a question needs an image; give one")
-            given = (
-                ("--steps", self.steps),
-                ("--solver", self.solver),
-                ("--guidance", self.guidance),
-                ("--image-guidance", self.image_guidance),
-            )
-            if unused := [name for name, value in given if value is not None]:
-                raise UsageError(f"{unused[0]} is for a model that draws; this one answers questions about an image")
+    def check_used(self, draws: bool) -> None:
+        """Raise UsageError for an option that this request does not use."""
+        drawing = ("steps", "solver", "guidance", "image_guidance")
+        if not draws and (unused := [name for name in drawing if getattr(self, name) is not None]):
+            option = unused[0].replace("_", "-")
+            raise UsageError(f"--{option} is for a model that draws; this one answers questions about an image")
         if self.image_guidance is not None and len(self.images) != 1:
             raise UsageError(f"--image-guidance is for a request with one --image; {len(self.images)} were given")
         if self.image_guidance is not None and self.guidance is not None and not self.prompt:
@@ -229,6 +224,7 @@ def check_request(source: Path, options: SampleOptions, ema: bool | None = None)
         side, aspect = run.stage.resolution, run.data.max_aspect
         table = run.recipe.position_table
     options.check(draws)
+    options.check_used(draws)
     # An export without its VLM is refused when it is opened.
     if table and side and options.size and (vlm / "config.json").is_file():
         vision = read_json(vlm / "config.json")["vision_config"]

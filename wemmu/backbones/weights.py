@@ -74,8 +74,10 @@ def vlm_without_weights(directory: Path) -> nn.Module:
     """
     check(directory, VLM)
     cls = class_of(directory, VLM)
-    with made_of(directory, cls.__name__), init_empty_weights():
-        model: Any = cls(vlm_config(cls, directory))
+    with made_of(directory, cls.__name__):
+        with init_empty_weights():
+            model: Any = cls(vlm_config(cls, directory))
+        # Not within `init_empty_weights`, which gives each name a parameter of its own.
         model.tie_weights()
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
