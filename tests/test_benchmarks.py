@@ -18,6 +18,7 @@ from benchmarks.gpu import verdict
 from benchmarks.gpu.__main__ import PARTS as PARTS_OF_GPU
 from benchmarks.naive import Way
 from benchmarks.step_sizes import SIZES
+from data_pipeline.plan import plan as plan_of_data
 from wemmu.command_line import FINAL
 from wemmu.config import load_curriculum
 
@@ -237,10 +238,13 @@ def test_the_gpu_benchmark_keeps_time_for_its_last_part() -> None:
 def test_every_arm_of_an_ablation_differs_from_the_first_in_its_fields_alone(study: ablation.Study, tmp_path: Path):
     plan = ablation.STUDIES[study]
     first = load_curriculum(ablation.CONFIGS / plan.config).stages[0].steps
-    dumped = {}
+    dumped, tasks = {}, []
     for arm, fields in plan.arms.items():
         job = ablation._job(tmp_path, tmp_path / "data", arm, 1, 2 * first, plan, fields)
-        stages = (config := load_curriculum(job.curriculum).model_dump())["stages"]
+        curriculum = load_curriculum(job.curriculum)
+        # All arms read one data set, whose settings name the tasks.
+        tasks.append(plan_of_data(curriculum).resolutions)
+        stages = (config := curriculum.model_dump())["stages"]
         assert [stage["steps"] for stage in stages] == [
             2 * stage.steps for stage in load_curriculum(ablation.CONFIGS / plan.config).stages[: plan.stages]
         ]
@@ -249,6 +253,7 @@ def test_every_arm_of_an_ablation_differs_from_the_first_in_its_fields_alone(stu
     for other_recipe, other_stages, other_rest in dumped.values():
         assert (other_recipe, other_stages) != (recipe, stages)
         assert other_rest == rest
+    assert all(each == tasks[0] for each in tasks)
 
 
 def test_arms_of_an_ablation_are_compared_seed_by_seed():
