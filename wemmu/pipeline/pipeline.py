@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.precision import keep_float32_buffers
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import rope_theta
@@ -252,7 +253,7 @@ class WeMMUPipeline(DiffusionPipeline):
             self.config["max_aspect"],
             self.bridge.position_mlp.table.shape[0],
             pixels.patch_size * pixels.merge_size,
-            self.vae.spatial_compression_ratio,
+            adapter_of(self.vae).geometry(self.vae)[1],
         )
 
     def _sizes(
