@@ -101,7 +101,6 @@ STUDIES = {
             "learnable fixed": [*_learnable("learnable_fixed"), "recipe.bridge.queries.number=16"],
             "learnable dynamic": _learnable("learnable_dynamic"),
             "source latents": ["recipe.bridge.source_latents=true"],
-            "sincos queries": ["recipe.bridge.queries.position=sincos"],
         },
     ),
     Study.POST_TRAINING: Plan(
