@@ -103,6 +103,23 @@ def test_the_prefix_is_what_the_stock_model_keeps(qwen3: Backbones, model: WeMMU
                 torch.testing.assert_close(ours[row, :, : len(ids)], theirs[0], atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_without_a_cache_words_see_the_image_before_them(qwen3: Backbones, model: WeMMU):
+    """As ROSS and UAE run it; the positions of an image's tokens do not count up, although it is one sequence."""
+    batch = make_batch(PromptEncoder(qwen3.vlm), [1, 1], Task.RECONSTRUCTION)
+    prompts, vlm = batch.prompts, model.vlm
+    assert not prompts.padded
+    at_images = vlm.image_tokens(prompts, batch.images)
+    inputs = vlm.inputs(prompts, at_images, vlm.vision(batch.images.flatten(0, 1)))
+    ours, stock = (
+        vlm.language_model(
+            **inputs, attention_mask=mask, position_ids=prompts.positions, use_cache=False
+        ).last_hidden_state
+        for mask in (vlm.mask_without_cache(prompts), prompts.mask.long())
+    )
+    torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-4)
+
+
 def test_the_published_layout_loads_as_the_same_model(qwen3: Backbones, tmp_path: Path):
     """Nested config, one file without the head that shares the embedding's weights, pickles beside it."""
     stock = Qwen3VLForConditionalGeneration.from_pretrained(qwen3.vlm, dtype=torch.bfloat16)

@@ -20,9 +20,14 @@ from wemmu.published.known import KNOWN
 
 
 class VLMAdapter(ABC):
-    """A VLM whose language model takes a cache of Hugging Face's protocol, at `model.language_model` of the model."""
+    """A VLM whose language model takes a cache of Hugging Face's protocol, at `model.language_model` of the model.
+
+    finds_seams: whether the language model, without a mask and a cache, takes tokens whose positions do not count up
+    for the beginnings of packed sequences. Those of images do not.
+    """
 
     model_class: type[nn.Module]
+    finds_seams = False
 
     def prepare(self, vlm: Any) -> None:
         """Let the vision tower take a `Grid`, before `vision` is called."""

@@ -126,6 +126,13 @@ class VLM(KeepsFloat32, nn.Module):
         embeds = self.language_model.embed_tokens(prompts.input_ids)
         return {"inputs_embeds": embeds} if vision is None else self.adapter.inputs(embeds, at_images, vision)
 
+    def mask_without_cache(self, prompts: Prompts) -> Tensor | None:
+        """Return the mask of a pass of the language model that has no cache.
+
+        Whole, or None: else the model would ask the device whether it hides anything.
+        """
+        return causal_mask(prompts.mask) if prompts.padded or self.adapter.finds_seams else None
+
     def vision(self, pixels: Tensor) -> Tensor:
         """Encode uint8 [B, 3, H, W] as vision tokens [B, rows * columns, F]; F is the LLM's width or more."""
         height, width = pixels.shape[-2:]

@@ -17,6 +17,7 @@ from wemmu.backbones.vision_tower import Grid, Known, Rotary, Table, interpolati
 
 class Qwen3VL(VLMAdapter):
     model_class = Qwen3VLForConditionalGeneration
+    finds_seams = True
 
     def projector(self, vlm: Any) -> nn.Module:
         return nn.ModuleList([vlm.model.visual.merger, *vlm.model.visual.deepstack_merger_list])

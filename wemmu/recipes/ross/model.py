@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from wemmu.backbones.encoders import ImageEncoder
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.vlm import causal_mask, places_of
+from wemmu.backbones.vlm import places_of
 from wemmu.positions import token_grid
 from wemmu.recipes.ross.config import Ross as RossConfig
 from wemmu.recipes.ross.heads import make_head
@@ -73,8 +73,7 @@ class Ross(TunedVLM):
         try:
             seen = self.language_model(
                 **self.inputs(prompts, at_images, vision),
-                # As in `VLM.prefix_with_gradient`: the model would ask the device whether it hides anything.
-                attention_mask=causal_mask(prompts.mask) if prompts.padded else None,
+                attention_mask=self.mask_without_cache(prompts),
                 position_ids=prompts.positions,
                 use_cache=False,
                 output_hidden_states=layer != "last",

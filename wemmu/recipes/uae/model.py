@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from wemmu.backbones.recompute import recomputed
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.vlm import causal_mask
 from wemmu.recipes.lora import as_it_began
 from wemmu.recipes.tuned_vlm import TunedVLM
 from wemmu.recipes.wemmu.model import WeMMU
@@ -82,8 +81,7 @@ class UAE(TunedVLM):
         with as_it_began(self, "llm") if reference and self.reference is None else nullcontext():
             seen = model(
                 **self.adapter.inputs(embeds, at_images, vision),
-                # As in `VLM.prefix_with_gradient`: the model would ask the device whether it hides anything.
-                attention_mask=causal_mask(prompts.mask) if prompts.padded else None,
+                attention_mask=self.mask_without_cache(prompts),
                 position_ids=prompts.positions,
                 use_cache=False,
             )
