@@ -209,7 +209,7 @@ def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.de
     if chosen.narrow:
         narrow(model)
     if chosen.channels_last:
-        model.vae.vae.to(memory_format=torch.channels_last)
+        model.vae.channels_last()
     layers: tuple[nn.Module, ...] = ()
     if chosen.compiled:
         trained = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)

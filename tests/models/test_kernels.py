@@ -252,7 +252,7 @@ def test_an_autoencoder_in_channels_last_makes_the_same_latents_in_the_same_orde
     images, seen = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), []
     vae = copy.deepcopy(model.vae)
     plain = vae.encode(images)
-    vae.vae.to(memory_format=torch.channels_last)
+    vae.channels_last()
     for layer in vae.vae.encoder.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(lambda _, inputs, y: seen.append(y))

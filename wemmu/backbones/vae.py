@@ -26,6 +26,12 @@ class FrozenVAE(Offloadable):
         """Stay in eval mode: a frozen model has no training behaviour."""
         return super().train(False)
 
+    def channels_last(self) -> None:
+        """Keep the weights of 2D convolutions with channels last in memory; one for videos has 3D ones, too."""
+        for part in self.vae.modules():
+            if isinstance(part, nn.Conv2d):
+                part.to(memory_format=torch.channels_last)
+
     def compilable(self) -> tuple[nn.Module, ...]:
         """Return the modules of the encoder that torch.compile can take."""
         return self.adapter.compilable(self.vae)

@@ -127,7 +127,7 @@ def give_kernels(run: StageRun, made: Recipe, device: torch.device) -> tuple[Ker
     if chosen.narrow:
         narrow(made.model)
     if chosen.channels_last and made.vae is not None:
-        made.vae.vae.to(memory_format=torch.channels_last)
+        made.vae.channels_last()
     layers = made.layers() if chosen.compiled else ()
     kernels.apply(chosen, type(language.norm), made.normed, layers)
     return chosen, layers
