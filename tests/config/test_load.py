@@ -1,5 +1,6 @@
 """Reading configs: overrides, bases, round trips, and errors that a person can act on."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -235,3 +236,16 @@ def test_half_an_export_to_begin_with_is_named(tmp_path: Path, name: str, conten
     del begun["backbones"]
     with pytest.raises(ConfigError, match=f"export: .*{words}.*export the run again"):
         load_curriculum(write(tmp_path, begun | {"export": str(export)}))
+
+
+def test_a_field_within_the_exported_bridge_leaves_those_beside_it(tmp_path: Path):
+    export = small_files_of_an_export(tmp_path / "export")
+    told = {"position_table": 16, "queries": {"position": "sincos"}, "states": {"layers": 2}}
+    (export / "bridge/config.json").write_text(json.dumps({"bridge": told}))
+    begun = tree() | {"export": str(export), "recipe": {"bridge": {"queries": {"std": 0.5}, "states": None}}}
+    del begun["backbones"]
+    bridge = load_curriculum(write(tmp_path, begun)).recipe.bridge
+    assert (bridge.position_table, bridge.states.layers) == (16, 2)
+    assert (bridge.queries.position, bridge.queries.std) == ("sincos", 0.5)
+    with pytest.raises(ConfigError, match=r"recipe.*bridge"):
+        load_curriculum(write(tmp_path, begun | {"recipe": {"bridge": "noisy"}}))

@@ -72,10 +72,9 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
         "shift": _read(export / "scheduler" / "scheduler_config.json", "shift")["shift"],
         "reference_resolution": px,
     }
-    recipe = tree.get("recipe") or {}
     whole: dict[str, Any] = {
         "backbones": backbones,
-        "recipe": {"kind": "wemmu"} | recipe | {"bridge": bridge | (recipe.get("bridge") or {})},
+        "recipe": _filled({"kind": "wemmu", "bridge": bridge}, tree.get("recipe")),
         "sampling": {field: index[name] for field, name in ARGUMENTS.items() if name in index}
         | (tree.get("sampling") or {}),
         "stages": [
@@ -85,6 +84,15 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
     }
     whole["stages"][0].setdefault("start", str(export))
     return {**tree, **whole}
+
+
+def _filled(told: Any, given: Any) -> Any:
+    """Return `given` with what `told` says of the fields, at any depth, that it leaves out; None leaves out all."""
+    if given is None:
+        return told
+    if not (isinstance(told, Mapping) and isinstance(given, Mapping)):
+        return given
+    return {**told, **{name: _filled(told.get(name), value) for name, value in given.items()}}
 
 
 def _read(file: Path, needed: str) -> dict[str, Any]:
