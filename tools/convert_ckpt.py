@@ -32,7 +32,7 @@ import typer
 from tools.export import replacing
 from wemmu.command_line import Ema, UsageError, plainly, program, start, without_unused
 from wemmu.config import StageRun, load_stage
-from wemmu.config.checkpoints import check_averages, newest_checkpoint, stage_folder, stated
+from wemmu.config.checkpoints import check_adapters, check_averages, newest_checkpoint, stage_folder
 
 
 class Dtype(StrEnum):
@@ -126,10 +126,8 @@ def main(
         check_averages(found.checkpoint, found.run.stage.averages(ema))
         if without_vlm and found.run.recipe.export_of(found.run.stage) == "vlm":
             raise UsageError(f"--without-vlm is for a pipeline; {source} is exported as a VLM")
-        if adapters is not None and not (stated(found.checkpoint) or {}).get("adapters"):
-            raise ValueError(
-                f"{found.checkpoint} holds no adapters (recipe.lora); `wemmu export RUN --out DIR` writes whole weights"
-            )
+        if adapters is not None:
+            check_adapters(found.checkpoint)
     # What is wrong so far is said before torch and the models are imported.
     if out is not None:
         assert found is not None

@@ -10,6 +10,7 @@ import pytest
 from tools.convert_ckpt import Dtype
 from tools.convert_ckpt import main as export
 from wemmu.config import dump, load_curriculum
+from wemmu.config.checkpoints import MANIFEST, check_adapters, check_averages
 from wemmu.evaluate import main as evaluate
 from wemmu.sample import main as sample
 from wemmu.ui.__main__ import main as ui
@@ -98,6 +99,13 @@ def test_adapters_of_a_stage_without_and_a_rule_that_is_none(
     assert "holds no adapters (recipe.lora)" in refused(capsys, export, damaged, adapters=tmp_path / "out")
     said = refused(capsys, export, tmp_path, checkpoint=tmp_path / "out", stage=damaged, rename=["model"])
     assert "--rename 'model' is not OLD=NEW" in said
+
+
+def test_a_manifest_that_cannot_be_read_says_nothing_of_averages_and_adapters(tmp_path: Path):
+    """Whoever reads it says what is wrong with it."""
+    (tmp_path / MANIFEST).write_text('{"ema": tr')
+    check_averages(tmp_path, True)
+    check_adapters(tmp_path)
 
 
 def test_guidance_that_a_request_does_not_use(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

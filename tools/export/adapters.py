@@ -21,6 +21,7 @@ from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import read_manifest, some
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
+from wemmu.config.checkpoints import no_adapters
 from wemmu.published.known import TRANSFORMER
 from wemmu.recipes.uae.config import UAE
 
@@ -56,7 +57,7 @@ def write_adapters(run: StageRun, checkpoint: Path, directory: Path, ema: bool) 
         layers = len(tensors) // 2
         lines.append(f"{module}: {layers} layers, for {base}")
     if not lines:
-        raise CheckpointError(f"{checkpoint} holds no adapters; `wemmu export RUN --out DIR` writes whole weights")
+        raise CheckpointError(no_adapters(checkpoint))
     return lines
 
 

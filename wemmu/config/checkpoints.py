@@ -55,6 +55,18 @@ def check_averages(checkpoint: Path, averaged: bool) -> None:
         raise ConfigError(no_averages(checkpoint))
 
 
+def check_adapters(checkpoint: Path) -> None:
+    """Raise ConfigError if the manifest says that there are no adapters."""
+    manifest = stated(checkpoint)
+    if manifest is not None and not manifest.get("adapters"):
+        raise ConfigError(no_adapters(checkpoint))
+
+
+def no_adapters(checkpoint: Path) -> str:
+    """Return what to say of a checkpoint without adapters."""
+    return f"{checkpoint} holds no adapters (recipe.lora); `wemmu export RUN --out DIR` writes whole weights"
+
+
 def stage_folder(source: Path) -> Path:
     """Return the folder of a stage: `source`, or the last finished stage of the run folder `source`.
 
