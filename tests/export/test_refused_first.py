@@ -13,6 +13,7 @@ from wemmu.config import dump, load_curriculum
 from wemmu.config.checkpoints import MANIFEST, check_adapters, check_averages
 from wemmu.evaluate import main as evaluate
 from wemmu.sample import main as sample
+from wemmu.ui.__main__ import check_address
 from wemmu.ui.__main__ import main as ui
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,8 @@ def test_an_address_on_which_the_page_cannot_listen(damaged: Path, capsys: pytes
     assert f"--host 127.0.0.1 --port {port} cannot be listened on" in said
     # An address for documentation, RFC 5737.
     assert "--host 192.0.2.1 cannot be listened on" in refused(capsys, ui, damaged, host="192.0.2.1")
+    for host in ("127.0.0.1", "localhost", "[127.0.0.1]"):
+        check_address(host, None)
 
 
 @pytest.mark.parametrize(

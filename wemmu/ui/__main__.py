@@ -45,7 +45,9 @@ def main(
 def check_address(host: str, port: int | None) -> None:
     """Raise UsageError if nothing can listen on this address; port None: on any port of the host."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        # Gradio takes IPv6 in brackets, too.
+        name = host.removeprefix("[").removesuffix("]")
+        family, *_, address = socket.getaddrinfo(name, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as listener:
             # As Gradio does: a port that was just closed is free.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
