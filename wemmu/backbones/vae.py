@@ -30,7 +30,7 @@ class FrozenVAE(Offloadable):
         """Keep the weights of 2D convolutions with channels last in memory; one for videos has 3D ones, too."""
         for part in self.vae.modules():
             if isinstance(part, nn.Conv2d):
-                part.to(memory_format=torch.channels_last)
+                part.weight.data = part.weight.data.to(memory_format=torch.channels_last)
 
     def compilable(self) -> tuple[nn.Module, ...]:
         """Return the modules of the encoder that torch.compile can take."""
