@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import ray
 
 from data_pipeline.cluster import RayError, ray_cluster
 from tests.data_pipeline.test_faults import contents
@@ -98,7 +98,8 @@ def test_a_cluster_that_is_not_there_is_a_sentence_and_may_be_tried_again(addres
     def init(**_):
         raise Exception("no raylet")  # As Ray raises it.
 
-    monkeypatch.setattr(ray, "init", init)
+    # Not the real one: it reads its settings at import, which would be too early for the tests that follow.
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
     with pytest.raises(RayError, match=re.escape(words)) as raised, ray_cluster(address, 1):
         pass
     assert exit_code(raised.value) == FAILED
