@@ -77,6 +77,12 @@ class ShardedTensor(Tensor):
         """Wrap a tensor that is whole on this rank as one part; return a `ShardedTensor` unchanged."""
         return tensor if isinstance(tensor, cls) else cls(tensor.shape, [((0,) * tensor.ndim, tensor)])
 
+    @property
+    def places(self) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """Yield each part behind the index of the whole tensor at which it lies."""
+        for offset, part in self.parts:
+            yield tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True)), part
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise TypeError(f"{func} of a placed tensor; only its parts have data")

@@ -73,8 +73,8 @@ def fill_merged(
     for name, weight in narrow.items():
         whole = torch.zeros(into[name].shape)
         whole[:, : weight.shape[1]] = weight
-        for offset, part in ShardedTensor.of(into[name]).parts:
-            part.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))])
+        for place, part in ShardedTensor.of(into[name]).places:
+            part.copy_(whole[place])
     merging = {name: pair for name, pair in to_merge(manifest.tensors, known).items() if name in into}
     adapters = {name: torch.empty(manifest.tensors[name]) for pair in merging.values() for name in pair}
     if adapters:

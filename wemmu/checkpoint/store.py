@@ -196,10 +196,9 @@ def fill_weights(directory: Path, manifest: Manifest, into: Mapping[str, Tensor]
                 for name, tensor in into.items():
                     if places[name][0] != path:
                         continue
-                    for offset, part in ShardedTensor.of(tensor).parts:
-                        box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
-                        key = places[name][1]
-                        part.copy_(file.get_slice(key)[box] if box else file.get_tensor(key))
+                    key = places[name][1]
+                    for place, part in ShardedTensor.of(tensor).places:
+                        part.copy_(file.get_slice(key)[place] if place else file.get_tensor(key))
     check_finite(f"{directory} cannot be used", into, all_ranks())
 
 

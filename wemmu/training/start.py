@@ -90,8 +90,8 @@ def names_inside(run: StageRun, known: Collection[str]) -> frozenset[str]:
 def fill_from(sources: Sources, into: Mapping[str, Tensor]) -> None:
     """Copy into live tensors, whole or `ShardedTensor`, what there is of them in `sources`, a part at a time."""
     for name in into.keys() & sources.keys():
-        for offset, part in ShardedTensor.of(into[name]).parts:
-            part.copy_(sources[name].read(tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))))
+        for place, part in ShardedTensor.of(into[name]).places:
+            part.copy_(sources[name].read(place))
 
 
 @torch.no_grad()
