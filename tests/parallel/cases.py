@@ -184,12 +184,9 @@ def single(case: Case, backbones: Backbones) -> Outcome:
 
 
 def portable(tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], list]]:
-    """name -> (whole shape, [(offset, numpy array)])."""
+    """name -> (whole shape, [(index of the whole tensor, numpy array)])."""
     return {
-        name: (
-            tuple(t.shape),
-            [(offset, part.float().cpu().numpy().copy()) for offset, part in ShardedTensor.of(t).parts],
-        )
+        name: (tuple(t.shape), [(at, part.float().cpu().numpy().copy()) for at, part in ShardedTensor.of(t).places])
         for name, t in tensors.items()
     }
 
@@ -200,9 +197,8 @@ def whole(ranks: list[dict[str, tuple[tuple[int, ...], list]]]) -> dict[str, Ten
     for held in ranks:
         for name, (shape, parts) in held.items():
             tensor = found.setdefault(name, torch.full(shape, torch.nan))
-            for offset, part in parts:
-                place = tensor[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))]
-                values = torch.from_numpy(part)
+            for at, part in parts:
+                place, values = tensor[at], torch.from_numpy(part)
                 assert torch.equal(torch.where(place.isnan(), values, place), values), f"{name}: ranks differ"
                 place.copy_(values)
     assert not [name for name, tensor in found.items() if tensor.isnan().any()]

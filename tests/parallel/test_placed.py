@@ -30,10 +30,9 @@ def whole(shape: tuple[int, ...]) -> Tensor:
 def assemble(shape: tuple[int, ...], parts: list[TensorShard]) -> Tensor:
     """The tensor of these parts; each element must be given once."""
     made, given_ = torch.zeros(shape), torch.zeros(shape)
-    for offset, part in parts:
-        where = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
-        made[where] = part
-        given_[where] += 1
+    for place, part in ShardedTensor(shape, parts).places:
+        made[place] = part
+        given_[place] += 1
     assert bool((given_ == 1).all())
     return made
 
@@ -58,8 +57,8 @@ def test_writing_into_parts_of_a_flat_range_writes_the_range(shape: tuple[int, .
     begin = data.draw(st.integers(0, prod(shape)))
     end = data.draw(st.integers(begin, prod(shape)))
     held = torch.zeros(end - begin)
-    for offset, part in flat_parts(shape, begin, held):
-        part.copy_(whole(shape)[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))])
+    for place, part in ShardedTensor(shape, flat_parts(shape, begin, held)).places:
+        part.copy_(whole(shape)[place])
     assert torch.equal(held, whole(shape).flatten()[begin:end])
 
 
