@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, Metadata
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
@@ -464,6 +465,18 @@ def test_an_index_that_would_run_something_is_refused_and_runs_nothing(tmp_path:
     assert not (tmp_path / "was here").exists()
     pickle.loads(index.read_bytes())
     assert (tmp_path / "was here").exists()
+
+
+def test_a_value_that_is_no_tensor_is_not_unpickled(tmp_path: Path):
+    directory = save(tmp_path / "run")
+    values = {f"model.{name}": weight for name, weight in make_state(4).weights.items()}
+    values["model.bridge.linear.bias"] = Evil(tmp_path / "was here")
+    dcp.save(values, checkpoint_id=directory / "state", no_dist=True)
+    files = {str(f.relative_to(directory)): sha256_of(f) for f in (directory / "state").iterdir()}
+    write_manifest(directory, replace(read_manifest(directory), files=files))
+    with pytest.raises(CheckpointError, match=r"Missing key .*model\.bridge\.linear\.bias"):
+        load_weights(directory)
+    assert not (tmp_path / "was here").exists()
 
 
 class Attribute:

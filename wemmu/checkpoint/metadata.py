@@ -9,6 +9,7 @@ from enum import Enum, EnumType
 from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 # The classes in an index of tensors; each only holds values.
 _PARTS = {
@@ -24,7 +25,7 @@ _PARTS = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float32", "float16", "bfloat16", "int64"},
+    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"},
     "pathlib": {"PosixPath"},
 }
 
@@ -47,7 +48,7 @@ class _Index(pickle.Unpickler):
 
 
 class CheckedReader(FileSystemReader):
-    """A metadata reader that refuses other classes in the index and runs none of its code."""
+    """A reader of tensors: refuses other classes in the index, runs none of its code, and knows no other values."""
 
     _index: Metadata | None = None
 
@@ -57,4 +58,7 @@ class CheckedReader(FileSystemReader):
             with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as file:
                 _Index(file).load()
             self._index = super().read_metadata(*args, **kwargs)
+            # Other values are pickles, which torch would load with all that they name.
+            tensors = {k: v for k, v in self._index.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+            self._index.state_dict_metadata = tensors
         return self._index
