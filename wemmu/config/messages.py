@@ -98,11 +98,10 @@ def _words(error: ErrorDetails, schema: type[BaseModel], data: Any) -> str:
 
 def _form(types: Sequence[Any], given: object, field: str) -> str:
     """What a field of one of these types must be, with an example; empty for a plain value."""
-    several = [member for one in types for member in _members(one)]
-    members = [one for one in several if _is_model(one) or get_origin(one) in (dict, list, tuple, Mapping)]
+    members = [one for one in types if _inside(one) or get_origin(one) in (dict, list, tuple, Mapping)]
     if not members:
         return ""
-    kinds = {kind: member for member in members if _is_model(member) for kind in _kinds(member)}
+    kinds = {kind: member for member in members for kind in _kinds(member)}
     # `recipe: ross` for `recipe: {kind: ross}`.
     close = meant(given, kinds) if isinstance(given, str) else []
     chosen = kinds[close[0]] if close else members[0]
@@ -115,13 +114,10 @@ def _example(annotation: Any, field: str, own_kind: str = "") -> str:
     """A short value of a type, as YAML says it; own_kind: its field `kind`."""
     one = _members(annotation)[0]
     inside = [part for part in get_args(one) if part is not Ellipsis]
-    if is_typeddict(one):
-        name, kind = next((n, k) for n, k in get_type_hints(one).items() if not n.startswith("_"))
-        return f"{{{name}: {_example(kind, name)}}}"
-    if _is_model(one):
-        required = [name for name, about in one.model_fields.items() if about.is_required()]
-        named = dict.fromkeys([*(["kind"] if _kinds(one) else ()), *required]) or list(one.model_fields)[:1]
-        values = {name: _example(one.model_fields[name].annotation, name) for name in named}
+    if fields := _inside(one):
+        required = [] if is_typeddict(one) else [n for n, about in one.model_fields.items() if about.is_required()]
+        named = dict.fromkeys([*(["kind"] if _kinds(one) else ()), *required]) or list(fields)[:1]
+        values = {name: _example(fields[name], name) for name in named}
         values |= {"kind": own_kind} if own_kind else {}
         return f"{{{', '.join(f'{name}: {value}' for name, value in values.items())}}}"
     if get_origin(one) is Literal:
@@ -144,32 +140,33 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _is_model(one: Any) -> bool:
-    return is_typeddict(one) or (isinstance(one, type) and issubclass(one, BaseModel))
+def _inside(one: Any) -> dict[str, Any]:
+    """The types of the fields of a model or a TypedDict, by name; empty for another type."""
+    if is_typeddict(one):
+        return {name: kind for name, kind in get_type_hints(one).items() if not name.startswith("_")}
+    models = isinstance(one, type) and issubclass(one, BaseModel)
+    return {name: about.annotation for name, about in one.model_fields.items()} if models else {}
 
 
-def _kinds(model: Any) -> tuple[str, ...]:
+def _kinds(one: Any) -> tuple[str, ...]:
     """The values of the field `kind`, by which a union is told apart."""
-    fields = {} if is_typeddict(model) else model.model_fields
-    return get_args(fields["kind"].annotation) if "kind" in fields else ()
+    return get_args(_inside(one).get("kind"))
 
 
 def _fields(schema: Any, loc: Sequence[str | int]) -> dict[str, None]:
     """Return the names of the fields at `loc` inside a type, in order."""
-    members = [member for one in _types(schema, loc) for member in _members(one) if _is_model(member)]
-    names = [get_type_hints(one) if is_typeddict(one) else one.model_fields for one in members]
-    return {name: None for fields in names for name in fields if not name.startswith("_")}
+    return {name: None for one in _types(schema, loc) for name in _inside(one)}
 
 
 def _types(annotation: Any, loc: Sequence[str | int]) -> Iterator[Any]:
     """Yield the types at `loc` inside a type, which contains the kind of a discriminated union as an element."""
     for one in _members(annotation):
-        fields = (get_type_hints(one) if is_typeddict(one) else one.model_fields) if _is_model(one) else {}
+        fields = _inside(one)
         if not loc:
             yield one
         elif loc[0] in fields:
-            yield from _types(getattr(fields[str(loc[0])], "annotation", fields[str(loc[0])]), loc[1:])
-        elif _is_model(one):
+            yield from _types(fields[str(loc[0])], loc[1:])
+        elif fields:
             yield from _types(one, loc[1:]) if loc[0] in _kinds(one) else ()
         elif get_origin(one) in (dict, Mapping) or (get_origin(one) in (list, tuple) and isinstance(loc[0], int)):
             for inside in get_args(one):
