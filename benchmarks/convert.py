@@ -23,7 +23,7 @@ import typer
 from safetensors import safe_open
 from torch import nn
 
-from benchmarks.measure import RESULTS, ROOT, Memory, Out, Quick, save, watch
+from benchmarks.measure import RESULTS, ROOT, Memory, Out, Quick, save, table, watch
 from tests.models.on_disk import make_backbones
 from tools.convert_ckpt import Source, export, return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
@@ -146,18 +146,13 @@ def _convert(work: Work, folder: Path, run: StageRun) -> tuple[Memory, float]:
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
-    lines = [
-        "Peak memory of a process over what it held after its imports; MB of 10^6 bytes.",
-        "",
-        "| conversion | all of it, MB | largest tensor, MB | peak over base, MB | in largest tensors | seconds |",
-        "|---|---:|---:|---:|---:|---:|",
-        *(
-            f"| {r['conversion']} | {r['size']:.0f} | {r['largest']:.1f} | {r['over']:.0f} | "
-            f"{r['over'] / r['largest']:.1f} | {r['seconds']:.0f} |"
-            for r in rows
-        ),
-    ]
-    save(out, "convert", lines, rows)
+    about = "Peak memory of a process over what it held after its imports; MB of 10^6 bytes."
+    columns = "conversion", "all of it, MB", "largest tensor, MB", "peak over base, MB", "in largest tensors", "seconds"
+    cells = (
+        [r["conversion"], f"{r['size']:.0f}", f"{r['largest']:.1f}", f"{r['over']:.0f}",
+         f"{r['over'] / r['largest']:.1f}", f"{r['seconds']:.0f}"] for r in rows
+    )  # fmt: skip
+    save(out, "convert", [about, "", *table(columns, cells)], rows)
 
 
 if __name__ == "__main__":
