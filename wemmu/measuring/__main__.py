@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from wemmu.backbones.adapters import class_of
+from wemmu.backbones.adapters import DiTStage, class_of
 from wemmu.backbones.quantized import quantizable
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.config.schema import StageRun
@@ -36,10 +36,13 @@ from wemmu.recipes.staged import Staged
 WORKERS = 4
 
 
-class _Parametrised(Protocol):
-    """A module, or one stage of a DiT."""
+@runtime_checkable
+class _Cuttable(Protocol):
+    """A model whose DiT engine `hybrid` cuts; see `wemmu.recipes.wemmu.model.WeMMU`."""
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def states_of(self, height: int, width: int) -> tuple[int, int]: ...
+    def cut_dit(self, stage: int, stages: int) -> DiTStage: ...
+    def beside_dit(self) -> tuple[nn.Module, nn.ModuleList]: ...
 
 
 def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
@@ -75,8 +78,8 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         largest = max(layer.weight.numel() for layer in layers.values())
         found["quantizable"][part] = {"numbers": numbers, "largest": largest}
     if "hybrid" in run.recipe.engines:
-        split: Any = model
-        found["bridge"] = units(*split.beside_dit())
+        assert isinstance(model, _Cuttable)
+        found["bridge"] = units(*model.beside_dit())
     return found
 
 
@@ -94,7 +97,7 @@ def pixels(model: Staged) -> dict[str, int]:
     return {"token_px": token_px, "latent_px": vae_of(model).latent_px if model.vae is not None else token_px}
 
 
-def units(root: _Parametrised, blocks: nn.ModuleList) -> dict[str, Any]:
+def units(root: nn.Module | DiTStage, blocks: nn.ModuleList) -> dict[str, Any]:
     """Return what FSDP2 gathers together: `layers` times `layer`, and the rest; [rows, row size, how often]."""
     inside = {id(p) for p in blocks.parameters()}
 
@@ -106,7 +109,7 @@ def units(root: _Parametrised, blocks: nn.ModuleList) -> dict[str, Any]:
     return {"layers": len(blocks), "layer": shapes(blocks[0].parameters()), "rest": rest}
 
 
-def with_gradients(model: _Parametrised) -> None:
+def with_gradients(model: nn.Module | DiTStage) -> None:
     """Allocate gradients, as after the first micro-batch of a step."""
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -140,13 +143,18 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=tp)
     group = dist.group.WORLD
     assert group is not None, "it was made"
+    samples, height, width = shape["samples"], shape["height"], shape["width"]
     try:
-        model = make_model(run)[0]
-        points, _, states = passed = _points(model, shape)
         places = []
         for place in range(pp):
-            whole: Any = model if place == 0 else make_model(run)[0]
-            stage = whole.cut_dit(place, pp)
+            model, _ = make_model(run)
+            assert isinstance(model, _Cuttable), "the config has hybrid for recipes with such a model only"
+            if place == 0:
+                vae, dtype = vae_of(model), vlm_of(model).vlm.dtype
+                points = torch.zeros(samples, vae.latent_channels, height // vae.latent_px, width // vae.latent_px)
+                states = torch.zeros(samples, *model.states_of(height, width), dtype=dtype, requires_grad=True)
+                passed = points, torch.zeros(samples), states  # [B, C, h, w], [B], [B, Q, caption channels]
+            stage = model.cut_dit(place, pp)
             stage.split(group)
             with_gradients(stage)
             world.start()
@@ -165,14 +173,6 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
         return {"places": places, "points": points.nbytes, "states": states.nbytes}
     finally:
         dist.destroy_process_group()
-
-
-def _points(model: Any, shape: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the first stage takes: x_t [B, C, h, w], t [B] and the states of the condition [B, Q, caption channels]."""
-    samples, height, width, vae = shape["samples"], shape["height"], shape["width"], vae_of(model)
-    x_t = torch.zeros(samples, vae.latent_channels, height // vae.latent_px, width // vae.latent_px)
-    states = torch.zeros(samples, *model.states_of(height, width), dtype=vlm_of(model).vlm.dtype)
-    return x_t, torch.zeros(samples), states.requires_grad_()
 
 
 def measure(folder: Path, item: dict[str, Any]) -> dict[str, Any]:
