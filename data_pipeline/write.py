@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings, st
 from data_pipeline.plan import Job, Settings, files_of, plan
 from data_pipeline.records import SourcePartition
 from data_pipeline.report_record import JSON_FILE
+from wemmu import batch_job
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.files import replace_text
 from wemmu.config.prepare import StoredSource
@@ -283,7 +283,7 @@ def _indexed(root: Path, stream: Stream, shards: list[dict[str, Any]]) -> Stream
 
 def _only_writer(root: Path) -> AbstractContextManager[int]:
     # Of a job that lost its node, another one may have begun while the file server still keeps the lock.
-    patience = LEASE_S if "SLURM_JOB_ID" in os.environ else 0
+    patience = LEASE_S if batch_job.job_id() else 0
     return hold(
         root / ".lock", lambda _: f"another process is writing into {root}; wait for it to end", patience_s=patience
     )

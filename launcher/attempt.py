@@ -24,6 +24,7 @@ from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Happening, Ledger
 from launcher.lock import at_work
 from launcher.plan import chain, find
+from wemmu import batch_job
 from wemmu.command_line import FAILED, FINAL, SAVED, Overrides, plainly
 from wemmu.config import Curriculum, dump, load, load_curriculum
 from wemmu.diagnosis.preflight import inputs
@@ -42,7 +43,7 @@ class Attempt:
     def __init__(self, run: Path, job: Job, cluster: Cluster | None, slurm_id: int) -> None:
         self.run, self.job, self.cluster, self.id = run, job, cluster, slurm_id
         self.ledger = Ledger(run / "ledger.jsonl")
-        self.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+        self.nodes = batch_job.node_names()
         self._warnings: list[int] = []
         self._requeued = False
 
@@ -181,13 +182,8 @@ class Attempt:
         )
 
     def _note(self, event: Happening, number: int, **more: Any) -> None:
-        where: dict[str, Any] = {
-            "slurm": self.id,
-            "nodes": self.nodes,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
-        self.ledger.append(Event(self.job.name, number, event, **where | more))
+        own: dict[str, Any] = {"slurm": self.id, "nodes": self.nodes, "host": socket.gethostname(), "pid": os.getpid()}
+        self.ledger.append(Event(self.job.name, number, event, **own | more))
 
 
 @plainly()
@@ -197,13 +193,12 @@ def attempt(
 ) -> None:
     """Run one job of a chain inside a Slurm job. The scripts of slurm/ call it; slurm/job.sh lists the settings."""
     given = {key: Path(value) for key in ("RUN", "CURRICULUM", "CLUSTER") if (value := os.environ.get(key))}
-    if "SLURM_JOB_ID" not in os.environ:
-        raise ValueError("this command runs only inside a Slurm job; outside, use `wemmu run CURRICULUM`")
+    id = _own_id()
     config, run_folder = _resolve(given, overrides or ())
     job = find(chain(config, run_folder), name)
     site = run_folder / folder.CLUSTER
     cluster = load(site, Cluster) if site.exists() else None
-    raise typer.Exit(Attempt(run_folder, job, cluster, int(os.environ["SLURM_JOB_ID"])).make())
+    raise typer.Exit(Attempt(run_folder, job, cluster, id).make())
 
 
 @plainly()
@@ -218,11 +213,17 @@ def note(
     """
     run_folder = folder.normalise(Path(os.environ["RUN"]))
     job = find(chain(folder.opened(run_folder), run_folder), name)
-    made = Attempt(run_folder, job, None, int(os.environ["SLURM_JOB_ID"]))
+    made = Attempt(run_folder, job, None, _own_id())
     if event == "started":
         raise typer.Exit(0 if made.begin() else FAILED)
     warnings = [code - 128] if code in BY_WARNING else []
     raise typer.Exit(made.end(made.ledger.attempts(name), None, code, warnings))
+
+
+def _own_id() -> int:
+    if (id := batch_job.job_id()) is None:
+        raise ValueError("this command runs only inside a Slurm job; outside, use `wemmu run CURRICULUM`")
+    return int(id)
 
 
 def _resolve(given: dict[str, Path], overrides: list[str] | tuple[()]) -> tuple[Curriculum, Path]:

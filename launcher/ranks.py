@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from wemmu import batch_job
 from wemmu.command_line import HUNG, SAVED
 
 # Seconds until the other ranks are killed after one has failed; they wait for it in vain.
@@ -52,7 +53,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launcher.ranks")
     parser.add_argument("count", type=int, help="ranks on each node")
     parser.add_argument("--nodes", type=int, default=1, help="of the job; more than one need MASTER_ADDR, MASTER_PORT")
-    parser.add_argument("--node", type=int, default=int(os.environ.get("SLURM_NODEID", 0)), help="number of this one")
+    parser.add_argument("--node", type=int, default=batch_job.node_number(), help="number of this one")
     parser.add_argument("--hang-after", type=float, help="seconds without a sign of life until a rank counts as hung")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     said = parser.parse_args(arguments)

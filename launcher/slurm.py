@@ -3,6 +3,7 @@
 A site may have no accounting data base, so nothing calls `sacct`: the ledger knows what Slurm has forgotten.
 """
 
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,37 +12,25 @@ from pathlib import Path
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from launcher.cluster import Container
+
 # Seconds until a silent controller is an error.
 _PATIENCE = 60.0
 # Seconds that a job waits for the controller to come back.
 _OUTAGE = 1800.0
+# Seconds until the other nodes are killed after the first one has ended.
+_STRAGGLERS_S = 120
 # Slurm's messages for an unreachable controller.
 _SILENT = re.compile(
     r"Unable to contact|Connection (refused|timed out)|Socket timed out|Zero Bytes were transmitted", re.I
 )
 # States in which a job may still run, or run again.
-LIVE = frozenset(
-    {
-        "PENDING",
-        "CONFIGURING",
-        "RUNNING",
-        "COMPLETING",
-        "SUSPENDED",
-        "REQUEUED",
-        "RESIZING",
-        "STOPPED",
-        "SIGNALING",
-        "STAGE_OUT",
-        "REQUEUE_HOLD",
-        "REQUEUE_FED",
-        "SPECIAL_EXIT",
-        "RESV_DEL_HOLD",
-    }
+_LIVE = re.compile(
+    "PENDING|CONFIGURING|RUNNING|COMPLETING|SUSPENDED|REQUEUED|RESIZING|STOPPED|SIGNALING|STAGE_OUT|REQUEUE_HOLD|"
+    "REQUEUE_FED|SPECIAL_EXIT|RESV_DEL_HOLD"
 )
 # sbatch's line with the id: `ID` or, in a federation, `ID;CLUSTER`. A wrapper may ignore --parsable.
 _ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.M)
-
-
 # Their message on a machine that belongs to no cluster.
 _ABSENT = re.compile(r"Could not establish a configuration source", re.I)
 
@@ -116,7 +105,7 @@ def queue(ids: Iterable[int]) -> dict[int, Queued]:
     # Banners have other columns.
     known = [job for job in jobs if len(job) == 4 and job[0].isdigit()]
     found = {int(id): Queued(int(id), state, why, nodes) for id, state, why, nodes in known}
-    return {id: found[id] for id in numbers if id in found and found[id].state in LIVE}
+    return {id: found[id] for id in numbers if id in found and _LIVE.fullmatch(found[id].state)}
 
 
 def show(id: int) -> dict[str, str]:
@@ -145,17 +134,28 @@ def cancel(ids: Iterable[int]) -> None:
         _call(["scancel", "--quiet", *numbers])
 
 
+def on_nodes(nodes: int, container: Container | None) -> list[str]:
+    """Return the `srun` of a command that starts once on each of the first `nodes` nodes of this job."""
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL"]
+    srun += [f"--wait={_STRAGGLERS_S}", "--kill-on-bad-exit=0", "--unbuffered"]
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+        srun.append(f"--cpus-per-task={cpus}")
+    if container is None:
+        return srun
+    # Paths of a run are relative to the launcher's working directory.
+    here, mounts = Path.cwd(), list(container.mounts)
+    if not any(here.is_relative_to((mount.split(":") * 2)[1]) for mount in mounts):
+        mounts.append(f"{here}:{here}")
+    in_container = {"image": container.image, "mounts": ",".join(mounts), "workdir": here}
+    return srun + [f"--container-{name}={value}" for name, value in in_container.items()]
+
+
 def address(node: str) -> str:
     """Return the address by which the other nodes reach `node`."""
     found = re.search(r"NodeAddr=(\S+)", _call(["scontrol", "--oneliner", "show", "node", node]))
     if found is None:
         raise SlurmError(f"scontrol shows no address of node {node}")
     return found[1]
-
-
-def first_node(nodes: str) -> str:
-    """Return the first of a list of nodes in Slurm's short form, as `n[1-4,7]`."""
-    return _call(["scontrol", "show", "hostnames", nodes]).split()[0]
 
 
 def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

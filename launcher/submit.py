@@ -1,6 +1,5 @@
 """Submits a chain of jobs to Slurm, as the scripts of `slurm/` that wait for each other."""
 
-import os
 import re
 import shlex
 import sys
@@ -14,20 +13,9 @@ from launcher.folder import CURRICULUM
 from launcher.job import Job, is_finished
 from launcher.ledger import Event, Ledger
 from launcher.plan import EVALUATION
+from wemmu import batch_job
 from wemmu.config.shipped import HOME
 
-# Variables of Slurm's commands that describe the site or its user, not a job.
-_SITE = frozenset(
-    {
-        "SLURM_CONF",
-        "SLURM_CONF_SERVER",
-        "SLURM_CLUSTERS",
-        "SLURM_JWT",
-        "SLURM_TIME_FORMAT",
-        "SLURM_EXIT_ERROR",
-        "SLURM_DEBUG_FLAGS",
-    }
-)
 # Options of sbatch for GPUs or their memory; not for jobs without a GPU.
 _OF_GPUS = re.compile(r"--(gres|gpu|mem|ntasks-per-gpu|cpus-per-gpu)")
 
@@ -65,7 +53,8 @@ def submit_all(chain: Sequence[Submission], ledger: Ledger) -> dict[str, int]:
             dependency = [f"--dependency=afterok:{':'.join(map(str, waits))}"] if waits else []
             one.job.folder.mkdir(parents=True, exist_ok=True)
             options = [*one.options, *dependency]
-            ids[one.job.name] = slurm.submit(options, one.script, one.arguments, _inherited() | one.environment)
+            environment = batch_job.environment_outside() | one.environment
+            ids[one.job.name] = slurm.submit(options, one.script, one.arguments, environment)
             ledger.append(Event(one.job.name, 0, "submitted", slurm=ids[one.job.name]))
     except BaseException:
         # Also after Ctrl-C or a full disk: no unknown job stays in the queue.
@@ -101,16 +90,6 @@ def as_typed(chain: Sequence[Submission], run: Path) -> str:
         lines += [f"# {one.job.name}{after}", f"mkdir -p {shlex.quote(str(one.job.folder))}"]
         lines += [f"job{number}=$({typed} | id)", f'echo "{one.job.name}: $job{number}"', ""]
     return "\n".join(lines)
-
-
-def _inherited() -> dict[str, str]:
-    """Return the environment without the variables of the submitting job, which must not reach the new one."""
-    in_a_job = "SLURM_JOB_ID" in os.environ
-
-    def is_of_a_job(name: str) -> bool:
-        return name.startswith(("SLURM_", "SLURMD_")) and name not in _SITE
-
-    return {name: value for name, value in os.environ.items() if not (in_a_job and is_of_a_job(name))}
 
 
 def live(ledger: Ledger) -> dict[str, slurm.Queued]:

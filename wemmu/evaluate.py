@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wemmu import batch_job
 from wemmu.command_line import AsJson, Ema, UsageError, plainly, program, start
 from wemmu.config import StageRun, load_stage, load_stages
 from wemmu.config.benchmarks import OPTIONS, RESULTS, card_folder, from_pairs, options
@@ -106,7 +107,7 @@ def _device(named: str | None, run: StageRun | None) -> Any:
 
     if run is not None and run.threads is not None:
         torch.set_num_threads(run.threads)
-    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    gpus, local = torch.cuda.device_count(), int((batch_job.task() | os.environ).get("LOCAL_RANK", 0))
     return choose_device(named or (f"cuda:{local % gpus}" if gpus else None))
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wemmu import batch_job
 from wemmu.config.files import naming
 
 SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
@@ -73,7 +74,7 @@ def hold(
                 printed = True
             time.sleep(0.1)
         if kind == EXCLUSIVE:
-            said = {"pid": os.getpid(), "host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+            said = {"pid": os.getpid(), "host": socket.gethostname(), "slurm_job": batch_job.job_id()}
             with naming(file):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(said | {"since": datetime.now(UTC).isoformat()}).encode(), 0)

@@ -24,7 +24,7 @@ from wemmu.evaluation.fidelity.benchmark import Fidelity
 from wemmu.evaluation.fidelity.measures import HIGHEST_DB, closer_to_target, identity, psnr, unasked
 from wemmu.evaluation.fidelity.perceptual import LPIPS
 from wemmu.evaluation.requests import held_out
-from wemmu.evaluation.run_benchmark import run_benchmark
+from wemmu.evaluation.run_benchmark import run_benchmark, share
 from wemmu.evaluation.shapes.benchmark import Shapes
 from wemmu.sampling.request import Response
 from wemmu.shapes.language import parse_caption
@@ -113,6 +113,16 @@ def test_ranks_share_the_requests_and_scoring_waits_for_all(tmp_path: Path, monk
     card = _run(tmp_path, Painter(dies_after=0))
     assert card is not None
     assert card["scores"]["correct"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_only_tasks_of_srun_share_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A batch script has the job's number of tasks, too, and runs alone.
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert share() == (0, 1)
+    for name, value in {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert share() == (3, 4)
 
 
 def test_a_folder_with_images_of_other_settings_is_refused(tmp_path: Path) -> None:

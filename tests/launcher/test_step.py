@@ -61,7 +61,6 @@ def test_ranks_that_nodes_cannot_share_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_port_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slurm, "first_node", lambda nodes: nodes[0] + "1")
     monkeypatch.setattr(slurm, "address", lambda node: f"address of {node}")
     with socket.socket() as taken:
         taken.bind(("", 0))

@@ -126,6 +126,7 @@ def test_plain_srun_says_all_that_ranks_must_know(scontrol: None):
     assert environment(SRUN | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
     assert environment(SRUN | {"SLURM_STEP_NODELIST": "n1-none,n2"})["MASTER_ADDR"] == "addr-of-n1-none"
     assert environment(SRUN | {"SLURM_STEP_NODELIST": "localhost,n2"})["MASTER_ADDR"] == "localhost"
+    assert environment(SRUN | {"SLURM_STEP_NODELIST": "r[01-02]n[3,5],x"})["MASTER_ADDR"] == "addr-of-r01n3"
     # Who says it, knows it: the launcher starts ranks below one task of srun for each node.
     assert environment(SRUN | {"MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
     assert environment(SRUN | {"RANK": "9", "WORLD_SIZE": "16"}) == {"RANK": "9", "WORLD_SIZE": "16"}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from wemmu import batch_job
 from wemmu.checkpoint.manifest import sha256_of
 from wemmu.config import StageRun
 from wemmu.config.benchmarks import BenchmarkOptions
@@ -71,7 +72,7 @@ def run_benchmark(
 
 def share() -> tuple[int, int]:
     """Return rank and world of this process: of torchrun or Slurm's srun, else alone."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), int(os.environ[world])
+    for said in (os.environ, batch_job.task()):
+        if "RANK" in said and "WORLD_SIZE" in said:
+            return int(said["RANK"]), int(said["WORLD_SIZE"])
     return 0, 1

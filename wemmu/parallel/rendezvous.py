@@ -1,24 +1,20 @@
 """Connects the ranks of a run by the environment variables of torchrun, the launcher or srun."""
 
 import os
-import re
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from wemmu import batch_job
 from wemmu.checkpoint.collective import all_ranks
 from wemmu.config.schema import Parallel
 from wemmu.parallel.topology import Topology
 
 # Below the ports that Linux hands out by itself (32768 and above).
 _PORTS_FROM, _PORTS = 20000, 10000
-# Seconds that Slurm's controller may take to answer.
-_PATIENCE_S = 60.0
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -71,37 +67,15 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     An empty variable counts as one that is not set.
     """
     found = {name: value for name in _NAMES if (value := variables.get(name, "").strip())}
-    if "RANK" in found or "WORLD_SIZE" in found or "SLURM_STEP_NUM_TASKS" not in variables:
+    if "RANK" in found or "WORLD_SIZE" in found or not (task := batch_job.task(variables)):
         return found
-    step = {name: variables.get(f"SLURM_{name}", "0") for name in ("PROCID", "LOCALID", "JOB_ID", "STEP_ID")}
-    one_node = variables.get("SLURM_STEP_NUM_NODES", "1") == "1"
-    first = re.match(r"([^,\[]+)(?:\[(\w+))?", variables.get("SLURM_STEP_NODELIST", ""))
-    where = {"MASTER_PORT": str(_PORTS_FROM + (int(step["JOB_ID"]) + 1009 * int(step["STEP_ID"])) % _PORTS)}
-    if "MASTER_ADDR" not in found:
-        if one_node:
-            where["MASTER_ADDR"] = "127.0.0.1"
-        elif first:
-            where["MASTER_ADDR"] = _address("".join(filter(None, first.groups())))
-    ranks = {"RANK": step["PROCID"], "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"], "LOCAL_RANK": step["LOCALID"]}
-    return where | ranks | found
-
-
-def _address(node: str) -> str:
-    """By which the other nodes reach this one of Slurm's, whose names need not be those of the network.
-
-    Raises:
-        RanksError: if there is none.
-    """
-    with suppress(OSError):
-        socket.getaddrinfo(node, None)
-        return node
-    output = ""
-    with suppress(OSError, subprocess.TimeoutExpired):
-        command = ["scontrol", "--oneliner", "show", "node", node]
-        output = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=_PATIENCE_S, check=False).stdout
-    if address := re.search(r"\bNodeAddr=(\S+)", output):
-        return address[1]
-    raise RanksError(f"the name {node} of the first node has no address; give the node's own in MASTER_ADDR")
+    number, node = batch_job.step(variables)
+    where = {"MASTER_PORT": str(_PORTS_FROM + number % _PORTS)}
+    if "MASTER_ADDR" not in found and node:
+        where["MASTER_ADDR"] = batch_job.node_address(node)
+        if not where["MASTER_ADDR"]:
+            raise RanksError(f"the name {node} of the first node has no address; give the node's own in MASTER_ADDR")
+    return where | task | found
 
 
 def _number(found: Mapping[str, str], name: str, absent: int) -> int:
@@ -118,7 +92,7 @@ def _device(found: Mapping[str, str], world: int) -> torch.device:
     if world > 1 and "LOCAL_RANK" not in found:
         raise RanksError(f"{world} ranks need LOCAL_RANK in the environment: the number of the GPU, 0 to {here - 1}")
     # Under `srun --gpus-per-task=1` each task sees its own GPU alone.
-    local = 0 if here == 1 and "SLURM_STEP_NUM_TASKS" in os.environ else local
+    local = 0 if here == 1 and batch_job.task() else local
     if not 0 <= local < here:
         raise RanksError(f"LOCAL_RANK is {local}, but there are {here} GPUs here; start one rank for each at most")
     device = torch.device("cuda", local)

@@ -1,6 +1,5 @@
 """Records the machine and the code of each attempt at a stage: one line of RUN/STAGE/environment.jsonl."""
 
-import os
 import platform
 import socket
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from wemmu import batch_job
 from wemmu.checkpoint.store import LIBRARIES
 from wemmu.jsonlines import append_line
 from wemmu.revision import revision
@@ -29,7 +29,7 @@ def record(folder: Path, step: int, device: torch.device) -> None:
         "host": socket.gethostname(),
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_job": batch_job.job_id(),
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
