@@ -181,6 +181,9 @@ def test_an_option_that_a_stage_uses_is_not_named():
     # The start may have been trained with the wider DiT.
     wide = ("recipe.bridge.source_latents=true", "stages.stage1.start=elsewhere")
     assert options("curriculum", "stage1", TEXT, *wide).status == "ok"
+    # Learnable queries begin with it.
+    queries = ("recipe.bridge.queries={design: learnable_dynamic, std: 0.02}", "stages.*.trains=[pathway, queries]")
+    assert options("curriculum", "stage1", *queries).status == "ok"
 
 
 def test_rewards_that_no_stage_learns_from_are_named():

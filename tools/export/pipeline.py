@@ -25,7 +25,7 @@ from wemmu.checkpoint.exported import COMPONENTS
 from wemmu.checkpoint.start import check_fits
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
-from wemmu.config.exported import processor_folder
+from wemmu.config.exported import ARGUMENTS, processor_folder
 from wemmu.pipeline import WeMMUPipeline, write_entry
 from wemmu.recipes.wemmu.component import WeMMUBridge
 from wemmu.recipes.wemmu.config import FlowMatching
@@ -128,15 +128,10 @@ def _pipeline(run: StageRun, model: WeMMU, without_vlm: bool, resolutions: list[
         scheduler=FlowMatchEulerDiscreteScheduler(shift=objective.time.shift_at(stage.resolution)),
         bridge=WeMMUBridge.of(model, recipe.bridge),
         resolution=stage.resolution,
-        num_inference_steps=sampling.steps,
-        t2i_guidance_scale=sampling.t2i,
-        image_guidance_scale=sampling.image,
-        instruction_guidance_scale=sampling.instruction,
-        multi_guidance_scale=sampling.multi,
         resolutions=resolutions,
         world=run.world,
-        solver=sampling.solver,
         max_aspect=run.data.max_aspect,
+        **{argument: getattr(sampling, field) for field, argument in ARGUMENTS.items()},
     )
     if without_vlm:
         pipe.vlm = None

@@ -93,6 +93,7 @@ class WeMMUPipeline(DiffusionPipeline):
         solver: str = "euler",
         max_aspect: float = ImageSizing().max_aspect,
     ):
+        given = dict(locals())
         super().__init__()
         _check_layers(vlm, bridge)
         for part in (vlm, transformer):
@@ -101,18 +102,7 @@ class WeMMUPipeline(DiffusionPipeline):
         self.register_modules(
             vlm=vlm, processor=processor, transformer=transformer, vae=vae, scheduler=scheduler, bridge=bridge
         )
-        self.register_to_config(
-            resolution=resolution,
-            num_inference_steps=num_inference_steps,
-            t2i_guidance_scale=t2i_guidance_scale,
-            image_guidance_scale=image_guidance_scale,
-            instruction_guidance_scale=instruction_guidance_scale,
-            multi_guidance_scale=multi_guidance_scale,
-            resolutions=list(resolutions),
-            world=world,
-            solver=solver,
-            max_aspect=max_aspect,
-        )
+        self.register_to_config(**{name: given[name] for name in _DEFAULTS} | {"resolutions": list(resolutions)})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as diffusers does, with the file in which diffusers finds this class."""

@@ -48,6 +48,7 @@ class Queries(Config):
     noisy: N(0, std^2), new at every step, one per VLM token of the target image (the paper).
     learnable_fixed: `number` trained vectors whatever the resolution (MetaQueries).
     learnable_dynamic: a trained table, cropped from the centre to the current grid.
+    Both begin as N(0, std^2).
     """
 
     design: Literal["noisy", "learnable_fixed", "learnable_dynamic"] = "noisy"
@@ -171,9 +172,8 @@ class WeMMU(RecipeConfig):
         # A start may have been trained with them.
         if self.bridge.source_latents and tasks.isdisjoint(EDITS) and stages[0].start is None:
             found["bridge.source_latents"] = f"no stage mixes an edit ({', '.join(EDITS)})"
-        for field, design in (("std", "noisy"), ("number", "learnable_fixed")):
-            if queries.design != design and not_default(queries, field):
-                found[f"bridge.queries.{field}"] = f"the design is {queries.design}, not {design}"
+        if queries.design != "learnable_fixed" and not_default(queries, "number"):
+            found["bridge.queries.number"] = f"the design is {queries.design}, not learnable_fixed"
         if self.bridge.states.layers == 1 and not_default(self.bridge.states, "combine"):
             found["bridge.states.combine"] = "bridge.states.layers is 1"
         return found
