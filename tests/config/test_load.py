@@ -249,3 +249,34 @@ def test_a_field_within_the_exported_bridge_leaves_those_beside_it(tmp_path: Pat
     assert (bridge.queries.position, bridge.queries.std) == ("sincos", 0.5)
     with pytest.raises(ConfigError, match=r"recipe.*bridge"):
         load_curriculum(write(tmp_path, begun | {"recipe": {"bridge": "noisy"}}))
+
+
+def test_what_the_run_of_an_export_did_in_training_alone_is_not_handed_down(tmp_path: Path):
+    export = small_files_of_an_export(tmp_path / "export")
+    told = {"position_table": 16, "reconstruct_without_vae": 1.0}
+    (export / "bridge/config.json").write_text(json.dumps({"bridge": told}))
+    begun = tree() | {"export": str(export)}
+    del begun["backbones"]
+    for own, expected in ({}, 0.0), ({"reconstruct_without_vae": 0.5}, 0.5):
+        bridge = load_curriculum(write(tmp_path, begun | {"recipe": {"bridge": own}})).recipe.bridge
+        assert (bridge.position_table, bridge.reconstruct_without_vae) == (16, expected)
+
+
+@pytest.mark.parametrize(
+    ("objective", "shift", "reference", "std"),
+    [
+        (None, 8.0, 64, 1.0),
+        ({"time": {"std": 0.5}}, 8.0, 64, 0.5),
+        ({"kind": "contrastive", "time": {"shift": 5.0}}, 5.0, 64, 1.0),
+        ({"time": {"shift": 5.0, "reference_resolution": 512}}, 5.0, 512, 1.0),
+    ],
+)
+def test_a_field_of_the_times_beside_an_export_leaves_the_others(
+    tmp_path: Path, objective: dict | None, shift: float, reference: int, std: float
+):
+    begun = tree() | {"export": str(small_files_of_an_export(tmp_path / "export"))}
+    del begun["backbones"]
+    begun["stages"] = [stage | {"objective": objective} for stage in begun["stages"]]
+    for stage in load_curriculum(write(tmp_path, begun)).stages:
+        time = stage.objective.time
+        assert (time.shift, time.reference_resolution, time.std) == (shift, reference, std)

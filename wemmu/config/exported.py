@@ -67,6 +67,8 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
             f"export: the DiT of {export} was widened for recipe.bridge.source_latents, as a published one is; "
             "set backbones.dit to the DiT that training started from"
         )
+    # How its run trained, not what the model is: RecA's would take the VAE branch from every later reconstruction.
+    bridge.pop("reconstruct_without_vae", None)
     px = index["resolution"]
     time = {
         "shift": _read(export / "scheduler" / "scheduler_config.json", "shift")["shift"],
@@ -78,7 +80,7 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
         "sampling": {field: index[name] for field, name in ARGUMENTS.items() if name in index}
         | (tree.get("sampling") or {}),
         "stages": [
-            {"resolution": px} | stage | {"objective": {"kind": "flow", "time": time} | (stage.get("objective") or {})}
+            {"resolution": px} | stage | {"objective": _filled({"kind": "flow", "time": time}, stage.get("objective"))}
             for stage in stages
         ],
     }
