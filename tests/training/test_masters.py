@@ -10,15 +10,16 @@ from torch import Tensor
 from tests.models.on_disk import make_backbones
 from tests.parallel.cases import ALL, Case, RossCase, portable, whole
 from tests.parallel.ranks import on_ranks
+from tests.training.test_uae_paths import CONFIG as UAE
+from tests.training.test_uae_paths import FEW
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.state import TrainState
-from wemmu.config import StageRun
+from wemmu.config import StageRun, load_curriculum
 from wemmu.config.schema import Backbones, Parallel
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.topology import ALONE, Topology
-from wemmu.published.identity import identity
-from wemmu.recipes.recipe import Recipe, ready_to_train, recipe
+from wemmu.recipes.recipe import Recipe, identities, ready_to_train, recipe
 from wemmu.recipes.staged import startable
 from wemmu.recipes.wemmu.build import new_bridge
 from wemmu.training.build import make_engine, place_blocks
@@ -27,6 +28,7 @@ from wemmu.training.start import begin, names_inside
 CPU = torch.device("cpu")
 # Each carries what it does not train of the bridge.
 WHOLE, PART = Case(dtype="bfloat16", trains=ALL), Case(dtype="bfloat16", trains=("position_mlp", "dit"))
+TRAINED, ENTRY = ("bridge.", "dit."), "dit.patch_embed.proj.weight"
 LAYOUTS = {
     "single": Parallel(),
     "zero3": Parallel(engine="zero3", ranks=2),
@@ -80,11 +82,16 @@ def assert_exact(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.fixture(scope="module")
 def left(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
     """What another stage left: a checkpoint, and the weights in it."""
+    return leave(backbones, tmp_path_factory.mktemp("left"))
+
+
+def leave(backbones: Backbones, root: Path, trains: tuple[str, ...] = ("bridge", "dit")) -> tuple[Path, dict]:
+    """Save random weights as a stage of WeMMU does that trains these."""
     made = recipe(run_of(WHOLE, backbones), place_blocks(run_of(WHOLE, backbones), CPU), CPU)
     generator = torch.Generator().manual_seed(5)
     weights = {n: torch.randn(t.shape, generator=generator) for n, t in startable(made.model).items()}
-    frozen = {"vlm": identity(backbones.vlm), "vae": identity(backbones.vae)}
-    root = tmp_path_factory.mktemp("left")
+    weights = {n: t for n, t in weights.items() if n.startswith(trains)}
+    frozen = {part: sha256 for part, sha256 in identities(made).items() if part not in trains}
     return store.save(root, TrainState(weights, weights, weights, 3), {}, Origin("other", 0, 32, frozen)), weights
 
 
@@ -122,6 +129,22 @@ def test_the_masters_of_a_tuned_vlm_are_the_files(backbones: Backbones):
         assert torch.equal(tensor, source), name
 
 
+@pytest.mark.parametrize("trains", [("bridge",), ("bridge", "dit")])
+def test_the_masters_of_a_generators_dit_are_its_file_or_its_checkpoint(
+    backbones: Backbones, tmp_path: Path, trains: tuple[str, ...]
+):
+    checkpoint, weights = leave(backbones, tmp_path, trains)
+    objective = ["stages.reward.objective={kind: flow_grpo}", "stages.reward.trains=[dit]"]
+    run = load_curriculum(UAE, [*FEW, *objective]).stage_run("reward")
+    generator = run.recipe.generator.changed({"weights": checkpoint, "bridge": WHOLE.run.recipe.bridge})
+    _, engine, _ = begun(run.changed({"backbones": backbones, "recipe.generator": generator}))
+    dit = load_file(backbones.dit / "diffusion_pytorch_model.safetensors")
+    expected = {f"dit.{name}": tensor for name, tensor in dit.items()} | weights
+    found = {name.removeprefix("generator."): tensor for name, tensor in engine.state().weights.items()}
+    assert found.keys() == {f"dit.{name}" for name in dit}
+    assert_exact(found, expected)
+
+
 def test_a_file_in_the_working_type_is_not_read_again(backbones: Backbones, tmp_path: Path):
     small = make_backbones(tmp_path, layers=2).model_copy(update={"dtype": "bfloat16"})
     file = small.dit / "diffusion_pytorch_model.safetensors"
@@ -151,3 +174,33 @@ def test_sharded_engines_begin_with_the_same(backbones: Backbones, left):
     for key in ranks[0]:
         masters, carried = (whole([rank[key][i] for rank in ranks]) for i in (0, 1))
         assert_exact(masters | carried, weights if key[1] else sources(backbones, made))
+
+
+def begins_wider(rank: int, world: int, backbones: Backbones, start: Path, engine: str = "zero3") -> dict:
+    """(type, whether the DiT learns) -> this rank's parts of masters, of what is carried and of all live weights."""
+    found = {}
+    for dtype in ("bfloat16", "float32"):
+        for case in (PART, Case(trains=ALL[:3])):
+            run = run_of(case, backbones, start, engine)
+            run = run.changed({"backbones.dtype": dtype, "recipe.bridge.source_latents": True})
+            made, own, carried = begun(run, Topology(rank, world))
+            live = own.local_parameters([name for name, _ in made.model.named_parameters() if name.startswith(TRAINED)])
+            parts = (own.state().weights, carried, live)
+            found[dtype, "dit" in case.trains] = [portable(one) for one in parts]
+    return found
+
+
+@pytest.mark.slow
+def test_a_sharded_start_that_widens_is_the_start_of_one_process(backbones: Backbones, left):
+    """The DiT of the stage takes source latents; the checkpoint's does not."""
+    directory, weights = left
+    ranks, alone = on_ranks(2, begins_wider, backbones, directory), begins_wider(0, 1, backbones, directory, "single")
+    for key in alone:
+        for part, expected in enumerate(alone[key]):
+            ours, theirs = whole([rank[key][part] for rank in ranks]), whole([expected])
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs), (key, part)
+        masters, carried, _ = (whole([one]) for one in alone[key])
+        wide = (masters | carried)[ENTRY]
+        assert torch.equal(wide[:, : wide.shape[1] // 2], weights[ENTRY])
+        assert not wide[:, wide.shape[1] // 2 :].any()

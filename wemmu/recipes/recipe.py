@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +37,8 @@ class Recipe(ABC):
     the modules whose norms get the kernels. loss: what an optimizer step minimises, one value per sample.
     period: steps that one `prepare` serves; checkpoints lie between. sizes: how it sizes the images of a request; None:
     inputs are cropped to the size of the output.
+    checkpoints: how names of weights begin -> the checkpoint, whose names lack this beginning, that the recipe's config
+    names for them.
     """
 
     model: Staged
@@ -47,6 +51,7 @@ class Recipe(ABC):
     loss: LossFn
     period = 1
     sizes: RequestSizes | None = None
+    checkpoints: Mapping[str, Path] = MappingProxyType({})
 
     def __init__(
         self, run: StageRun, on_block_loaded: OnBlockLoaded | None = keep_local, device: torch.device | str = "cpu"

@@ -50,7 +50,7 @@ class TunesVLM(Recipe):
         return tuple(self.language.layers)
 
     def sources(self, every: bool = False) -> Sources:
-        """Return those of the VLM; what comes beside it is float32 or frozen."""
+        """Return those of the VLM, beside which a head is float32 and all else frozen."""
         return {f"vlm.{name}": source for name, source in stored_vlm(self._run.backbones.vlm, every).items()}
 
     def validation(self, topology: Topology, device: torch.device | str) -> NoReturn:

@@ -11,7 +11,7 @@ from wemmu.checkpoint.collective import all_ranks
 from wemmu.checkpoint.exported import is_own
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
-from wemmu.checkpoint.start import determined, start_from
+from wemmu.checkpoint.start import determined, fill_merged, start_from
 from wemmu.config import StageRun
 from wemmu.config.exported import FOLDERS
 from wemmu.parallel.engine import Engine
@@ -44,6 +44,7 @@ def begin(
         # A copy in host memory, made once, because carried weights do not change.
         carried = {name: _wide(tensor) for name, tensor in carried.items()}
         fill_from(made.sources(), masters | carried)
+        fill_named(made, masters | carried)
     if start:
         beside = {part: one for part, one in identities(made).items() if part != "vae" or not run.stage.start_other_vae}
         also = carried if widens else {}
@@ -51,6 +52,17 @@ def begin(
     engine.state().begin_average()
     engine.on_restore(0)
     return carried
+
+
+def fill_named(made: Recipe, into: Mapping[str, Tensor]) -> None:
+    """Fill live tensors from the checkpoints that the recipe's config names; all ranks call it.
+
+    The model was built with their weights, but in the type that it computes in.
+    """
+    for prefix, source in made.checkpoints.items():
+        own = {n.removeprefix(prefix): t for n, t in into.items() if n.startswith(prefix) and not is_adapter(n)}
+        if own:
+            fill_merged(source, read_manifest(source), own, own)
 
 
 def fill_empty(made: Recipe, engine: Engine, names: set[str]) -> None:

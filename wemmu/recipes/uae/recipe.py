@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from wemmu.backbones.full_precision import Sources
 from wemmu.backbones.weights import OnBlockLoaded
 from wemmu.command_line import UsageError
 from wemmu.config.schema import Sampling, StageRun
@@ -19,6 +20,7 @@ from wemmu.recipes.uae.learner import CaptionLearner
 from wemmu.recipes.uae.model import UAE
 from wemmu.recipes.uae.paths import learner_of
 from wemmu.recipes.uae.policy import Policy
+from wemmu.recipes.wemmu.build import dit_sources
 from wemmu.report.sheet import Row, contact_sheet
 from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import evaluating
@@ -46,6 +48,14 @@ class UAERecipe(TunesVLM):
         self.renderer = Renderer(self.model, self.encoder, config)
         self.loss = learner_of(self._run, self.policy, self.renderer)
         self.period = self.loss.period
+        self.checkpoints = {"generator.": config.generator.weights}
+
+    def sources(self, every: bool = False) -> Sources:
+        """Return those of the VLM and of the generator's DiT."""
+        config = self._run.recipe
+        assert isinstance(config, UAEConfig)
+        generator = dit_sources(self._run.backbones, config.generator.bridge, self.model.generator, every)
+        return {**super().sources(every), **{f"generator.{name}": source for name, source in generator.items()}}
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
         return self.loss.prepare(batches, step)

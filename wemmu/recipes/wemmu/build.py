@@ -103,13 +103,17 @@ def sources(backbones: Backbones, config: BridgeConfig, seed: int, model: WeMMU,
         for name, source in stored_vlm(backbones.vlm, every).items()
         if name.startswith(LANGUAGE)
     }
-    assert backbones.dit is not None, "the model has one"
-    entry = adapter_of(model.dit).input_weight if config.source_latents else None
-    dit = {
-        f"dit.{name}": Widened(source) if name == entry else source
-        for name, source in stored_dit(backbones.dit, every).items()
-    }
     # The same draws again.
     new = new_bridge(config, model.vlm.language_model, model.vae.latent_channels, model.caption_channels, seed)
     made: Mapping[str, Made] = {f"bridge.{n}": Made(p.detach()) for n, p in new.named_parameters() if not p.is_meta}
-    return {**pathway, **dit, **made}
+    return {**pathway, **dit_sources(backbones, config, model, every), **made}
+
+
+def dit_sources(backbones: Backbones, config: BridgeConfig, model: WeMMU, every: bool = False) -> Sources:
+    """Return those of the DiT alone."""
+    assert backbones.dit is not None, "the model has one"
+    entry = adapter_of(model.dit).input_weight if config.source_latents else None
+    return {
+        f"dit.{name}": Widened(source) if name == entry else source
+        for name, source in stored_dit(backbones.dit, every).items()
+    }
