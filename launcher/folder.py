@@ -32,10 +32,14 @@ class RefusedError(ValueError):
 
 
 def normalise(run: Path) -> Path:
-    """Return one spelling of a folder, so that paths in written configs stay equal from run to run."""
+    """Return one spelling of a folder, so that paths in written configs stay equal from run to run.
+
+    It is relative in the working directory, unless it would look like an option of the jobs' commands.
+    """
     here = Path.cwd()
     full = Path(os.path.abspath(run.expanduser()))
-    return full.relative_to(here) if full.is_relative_to(here) else full
+    short = full.relative_to(here) if full.is_relative_to(here) else full
+    return full if str(short).startswith("-") else short
 
 
 def newest(runs: Path = Path("runs")) -> Path:

@@ -33,10 +33,19 @@ def loaded(*arguments: str, **environment: str) -> tuple[subprocess.CompletedPro
     return done, set(done.stderr.rpartition("modules:")[2].split())
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EISDIR, errno.EEXIST])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EISDIR, errno.EEXIST, errno.ELOOP])
 def test_what_a_person_must_mend_on_a_disk_is_not_tried_again(number: int):
     """EFBIG: a limit on the size of files. EEXIST: a file where a folder must be."""
     assert exit_code(OSError(number, os.strerror(number))) == FINAL
+
+
+def test_a_deleted_working_directory_is_named(tmp_path: Path):
+    command = [sys.executable, "-P", "-m", "wemmu", "config", "check", str(ROOT / "configs" / "shapes" / "demo.yaml")]
+    deleted = ["bash", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(tmp_path), *command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(deleted, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == FINAL
+    assert done.stderr == "the working directory was deleted or replaced: change to it again, or to another one\n"
 
 
 def test_help_lists_every_program_and_imports_none():

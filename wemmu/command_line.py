@@ -1,6 +1,7 @@
 """Options, exit codes and error handling of all commands. docs/cli.md has the tables."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ def plainly() -> Iterator[None]:
     A sentence for people has an exception of our own classes, whose `exit_code` is FINAL unless it says otherwise, a
     ValueError that our code raises, and an OSError of a file.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        fail("the working directory was deleted or replaced: change to it again, or to another one", FINAL)
     try:
         yield
     except Exception as error:

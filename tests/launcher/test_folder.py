@@ -102,6 +102,8 @@ def test_one_folder_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     assert folder.normalise(tmp_path / "runs" / "x") == folder.normalise(Path("./runs/y/../x")) == Path("runs/x")
     assert folder.normalise(Path("/elsewhere/x")) == Path("/elsewhere/x")
+    # In a command it would be an option.
+    assert folder.normalise(Path("./-x")) == tmp_path / "-x"
 
 
 def test_a_stage_with_several_resolutions_has_a_config_for_each_and_is_known_by_the_last(tmp_path: Path):

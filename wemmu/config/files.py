@@ -17,8 +17,8 @@ from wemmu.config.base import ConfigError
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # OmegaConf's loader, which differs from PyYAML's own.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# A path leads nowhere, or something else is there.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+# A path leads nowhere, cannot be one, or something else is there.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 # The disk or its server fails, perhaps not for long.
 FAULTS = (errno.EIO, errno.ESTALE)
 # Levels of a config; no field is deeper than ten.
