@@ -26,6 +26,7 @@ from wemmu.evaluation.fidelity.perceptual import LPIPS
 from wemmu.evaluation.requests import held_out
 from wemmu.evaluation.run_benchmark import run_benchmark, share
 from wemmu.evaluation.shapes.benchmark import Shapes
+from wemmu.locks import LockedError
 from wemmu.sampling.request import Response
 from wemmu.shapes.language import parse_caption
 from wemmu.shapes.render import render
@@ -130,6 +131,23 @@ def test_a_folder_with_images_of_other_settings_is_refused(tmp_path: Path) -> No
     with pytest.raises(BenchmarkError, match=r"resolution was 64 and is 32.*--out"):
         _run(tmp_path, Painter(), settings={"resolution": 32})
     assert read_card(tmp_path)[0]["settings"]["resolution"] == 64
+
+
+def test_images_are_not_replaced_while_another_process_works_with_them(tmp_path: Path) -> None:
+    other = MODEL | {"resolution": 32}
+
+    class Interrupted(Painter):
+        """Other commands arrive before it generates."""
+
+        def open(self) -> Any:
+            with pytest.raises(LockedError, match="works with images of other settings"):
+                run_benchmark("shapes", SHAPES_OPTIONS, None, tmp_path, Painter().open, other, replace=True)
+            # As another rank.
+            _run(tmp_path, Painter(), only="generate")
+            return super().open()
+
+    assert _run(tmp_path, Interrupted())
+    assert run_benchmark("shapes", SHAPES_OPTIONS, None, tmp_path, Painter().open, other, replace=True)
 
 
 def test_cards_compare_request_by_request_and_only_if_alike(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from wemmu.config.files import replace_text, replacing
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, open_image
 from wemmu.heartbeat import beat
 from wemmu.jsonlines import write_lines
-from wemmu.locks import hold
+from wemmu.locks import EXCLUSIVE, LEASE_S, SHARED, Holder, hold
 from wemmu.pixels import fitted, on_canvas
 from wemmu.sampling.request import GenerationRequest, Response
 
@@ -36,15 +37,17 @@ WORDS = "words"
 Draw = Callable[[Sequence[BenchmarkRequest]], list[Response]]
 
 
-def prepare(
+@contextmanager
+def prepared(
     folder: Path, requests: Sequence[BenchmarkRequest], settings: Mapping[str, Any], replace: bool = False
-) -> None:
-    """Write the settings and the requests; all ranks may call it.
+) -> Iterator[None]:
+    """Write the settings and the requests, and keep them until the block ends; all ranks may call it.
 
     replace: whether images of other settings are deleted; the first rank does it, the others find its settings.
 
     Raises:
         BenchmarkError: if the folder holds images of other settings or of other requests.
+        LockedError: if another process works with images that this one would delete.
     """
     settings = json.loads(json.dumps(settings))
     keys = [request.key for request in requests]
@@ -55,8 +58,21 @@ def prepare(
     if unsafe := [key for key in keys if "/" in key or "\0" in key]:
         raise BenchmarkError(f"the benchmark names an image {unsafe[0]!r}, which is not a valid file name")
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / ".lock", lambda _: f"another process prepares {folder}", patience_s=PATIENCE_S):
-        _prepare(folder, requests, settings, replace)
+    with ExitStack() as until_the_end:
+        with hold(folder / ".lock", lambda _: f"another process prepares {folder}", patience_s=PATIENCE_S):
+            _prepare(folder, requests, settings, replace)
+            until_the_end.enter_context(_in_use(folder, SHARED))
+        yield
+
+
+def _in_use(folder: Path, kind: int) -> AbstractContextManager[int]:
+    """Lock the images: SHARED to write and read them, EXCLUSIVE to delete them."""
+
+    def busy(_: Holder) -> str:
+        return f"another process works with images of other settings in {folder}; wait for it to end"
+
+    # Of a job that lost its node, another one may have begun while the file server still keeps the lock.
+    return hold(folder / ".in-use", busy, kind, LEASE_S if "SLURM_JOB_ID" in os.environ else 0.0)
 
 
 def _prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Any, replace: bool) -> None:
@@ -65,8 +81,9 @@ def _prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Any, 
         before = json.loads(file.read_text(encoding="utf-8"))
         changes = [f"{name} was {a!r} and is {b!r}" for name, a, b in differences(before, settings)]
         if changes and replace:
-            for name in (INPUTS, IMAGES):
-                shutil.rmtree(folder / name, ignore_errors=True)
+            with _in_use(folder, EXCLUSIVE):
+                for name in (INPUTS, IMAGES):
+                    shutil.rmtree(folder / name, ignore_errors=True)
         elif changes:
             raise BenchmarkError(
                 f"{folder} holds images of other settings ({'; '.join(changes[:4])}); give another --out, or --replace "

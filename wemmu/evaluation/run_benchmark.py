@@ -13,7 +13,7 @@ from wemmu.config.benchmarks import BenchmarkOptions
 from wemmu.evaluation.benchmark import BenchmarkError, Mark, benchmark_class
 from wemmu.evaluation.benchmark_page import write_page
 from wemmu.evaluation.card import write_card
-from wemmu.evaluation.generation import Draw, adopt, generate, in_batches, load, missing, prepare, wait_for_others
+from wemmu.evaluation.generation import Draw, adopt, generate, in_batches, load, missing, prepared, wait_for_others
 from wemmu.heartbeat import beat
 
 Only = Literal["generate", "score"]
@@ -47,27 +47,27 @@ def run_benchmark(
     if given:
         sums = "".join(sha256_of(file) for file in given.values())
         settings["images"] = hashlib.sha256(sums.encode()).hexdigest()
-    prepare(folder, requests, settings, replace)
-    if isinstance(open_model, Path):
-        adopt(folder, requests, given)
-    elif only != "score":
-        batches = in_batches(requests, options.batch)[rank::world]
-        if lacking := [several for several in batches if missing(folder, several)]:
-            generate(folder, lacking, open_model())
-    if only == "generate" or rank > 0:
-        print(f"{folder} holds the images of rank {rank} of {world}", flush=True)
-        return None
-    if world > 1 and only is None:
-        wait_for_others(folder, requests)
-    marks = []
-    for request, values in zip(requests, benchmark.judge(load(folder, requests)), strict=True):
-        beat()
-        marks.append(Mark(request.key, request.category, request.unit, values))
-        if len(marks) % 100 == 0 or len(marks) == len(requests):
-            print(f"judged {len(marks)}/{len(requests)}", flush=True)
-    card = write_card(folder, name, benchmark, marks, settings, options.resamples)
-    write_page(folder, card, marks)
-    return card
+    with prepared(folder, requests, settings, replace):
+        if isinstance(open_model, Path):
+            adopt(folder, requests, given)
+        elif only != "score":
+            batches = in_batches(requests, options.batch)[rank::world]
+            if lacking := [several for several in batches if missing(folder, several)]:
+                generate(folder, lacking, open_model())
+        if only == "generate" or rank > 0:
+            print(f"{folder} holds the images of rank {rank} of {world}", flush=True)
+            return None
+        if world > 1 and only is None:
+            wait_for_others(folder, requests)
+        marks = []
+        for request, values in zip(requests, benchmark.judge(load(folder, requests)), strict=True):
+            beat()
+            marks.append(Mark(request.key, request.category, request.unit, values))
+            if len(marks) % 100 == 0 or len(marks) == len(requests):
+                print(f"judged {len(marks)}/{len(requests)}", flush=True)
+        card = write_card(folder, name, benchmark, marks, settings, options.resamples)
+        write_page(folder, card, marks)
+        return card
 
 
 def share() -> tuple[int, int]:
