@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
@@ -9,8 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,11 +118,27 @@ def _in_order(checks: list[Check], workers: int) -> Generator[Checked, None, Non
         yield from map(check_shard, checks)
         return
     # Spawn, not fork: this process has the progress bar's thread.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
         try:
-            yield from pool.map(check_shard, checks)
+            # Ctrl-C in a terminal reaches all processes; the workers, which inherit the mask, leave it to this one.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            results = pool.map(check_shard, checks)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield from results
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed; a pool's worker would wait for more work forever."""
+    parent = parent_process()
+    assert parent is not None, "this is a worker"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _repeated_ids(shards: list[tuple[Check, NDArray[np.uint64]]]) -> Iterator[Problem]:

@@ -2,8 +2,12 @@
 
 import io
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,11 @@ from data_pipeline.chain import columns_of
 from data_pipeline.verify import verify
 from data_pipeline.verify_shard import record_problems
 from tests.data_pipeline.worlds import SHAPES, curriculum_of, write_in_process
+from tests.patience import eventually
 from wemmu.config import Curriculum
 from wemmu.config.shards import DataSet, LatentSettings, StreamSettings, checksum, pack
 from wemmu.config.task import Task
+from wemmu.locks import is_alive
 from wemmu.shapes.edits import random_edit
 from wemmu.shapes.render import render
 
@@ -52,6 +58,35 @@ def test_processes_find_what_one_finds_in_the_same_order(copied: Curriculum) -> 
     alone, parallel = (verified(copied.data.shards, workers)[1].splitlines()[:-1] for workers in (1, 2))
     assert len(alone) > 4
     assert [line for line in parallel if line] == [line for line in alone if line]
+
+
+# Checks a shard many times on two processes, whose ids it prints.
+MANY = """
+import multiprocessing, sys
+from pathlib import Path
+from data_pipeline.contents import look, shard_files
+from data_pipeline.verify import Check, _in_order
+root = Path(sys.argv[1])
+stream = look(root).streams[0]
+check = Check(root, stream.settings, name := shard_files(stream)[0], stream.files[name], None)
+for number, _ in enumerate(_in_order([check] * 5_000, 2)):
+    if number in (0, 200):
+        print(*(one.pid for one in multiprocessing.active_children()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_workers_leave_ctrl_c_to_the_command_and_end_when_it_is_killed(written: Curriculum) -> None:
+    command = [sys.executable, "-c", MANY, str(written.data.shards)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, signal.SIGINT)
+        assert process.stdout.readline(), "they went on"
+        process.kill()
+        eventually(lambda: not any(map(is_alive, workers)), lambda: workers)
 
 
 # ------------------------------------------------------------------------------------------------------- swapped edits
