@@ -1,5 +1,6 @@
 """Options, exit codes and error handling of all commands. docs/cli.md has the tables."""
 
+import atexit
 import errno
 import os
 import sys
@@ -136,5 +137,18 @@ def program(*commands: Callable[..., Any], help: str | None = None) -> typer.Typ
 
 
 def start(app: typer.Typer, name: str | None = None) -> None:
-    """Run the app without Typer's framed errors, which print every variable."""
-    typer.main.get_command(app)(prog_name=name)
+    """Run the app without Typer's framed errors, which print every variable, and end the process.
+
+    A rank ends without the interpreter's shutdown: a thread of gloo that drops its last result meanwhile aborts the
+    process (pytorch/pytorch#179291), and destroying the groups does not end threads that DeepSpeed or FSDP2 hold.
+    """
+    try:
+        typer.main.get_command(app)(prog_name=name)
+    except SystemExit as ended:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_initialized():
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)

@@ -162,3 +162,31 @@ def test_a_signal_ends_a_rank_that_waits_for_others(port: int, tmp_path: Path):
     finally:
         for process, *_ in waiting:
             process.kill()
+
+
+ENDING = """
+import atexit, os, sys
+import torch.distributed as dist, typer
+from wemmu.command_line import fail, program, start
+
+class Kept:
+    def __del__(self, abort=os.abort):
+        abort()
+
+def main(code: int) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    atexit.register(print, "cleaned up")
+    print("done")
+    fail("sentence", code) if code else None
+
+kept = Kept()
+start(program(main))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 78])
+def test_a_rank_cleans_up_but_runs_no_destructor_when_it_ends(code):
+    """What threads of gloo drop during the interpreter's shutdown would abort it, in place of its exit code."""
+    ended = subprocess.run([sys.executable, "-c", ENDING, str(code)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (code, "done\ncleaned up\n"), ended.stderr
+    assert ended.stderr.count("sentence") == (code != 0)
