@@ -59,6 +59,9 @@ class CheckedReader(FileSystemReader):
                 _Index(file).load()
             self._index = super().read_metadata(*args, **kwargs)
             # Other values are pickles, which torch would load with all that they name.
-            tensors = {k: v for k, v in self._index.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
-            self._index.state_dict_metadata = tensors
+            self._index.state_dict_metadata = {
+                name: found
+                for name, found in self._index.state_dict_metadata.items()
+                if isinstance(found, TensorStorageMetadata)
+            }
         return self._index
