@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.measure import RESULTS, Out, in_turns, watch
+from benchmarks.measure import RESULTS, Out, cost, in_turns, watch
 from benchmarks.step_profile import shares
 from benchmarks.step_report import record
 from benchmarks.step_sizes import SIZES, Cell, Size, shallower
@@ -34,6 +34,8 @@ from benchmarks.step_variants import ENDS, OURS, VARIANTS, Off, counted_flops, p
 
 # Dense bf16 of an H100 or H200 (SXM), FLOP/s; other devices are measured by a large product.
 PUBLISHED_PEAK = 989e12
+# See there.
+PRELOADED = "benchmarks.preloaded"
 OFF = tuple(field.name for field in fields(Off))
 
 
@@ -141,7 +143,7 @@ def apart(
     """Variant -> what was measured, in a process that has these alone; empty for one that does not fit."""
     # The libraries take ten seconds to import: once, in the server that the processes are forked from.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.step"])
+    context.set_forkserver_preload([PRELOADED])
     with ProcessPoolExecutor(1, context) as process:
         return process.submit(_alone, settings, cell, names, rounds, trace, profile).result()
 
@@ -149,16 +151,16 @@ def apart(
 def _alone(
     settings: Settings, cell: Cell, names: Sequence[str], rounds: int, trace: Path | None, profile: bool
 ) -> dict[str, dict[str, Any]]:
-    """In this process: the memory of each variant's first step, and its times, in turns with a large product."""
+    """In this process: the memory of each variant's step, and its times, in turns with a large product."""
     device = torch.device(settings.device)
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     try:
         steps, off = prepare(settings.load(), cell, names, settings.engine, device, settings.dtype)
         for name, step in steps.items():
+            # On a GPU the first step compiles, and tries kernels on copies of their arguments.
+            first = cost(step).wall if device.type == "cuda" else 0.0
             with watch(device) as memory:
-                begun = time.perf_counter()
                 step()
-                first = time.perf_counter() - begun
             found[name] = {**asdict(off), "first": first, "memory": asdict(memory)}
         product, flop = _large_product(device, settings.dtype)
         costs = in_turns({**steps, "product": product}, rounds)

@@ -150,6 +150,11 @@ def make_model(size: Size, device: torch.device, dtype: torch.dtype) -> WeMMU:
 
 
 def make_run(cell: Cell, engine: str, dtype: str) -> StageRun:
+    """The stage of `make_curriculum`, of a model that comes from no files."""
+    return make_curriculum(cell, engine, {"vlm": "nowhere", "sana": "nowhere", "dtype": dtype}).stage_run("step")
+
+
+def make_curriculum(cell: Cell, engine: str, backbones: dict[str, str]) -> Curriculum:
     """The config of a stage that steps on one micro-batch of the cell."""
     stage = {
         "name": "step",
@@ -161,17 +166,16 @@ def make_run(cell: Cell, engine: str, dtype: str) -> StageRun:
         "optimizer": {"lr": 1e-5, "module_lr": {"dit": 1e-6}},
         "mixture": {cell.task: 1.0},
     }
-    curriculum = Curriculum.model_validate(
+    return Curriculum.model_validate(
         {
             "name": "step",
-            "backbones": {"vlm": "nowhere", "sana": "nowhere", "dtype": dtype},
+            "backbones": backbones,
             "data": {"shards": "nowhere"},
             "memory": {"micro_batch": cell.samples, "reference_resolution": cell.px},
             "parallel": {"engine": engine},
             "stages": [stage],
         }
     )
-    return curriculum.stage_run("step")
 
 
 def text_lengths(size: Size, cell: Cell) -> list[int]:

@@ -8,17 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import ablation, step_variants
+from benchmarks.gpu import step as of_gpu
 from benchmarks.gpu import verdict
 from benchmarks.gpu.__main__ import PARTS as PARTS_OF_GPU
 from benchmarks.naive import Way
+from benchmarks.step import PRELOADED as PRELOADED_FOR_STEPS
 from benchmarks.step_sizes import SIZES
 from data_pipeline.plan import plan as plan_of_data
+from tests.parallel.ranks import PRELOADED as PRELOADED_FOR_RANKS
 from wemmu.command_line import FINAL
 from wemmu.config import load_curriculum
 
@@ -199,6 +203,31 @@ def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: 
     assert [one["failed"] for one in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True, True]
 
 
+def test_the_verdict_of_the_gpu_benchmark_judges_goals_and_a_missed_one_is_no_failure() -> None:
+    cell = replace(SIZES["real"]().cells[0], samples=12)
+    measured = {"ours": {"memory": {"peak": 80 * 1024.0}}, "ours, checkpointing": {}}
+    plans = {"ours": 78 * 2.0**30, "ours, checkpointing": 50 * 2.0**30}
+    seconds = {f"{cell.name}: naive": 0.5, f"{cell.name}: ours, checkpointing": 0.4}
+    rows = [*of_gpu.by_plan(cell, measured, plans), *of_gpu.ratios(cell, ("naive",), seconds)]
+    assert [(row.found, row.state) for row in rows] == [
+        ("78.0 GiB planned, 80.0 measured: 1.03 (goal 0.9 to 1.1)", "met"),
+        ("1.25 (goal 1.5)", "missed"),
+    ]
+    result = verdict.Result("step", 1.0, "done", rows)
+    assert result.finished
+    missed = f"{cell.name}: naive / ours, checkpointing"
+    assert verdict.verdict([result]) == (f"**Verdict: within the bounds: step**; goals met: 1 of 2, missed: {missed}.")
+
+
+@pytest.mark.slow
+def test_a_plan_knows_the_models_of_the_gpu_benchmark() -> None:
+    size = SIZES["real"]()
+    cell = size.cells[0].of(1)
+    plans = of_gpu.planned(cell, size.text)
+    # Of 12 samples one H200 had 75.9 GiB at the peak, of which most do not depend on the samples.
+    assert 30 * 2**30 < plans["ours, checkpointing"] < plans["ours"] < 75.9 * 2**30
+
+
 def test_parts_of_the_gpu_benchmark_that_run_side_by_side_share_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +295,27 @@ def test_arms_of_an_ablation_are_compared_seed_by_seed():
     assert found["difference"] == pytest.approx(0.2)
     # 4.303 is Student's t for two degrees of freedom; 0.1 is the standard deviation of 0.1, 0.2, 0.3.
     assert found["half"] == pytest.approx(4.303 * 0.1 / 3**0.5, abs=1e-4)
+
+
+# Imports the modules that it is given as if there were a GPU; prints which lines have it begin to work.
+WITH_A_GPU = """
+import sys, traceback, torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+def begin(*_):
+    print(*traceback.format_stack())
+    raise RuntimeError("no GPU")
+torch.cuda._lazy_init = torch._C._cuda_getDeviceCount = begin
+for name in sys.argv[1:]:
+    __import__(name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modules", [[PRELOADED_FOR_STEPS], PRELOADED_FOR_RANKS], ids=["steps", "ranks"])
+def test_what_processes_are_forked_from_leaves_a_gpu_alone(modules: list[str]) -> None:
+    command = [sys.executable, "-c", WITH_A_GPU, *modules]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == ""
 
 
 GPU = [sys.executable, "-m", "benchmarks.gpu"]

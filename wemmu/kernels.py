@@ -340,6 +340,11 @@ def compile_difference(device: torch.device) -> float:
     def function(x: Tensor) -> Tensor:
         return (x * x.sigmoid()).sum(-1)
 
+    if device.type == "cuda":
+        from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+
+        # torch sets it as well, but later than Triton first writes: into the home, which may be read-only.
+        os.environ.setdefault("TRITON_CACHE_DIR", triton_cache_dir(device.index or 0))
     x = torch.linspace(-3, 3, 64 * 64, device=device).reshape(64, 64)
     return _off(torch.compile(function)(x), function(x))
 

@@ -45,6 +45,8 @@ class Part(NamedTuple):
     timed: bool = False
 
 
+# Seconds until a part begins.
+IMPORTS = 20
 # The longest of those side by side and the limits of the timed ones are less than ten minutes.
 PARTS = {
     "parity": Part("losses and gradients of each recipe against the CPU's", "engines", "parity", 220),
@@ -121,7 +123,8 @@ def _run(results: list[Result], options: list[str], minutes: float, out: Path, a
             if row.state not in ("left", "off"):
                 verdict.write_row(file, row)
         command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--rows", str(file), *options]
-        return verdict.run_part(name, [*command, "--seconds", str(limit)], file, limit, beside)
+        # Its imports take a part of it.
+        return verdict.run_part(name, [*command, "--seconds", str(limit - IMPORTS)], file, limit, beside)
 
     with tempfile.TemporaryDirectory() as folder:
         for group in filter(None, groups):

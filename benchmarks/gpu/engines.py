@@ -171,7 +171,8 @@ def hybrid(setting: Setting) -> Iterator[Row]:
     theirs = merged([outcome(case, device)])
     for name, (tp, pp) in some(setting, LAYOUTS).items():
         try:
-            ranks = on_ranks(2, _rank, case, setting.device, tp, pp)
+            # A back end that waits for ever leaves time for the other layout.
+            ranks = on_ranks(2, _rank, case, setting.device, tp, pp, timeout=90 if setting.real else 240)
         except RankError as error:
             why = str(error).strip().splitlines()[-1]
             lacks = "gloo" in why.lower() or "No backend type associated" in why

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 # ok, off: within or beyond its bound. told: measured, without a bound. cannot: this machine or back end is unable to.
-# left: there was no time.
-State = Literal["ok", "off", "told", "cannot", "left"]
+# left: there was no time. met, missed: a goal of speed or memory, which proves nothing wrong.
+State = Literal["ok", "off", "told", "cannot", "left", "met", "missed"]
 # Lines of a part's output that a failure shows, and characters of an error that a row shows.
 TAIL, WORDS = 6, 300
 
@@ -70,6 +70,10 @@ def within(name: str, value: float, bound: float, place: str = "") -> Row:
     """A row about a distance that must not exceed `bound`; a NaN does."""
     found = f"{value:.1e} (at most {bound:.1e})" + (f", {place}" if place else "")
     return Row(name, found, "ok" if value <= bound else "off")
+
+
+def met(reached: bool) -> State:
+    return "met" if reached else "missed"
 
 
 def tried(name: str, rows: Iterable[Row]) -> Iterator[Row]:
@@ -164,6 +168,11 @@ def verdict(results: Sequence[Result]) -> str:
     left = sum(row.state == "left" for result in results for row in result.rows)
     unable = f"; what cannot be run here: {cannot} rows" if cannot else ""
     unable += f"; {left} rows are left for the next call" if left else ""
+    goals = [row for result in results for row in result.rows if row.state in ("met", "missed")]
+    if goals:
+        missed = [row.name for row in goals if row.state == "missed"]
+        unable += f"; goals met: {len(goals) - len(missed)} of {len(goals)}"
+        unable += f", missed: {'; '.join(missed)}" if missed else ""
     if failed:
         return f"**Verdict: not equal, or not finished: {', '.join(failed)}**{unable}."
     return f"**Verdict: within the bounds: {', '.join(result.part for result in results)}**{unable}."

@@ -311,6 +311,16 @@ def test_a_compiler_that_compiles_nothing_leaves_layers_plain(tmp_path: Path, mo
             chosen(compile=True)
 
 
+def test_triton_writes_where_torch_compile_does_and_not_into_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # First set, so that it is as it was when the test has ended.
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    # Without a GPU it fails, but later.
+    kernels.objection(lambda: kernels.compile_difference(torch.device("cuda", 0)), 1.0)
+    assert Path(os.environ["TRITON_CACHE_DIR"]).is_relative_to(tmp_path)
+
+
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as it is, whatever a test makes deterministic."""

@@ -23,17 +23,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# On a GPU, none of them may touch it: CUDA refuses to begin anew in a process forked after that.
+PRELOADED = [
+    "torch.distributed.pipelining",
+    "torch.distributed.checkpoint",
+    "tests.models.world",
+    "deepspeed",
+    "wemmu.measuring.__main__",
+    "wemmu.parallel.hybrid",
+]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "torch.distributed.pipelining",
-        "torch.distributed.checkpoint",
-        "tests.models.world",
-        "deepspeed",
-        "wemmu.measuring.__main__",
-        "wemmu.parallel.hybrid",
-    ]
-)
+SERVER.set_forkserver_preload(PRELOADED)
 
 
 class _DiedError(Exception):
