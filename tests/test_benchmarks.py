@@ -222,7 +222,7 @@ def test_the_verdict_of_the_gpu_benchmark_judges_goals_and_a_missed_one_is_no_fa
 @pytest.mark.slow
 def test_a_plan_knows_the_models_of_the_gpu_benchmark() -> None:
     size = SIZES["real"]()
-    cell = size.cells[0].of(1)
+    cell = size.cells[0].of(2)
     plans = of_gpu.planned(cell, size.text)
     # Of 12 samples one H200 had 75.9 GiB at the peak, of which most do not depend on the samples.
     assert 30 * 2**30 < plans["ours, checkpointing"] < plans["ours"] < 75.9 * 2**30

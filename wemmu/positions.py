@@ -29,12 +29,12 @@ def image_grid_positions(start: Tensor | int, height: int, width: int) -> Tensor
 
     `start` is an int, giving [3, h * w], or a tensor [B], giving [3, B, h * w].
     """
-    rows = torch.arange(height).repeat_interleave(width)
-    columns = torch.arange(width).repeat(height)
+    # Made where it is used: of a copy from the host, the host would wait for all that its GPU has still to do.
+    device = torch.device("cpu") if isinstance(start, int) else start.device
+    rows, columns = (torch.arange(n, device=device) for n in (height, width))
+    rows, columns = rows[:, None].expand(-1, width).flatten(), columns.repeat(height)
     grid = torch.stack([torch.zeros_like(rows), rows, columns])
-    if isinstance(start, int):
-        return grid + start
-    return grid[:, None, :].to(start.device) + start[None, :, None]
+    return grid + start if isinstance(start, int) else grid[:, None, :] + start[None, :, None]
 
 
 def prompt_positions(token_ids: list[int], image_token_id: int, grids: list[tuple[int, int]]) -> tuple[Tensor, int]:

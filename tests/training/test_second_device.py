@@ -163,15 +163,18 @@ class Waiting(Elsewhere):
         )
         # The backward passes of casts name the device that C++ believes in.
         backward = torch._C._current_graph_task_id() != -1
-        to_host = not backward and func is aten._to_copy.default and (kwargs or {}).get("device") == torch.device("cpu")
-        if there and (func in WAITS or masks or to_host):
+        goes = (kwargs or {}).get("device") if not backward and func is aten._to_copy.default else None
+        to_host = there and goes == torch.device("cpu")
+        # From memory that is not pinned: behind all that the device has still to do.
+        from_host = not there and goes == ELSEWHERE and not (kwargs or {}).get("non_blocking")
+        if from_host or (there and (func in WAITS or masks or to_host)):
             self.waits.append(str(func))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 aten = torch.ops.aten
 SCALAR = aten._local_scalar_dense.default
-WAITS = {SCALAR, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
+WAITS = {SCALAR, aten.nonzero.default, aten.masked_select.default, aten.equal.default, aten.bincount.default}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from wemmu.timesteps import alpha_bar
 
 def add_noise(z_0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> Tensor:
     """Compute z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps; z_0, eps: [M, ...], t: int64 [M]."""
-    share = alpha_bar(timesteps).to(t.device)[t].reshape(-1, *[1] * (z_0.ndim - 1))
+    # The copy does not wait for what the device has still to do.
+    share = alpha_bar(timesteps).to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (z_0.ndim - 1))
     return share.sqrt().to(z_0.dtype) * z_0 + (1 - share).sqrt().to(z_0.dtype) * eps
 
 
@@ -41,4 +42,7 @@ def answer_cross_entropy(
     """
     each = F.cross_entropy(logits.float(), targets, reduction="none")
     sums = each.new_zeros(samples).index_add(0, sample, each)
-    return sums / (torch.bincount(sample, minlength=samples).clamp(min=1) if per_sample is None else per_sample)
+    if per_sample is not None:
+        return sums / per_sample
+    # Not `bincount`, for whose result the host waits.
+    return sums / sums.new_zeros(samples).index_add(0, sample, torch.ones_like(each)).clamp(min=1)

@@ -64,7 +64,7 @@ def guided_velocity(velocity: VelocityOf, branches: Sequence[tuple[Tensor, float
     velocity: (x_t, t, states of the condition) -> velocity. branches: states [B, Q, C_y] and their weight.
     """
     n, states = len(branches), torch.cat([states for states, _ in branches])
-    weights = torch.tensor([weight for _, weight in branches], device=states.device)
+    weights = torch.tensor([weight for _, weight in branches]).to(states.device, non_blocking=True)
 
     def summed(x: Tensor, t: Tensor) -> Tensor:
         v = velocity(x.repeat(n, *[1] * (x.dim() - 1)), t.repeat(n), states).unflatten(0, (n, -1))

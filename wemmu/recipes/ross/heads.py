@@ -167,4 +167,4 @@ def _places(rows: int, columns: int, width: int, device: torch.device) -> Tensor
     """Return sines and cosines of column and row, half of the channels each: [rows * columns, width]."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack([x, y])[:, None].float()
-    return get_2d_sincos_pos_embed_from_grid(width, grid, output_type="pt").to(device, torch.float32)
+    return get_2d_sincos_pos_embed_from_grid(width, grid, output_type="pt").to(device, torch.float32, non_blocking=True)

@@ -59,7 +59,7 @@ class FlowLearner(RolloutLearner):
         # All steps of all paths at once.
         full, empty = (one.repeat_interleave(objective.group * count, 0) for one in (paths.full, paths.empty))
         ts = self.renderer.schedule
-        t = torch.tensor([ts[i] for i in self.steps], device=x.device).repeat(len(x))
+        t = torch.tensor([ts[i] for i in self.steps]).to(x.device, non_blocking=True).repeat(len(x))
         v = self.renderer.velocity(full, empty, reference)(x.flatten(0, 1), t).unflatten(0, (-1, count))
         return [
             transition(objective.sde, v[:, w], x[:, w], ts[i], ts[i + 1], objective.noise_level)

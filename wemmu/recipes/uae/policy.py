@@ -53,7 +53,8 @@ class Policy:
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
         """Return log pi of the next token, float32 [..., V]: at the temperature of sampling, without banned tokens."""
         scaled = logits.float() / temperature
-        return scaled.masked_fill(self.banned.to(logits.device), float("-inf")).log_softmax(-1)
+        banned = self.banned.to(logits.device, non_blocking=True)
+        return scaled.masked_fill(banned, float("-inf")).log_softmax(-1)
 
     @torch.no_grad()
     def sample(self, instruction: str, images: Tensor, noise: Noise, group: int, temperature: float) -> Captions:
