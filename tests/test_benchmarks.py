@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -206,13 +207,17 @@ def test_what_a_part_of_the_gpu_benchmark_found_stays_however_it_ends(tmp_path: 
 def test_the_verdict_of_the_gpu_benchmark_judges_goals_and_a_missed_one_is_no_failure() -> None:
     cell = replace(SIZES["real"]().cells[0], samples=12)
     measured = {"ours": {"memory": {"peak": 80 * 1024.0}}, "ours, checkpointing": {}}
-    plans = {"ours": 78 * 2.0**30, "ours, checkpointing": 50 * 2.0**30}
+    plans: Future[dict[str, float]] = Future()
+    waiting = [(cell, measured, plans)]
+    assert not list(of_gpu.by_plans(waiting, 0.0))
+    plans.set_result({"ours": 78 * 2.0**30, "ours, checkpointing": 50 * 2.0**30})
     seconds = {f"{cell.name}: naive": 0.5, f"{cell.name}: ours, checkpointing": 0.4}
-    rows = [*of_gpu.by_plan(cell, measured, plans), *of_gpu.ratios(cell, ("naive",), seconds)]
+    rows = [*of_gpu.by_plans(waiting, 0.0), *of_gpu.ratios(cell, ("naive",), seconds)]
     assert [(row.found, row.state) for row in rows] == [
         ("78.0 GiB planned, 80.0 measured: 1.03 (goal 0.9 to 1.1)", "met"),
         ("1.25 (goal 1.5)", "missed"),
     ]
+    assert not waiting
     result = verdict.Result("step", 1.0, "done", rows)
     assert result.finished
     missed = f"{cell.name}: naive / ours, checkpointing"

@@ -3,7 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -54,11 +54,11 @@ def steps(setting: Setting) -> Iterator[Row]:
     settings, cells = settings_of(setting)
     cells, groups = (cells, GROUPS) if setting.real else (cells[:1], GROUPS[:2])
     rounds = ROUNDS if setting.real else 1
-    with ProcessPoolExecutor(len(cells) if setting.real else 1, multiprocessing.get_context("spawn")) as counting:
+    with ProcessPoolExecutor(1 + len(cells) if setting.real else 1, multiprocessing.get_context("spawn")) as counting:
         counted = [counting.submit(counted_flops, settings.load(), cell, ["ours"]) for cell in cells]
-        plans = [counting.submit(planned, cell, settings.load().text) for cell in cells] if setting.real else []
         earlier = {row.name: row.value for row in setting.earlier}
         begun, longest = time.monotonic(), dict[Sequence[str], float]()
+        waiting: list[Planned] = []
         jobs = [("single", group, number) for group, number in in_order(groups, cells)]
         jobs += [(engine, group, 0) for engine in ENGINES for group in (("ours",), tuple(PLAIN))]
         for engine, group, number in jobs:
@@ -71,8 +71,16 @@ def steps(setting: Setting) -> Iterator[Row]:
                 yield Row(what, "not run: the time is up", "left")
                 continue
 
+            # Beside what it is compared with, so that none is under way when the time is up.
+            mine = setting.real and engine == "single" and "ours" in names
+            plans = counting.submit(planned, cell, settings.load().text) if mine else None
+
             def measured(
-                engine: str = engine, cell: Cell = cell, names: dict[str, str] = names, number: int = number
+                engine: str = engine,
+                cell: Cell = cell,
+                names: dict[str, str] = names,
+                number: int = number,
+                plans: "Future[dict[str, float]] | None" = plans,
             ) -> Iterator[Row]:
                 own = replace(settings, engine=engine)
                 # The profiler takes minutes for DeepSpeed's hooks.
@@ -82,11 +90,14 @@ def steps(setting: Setting) -> Iterator[Row]:
                 yield from found
                 earlier.update({one.name: one.value for one in found})
                 yield from ratios(cell, tuple(names.values()), earlier)
-                if plans and engine == "single":
-                    yield from tried(f"{cell.name}: the plan", by_plan(cell, variants, plans[number].result()))
+                if plans is not None:
+                    waiting.append((cell, variants, plans))
 
             yield from tried(what, measured())
             longest[group] = max(longest.get(group, 0.0), time.monotonic() - before)
+            yield from by_plans(waiting, 0.0)
+        yield from by_plans(waiting, max(0.0, begun + setting.seconds - time.monotonic()))
+        yield from (Row(f"{cell.name}: the plan", "not run: the time is up", "left") for cell, *_ in waiting)
 
 
 def named(variant: str, engine: str) -> str:
@@ -138,9 +149,22 @@ def planned(cell: Cell, text: int) -> dict[str, float]:
     return {"ours": stage.gpu_total, "ours, checkpointing": stage.gpu_total_checkpointed}
 
 
-def by_plan(cell: Cell, variants: dict[str, dict[str, Any]], plans: dict[str, float]) -> Iterator[Row]:
+# A cell, what was measured of its variants, and its `planned`.
+Planned = tuple[Cell, dict[str, dict[str, Any]], "Future[dict[str, float]]"]
+
+
+def by_plans(waiting: list[Planned], seconds: float) -> Iterator[Row]:
+    """Take those out of `waiting` whose plan is there in so many seconds, and yield their rows."""
+    until = time.monotonic() + seconds
+    for one in list(waiting):
+        if wait([one[2]], max(0.0, until - time.monotonic())).done:
+            waiting.remove(one)
+            yield from tried(f"{one[0].name}: the plan", by_plan(*one))
+
+
+def by_plan(cell: Cell, variants: dict[str, dict[str, Any]], plans: "Future[dict[str, float]]") -> Iterator[Row]:
     """The plan's memory beside the measured peak of each variant that both have."""
-    for variant, bytes_ in plans.items():
+    for variant, bytes_ in plans.result().items():
         if variants.get(variant):
             here, there = variants[variant]["memory"]["peak"] / 1024, bytes_ / 2**30
             text = f"{there:.1f} GiB planned, {here:.1f} measured: {here / there:.2f} (goal {1 - NEAR} to {1 + NEAR})"
