@@ -15,19 +15,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.models.world import make_batch
+from tests.parallel.cases import RossCase
 from tests.training import test_uae_paths as paths
 from tests.training import test_uae_resume as resumed
 from tests.training.runs import STAGE, make_run
+from tests.training.test_uae import CONFIG as UAE
 from tests.training.test_uae import batch_of, make
 from tools.convert_ckpt import export, find, main
 from tools.export.adapters import write_adapters
+from wemmu.backbones import weights as loading
 from wemmu.backbones.weights import load_vlm
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.stored import StoredTensors
-from wemmu.config import StageRun, dump, load_stage
+from wemmu.config import StageRun, dump, load_curriculum, load_stage
 from wemmu.config.lora import LoRA
 from wemmu.config.schema import Backbones
 from wemmu.parallel.single import SingleEngine
@@ -36,7 +39,8 @@ from wemmu.planning.layout import Degrees, RankWorkload, states
 from wemmu.planning.layout import checkpoint as stored_bytes
 from wemmu.recipes.lora import merge
 from wemmu.recipes.recipe import Recipe, recipe
-from wemmu.training.build import load_trained
+from wemmu.recipes.wemmu.config import States
+from wemmu.training.build import build, load_trained
 from wemmu.training.trainer import Trainer
 
 LORA = {"pathway": {"rank": 2}, "dit": {"rank": 3, "alpha": 12.0, "targets": ["attn2.to_q", "*.0.attn1.*"]}}
@@ -154,11 +158,18 @@ def test_other_adapters_are_refused_with_the_way_out(
     trained: tuple[StageRun, Path], shards: Path, tmp_path: Path
 ) -> None:
     run, checkpoint = trained
-    for changed in ({"rank": 2, "alpha": 8.0}, {"rank": 3, "alpha": 12.0}, {**LORA["dit"], "alpha": 3.0}):
+    for changed, said in (
+        (
+            {**LORA["dit"], "rank": 2, "alpha": 8.0},
+            "rank 3, here 2. .*set rank 3 and alpha / rank 4 for the same layers",
+        ),
+        ({"rank": 3, "alpha": 12.0}, r"it has no dit\.transformer_blocks.* and .* more. "),
+        ({**LORA["dit"], "targets": ["attn2.to_q"]}, r"this stage has no dit\..*attn1.* and .* more. "),
+        ({**LORA["dit"], "alpha": 3.0}, "alpha / rank 4, here 1. "),
+    ):
         other = run_of(run.backbones, shards, {**LORA, "dit": changed}, start=str(checkpoint))
-        with pytest.raises(
-            CheckpointError, match=r"other adapters \(LoRA\) of dit\.\*.*merge them with `wemmu export`"
-        ):
+        words = rf"other adapters \(LoRA\) of dit\.\* than recipe.lora: {said}.*merge them with `wemmu export`"
+        with pytest.raises(CheckpointError, match=words):
             train(other, tmp_path / f"other{len(list(tmp_path.iterdir()))}")
 
 
@@ -275,6 +286,35 @@ def test_a_rank_above_that_of_all_layers_is_refused(backbones: Backbones) -> Non
         recipe(run)
 
 
+ODD = LoRA(targets=("nope",))
+LACKING = {
+    "pathway": ({"recipe.lora": {"pathway": ODD}}, r"recipe\.lora\.pathway\.targets: .*'nope'; valid: "),
+    "dit": ({"recipe.lora": {"dit": ODD}}, r"recipe\.lora\.dit\.targets: .*'nope'; valid: .*attn2"),
+    "states": ({"recipe.bridge.states": States(layers=99)}, r"states\.layers = 99, but the VLM has \d+ layers"),
+    "ross": ({"recipe.lora": {"llm": ODD}}, r"recipe\.lora\.llm\.targets: .*'nope'; valid: .*q_proj"),
+    "uae": ({"recipe.lora": {"dit": ODD}}, r"recipe\.lora\.dit\.targets: .*'nope'; valid: .*attn2"),
+}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_layers_that_a_backbone_lacks_are_refused_before_weights_are_read(
+    backbones: Backbones, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    run = make_run(backbones, Path("shards"))
+    if what == "ross":
+        run = RossCase().run
+    elif what == "uae":
+        run = load_curriculum(UAE, [paths.FLOW % "", "stages.reward.trains=[dit]"]).stage_run("reward")
+    changes, words = LACKING[what]
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(loading, "load_strict", read)
+    with pytest.raises(ValueError, match=words):
+        build(run.changed({"backbones": backbones, **changes}))
+
+
 # ---------------------------------------------------------------------------------------------------------------- UAE
 def test_a_policy_with_adapters_is_its_own_reference() -> None:
     """The penalty is on, and there is no second language model: the reference is the policy without its adapters."""
@@ -323,6 +363,9 @@ def test_the_reference_of_a_later_stage_has_the_adapters_it_began_with(tmp_path:
         assert torch.equal(later.model.states(batch.prompts, batch.images, reference=True), expected)
         assert not torch.allclose(later.model.states(batch.prompts, batch.images), expected)
     assert not any("reference" in name for name, _ in later.model.named_parameters())
+    # Of another rank, or of other weights: said before anything is filled.
+    with pytest.raises(CheckpointError, match=r"of vlm\.model\.language_model\.\* than recipe.lora: rank 2, here 3"):
+        make("recipe.lora={llm: {rank: 3}}", f"stages.reward.start={start}", beta=0.05)
 
 
 def test_a_dit_with_adapters_is_its_own_reference() -> None:

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
 
-_A, _B = ".lora_A.weight", ".lora_B.weight"
+A, B = ".lora_A.weight", ".lora_B.weight"
 
 
 def is_adapter(name: str) -> bool:
     """Return whether `name` is the canonical name of an adapter's weight."""
-    return name.endswith((_A, _B))
+    return name.endswith((A, B))
 
 
 def to_merge(names: Collection[str], known: Collection[str]) -> dict[str, tuple[str, str]]:
     """Return weight -> its A and B, of the adapters in `names` that a model with the weights `known` does not have."""
-    layers = [name.removesuffix(_A) for name in names if name.endswith(_A) and name not in known]
-    return {f"{layer}.weight": (layer + _A, layer + _B) for layer in layers}
+    layers = [name.removesuffix(A) for name in names if name.endswith(A) and name not in known]
+    return {f"{layer}.weight": (layer + A, layer + B) for layer in layers}
 
 
 def scale_of(name: str, scales: Mapping[str, float]) -> float | None:

@@ -7,13 +7,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from wemmu.checkpoint.adapters import add_merged, is_adapter, scale_of, to_merge
+from wemmu.checkpoint.adapters import A, add_merged, is_adapter, scale_of, to_merge
 from wemmu.checkpoint.collective import CheckpointError, all_ranks
 from wemmu.checkpoint.exported import is_own
 from wemmu.checkpoint.manifest import Manifest, some, verify
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
 from wemmu.checkpoint.store import fill_weights
 from wemmu.published.identity import is_same, short
+from wemmu.readable import listed
 
 
 @torch.no_grad()
@@ -41,6 +42,21 @@ def start_from(
         CheckpointError: naming the tensors that are missing, unknown or of another shape, or the frozen part that
             differs; or saying that there are no averages.
     """
+    manifest = verify_start(source, held, frozen, scales, widened)
+    fill_merged(source, manifest, held, held, ema)
+    if also:
+        fill_merged(source, manifest, also, held, ema)
+    return determined(manifest, held)
+
+
+def verify_start(
+    source: Path,
+    held: Mapping[str, Tensor],
+    frozen: Mapping[str, str],
+    scales: Mapping[str, float] = MappingProxyType({}),
+    widened: Collection[str] = (),
+) -> Manifest:
+    """Return the manifest of a checkpoint that `start_from` can fill `held` from; arguments and errors as there."""
     ranks = all_ranks()
     manifest = verify(source, ranks)
 
@@ -49,10 +65,7 @@ def start_from(
         check_fits(source, manifest, known, frozen, scales, widened)
 
     ranks.together(f"{source} cannot be started from", lambda: {n: list(t.shape) for n, t in held.items()}, check)
-    fill_merged(source, manifest, held, held, ema)
-    if also:
-        fill_merged(source, manifest, also, held, ema)
-    return determined(manifest, held)
+    return manifest
 
 
 def determined(manifest: Manifest, known: Collection[str]) -> frozenset[str]:
@@ -135,12 +148,26 @@ def _check_adapters(
             for shapes in (manifest.tensors, known)
         )
         was, now = manifest.adapters[prefix], scales[prefix]
-        if inside != here or was != now:
-            raise CheckpointError(
-                f"{source} holds other adapters (LoRA) of {prefix}* than recipe.lora: their layers, rank or alpha / "
-                f"rank ({was:g}, here {now:g}) differ. A stage can only continue the same adapters; for others, merge "
-                "them with `wemmu export` and start from the export"
-            )
+        if inside == here and was == now:
+            continue
+        rank, own = (
+            listed(sorted({str(shape[0]) for name, shape in shapes.items() if name.endswith(A)}))
+            for shapes in (inside, here)
+        )
+        more, fewer = sorted(inside.keys() - here.keys()), sorted(here.keys() - inside.keys())
+        odd = sorted(name for name in inside.keys() & here.keys() if inside[name] != here[name])
+        differ = [
+            f"rank {rank}, here {own}" * (rank != own),
+            f"alpha / rank {was:g}, here {now:g}" * (was != now),
+            f"this stage has no {some(more)}" * bool(more),
+            f"it has no {some(fewer)}" * bool(fewer),
+            f"other shapes of {some(odd)}" * (rank == own and bool(odd)),
+        ]
+        raise CheckpointError(
+            f"{source} holds other adapters (LoRA) of {prefix}* than recipe.lora: {'; '.join(filter(None, differ))}. A "
+            f"stage can only continue the same adapters; set rank {rank} and alpha / rank {was:g} for the same "
+            "layers there, or merge them with `wemmu export` and start from the export"
+        )
 
 
 def _check_frozen(source: Path, manifest: Manifest, frozen: Mapping[str, str]) -> None:

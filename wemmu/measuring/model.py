@@ -11,6 +11,7 @@ from wemmu.backbones.encoders import encoder_without_weights
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.versions import vlm_config
 from wemmu.backbones.vlm import VLM
+from wemmu.backbones.weights import made_of
 from wemmu.config.schema import StageRun
 from wemmu.config.task import Task
 from wemmu.positions import prompt_positions, token_grid
@@ -37,11 +38,17 @@ def make_model(run: StageRun) -> tuple[Staged, LossFn]:
 
 
 def make_backbone(directory: Path, kind: str) -> nn.Module:
-    """Build a new backbone in the default dtype."""
+    """Build a new backbone in the default dtype.
+
+    Raises:
+        BackboneError: if its config.json does not describe one.
+    """
     cls: Any = class_of(directory, kind)
-    if kind == known.VLM:
-        return cls(vlm_config(cls, directory))
-    model = cls.from_config(cls.load_config(directory))
+    with made_of(directory, cls.__name__):
+        if kind == known.VLM:
+            model: nn.Module = cls(vlm_config(cls, directory))
+        else:
+            model = cls.from_config(cls.load_config(directory))
     return FrozenVAE(model) if kind == known.AUTOENCODER else model
 
 

@@ -20,11 +20,12 @@ from wemmu.config.schema import StageRun
 from wemmu.config.shards import ShardError, StreamSettings
 from wemmu.data.loader import Loader
 from wemmu.kernels import Kernels
+from wemmu.measuring.model import make_model
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.host_memory import trim
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
-from wemmu.published.check import check_engine
+from wemmu.published.check import check_backbones, check_engine
 from wemmu.published.identity import is_same
 from wemmu.recipes.recipe import Recipe, identities, quantize, ready_to_train, recipe, scales
 from wemmu.recipes.staged import parameters, startable
@@ -59,12 +60,13 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         BackboneError: if a backbone cannot be loaded whole, or the engine cannot divide the DiT.
         CheckpointError: if `stage.start` lacks a module that this stage needs or holds something unknown.
         ShardError: if the data set cannot be read or stores latents of another autoencoder.
-        ValueError: if layers are to be compiled and there is no compiler, or if the environment forbids cuBLAS to be
-            deterministic.
+        ValueError: if the recipe asks for layers that a backbone lacks; if layers are to be compiled and there is no
+            compiler; or if the environment forbids cuBLAS to be deterministic.
     """
     if run.kernels.deterministic:
         kernels.make_deterministic()
     check_engine(run.backbones, run.recipe.backbones, run.parallel.engine)
+    check_shapes(run)
     device = torch.device(device)
     made = recipe(run, place_blocks(run, device), device)
     ready_to_train(made, run)
@@ -112,6 +114,17 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         kernels=chosen,
         parameters=counted,
     )  # fmt: skip
+
+
+def check_shapes(run: StageRun) -> None:
+    """Build the model without weights, so that targets of adapters or layers that it lacks are refused at once.
+
+    Raises:
+        BackboneError, ValueError: as `build`.
+    """
+    check_backbones(run.backbones, run.recipe.backbones)
+    with torch.device("meta"):
+        make_model(run)
 
 
 def give_kernels(run: StageRun, made: Recipe, device: torch.device) -> tuple[Kernels, Sequence[nn.Module]]:

@@ -1,8 +1,8 @@
 """Builds the auto-encoder: the policy from the VLM, and the frozen generator with the weights of the config."""
 
 import hashlib
+from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,9 +12,8 @@ from transformers import AutoImageProcessor
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.backbones.weights import LoadReport, load_vlm
-from wemmu.checkpoint.collective import all_ranks
-from wemmu.checkpoint.manifest import read_manifest, verify
-from wemmu.checkpoint.start import fill_merged, start_from
+from wemmu.checkpoint.manifest import read_manifest
+from wemmu.checkpoint.start import fill_merged, start_from, verify_start
 from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones, StageRun
 from wemmu.recipes.lora import adapt, add_reference
@@ -48,7 +47,7 @@ def build_uae(run: StageRun) -> tuple[UAE, dict[str, LoadReport]]:
     model = UAE(vlm, pixels.image_mean, pixels.image_std, generator, reference_of(run), encoders_of(run))
     adapt(model, config, run.seed)
     if (module := penalised(run)) is not None and run.stage.start is not None:
-        fill_reference(model, config, module, run.stage.start)
+        fill_reference(model, run, module, reports)
     return model, reports
 
 
@@ -85,15 +84,22 @@ def build_generator(backbones: Backbones, config: UAEConfig, seed: int) -> tuple
     return model.eval().requires_grad_(False), reports
 
 
-def fill_reference(model: UAE, config: UAEConfig, module: str, start: Path) -> None:
+def fill_reference(model: UAE, run: StageRun, module: str, reports: Mapping[str, LoadReport]) -> None:
     """Give the reference what the stage starts with: the frozen copy its weights, or frozen adapters theirs.
 
     What is not inside is the backbone's already; without adapters inside the reference has none.
+
+    Raises:
+        CheckpointError: as `start_from`.
     """
-    manifest = verify(start, all_ranks())
+    start = run.stage.start
+    assert start is not None, "else the reference is what the backbones are"
+    scales = {adapted.prefix: adapted.scale for adapted in model.adapters.values()}
+    beside = {p: one.sha256 for p, one in reports.items() if p != "vae" or not run.stage.start_other_vae}
+    manifest = verify_start(start, startable(model), beside, scales)
     if model.reference is None:
         if model.adapters[module].prefix in manifest.adapters:
-            adapters = {name: p.detach() for name, p in add_reference(model, config, module).items()}
+            adapters = {name: p.detach() for name, p in add_reference(model, run.recipe, module).items()}
             fill_merged(start, manifest, adapters, manifest.tensors)
         return
     renamed = {
