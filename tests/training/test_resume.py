@@ -86,6 +86,15 @@ def test_another_device_with_its_own_noise_and_kernels_is_named_and_taken(run: S
     assert resume.check(Path("step"), manifest_of(run), moved, run) == said
 
 
+@pytest.mark.parametrize("kept", ["everything but kernels", "nothing"])
+def test_noise_that_moves_to_the_device_is_named_where_no_source_was_recorded(run: StageRun, kept: str):
+    made = manifest_of(run)
+    recorded = {f: v for f, v in made.settings.items() if not f.startswith("kernels.") and kept != "nothing"}
+    moved = origin_of(run, replace(CHOSEN, noise="device", norms="torch"), "cuda")
+    old = replace(made, settings=recorded)
+    assert resume.check(Path("step"), old, moved, run) == ["kernels.noise: host -> device"]
+
+
 def test_fields_that_an_earlier_version_had_elsewhere_are_compared(run: StageRun):
     """It recorded those of all recipes, outside of `recipe`."""
     made = manifest_of(run)

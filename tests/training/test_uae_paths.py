@@ -69,6 +69,20 @@ def test_paths_depend_on_sample_and_step_and_not_on_the_batch(flow: UAERecipe) -
     assert not torch.allclose(later.paths.states[:, 0], both.paths.states[:, 0])
 
 
+def test_the_source_of_noise_moves_the_rollout_and_not_the_reconstructions(
+    flow: UAERecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume names the source that changes, so nothing else may follow it unsaid."""
+    (batch,), found = batches(flow, 2), {}
+    for source in ("host", "device"):
+        monkeypatch.setattr(flow.loss, "_run", flow._run.changed({"kernels.noise": source}))
+        (drawn,) = flow.prepare([batch], 0).batches
+        found[source] = drawn.paths.states[:, 0], flow.renderer(["a green cross"] * 2, batch.images, batch.sample_ids)
+    (host, reconstructed), (device, same) = found.values()
+    assert not torch.allclose(host, device)
+    assert torch.equal(reconstructed, same)
+
+
 @torch.no_grad()
 def test_what_was_drawn_has_the_score_it_was_drawn_with(flow: UAERecipe) -> None:
     """The sampler, a few images at a time, against all steps of all paths at once."""

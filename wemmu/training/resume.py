@@ -97,12 +97,14 @@ def _changes(manifest: Manifest, origin: Origin, run: StageRun) -> Iterator[str]
         was.setdefault("kernels.channels_last", False)
     was = with_defaults(with_defaults(was, "recipe", run.recipe), "objective", run.stage.objective)
     recorded = {_group(field) for field in was}
+    # Until it was recorded, all noise came from the host; on a GPU it would be other noise unsaid.
+    was.setdefault("kernels.noise", "host")
     for field in dict.fromkeys((*was, *(origin.settings if manifest.settings else ()))):
         # Each resolution reads streams of its own.
         if field.startswith("records.") and manifest.resolution != origin.resolution:
             continue
         # An earlier version recorded less.
-        if _group(field) in recorded and was.get(field) != origin.settings.get(field):
+        if (field in was or _group(field) in recorded) and was.get(field) != origin.settings.get(field):
             yield f"{field}: {was.get(field, 'absent')} -> {origin.settings.get(field, 'absent')}"
 
 
