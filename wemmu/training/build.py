@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from wemmu import kernels
@@ -123,7 +124,7 @@ def check_shapes(run: StageRun) -> None:
         BackboneError, ValueError: as `build`.
     """
     check_backbones(run.backbones, run.recipe.backbones)
-    with torch.device("meta"):
+    with init_empty_weights():
         make_model(run)
 
 
