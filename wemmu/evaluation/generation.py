@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from wemmu import batch_job
 from wemmu.config.base import differences
 from wemmu.config.files import replace_text, replacing
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, open_image
@@ -72,7 +73,7 @@ def _in_use(folder: Path, kind: int) -> AbstractContextManager[int]:
         return f"another process works with images of other settings in {folder}; wait for it to end"
 
     # Of a job that lost its node, another one may have begun while the file server still keeps the lock.
-    return hold(folder / ".in-use", busy, kind, LEASE_S if "SLURM_JOB_ID" in os.environ else 0.0)
+    return hold(folder / ".in-use", busy, kind, LEASE_S if batch_job.job_id() else 0.0)
 
 
 def _prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Any, replace: bool) -> None:
