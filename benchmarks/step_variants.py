@@ -9,12 +9,11 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.naive import Mask, NaiveModel, Way
 from benchmarks.step_sizes import Cell, Size, make_batch, make_model, make_run
 from wemmu import kernels
-from wemmu.backbones.linear_attention import narrow
 from wemmu.config import StageRun
 from wemmu.config.schema import Kernels
 from wemmu.measuring.fake_world import fake_world
@@ -23,7 +22,7 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.training.build import make_engine
+from wemmu.training.build import give_kernels, make_engine
 from wemmu.types import Batch, Prefix
 
 
@@ -199,30 +198,13 @@ def causal_pathway(model: WeMMU) -> Iterator[None]:
         yield
 
 
-def apply_kernels(model: WeMMU, config: Kernels, run: StageRun, device: torch.device) -> tuple[nn.Module, ...]:
-    """Give the model the kernels that training gives it; return the layers that are compiled."""
-    if config.deterministic:
-        kernels.make_deterministic()
-    language = model.vlm.language_model
-    heads = language.config.hidden_size // language.config.num_attention_heads
-    chosen = kernels.choose(config, run.parallel.engine, device, getattr(torch, run.backbones.dtype), heads)
-    if chosen.narrow:
-        narrow(model)
-    if chosen.channels_last:
-        model.vae.channels_last()
-    layers: tuple[nn.Module, ...] = ()
-    if chosen.compiled:
-        trained = (*model.bridge.pathway.layers, *model.dit.transformer_blocks)
-        layers = (*trained, *model.vlm.alike_layers(), *model.vae.compilable())
-    kernels.apply(chosen, type(language.norm), (language, model.bridge.pathway), layers)
-    return layers
-
-
 def our_steps(model: WeMMU, run: StageRun, batch: Batch, ways: dict[str, Own], device: torch.device) -> dict[str, Step]:
     (config,) = {own.kernels for own in ways.values()}
     run = run.model_copy(update={"kernels": config})
     model.freeze_all_but(run.stage.trains)
-    layers = apply_kernels(model, config, run, device)
+    if config.deterministic:
+        kernels.make_deterministic()
+    _, layers = give_kernels(run, model, device)
     loss, dit = FlowMatchingLoss(model, run), model.dit
     if run.parallel.engine != "single" and not dist.is_initialized():
         dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)

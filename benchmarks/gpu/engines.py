@@ -12,7 +12,6 @@ from torch import Tensor
 
 from benchmarks.gpu.verdict import Row, Setting, tried, within
 from benchmarks.measure import ROOT
-from benchmarks.step_variants import apply_kernels
 from tests.models.world import random_images
 from tests.parallel.cases import (
     ALL,
@@ -32,13 +31,12 @@ from tests.parallel.ranks import RankError, on_ranks
 from wemmu import kernels
 from wemmu.config import StageRun, Task, load_curriculum
 from wemmu.config.schema import Backbones
-from wemmu.config.schema import Kernels as KernelsConfig
 from wemmu.parallel.engine import Engine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.recipes.recipe import ready_to_train, recipe
 from wemmu.recipes.uae.config import UAE
 from wemmu.recipes.uae.recipe import UAERecipe
-from wemmu.training.build import make_engine
+from wemmu.training.build import give_kernels, make_engine
 from wemmu.types import Batch, LossFn
 
 BACKBONES = Backbones.model_validate({"vlm": ROOT / "assets/shapes/vlm", "sana": ROOT / "assets/shapes/sana"})
@@ -70,8 +68,8 @@ def outcome(
     case: Case, device: torch.device, engine: str = "single", world: Topology = ALONE, compile: bool = False
 ) -> Outcome:
     def make(model: Any, loss: LossFn, run: StageRun) -> Engine:
-        run = run.changed({"parallel.engine": engine})
-        compiled = apply_kernels(model, KernelsConfig(compile=True), run, device) if compile else ()
+        run = run.changed({"parallel.engine": engine, "kernels.compile": compile})
+        compiled = give_kernels(run, model, device)[1] if compile else ()
         return make_engine(run, model, loss, world, device, compiled=compiled)
 
     return go(case, BACKBONES, make, world.rank, world.world, device)

@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.engines import BACKBONES, exactly, off_by
 from benchmarks.gpu.verdict import Row, Setting, tried, within
-from benchmarks.step_variants import apply_kernels
 from tests.parallel.cases import EDIT, Case, Outcome, go, merged
 from wemmu import kernels as ours
 from wemmu.config import StageRun
@@ -21,6 +20,7 @@ from wemmu.config.schema import Kernels as KernelsConfig
 from wemmu.kernels import ADAMW_BOUND, ATTENTION, NORM_BOUND
 from wemmu.noise import Noise
 from wemmu.parallel.single import SingleEngine
+from wemmu.training.build import give_kernels
 from wemmu.types import Batch, Losses, LossFn
 
 # Of attention in bfloat16, relative to the norm: probabilities are rounded before they are multiplied, 2^-9 each.
@@ -148,12 +148,8 @@ def compiled(device: torch.device) -> Iterator[Row]:
 
 def _step(case: Case, device: torch.device, compiled: bool) -> Outcome:
     def make(model: Any, loss: LossFn, run: StageRun) -> SingleEngine:
-        apply_kernels(
-            model.to(device),
-            KernelsConfig(fused_norms=compiled, narrow_attention=compiled, compile=compiled),
-            run,
-            device,
-        )
+        changed = {f"kernels.{name}": compiled for name in ("fused_norms", "narrow_attention", "compile")}
+        give_kernels(run.changed(changed), model.to(device), device)
         return SingleEngine(model, loss, run)
 
     return go(case, BACKBONES, make, device=device)

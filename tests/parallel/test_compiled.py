@@ -96,7 +96,7 @@ def steps_where_one_cannot(
     made = recipe(run, place_blocks(run, CPU), CPU)
     ready_to_train(made, run)
     try:
-        chosen, compiled = give_kernels(run, made, CPU)
+        chosen, compiled = give_kernels(run, made.model, CPU)
     except ValueError as error:
         return str(error)
     engine = make_engine(run, made.model, made.loss, Topology(rank, world), CPU, compiled=compiled)

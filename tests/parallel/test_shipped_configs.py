@@ -79,7 +79,7 @@ def trains(rank: int, world: int, runs: dict[str, StageRun]) -> dict[str, list[f
         made = recipe(run, place_blocks(run, device), device)
         ready_to_train(made, run)
         topology = Topology(rank, world, run.parallel.tp, run.parallel.pp)
-        chosen, compiled = give_kernels(run, made, device)
+        chosen, compiled = give_kernels(run, made.model, device)
         empty = {name for name, parameter in made.model.named_parameters() if parameter.is_meta}
         engine = make_engine(run, made.model, made.loss, topology, device, chosen.adamw == "Apex", compiled)
         if empty:

@@ -229,7 +229,7 @@ def test_the_policy_moves_the_condition_only_where_the_config_says_so(
     made: UAERecipe, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
     images, ids = images_of(1), torch.tensor([0])
-    weight = made.language.layers[0].mlp.down_proj.weight
+    weight = made.model.language_model.layers[0].mlp.down_proj.weight
     made.model.eval()
     monkeypatch.setattr(made.renderer, "config", made.renderer.config.changed({"cond_encoder": reader}))
     before = made.renderer(WORDS[:1], images, ids)

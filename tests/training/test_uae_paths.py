@@ -180,8 +180,8 @@ def test_the_gradient_of_a_cold_start_is_the_slope_of_its_loss(condition: str) -
     assert batch.paths.states.shape[1] == 1
     for parameter in (
         made.model.generator.dit.transformer_blocks[1].attn2.to_q.weight,
-        made.language.layers[1].mlp.down_proj.weight,
-        made.language.embed_tokens.weight,
+        made.model.language_model.layers[1].mlp.down_proj.weight,
+        made.model.language_model.embed_tokens.weight,
     ):
         by_autograd, by_moving = slope(made, batch, parameter)
         assert by_autograd == pytest.approx(by_moving, rel=0.05)

@@ -33,12 +33,10 @@ class Recipe(ABC):
     model: its parameters have their canonical names. reports: field of `backbones` -> what was loaded; the names of
     that backbone's weights begin with the field, and weights of other names are new. caches: of frozen features, which
     remember nothing until training begins. token_px: side of a VLM token, px.
-    vae: None where the recipe does without. language, normed: the language model whose sizes decide which kernels fit;
-    the modules whose norms get the kernels. loss: what an optimizer step minimises, one value per sample.
-    period: steps that one `prepare` serves; checkpoints lie between. sizes: how it sizes the images of a request; None:
-    inputs are cropped to the size of the output.
-    checkpoints: how names of weights begin -> the checkpoint, whose names lack this beginning, that the recipe's config
-    names for them.
+    vae: None where the recipe does without. loss: what an optimizer step minimises, one value per sample. period: steps
+    that one `prepare` serves; checkpoints lie between. sizes: how it sizes the images of a request; None: inputs are
+    cropped to the size of the output. checkpoints: how names of weights begin -> the checkpoint, whose names lack this
+    beginning, that the recipe's config names for them.
     """
 
     model: Staged
@@ -46,8 +44,6 @@ class Recipe(ABC):
     vae: FrozenVAE | None
     caches: tuple[FeatureCache, ...] = ()
     token_px: int
-    language: Any  # a class of transformers
-    normed: tuple[nn.Module, ...]
     loss: LossFn
     period = 1
     sizes: RequestSizes | None = None
@@ -72,10 +68,6 @@ class Recipe(ABC):
     @abstractmethod
     def _load(self, on_block_loaded: OnBlockLoaded | None) -> None:
         """Set the attributes of this class; see `__init__`."""
-
-    @abstractmethod
-    def layers(self) -> tuple[nn.Module, ...]:
-        """Return the modules to compile, trained and frozen, layer by layer. Who calls it compiles them."""
 
     @abstractmethod
     def sources(self, every: bool = False) -> Sources:

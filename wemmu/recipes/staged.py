@@ -34,6 +34,14 @@ class Staged(nn.Module):
     def checkpoint_activations(self) -> None:
         """Recompute activations of the layers that run with gradients in the backward pass."""
 
+    @abstractmethod
+    def normed(self) -> tuple[Any, ...]:
+        """Return what gets kernels of norms, first the language model: its sizes decide which kernels fit."""
+
+    @abstractmethod
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """Return the modules to compile, trained and frozen, layer by layer. Who calls it compiles them."""
+
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:

@@ -42,12 +42,15 @@ class TunedVLM(Staged, VLM):
         """Recompute each layer of the language model in the backward pass."""
         self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
+    def normed(self) -> tuple[Any, ...]:
+        return (self.language_model,)
+
+    def compilable(self) -> tuple[nn.Module, ...]:
+        return tuple(self.language_model.layers)
+
 
 class TunesVLM(Recipe):
     """The base of recipes that tune the VLM."""
-
-    def layers(self) -> tuple[nn.Module, ...]:
-        return tuple(self.language.layers)
 
     def sources(self, every: bool = False) -> Sources:
         """Return those of the VLM, beside which a head is float32 and all else frozen."""

@@ -29,7 +29,7 @@ from wemmu.parallel.topology import ALONE, Topology
 from wemmu.published.check import check_backbones, check_engine
 from wemmu.published.identity import is_same
 from wemmu.recipes.recipe import Recipe, identities, quantize, ready_to_train, recipe, scales
-from wemmu.recipes.staged import parameters, startable
+from wemmu.recipes.staged import Staged, parameters, startable
 from wemmu.training.start import begin, copies_of, fill_empty, names_inside
 from wemmu.types import LossFn
 
@@ -71,7 +71,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
     device = torch.device(device)
     made = recipe(run, place_blocks(run, device), device)
     ready_to_train(made, run)
-    chosen, compiled = give_kernels(run, made, device)
+    chosen, compiled = give_kernels(run, made.model, device)
     counted = parameters(made.model)
     # The names, before an engine takes the model apart.
     names = [name for name, _ in made.model.named_parameters()]
@@ -128,22 +128,21 @@ def check_shapes(run: StageRun) -> None:
         make_model(run)
 
 
-def give_kernels(run: StageRun, made: Recipe, device: torch.device) -> tuple[Kernels, Sequence[nn.Module]]:
+def give_kernels(run: StageRun, model: Staged, device: torch.device) -> tuple[Kernels, Sequence[nn.Module]]:
     """Choose the kernels and give them to the VLM's norms and to the layers; return those that are compiled, too.
 
     All ranks must call it; they take the same kernels. Raises ValueError as `wemmu.kernels.choose`.
     """
-    language = made.language
-    config = language.config
+    config = (language := model.normed()[0]).config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = getattr(torch, run.backbones.dtype)
     chosen = kernels.choose(run.kernels, run.parallel.engine, device, dtype, head_dim, all_ranks().answers)
     if chosen.narrow:
-        narrow(made.model)
-    if chosen.channels_last and made.vae is not None:
-        made.vae.channels_last()
-    layers = made.layers() if chosen.compiled else ()
-    kernels.apply(chosen, type(language.norm), made.normed, layers)
+        narrow(model)
+    if chosen.channels_last and isinstance(model.vae, FrozenVAE):
+        model.vae.channels_last()
+    layers = model.compilable() if chosen.compiled else ()
+    kernels.apply(chosen, type(language.norm), model.normed(), layers)
     return chosen, layers
 
 

@@ -33,12 +33,11 @@ class RossRecipe(TunesVLM):
         assert isinstance(run.recipe, RossConfig)
         self.model, self.reports = build_ross(run.backbones, run.recipe, run.seed)
         adapt(self.model, run.recipe, run.seed)
-        self.vae, self.token_px, self.language = self.model.vae, self.model.token_px, self.model.language_model
+        self.vae, self.token_px = self.model.vae, self.model.token_px
         if isinstance(self.model.targets, FeatureTarget):
             self.caches = (self.model.targets.cache,)
         elif self.vae is not None:
             self.caches = (self.vae.cache,)
-        self.normed = (self.language,)
         self.loss = ReconstructiveLoss(self.model, run)
         self.answerer = Answerer(self.model, self.encoder, device=self._device)
 

@@ -42,8 +42,6 @@ class UAERecipe(TunesVLM):
         assert isinstance(config, UAEConfig)
         self.model, self.reports = build_uae(self._run)
         self.vae, self.token_px = self.model.generator.vae, self.model.token_px
-        self.language = self.model.language_model
-        self.normed = (self.language,)
         self.policy = Policy(self.model, self.encoder, config.max_length)
         self.renderer = Renderer(self.model, self.encoder, config)
         self.loss = learner_of(self._run, self.policy, self.renderer)

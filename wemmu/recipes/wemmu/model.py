@@ -162,3 +162,10 @@ class WeMMU(Offloadable, Staged):
         """Recompute each layer of the pathway and of the DiT in the backward pass."""
         self.bridge.pathway.checkpointing = True
         self.dit.enable_gradient_checkpointing(recomputed)
+
+    def normed(self) -> tuple[Any, ...]:
+        return self.vlm.language_model, self.bridge.pathway
+
+    def compilable(self) -> tuple[nn.Module, ...]:
+        trained = (*self.bridge.pathway.layers, *self.dit.transformer_blocks)
+        return (*trained, *self.vlm.alike_layers(), *self.vae.compilable())

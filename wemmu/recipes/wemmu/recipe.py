@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.full_precision import Sources
@@ -45,17 +45,12 @@ class WeMMURecipe(Recipe):
         self._bridge = run.recipe.bridge
         self.model, self.reports = build_model(run.backbones, self._bridge, run.seed, on_block_loaded)
         adapt(self.model, run.recipe, run.seed)
-        self.vae, self.token_px, self.language = self.model.vae, self.model.vlm.token_px, self.model.vlm.language_model
+        self.vae, self.token_px = self.model.vae, self.model.vlm.token_px
         self.caches = (self.vae.cache, self.model.vlm.cache)
-        self.normed = (self.language, self.model.bridge.pathway)
         self.loss = FlowMatchingLoss(self.model, run)
         side, table = run.stage.resolution, self._bridge.position_table
         self.sizes = request_sizes(side, run.data.max_aspect, table, self.token_px, self.vae.latent_px)
         self.sampler = Sampler(self.model, self.encoder, self.loss.config.time.shift_at(side), device=self._device)
-
-    def layers(self) -> tuple[nn.Module, ...]:
-        trained = (*self.model.bridge.pathway.layers, *self.model.dit.transformer_blocks)
-        return (*trained, *self.model.vlm.alike_layers(), *self.vae.compilable())
 
     def sources(self, every: bool = False) -> Sources:
         return sources(self._run.backbones, self._bridge, self._run.seed, self.model, every)
