@@ -12,16 +12,9 @@ import typer
 
 from wemmu import batch_job
 from wemmu.command_line import AsJson, Ema, UsageError, plainly, program, start
-from wemmu.config import StageRun, load_stage, load_stages
+from wemmu.config import StageRun, load_stages
 from wemmu.config.benchmarks import OPTIONS, RESULTS, card_folder, from_pairs, options
-from wemmu.config.checkpoints import (
-    CHECKPOINTS,
-    MANIFEST,
-    check_averages,
-    newest_checkpoint,
-    no_checkpoint,
-    stage_folder,
-)
+from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, trained_stage
 from wemmu.readable import valid
 from wemmu.source import choose_device, open_pipeline
 
@@ -80,12 +73,10 @@ def main(
 def _of_stage(
     source: Path, prompts: int | None, checkpoint: Path | None, ema: bool | None, only: Any, device: str | None
 ) -> dict[str, Any] | None:
-    folder = stage_folder(source)
-    run = load_stage(folder / "config.yaml")
+    folder, run = trained_stage(source, ema, checkpoint)
     number = prompts or run.evaluation.prompts
     if number == 0:
         raise UsageError(f"{run.stage.name}: evaluation.prompts is 0; give --prompts N with N > 0")
-    check_averages(checkpoint or newest_checkpoint(folder), run.stage.averages(ema))
     # Bad input is refused above, before torch and the models are imported.
     from wemmu.evaluation.shapes.results import evaluate, lines
 
@@ -134,13 +125,10 @@ def _benchmark(
     others = not exported and source.is_dir() and not (source / "config.yaml").is_file() and not load_stages(source)
     if (exported or others) and (checkpoint or ema is not None):
         raise UsageError(f"{source} is not a run, and only runs have checkpoints; leave out --checkpoint and --ema")
-    stage = None if exported or others else stage_folder(source)
-    run = None if stage is None else load_stage(stage / "config.yaml")
+    stage, run = (None, None) if exported or others else trained_stage(source, ema, checkpoint)
     # What the config of the run says, unless --set says otherwise.
     configured = run.evaluation.after(run.stage).get(name) if run else None
     checked = options(name, _merged(configured.model_dump() if configured else {}, values))
-    if run is not None and stage is not None:
-        check_averages(checkpoint or newest_checkpoint(stage), run.stage.averages(ema))
     from wemmu.evaluation.run_benchmark import run_benchmark
 
     place = _device(device, run)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from wemmu.config.base import ConfigError
-from wemmu.config.load import load_stages
+from wemmu.config.load import load_stage, load_stages
+from wemmu.config.schema import StageRun
 from wemmu.readable import namesake
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
@@ -89,6 +90,18 @@ def stage_folder(source: Path) -> Path:
     begun = [str(folder) for folder, _ in stages if own_checkpoints(folder / CHECKPOINTS)]
     choices = f"; name one that is not finished: {', '.join(begun)}" if begun else ""
     raise ConfigError(f"no stage of {source} is finished{choices}")
+
+
+def trained_stage(source: Path, ema: bool | None, checkpoint: Path | None = None) -> tuple[Path, StageRun]:
+    """Return the folder of a stage, as `stage_folder`, and its config. checkpoint: the one to use; None: the newest.
+
+    Raises:
+        ConfigError: as `stage_folder` and `newest_checkpoint`, or if there are no averages and `ema` asks for them.
+    """
+    folder = stage_folder(source)
+    run = load_stage(folder / "config.yaml")
+    check_averages(checkpoint or newest_checkpoint(folder), run.stage.averages(ema))
+    return folder, run
 
 
 def directory_name(step: int) -> str:

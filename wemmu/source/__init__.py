@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from wemmu.command_line import UsageError
-from wemmu.config import load_stage
-from wemmu.config.checkpoints import check_averages, newest_checkpoint, stage_folder
+from wemmu.config.checkpoints import trained_stage
 from wemmu.config.exported import PARITY
 from wemmu.config.schema import Sampling
 from wemmu.published.check import latent_px
@@ -50,8 +49,7 @@ def open_source(source: Path, ema: bool | None = None, device: str | None = None
         if ema is not None:
             raise UsageError(f"{source} is an export, which has one set of weights; --ema is for RUN and RUN/STAGE")
         return exported(source, choose_device(device))
-    stage = stage_folder(source)
-    return open_stage(load_stage(stage / "config.yaml"), stage, ema, choose_device(device))
+    return open_stage(*trained_stage(source, ema), ema, choose_device(device))
 
 
 def check_request(source: Path, options: SampleOptions, ema: bool | None = None) -> None:
@@ -72,9 +70,7 @@ def check_request(source: Path, options: SampleOptions, ema: bool | None = None)
     elif is_tuned_vlm(source):
         draws = False
     else:
-        stage = stage_folder(source)
-        run = load_stage(stage / "config.yaml")
-        check_averages(newest_checkpoint(stage), run.stage.averages(ema))
+        _, run = trained_stage(source, ema)
         draws, vlm, vae = run.recipe.draws, run.backbones.vlm, run.backbones.vae or vae
         side, aspect = run.stage.resolution, run.data.max_aspect
         table = run.recipe.position_table

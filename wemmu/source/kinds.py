@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXPORT = "model_index.json"
 
 
-def open_stage(run: StageRun, folder: Path, ema: bool | None, device: "torch.device") -> Source:
+def open_stage(folder: Path, run: StageRun, ema: bool | None, device: "torch.device") -> Source:
     import torch
 
     from wemmu.checkpoint.retention import latest
