@@ -27,8 +27,8 @@ from benchmarks.measure import RESULTS, ROOT, Memory, Out, Quick, save, table, w
 from tests.models.on_disk import make_backbones
 from tools.convert_ckpt import Source, export, return_what_is_freed
 from tools.export.skeleton import identities, shapes, skeleton
-from tools.zero.checkpoint import write_checkpoint
-from tools.zero.folder import read_folder
+from tools.foreign.checkpoint import write_checkpoint
+from tools.foreign.zero.folder import read_folder
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.state import TrainState

@@ -181,8 +181,8 @@ def _named(checkpoint: Path, averaged: bool) -> str:
 
 
 def _import(source: Path, run: StageRun, root: Path, table: dict[str, str]) -> list[str]:
-    from tools.zero.checkpoint import write_checkpoint
-    from tools.zero.folder import is_folder, read_folder
+    from tools.foreign.checkpoint import write_checkpoint
+    from tools.foreign.zero.folder import is_folder, read_folder
 
     if not is_folder(source):
         inside = sorted(str(path) for path in source.glob("*") if path.is_dir() and is_folder(path))

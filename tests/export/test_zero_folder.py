@@ -22,12 +22,13 @@ from tests.parallel.cases import ALL, EDIT, GLOBAL_BATCH
 from tests.parallel.ranks import on_ranks
 from tools.convert_ckpt import main
 from tools.export.skeleton import identities
-from tools.zero.checkpoint import rename
-from tools.zero.folder import Folder, read_folder
-from tools.zero.partitions import MOMENTS
-from tools.zero.pickles import FolderError, load
+from tools.foreign.checkpoint import rename
+from tools.foreign.folder import Folder, FolderError
+from tools.foreign.zero.folder import read_folder
+from tools.foreign.zero.pickles import load
 from wemmu.checkpoint.manifest import verify
 from wemmu.checkpoint.start import start_from
+from wemmu.checkpoint.store import MOMENTS, WEIGHTS
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun, dump
 from wemmu.config.schema import Backbones
@@ -95,11 +96,11 @@ def check(folder: Folder, made: Made, frozen: bool) -> None:
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         assert found[name].trained == (name in content.weights)
-        assert torch.equal(found[name].read(), torch.from_numpy(weight)), name
+        assert torch.equal(found[name].parts[WEIGHTS].read(), torch.from_numpy(weight)), name
     assert folder.has_moments
     for name, moments in content.moments.items():
         for moment in MOMENTS:
-            assert torch.equal(found[name].read(moment), torch.from_numpy(moments[moment])), (name, moment)
+            assert torch.equal(found[name].parts[moment].read(), torch.from_numpy(moments[moment])), (name, moment)
     assert folder.step == STEPS
 
 

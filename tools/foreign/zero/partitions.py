@@ -7,7 +7,7 @@ DeepSpeed's universal folders hold each parameter whole, in a file of its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,38 +15,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tools.zero.pickles import FolderError, Values, load
+from tools.export.stored import Stored
+from tools.foreign.folder import FolderError, Parameter
+from tools.foreign.zero.pickles import Values, load
+from wemmu.checkpoint.store import MOMENTS, WEIGHTS
 
-WEIGHT, MOMENTS = "model", ("exp_avg", "exp_avg_sq")
 # The optimizer's groups, each with its parameters' shapes in their order.
 Shapes = Sequence[Mapping[str, Sequence[int]]]
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """parts: of the weight and, if it was trained by Adam, of its moments: the values, in their order."""
-
-    shape: tuple[int, ...]
-    trained: bool
-    parts: dict[str, tuple[Values, ...]]
-
-    def read(self, which: str = WEIGHT) -> Tensor:
-        """Return the whole tensor in float32; narrower types are converted exactly."""
-        whole = torch.empty(prod(self.shape))
-        begin = 0
-        for part in self.parts[which]:
-            part.read_into(whole[begin : begin + part.count])
-            begin += part.count
-        return whole.view(self.shape)
-
-
 def whole(name: str, shape: Sequence[int], trained: bool, parts: Mapping[str, Sequence[Values]]) -> Parameter:
-    """Raise FolderError unless the parts add up to the shape."""
+    """Return the parameter of these values, in their order; raise FolderError unless they add up to the shape."""
     for which, held in parts.items():
         if (count := sum(part.count for part in held)) != prod(shape):
             where = f"; see {held[0].file}" if held else ""
             raise FolderError(f"{which} of {name}: the ranks hold {count} values, its shape is {list(shape)}{where}")
-    return Parameter(tuple(shape), trained, {which: tuple(held) for which, held in parts.items()})
+    return Parameter(
+        trained,
+        {which: Stored(tuple(shape), held[0].dtype, partial(_read, shape, held)) for which, held in parts.items()},
+    )
+
+
+def _read(shape: Sequence[int], parts: Sequence[Values]) -> Tensor:
+    flat = torch.empty(prod(shape))
+    begin = 0
+    for part in parts:
+        part.read_into(flat[begin : begin + part.count])
+        begin += part.count
+    return flat.view(tuple(shape))
 
 
 def of_ranges(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Parameter]:
@@ -83,8 +79,8 @@ def of_parts(shapes: Shapes, ranks: Sequence[tuple[Path, dict[str, Any]]]) -> di
             found[name] = whole(name, shape, True, parts)
             begin += -(-prod(shape) // len(ranks))
         for (file, _), flat in zip(ranks, flats, strict=True):
-            if flat[WEIGHT].count != begin:
-                raise FolderError(f"{file}: group {number} holds {flat[WEIGHT].count} values, its shapes say {begin}")
+            if flat[WEIGHTS].count != begin:
+                raise FolderError(f"{file}: group {number} holds {flat[WEIGHTS].count} values, its shapes say {begin}")
     return found
 
 
@@ -94,8 +90,8 @@ def of_files(shapes: Shapes, directory: Path) -> dict[str, Parameter]:
     for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
         if "/" in name:
             raise FolderError(f"{directory}: {name!r} is not the name of a parameter")
-        files = {WEIGHT: directory / name / "fp32.pt", **{m: directory / name / f"{m}.pt" for m in MOMENTS}}
-        present = {which: file for which, file in files.items() if which == WEIGHT or file.is_file()}
+        files = {WEIGHTS: directory / name / "fp32.pt", **{m: directory / name / f"{m}.pt" for m in MOMENTS}}
+        present = {which: file for which, file in files.items() if which == WEIGHTS or file.is_file()}
         parts = {}
         for which, file in present.items():
             held = load(file)
@@ -140,4 +136,4 @@ def _flats(file: Path, masters: Sequence[Tensor], number: int, state: Mapping[st
     """The flat master of a group and, if Adam made them, its moments."""
     kept = _adam(file, state)["state"].get(number, {})
     moments = {which: Values.of(file, kept[which]) for which in MOMENTS if which in kept}
-    return {WEIGHT: Values.of(file, masters[number]), **moments}
+    return {WEIGHTS: Values.of(file, masters[number]), **moments}

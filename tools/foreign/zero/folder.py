@@ -2,44 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tools.zero.partitions import (
-    MOMENTS,
-    WEIGHT,
-    Parameter,
-    count,
-    counts,
-    of_files,
-    of_parts,
-    of_ranges,
-    steps_of,
-    whole,
-)
-from tools.zero.pickles import FolderError, Values, load
+from tools.foreign.folder import Folder, FolderError, Parameter
+from tools.foreign.zero.partitions import count, counts, of_files, of_parts, of_ranges, steps_of, whole
+from tools.foreign.zero.pickles import Values, load
+from wemmu.checkpoint.store import WEIGHTS
 
 WHOLE_MODEL = "mp_rank_00_model_states.pt"  # ZeRO-1 and 2; under ZeRO-3 each rank has its own
 MODEL, OPTIMIZER = "zero_pp_rank_{}_mp_rank_00_model_states.pt", "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
-
-
-@dataclass(frozen=True)
-class Folder:
-    """made_by: engine, ranks and version, for people. step: of the optimizer. parameters: by the names of the user's
-    module; frozen ones are there unless they were left out when it was saved.
-    """
-
-    made_by: str
-    step: int
-    parameters: dict[str, Parameter]
-
-    @property
-    def has_moments(self) -> bool:
-        """Whether Adam's moments are there for all that was trained, so that training can go on."""
-        return all(set(MOMENTS) <= p.parts.keys() for p in self.parameters.values() if p.trained)
 
 
 def is_folder(path: Path) -> bool:
@@ -151,7 +125,7 @@ def _frozen_whole(file: Path, state: Mapping[str, Any], trained: dict[str, Param
     """What the model's own state has besides trained weights and buffers."""
     known = trained.keys() | set(state["buffer_names"]) | state["shared_params"].keys()
     return {
-        name: whole(name, tensor.shape, False, {WEIGHT: [Values.of(file, tensor)]})
+        name: whole(name, tensor.shape, False, {WEIGHTS: [Values.of(file, tensor)]})
         for name, tensor in state["module"].items()
         if name not in known and isinstance(tensor, Tensor)
     }
@@ -166,5 +140,5 @@ def _frozen_parts(files: list[Path], states: list[dict[str, Any]]) -> dict[str, 
             if name not in state["frozen_param_fragments"]:
                 raise FolderError(f"{file} lacks its part of the frozen {name}")
             parts.append(Values.of(file, state["frozen_param_fragments"][name]).part(0, held))
-        found[name] = whole(name, shape, False, {WEIGHT: parts})
+        found[name] = whole(name, shape, False, {WEIGHTS: parts})
     return found

@@ -1,4 +1,4 @@
-"""A folder of DeepSpeed -> a checkpoint of this system: streamed, read again, compared, then renamed."""
+"""A folder of another framework -> a checkpoint of this system: streamed, read again, compared, then renamed."""
 
 import json
 import os
@@ -16,13 +16,11 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from tools.export.report import compare_tensors
 from tools.export.skeleton import identities, shapes, skeleton
 from tools.export.stored import Stored
-from tools.zero.folder import Folder
-from tools.zero.partitions import MOMENTS, WEIGHT, Parameter
-from tools.zero.pickles import FolderError
+from tools.foreign.folder import Folder, FolderError, Parameter
 from wemmu.checkpoint.collective import ALONE
 from wemmu.checkpoint.manifest import Origin, some
 from wemmu.checkpoint.sharded_tensor import ShardedTensor
-from wemmu.checkpoint.store import write
+from wemmu.checkpoint.store import MOMENTS, WEIGHTS, write
 from wemmu.checkpoint.stored import StoredTensors
 from wemmu.config import StageRun
 from wemmu.config.checkpoints import directory_name
@@ -105,7 +103,7 @@ def write_checkpoint(folder: Folder, run: StageRun, root: Path, table: Mapping[s
             "left_out": left_out,
             "moments": folder.has_moments,
             "origin": asdict(origin),
-            "outputs": {"compared": False, "reason": "a DeepSpeed folder holds weights and no model that could be run"},
+            "outputs": {"compared": False, "reason": "the folder holds weights and no model that could be run"},
         }
         (written / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         os.replace(written, final)
@@ -147,9 +145,9 @@ def _check(
 def _sources(found: Mapping[str, Parameter], moments: bool) -> dict[str, Stored]:
     """All that is written, by its name in a checkpoint: part.name, where the part is that of `Parameter.parts`."""
     return {
-        f"{part}.{name}": Stored(each.shape, torch.float32, partial(each.read, part))
+        f"{part}.{name}": replace(each.parts[part], dtype=torch.float32)
         for name, each in found.items()
-        for part in (WEIGHT, *(MOMENTS if moments and each.trained else ()))
+        for part in (WEIGHTS, *(MOMENTS if moments and each.trained else ()))
     }
 
 
@@ -163,7 +161,7 @@ def _compare(written: Path, sources: Mapping[str, Stored], found: Mapping[str, P
     notes, _ = compare_tensors("the checkpoint", read, sources, torch.float32)
     for key, note in notes.items():
         part, _, name = key.partition(".")
-        note["from"] = sorted({str(each.dtype).removeprefix("torch.") for each in found[name].parts[part]})
+        note["from"] = [str(found[name].parts[part].dtype).removeprefix("torch.")]
     return {"tensors": notes, "libraries": stored.manifest.libraries}
 
 

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-class FolderError(ValueError):
-    """A folder that cannot be read; the message names the file, the reason and the remedy."""
+from tools.foreign.folder import FolderError
 
 
 class Inert:
