@@ -5,8 +5,8 @@
     wemmu export RUN --adapters DIR   the adapters (LoRA) alone, a folder of peft for each module
     wemmu export RUN --ship DIR       its weights alone, in float16, for `stages.NAME.start`
     wemmu export PIPELINE --ship DIR  the same, of a pipeline that was exported
-    wemmu export DEEPSPEED --stage RUN/STAGE --checkpoint DIR
-                                      a folder of DeepSpeed (ZeRO-1, 2, 3, universal) -> a checkpoint
+    wemmu export FOLDER --stage RUN/STAGE --checkpoint DIR
+                                      a folder of DeepSpeed (ZeRO-1, 2, 3, universal) or FSDP (DCP) -> a checkpoint
 
 `python tools/convert_ckpt.py` is the same.
 
@@ -55,7 +55,10 @@ class Source:
 @plainly()
 def main(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="RUN, RUN/STAGE, a checkpoint, a pipeline, or a DeepSpeed folder.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="RUN, RUN/STAGE, a checkpoint, a pipeline, or another framework's folder."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces only an earlier export.")
@@ -65,10 +68,10 @@ def main(
         Path | None, typer.Option(metavar="DIR", help="New folder for the adapters (LoRA), for peft and diffusers.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the checkpoint made from a DeepSpeed folder.")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the checkpoint made from DeepSpeed's or FSDP's.")
     ] = None,
     stage: Annotated[
-        Path | None, typer.Option(metavar="RUN/STAGE", help="Stage that defines the model of the DeepSpeed folder.")
+        Path | None, typer.Option(metavar="RUN/STAGE", help="Stage that defines the model of that folder.")
     ] = None,
     rename: Annotated[
         list[str] | None, typer.Option(metavar="OLD=NEW", help="Replace a prefix of parameter names; OLD=- drops them.")
@@ -84,19 +87,19 @@ def main(
         bool | None, typer.Option(help="Load both models and compare images after writing; default: yes.")
     ] = None,
 ) -> None:
-    """Export a diffusers pipeline, weights to start a stage from, or a checkpoint made from a DeepSpeed folder."""
+    """Export a diffusers pipeline, weights to start a stage from, or a checkpoint made from DeepSpeed's or FSDP's."""
     return_what_is_freed()
     targets = {"--out": out, "--ship": ship, "--adapters": adapters, "--checkpoint": checkpoint}
     chosen = [name for name, path in targets.items() if path is not None]
     if len(chosen) != 1:
         raise UsageError(
             "give one of --out DIR (a pipeline), --ship DIR (weights to start from), --adapters DIR (LoRA), "
-            "--checkpoint DIR (DeepSpeed)"
+            "--checkpoint DIR (DeepSpeed, FSDP)"
         )
     (target,) = chosen
     if (checkpoint is None) != (stage is None):
         raise UsageError(
-            "--checkpoint DIR and --stage RUN/STAGE go together: the stage says what a DeepSpeed folder holds"
+            "--checkpoint DIR and --stage RUN/STAGE go together: the stage says what another framework's folder holds"
         )
     # What each target has a use for.
     uses = {
@@ -181,16 +184,18 @@ def _named(checkpoint: Path, averaged: bool) -> str:
 
 
 def _import(source: Path, run: StageRun, root: Path, table: dict[str, str]) -> list[str]:
+    from tools.foreign import fsdp
     from tools.foreign.checkpoint import write_checkpoint
-    from tools.foreign.zero.folder import is_folder, read_folder
+    from tools.foreign.zero import folder as zero
 
-    if not is_folder(source):
-        inside = sorted(str(path) for path in source.glob("*") if path.is_dir() and is_folder(path))
-        raise ValueError(
-            f"{source} is not a DeepSpeed folder: it holds neither *_model_states.pt nor a file named latest"
-            + (f"; meant may be one of those inside: {', '.join(inside)}" if inside else "")
-        )
-    return write_checkpoint(read_folder(source), run, root, table)
+    for holds, read_folder in ((zero.is_folder, zero.read_folder), (fsdp.indices, fsdp.read_folder)):
+        if holds(source):
+            return write_checkpoint(read_folder(source), run, root, table)
+    inside = sorted(str(path) for path in source.glob("*") if zero.is_folder(path) or fsdp.indices(path))
+    raise ValueError(
+        f"{source} is neither a DeepSpeed folder (*_model_states.pt, latest) nor an FSDP folder (.metadata)"
+        + (f"; meant may be one of those inside: {', '.join(inside)}" if inside else "")
+    )
 
 
 def parse_table(entries: Iterable[str]) -> dict[str, str]:

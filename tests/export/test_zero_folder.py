@@ -294,7 +294,7 @@ def test_files_of_another_save_or_another_parallelism_are_named(make: Callable[[
 
 
 def test_what_is_no_folder_of_zero_says_so(stage: Path, tmp_path: Path):
-    with pytest.raises(SystemExit, match="not a DeepSpeed folder"):
+    with pytest.raises(SystemExit, match="neither a DeepSpeed folder"):
         main(tmp_path, checkpoint=tmp_path / "out", stage=stage)
     (tmp_path / "inside" / "global_step4").mkdir(parents=True)
     (tmp_path / "inside" / "latest").write_text("global_step4")
