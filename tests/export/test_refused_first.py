@@ -9,11 +9,12 @@ import pytest
 
 from tools.convert_ckpt import Dtype
 from tools.convert_ckpt import main as export
+from wemmu.command_line import UsageError
 from wemmu.config import dump, load_curriculum
 from wemmu.config.checkpoints import MANIFEST, check_adapters, check_averages
 from wemmu.evaluate import main as evaluate
 from wemmu.sample import main as sample
-from wemmu.ui.__main__ import check_address
+from wemmu.ui.__main__ import _is_loopback, check_address
 from wemmu.ui.__main__ import main as ui
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,19 @@ def test_an_address_on_which_the_page_cannot_listen(damaged: Path, capsys: pytes
     assert "--host 192.0.2.1 cannot be listened on" in refused(capsys, ui, damaged, host="192.0.2.1")
     for host in ("127.0.0.1", "localhost", "[127.0.0.1]"):
         check_address(host, None)
+        assert _is_loopback(host)
+
+
+def test_every_address_of_a_name_must_be_listened_on(monkeypatch: pytest.MonkeyPatch):
+    resolve = socket.getaddrinfo
+
+    def both(_: str, *args: Any, **kwargs: Any) -> list:
+        return [*resolve("127.0.0.1", *args, **kwargs), *resolve("192.0.2.1", *args, **kwargs)]
+
+    # A name with two addresses, which no machine of the tests has.
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with pytest.raises(UsageError, match=r"--host two\.example cannot be listened on"):
+        check_address("two.example", None)
 
 
 @pytest.mark.parametrize(

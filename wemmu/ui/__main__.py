@@ -47,11 +47,12 @@ def check_address(host: str, port: int | None) -> None:
     try:
         # Gradio takes IPv6 in brackets, too.
         name = host.removeprefix("[").removesuffix("]")
-        family, *_, address = socket.getaddrinfo(name, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as listener:
-            # As Gradio does: a port that was just closed is free.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+        # The server listens on every address that a name has, or does not start.
+        for family, *_, address in socket.getaddrinfo(name, port or 0, type=socket.SOCK_STREAM):
+            with socket.socket(family) as listener:
+                # As Gradio does: a port that was just closed is free.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
     except OSError as error:
         named = f"--host {host}" + (f" --port {port}" if port else "")
         raise UsageError(
@@ -62,7 +63,7 @@ def check_address(host: str, port: int | None) -> None:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return host == "localhost"
 
