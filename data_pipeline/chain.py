@@ -78,10 +78,18 @@ class SizedRecord:
 
 
 def chain(
-    part: SourcePartition, job: Job, dropped: frozenset[int], services: Services, reject: Reject
+    part: SourcePartition,
+    job: Job,
+    dropped: frozenset[int],
+    services: Services,
+    reject: Reject,
+    begun: Callable[[str], None],
 ) -> Iterator[SizedRecord]:
-    """Yield every sample of the records of `part`. `dropped` are the indices of duplicates in the part."""
-    read = job.source(part.source).read(part)
+    """Yield every sample of the records of `part`. `dropped` are the indices of duplicates in the part.
+
+    `begun` gets each record's key before anything is done with it.
+    """
+    read = _telling(job.read(part), begun)
     if job.tasks_of(part.source) == (Task.CAPTION,):
         read = map(to_caption, read)
     chosen = select_tasks(read, job, reject, dropped)
@@ -95,6 +103,12 @@ def chain(
     if services.encode is not None and services.latents is not None and job.prepare.latents is not None:
         samples = add_latents(samples, services.encode, services.latents, job.prepare.latents.batch)
     return samples
+
+
+def _telling(items: Iterable[RawRecord | Rejection], begun: Callable[[str], None]) -> Iterator[RawRecord | Rejection]:
+    for item in items:
+        begun(item.key)
+        yield item
 
 
 def to_caption(item: RawRecord | Rejection) -> RawRecord | Rejection:

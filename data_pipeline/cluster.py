@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from data_pipeline.chain import Services
 from data_pipeline.plan import Job
+from data_pipeline.records import SourcePartition, WorkerError
 from wemmu.command_line import FAILED
 from wemmu.config import ConfigError
 from wemmu.config.shards import ShardError
@@ -24,6 +25,8 @@ Result = TypeVar("Result")
 Methods = Callable[[str], Callable[[Any], Any]]
 # Ray tasks in flight per CPU: enough to keep it busy, few enough to bound the memory of their arguments.
 AHEAD = 4
+# How often Ray repeats the part of a worker that died.
+RETRIES = 3
 
 
 class Workers:
@@ -71,24 +74,30 @@ class OnRay(Workers):
 
     def run(self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         # Ray replaces a worker that dies (out of memory, a lost node) and repeats its part.
-        remote = self._ray.remote(function).options(max_retries=3)
-        running: list[Any] = []
+        remote = self._ray.remote(function).options(max_retries=RETRIES)
+        running: dict[Any, SourcePartition] = {}
         for args in arguments:
             if len(running) >= self._window:
-                done, running = self._ray.wait(running)
-                yield from self._results(done)
-            running.append(remote.remote(*args))
+                yield self._next(running)
+            running[remote.remote(*args)] = next(arg for arg in args if isinstance(arg, SourcePartition))
         while running:
-            done, running = self._ray.wait(running)
-            yield from self._results(done)
+            yield self._next(running)
 
-    def _results(self, done: list[Any]) -> list[Any]:
-        """Raise self-explanatory errors without the worker's traceback."""
+    def _next(self, running: dict[Any, SourcePartition]) -> Any:
+        """Return a result and forget its task; raise self-explanatory errors without the worker's traceback."""
+        done = self._ray.wait(list(running))[0][0]
+        part, errors = running.pop(done), self._ray.exceptions
         try:
             return self._ray.get(done)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, OSError | ConfigError | ShardError):
-                raise error.cause from None
+        except errors.RayError as error:
+            cause = error.cause if isinstance(error, errors.RayTaskError) else error
+            if isinstance(cause, OSError | ConfigError | ShardError | WorkerError):
+                raise cause from None
+            if isinstance(cause, errors.RayError) and not isinstance(cause, errors.RayTaskError):
+                raise WorkerError(
+                    f"a Ray process ended again and again at {part.source}/{part.name}: {str(cause).strip()}\n"
+                    "What is finished stays; run the same command again, with fewer --workers if the memory was short"
+                ) from None
             raise
 
     def _start(self, service: type, *arguments: object) -> Methods:
@@ -110,6 +119,8 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
     It has no dashboard and no usage statistics and listens on loopback only.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # By default Ray repeats a task that it ends for want of memory for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     if address is None:
         # Ray reads this at import. Our own token keeps other users of the node out of Ray's ports, and none lands in
         # the home directory.

@@ -52,7 +52,7 @@ def scan_part(job: Job, number: int, part: SourcePartition) -> Scan:
         own = not answers and not (prepare.caption and needs_caption(item, prepare.caption.which == "all"))
         return NONE if own and prompt_problem(item, prepare.keep) else _hash(item)
 
-    hashes = np.array([hashed(item) for item in job.source(part.source).read(part)], dtype=np.uint64)
+    hashes = np.array([hashed(item) for item in job.read(part)], dtype=np.uint64)
     path = scan_file(job.root, number)
     with replacing(path, f".{os.getpid()}") as aside, aside.open("wb") as file:
         np.save(file, hashes, allow_pickle=False)

@@ -32,4 +32,4 @@ def decode(image: EncodedImage, max_pixels: int, read: Read = decode_rgb) -> Any
         raise
     # Any exception: on damaged files Pillow raises OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
-        raise RejectedError(Reason.TRUNCATED, f"{image.name}: {error}") from error
+        raise RejectedError(Reason.TRUNCATED, f"{image.name}: {str(error) or repr(error)}") from error

@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from data_pipeline.ledger import (
     partition_name,
 )
 from data_pipeline.plan import Job
-from data_pipeline.records import Reason, RejectedError, Rejection, SourcePartition
+from data_pipeline.records import Reason, RejectedError, Rejection, SourcePartition, WorkerError
 from wemmu.config.files import naming, sync
 from wemmu.config.shards import COLUMNS, StreamSettings
 from wemmu.config.task import Task
@@ -57,8 +57,11 @@ def write_partition(
             return
         rejected.append(part.rejection(key, error.reason, error.detail))
 
+    # The last record that was read, for messages.
+    latest = deque([""], maxlen=1)
+
     try:
-        for sample in chain(part, job, dropped, services or Services(), reject):
+        for sample in chain(part, job, dropped, services or Services(), reject, latest.append):
             out.write(sample, part.source)
             if sample.columns["id"] not in written:
                 written.add(sample.columns["id"])
@@ -67,8 +70,15 @@ def write_partition(
                 if sample.side is not None:
                     sides[lower_edge(sample.side, SIDE_EDGES)] += 1
         streams = out.finish()
-    except BaseException:
+    except BaseException as error:
         out.abandon()
+        where = f"{part.source}/{part.name}, at the record {latest[0]} or shortly before it"
+        if isinstance(error, MemoryError):
+            raise WorkerError(
+                f"not enough memory in {where}; run the same command again with more memory or fewer --workers, or "
+                "write into another directory with a smaller data.prepare.keep.max_pixels"
+            ) from error
+        error.add_note(f"in {where}")
         raise
     entry = Entry(
         number=number,

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from data_pipeline.records import Source, SourcePartition
+from data_pipeline.records import RawRecord, Rejection, Source, SourcePartition, reading
 from data_pipeline.sources import open_source
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.base import differences
@@ -43,7 +44,16 @@ class Job:
 
     def parts(self) -> list[SourcePartition]:
         """Return every part of every source in a fixed order; a part's number is its index here."""
-        return [part for config in self.prepare.sources for part in open_source(config).parts(self.prepare.partition)]
+        found = []
+        for config in self.prepare.sources:
+            with reading(f"the source {config.name}"):
+                found += open_source(config).parts(self.prepare.partition)
+        return found
+
+    def read(self, part: SourcePartition) -> Iterator[RawRecord | Rejection]:
+        """Yield what the source of a part yields; raises WorkerError if its server fails."""
+        with reading(f"{part.source}/{part.name}"):
+            yield from self.source(part.source).read(part)
 
 
 class Settings(Schema):
@@ -66,7 +76,9 @@ class Settings(Schema):
 
     @model_validator(mode="before")
     @classmethod
-    def _upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _upgraded(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
         tree, _ = renamed({"data": {"prepare": values.get("prepare")}})
         return {**values, "prepare": tree["data"]["prepare"]}
 

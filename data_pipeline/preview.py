@@ -70,7 +70,7 @@ def survey(job: Job, config: prepare.Source, sample: int) -> Survey:
     chosen = [parts[i * len(parts) // min(SPREAD, len(parts))] for i in range(min(SPREAD, len(parts)))]
     whole = []
     for part in chosen:
-        items = iter(source.read(part))
+        items = iter(job.read(part))
         looked = list(islice(items, -(-sample // len(chosen))))
         _look(looked, part, job, found)
         found.looked += len(looked)

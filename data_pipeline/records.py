@@ -1,6 +1,7 @@
 """Raw records of the sources, and the reasons to reject a record."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from wemmu.command_line import FAILED
 from wemmu.config.task import Task
 
 
@@ -61,6 +63,8 @@ _UNWANTED = {
 }
 
 
+# Libraries by which fsspec reaches servers, with errors of their own.
+_CLIENTS = ("aiohttp", "botocore", "gcsfs", "httpx", "paramiko")
 # Characters of a rejection's detail.
 LONGEST_DETAIL = 400
 
@@ -88,6 +92,27 @@ class RejectedError(Exception):
         detail = short(detail)
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
         self.reason, self.detail = reason, detail
+
+
+class WorkerError(RuntimeError):
+    """A worker died or had too little memory; another attempt may succeed."""
+
+    exit_code = FAILED
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raise WorkerError for what a disk or server raises while it is read: an OSError of no file, a library's own."""
+    try:
+        yield
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        if library in _CLIENTS or (isinstance(error, OSError) and error.filename is None):
+            why = str(error) or repr(error)
+            raise WorkerError(
+                f"{what} cannot be read: {why}; when its disk or server answers, repeat the command"
+            ) from error
+        raise
 
 
 @dataclass(frozen=True)

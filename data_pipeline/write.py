@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_pipeline.chain import Services
 from data_pipeline.cluster import Workers
 from data_pipeline.cluster import workers as start_workers
 from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings, streams_of
@@ -21,6 +22,7 @@ from data_pipeline.records import SourcePartition
 from data_pipeline.report_record import JSON_FILE
 from wemmu import batch_job
 from wemmu.config import ConfigError, Curriculum
+from wemmu.config.base import differences
 from wemmu.config.files import replace_text
 from wemmu.config.prepare import StoredSource
 from wemmu.config.serving import check_preparable, check_readable, needs
@@ -32,6 +34,7 @@ from wemmu.config.shards import (
     DataSet,
     ShardError,
     Stream,
+    StreamSettings,
 )
 from wemmu.locks import LEASE_S, hold
 
@@ -122,7 +125,7 @@ def _summary(dataset: DataSet) -> str:
 
 def _write(job: Job, console: Console, workers: int | None, address: str | None) -> DataSet:
     parts = job.parts()
-    damage, finished = Damage(job), set()
+    damage, finished, encoded = Damage(job), set(), set[StreamSettings]()
     # Containers that are known to be lost before reading: the user can still fix the sources and write here.
     damage.lose((p.source, p.name, p.place["broken"]) for p in parts if "broken" in p.place)
     begin(job.root, Settings.of(job, parts))
@@ -130,17 +133,24 @@ def _write(job: Job, console: Console, workers: int | None, address: str | None)
     for entry in ledger.finished(len(parts)):
         damage.count(entry)
         finished.add(entry.number)
+        encoded |= {stream.settings for stream in entry.streams if stream.settings.latents}
     damage.check_lost()
     ledger.clear_unfinished(finished)
     if missing := [number for number in range(len(parts)) if number not in finished]:
         console.print(f"{job.root}: {len(missing)} of {len(parts)} partitions to write")
         with start_workers(workers, address) as started:
-            _write_missing(job, parts, missing, damage, console, started)
+            _write_missing(job, parts, missing, damage, console, started, encoded)
     return finish(job, len(parts))
 
 
 def _write_missing(
-    job: Job, parts: list[SourcePartition], missing: list[int], damage: "Damage", console: Console, workers: Workers
+    job: Job,
+    parts: list[SourcePartition],
+    missing: list[int],
+    damage: "Damage",
+    console: Console,
+    workers: Workers,
+    encoded: Iterable[StreamSettings],
 ) -> None:
     from data_pipeline.duplicates import Scan, duplicates, scan_file, scan_part
     from data_pipeline.partitions import write_partition
@@ -157,8 +167,23 @@ def _write_missing(
         _show(console, "looking for duplicates", len(unread), map(looked_through, scans))
         dropped = duplicates(job.root, len(parts))
     services = workers.services(job)
+    _refuse_other_latents(job, encoded, services)
     written = workers.run(write_partition, ((job, n, parts[n], dropped[n], services) for n in missing))
     _show(console, "writing", len(missing), map(damage.add, written))
+
+
+def _refuse_other_latents(job: Job, encoded: Iterable[StreamSettings], services: Services) -> None:
+    """Raise ShardError unless the autoencoder computes latents like those of the finished streams `encoded`."""
+    for stream in encoded:
+        if services.latents is None or stream.latents is None:
+            continue
+        here = services.latents((stream.height, stream.width))
+        if differ := list(differences(here.model_dump(), stream.latents.model_dump())):
+            told = "; ".join(f"{field}: {now}, not {before}" for field, now, before in differ)
+            raise ShardError(
+                f"the finished partitions of {job.root} have latents of another autoencoder than backbones.vae, "
+                f"{job.vae}: now {told}. Set backbones.vae to that one, or data.shards to another directory"
+            )
 
 
 class Damage:

@@ -43,7 +43,7 @@ def captioned(config: prepare.CaptionedSource, key: str, fields: dict[str, Any],
     """Return the text-to-image record of a row; raise RejectedError if there is none."""
     prompt = None if config.caption is None else prompt_of(fields.get(config.caption), config.caption, key)
     image = one_of(fields.get(config.image), config.image)
-    return RawRecord(key, Task.T2I, prompt, target=image_of(image, key, root))
+    return RawRecord(key, Task.T2I, prompt, target=image_of(image, f"{key}:{config.image}", root))
 
 
 def _answer(value: object, field: str) -> str:

@@ -4,8 +4,11 @@ import base64
 import os
 import posixpath
 import re
+import zlib
 from collections.abc import Callable, Iterable
+from tarfile import TarError
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -41,8 +44,11 @@ class Root:
         path = self._resolved(name) if isinstance(self.fs, LocalFileSystem) else self._joined(name)
         try:
             return EncodedImage(name, self.fs.cat_file(path))
-        except (FileNotFoundError, IsADirectoryError) as error:
+        # KeyError: of zip and tar.
+        except (FileNotFoundError, IsADirectoryError, KeyError) as error:
             raise RejectedError(Reason.NO_IMAGE, name) from error
+        except (BadZipFile, TarError, EOFError, zlib.error) as error:
+            raise RejectedError(Reason.TRUNCATED, f"{name}: {error}") from error
         except PermissionError as error:
             raise RejectedError(Reason.NO_IMAGE, f"{name}: {error}") from error
         except Exception as error:
@@ -79,7 +85,12 @@ def _blobs(path: str) -> list[str]:
 def root_of(source: str, url: str, also: Iterable[str] = ()) -> Root:
     """Raise ConfigError if there is no directory at the URL."""
     fs, path = filesystem(source, "root", url)
-    if not fs.isdir(path):
+    try:
+        there = fs.isdir(path)
+    # Filesystems raise their libraries' exceptions.
+    except Exception as error:
+        raise ConfigError(f"source {source}: root: cannot list {url}: {error}") from error
+    if not there:
         raise ConfigError(f"source {source}: root: no directory at {url}; expected the root of the image paths")
     return Root(fs, path, [filesystem(source, "also_below", other)[1] for other in also])
 
@@ -207,8 +218,8 @@ def image_of(value: object, name: str, root: Root | None) -> EncodedImage:
     Raises:
         RejectedError: NO_IMAGE, UNSAFE_PATH, or BAD_RECORD for any other value.
     """
-    if isinstance(value, dict) and "bytes" in value:
-        value = value.get("path") if value["bytes"] is None else value["bytes"]
+    if isinstance(value, dict) and not value.keys().isdisjoint(("bytes", "path")):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str) and (encoded := _BASE64.match(value)):
         try:
             return EncodedImage(name, base64.b64decode(value[encoded.end() :], validate=True))
@@ -217,11 +228,14 @@ def image_of(value: object, name: str, root: Root | None) -> EncodedImage:
     if isinstance(value, bytes):
         return EncodedImage(name, value)
     if not value or (isinstance(value, str) and root is None):
-        raise RejectedError(Reason.NO_IMAGE, f"a path but no root: {value}" if value else f"{name}: no bytes, no path")
+        raise RejectedError(
+            Reason.NO_IMAGE, f"{name}: " + (f"a path but no root: {value}" if value else "no bytes, no path")
+        )
     if isinstance(value, str):
         assert root is not None
         return root.image(text(value, name) or "")
-    raise RejectedError(Reason.BAD_RECORD, f"{type(value).__name__}, neither bytes nor a path")
+    kind = f"a struct of {', '.join(value)}" if isinstance(value, dict) else type(value).__name__
+    raise RejectedError(Reason.BAD_RECORD, f"{name}: {kind}, neither bytes nor a path")
 
 
 def record_or_rejection(part: SourcePartition, key: str, make: Callable[[], RawRecord]) -> RawRecord | Rejection:

@@ -16,6 +16,8 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 # Larger files, in bytes, are not checked for being a pointer.
 _LFS_BYTES = 1024
 
+_ARCHIVES = ("zip://", "tar://", "libarchive://")
+
 
 @dataclass(frozen=True)
 class File:
@@ -123,8 +125,14 @@ def filesystem(source: str, field: str, url: str) -> tuple[AbstractFileSystem, s
     """
     try:
         return url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"source {source}: {field}: cannot open {url}: {error}") from error
+    # Filesystems raise their libraries' exceptions.
+    except Exception as error:
+        inner = (
+            "; a file in an archive is PROTOCOL://FILE::ARCHIVE"
+            if url.startswith(_ARCHIVES) and "::" not in url
+            else ""
+        )
+        raise ConfigError(f"source {source}: {field}: cannot open {url}: {error}{inner}") from error
 
 
 def _short_names(paths: list[str]) -> list[str]:

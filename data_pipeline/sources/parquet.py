@@ -14,6 +14,15 @@ from wemmu.config import ConfigError
 
 # Rows in memory at a time.
 _BATCH = 32
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+# A file without any image has no type for the column.
+_IMAGES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_null,
+)
 
 
 def begins(files: Files, file: File) -> bool:
@@ -42,7 +51,7 @@ def parts_of_groups(
         _raise_unless_damaged(error)
         yield SourcePartition(files.source, file.name, file.place | {"broken": str(error)})
         return
-    check_fields(files.source, file.path, schema.names, images | texts)
+    check_fields(files.source, file.path, schema.names or ["none"], images | texts)
     if twice := [column for column in (images | texts).values() if schema.names.count(column) > 1]:
         raise ConfigError(
             f"source {files.source}: path: {file.path} has several columns {twice[0]}; rename all but one"
@@ -56,14 +65,21 @@ def parts_of_groups(
         yield SourcePartition(files.source, name, file.place | {"first": first, "groups": groups, "rows": count})
 
 
-def _check_images(source: str, field: str, column: str, file: File, kind: pa.DataType, paths: bool) -> None:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+def _check_images(source: str, field: str, column: str, file: File, stored: pa.DataType, paths: bool) -> None:
+    kind = stored
+    if any(is_kind(kind) for is_kind in _LISTS):
+        kind = kind.value_type
+    # As pandas writes a categorical.
+    if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if _is_text(kind) and not paths:
-        raise ConfigError(f"{source}: root: the column {column} of {file.path} holds paths; expected their root")
+        raise ConfigError(
+            f"{source}: root: the column {column} of {file.path} holds text; expected the "
+            "folder of its paths, or any folder if it is base64"
+        )
     if not (_is_text(kind) or _is_image(kind)):
         expected = "expected binary, a path, a struct of bytes and path, or a list of these"
-        raise ConfigError(f"{source}: {field}: the column {column} of {file.path} is {kind}; {expected}")
+        raise ConfigError(f"{source}: {field}: the column {column} of {file.path} is {stored}; {expected}")
 
 
 def read_groups(
@@ -130,11 +146,10 @@ def _raise_unless_damaged(error: Exception) -> None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    # A file without any image has no type for the column.
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)
+        return kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0
+    return any(is_kind(kind) for is_kind in _IMAGES)

@@ -14,6 +14,8 @@ from wemmu.config import ConfigError
 
 # A JSON array of objects; a line of JSONL is never a list.
 _ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*([{\]]|$)")
+# The beginning of a stream and of a file.
+_ARROW = (b"\xff\xff\xff\xff", b"ARROW1")
 _BOM = b"\xef\xbb\xbf"
 # Bytes that identify the format of a file.
 HEAD = 4096
@@ -35,6 +37,11 @@ def parts_of_rows(files: Files, file: File, size: int, fields: dict[str, str]) -
         head = opened.read(HEAD)
         if head.startswith(b"\x1f\x8b"):
             raise ConfigError(f"source {files.source}: path: {file.path} is compressed by gzip; unpack it with gunzip")
+        if head.startswith(_ARROW):
+            raise ConfigError(
+                f"source {files.source}: path: {file.path} is an Arrow file, as of save_to_disk; write it as Parquet: "
+                'datasets.load_from_disk("DIR").to_parquet("OUT.parquet")'
+            )
         opened.seek(0)
         array = _ARRAY.match(head)
         try:

@@ -72,6 +72,17 @@ def test_what_is_no_edit_is_left_out_with_the_reason(root: Path, change: dict[st
     assert said in bad.detail
 
 
+@pytest.mark.parametrize(
+    ("value", "said"), [({"src": "a.jpg"}, "a struct of src"), (True, "bool"), ([["a.jpg"]], "list")]
+)
+def test_an_image_of_no_known_form_is_told_with_its_field(root: Path, value: Any, said: str) -> None:
+    rows = [{"input": value, "target": "b.jpg"}, {"input": {"path": "a.jpg"}, "target": {"path": "b.jpg"}}]
+    (root / "e.jsonl").write_text("".join(json.dumps(row | {"instruction": "Go"}) + "\n" for row in rows))
+    bad, good = read_all(EditsSource(kind="edits", name="e", path=str(root / "e.jsonl")))
+    assert bad.detail == f"e.jsonl/1:input: {said}, neither bytes nor a path"
+    assert (good.images[0].data, good.target.data) == (b"a", b"b")
+
+
 def test_imgedit_has_lists_of_one(root: Path) -> None:
     row = {"input_images": ["a.jpg"], "output_images": ["b.jpg"], "prompt": "Add a hat"}
     rows = [row, row | {"output_images": ["b.jpg", "c.jpg"]}]

@@ -2,17 +2,22 @@
 
 import gzip
 import os
+import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
+from data_pipeline.records import WorkerError
 from data_pipeline.sources import open_source
 from data_pipeline.sources.files import Files
 from tests.data_pipeline import broken
-from tests.data_pipeline.reading import read_all, reasons
+from tests.data_pipeline.reading import read_all, reasons, records
+from tests.data_pipeline.worlds import curriculum_of, write_in_process
 from wemmu.config import ConfigError
 from wemmu.config.prepare import FolderSource
 
@@ -77,7 +82,13 @@ def server() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    with served(Answer) as url:
+        yield url
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -105,6 +116,67 @@ def test_an_image_that_a_server_refuses_says_so(server: str, tmp_path: Path) -> 
         assert (str(code) in left_out.detail) or code == 404
 
 
+@pytest.mark.parametrize("archive", ["zip", "tar"])
+def test_an_image_that_an_archive_lacks_or_has_damaged_is_left_out(tmp_path: Path, archive: str) -> None:
+    broken.write_lines(tmp_path / "l.jsonl", [{"image": f"{name}.jpg", "caption": "a"} for name in ("a", "b", "c")])
+    whole, cut = tmp_path / f"a.{archive}", tmp_path / f"b.{archive}"
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"images/{name}.jpg").write_bytes(name.encode() * 9)
+    shutil.make_archive(str(tmp_path / "a"), archive, tmp_path / "images")
+    cut.write_bytes(whole.read_bytes().replace(b"b" * 9, b"c" * 9))
+
+    def found(file: Path) -> list:
+        url = f"{archive}://::{file}"
+        return read_all(FolderSource(kind="folder", name="dir", path=str(tmp_path / "l.jsonl"), root=url))
+
+    assert list(reasons(found(whole)).items()) == [("l.jsonl/3", "image missing")]
+    assert [record.target.data for record in records(found(whole))] == [b"a" * 9, b"b" * 9]
+    if archive == "zip":
+        assert list(reasons(found(cut)).values()) == ["image truncated", "image missing"]
+
+
+@pytest.mark.parametrize("field", ["path", "root"])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("zip://x.zip", "Is a directory.*; a file in an archive is PROTOCOL://FILE::ARCHIVE"),
+        ("zip://a::nowhere.zip", "No such file"),
+        ("data:,a", "list index out of range"),
+        # Nothing listens there.
+        ("http://127.0.0.1:9/x", "127.0.0.1:9"),
+    ],
+)
+def test_a_place_that_cannot_be_opened_is_told_with_its_field(tmp_path: Path, field: str, url: str, said: str) -> None:
+    broken.write_lines(tmp_path / "l.jsonl", [{"image": "a.jpg", "caption": "a"}])
+    places = {"path": str(tmp_path / "l.jsonl"), "root": str(tmp_path)} | {field: url}
+    with pytest.raises(ConfigError, match=f"source dir: {field}: cannot .*{said}"):
+        read_all(FolderSource(kind="folder", name="dir", **places))
+
+
+def test_a_server_that_ends_while_it_is_read_is_told_with_the_part(tmp_path: Path) -> None:
+    class Once(BaseHTTPRequestHandler):
+        """Answers what is in the file, but closes the connection where an image is asked for."""
+
+        def do_GET(self) -> None:
+            if self.path == "/":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'<a href="1.jpg">')
+            self.close_connection = True
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    broken.write_lines(tmp_path / "l.jsonl", [{"image": "1.jpg", "caption": "one"}])
+    with served(Once) as url:
+        root = {"kind": "folder", "name": "dir", "path": str(tmp_path / "l.jsonl"), "root": f"{url}/"}
+        with pytest.raises(WorkerError, match=r"dir/l.jsonl:1-1 cannot be read: .*; when its disk or server answers"):
+            write_in_process(curriculum_of(tmp_path / "shards", [root], mixture={"t2i": 1}))
+
+
 def at(url: str):
     from fsspec.core import url_to_fs
 
@@ -120,3 +192,6 @@ def test_lists_that_are_no_lists_are_told_before_reading(tmp_path: Path) -> None
     (tmp_path / "l.jsonl").write_bytes(gzip.compress(b'{"image": "a"}\n'))
     with pytest.raises(ConfigError, match="compressed by gzip; unpack it"):
         read_all(config)
+    Dataset.from_dict({"image": ["a"], "caption": ["a"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="is an Arrow file, as of save_to_disk; write it as Parquet"):
+        read_all(config.model_copy(update={"path": str(tmp_path / "saved/*.arrow")}))

@@ -34,7 +34,7 @@ def test_a_record_is_a_row(tmp_path: Path) -> None:
     pq.write_table(numbered(3), tmp_path / "a.parquet")
     found = read_all(source(tmp_path / "a.parquet"))
     assert [(r.key, r.prompt, r.task) for r in found] == [(f"a.parquet/{n}", f"number {n}", Task.T2I) for n in range(3)]
-    assert [r.target for r in found] == [EncodedImage(f"a.parquet/{n}", b"image %d" % n) for n in range(3)]
+    assert [r.target for r in found] == [EncodedImage(f"a.parquet/{n}:image", b"image %d" % n) for n in range(3)]
 
 
 @given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=6), size=st.integers(1, 20))
@@ -108,6 +108,29 @@ def test_a_file_without_any_image_is_no_misfit(tmp_path: Path) -> None:
     assert list(reasons(read_all(source(tmp_path / "a.parquet"))).values()) == [Reason.NO_IMAGE] * 2
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([b"jpeg"], pa.dictionary(pa.int8(), pa.binary())),
+        (["a.jpg"], pa.dictionary(pa.int8(), pa.string())),
+        ([b"jpeg"], pa.binary(4)),
+        ([b"jpeg"], pa.binary_view()),
+        (["a.jpg"], pa.string_view()),
+        ([{"path": "a.jpg"}], pa.struct([("path", pa.string())])),
+        ([{"bytes": b"jpeg"}], pa.struct([("bytes", pa.large_binary())])),
+        ([[b"jpeg"]], pa.list_(pa.binary(), 1)),
+        ([["a.jpg"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+    ],
+    ids=str,
+)
+def test_an_image_may_have_any_type_that_arrow_has_for_it(tmp_path: Path, values: list[Any], kind: pa.DataType) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"jpeg")
+    pq.write_table(pa.table({"image": pa.array(values, kind), "caption": ["a"]}), tmp_path / "a.parquet")
+    (record,) = records(read_all(source(tmp_path / "a.parquet", root=str(tmp_path))))
+    assert isinstance(record.target, EncodedImage)
+    assert record.target.data == b"jpeg"
+
+
 def test_a_caption_of_another_type_is_no_record(tmp_path: Path) -> None:
     for captions in [7], [[7]], [[[]]]:
         pq.write_table(pa.table({"image": [b"x"], "caption": captions}), tmp_path / "a.parquet")
@@ -120,7 +143,9 @@ def test_a_caption_of_another_type_is_no_record(tmp_path: Path) -> None:
         ({"photo": [b"x"]}, {}, "image: .*no column image; it has photo"),
         ({"image": [b"x"], "TEXT": ["x"]}, {}, "caption: .*no column caption; it has image, TEXT.*null if there are"),
         ({"image": [1], "caption": [""]}, {}, "image: .*int64"),
-        ({"image": ["a.jpg"], "caption": [""]}, {}, "root: .*holds paths"),
+        ({"image": [[[b"x"]]], "caption": [""]}, {}, "image: .*list<element: list<element: binary>>"),
+        ({}, {}, "image: .*no column image; it has none"),
+        ({"image": ["a.jpg"], "caption": [""]}, {}, "root: .*holds text; expected the folder"),
         ({"image": ["a.jpg"]}, {"root": "nowhere"}, "root: no directory at"),
     ],
 )

@@ -9,13 +9,15 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 from rich.console import Console
 from streaming import LocalDataset
 
 from data_pipeline.__main__ import main
+from data_pipeline.images import decode
 from data_pipeline.plan import Settings, plan
-from data_pipeline.records import Reason, Rejection
+from data_pipeline.records import EncodedImage, Reason, Rejection, WorkerError
 from data_pipeline.write import _only_writer, write
 from tests.data_pipeline import broken
 from tests.data_pipeline.test_faults import contents
@@ -218,6 +220,46 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ShardError, match="not empty and not a data set"):
         write(curriculum_of(tmp_path), QUIET, workers=0)
     assert contents(tmp_path) == {"thesis.tex": b"x"}
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyError])
+def test_an_error_that_ends_the_job_names_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def failing(image: EncodedImage, max_pixels: int) -> Image.Image:
+        if image.name.startswith("chelsea"):
+            raise error("x")
+        return decode(image, max_pixels)
+
+    monkeypatch.setattr("data_pipeline.chain.decode", failing)
+    with pytest.raises(WorkerError if error is MemoryError else error) as raised:
+        write_in_process(curriculum_of(tmp_path / "shards", collection(tmp_path / "source")[:1], mixture={"t2i": 1}))
+    place = "in photos/photos.jsonl:8-14, at the record photos.jsonl/9"
+    assert place in " ".join((str(raised.value), *getattr(raised.value, "__notes__", ())))
+    assert not list((tmp_path / "shards").rglob("*.tmp"))
+
+
+def with_latents(root: Path, source: Path, vae: Path) -> Curriculum:
+    tree = curriculum_of(root, collection(source, copies=2)[:1], mixture={"t2i": 1}, partition=2).model_dump(
+        mode="json"
+    )
+    tree["backbones"] = {"vlm": "nowhere", "dit": "nowhere", "vae": str(vae)}
+    tree["data"]["prepare"]["latents"] = {"dtype": "bfloat16"}
+    return Curriculum.model_validate(tree)
+
+
+@pytest.mark.slow
+def test_a_data_set_does_not_mix_latents_of_two_autoencoders(tmp_path: Path) -> None:
+    mine, other = Path("assets/shapes/sana/vae"), Path("assets/shapes/vae-mixed")
+    first = with_latents(tmp_path / "shards", tmp_path / "source", mine)
+    write_in_process(first)
+    before = contents(first.data.shards)
+    (first.data.shards / DATASET_FILE).unlink()
+    (first.data.shards / LEDGER / "00001.json").unlink()
+    with pytest.raises(ShardError, match=rf"latents of another autoencoder than backbones.vae, {other}: now vae: "):
+        write_in_process(with_latents(first.data.shards, tmp_path / "source", other))
+    write_in_process(first)
+    assert contents(first.data.shards) == before
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
