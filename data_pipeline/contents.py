@@ -6,7 +6,16 @@ from pathlib import Path
 
 from data_pipeline.ledger import Ledger, streams_of
 from data_pipeline.plan import Settings
-from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, DataSet, ShardError, StoredRecord, Stream
+from wemmu.config.shards import (
+    DATASET_FILE,
+    INDEX_FILE,
+    SETTINGS_FILE,
+    DataSet,
+    ShardError,
+    StoredRecord,
+    Stream,
+    written_anew,
+)
 from wemmu.mds import Shard
 
 
@@ -46,7 +55,12 @@ def shard_files(stream: Stream) -> list[str]:
 
 
 def records(root: Path, stream: Stream) -> Iterator[StoredRecord]:
-    """Yield the records of a stream, in order."""
+    """Yield the records of a stream, in order; raises ShardError where a shard is missing or damaged."""
     for name in shard_files(stream):
-        for columns in Shard.of_ours(root / stream.settings.name / name).records():
-            yield StoredRecord.of(columns)
+        path = root / stream.settings.name / name
+        try:
+            yield from map(StoredRecord.of, Shard.of_ours(path).records())
+        except (FileNotFoundError, ValueError) as error:
+            what = f"{path} is missing" if isinstance(error, FileNotFoundError) else str(error)
+            named = what if str(path) in what else f"{path}: {what}"
+            raise ShardError(f"{named}; {written_anew(root, stream.settings.name, name)}") from error

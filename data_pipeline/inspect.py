@@ -66,7 +66,12 @@ def _show(contents: Contents, console: Console) -> dict[str, Any]:
     console.print(table(streams_table(f"{contents.root}: {state}", contents.streams)))
     streams = []
     for stream in in_order(contents.streams):
-        record = next(records(contents.root, stream))
+        record = next(records(contents.root, stream), None)
+        if record is None:
+            raise ShardError(
+                f"{contents.root / stream.settings.name} holds no records, but should hold {stream.samples}; "
+                "`wemmu data verify` names the damaged files"
+            )
         example = {"id": record.id, "prompt": record.prompt, "answer": record.answer}
         sizes = {"inputs": list(map(size_of, record.images)), "target": size_of(record.target)}
         about = stream.model_dump(mode="json", exclude={"files"})
@@ -156,7 +161,7 @@ def _value(encoding: str, data: Bytes) -> str:
         return f"a pickle of {number(len(data))} bytes: not opened, since it can run any code"
     if encoding in WRITTEN:
         return plain(str(data[:PRINTED], "utf-8", "replace"), 120)
-    if encoding in NUMBERS:
+    if encoding in NUMBERS and len(data) == np.dtype(NUMBERS[encoding]).itemsize:
         return str(np.frombuffer(data, NUMBERS[encoding])[0])
     if encoding in IMAGES and (size := size_of(data)):
         return f"an image, {size} px"

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, field_validator
+from typing_extensions import TypedDict
+
 from data_pipeline.plan import Settings
 from data_pipeline.records import Rejection
 from wemmu.config.serving import fault_of
@@ -16,11 +19,33 @@ from wemmu.config.task import Task
 _PARTITION = re.compile(r"(?P<number>\d{5,})(?P<aside>\.[0-9a-f]{32}\.tmp)?")
 
 
+class _Hashes(TypedDict):
+    sha256: str
+
+
+class _RawData(TypedDict):
+    basename: str
+    bytes: int
+    hashes: _Hashes
+
+
+class _IndexEntry(TypedDict):
+    raw_data: _RawData
+    samples: int
+
+
 class Shards(Schema):
     """One partition's part of a stream; `shards` are the entries of its MDS index, with sizes and sha256."""
 
     settings: StreamSettings
     shards: tuple[dict[str, Any], ...]
+
+    @field_validator("shards")
+    @classmethod
+    def _check(cls, shards: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        """Refuse entries without what is read of them; they stay as the writer made them."""
+        TypeAdapter(tuple[_IndexEntry, ...]).validate_python(shards)
+        return shards
 
 
 class Entry(Schema):

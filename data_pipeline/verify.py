@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,7 @@ from rich.progress import Progress
 
 from data_pipeline.contents import Contents, look, shard_files
 from data_pipeline.ledger import Ledger, streams_of
+from data_pipeline.records import WorkerError
 from data_pipeline.swapped import Growth, suspects
 from data_pipeline.verify_shard import Check, Checked, Problem, check_shard
 from wemmu.config.shards import COLUMNS, DATASET_FILE, INDEX_FILE, REJECTED_FILE, REWRITE, ShardError, Stream
@@ -125,6 +127,11 @@ def _in_order(checks: list[Check], workers: int) -> Generator[Checked, None, Non
             results = pool.map(check_shard, checks)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield from results
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a reading process ended, perhaps for want of memory; run the same command again, with --workers 1 to "
+                "read in one process"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -66,11 +66,13 @@ def check_shard(check: Check) -> Checked:
     problems: list[Problem] = []
     grown: list[Growth] = []
     try:
-        with path.open("rb") as opened:
+        with Shard.of_ours(path).open() as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             size = opened.tell()
     except OSError as error:
         return Checked(0, np.empty(0, np.uint64), [Problem(file, None, str(error.strerror), remedy)])
+    except BrokenShardError as error:
+        return Checked(0, np.empty(0, np.uint64), [Problem(file, None, f"it {error.reason}", remedy)])
     if digest != check.sha256:
         problems.append(Problem(file, None, f"its sha256 is {digest}, not {check.sha256}", remedy))
     try:

@@ -9,6 +9,7 @@ records. A record is: the length (uint32) of every column that has no fixed one,
 little-endian.
 """
 
+import io
 import json
 import os
 import struct
@@ -52,13 +53,19 @@ class Shard:
     def is_ours(self) -> bool:
         return list(self.columns.items()) == sorted(COLUMNS.items()) and not self.compression
 
+    def open(self) -> io.FileIO:
+        """Raise BrokenShardError if it is a folder, or a pipe or device, which may never end; FileNotFoundError."""
+        if self.path.exists() and not self.path.is_file():
+            raise BrokenShardError(self.path, "is not a file")
+        return self.path.open("rb", buffering=0)
+
     def records(self) -> Iterator[dict[str, memoryview]]:
         """Yield the columns of every record, in order; one record is in memory at a time.
 
         Raises:
             BrokenShardError: at the first place where the file cannot be what was written.
         """
-        with self.path.open("rb", buffering=0) as file:
+        with self.open() as file:
             for begin, end in pairwise(self._offsets(file.fileno())):
                 yield self._columns(file.fileno(), begin, end)
 
@@ -72,7 +79,7 @@ class Shard:
 
     def header_samples(self) -> int:
         """Return the number of records in the shard's header; raises BrokenShardError, FileNotFoundError."""
-        with self.path.open("rb", buffering=0) as file:
+        with self.open() as file:
             return len(self._offsets(file.fileno())) - 1
 
     def _offsets(self, file: int) -> tuple[int, ...]:
@@ -131,12 +138,13 @@ def shards_of(index: bytes, directory: Path) -> list[Shard]:
         return [_shard(directory, shard) for shard in tree["shards"]]
     except ShardError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise ShardError(f"{path} cannot be read as an index of MDS shards: {error!r}") from error
 
 
 def _shard(directory: Path, entry: dict[str, Any]) -> Shard:
-    names, raw = entry["column_names"], entry["raw_data"]
+    names, raw = [str(name) for name in entry["column_names"]], entry["raw_data"]
+    sizes = [None if size is None else int(size) for size in entry["column_sizes"]]
     path = directory / raw["basename"]
     if not path.resolve().is_relative_to(directory.resolve()):
         raise ShardError(f"{directory / INDEX_FILE} names {raw['basename']}, which lies outside of it")
@@ -144,7 +152,7 @@ def _shard(directory: Path, entry: dict[str, Any]) -> Shard:
         path=path,
         samples=int(entry["samples"]),
         bytes=int(raw["bytes"]),
-        columns=dict(zip(names, entry["column_encodings"], strict=True)),
-        sizes=dict(zip(names, entry["column_sizes"], strict=True)),
+        columns=dict(zip(names, map(str, entry["column_encodings"]), strict=True)),
+        sizes=dict(zip(names, sizes, strict=True)),
         compression=entry.get("compression"),
     )

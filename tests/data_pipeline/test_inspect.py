@@ -2,7 +2,11 @@
 
 import io
 import json
+import math
+import re
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +116,33 @@ def test_of_a_data_set_that_was_only_begun_no_sheet_is_drawn(copied: Curriculum,
         shown(root, tmp_path / "sheet.png")
 
 
+@pytest.mark.parametrize("sheet", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (Path.unlink, "is missing"),
+        (lambda shard: shard.write_bytes(b""), "is empty"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-9] + b"x" * 9), "its checksum differs"),
+        (lambda shard: (shard.unlink(), shard.mkdir()), "is not a file"),
+    ],
+)
+def test_a_shard_that_cannot_be_shown_is_named_with_the_way_out(
+    copied: Curriculum, tmp_path: Path, sheet: bool, damage: Callable[[Path], object], said: str
+) -> None:
+    shards = sorted(copied.data.shards.glob("t2i/64/64x64/*/*.mds"))
+    for shard in shards:
+        damage(shard)
+    with pytest.raises(ShardError, match=f"{re.escape(str(shards[0]))}.*{said}.*; to write it again, delete"):
+        shown(copied.data.shards, tmp_path / "sheet.png" if sheet else None)
+
+
+def test_a_stream_without_records_is_told(copied: Curriculum) -> None:
+    for shard in copied.data.shards.glob("t2i/64/64x64/*/*.mds"):
+        shard.write_bytes(struct.pack("<2I", 0, 8))
+    with pytest.raises(ShardError, match="t2i/64/64x64 holds no records, but should hold"):
+        shown(copied.data.shards)
+
+
 def test_a_directory_without_shards_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"settings\.json.*index\.json"):
         inspect(tmp_path, Console(file=io.StringIO()))
@@ -180,6 +211,29 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(ShardError, match=r"index\.json"):
         shown(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("samples", math.inf), ("column_sizes", [[]] * 6), ("raw_data", {"bytes": 1, "basename": "loop"}), ("x", None)],
+)
+def test_an_index_with_odd_values_is_refused(foreign: Path, field: str, value: Any) -> None:
+    (foreign / "loop").symlink_to("loop")
+    index = json.loads((foreign / "index.json").read_text())
+    index["shards"][0][field] = value
+    text = json.dumps(index) if field != "x" else "[" * 100_000
+    (foreign / "index.json").write_text(text)
+    with pytest.raises(ShardError, match="cannot be read as an index of MDS shards"):
+        shown(foreign)
+
+
+def test_a_number_of_a_wrong_length_is_shown_as_bytes(foreign: Path) -> None:
+    index = json.loads((foreign / "index.json").read_text())
+    kinds = index["shards"][0]["column_encodings"]
+    for place, name in enumerate(index["shards"][0]["column_names"]):
+        kinds[place] = "int" if name == "text" else kinds[place]
+    (foreign / "index.json").write_text(json.dumps(index))
+    assert "5 bytes" in shown(foreign)
 
 
 def test_an_index_cannot_name_a_file_elsewhere(foreign: Path) -> None:

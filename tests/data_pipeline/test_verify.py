@@ -4,11 +4,14 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,14 @@ from typer.testing import CliRunner
 from data_pipeline import partitions
 from data_pipeline.__main__ import app
 from data_pipeline.chain import columns_of
+from data_pipeline.records import WorkerError
 from data_pipeline.verify import verify
 from data_pipeline.verify_shard import record_problems
 from tests.data_pipeline.worlds import SHAPES, curriculum_of, write_in_process
 from tests.patience import eventually
+from wemmu.command_line import FAILED, exit_code
 from wemmu.config import Curriculum
-from wemmu.config.shards import DataSet, LatentSettings, StreamSettings, checksum, pack
+from wemmu.config.shards import DataSet, LatentSettings, ShardError, StreamSettings, checksum, pack
 from wemmu.config.task import Task
 from wemmu.locks import is_alive
 from wemmu.shapes.edits import random_edit
@@ -138,6 +143,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a cut shard": (truncate, ("its sha256 is", "it is cut off")),
     "an empty shard": (lambda path: path.write_bytes(b""), ("is empty",)),
     "a missing shard": (Path.unlink, ("No such file",)),
+    "a pipe in its place": (lambda path: (path.unlink(), os.mkfifo(path)), ("is not a file",)),
+    "a device in its place": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), ("is not a file",)),
+    "a folder in its place": (lambda path: (path.unlink(), path.mkdir()), ("is not a file",)),
 }
 
 
@@ -162,6 +170,50 @@ def test_damage_of_a_shard_is_found_and_the_way_out_mends_it(copied: Curriculum,
     write_in_process(copied)
     assert shard.read_bytes() == before
     assert verified(root)[0]
+
+
+@pytest.mark.parametrize("content", [b"\xff{}", b"null", b"[]", b"", b'{"prepare": 1}'])
+@pytest.mark.parametrize("name", ["settings.json", "dataset.json"])
+def test_a_record_of_the_data_set_that_is_none_is_told(copied: Curriculum, name: str, content: bytes) -> None:
+    file = copied.data.shards / name
+    file.write_bytes(content)
+    with pytest.raises(ShardError, match=re.escape(f"{file} is not of this version")):
+        verify(copied.data.shards, Console(quiet=True))
+
+
+def test_a_damaged_record_of_the_data_set_is_made_anew_from_the_ledger(copied: Curriculum) -> None:
+    file = copied.data.shards / "dataset.json"
+    before = file.read_bytes()
+    file.write_bytes(before[:-1])
+    with pytest.raises(ShardError, match=re.escape(f"if it is damaged, delete {file} and run `wemmu data write")):
+        verify(copied.data.shards, Console(quiet=True))
+    file.unlink()
+    write_in_process(copied)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("field", ["basename", "bytes", "hashes"])
+def test_an_entry_of_the_ledger_that_lacks_a_field_counts_as_none(copied: Curriculum, field: str) -> None:
+    root = copied.data.shards
+    file = root / "ledger" / "00001.json"
+    before = {path: path.read_bytes() for path in (file, root / "dataset.json", a_shard(root))}
+    edit_json(file, lambda entry: entry["streams"][0]["shards"][0]["raw_data"].pop(field))
+    assert f"{file}: it is missing or cannot be read" in verified(root)[1]
+    (root / "dataset.json").unlink()
+    write_in_process(copied)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_reading_process_that_is_killed_is_a_sentence(copied: Curriculum, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill_one(*_: object, **__: object) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(2, get_context("spawn"))
+        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
+        return pool
+
+    monkeypatch.setattr("data_pipeline.verify.ProcessPoolExecutor", kill_one)
+    with pytest.raises(WorkerError, match=r"a reading process ended.*--workers 1") as raised:
+        verified(copied.data.shards, workers=2)
+    assert exit_code(raised.value) == FAILED
 
 
 def test_damage_in_a_record_is_told_with_its_number(copied: Curriculum) -> None:

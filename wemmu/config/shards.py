@@ -66,11 +66,12 @@ class Schema(Config):
     def load(cls, path: Path) -> Self:
         """Raise FileNotFoundError if the file is missing, ShardError if this version cannot read it."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
+            anew = f"; if it is damaged, delete {path} and {REWRITE}" if path.name == DATASET_FILE else ""
             raise ShardError(
                 f"{path} is not of this version of the shard layout; write the data set again into an empty directory "
-                f"({error.errors()[0]['loc']}: {error.errors()[0]['msg']})"
+                f"({error.errors()[0]['loc']}: {error.errors()[0]['msg']}){anew}"
             ) from error
 
     def save(self, path: Path) -> None:

@@ -71,7 +71,7 @@ class ShardCache(Files):
             raise self._unreachable(f"{self._url}/{DATASET_FILE}", error) from error
         file = self._root / DATASET_FILE
         with _locked(self._lock):
-            if not file.exists() or file.read_text(encoding="utf-8") != text:
+            if not file.exists() or file.read_bytes() != text.encode():
                 replace_text(file, text)
             dataset = DataSet.at(self._root)
         # They become names of files.
