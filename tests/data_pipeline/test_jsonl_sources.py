@@ -261,7 +261,7 @@ def test_edits_have_one_input_or_several(root: Path) -> None:
         ({"input": []}, Reason.BAD_RECORD),
         ({"input": None}, Reason.BAD_RECORD),
         ({"input": [["1.jpg"]]}, Reason.BAD_RECORD),
-        ({"input": {"path": "1.jpg"}}, Reason.BAD_RECORD),
+        ({"input": {"file": "1.jpg"}}, Reason.BAD_RECORD),
         ({"target": None}, Reason.BAD_RECORD),
         ({"instruction": 3}, Reason.BAD_RECORD),
         ({"input": ["1.jpg", "nowhere.jpg"]}, Reason.NO_IMAGE),
