@@ -116,13 +116,19 @@ def test_of_a_data_set_that_was_only_begun_no_sheet_is_drawn(copied: Curriculum,
         shown(root, tmp_path / "sheet.png")
 
 
+def flip_in_the_first_record(shard: Path) -> None:
+    data = bytearray(shard.read_bytes())
+    data[int.from_bytes(data[8:12], "little") - 1] ^= 1
+    shard.write_bytes(data)
+
+
 @pytest.mark.parametrize("sheet", [False, True])
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (Path.unlink, "is missing"),
         (lambda shard: shard.write_bytes(b""), "is empty"),
-        (lambda shard: shard.write_bytes(shard.read_bytes()[:-9] + b"x" * 9), "its checksum differs"),
+        (flip_in_the_first_record, "its checksum differs"),
         (lambda shard: (shard.unlink(), shard.mkdir()), "is not a file"),
     ],
 )
