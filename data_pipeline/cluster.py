@@ -95,7 +95,7 @@ class OnRay(Workers):
                 raise cause from None
             if isinstance(cause, errors.RayError) and not isinstance(cause, errors.RayTaskError):
                 raise WorkerError(
-                    f"a Ray process ended again and again at {part.source}/{part.name}: {str(cause).strip()}\n"
+                    f"a Ray process ended again and again at {part.source}/{part.name}: {str(cause).strip()} "
                     "What is finished stays; run the same command again, with fewer --workers if the memory was short"
                 ) from None
             raise

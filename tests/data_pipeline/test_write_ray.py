@@ -70,39 +70,6 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path: Path) -> None:
     assert contents(root) == contents(tmp_path / "undisturbed")
 
 
-def processes(run: subprocess.Popen, title: str) -> list[int]:
-    """The processes that a run started and Ray gave this title."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            titled = (directory / "cmdline").read_bytes().startswith(title.encode())
-            # Ray's names have the run's process id in the path of its folder.
-            if titled and f"/ray{run.pid}-".encode() in (directory / "environ").read_bytes():
-                found.append(int(directory.name))
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_its_partition_written_again(tmp_path: Path) -> None:
-    sources, small = [SHAPES | {"samples": {"t2i": 600, "edit": 300}}], {"partition": 100}
-    killed: list[int] = []
-    with ray_run(curriculum_of(tmp_path / "killed", sources, **small), tmp_path / "curriculum.yaml") as run:
-
-        def kill() -> bool:
-            for process in processes(run, "ray::write_partition")[:1]:
-                os.kill(process, signal.SIGKILL)
-                killed.append(process)
-            return len(killed) >= 2 or run.poll() is not None
-
-        eventually(kill, seconds=900, every=0.5)
-        assert run.wait(timeout=900) == 0
-    assert len(killed) >= 2
-    write_in_process(curriculum_of(tmp_path / "undisturbed", sources, **small))
-    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
-
-
 def die(_: SourcePartition) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
