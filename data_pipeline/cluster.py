@@ -119,8 +119,6 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[ModuleType
     It has no dashboard and no usage statistics and listens on loopback only.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # By default Ray repeats a task that it ends for want of memory for ever.
-    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     if address is None:
         # Ray reads this at import. Our own token keeps other users of the node out of Ray's ports, and none lands in
         # the home directory.
