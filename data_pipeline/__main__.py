@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from wemmu.command_line import FAILED, AsJson, CurriculumFile, Overrides, plainly, program, start
+from wemmu.command_line import FAILED, AsJson, CurriculumFile, Overrides, UsageError, plainly, program, start
 from wemmu.config import load_curriculum
 
 
@@ -50,6 +50,8 @@ def write(
     ] = None,
 ) -> None:
     """Write the data set of CURRICULUM into its data.shards, or finish it."""
+    if workers is not None and ray is not None:
+        raise UsageError("--workers is for processes of this machine, and --ray uses a cluster's; leave out one")
     from data_pipeline.write import write
 
     write(load_curriculum(curriculum, overrides or ()), lines(), workers, ray)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_pipeline.ledger import Ledger, streams_of
 from data_pipeline.plan import Settings
+from wemmu.config.neighbours import instead
 from wemmu.config.shards import (
     DATASET_FILE,
     INDEX_FILE,
@@ -38,9 +39,10 @@ def look(root: Path) -> Contents:
     """
     try:
         parts = Settings.load(root / SETTINGS_FILE).parts
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ShardError(
-            f"{root} contains no data set: it has no {SETTINGS_FILE}. Write one with `wemmu data write CURRICULUM`"
+            f"{root} contains no data set: it has no {SETTINGS_FILE}{instead(root, 'shards')}. Write one with "
+            "`wemmu data write CURRICULUM`"
         ) from error
     if (root / DATASET_FILE).exists():
         return Contents(root, DataSet.at(root).streams, parts, parts, complete=True)

@@ -14,6 +14,7 @@ from data_pipeline.contents import Contents, look, records
 from data_pipeline.report import number, streams_table
 from data_pipeline.report_record import in_order
 from wemmu.config.files import replacing
+from wemmu.config.neighbours import instead
 from wemmu.config.shards import DATASET_FILE, INDEX_FILE, SETTINGS_FILE, Bytes, ShardError, StoredRecord
 from wemmu.mds import Shard, read_index
 from wemmu.report.page import Table
@@ -57,6 +58,7 @@ def inspect(root: Path, console: Console, sheet_file: Path | None = None) -> dic
     else:
         raise ShardError(
             f"{root} holds neither a data set of this project ({SETTINGS_FILE}) nor one of MDS shards ({INDEX_FILE})"
+            f"{instead(root, 'shards')}"
         )
     return found
 

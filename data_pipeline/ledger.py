@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from data_pipeline.plan import Settings
 from data_pipeline.records import Rejection
 from wemmu.config.serving import fault_of
-from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, Stream, StreamSettings
+from wemmu.config.shards import LEDGER, SCAN, SETTINGS_FILE, Schema, ShardError, Stream, StreamSettings, refuse_foreign
 from wemmu.config.task import Task
 
 # Name of a partition, finished or in progress (`data_pipeline.partitions`).
@@ -189,11 +189,8 @@ def refuse_other_settings(root: Path, settings: Settings, finished: bool = False
     finished: also ignore versions of sources: a complete data set is not mixed with records of another version.
     """
     path = root / SETTINGS_FILE
+    refuse_foreign(root)
     if not path.exists():
-        if root.is_dir() and any(p.name not in (".lock", SETTINGS_FILE + ".tmp") for p in root.iterdir()):
-            raise ShardError(
-                f"{root} is not empty and not a data set of this version; set data.shards to another directory"
-            )
         return
     before = Settings.load(path)
     if finished:

@@ -66,6 +66,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a curriculum to Slurm, as jobs that wait for each other. Finished jobs of the run folder are skipped."""
+    if dry_run and as_json:
+        raise UsageError("--json prints the Slurm ids of submitted jobs, and --dry-run submits none; leave out one")
     config = load_curriculum(curriculum, overrides or ())
     run_folder = folder.normalise(into or Path("runs") / config.name)
     site = _cluster(run_folder, cluster)
@@ -90,6 +92,8 @@ def resume(
     run_folder = folder.normalise(run_folder)
     config = folder.opened(run_folder, overrides or ())
     if here or not (run_folder / folder.CLUSTER).exists():
+        if as_json:
+            raise UsageError(f"--json prints Slurm ids, and {run_folder} continues on this machine; leave it out")
         _run_here(config, run_folder)
         return
     try:
@@ -109,6 +113,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the progress of each job of a run."""
+    if watch and as_json:
+        raise UsageError("--watch shows a table that changes, --json prints the state once; leave out one")
     run_folder = run_folder or folder.newest()
     config = folder.opened(run_folder)
     if as_json:
@@ -154,7 +160,12 @@ def logs(
     """Show the log of a job."""
     run_folder, name = _run_and_job(words or [])
     jobs = chain(folder.opened(run_folder), run_folder)
-    job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
+    try:
+        job = find(jobs, name) if name else _wrote_last(jobs, run_folder)
+    except ValueError as error:
+        if words and len(words) == 1 and Path(words[0]).exists():
+            folder.curriculum_file(Path(words[0]))
+        raise ValueError(f"{run_folder}: {error}") from error
     if not job.log.exists():
         fail(f"{job.name} has not started: {job.log} does not exist", FAILED)
     with job.log.open(errors="replace", encoding="utf-8") as log, suppress(KeyboardInterrupt):
@@ -204,7 +215,10 @@ def _run_here(config: Curriculum, into: Path | None, dry_run: bool = False) -> N
 def _cluster(run_folder: Path, file: Path | None) -> Cluster:
     own = run_folder / folder.CLUSTER
     if file is None and not own.exists():
-        raise UsageError("submit needs a cluster file: --cluster configs/cluster/NAME.yaml (docs/cluster.md)")
+        raise UsageError(
+            "submit needs a cluster file: --cluster FILE; copy cluster/example.yaml, whose folder `wemmu config list` "
+            "names (docs/cluster.md)"
+        )
     return load(file or own, Cluster)
 
 
@@ -265,7 +279,7 @@ def _run_and_job(words: list[str]) -> tuple[Path, str | None]:
 def _wrote_last(jobs: Sequence[Job], run_folder: Path) -> Job:
     started = [job for job in jobs if job.log.exists()]
     if not started:
-        raise ValueError(f"no job of {run_folder} has started")
+        raise ValueError("no job has started")
     return max(started, key=lambda job: job.log.stat().st_mtime_ns)
 
 

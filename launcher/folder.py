@@ -66,9 +66,11 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Curriculum:
 def curriculum_file(run: Path) -> Path:
     """Raise RefusedError if `run` is not a run folder; names those beside it."""
     if not (run / CURRICULUM).exists():
-        there = sorted(file.parent for file in run.parent.glob(f"*/{CURRICULUM}"))
-        question = "".join(f"did you mean {one}? " for one in namesake(run, there))
-        beside = f"{question}run folders in {run.parent}: {', '.join(map(str, there)) or 'none'}"
+        places = (run.parent, run, Path("runs"))
+        there = sorted({file.parent for place in places for file in place.glob(f"*/{CURRICULUM}")})
+        around = [run.parent] if (run.parent / CURRICULUM).exists() else namesake(run, there)
+        question = "".join(f"did you mean {one}? " for one in around)
+        beside = f"{question}run folders near it or in runs/: {', '.join(map(str, there)) or 'none'}"
         raise RefusedError(f"{run} is not a run folder: it has no {CURRICULUM}; {beside}")
     return run / CURRICULUM
 
@@ -100,6 +102,11 @@ def check(curriculum: Curriculum, run: Path) -> None:
     # A path makes one slash of two.
     if re.match(r"[a-z][a-z0-9+]+:/", str(run)):
         raise RefusedError(f"{run} is a URL; a run folder is a path on a disk of this machine or of all nodes")
+    place = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if place != run and not place.is_dir():
+        raise RefusedError(f"{run} cannot be a run folder: {place} is a file; give another one with --run")
+    if not os.access(place, os.W_OK):
+        raise RefusedError(f"{run} cannot be a run folder: {place} cannot be written; give another one with --run")
     if file.exists():
         if changed := list(changes(load_curriculum(file), curriculum)):
             more = [f"  and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []

@@ -15,6 +15,7 @@ import data_pipeline.__main__ as data
 import launcher.cli as launcher
 from wemmu.__main__ import PROGRAMS, app, load
 from wemmu.command_line import FINAL, exit_code, without_unused
+from wemmu.config import dump, load_curriculum
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "diffusers", "streaming", "ray", "pyarrow", "scipy", "matplotlib"}
@@ -93,7 +94,30 @@ def test_completion_imports_no_program():
 def test_a_program_unknown_is_refused_with_the_one_that_is_meant():
     result = CliRunner().invoke(app, ["exprt"])
     assert result.exit_code == 2
-    assert "Did you mean 'export'" in result.output
+    assert "did you mean export? valid: data, " in " ".join(result.output.split())
+    assert "valid: buckets, write, inspect, verify" in CliRunner().invoke(data.app, ["preview"]).output
+
+
+def test_what_is_no_run_and_no_checkpoint_is_refused_before_the_models_load(tmp_path: Path):
+    (stage := tmp_path / "run/a").mkdir(parents=True)
+    config = ROOT / "configs/shapes/demo.yaml"
+    dump(load_curriculum(config).stage_run("stage1"), stage / "config.yaml")
+    (card := tmp_path / "run/a/evaluation/card.json").parent.mkdir()
+    card.touch()
+    no_checkpoint = ("evaluate", str(stage), "--checkpoint", str(tmp_path / "absent"))
+    for command, said in (
+        (("report", str(tmp_path)), f"{tmp_path} is not a run; "),
+        (no_checkpoint, "is not a checkpoint: it has no manifest.json; "),
+        (("ui", str(tmp_path)), f"{tmp_path} is not a run; "),
+        (("sample", str(tmp_path), "--prompt", "x"), f"{tmp_path} is not a run; "),
+        (("sample", str(stage), "--prompt", "x", "--solver", "hein"), "--solver hein is unknown; did you mean heun?"),
+        (("compare", str(tmp_path), str(tmp_path)), f"{tmp_path} holds no result card (card.json); valid inside it: "),
+        ((*no_checkpoint, "--benchmark", "shapes"), "is not a checkpoint: it has no manifest.json; "),
+    ):
+        done, modules = loaded(*command)
+        assert done.returncode == (2 if "--solver" in command else FINAL)
+        assert said in done.stderr
+        assert not modules & HEAVY
 
 
 def test_the_front_door_leads_to_the_programs_of_the_old_ways():

@@ -208,7 +208,7 @@ def parse_table(entries: Iterable[str]) -> dict[str, str]:
     for entry in entries:
         old, equals, new = entry.partition("=")
         if not equals or old in table:
-            raise ValueError(f"--rename {entry!r} is not OLD=NEW with a new OLD; for example model.bridge.=bridge.")
+            raise UsageError(f"--rename {entry!r} is not OLD=NEW with a new OLD; for example model.bridge.=bridge.")
         table[old] = new
     return table
 

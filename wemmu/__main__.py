@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
-from wemmu.command_line import program, start
+from wemmu.command_line import Group, program, start
 
 
 class Program(NamedTuple):
@@ -48,7 +48,7 @@ PROGRAMS = {
 }
 
 
-class FrontDoor(TyperGroup):
+class FrontDoor(Group):
     """Lists programs without importing them; imports the one that is called."""
 
     def __init__(self, **attributes: Any) -> None:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
+from typer.core import TyperGroup
 
 # 75 is EX_TEMPFAIL, 78 is EX_CONFIG, 124 is what `timeout` ends with.
 FAILED, USAGE, SAVED, FINAL, HUNG = 1, 2, 75, 78, 124
@@ -124,13 +125,25 @@ def _raised_in(error: Exception) -> str:
     return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
 
 
+class Group(TyperGroup):
+    """A group of commands that lists them if one is unknown."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        # The help of `wemmu` does not need it.
+        from wemmu.readable import valid
+
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}; {valid(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
 def program(*commands: Callable[..., Any], help: str | None = None) -> typer.Typer:
     """Build one command, or a group of several.
 
     Without rich_markup_mode Typer prints help without frames and does not import rich's Markdown, which takes longer to
     load than all of the config.
     """
-    app = typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(cls=Group, help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     for command in commands:
         app.command(no_args_is_help=False)(command)
     return app

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from wemmu.command_line import AsJson, plainly, program, start
+from wemmu.config.benchmarks import check_card
 
 
 @plainly()
@@ -19,6 +20,9 @@ def main(
 
     Refuses cards of different benchmarks, prompt files, judges, requests, resolutions or seeds.
     """
+    for given in (a, b):
+        check_card(given)
+    # With it comes torch.
     from wemmu.config.base import differences
     from wemmu.evaluation.benchmark import benchmark_class
     from wemmu.evaluation.card import compare, read_card

@@ -70,7 +70,7 @@ def _warn(config: Curriculum) -> None:
 
 
 def _file(source: Path) -> Path:
-    return source / "curriculum.yaml" if source.is_dir() else source
+    return file if (file := source / "curriculum.yaml").is_file() else source
 
 
 def _in_stage(field: str, names: list[str]) -> str:

@@ -70,6 +70,36 @@ def test_a_folder_is_no_config(tmp_path: Path):
         load_curriculum(tmp_path)
 
 
+def test_a_run_is_answered_with_its_curriculum_and_a_stage_with_its_config(tmp_path: Path):
+    for name in ("curriculum.yaml", "config.yaml"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"give .*/curriculum\.yaml, or continue a run with `wemmu resume /"):
+        load_curriculum(tmp_path)
+    with pytest.raises(ConfigError, match=r"is a folder; give .*/config\.yaml$"):
+        load_stage(tmp_path)
+    with pytest.raises(ConfigError, match=r"the config of a stage is RUN/STAGE/config\.yaml"):
+        load_stage(tmp_path / "absent.yaml")
+
+
+def test_a_file_of_another_kind_is_named_as_that(tmp_path: Path):
+    file = write(tmp_path, tree())
+    stage, cluster = tmp_path / "config.yaml", REPOSITORY / "configs/cluster/example.yaml"
+    dump(load_curriculum(file).stage_run("first"), stage)
+    for given, load_it, kind in (
+        (file, load_stage, "a curriculum, which `wemmu run"),
+        (stage, load_curriculum, "the config of one stage, which `wemmu train"),
+        (cluster, load_curriculum, "a cluster file, which `wemmu submit"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{given} is {kind}"):
+            load_it(given)
+
+
+def test_a_shipped_config_of_this_very_name_is_meant_first(tmp_path: Path):
+    (tmp_path / "dem.yaml").touch()
+    with pytest.raises(ConfigError, match=r"did you mean shapes/demo\.yaml"):
+        load_curriculum(tmp_path / "demo.yaml")
+
+
 def test_an_override_reaches_the_stages_it_names_and_the_last_one_wins(tmp_path: Path):
     overrides = ["stages.second.optimizer.lr=0.25", "stages.*.steps=7", "logging.every=3", "seed=1", "seed=2"]
     config = load_curriculum(write(tmp_path, tree()), overrides)

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from data_pipeline.contents import look
+from data_pipeline.inspect import inspect
 from tests.config.curricula import tree, write
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import read_manifest
@@ -48,3 +51,10 @@ def test_every_field_says_what_it_was_given(run: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(run.parent)
     for name, kind in (("run", "a run"), ("shards", "a data set"), ("Qwen/Qwen2.5-VL", "not on this machine")):
         assert f"{name} is {kind}" in "; ".join(problems(Backbones(vlm=name), ("vlm",)))
+
+
+def test_what_is_no_data_set_is_not_looked_into_in_vain(run: Path) -> None:
+    for given, kind in ((run, "a run"), (run / "curriculum.yaml", "a file")):
+        for look_at in (look, lambda root: inspect(root, Console(quiet=True))):
+            with pytest.raises(ShardError, match=f"{given} is {kind}: give a data set"):
+                look_at(given)

@@ -172,6 +172,47 @@ def test_a_submission_needs_to_know_the_cluster(runnable: Curriculum):
     assert "submit needs a cluster file: --cluster" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("submit x.yaml --cluster c.yaml --dry-run --json", "--dry-run submits none"),
+        ("status runs/x --watch --json", "leave out one"),
+        ("resume runs/x --json", "runs/x continues on this machine; leave it out"),
+    ],
+)
+def test_json_is_refused_where_there_is_none(runnable: Curriculum, tmp_path: Path, command: str, said: str):
+    written(runnable, tmp_path / "runs" / "x")
+    result = call(*command.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_before_anything_starts(runnable: Curriculum, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    for name, reason in (("file/run", "file is a file"), ("file", "exists and is not a run folder")):
+        result = call("run", "x.yaml", "--dry-run", "--run", name)
+        assert result.exit_code == FINAL, result.output
+        assert reason in result.stderr
+
+
+def test_data_that_cannot_be_written_is_refused_before_anything_starts(runnable: Curriculum, tmp_path: Path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/file").write_text("x")
+    for name, reason in (("notes", "notes is not empty and not a data set"), ("notes/file/shards", "file is a file")):
+        result = call("run", "x.yaml", "--dry-run", "--set", f"data.shards={name}")
+        assert result.exit_code == FINAL, result.output
+        assert reason in result.stderr
+
+
+def test_what_lies_in_a_run_is_answered_with_the_run(runnable: Curriculum, tmp_path: Path):
+    written(runnable, tmp_path / "runs" / "x")
+    for given in ("runs/x/a", "runs/x/curriculum.yaml"):
+        assert "has no curriculum.yaml; did you mean runs/x? " in call("status", given).stderr
+        assert "has no curriculum.yaml; did you mean runs/x? " in call("logs", given).stderr
+    assert "in runs/: runs/x" in call("status", "absent").stderr
+    assert "runs/x: there is no job 'absent'" in call("logs", "absent").stderr
+
+
 def test_an_attempt_outside_of_a_slurm_job_is_refused(runnable: Curriculum, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     result = call("attempt", "a")
@@ -301,4 +342,4 @@ def test_a_folder_from_a_cluster_goes_on_without_slurm(
     assert len(begun) == 2
     call("resume", "runs/x", "--here")
     assert len(begun) == 3
-    assert "did you mean runs/x? run folders in runs: runs/x" in call("resume", "runs/X").stderr
+    assert "did you mean runs/x? run folders near it or in runs/: runs/x" in call("resume", "runs/X").stderr

@@ -12,6 +12,7 @@ import pytest
 
 from tests.models import published
 from tests.planning.worlds import MINIATURE, PAPER, ROOT, curriculum_with, in_this_process, on, write_published
+from wemmu.command_line import UsageError
 from wemmu.config import Curriculum, load_curriculum
 from wemmu.config.schema import Backbones
 from wemmu.measuring.__main__ import measure
@@ -131,10 +132,15 @@ def test_the_papers_own_batches_do_not_fit_64_gpus_but_8():
 
 
 def test_a_machine_that_is_none_is_refused(backbones: Backbones):
-    with pytest.raises(PlanError, match=rf"did you mean h100\? valid choices: {', '.join(GPUS)}"):
+    with pytest.raises(UsageError, match=rf"did you mean h100\? valid choices: {', '.join(GPUS)}"):
         plan(short(backbones), Machine("h1000", on(1).degrees, 0.3), Assumptions())
-    with pytest.raises(PlanError, match="above 0 and at most 1, got 35"):
+    with pytest.raises(UsageError, match="--mfu 35 is not a share above 0 and at most 1"):
         plan(short(backbones), on(1, mfu=35), Assumptions())
+
+
+def test_a_recipe_without_the_hybrid_engine_is_not_split():
+    with pytest.raises(PlanError, match="need engine hybrid: the recipe uae does not run on engine hybrid"):
+        check_degrees(load_curriculum(ROOT / "configs/shapes/uae.yaml"), on(2, tp=2).degrees)
 
 
 @pytest.mark.usefixtures("here")

@@ -171,6 +171,16 @@ else:
     BenchmarkName = Literal[tuple(_OF_STAGES)]
 
 
+def check_card(given: Path) -> None:
+    """Raise ConfigError if `given` is neither a result card nor the folder of one; names those inside."""
+    if not (given if given.name == CARD else given / CARD).is_file():
+        inside = sorted(
+            str(card.parent) for pattern in ("*", "*/*", "*/*/*") for card in given.glob(f"{pattern}/{CARD}")
+        )
+        meant = f"valid inside it: {', '.join(inside)}" if inside else "`wemmu evaluate` writes one"
+        raise ConfigError(f"{given} holds no result card ({CARD}); {meant}")
+
+
 def card_folder(stage_folder: Path, name: str) -> Path:
     """Return the folder of a stage's benchmark."""
     return stage_folder / "benchmarks" / name

@@ -78,12 +78,7 @@ def stage_folder(source: Path) -> Path:
         return source
     stages = load_stages(source)
     if not stages:
-        beside = {file.parent for name in ("config", "curriculum") for file in source.parent.glob(f"*/{name}.yaml")}
-        question = "".join(f"did you mean {one}? " for one in namesake(source, beside))
-        raise ConfigError(
-            f"{source} is not a run; {question}valid choices: a run folder (it holds STAGE/config.yaml), a stage's "
-            "folder (config.yaml) or, to sample from it, an exported model (model_index.json)"
-        )
+        raise not_a_run(source)
     for folder, config in reversed(stages):
         if says_its_step(folder / CHECKPOINTS / directory_name(config.stage.steps)):
             return folder
@@ -96,12 +91,32 @@ def trained_stage(source: Path, ema: bool | None, checkpoint: Path | None = None
     """Return the folder of a stage, as `stage_folder`, and its config. checkpoint: the one to use; None: the newest.
 
     Raises:
-        ConfigError: as `stage_folder` and `newest_checkpoint`, or if there are no averages and `ema` asks for them.
+        ConfigError: as `stage_folder`, `newest_checkpoint` and `check_checkpoint`, or if `ema` asks for averages and
+            there are none.
     """
     folder = stage_folder(source)
     run = load_stage(folder / "config.yaml")
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, folder)
     check_averages(checkpoint or newest_checkpoint(folder), run.stage.averages(ema))
     return folder, run
+
+
+def not_a_run(source: Path) -> ConfigError:
+    """Return the error for a folder that is neither a run nor a stage."""
+    beside = {file.parent for name in ("config", "curriculum") for file in source.parent.glob(f"*/{name}.yaml")}
+    question = "".join(f"did you mean {one}? " for one in namesake(source, beside))
+    return ConfigError(
+        f"{source} is not a run; {question}valid choices: a run folder (it holds STAGE/config.yaml), a stage's "
+        "folder (config.yaml) or, to sample from it, an exported model (model_index.json)"
+    )
+
+
+def check_checkpoint(checkpoint: Path, folder: Path) -> None:
+    """Raise ConfigError if the folder is no checkpoint; lists those of the stage in `folder`."""
+    if not (checkpoint / MANIFEST).is_file():
+        choices = ", ".join(map(str, own_checkpoints(folder / CHECKPOINTS))) or "none"
+        raise ConfigError(f"--checkpoint {checkpoint} is not a checkpoint: it has no {MANIFEST}; valid: {choices}")
 
 
 def directory_name(step: int) -> str:

@@ -16,7 +16,7 @@ from wemmu.config import shipped
 from wemmu.config.base import ConfigError, Named, leaves, local_path, say_once
 from wemmu.config.exported import completed
 from wemmu.config.files import check_yaml, replace_text
-from wemmu.config.messages import faults, short
+from wemmu.config.messages import faults, other_kind, short
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.upgrade import MOVED, moved, upgraded_file
 from wemmu.readable import meant, namesake, valid
@@ -71,9 +71,13 @@ def dump(config: BaseModel, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
-def _near(path: Path) -> str:
-    """Return which file may be meant by one that is not there: beside it, or shipped."""
-    near = [*namesake(path, path.parent.glob("*.yaml")), *meant(path, [name for name, _, _ in shipped.configs()])]
+def _near(path: Path, schema: type[BaseModel]) -> str:
+    """Return which file may be meant by one that is not there: shipped under this name, beside it, or shipped."""
+    if schema is StageRun:
+        return "; the config of a stage is RUN/STAGE/config.yaml"
+    names = [name for name, _, _ in shipped.configs()]
+    same = [name for name in names if Path(name).name == path.name]
+    near = [*same, *namesake(path, path.parent.glob("*.yaml")), *meant(path, names)]
     return f"; did you mean {near[0]}?" if near else "; `wemmu config list` lists the configs of this installation"
 
 
@@ -103,10 +107,14 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
         raise
     except FileNotFoundError as error:
         raise ConfigError(
-            f"cannot read the config {path}: there is no {error.filename}{_near(Path(error.filename))}"
+            f"cannot read the config {path}: there is no {error.filename}{_near(Path(error.filename), schema)}"
         ) from error
     except IsADirectoryError as error:
-        raise ConfigError(f"{path} is a folder; give a YAML file, or continue a run with `wemmu resume`") from error
+        inside = path / ("config.yaml" if schema is StageRun else "curriculum.yaml")
+        give, run = (inside, f" {path}") if inside.is_file() else ("a YAML file", "")
+        if schema is not Curriculum:
+            raise ConfigError(f"{path} is a folder; give {give}") from error
+        raise ConfigError(f"{path} is a folder; give {give}, or continue a run with `wemmu resume{run}`") from error
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     try:
@@ -115,6 +123,8 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
         config = schema.model_validate(_with_folders(data, origins))
         return config, {name: origin.source for name, origin in origins.items()}
     except ValidationError as error:
+        if kind := other_kind(schema, data):
+            raise ConfigError(f"{path} is {kind}") from error
         lines = [f"  {line}" for line in faults(error, schema, data)]
         raise ConfigError(f"the config {path} is not valid:\n" + "\n".join(lines)) from error
 

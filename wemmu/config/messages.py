@@ -14,6 +14,12 @@ from wemmu.readable import meant, valid
 
 # Kinds of pydantic's errors: an unknown value, another value than fields or a list.
 _UNKNOWN = ("literal_error", "enum", "union_tag_invalid")
+# Kinds of files, by a field that no other kind has.
+_KINDS = {
+    "stages": "a curriculum, which `wemmu run CURRICULUM` takes",
+    "stage_index": "the config of one stage, which `wemmu train` takes",
+    "ranks_per_node": "a cluster file, which `wemmu submit CURRICULUM --cluster FILE` takes",
+}
 _OTHER_FORM = (
     *("model_type", "model_attributes_type", "union_tag_not_found"),
     *("dict_type", "mapping_type", "tuple_type", "list_type"),
@@ -23,6 +29,12 @@ _OTHER_FORM = (
 def faults(error: ValidationError, schema: type[BaseModel], data: Any) -> list[str]:
     """A line for each error, without those that only follow from others; data: what was validated."""
     return [_line(e, schema, data) for e in _causes(error, schema)]
+
+
+def other_kind(schema: type[BaseModel], data: Any) -> str:
+    """Return what a file of another kind is; empty if `data` has a field by which its kind is this one or unknown."""
+    marks = [mark for mark in _KINDS if mark in data]
+    return "" if not marks or any(mark in schema.model_fields for mark in marks) else _KINDS[marks[0]]
 
 
 def _line(error: ErrorDetails, schema: type[BaseModel], data: Any) -> str:

@@ -130,6 +130,18 @@ class Stream(Schema):
     files: dict[str, str]
 
 
+def refuse_foreign(root: Path) -> None:
+    """Raise ShardError if no data set can be written into `root`: it is below a file, or holds something else."""
+    place = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise ShardError(f"{place} is a file, not a folder for a data set; set data.shards to another folder")
+    begun = (SETTINGS_FILE + ".tmp", ".lock")
+    if place == root and not (root / SETTINGS_FILE).exists() and any(p.name not in begun for p in root.iterdir()):
+        raise ShardError(
+            f"{root} is not empty and not a data set of this version; set data.shards to another directory"
+        )
+
+
 class DataSet(Schema):
     """The record of a complete data set, `dataset.json`."""
 

@@ -14,7 +14,7 @@ from wemmu.config.neighbours import instead
 from wemmu.config.patterns import escaped, expanded
 from wemmu.config.prepare import Prepare, StoredSource
 from wemmu.config.serving import check_files, check_preparable, check_readable, needs, serving
-from wemmu.config.shards import DATASET_FILE, DataSet, ShardError
+from wemmu.config.shards import DATASET_FILE, DataSet, ShardError, refuse_foreign
 from wemmu.diagnosis.findings import Call, Finding
 from wemmu.diagnosis.host import existing
 from wemmu.planning import layout
@@ -60,7 +60,7 @@ def loads(path: Path) -> Finding:
     try:
         curriculum = load_curriculum(path)
     except ConfigError as error:
-        return Finding("curriculum", "problem", str(error), "correct it; configs/ holds examples")
+        return Finding("curriculum", "problem", str(error), "correct it; `wemmu config list` lists examples")
     stages = ", ".join(f"{s.name} at {', '.join(map(str, s.resolutions))} px" for s in curriculum.stages)
     return Finding("curriculum", "ok", f"{curriculum.name}: {stages}")
 
@@ -193,6 +193,10 @@ def _preparable(curriculum: Curriculum, prepare: Prepare) -> Finding:
     if absent := [f"{s.name}: {path}" for s in local for path in _missing(s.path)]:
         remedy = "correct data.prepare.sources; `wemmu data buckets CURRICULUM` tries them"
         return Finding("data", "problem", f"nothing matches the path of {'; '.join(absent)}", remedy)
+    try:
+        refuse_foreign(curriculum.data.shards)
+    except ShardError as error:
+        return Finding("data", "problem", str(error), "a folder that is new, empty or a data set")
     try:
         check_preparable(curriculum, prepare)
     except ShardError as error:

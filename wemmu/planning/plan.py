@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wemmu.command_line import UsageError
 from wemmu.config.schema import Curriculum, StageRun
 from wemmu.config.task import Task
 from wemmu.planning import layout, schedule
@@ -200,9 +201,9 @@ def plan(curriculum: Curriculum, machine: Machine, assumptions: Assumptions) -> 
             valid ones.
     """
     if machine.gpu not in GPUS:
-        raise PlanError(f"there is no GPU {machine.gpu!r}; {valid(machine.gpu, GPUS, 'valid choices')}")
+        raise UsageError(f"--gpu {machine.gpu} is unknown; {valid(machine.gpu, GPUS, 'valid choices')}")
     if not 0 < machine.mfu <= 1:
-        raise PlanError(f"the MFU is a share above 0 and at most 1, got {machine.mfu}")
+        raise UsageError(f"--mfu {machine.mfu} is not a share above 0 and at most 1, as 0.35")
     runs = [run for stage in curriculum.stages for run in curriculum.resolution_runs(stage.name)]
     _, absent = configs_of(runs[0])
     check_degrees(curriculum, machine.degrees)
@@ -331,6 +332,12 @@ def _plan_stage(curriculum: Curriculum, measured: _Measures, model: Answer, mach
 def check_degrees(curriculum: Curriculum, degrees: Degrees) -> None:
     """Raise PlanError for an invalid world size; lists valid ones. `plan` checks whether the DiT can be split."""
     world, tp, pp = degrees.world, degrees.tp, degrees.pp
+    if degrees.split:
+        try:
+            curriculum.recipe.check(curriculum.stages, "hybrid")
+            curriculum.recipe.check_memory(curriculum.memory, curriculum.stages, "hybrid")
+        except ValueError as error:
+            raise PlanError(f"tp = {tp} and pp = {pp} need engine hybrid: {error}") from error
     if world < 1 or world % (tp * pp):
         below = world - world % (tp * pp)
         near = [n for n in (below, below + tp * pp) if n > 0]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from wemmu.command_line import plainly, program, start
+from wemmu.config.checkpoints import not_a_run
 
 
 @plainly()
@@ -17,6 +18,8 @@ def main(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a stage.")],
 ) -> None:
     """Write the report of a run, finished or not, from its folder."""
+    if not ((folder / "config.yaml").is_file() or any(folder.glob("*/config.yaml"))):
+        raise not_a_run(folder)
     from wemmu.evaluation.run_report import write_report
     from wemmu.evaluation.stage_page import write_page
 

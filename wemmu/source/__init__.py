@@ -58,8 +58,6 @@ def check_request(source: Path, options: SampleOptions, ema: bool | None = None)
     Raises:
         UsageError: names the option and what is valid. ConfigError: as `open_source`.
     """
-    from wemmu.sampling.request import request_sizes
-
     solvers = get_args(Sampling.model_fields["solver"].annotation)
     if options.solver is not None and options.solver not in solvers:
         raise UsageError(f"--solver {options.solver} is unknown; {valid(options.solver, solvers)}")
@@ -78,6 +76,9 @@ def check_request(source: Path, options: SampleOptions, ema: bool | None = None)
     options.check_used(draws)
     # An export without its VLM is refused when it is opened.
     if table and side and options.size and (vlm / "config.json").is_file():
+        # With it comes torch.
+        from wemmu.sampling.request import request_sizes
+
         vision = read_json(vlm / "config.json")["vision_config"]
         token = vision["patch_size"] * vision["spatial_merge_size"]
         if problem := request_sizes(side, aspect, table, token, latent_px(vae)).problem(options.size):

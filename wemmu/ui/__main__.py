@@ -33,9 +33,9 @@ def main(
     check_address(host, port)
     # Before Gradio is imported: nothing is sent anywhere.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    models = Models.of(source, device)
     from wemmu.ui.page import serve
 
-    models = Models.of(source, device)
     models.open(models.newest)
     if not _is_loopback(host):
         typer.echo(f"warning: everybody who reaches {host} can use this page; it asks for no password", err=True)
