@@ -66,7 +66,7 @@ def check_shard(check: Check) -> Checked:
     problems: list[Problem] = []
     grown: list[Growth] = []
     try:
-        with Shard.of_ours(path).open() as opened:
+        with Shard.of_ours(path).opened() as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             size = opened.tell()
     except OSError as error:

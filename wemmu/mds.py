@@ -53,7 +53,7 @@ class Shard:
     def is_ours(self) -> bool:
         return list(self.columns.items()) == sorted(COLUMNS.items()) and not self.compression
 
-    def open(self) -> io.FileIO:
+    def opened(self) -> io.FileIO:
         """Raise BrokenShardError if it is a folder, or a pipe or device, which may never end; FileNotFoundError."""
         if self.path.exists() and not self.path.is_file():
             raise BrokenShardError(self.path, "is not a file")
@@ -65,7 +65,7 @@ class Shard:
         Raises:
             BrokenShardError: at the first place where the file cannot be what was written.
         """
-        with self.open() as file:
+        with self.opened() as file:
             for begin, end in pairwise(self._offsets(file.fileno())):
                 yield self._columns(file.fileno(), begin, end)
 
@@ -79,7 +79,7 @@ class Shard:
 
     def header_samples(self) -> int:
         """Return the number of records in the shard's header; raises BrokenShardError, FileNotFoundError."""
-        with self.open() as file:
+        with self.opened() as file:
             return len(self._offsets(file.fileno())) - 1
 
     def _offsets(self, file: int) -> tuple[int, ...]:

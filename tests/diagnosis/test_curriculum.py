@@ -68,16 +68,19 @@ def test_data_must_be_there_or_preparable(miniature: Curriculum, tmp_path: Path)
 
     assert preflight.data(with_data(shards=tmp_path)).status == "ok"
     is_problem(preflight.data(with_data(shards=tmp_path, prepare=None)), "no complete data set")
+    put(tmp_path, "foreign/notes.txt")
+    is_problem(preflight.data(with_data(shards=tmp_path / "foreign")), "not empty and not a data set")
+    shards = tmp_path / "shards"
     source = {"kind": "webdataset", "name": "web", "path": f"{tmp_path}/*.tar"}
     edits = {"kind": "edits", "name": "edits", "path": f"{tmp_path}/*"}
     prepare = type(miniature.data.prepare).model_validate({"sources": [source, edits]})
-    is_problem(preflight.data(with_data(shards=tmp_path, prepare=prepare)), "web:", "*.tar")
+    is_problem(preflight.data(with_data(shards=shards, prepare=prepare)), "web:", "*.tar")
     put(tmp_path, "one.tar")
-    assert preflight.data(with_data(shards=tmp_path, prepare=prepare)).status == "ok"
+    assert preflight.data(with_data(shards=shards, prepare=prepare)).status == "ok"
     words = type(miniature.data.prepare).model_validate({"sources": [source]})
-    is_problem(preflight.data(with_data(shards=tmp_path, prepare=words)), "stage3: edit at 64 px", "web: t2i")
-    put(tmp_path, "dataset.json", '{"version": 2, "streams": []}')
-    is_problem(preflight.data(with_data(shards=tmp_path)), "has no record for", "stage1: t2i at 32 px")
+    is_problem(preflight.data(with_data(shards=shards, prepare=words)), "stage3: edit at 64 px", "web: t2i")
+    put(shards, "dataset.json", '{"version": 2, "streams": []}')
+    is_problem(preflight.data(with_data(shards=shards)), "has no record for", "stage1: t2i at 32 px")
 
 
 def test_weights_to_start_from_must_be_there(miniature: Curriculum):

@@ -37,7 +37,7 @@ from wemmu.checkpoint.manifest import Origin
 from wemmu.checkpoint.start import start_from
 from wemmu.checkpoint.state import TrainState
 from wemmu.command_line import FINAL, UsageError
-from wemmu.config import load_stage
+from wemmu.config import ConfigError, load_stage
 from wemmu.config.buckets import RequestSizes
 from wemmu.images import fit
 from wemmu.pipeline import WeMMUPipeline, beyond
@@ -519,7 +519,7 @@ def test_averages_of_the_weights_are_taken_if_asked_for_and_there(trained: Train
         lambda: main(trained.folder, ship=tmp_path / "none", ema=True),
         lambda: open_source(trained.folder, ema=True),
     ):
-        with pytest.raises((SystemExit, RuntimeError), match=r"holds no moving average .* --no-ema"):
+        with pytest.raises((SystemExit, ConfigError), match=r"holds no moving average .* --no-ema"):
             act()
     assert not (tmp_path / "none").exists()
     with pytest.raises(UsageError, match="is an export, which has one set of weights"):

@@ -134,7 +134,7 @@ def refuse_foreign(root: Path) -> None:
     """Raise ShardError if no data set can be written into `root`: it is below a file, or holds something else."""
     place = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise ShardError(f"{place} is a file, not a folder for a data set; set data.shards to another folder")
+        raise ShardError(f"{root} cannot hold a data set: {place} is a file; set data.shards to another folder")
     begun = (SETTINGS_FILE + ".tmp", ".lock")
     if place == root and not (root / SETTINGS_FILE).exists() and any(p.name not in begun for p in root.iterdir()):
         raise ShardError(

@@ -44,7 +44,7 @@ _IRRELEVANT: dict[str, Any] = {
 }
 
 # Folders of this package that do not decide what is measured: those that stand above `measuring`, and what only shows.
-_UNMEASURED = ("diagnosis", "evaluation", "pipeline", "planning", "report", "training", "ui")
+_UNMEASURED = ("diagnosis", "evaluation", "pipeline", "planning", "report", "source", "training", "ui")
 
 
 class PlanError(ValueError):
