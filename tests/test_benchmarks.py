@@ -212,12 +212,13 @@ def test_the_verdict_of_the_gpu_benchmark_judges_goals_and_a_missed_one_is_no_fa
     assert not list(of_gpu.by_plans(waiting, 0.0))
     plans.set_result({"ours": 78 * 2.0**30, "ours, checkpointing": 50 * 2.0**30})
     seconds = {f"{cell.name}: naive": 0.5, f"{cell.name}: ours, checkpointing": 0.4}
-    rows = [*of_gpu.by_plans(waiting, 0.0), *of_gpu.ratios(cell, ("naive",), seconds)]
+    rows = [*of_gpu.by_plans(waiting, 0.0), *of_gpu.ratios(cell, ("naive",), seconds, real=True)]
     assert [(row.found, row.state) for row in rows] == [
         ("78.0 GiB planned, 80.0 measured: 1.03 (goal 0.9 to 1.1)", "met"),
         ("1.25 (goal 1.5)", "missed"),
     ]
     assert not waiting
+    assert [row.state for row in of_gpu.ratios(cell, ("naive",), seconds, real=False)] == ["told"]
     result = verdict.Result("step", 1.0, "done", rows)
     assert result.finished
     missed = f"{cell.name}: naive / ours, checkpointing"
