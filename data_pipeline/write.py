@@ -20,7 +20,6 @@ from data_pipeline.ledger import Entry, Ledger, begin, refuse_other_settings, st
 from data_pipeline.plan import Job, Settings, files_of, plan
 from data_pipeline.records import SourcePartition
 from data_pipeline.report_record import JSON_FILE
-from wemmu import batch_job
 from wemmu.config import ConfigError, Curriculum
 from wemmu.config.base import differences
 from wemmu.config.files import replace_text
@@ -36,7 +35,7 @@ from wemmu.config.shards import (
     Stream,
     StreamSettings,
 )
-from wemmu.locks import LEASE_S, hold
+from wemmu.locks import hold, lease_s
 
 # Number of records from which the share of damaged ones can stop the job.
 ENOUGH = 1000
@@ -307,10 +306,8 @@ def _indexed(root: Path, stream: Stream, shards: list[dict[str, Any]]) -> Stream
 
 
 def _only_writer(root: Path) -> AbstractContextManager[int]:
-    # Of a job that lost its node, another one may have begun while the file server still keeps the lock.
-    patience = LEASE_S if batch_job.job_id() else 0
     return hold(
-        root / ".lock", lambda _: f"another process is writing into {root}; wait for it to end", patience_s=patience
+        root / ".lock", lambda _: f"another process is writing into {root}; wait for it to end", patience_s=lease_s()
     )
 
 

@@ -12,6 +12,7 @@ from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 from wemmu.config.base import differences
+from wemmu.config.files import nearest
 from wemmu.diagnosis.findings import Call, examine
 from wemmu.readable import namesake
 
@@ -102,7 +103,7 @@ def check(curriculum: Curriculum, run: Path) -> None:
     # A path makes one slash of two.
     if re.match(r"[a-z][a-z0-9+]+:/", str(run)):
         raise RefusedError(f"{run} is a URL; a run folder is a path on a disk of this machine or of all nodes")
-    place = next(path for path in (run, *run.absolute().parents) if path.exists())
+    place = nearest(run)
     if place != run and not place.is_dir():
         raise RefusedError(f"{run} cannot be a run folder: {place} is a file; give another one with --run")
     if not os.access(place, os.W_OK):

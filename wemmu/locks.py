@@ -20,6 +20,14 @@ SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
 LEASE_S = 180.0
 
 
+def lease_s() -> float:
+    """Return how long one waits for a lock that nobody should hold: in a job, until that of a lost node is released.
+
+    Another job may begin while the file server still keeps the lock of the node.
+    """
+    return LEASE_S if batch_job.job_id() else 0.0
+
+
 class LockedError(RuntimeError):
     """A lock that cannot be taken: another process holds it, or the file system has no locks."""
 

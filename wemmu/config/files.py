@@ -65,6 +65,11 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
         raise
 
 
+def nearest(path: Path) -> Path:
+    """Return `path`, or the nearest of its parents that exists: where it would be created."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def replace_text(path: Path, text: str) -> None:
     """Replace the content of `path` atomically, see `replacing`."""
     with replacing(path) as aside:

@@ -20,7 +20,7 @@ import xxhash
 from pydantic import Field, ValidationError
 
 from wemmu.config.base import Config, Positive
-from wemmu.config.files import replace_text
+from wemmu.config.files import nearest, replace_text
 from wemmu.config.neighbours import instead
 from wemmu.config.task import Task
 
@@ -132,7 +132,7 @@ class Stream(Schema):
 
 def refuse_foreign(root: Path) -> None:
     """Raise ShardError if no data set can be written into `root`: it is below a file, or holds something else."""
-    place = next(path for path in (root, *root.absolute().parents) if path.exists())
+    place = nearest(root)
     if not place.is_dir():
         raise ShardError(f"{root} cannot hold a data set: {place} is a file; set data.shards to another folder")
     begun = (SETTINGS_FILE + ".tmp", ".lock")

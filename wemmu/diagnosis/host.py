@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from wemmu.config.files import nearest
 from wemmu.diagnosis.findings import Call, Finding
 from wemmu.locks import EXCLUSIVE, LockedError, take
 from wemmu.readable import human
@@ -28,7 +29,8 @@ def calls(run: Path) -> list[Call]:
 
 def existing(path: Path) -> Path:
     """Return `path`, or its nearest existing parent: the file system on which it would be created."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    place = nearest(path)
+    return place if place.is_dir() else place.absolute().parent
 
 
 def host_bytes() -> float:

@@ -20,13 +20,12 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from wemmu import batch_job
 from wemmu.config.base import differences
 from wemmu.config.files import replace_text, replacing
 from wemmu.evaluation.benchmark import BenchmarkError, BenchmarkRequest, Judged, open_image
 from wemmu.heartbeat import beat
 from wemmu.jsonlines import write_lines
-from wemmu.locks import EXCLUSIVE, LEASE_S, SHARED, Holder, hold
+from wemmu.locks import EXCLUSIVE, SHARED, Holder, hold, lease_s
 from wemmu.pixels import fitted, on_canvas
 from wemmu.sampling.request import GenerationRequest, Response
 
@@ -72,8 +71,7 @@ def _in_use(folder: Path, kind: int) -> AbstractContextManager[int]:
     def busy(_: Holder) -> str:
         return f"another process works with images of other settings in {folder}; wait for it to end"
 
-    # Of a job that lost its node, another one may have begun while the file server still keeps the lock.
-    return hold(folder / ".in-use", busy, kind, LEASE_S if batch_job.job_id() else 0.0)
+    return hold(folder / ".in-use", busy, kind, lease_s())
 
 
 def _prepare(folder: Path, requests: Sequence[BenchmarkRequest], settings: Any, replace: bool) -> None:
