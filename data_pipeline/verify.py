@@ -124,8 +124,10 @@ def _in_order(checks: list[Check], workers: int) -> Generator[Checked, None, Non
         try:
             # Ctrl-C in a terminal reaches all processes; the workers, which inherit the mask, leave it to this one.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            results = pool.map(check_shard, checks)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            try:
+                results = pool.map(check_shard, checks)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield from results
         except BrokenProcessPool as error:
             raise WorkerError(

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny backbones with random weights, in the real classes and the published layout."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def quick_measuring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ask, "_child", in_forks)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_inherited() -> Iterator[None]:
+    """What processes of later tests would inherit is left as it was: blocked and ignored signals, folder, umask."""
+    before = _inherited()
+    yield
+    assert _inherited() == before
+
+
+def _inherited() -> tuple[object, ...]:
+    os.umask(umask := os.umask(0o022))
+    ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ()), ignored, os.getcwd(), umask
 
 
 @pytest.fixture(scope="session")

@@ -204,16 +204,23 @@ def test_an_entry_of_the_ledger_that_lacks_a_field_counts_as_none(copied: Curric
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_reading_process_that_is_killed_is_a_sentence(copied: Curriculum, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["before the first shard", "while they read"])
+def test_a_reading_process_that_is_killed_is_a_sentence(
+    copied: Curriculum, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     def kill_one(*_: object, **__: object) -> ProcessPoolExecutor:
         pool = ProcessPoolExecutor(2, get_context("spawn"))
-        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
+        killed = pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
+        if when == "before the first shard":
+            killed.exception()
         return pool
 
     monkeypatch.setattr("data_pipeline.verify.ProcessPoolExecutor", kill_one)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with pytest.raises(WorkerError, match=r"a reading process ended.*--workers 1") as raised:
         verified(copied.data.shards, workers=2)
     assert exit_code(raised.value) == FAILED
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before, "a later Ctrl-C would be lost"
 
 
 def test_damage_in_a_record_is_told_with_its_number(copied: Curriculum) -> None:
