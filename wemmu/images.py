@@ -11,6 +11,7 @@ from io import BytesIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -31,6 +32,8 @@ SIDEWAYS = (5, 6, 7, 8)
 # The mode that a profile of each colour space (as its header names it) is made for.
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB = ImageCms.createProfile("sRGB")
+# Grey PNGs of 2 and 4 bits, and what Pillow multiplies their levels with.
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
 
 
 class TooManyPixelsError(ValueError):
@@ -46,6 +49,7 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
             (twice `Image.MAX_IMAGE_PIXELS`, 179 million). Of damaged files, whatever Pillow's readers raise.
     """
     with _open(data, max_pixels) as image:
+        _scale_transparent(image)
         image.load()
         return to_rgb(image)
 
@@ -65,6 +69,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: if none of its levels, where they are floats, is finite.
     """
+    _scale_transparent(image)
     return _rgb(_upright(image))
 
 
@@ -96,6 +101,20 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise TooManyPixelsError(f"{image.width} x {image.height}")
     return image
+
+
+def _scale_transparent(image: Image.Image) -> None:
+    """Bring the transparent level or colour of a PNG to 8 bits. Pillow does so only with the pixels, in `load`.
+
+    Of a 16-bit colour it keeps the high bytes; colours that differ less become transparent, too.
+    """
+    if not isinstance(image, PngImageFile) or not image.tile or "transparency" not in image.info:
+        return
+    bits = str(image.tile[0].args)
+    if bits in _GREY_STEPS:
+        image.info["transparency"] *= _GREY_STEPS[bits]
+    elif bits == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in image.info["transparency"])
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -137,15 +156,20 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         levels, white = np.asarray(image).astype(np.float64), 65535.0
     else:
         return image
-    return Image.fromarray((levels / white * 255).clip(0, 255).round().astype(np.uint8))
+    grey = Image.fromarray((levels / white * 255).clip(0, 255).round().astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.asarray(image) != image.info["transparency"]).convert("L"))
+    return grey
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Colours in one of the modes that profiles are made for (L, RGB, CMYK), and the opacity if there is any."""
     if image.has_transparency_data:
         # An alpha channel, or a palette entry, level or colour that is declared transparent.
-        image = image.convert("RGBA")
-        return image.convert("RGB"), image.getchannel("A")
+        grey = image.mode in ("1", "L", "LA", "La")
+        # From premultiplied grey Pillow converts only to LA.
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return image.getchannel("R") if grey else image.convert("RGB"), image.getchannel("A")
     if image.mode == "1":
         return image.convert("L"), None
     # Palette, YCbCr, LAB, HSV and padded modes: of colours that RGB has too.

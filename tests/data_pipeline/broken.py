@@ -76,6 +76,20 @@ def linear_profile() -> bytes:
     return profile[:start] + curve + profile[start + 20 :]
 
 
+def grey_profile() -> bytes:
+    """An ICC profile of grey whose levels are shares of the light: a header of 128 bytes, a white point, a curve."""
+    d50 = struct.pack(">3i", *(round(x * 65536) for x in (0.9642, 1, 0.8249)))
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + d50, b"kTRC": b"curv" + bytes(8)}
+    start = 128 + 4 + 12 * len(tags)
+    table, content = struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        table += name + struct.pack(">II", start + len(content), len(value))
+        content += value
+    kind = b"\2\x40\0\0" + b"mntrGRAYXYZ " + struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp"
+    header = struct.pack(">I4x", start + len(content)) + kind + bytes(28) + d50
+    return header.ljust(128, b"\0") + table + content
+
+
 def animated_gif() -> bytes:
     """A red frame and a blue one."""
     red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))

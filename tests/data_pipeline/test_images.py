@@ -1,5 +1,7 @@
 """From files to RGB: the right colours, upright, and a named reason for everything that is no image."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 
@@ -205,6 +207,53 @@ def test_transparent_becomes_white() -> None:
     assert np.array_equal(pixels(broken.encode(keyed, "PNG", transparency=20)), shades(10, 255))
 
 
+def keyed_png(bits: int, colours: int, row: bytes, key: tuple[int, ...]) -> bytes:
+    """2 x 1 px in a colour type of the PNG standard (0: grey, 2: RGB), with the transparent level or colour in tRNS."""
+    size = struct.pack(">IIBBBBB", 2, 1, bits, colours, 0, 0, 0)
+    chunks = (b"IHDR", size), (b"tRNS", struct.pack(f">{len(key)}H", *key)), (b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "colours", "row", "key"),
+    [
+        (1, 0, bytes([0b10000000]), (1,)),
+        (2, 0, bytes([0b01000000]), (1,)),
+        (4, 0, bytes([0x10]), (1,)),
+        (8, 0, bytes([0x10, 0]), (0x10,)),
+        (16, 0, struct.pack(">2H", 0x1234, 0), (0x1234,)),
+        (8, 2, bytes([1, 2, 3, 0, 0, 0]), (1, 2, 3)),
+        (16, 2, struct.pack(">6H", 0x1234, 0x2345, 0x3456, 0, 0, 0), (0x1234, 0x2345, 0x3456)),
+        # Its high bytes are those of an 8-bit colour.
+        (16, 2, struct.pack(">6H", 0x12, 0x1200, 0xFF, 0, 0, 0), (0x12, 0x1200, 0xFF)),
+    ],
+)
+def test_the_transparent_level_or_colour_of_a_png_becomes_white_at_any_depth(
+    bits: int, colours: int, row: bytes, key: tuple[int, ...]
+) -> None:
+    data = keyed_png(bits, colours, row, key)
+    assert pixels(data).tolist() == [[[255] * 3, [0] * 3]]
+    assert np.array_equal(np.asarray(to_rgb(Image.open(BytesIO(data)))), pixels(data))
+
+
+def test_only_the_very_level_of_deep_grey_is_transparent() -> None:
+    assert np.array_equal(pixels(keyed_png(16, 0, struct.pack(">2H", 0x1234, 0x1235), (0x1234,))), shades(255, 0x12))
+
+
+@pytest.mark.parametrize("kind", [1, 2], ids=["premultiplied", "unassociated"])
+def test_grey_tiffs_with_alpha_are_read(kind: int) -> None:
+    level, alpha = 100, 51
+    stored = np.array([[[level * alpha // 255 if kind == 1 else level, alpha]]], dtype=np.uint8)
+    # Pillow always writes the tag ExtraSamples (338) as 2, unassociated.
+    tag = struct.pack("<HHI", 338, 3, 1)
+    data = broken.encode(Image.fromarray(stored), "TIFF").replace(tag + b"\2", tag + bytes([kind]))
+    assert Image.open(BytesIO(data)).mode == ("La" if kind == 1 else "LA")
+    assert np.array_equal(pixels(data), shades(level * alpha // 255 + 255 - alpha))
+
+
 def test_one_bit_and_grey_keep_their_shades() -> None:
     bits = Image.fromarray(np.array([[False, True]]))
     assert bits.mode == "1"
@@ -236,6 +285,15 @@ def test_grey_takes_the_profile_of_an_rgb_image() -> None:
     seen = pixels(broken.encode(grey, "PNG", icc_profile=broken.linear_profile())).astype(int)
     # By sRGB's definition: 1.055 * (level / 255) ** (1 / 2.4) - 0.055.
     assert np.abs(seen - shades(0, 128, 188, 255)).max() <= 1
+
+
+def test_grey_with_alpha_takes_its_profile() -> None:
+    grey = Image.fromarray(np.array([[0, 55, 128, 255]], dtype=np.uint8))
+    profile = broken.grey_profile()
+    alone = pixels(broken.encode(grey, "PNG", icc_profile=profile))
+    assert not np.array_equal(alone, shades(0, 55, 128, 255))
+    grey.putalpha(255)
+    assert np.array_equal(pixels(broken.encode(grey, "PNG", icc_profile=profile)), alone)
 
 
 def test_no_metadata_is_left_to_be_written_again() -> None:
