@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,20 @@ def test_replacing_touches_no_folder_of_another_name(exported: Path, tmp_path: P
         raise KeyError("it failed")
     names = [".hub.export-elsewhere-1.new", "hub", "hub.earlier.tmp", "hub.tmp"]
     assert sorted(f.name for f in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["hub", "[v1] 50% #2?"])
+def test_what_a_killed_export_left_is_removed_but_an_earlier_export_is_not(tmp_path: Path, name: str):
+    out = tmp_path / name
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for what in ("new", "earlier"):
+        (tmp_path / f".{name}.export-{socket.gethostname()}-{ended.pid}.{what}").mkdir()
+    (tmp_path / f".{name}.export-{socket.gethostname()}-{ended.pid}.earlier" / "README.md").write_text("earlier")
+    with pytest.raises(KeyError), replacing.aside(out):
+        raise KeyError("it failed")
+    assert [str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.md")] == [f"{name}/README.md"]
+    assert [f.name for f in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Free of torch, so bad input is refused at once.
 """
 
+import glob
 import json
 import os
 import re
@@ -65,14 +66,17 @@ def aside(out: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `out` if the block succeeds; otherwise remove it.
 
     Where `out` is a link, its target is replaced and the link stays. The new folder's name is this process's own; what
-    a killed export on this host left under such a name is removed, too.
+    a killed export on this host left under such a name is removed, or becomes `out` again if nothing else is.
     """
     out = out.resolve()
     mark = f".{out.name}.export-{socket.gethostname()}-"
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f"{mark}*"):
+    for left in out.parent.glob(f"{glob.escape(mark)}*"):
         process = left.name.removeprefix(mark).split(".")[0]
         if process.isdigit() and not is_alive(int(process)):
+            if left.suffix == ".earlier" and not out.exists():
+                # A kill between the two renames below.
+                os.replace(left, out)
             shutil.rmtree(left, ignore_errors=True)
     new, earlier = (out.with_name(f"{mark}{os.getpid()}.{what}") for what in ("new", "earlier"))
     new.mkdir()
