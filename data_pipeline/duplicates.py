@@ -6,7 +6,6 @@ its images may have a caption that fits. Among a hundred million records two dif
 probability 3e-4; one of them would be dropped.
 """
 
-import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +53,7 @@ def scan_part(job: Job, number: int, part: SourcePartition) -> Scan:
 
     hashes = np.array([hashed(item) for item in job.read(part)], dtype=np.uint64)
     path = scan_file(job.root, number)
-    with replacing(path, f".{os.getpid()}") as aside, aside.open("wb") as file:
+    with replacing(path) as aside, aside.open("wb") as file:
         np.save(file, hashes, allow_pickle=False)
     return Scan(len(hashes), tuple(lost))
 

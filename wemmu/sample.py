@@ -4,7 +4,8 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -14,6 +15,8 @@ from PIL import Image
 from wemmu.command_line import Ema, UsageError, plainly, program, start
 from wemmu.config.schema import SolverName
 from wemmu.source import SampleOptions, check_request, open_source, save_image
+
+NEW = Path("sample.png")
 
 
 @plainly()
@@ -48,8 +51,7 @@ def main(
     inputs = tuple(open_image(path) for path in image or ())
     if len(inputs) > 1 and not prompt:
         raise UsageError(f"{len(inputs)} --image were given without --prompt; say what to do with them")
-    out = out or unused("sample.png")
-    check_out(out)
+    check_out(out or NEW)
     wish = SampleOptions(prompt, inputs, parse_size(size), seed, count, steps, guidance, image_guidance, solver)
     for name, weight in (("--guidance", guidance), ("--image-guidance", image_guidance)):
         if weight is not None and not math.isfinite(weight):
@@ -57,18 +59,32 @@ def main(
     check_request(source, wish, ema)
     opened = open_source(source, ema, device)
     responses = opened.respond(wish, None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(side_by_side([response.image for response in responses]), out, opened.settings(wish) | {"count": count})
+    made, settings = side_by_side([response.image for response in responses]), opened.settings(wish) | {"count": count}
+    if out is None:
+        with unused(NEW) as out:
+            save_image(made, out, settings)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_image(made, out, settings)
     print(*[response.words for response in responses if response.words], out, sep="\n")
 
 
-def unused(name: str) -> Path:
-    """Return `name` in the working directory or, if that exists, `name` with the next free number."""
-    path = Path(name)
-    numbers = itertools.count(2)
-    while path.exists():
-        path = Path(f"{Path(name).stem}-{next(numbers)}{path.suffix}")
-    return path
+@contextmanager
+def unused(first: Path) -> Iterator[Path]:
+    """Yield a new file: `first` or, if that exists, the same name with the next free number. An error removes it."""
+    path, numbers = first, itertools.count(2)
+    while True:
+        try:
+            # At once, for another process may look for a name, too.
+            path.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            path = first.with_stem(f"{first.stem}-{next(numbers)}")
+    try:
+        yield path
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def check_out(out: Path) -> None:

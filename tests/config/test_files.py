@@ -2,6 +2,8 @@
 
 import errno
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,16 @@ def test_a_disk_that_is_full_leaves_the_old_file_whole_and_is_named(
     write(file)
     assert list(tmp_path.iterdir()) == [file]
     assert file.read_bytes() != b"old"
+
+
+def test_two_processes_may_write_a_file_at_once(tmp_path: Path) -> None:
+    file, code = tmp_path / "card.json", "import sys, wemmu.config.files as f; f.replace_text(f.Path(sys.argv[1]), 'b')"
+    with replacing(file) as aside:
+        aside.write_text("a")
+        subprocess.run([sys.executable, "-c", code, file], check=True)
+        assert file.read_text() == "b"
+    assert file.read_text() == "a"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_lines_and_tensors_that_do_not_fit_name_their_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from wemmu.command_line import UsageError
 from wemmu.config import ConfigError, Task
 from wemmu.config.checkpoints import stage_folder
 from wemmu.config.schema import Sampling
-from wemmu.sample import main, open_image, parse_size, side_by_side
+from wemmu.sample import main, open_image, parse_size, side_by_side, unused
 from wemmu.source import SampleOptions, choose_device, open_source, save_image, settings_of
 from wemmu.ui.work import read_image
 
@@ -115,6 +115,14 @@ def test_guidance_goes_to_the_rule_of_the_task(task: Task, weights: dict[str, fl
 def test_guidance_that_is_not_given_is_the_models_own():
     assert SampleOptions("", (), None, 0, 1, None, None, None).weights(Task.EDIT) == {}
     assert SampleOptions("", (), None, 0, 1, None, None, 2.0).weights(Task.RECONSTRUCTION) == {"image": 2.0}
+
+
+def test_of_two_processes_that_look_for_a_new_name_each_gets_its_own(tmp_path: Path):
+    with unused(tmp_path / "sample.png") as first, unused(tmp_path / "sample.png") as second:
+        assert [first.name, second.name] == ["sample.png", "sample-2.png"]
+    with pytest.raises(OSError, match="full"), unused(tmp_path / "sample.png"):
+        raise OSError("the disk is full")
+    assert sorted(tmp_path.iterdir()) == [second, first]
 
 
 def test_images_stand_side_by_side():

@@ -74,7 +74,8 @@ def test_a_folder_in_which_the_first_launcher_died_early_is_free(runnable: Curri
     run = tmp_path / "run"
     run.mkdir()
     (run / "lock").write_text("12")
-    (run / "curriculum.yaml.tmp").write_text("na")
+    for left in ("curriculum.yaml.123.tmp", "curriculum.yaml.tmp"):
+        (run / left).write_text("na")
     folder.check(runnable, run)
 
 

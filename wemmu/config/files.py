@@ -48,12 +48,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, mark: str = "") -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a name to write under, which then becomes `path`: after a crash that is either the old or the new file.
 
-    After an error the old file stays, and nothing new. mark: part of the name, if processes may write `path` at once.
+    After an error the old file stays, and nothing new. Of processes that write `path` at once, the last one wins.
     """
-    aside = path.with_name(f"{path.name}{mark}.tmp")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
             yield aside

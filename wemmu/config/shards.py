@@ -135,8 +135,12 @@ def refuse_foreign(root: Path) -> None:
     place = nearest(root)
     if not place.is_dir():
         raise ShardError(f"{root} cannot hold a data set: {place} is a file; set data.shards to another folder")
-    begun = (SETTINGS_FILE + ".tmp", ".lock")
-    if place == root and not (root / SETTINGS_FILE).exists() and any(p.name not in begun for p in root.iterdir()):
+    begun = (f"{SETTINGS_FILE}.*tmp", ".lock")
+    if (
+        place == root
+        and not (root / SETTINGS_FILE).exists()
+        and not all(any(map(p.match, begun)) for p in root.iterdir())
+    ):
         raise ShardError(
             f"{root} is not empty and not a data set of this version; set data.shards to another directory"
         )

@@ -7,7 +7,6 @@ FOLDER/images/         generated images, KEY.png, written by rename; what the mo
 """
 
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -190,5 +189,5 @@ def _save(image: Image.Image, file: Path, words: str = "") -> None:
     facts = PngInfo()
     if words:
         facts.add_itxt(WORDS, words)
-    with replacing(file, f".{os.getpid()}") as aside:
+    with replacing(file) as aside:
         image.save(aside, "PNG", pnginfo=facts)
