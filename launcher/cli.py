@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -23,7 +22,7 @@ from launcher.lock import SUBMISSION, locked
 from launcher.plan import chain, find
 from launcher.status import Status, statuses
 from launcher.submit import as_typed, latest_ids, live, submissions, submit_all
-from launcher.tables import plan_table, status_table
+from launcher.tables import console, plan_table, status_table
 from wemmu.command_line import (
     FAILED,
     AsJson,
@@ -72,7 +71,7 @@ def submit(
     run_folder = folder.normalise(into or Path("runs") / config.name)
     site = _cluster(run_folder, cluster)
     if dry_run:
-        Console().print(plan_table(config, run_folder, site))
+        console().print(plan_table(config, run_folder, site))
         print(as_typed(submissions(chain(config, run_folder), run_folder, site), run_folder))
     _check(config, run_folder, site)
     if not dry_run:
@@ -121,9 +120,9 @@ def status(
         print(json.dumps([asdict(row) for row in _statuses(config, run_folder)], indent=1))
         return
     if not watch:
-        Console().print(_status(config, run_folder))
+        console().print(_status(config, run_folder))
         return
-    with suppress(KeyboardInterrupt), Live(_status(config, run_folder), auto_refresh=False) as shown:
+    with suppress(KeyboardInterrupt), Live(_status(config, run_folder), console=console(), auto_refresh=False) as shown:
         while True:
             time.sleep(5)
             shown.update(_status(config, run_folder), refresh=True)
@@ -192,7 +191,7 @@ app.command(hidden=True)(note)
 def _run_here(config: Curriculum, into: Path | None, dry_run: bool = False) -> None:
     run_folder = folder.normalise(into or Path("runs") / config.name)
     jobs = chain(config, run_folder)
-    Console().print(plan_table(config, run_folder))
+    console().print(plan_table(config, run_folder))
     _check(config, run_folder)
     if dry_run:
         return
@@ -238,7 +237,7 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster, as_json: boo
             _refuse_if_live(ledger, run_folder)
             folder.check(config, run_folder)
             todo = submissions(chain(config, run_folder), run_folder, cluster)
-            Console(stderr=as_json).print(plan_table(config, run_folder, cluster))
+            console(as_json).print(plan_table(config, run_folder, cluster))
             folder.write(config, run_folder)
             dump(cluster, run_folder / folder.CLUSTER)
             replace_text(run_folder / "submitted.sh", as_typed(todo, run_folder))
@@ -248,13 +247,14 @@ def _submit(config: Curriculum, run_folder: Path, cluster: Cluster, as_json: boo
         print(json.dumps(ids))
         return
     print("\n".join(f"submitted {name} as job {id}" for name, id in ids.items()) or "all jobs are finished")
-    print(f"progress: wemmu status {run_folder}")
+    print(f"progress: wemmu status {shlex.quote(str(run_folder))}")
 
 
 def _refuse_if_live(ledger: Ledger, run_folder: Path) -> None:
     if jobs := live(ledger):
         queue = ", ".join(f"{name} (job {queued.id})" for name, queued in jobs.items())
-        raise LockedError(f"{run_folder} has jobs in Slurm: {queue}. Wait, or `wemmu cancel {run_folder}` first")
+        cancel = f"wemmu cancel {shlex.quote(str(run_folder))}"
+        raise LockedError(f"{run_folder} has jobs in Slurm: {queue}. Wait, or `{cancel}` first")
 
 
 def _refuse_if_live_here(ledger: Ledger, run_folder: Path) -> None:
@@ -294,5 +294,5 @@ def _statuses(config: Curriculum, run_folder: Path) -> list[Status]:
         try:
             queued = live(ledger)
         except slurm.SlurmError as error:
-            Console(stderr=True).print(f"the state in Slurm is unknown: {error}")
+            console(stderr=True).print(f"the state in Slurm is unknown: {error}")
     return statuses(chain(config, run_folder), ledger, queued)

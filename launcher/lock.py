@@ -1,5 +1,6 @@
 """Locks a run folder for one launcher, and a job for one attempt."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def locked(run: Path, patience: float = PATIENCE_S, name: str = LOCK) -> Abstrac
         if is_dead(holder):
             return (
                 f"a job of {run} still runs, in Slurm or left by a launcher (pid {holder['pid']}) that was killed: "
-                f"`wemmu status {run}` shows which"
+                f"`wemmu status {shlex.quote(str(run))}` shows which"
             )
         who = f"another launcher (pid {holder['pid']})" if holder else "a Slurm job, or a launcher that has just begun,"
         return f"{who} is at work on {run}; wait for it, stop it, or give another folder with --run"

@@ -1,10 +1,13 @@
 """The launcher's tables: the plan before a run begins, and its progress."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from launcher.cluster import Cluster
 from launcher.plan import stage_runs
@@ -14,6 +17,11 @@ from wemmu.config.checkpoints import CHECKPOINTS
 from wemmu.planning.ask import PlanError
 from wemmu.planning.plan import GPUS, Assumptions, Machine, Plan, plan
 from wemmu.readable import duration, human
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console that takes brackets for what they are: a folder's name may contain them."""
+    return Console(stderr=stderr, markup=False)
 
 
 def plan_table(config: Curriculum, run_folder: Path, cluster: Cluster | None = None) -> Table:
@@ -49,8 +57,9 @@ def _costs(table: Table, config: Curriculum, gpu: str) -> None:
         return
     table.add_row(f"hours at {machine.mfu:.0%} MFU", *(f"{stage.hours:.1f}" for stage in costs.stages))
     room = GPUS[gpu].memory
-    more = f"\n[red]more than {human(room, 'B')}"
-    table.add_row(f"memory per {gpu}", *(human(peak, "B") + more * (peak > room) for peak in costs.peaks.values()))
+    more = Text(f"\nmore than {human(room, 'B')}", "red")
+    peaks = (Text(human(peak, "B")).append_text(more if peak > room else Text()) for peak in costs.peaks.values())
+    table.add_row(f"memory per {gpu}", *peaks)
     table.add_row("checkpoint", *(human(stage.checkpoint, "B") for stage in costs.stages))
 
 
@@ -78,7 +87,7 @@ def _start(stage: ResolutionStep, run_folder: Path) -> str:
 
 def status_table(rows: Sequence[Status], run_folder: Path) -> Table:
     """Return a table with a line per job; the footer names the logs."""
-    table = Table(box=None, padding=(0, 1, 0, 0), caption=f"logs: wemmu logs {run_folder} JOB")
+    table = Table(box=None, padding=(0, 1, 0, 0), caption=f"logs: wemmu logs {shlex.quote(str(run_folder))} JOB")
     table.add_column("job", no_wrap=True)
     for heading in ("state", "step", "loss", "samples/s", "left", "starts"):
         table.add_column(heading)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,13 @@ def test_an_invalid_override_is_refused_with_the_choices(runnable: Curriculum):
     result = call("run", "x.yaml", "--set", "stages.z.steps=1")
     assert result.exit_code == FINAL
     assert "valid choices: a, b, c, d" in result.stderr
+
+
+def test_the_name_of_a_folder_is_shown_as_it_is_and_quoted_in_commands(runnable: Curriculum, tmp_path: Path):
+    run = Path("[red] it's [v1]")
+    assert f"in {run}" in call("run", "x.yaml", "--dry-run", "--run", str(run)).stdout
+    written(runnable, tmp_path / run)
+    assert f"wemmu logs {shlex.quote(str(run))} JOB" in " ".join(call("status", str(run)).stdout.split())
 
 
 def test_status_tells_each_kind_of_job_apart(runnable: Curriculum, tmp_path: Path):

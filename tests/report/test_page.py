@@ -49,3 +49,7 @@ def test_text_shows_no_tags_of_inline_html_and_leaves_out_what_is_folded_away():
     assert "a < b" in text
     assert "4 × 8" in text
     assert "hidden" not in text
+
+
+def test_a_link_leads_to_a_file_of_any_name():
+    assert 'href="../50%25%20%232%3F%22/a.html"' in kit.link('../50% #2?"/a.html', "a")

@@ -6,6 +6,7 @@ A checkpoint is a real directory `step_` plus eight digits whose manifest names 
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class RenamedError(ConfigError):
 
 def no_checkpoint(folder: Path) -> ConfigError:
     """Return the error for a stage's folder without a checkpoint."""
-    return ConfigError(f"{folder} has no checkpoint; train it first: wemmu train {folder / 'config.yaml'}")
+    train = f"wemmu train {shlex.quote(str(folder / 'config.yaml'))}"
+    return ConfigError(f"{folder} has no checkpoint; train it first: {train}")
 
 
 def newest_checkpoint(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def load_traced(path: Path, schema: type[Schema], overrides: Sequence[str] = ())
         ) from error
     except IsADirectoryError as error:
         inside = path / ("config.yaml" if schema is StageRun else "curriculum.yaml")
-        give, run = (inside, f" {path}") if inside.is_file() else ("a YAML file", "")
+        give, run = (inside, f" {shlex.quote(str(path))}") if inside.is_file() else ("a YAML file", "")
         if schema is not Curriculum:
             raise ConfigError(f"{path} is a folder; give {give}") from error
         raise ConfigError(f"{path} is a folder; give {give}, or continue a run with `wemmu resume{run}`") from error

@@ -1,6 +1,7 @@
 """Says what a folder is that was given in place of another kind, and what to give instead. Free of torch."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ def instead(path: Path, wanted: Wanted) -> str:
     elif wanted == "export" and (beside / "model_index.json").is_file():
         give = f"give {beside}"
     elif wanted == "export" and newest is not None:
-        give = f"`wemmu export {path} --out DIR` writes an export of it"
+        give = f"`wemmu export {shlex.quote(str(path))} --out DIR` writes an export of it"
     else:
         give = f"give {_NEEDED[wanted]}"
     return f"; {path} is {kind}: {give}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -125,8 +126,9 @@ def pairs(values: Mapping[str, Any]) -> Table:
     return Table("", (), [(key, code(value)) for key, value in values.items()])
 
 
-def link(address: str, words: str) -> Markup:
-    return Markup('<a href="{}">{}</a>').format(address, words)
+def link(path: str, words: str) -> Markup:
+    """Return a link to a file, by its path from the page's folder."""
+    return Markup('<a href="{}">{}</a>').format(quote(path), words)
 
 
 def code(words: Any) -> Markup:
