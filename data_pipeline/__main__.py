@@ -27,10 +27,13 @@ def lines(as_json: bool = False) -> Console:
 def buckets(
     curriculum: CurriculumFile,
     overrides: Overrides = None,
-    sample: Annotated[int, typer.Option(min=1, help="Records to read from each source.")] = 1000,
+    sample: Annotated[int, typer.Option(min=1, help="Number of records to read from each source.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Show the buckets of CURRICULUM and the share of records in each, without writing."""
+    """Show the buckets and the share of records in each.
+
+    Writes nothing.
+    """
     from data_pipeline.preview_text import show_buckets
 
     found = show_buckets(load_curriculum(curriculum, overrides or ()), tables(as_json), sample)
@@ -43,13 +46,14 @@ def write(
     curriculum: CurriculumFile,
     overrides: Overrides = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Writing processes; default: one per core, 0: this process.")
+        int | None, typer.Option(min=0, help="Number of writing processes; default: one per core; 0: this process.")
     ] = None,
-    ray: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster to use (HOST:PORT or auto).")
-    ] = None,
+    ray: Annotated[str | None, typer.Option(help="Use the Ray cluster at this address (HOST:PORT or auto).")] = None,
 ) -> None:
-    """Write the data set of CURRICULUM into its data.shards, or finish it."""
+    """Write the shards of a curriculum.
+
+    The folder is data.shards. The same command continues after an interruption.
+    """
     if workers is not None and ray is not None:
         raise UsageError("--workers is for processes of this machine, and --ray uses a cluster's; leave out one")
     from data_pipeline.write import write
@@ -62,11 +66,11 @@ def inspect(
     directory: Annotated[Path, typer.Argument(help="Folder of a data set, or of any MDS shards.")],
     images: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="PNG file for the first records of each stream."),
+        typer.Option(metavar="FILE.png", help="PNG file to write, with the first records of each stream."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the streams of a data set and one example record of each."""
+    """Print the streams of a data set and a record of each."""
     from data_pipeline.inspect import inspect
 
     found = inspect(directory, tables(as_json), images)
@@ -77,10 +81,15 @@ def inspect(
 @plainly()
 def verify(
     directory: Annotated[Path, typer.Argument(help="Folder of a data set, finished or not.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of reading processes; default: by cores and size of the data.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read and hash a data set again; exit with 1 unless it is complete and undamaged."""
+    """Read a data set and check its hashes.
+
+    Exits with 1 if it is incomplete or damaged.
+    """
     from data_pipeline.verify import verify
 
     found = verify(directory, lines(as_json), workers)
@@ -90,7 +99,7 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-app = program(buckets, write, inspect, verify, help="Write and look at the shards that training reads.")
+app = program(buckets, write, inspect, verify, help="Write and inspect the shards that training reads.")
 
 
 def main() -> None:

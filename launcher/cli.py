@@ -45,7 +45,7 @@ from wemmu.locks import LockedError
 
 ClusterFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Cluster file; docs/cluster.md."),
+    typer.Option(metavar="FILE", help="Cluster file (docs/cluster.md); default: the run folder's."),
 ]
 
 
@@ -64,7 +64,7 @@ def submit(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a curriculum to Slurm, as jobs that wait for each other. Finished jobs of the run folder are skipped."""
+    """Submit a curriculum to Slurm, as jobs that wait for each other. Skips finished jobs of the run folder."""
     if dry_run and as_json:
         raise UsageError("--json prints the Slurm ids of submitted jobs, and --dry-run submits none; leave out one")
     config = load_curriculum(curriculum, overrides or ())
@@ -83,7 +83,7 @@ def resume(
     run_folder: RunFolder,
     overrides: Overrides = None,
     here: Annotated[
-        bool, typer.Option("--here", help="Continue on this machine, even if the run was submitted to Slurm.")
+        bool, typer.Option("--here", help="Resume on this machine, even if the run was submitted to Slurm.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -130,7 +130,7 @@ def status(
 
 @plainly()
 def cancel(run_folder: RunFolder) -> None:
-    """Cancel the Slurm jobs of a run; training jobs save first. `resume` continues it later."""
+    """Cancel the Slurm jobs of a run. Training jobs save first; `wemmu resume` continues the run."""
     folder.curriculum_file(run_folder)
     ledger = Ledger(run_folder / "ledger.jsonl")
     jobs = live(ledger)
@@ -151,7 +151,7 @@ def logs(
         list[str] | None,
         typer.Argument(
             metavar="[RUN] [JOB]",
-            help="Run folder, else the newest under runs/; job as `status` names it, else the one that wrote last.",
+            help="Run folder, default: the newest under runs/; job as in `wemmu status`, default: the newest log.",
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until Ctrl-C.")] = False,

@@ -63,31 +63,37 @@ def main(
     out: Annotated[
         Path | None, typer.Option(metavar="PIPELINE", help="Pipeline to write; replaces only an earlier export.")
     ] = None,
-    ship: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for weights to start a stage from.")] = None,
+    ship: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write weights to, for stages.NAME.start.")
+    ] = None,
     adapters: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="New folder for the adapters (LoRA), for peft and diffusers.")
+        Path | None,
+        typer.Option(metavar="DIR", help="New folder to write the LoRA adapters to, for peft and diffusers."),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the checkpoint made from DeepSpeed's or FSDP's.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write a checkpoint to; SOURCE is a DeepSpeed or FSDP folder."),
     ] = None,
     stage: Annotated[
-        Path | None, typer.Option(metavar="RUN/STAGE", help="Stage that defines the model of that folder.")
+        Path | None,
+        typer.Option(metavar="RUN/STAGE", help="Stage whose config defines the model of the DeepSpeed or FSDP folder."),
     ] = None,
     rename: Annotated[
-        list[str] | None, typer.Option(metavar="OLD=NEW", help="Replace a prefix of parameter names; OLD=- drops them.")
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="With --checkpoint: replace a prefix of parameter names; OLD=- drops them."
+        ),
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Type of the written weights; default: float32, with --ship float16.")
+        Dtype | None, typer.Option(help="Type of the written weights; default: float32; with --ship: float16.")
     ] = None,
     without_vlm: Annotated[
-        bool, typer.Option("--without-vlm", help="Leave out the VLM, which training never changes.")
+        bool, typer.Option("--without-vlm", help="Leave out the weights of the frozen VLM.")
     ] = False,
     ema: Ema = None,
-    forward: Annotated[
-        bool | None, typer.Option(help="Load both models and compare images after writing; default: yes.")
-    ] = None,
+    forward: Annotated[bool | None, typer.Option(help="Compare images of checkpoint and export; default: yes.")] = None,
 ) -> None:
-    """Export a diffusers pipeline, weights to start a stage from, or a checkpoint made from DeepSpeed's or FSDP's."""
+    """Export a diffusers pipeline, or convert weights. Give one of --out, --ship, --adapters, --checkpoint."""
     return_what_is_freed()
     targets = {"--out": out, "--ship": ship, "--adapters": adapters, "--checkpoint": checkpoint}
     chosen = [name for name, path in targets.items() if path is not None]

@@ -27,12 +27,10 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "data": Program("Write and inspect the shards that training reads.", "data_pipeline.__main__", "app"),
-    "config": Program(
-        "Check a curriculum, show where its values come from, list the shipped ones.", "wemmu.show_config", "app"
-    ),
-    "plan": Program("Compute parameters, memory, FLOPs and hours of a curriculum.", "wemmu.plan"),
-    "doctor": Program("Check this machine and, if you name one, a curriculum.", "wemmu.doctor"),
-    "run": Program("Run a curriculum on this machine.", "launcher.cli", "run"),
+    "config": Program("Check or show a curriculum; list the installed ones.", "wemmu.show_config", "app"),
+    "plan": Program("Compute memory, FLOPs and hours of a curriculum.", "wemmu.plan"),
+    "doctor": Program("Check this machine, and a curriculum.", "wemmu.doctor"),
+    "run": Program("Run or resume a curriculum on this machine.", "launcher.cli", "run"),
     "submit": Program("Submit a curriculum to Slurm.", "launcher.cli", "submit"),
     "status": Program("Show the progress of each job of a run.", "launcher.cli", "status"),
     "logs": Program("Show the log of a job.", "launcher.cli", "logs"),
@@ -96,7 +94,10 @@ def _about(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Show version and commit.")
     ] = False,
 ) -> None:
-    """Train, evaluate and use WeMMU. `wemmu COMMAND --help` explains a command; docs/cli.md lists exit codes."""
+    """Train, evaluate and use WeMMU. Start with `wemmu run shapes/demo.yaml`.
+
+    `wemmu COMMAND --help` explains a command; docs/cli.md lists exit codes.
+    """
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change one field, e.g. stages.stage1.steps=100. Repeatable."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, messages on stderr.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan and stop.")]
 Ema = Annotated[
     bool | None, typer.Option(help="Use the moving average of the weights, or not; default: use it if there is one.")

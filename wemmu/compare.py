@@ -12,13 +12,13 @@ from wemmu.config.benchmarks import check_card
 
 @plainly()
 def main(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a benchmark, or its card.json.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same benchmark.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a benchmark's results, or its card.json.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another folder or card of the same benchmark.")],
     json_: AsJson = False,
 ) -> None:
-    """Print every score of both and the paired difference with its 95 % interval.
+    """Print the scores of two result cards and their paired difference with a 95 % interval.
 
-    Refuses cards of different benchmarks, prompt files, judges, requests, resolutions or seeds.
+    Benchmark, prompt files, judges, requests, resolution and seed must be equal.
     """
     for given in (a, b):
         check_card(given)

@@ -21,7 +21,10 @@ def main(
     every: Annotated[bool, typer.Option("--all", help="Also list the checks that pass.")] = False,
     json_wanted: AsJson = False,
 ) -> None:
-    """Check this machine and a curriculum; exit with 1 if there is a problem. Changes nothing and uses no network."""
+    """Check this machine and a curriculum, and print the remedy for each problem.
+
+    Exits with 1 if there is a problem. Changes nothing and uses no network.
+    """
     # Libraries print messages when they are imported; drop them.
     with Console(stderr=True).status("Looking at this machine ..."), contextlib.redirect_stdout(sys.stderr):
         report = diagnose(curriculum)

@@ -39,15 +39,23 @@ def main(
     benchmark: Annotated[str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(OPTIONS)}.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="An option of the benchmark, e.g. encoders.clip=DIR."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Option of the benchmark, e.g. encoders.clip=DIR. Repeatable."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the benchmark's images and result card.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the benchmark's images and result card; default: see docs/evaluation.md."
+        ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Delete what an earlier checkpoint or other settings left in the folder.")
+        bool,
+        typer.Option("--replace", help="Delete images of an earlier checkpoint or of other settings in the folder."),
     ] = False,
-    only: Annotated[str | None, typer.Option(metavar="STEP", help="Only `generate`, or only `score`.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STEP", help="`generate` images only, or `score` existing images only.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda if there is one.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -18,10 +18,16 @@ from wemmu.planning.tables import render
 def main(
     curriculum: CurriculumFile,
     world: Annotated[int | None, typer.Option(help="Number of GPUs; default: the curriculum's.")] = None,
-    tp: Annotated[int | None, typer.Option(help="Tensor parallel degree of the DiT.")] = None,
-    pp: Annotated[int | None, typer.Option(help="Pipeline parallel degree of the DiT.")] = None,
+    tp: Annotated[
+        int | None, typer.Option(help="Tensor parallel degree of the DiT; default: the curriculum's.")
+    ] = None,
+    pp: Annotated[
+        int | None, typer.Option(help="Pipeline parallel degree of the DiT; default: the curriculum's.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "h100",
-    mfu: Annotated[float, typer.Option(help="Model FLOPs as a share of the GPUs' bf16 peak.")] = Machine.mfu,
+    mfu: Annotated[
+        float, typer.Option(help="Assumed MFU: model FLOP/s as a share of the GPUs' bf16 peak.")
+    ] = Machine.mfu,
     prompt_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of a prompt with text, chat format included.")
     ] = 128,
@@ -31,9 +37,9 @@ def main(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute parameters, memory, FLOPs and hours of every stage, measured on the real model without its weights.
+    """Compute parameters, memory, FLOPs and hours of every stage, with the real classes but without weights.
 
-    The first time takes a minute or so; afterwards the answer comes from the cache ($WEMMU_CACHE).
+    At full size the first call takes one to two minutes, later calls under a second (cache: $WEMMU_CACHE).
     """
     config = load_curriculum(curriculum, overrides or ())
     said = config.parallel

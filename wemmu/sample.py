@@ -26,14 +26,15 @@ def main(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="IMAGE", help="Image to write; several go side by side. Default: a new sample.png here."),
+        typer.Option(metavar="IMAGE", help="Image to write, several side by side; default: a new sample.png here."),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What to generate, or what to do with the images.")] = "",
-    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An input image; repeat for more.")] = None,
+    prompt: Annotated[str, typer.Option(help="Caption, edit instruction or question.")] = "",
+    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Input image; repeat for more.")] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="PX", help="Side in px, or HEIGHTxWIDTH; default: as in training, with the first input's shape."
+            metavar="PX",
+            help="Side in px, or HEIGHTxWIDTH; default: the resolution of training, in the first input's shape.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image; image i uses seed + i.")] = 0,
@@ -43,11 +44,16 @@ def main(
         str | None, typer.Option(help=f"{' or '.join(get_args(SolverName))}; default: the config's.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the text; default: the config's.")] = None,
-    image_guidance: Annotated[float | None, typer.Option(help="Guidance scale of the image, in an edit.")] = None,
+    image_guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of the image in an edit; default: the config's.")
+    ] = None,
     ema: Ema = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda if there is one.")] = None,
 ) -> None:
-    """Generate images from a prompt, input images, or both; a run of ROSS or UAE answers a question about an image."""
+    """Generate images from a prompt, input images, or both.
+
+    A run of ROSS or UAE answers a question about an image.
+    """
     inputs = tuple(open_image(path) for path in image or ())
     if len(inputs) > 1 and not prompt:
         raise UsageError(f"{len(inputs)} --image were given without --prompt; say what to do with them")

@@ -21,7 +21,10 @@ Source = Annotated[Path, typer.Argument(metavar="CURRICULUM", help="Curriculum i
 
 @plainly()
 def show(source: Source, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print every field of a curriculum as `--set` takes it, and what it comes from: a file, an override, a default."""
+    """Print every field and where its value comes from.
+
+    That is a file, its overrides, --set or the default. `--set` accepts every printed line.
+    """
     config, origins = load_traced(_file(source), Curriculum, overrides or ())
     _warn(config)
     names = [stage.name for stage in config.stages]
@@ -48,7 +51,10 @@ def check(
     sources: Annotated[list[Path], typer.Argument(metavar="CURRICULUM...", help="Curricula, or run folders.")],
     overrides: Overrides = None,
 ) -> None:
-    """Check the fields of curricula; exits with 78 at the first that is wrong. `run --dry-run` looks at files, too."""
+    """Check the fields of curricula.
+
+    Exits with 78 at the first invalid one. `wemmu run --dry-run` also checks backbones and data.
+    """
     for source in sources:
         config, _ = load_traced(_file(source), Curriculum, overrides or ())
         _warn(config)
@@ -57,7 +63,10 @@ def check(
 
 @plainly()
 def listed(as_json: AsJson = False) -> None:
-    """List the configs of this installation. Their names, as shapes/demo.yaml, work in every folder."""
+    """List the configs of this installation.
+
+    Their names, such as shapes/demo.yaml, work in every folder.
+    """
     found = [{"name": name, "file": str(file), "about": about} for name, file, about in shipped.configs()]
     lines = [f"{row['name']:<32} {shorten(row['about'], 86, placeholder=' ...')}" for row in found]
     print(json.dumps(found, indent=1) if as_json else "\n".join([f"in {shipped.HOME / 'configs'}:", *lines]))
@@ -85,7 +94,7 @@ def _as_typed(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-app = program(show, check, help="Check a curriculum, show where each value comes from, list the shipped ones.")
+app = program(show, check, help="Check or show a curriculum; list the installed ones.")
 app.command("list")(listed)
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(
         Path, typer.Argument(metavar="RUN/STAGE/config.yaml", help="Config of the stage; the launcher writes it.")
     ],
 ) -> None:
-    """Train a stage to its end; the same command resumes it from its last checkpoint."""
+    """Train one stage in this process. The same command resumes it from its last checkpoint."""
     # First: a signal during the import of libraries or the build of the model must not kill the rank.
     stop = StopFlag()
     answer_with_stacks()

@@ -17,7 +17,7 @@ from wemmu.config.checkpoints import not_a_run
 def main(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a stage.")],
 ) -> None:
-    """Write the report of a run, finished or not, from its folder."""
+    """Write the HTML report of a run, finished or not, or the page of a stage."""
     if not ((folder / "config.yaml").is_file() or any(folder.glob("*/config.yaml"))):
         raise not_a_run(folder)
     from wemmu.evaluation.run_report import write_report
