@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Self, TextIO
 
 from launcher import gate
 from launcher.ending import ending
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
-from wemmu.command_line import SAVED
+from wemmu.command_line import FAILED, SAVED
 from wemmu.readable import duration
 
 _TAIL_LINES = 15
@@ -29,9 +29,9 @@ _PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
     """Run the jobs that are not finished, in order, until one does not finish; returns the launcher's exit code.
 
-    0: all finished. 1: a job failed. 75: a job was interrupted, but not through the launcher. 130, 143: SIGINT or
-    SIGTERM arrived; the first is forwarded to the job, a second one kills it. The jobs inherit `lock`, the descriptor
-    that excludes other launchers.
+    0: all finished. 1: a job failed, or the reader of the output ended. 75: a job was interrupted, but not through the
+    launcher. 130, 143: SIGINT or SIGTERM arrived; the first is forwarded to the job, a second one kills it. The jobs
+    inherit `lock`, the descriptor that excludes other launchers.
     """
     with _Interrupts() as interrupts:
         for number, job in enumerate(jobs, 1):
@@ -43,7 +43,7 @@ def run(jobs: Sequence[Job], ledger: Ledger, lock: int) -> int:
                 place += f", about {duration(left)} left"
             code = 0 if interrupts.received else _run_job(job, place, ledger, lock, interrupts)
             if interrupts.received:
-                return 128 + interrupts.received[0]
+                return FAILED if interrupts.received[0] == signal.SIGPIPE else 128 + interrupts.received[0]
             if code != 0:
                 return SAVED if code == SAVED else 1
     return 0
@@ -76,7 +76,7 @@ def seconds_left(jobs: Sequence[Job], ledger: Ledger) -> float | None:
 
 
 class _Interrupts:
-    """Records SIGINT and SIGTERM; the loop that waits for the job handles them."""
+    """Records SIGINT, SIGTERM and, as SIGPIPE, a reader that ended; the loop that waits for the job handles them."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -92,9 +92,17 @@ class _Interrupts:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received.append(number)
 
+    def tell(self, words: str, stream: TextIO) -> None:
+        """Print words. If their reader has ended, such as a `tee` that Ctrl-C reached as well, the job is to save."""
+        try:
+            print(words, end="", file=stream, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            self.received = self.received or [signal.SIGPIPE]
+
 
 class _Follower:
-    """Shows on the terminal what a job adds to its log.
+    """Reads what a job adds to its log, to show it on the terminal.
 
     The job writes the log itself and not through a pipe, so it can still write and save after the launcher dies.
     """
@@ -106,9 +114,8 @@ class _Follower:
         # A character's bytes may arrive in two parts.
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
-    def show(self) -> None:
-        if new := self._file.read():
-            print(self._decode(new), end="", flush=True)
+    def new(self) -> str:
+        return self._decode(self._file.read())
 
     def tail(self) -> list[str]:
         """Return the last lines that this attempt wrote."""
@@ -130,7 +137,7 @@ def _run_job(job: Job, place: str, ledger: Ledger, lock: int, interrupts: _Inter
     process = _start(job, lock)
     ledger.append(Event(job.name, attempt, "started", process.pid, from_step=before))
     code = _attend(job, process, follower, interrupts)
-    follower.show()
+    interrupts.tell(follower.new(), sys.stdout)
     ended, why = ending(job, code)
     if ended == "crashed" and interrupts.received:
         why = "was interrupted" if len(interrupts.received) == 1 else "was killed by a second interrupt"
@@ -138,9 +145,9 @@ def _run_job(job: Job, place: str, ledger: Ledger, lock: int, interrupts: _Inter
     ledger.append(Event(job.name, attempt, "ended", process.pid, code, before, after, why, ended))
     if why != "finished":
         where = "" if after is None else f" at step {after} of {job.steps}"
-        print(f"\n{job.name} {why}{where}. Its log: {job.log}", file=sys.stderr)
+        interrupts.tell(f"\n{job.name} {why}{where}. Its log: {job.log}\n", sys.stderr)
         if code not in (0, SAVED) and not interrupts.received:
-            print("\n".join(["Its last lines:", *(f"    {line}" for line in follower.tail())]), file=sys.stderr)
+            interrupts.tell("".join(["Its last lines:\n", *(f"    {line}\n" for line in follower.tail())]), sys.stderr)
     follower.close()
     return 0 if why == "finished" else code or 1
 
@@ -180,11 +187,13 @@ def _attend(job: Job, process: subprocess.Popen[bytes], follower: _Follower, int
     """Wait for the job to end, showing its output and passing signals on; returns its exit code."""
     passed_on = 0
     while True:
-        follower.show()
+        interrupts.tell(follower.new(), sys.stdout)
         count = len(interrupts.received)
         if passed_on == 0 and count > 0:
-            print(f"\nstopping {job.name}, which may save its state first; a second Ctrl-C kills it", file=sys.stderr)
-            process.send_signal(interrupts.received[0])
+            first = interrupts.received[0]
+            process.send_signal(signal.SIGTERM if first == signal.SIGPIPE else first)
+            stopping = f"\nstopping {job.name}, which may save its state first; a second Ctrl-C kills it\n"
+            interrupts.tell(stopping, sys.stderr)
             passed_on = 1
         elif passed_on == 1 and count > 1:
             os.killpg(process.pid, signal.SIGKILL)

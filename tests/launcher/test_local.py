@@ -150,6 +150,24 @@ def test_an_interrupt_reaches_the_job_once_and_the_same_command_goes_on(tmp_path
     assert endings(tmp_path)[-1].from_step == steps_of(job) - 1
 
 
+@pytest.mark.parametrize(("number", "code"), [(0, 1), (signal.SIGINT, 130)], ids=["head", "tee and Ctrl-C"])
+def test_when_the_reader_of_the_output_ends_the_job_saves_and_its_end_is_recorded(
+    tmp_path: Path, launch, number: int, code: int
+):
+    job = trainer(tmp_path, steps=1000)
+    launcher = launch(job, script(tmp_path, "after", "pass"))
+    eventually(lambda: steps_of(job) >= 2)
+    os.kill(launcher.pid, number)
+    # As `2>&1 | tee` does.
+    launcher.stdout.close()
+    launcher.stderr.close()
+    assert launcher.wait(60) == code
+    [end] = endings(tmp_path)
+    assert (end.exit_code, end.reason) == (75, "was interrupted and saved its state")
+    assert (job.folder / "signals").read_text() == f"{number or signal.SIGTERM} "
+    assert not (tmp_path / "after.log").exists()
+
+
 def test_a_second_interrupt_kills_a_job_that_will_not_stop(tmp_path: Path, launch):
     deaf = "import signal, sys, time; signal.signal(2, signal.SIG_IGN); open(sys.argv[1] + '/on', 'w'); time.sleep(60)"
     launcher = launch(script(tmp_path, "deaf", deaf))
