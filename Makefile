@@ -46,8 +46,9 @@ demo: $(INSTALLED)  ## the whole system in miniature; FROM=scratch, OUT=folder, 
 ui: $(INSTALLED)  ## a page in the browser on which to try the demo's model
 	$(BIN)/python -m wemmu ui "$(OUT)/export"
 
+# With the slow ones a third worker: those on Slurm, all in one worker, mostly wait.
 test: $(INSTALLED)  ## the tests but the slow ones; SLOW=1 for all, TEST_ARGS="-k name" chooses
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(if $(SLOW),3,2) --dist loadscope --no-loadscope-reorder \
 	    $(if $(SLOW),,-m "not slow") $(TEST_ARGS)
 
 test-newest: $(NEWEST)/installed  ## the tests of models with transformers 5 and the newest diffusers, in .venv-newest
