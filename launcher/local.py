@@ -17,7 +17,7 @@ from launcher import gate
 from launcher.ending import ending
 from launcher.job import Job, is_finished, last_step
 from launcher.ledger import Event, Ledger
-from wemmu.command_line import FAILED, SAVED
+from wemmu.command_line import FAILED, SAVED, reaches
 from wemmu.readable import duration
 
 _TAIL_LINES = 15
@@ -93,11 +93,8 @@ class _Interrupts:
         self.received.append(number)
 
     def tell(self, words: str, stream: TextIO) -> None:
-        """Print words. If their reader has ended, such as a `tee` that Ctrl-C reached as well, the job is to save."""
-        try:
-            print(words, end="", file=stream, flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        """Print words; if their reader has ended, the job is to save."""
+        if not reaches(words, stream):
             self.received = self.received or [signal.SIGPIPE]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
@@ -89,6 +89,19 @@ def without_unused() -> Iterator[None]:
     finally:
         for name in hidden:
             del sys.modules[name]
+
+
+def reaches(words: str, stream: TextIO) -> bool:
+    """Print `words` and return whether somebody may have read them; if not, nothing more is printed to `stream`.
+
+    For those that must save something when their output's reader ends, such as a `tee` that Ctrl-C reaches as well.
+    """
+    try:
+        print(words, end="", file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def fail(words: str, code: int, error: BaseException | None = None) -> NoReturn:

@@ -247,6 +247,17 @@ def test_a_step_is_saved_once_even_when_the_run_is_stopped_there(folder: Path, m
     assert saved == [2]
 
 
+def test_a_stage_whose_output_nobody_reads_any_more_saves_and_ends(folder: Path):
+    command = [sys.executable, "-m", "wemmu.train", str(folder / CONFIG)]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        next(line for line in process.stdout if "step 1/" in line)
+        process.stdout.close()
+        assert process.wait(PATIENCE_S) == SAVED, process.stderr.read()
+    assert (retention.latest(folder / "checkpoints") or folder).name in {store.directory_name(s) for s in range(1, 6)}
+
+
 def failed(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
     """Train a stage that ends with the exit code of what would fail again; returns what is told of it."""
     capfd.readouterr()

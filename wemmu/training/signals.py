@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
-from wemmu.command_line import SAVED
+from wemmu.command_line import SAVED, reaches
 
 # SIGHUP: the terminal is closed.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -28,6 +28,11 @@ class StopFlag:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
+
+    def tell(self, words: str) -> None:
+        """Print a line; if the reader of the output has ended, this is a signal, too."""
+        if not reaches(f"{words}\n", sys.stdout):
+            self.reason = self.reason or signal.SIGPIPE.name
 
     @contextmanager
     def ends_process(self, doing: str) -> Iterator[None]:

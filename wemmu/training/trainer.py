@@ -180,7 +180,7 @@ class Trainer:
         if self.peak is not None and "flops_per_s" in values:
             values["mfu"] = values["flops_per_s"] / (self.peak * self.topology.world)
         self.record.write(values)
-        print(progress_line(self.stage.name, self.step, self.stage.steps, values, rate), flush=True)
+        self.stop.tell(progress_line(self.stage.name, self.step, self.stage.steps, values, rate))
 
     def _validate(self) -> None:
         """Compute the validation loss if the end of the resolution depends on it. All ranks call it."""
@@ -277,7 +277,7 @@ class Trainer:
     def _announce(self) -> None:
         trained, frozen = self.parts.parameters
         if self.topology.leads:
-            print(*self.parts.recipe.reports.values(), sep="\n", flush=True)
+            self.stop.tell("\n".join(map(str, self.parts.recipe.reports.values())))
         if self.workload.unknown:
             self._say(f"tokens and FLOPs are not counted: {self.workload.unknown}")
         layout = self.run.parallel
@@ -302,4 +302,4 @@ class Trainer:
 
     def _say(self, what: str) -> None:
         if self.topology.leads:
-            print(f"{self.stage.label}: {what}", flush=True)
+            self.stop.tell(f"{self.stage.label}: {what}")
