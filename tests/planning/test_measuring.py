@@ -30,7 +30,7 @@ from wemmu.planning.plan import Assumptions, extrapolated, parameters_of, shape_
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.lora import adapt
 from wemmu.recipes.recipe import quantize
-from wemmu.recipes.staged import parameters
+from wemmu.recipes.staged import Staged, parameters
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 
@@ -38,20 +38,24 @@ from wemmu.recipes.wemmu.model import WeMMU
 TABLE = "recipe.bridge.position_table=8"
 
 
-def parts_of(model: nn.Module, names: dict[str, nn.Module | None]) -> dict[str, int]:
-    return {name: sum(p.numel() for p in part.parameters()) if part else 0 for name, part in names.items()}
+def parts_of(model: Staged, **frozen: nn.Module) -> dict[str, int]:
+    """Numbers of the modules that stages can train, and of further parts."""
+    modules = {
+        module: sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes))
+        for module, prefixes in model.prefixes.items()
+    }
+    return modules | {name: sum(p.numel() for p in part.parameters()) for name, part in frozen.items()}
 
 
 @pytest.mark.usefixtures("here")
 def test_parameters_are_those_of_loaded_models(model: WeMMU, backbones: Backbones):
     measured = parameters_of(curriculum_with(MINIATURE, backbones, TABLE))
-    vision = model.vlm.vlm.model.visual
-    real = parts_of(model, {**model.modules_by_name(), "vision": vision, "vae": model.vae, "language": model.vlm})
+    real = parts_of(model, vision=model.vlm.vlm.model.visual, vae=model.vae, language=model.vlm)
     real["language"] -= real["vision"]
     assert measured["parts"] == real
     ross = make_ross(backbones, head={"kind": "denoiser", "depth": 3, "width": 128, "heads": 4})
     measured = parameters_of(curriculum_with(ROOT / "configs/shapes/ross.yaml", backbones))
-    real = parts_of(ross, {**ross.modules_by_name(), "vision": ross.vlm.model.visual, "vae": ross.vae})
+    real = parts_of(ross, vision=ross.vlm.model.visual, vae=ross.vae)
     real["vision"] -= real["projector"]
     assert measured["parts"] == real
     # Pixels are made without an autoencoder.

@@ -33,11 +33,6 @@ class VLMAdapter(ABC):
         """Let the vision tower take a `Grid`, before `vision` is called."""
         prepare(vlm.model.visual, self.tower)
 
-    def projector(self, vlm: Any) -> nn.Module:
-        """Return the module that maps the tower's features to the language model's width."""
-        merger: nn.Module = vlm.model.visual.merger
-        return merger
-
     def vision(self, vlm: Any, patches: Tensor, grid: Grid) -> Tensor:
         """Encode patches of images of one size (see `wemmu.backbones.patches`): [all tokens, F] for `inputs`."""
         features: Tensor = vlm.model.visual(patches, grid)

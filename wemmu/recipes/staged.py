@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -14,21 +14,19 @@ if TYPE_CHECKING:
 
 
 class Staged(nn.Module):
-    """A model whose parts a stage can name in `trains`.
+    """A model whose modules a stage can name in `trains`.
 
-    sharded: its children that hold all that stages can train, which engines may shard. adapters: those of its parts
-    that learn by adapters (`wemmu.recipes.lora`).
+    prefixes: name of such a module -> how the canonical names of its weights begin. sharded: its children that hold all
+    that stages can train, which engines may shard. adapters: those of its modules that learn by adapters
+    (`wemmu.recipes.lora`).
     """
 
+    prefixes: Mapping[str, tuple[str, ...]]
     sharded: tuple[str, ...]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.adapters: dict[str, Adapted] = {}
-
-    @abstractmethod
-    def modules_by_name(self) -> dict[str, nn.Module]:
-        """Return those parts; without parts that this configuration lacks."""
 
     @abstractmethod
     def checkpoint_activations(self) -> None:
@@ -65,14 +63,11 @@ class Staged(nn.Module):
 
     def freeze_all_but(self, trains: tuple[str, ...]) -> None:
         """Set requires_grad so that exactly the parameters of the modules in `trains` learn, or their adapters."""
+        whole = tuple(prefix for name in trains if name not in self.adapters for prefix in self.prefixes[name])
+        adapted = tuple(self.adapters[name].prefix for name in trains if name in self.adapters)
         self.requires_grad_(False)
-        for name in trains:
-            if name not in self.adapters:
-                self.modules_by_name()[name].requires_grad_(True)
-        learn = tuple(self.adapters[name].prefix for name in trains if name in self.adapters)
         for name, parameter in self.named_parameters():
-            if is_adapter(name) and name.startswith(learn):
-                parameter.requires_grad_(True)
+            parameter.requires_grad_(name.startswith(whole) or (is_adapter(name) and name.startswith(adapted)))
 
     def ready_to_train(self, trains: tuple[str, ...], checkpointing: bool) -> None:
         """Go into training mode with exactly the modules in `trains` learning, and activations recomputed or kept."""
@@ -93,6 +88,5 @@ def parameters(model: nn.Module) -> tuple[int, int]:
 
 def startable(model: Staged) -> dict[str, Tensor]:
     """Return the live weights that a stage can train, by canonical name."""
-    modules = model.modules_by_name().values()
-    chosen = {id(parameter) for module in modules for parameter in module.parameters()}
-    return {name: p.detach() for name, p in model.named_parameters() if id(p) in chosen}
+    prefixes = tuple(prefix for of_module in model.prefixes.values() for prefix in of_module)
+    return {name: p.detach() for name, p in model.named_parameters() if name.startswith(prefixes)}

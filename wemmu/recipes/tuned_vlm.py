@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -150,8 +151,7 @@ def answers(
 class _Answering(TunedVLM):
     """A VLM that nothing trains."""
 
-    def modules_by_name(self) -> dict[str, nn.Module]:
-        return {}
+    prefixes = MappingProxyType({})
 
 
 class ExportedVLM:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from wemmu.backbones.adapters import VLMAdapter
@@ -18,9 +18,6 @@ from wemmu.backbones.vision_tower import Grid, Known, Rotary, Table, interpolati
 class Qwen3VL(VLMAdapter):
     model_class = Qwen3VLForConditionalGeneration
     finds_seams = True
-
-    def projector(self, vlm: Any) -> nn.Module:
-        return nn.ModuleList([vlm.model.visual.merger, *vlm.model.visual.deepstack_merger_list])
 
     def inputs(self, embeds: Tensor, at_images: Tensor, vision: Tensor) -> dict[str, Any]:
         tokens, *deep = vision.to(embeds.dtype).flatten(0, 1).split(embeds.shape[-1], dim=-1)

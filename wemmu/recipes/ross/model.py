@@ -29,8 +29,7 @@ class Ross(TunedVLM):
     The projector is the tower's merger, `visual.merger`. Weights of the head have the names that begin `head.`.
     """
 
-    # See `WeMMU.sharded`.
-    sharded = RossConfig.sharded
+    prefixes, sharded = RossConfig.modules, RossConfig.sharded
 
     def __init__(
         self,
@@ -88,11 +87,3 @@ class Ross(TunedVLM):
         """Return the target of uint8 [M, 3, H, W] on the grid of the VLM's tokens: float32 [M, C, rows, columns]."""
         height, width = images.shape[-2:]
         return self.targets.encode(images, token_grid(height, width, self.token_px))
-
-    def modules_by_name(self) -> dict[str, nn.Module]:
-        """Return the parts that a stage can name in `trains`."""
-        return {
-            "projector": self.adapter.projector(self.vlm),
-            "llm": nn.ModuleList([self.language_model, self.vlm.lm_head]),
-            "head": self.head,
-        }

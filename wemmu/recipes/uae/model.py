@@ -13,6 +13,7 @@ from wemmu.backbones.recompute import recomputed
 from wemmu.backbones.vae import FrozenVAE
 from wemmu.recipes.lora import as_it_began
 from wemmu.recipes.tuned_vlm import TunedVLM
+from wemmu.recipes.uae.config import UAE as UAEConfig
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.types import Condition, Prompts
 
@@ -25,6 +26,8 @@ class UAE(TunedVLM):
     encoders: what compares images, see `wemmu.recipes.uae.reward.encoders_of`. Weights of the generator have
     their names after `generator.`.
     """
+
+    prefixes = UAEConfig.modules
 
     def __init__(
         self,
@@ -98,10 +101,6 @@ class UAE(TunedVLM):
         if not reference or self.reference is None:
             return self.language_model
         return self.reference["language_model"]
-
-    def modules_by_name(self) -> dict[str, nn.Module]:
-        """Return the parts that a stage can name in `trains`."""
-        return {"llm": nn.ModuleList([self.language_model, self.vlm.lm_head]), "dit": self.generator.dit}
 
     def checkpoint_activations(self) -> None:
         """Recompute each layer of the language model, and of a DiT that learns, in the backward pass."""

@@ -18,14 +18,14 @@ from wemmu.pixels import by_size, cropped_to
 from wemmu.positions import token_grid
 from wemmu.recipes.staged import Staged
 from wemmu.recipes.wemmu.bridge import Bridge
+from wemmu.recipes.wemmu.config import WeMMU as WeMMUConfig
 from wemmu.types import Condition, Prompts, Sizes, VelocityOf
 
 
 class WeMMU(Offloadable, Staged):
     """Stages train bridge and dit (`freeze_all_but`); vlm and vae are always frozen."""
 
-    # The parts that hold all that stages can train, which engines may shard.
-    sharded = ("bridge", "dit")
+    prefixes, sharded = WeMMUConfig.modules, WeMMUConfig.sharded
     dit: Any  # a class of diffusers
 
     def __init__(self, vlm: FrozenVLM, vae: FrozenVAE, bridge: Bridge, dit: nn.Module):
@@ -146,17 +146,6 @@ class WeMMU(Offloadable, Staged):
     def run_dit_by(self, velocity: VelocityOf) -> None:
         """Ask `velocity` from now on, which runs the whole chain: the engine that cut the DiT."""
         self._run_dit = velocity
-
-    def modules_by_name(self) -> dict[str, nn.Module]:
-        """Return the modules that a stage can name in `trains`, without those that this config lacks."""
-        parts: dict[str, nn.Module | None] = {
-            "vae_branch": self.bridge.vae_branch,
-            "pathway": self.bridge.pathway,
-            "position_mlp": self.bridge.position_mlp,
-            "queries": self.bridge.queries,
-            "dit": self.dit,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
 
     def checkpoint_activations(self) -> None:
         """Recompute each layer of the pathway and of the DiT in the backward pass."""
