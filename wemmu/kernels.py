@@ -83,10 +83,6 @@ class Kernels:
         return "; ".join([chosen, *self.refused])
 
 
-def alone(own: Any) -> list[Any]:
-    return [own]
-
-
 def fast(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether fields that are `auto` are on: where it was measured to help."""
     return device.type == "cuda" and dtype == torch.bfloat16
@@ -98,7 +94,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     head_dim: int,
-    gather: Gather = alone,
+    gather: Gather = lambda own: [own],
 ) -> Kernels:
     """Probe the kernels and choose, for all ranks alike: a kernel is taken where every rank can take it.
 

@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.models import published
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.backbones.versions import knows_rope_parameters, rope_theta
+from wemmu.backbones.versions import rope_theta, transformers_5
 from wemmu.backbones.vlm import FrozenVLM
 from wemmu.config import load_curriculum
 from wemmu.config.stage import Stage
@@ -140,7 +140,7 @@ def test_a_image_has_as_many_latents_as_vlm_tokens_on_the_way_through(
         # Autocast, which it switches off, does not know the meta device.
         assert positions.shape == (3, 1, 2 * side * side)
         # transformers 5 interleaves the three axes here, transformers 4 in the attention.
-        shape = (*positions.shape[knows_rope_parameters() :], 128)
+        shape = (*positions.shape[transformers_5() :], 128)
         return meta(*shape), meta(*shape)
 
     monkeypatch.setattr(real.bridge.pathway.rotary, "forward", rotary)

@@ -56,7 +56,7 @@ def vlm_config(cls: type[Any], directory: Path) -> Any:
     """Return the config of a VLM; transformers 4 ignores the rotary settings that transformers 5 writes."""
     config = cls.config_class.from_pretrained(directory)
     text = config.text_config
-    if not knows_rope_parameters() and (rope := getattr(text, "rope_parameters", None)):
+    if not transformers_5() and (rope := getattr(text, "rope_parameters", None)):
         text.rope_theta, text.rope_scaling = rope["rope_theta"], _scaling(rope)
         del text.rope_parameters
     return config
@@ -78,11 +78,3 @@ def portable(text_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in rope.items() if key != "rope_theta"}
-
-
-@cache
-def knows_rope_parameters() -> bool:
-    """Return whether the installed transformers has the rotary settings in one field, as transformers 5 does."""
-    from transformers import Qwen2_5_VLTextConfig
-
-    return hasattr(Qwen2_5_VLTextConfig(), "rope_parameters")

@@ -177,6 +177,11 @@ class RecipeConfig(Config):
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage for further reasons of the recipe; raises as `check`."""
+        if stage.has_plateau and not self.draws:
+            raise ValueError(
+                f"stage {stage.name}: next_resolution.plateau needs the validation loss, which exists for generation; "
+                f"the recipe {self.kind} ends a resolution by samples"
+            )
 
 
 def _overlap(path: str, prefix: str) -> bool:

@@ -149,11 +149,6 @@ def quantize(run: StageRun, model: Staged, but: Collection[str] = ()) -> None:
                 pack(model.get_submodule(path), kind)
 
 
-def scales(made: Recipe) -> dict[str, float]:
-    """Return how the names of adapted layers begin -> alpha / rank of their adapters."""
-    return {adapted.prefix: adapted.scale for adapted in made.model.adapters.values()}
-
-
 def identities(made: Recipe) -> dict[str, str]:
     """Return backbone -> identity of its loaded weights."""
     return {name: report.sha256 for name, report in made.reports.items()}

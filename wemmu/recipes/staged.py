@@ -61,6 +61,11 @@ class Staged(nn.Module):
         adapted = any(layer in one.layers for one in self.adapters.values())
         return super().get_parameter(f"{layer}.base_layer.{last}" if adapted else target)
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """How the names of adapted layers begin -> alpha / rank of their adapters."""
+        return {adapted.prefix: adapted.scale for adapted in self.adapters.values()}
+
     def freeze_all_but(self, trains: tuple[str, ...]) -> None:
         """Set requires_grad so that exactly the parameters of the modules in `trains` learn, or their adapters."""
         whole = tuple(prefix for name in trains if name not in self.adapters for prefix in self.prefixes[name])

@@ -28,7 +28,7 @@ from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import ALONE, Topology
 from wemmu.published.check import check_backbones, check_engine
 from wemmu.published.identity import is_same
-from wemmu.recipes.recipe import Recipe, identities, quantize, ready_to_train, recipe, scales
+from wemmu.recipes.recipe import Recipe, identities, quantize, ready_to_train, recipe
 from wemmu.recipes.staged import Staged, parameters, startable
 from wemmu.training.start import begin, copies_of, fill_empty, names_inside
 from wemmu.types import LossFn
@@ -105,7 +105,7 @@ def build(run: StageRun, topology: Topology = ALONE, device: torch.device | str 
         carried=carried,
         frozen=frozen,
         adapters={
-            prefix: scale for prefix, scale in scales(made).items()
+            prefix: scale for prefix, scale in made.model.scales.items()
             if any(name.startswith(prefix) and is_adapter(name) for name in saved)
         },
         copied={
@@ -197,7 +197,7 @@ def load_trained(
         CheckpointError: as `start_from`.
     """
     made = recipe(run, device=device)
-    start_from(checkpoint, startable(made.model), identities(made), run.stage.averages(ema), scales=scales(made))
+    start_from(checkpoint, startable(made.model), identities(made), run.stage.averages(ema), scales=made.model.scales)
     made.model.requires_grad_(False).eval().to(device)
     return made
 

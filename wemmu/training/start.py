@@ -15,7 +15,7 @@ from wemmu.checkpoint.start import determined, fill_merged, start_from
 from wemmu.config import StageRun
 from wemmu.config.exported import FOLDERS
 from wemmu.parallel.engine import Engine
-from wemmu.recipes.recipe import Recipe, identities, scales
+from wemmu.recipes.recipe import Recipe, identities
 
 
 def begin(
@@ -48,7 +48,7 @@ def begin(
     if start:
         beside = {part: one for part, one in identities(made).items() if part != "vae" or not run.stage.start_other_vae}
         also = carried if widens else {}
-        start_from(start, held | masters, beside, also=also, scales=scales(made), widened=made.widened())
+        start_from(start, held | masters, beside, also=also, scales=made.model.scales, widened=made.widened())
     engine.state().begin_average()
     engine.on_restore(0)
     return carried
@@ -76,8 +76,7 @@ def fill_empty(made: Recipe, engine: Engine, names: set[str]) -> None:
 
 def copies_of(run: StageRun, made: Recipe) -> dict[str, str]:
     """Return how the names of weights begin that adapters leave what they were, a backbone's -> the backbone."""
-    adapted = {one.prefix for one in made.model.adapters.values()}
-    return {prefix: backbone for prefix, backbone in run.recipe.copies.items() if prefix in adapted}
+    return {prefix: backbone for prefix, backbone in run.recipe.copies.items() if prefix in made.model.scales}
 
 
 def names_inside(run: StageRun, known: Collection[str]) -> frozenset[str]:

@@ -5,7 +5,7 @@ Where the released code and the paper differ or are silent, the default is argue
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,9 +13,6 @@ from wemmu.config.base import Config, LocalPath, Positive
 from wemmu.config.objectives import Metric, Objective
 from wemmu.config.recipe import RecipeConfig
 from wemmu.config.task import UNDERSTANDING_TASKS, Task
-
-if TYPE_CHECKING:
-    from wemmu.config.stage import ResolutionStep, Stage
 
 # A token of Qwen2.5-VL covers 28 px, so a square of 16 latents of 8 px is more than four tokens wide.
 Group = Annotated[int, Field(gt=0, le=16)]
@@ -212,11 +209,3 @@ class Ross(RecipeConfig):
                     "compares colours; valid with it: mse, smooth_l1"
                 )
         return self
-
-    def check_stage(self, stage: "Stage | ResolutionStep") -> None:
-        """Refuse resolutions that end by a plateau of the validation loss, which is a loss of generation."""
-        if stage.has_plateau:
-            raise ValueError(
-                f"stage {stage.name}: next_resolution.plateau needs the validation loss, which exists for generation; "
-                "the recipe ross ends a resolution by samples"
-            )

@@ -94,9 +94,8 @@ def fill_reference(model: UAE, run: StageRun, module: str, reports: Mapping[str,
     """
     start = run.stage.start
     assert start is not None, "else the reference is what the backbones are"
-    scales = {adapted.prefix: adapted.scale for adapted in model.adapters.values()}
     beside = {p: one.sha256 for p, one in reports.items() if p != "vae" or not run.stage.start_other_vae}
-    manifest = verify_start(start, startable(model), beside, scales)
+    manifest = verify_start(start, startable(model), beside, model.scales)
     if model.reference is None:
         if model.adapters[module].prefix in manifest.adapters:
             adapters = {name: p.detach() for name, p in add_reference(model, run.recipe, module).items()}

@@ -236,12 +236,8 @@ class UAE(RecipeConfig):
         return {f"reward.{name}": "no stage learns from rewards" for name in set_anyway}
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
-        """Refuse what needs a loss of generation, questions that have no reward, and a rollout that is cut."""
-        if stage.has_plateau:
-            raise ValueError(
-                f"stage {stage.name}: next_resolution.plateau needs the validation loss, which exists for generation; "
-                "the recipe uae ends a resolution by samples"
-            )
+        """Refuse questions that have no reward, and a rollout that is cut."""
+        super().check_stage(stage)
         objective, name = stage.objective, f"stage {stage.name}"
         if Task.UNDERSTANDING in stage.mixture and objective.kind != "caption":
             raise ValueError(f"{name}: {objective.kind} compares images of captions; valid tasks: caption")

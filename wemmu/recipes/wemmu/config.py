@@ -180,6 +180,7 @@ class WeMMU(RecipeConfig):
 
     def check_stage(self, stage: "Stage | ResolutionStep") -> None:
         """Refuse a stage that trains a part that this bridge lacks, or does not train learnable queries."""
+        super().check_stage(stage)
         design = self.bridge.queries.design
         if "queries" in stage.trains and design == "noisy":
             raise ValueError(f"stage {stage.name} trains the queries, but noisy queries have no parameters")

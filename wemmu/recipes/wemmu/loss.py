@@ -1,5 +1,7 @@
 """The loss of WeMMU: flow matching, one value per sample, with tags for reports."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -48,18 +50,18 @@ class FlowMatchingLoss:
         x_0 = self.model.target_latents(_target(batch), None if batch.latents is None else batch.latents.target).float()
         eps = noise.normal("eps", tuple(x_0.shape[1:]))
         t = sample_time(self.config.time, self.resolution, noise.normal("time", ()))
-        path = sample_path(x_0, eps, t)
+        flow = sample_path(x_0, eps, t)
         if self.config.kind == "flow":
-            return Flow(path.x_t, t, path.v)
+            return flow
         negatives = batch.negatives
         assert negatives is not None, "the loader pairs the samples of a contrastive stage"
         further = Noise(self.seed, step, negatives.sample_ids, x_0.device, self.source)
-        v = path.v
+        v = flow.v
         if len(negatives.target):
             x_0 = self.model.target_latents(negatives.target, negatives.latents).float()
             v = torch.cat([v, further.normal("eps", tuple(x_0.shape[1:])) - x_0])
         ids = torch.cat([batch.sample_ids, negatives.sample_ids])
-        return Flow(path.x_t, t, path.v, v[negatives.index], ids[negatives.index] != batch.sample_ids)
+        return replace(flow, v_negative=v[negatives.index], paired=ids[negatives.index] != batch.sample_ids)
 
     def condition(self, batch: Batch, step: int) -> Condition:
         """Return the condition for a micro-batch, with the bridge's gradient."""
