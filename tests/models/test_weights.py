@@ -10,7 +10,7 @@ from diffusers import SanaTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wemmu.backbones.weights import blocks, keep_local, load_by_blocks, load_dit, load_strict
+from wemmu.backbones.weights import blocks, load_dit, load_strict
 from wemmu.config.schema import Backbones
 from wemmu.published.layout import BackboneError
 from wemmu.recipes.wemmu.build import build_model
@@ -87,7 +87,7 @@ def test_a_model_loaded_block_by_block_is_that_of_from_pretrained(
         assert len(list(tmp_path.glob("*.safetensors"))) > 2
         directory = tmp_path
         theirs, their_report = load_strict(SanaTransformer2DModel, directory, dtype)
-    ours, report = load_by_blocks(SanaTransformer2DModel, directory, dtype, keep_local)
+    ours, report = load_dit(directory, dtype)
     assert same(ours.state_dict(), theirs.state_dict())
     assert same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
     assert (ours.config, ours.training, report) == (theirs.config, theirs.training, their_report)

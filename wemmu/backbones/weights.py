@@ -105,16 +105,40 @@ def load_dit(
     on_block_loaded: OnBlockLoaded | None = keep_local,
     source_latents: bool = False,
 ) -> tuple[nn.Module, LoadReport]:
-    """Load a DiT block by block; `on_block_loaded` gets names that begin with `dit.`. Raises as `load_vlm`.
+    """Load a DiT block by block, all of which is checked before the first weight is read; raises as `load_vlm`.
 
+    `on_block_loaded` gets names that begin with `dit.`; without it no weight is read: they stay on the meta device.
     source_latents: whether it takes the latents of a source image behind x_t's; see `DiTAdapter.widen`.
     """
     check(directory, TRANSFORMER)
-    cls = class_of(directory, TRANSFORMER)
+    cls: Any = class_of(directory, TRANSFORMER)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with made_of(directory, cls.__name__), init_empty_weights():
+            model = cls.from_config(cls.load_config(directory))
+    finally:
+        torch.set_default_dtype(default)
+    model.register_to_config(_name_or_path=directory)
+    stored = tensors(directory, DIFFUSERS)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    widened = widen(model) if source_latents else None
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    report = _report(
+        directory,
+        sum(p.numel() for p in model.parameters()),
+        expected.keys() - shapes.keys(),
+        shapes.keys() - expected.keys(),
+        [name for name, shape in shapes.items() if name in expected and shape != expected[name]],
+    )
     if on_block_loaded is None:
-        return load_by_blocks(cls, directory, dtype, None, source_latents)
-    placed = on_block_loaded
-    return load_by_blocks(cls, directory, dtype, lambda prefix, block: placed(f"dit.{prefix}", block), source_latents)
+        return model.eval(), report
+    for prefix, block in blocks(model):
+        empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
+        found = {name: _read(stored[prefix + name].file, prefix + name, dtype) for name in empty}
+        fill(block, {name: with_zeros(t) if prefix + name == widened else t for name, t in found.items()})
+        on_block_loaded(f"dit.{prefix}", block)
+    return model.eval(), report
 
 
 def fill(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -157,46 +181,6 @@ def made_of(directory: Path, model: str) -> Iterator[None]:
         if isinstance(error, BackboneError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise BackboneError(f"{directory} cannot be loaded as {model}: {type(error).__name__}: {error}") from error
-
-
-def load_by_blocks(
-    cls: type[Any],
-    directory: Path,
-    dtype: torch.dtype,
-    on_block_loaded: OnBlockLoaded | None,
-    source_latents: bool = False,
-) -> tuple[nn.Module, LoadReport]:
-    """Load a diffusers model as `load_strict` does, but block by block; check everything before the first weight.
-
-    Without `on_block_loaded` no weight is read: they stay on the meta device. source_latents: see `load_dit`.
-    """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with made_of(directory, cls.__name__), init_empty_weights():
-            model = cls.from_config(cls.load_config(directory))
-    finally:
-        torch.set_default_dtype(default)
-    model.register_to_config(_name_or_path=directory)
-    stored = tensors(directory, DIFFUSERS)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    widened = widen(model) if source_latents else None
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-    report = _report(
-        directory,
-        sum(p.numel() for p in model.parameters()),
-        expected.keys() - shapes.keys(),
-        shapes.keys() - expected.keys(),
-        [name for name, shape in shapes.items() if name in expected and shape != expected[name]],
-    )
-    if on_block_loaded is None:
-        return model.eval(), report
-    for prefix, block in blocks(model):
-        empty = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
-        found = {name: _read(stored[prefix + name].file, prefix + name, dtype) for name in empty}
-        fill(block, {name: with_zeros(t) if prefix + name == widened else t for name, t in found.items()})
-        on_block_loaded(prefix, block)
-    return model.eval(), report
 
 
 def widen(dit: nn.Module) -> str:

@@ -141,26 +141,20 @@ class Row(_Layer, RowParallelLinear):
         return out if bias is None else out + bias
 
 
-class PointwiseColumn(Column):
-    """A 1x1 convolution as `Column` on tokens: x [B, in, h, w] -> [B, out, h, w]."""
+class _Pointwise(nn.Module):
+    """A 1x1 convolution as a linear layer on tokens: x [B, in, h, w] -> [B, out, h, w]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _to_map(super().forward(_to_tokens(x)), x)
+        out: Tensor = super().forward(x.flatten(2).transpose(1, 2))
+        return out.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class PointwiseRow(Row):
-    """A 1x1 convolution as `Row` on tokens: x [B, in, h, w] -> [B, out, h, w]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _to_map(super().forward(_to_tokens(x)), x)
+class PointwiseColumn(_Pointwise, Column):
+    """A 1x1 convolution as `Column`."""
 
 
-def _to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
-
-
-def _to_map(tokens: Tensor, like: Tensor) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+class PointwiseRow(_Pointwise, Row):
+    """A 1x1 convolution as `Row`."""
 
 
 class AcrossHeadsRMSNorm(nn.Module):

@@ -3,23 +3,16 @@
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from wemmu.config.schema import Sampling
-from wemmu.config.task import Task
 from wemmu.noise import Noise
-from wemmu.pixels import as_image, to_images
 from wemmu.positions import token_grid
 from wemmu.prompts import PromptEncoder
 from wemmu.recipes.ross.config import Denoiser
 from wemmu.recipes.tuned_vlm import LIMIT, answers, question_rows
-from wemmu.report.sheet import Row, contact_sheet
-from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.mode import in_eval_mode
 from wemmu.sampling.request import GenerationRequest
 from wemmu.sampling.solvers import ddim
-from wemmu.types import Prompts
 
 
 class Answerer:
@@ -27,11 +20,6 @@ class Answerer:
 
     def __init__(self, model: Any, encoder: PromptEncoder, device: torch.device | str = "cpu"):
         self.model, self.encoder, self.device = model, encoder, torch.device(device)
-
-    def prompts(self, request: GenerationRequest) -> Prompts:
-        """Return the questions up to where the answers begin."""
-        rows, grids = question_rows(self.encoder, request.texts, request.images, self.model.token_px)
-        return self.encoder.pad(rows, grids)
 
     def answers(self, request: GenerationRequest, limit: int = LIMIT) -> list[str]:
         """Decode greedily, up to `limit` tokens."""
@@ -43,7 +31,8 @@ class Answerer:
         model, images = self.model, request.images.to(self.device)
         b, n = images.shape[:2]
         inputs = images.flatten(0, 1)
-        states = model.states(self.prompts(request).to(self.device), images).images.flatten(0, 1).float()
+        prompts = self.encoder.pad(*question_rows(self.encoder, request.texts, request.images, model.token_px))
+        states = model.states(prompts.to(self.device), images).images.flatten(0, 1).float()
         height, width = images.shape[-2:]
         grid, head = token_grid(height, width, model.token_px), model.config.head
         if not isinstance(head, Denoiser):
@@ -52,21 +41,3 @@ class Answerer:
         z = Noise(seed, 0, request.sample_ids, self.device).normal("restore", (n, channels, *grid)).flatten(0, 1)
         z_0 = ddim(lambda z_t, t: model.head(z_t, t, states), z, head.timesteps, steps)
         return model.targets.image(z_0, inputs).unflatten(0, (b, n))
-
-
-def answer_grid(answerer: Answerer, sampling: Sampling, resolution: int) -> tuple[Image.Image, int]:
-    """Answer the fixed prompts that have an image.
-
-    Returns one sheet of inputs, reconstructions and answers, and the number of blank reconstructions.
-    """
-    rows = []
-    for number, prompt in enumerate(p for p in sampling.prompts if p.images):
-        images = torch.stack([load_image(path, resolution) for path in prompt.images])
-        size = (resolution, resolution)
-        request = GenerationRequest(Task.UNDERSTANDING, [prompt.text], images[None], size, torch.tensor([number]))
-        (answer,) = answerer.answers(request)
-        restored = to_images(answerer.restored(request, sampling.steps, sampling.seed)[0])
-        given = [as_image(image) for image in images]
-        words = f"{prompt.text or '(no words)'}: {answer}"
-        rows += [Row(words, pair) for pair in zip(given, restored, strict=True)]
-    return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)

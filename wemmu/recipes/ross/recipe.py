@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from PIL import Image
 
 from wemmu.backbones.weights import OnBlockLoaded
 from wemmu.config.schema import Sampling, StageRun
+from wemmu.config.task import Task
 from wemmu.parallel.topology import gathered
-from wemmu.pixels import to_images
+from wemmu.pixels import as_image, to_images
 from wemmu.recipes.lora import adapt
-from wemmu.recipes.ross.answers import Answerer, answer_grid
+from wemmu.recipes.ross.answers import Answerer
 from wemmu.recipes.ross.build import build_ross
 from wemmu.recipes.ross.config import Denoiser, ReconstructiveTuning
 from wemmu.recipes.ross.config import Ross as RossConfig
@@ -19,6 +21,8 @@ from wemmu.recipes.ross.loss import ReconstructiveLoss
 from wemmu.recipes.ross.model import Ross
 from wemmu.recipes.ross.targets import FeatureTarget
 from wemmu.recipes.tuned_vlm import TunesVLM
+from wemmu.report.sheet import Row, contact_sheet
+from wemmu.sampling.grid import is_blank, load_image
 from wemmu.sampling.request import GenerationRequest, OnImages, Response
 from wemmu.types import IGNORE_INDEX, Batch, Prepared
 
@@ -52,7 +56,17 @@ class RossRecipe(TunesVLM):
         return Prepared([replace(batch, answer_length=length) for batch in batches])
 
     def preview(self) -> tuple[Image.Image, int]:
-        return answer_grid(self.answerer, self._run.sampling, self._run.stage.resolution)
+        """Return a sheet of the fixed prompts' images, their reconstructions and answers."""
+        rows, sampling, side = [], self._run.sampling, self._run.stage.resolution
+        for number, prompt in enumerate(p for p in sampling.prompts if p.images):
+            images = torch.stack([load_image(path, side) for path in prompt.images])
+            ids = torch.tensor([number])
+            request = GenerationRequest(Task.UNDERSTANDING, [prompt.text], images[None], (side, side), ids)
+            (answer,) = self.answerer.answers(request)
+            restored = to_images(self.answerer.restored(request, sampling.steps, sampling.seed)[0])
+            words = f"{prompt.text or '(no words)'}: {answer}"
+            rows += [Row(words, [as_image(image), made]) for image, made in zip(images, restored, strict=True)]
+        return contact_sheet(rows), sum(is_blank(row.images[-1]) for row in rows)
 
     def respond(
         self, request: GenerationRequest, sampling: Sampling | None = None, on_images: OnImages | None = None

@@ -50,10 +50,12 @@ class CaptionLearner:
 class RolloutLearner(CaptionLearner):
     """Learns from rollouts, which depend on weights, step and samples, and serve `objective.updates` steps."""
 
+    objective: UnifiedGRPO | FlowGRPO
+
     def __init__(self, policy: Policy, reward: ReconstructionReward, objective: UnifiedGRPO | FlowGRPO, run: StageRun):
         super().__init__(policy, run)
-        self.reward, self.renderer = reward, reward.renderer
-        self.instruction, self.period, self._grpo = self.renderer.config.instruction, objective.updates, objective
+        self.reward, self.renderer, self.objective = reward, reward.renderer, objective
+        self.instruction, self.period = self.renderer.config.instruction, objective.updates
         self._kept: Prepared | None = None
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
@@ -72,16 +74,14 @@ class RolloutLearner(CaptionLearner):
         """Rewards [B, G] of each micro-batch -> advantages [B, G]; their standard deviation may be of all ranks."""
         own = torch.cat([values.cpu() for values in rewards])
         everyone = torch.tensor([row for of_rank in gathered(own.tolist()) for row in of_rank])
-        found = advantages(everyone, self._grpo.scale, self._grpo.std, self._grpo.epsilon)
+        found = advantages(everyone, self.objective.scale, self.objective.std, self.objective.epsilon)
         return list(found[rank() * len(own) :][: len(own)].split([len(values) for values in rewards]))
 
 
 class GRPOLearner(RolloutLearner):
     """The clipped loss over the captions of a rollout, one value per image; see `wemmu.objectives.grpo`."""
 
-    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: UnifiedGRPO, run: StageRun):
-        super().__init__(policy, reward, objective, run)
-        self.objective = objective
+    objective: UnifiedGRPO
 
     def _made(self, batches: Sequence[Batch], step: int) -> Prepared:
         started = time.monotonic()

@@ -32,10 +32,12 @@ class FlowLearner(RolloutLearner):
     The loss is the clipped one over the stochastic steps of paths; see `wemmu.objectives.flow_grpo`.
     """
 
-    def __init__(self, policy: Policy, reward: ReconstructionReward, objective: FlowGRPO, run: StageRun):
-        super().__init__(policy, reward, objective, run)
-        self.objective = objective
-        self.steps = range(objective.first, objective.first + objective.window)
+    objective: FlowGRPO
+
+    @property
+    def steps(self) -> range:
+        """The stochastic steps of the sampler."""
+        return range(self.objective.first, self.objective.first + self.objective.window)
 
     def sample(self, full: Tensor, empty: Tensor, x: Tensor, noise: Noise) -> Window:
         """Draw `group` images of each sample from x [B, C, h, w] at t = 1; states of the condition: [B, Q, C_y].

@@ -50,9 +50,8 @@ class UAERecipe(TunesVLM):
 
     def sources(self, every: bool = False) -> Sources:
         """Return those of the VLM and of the generator's DiT."""
-        config = self._run.recipe
-        assert isinstance(config, UAEConfig)
-        generator = dit_sources(self._run.backbones, config.generator.bridge, self.model.generator, every)
+        bridge = self.renderer.config.generator.bridge
+        generator = dit_sources(self._run.backbones, bridge, self.model.generator, every)
         return {**super().sources(every), **{f"generator.{name}": source for name, source in generator.items()}}
 
     def prepare(self, batches: Sequence[Batch], step: int) -> Prepared:
@@ -72,15 +71,14 @@ class UAERecipe(TunesVLM):
         self, request: GenerationRequest, sampling: Sampling | None = None, on_images: OnImages | None = None
     ) -> list[Response]:
         """Return the likeliest caption of each image and its rendering; of a question, the likeliest answer."""
-        config = self._run.recipe
-        assert isinstance(config, UAEConfig)
+        instruction = self.renderer.config.instruction
         if (count := request.images.shape[1]) > 1:
             raise UsageError(f"{count} images were given; the recipe uae captions one image")
         images = request.images.to(self._device)
         with evaluating(self.model):
-            asked = [text or config.instruction for text in request.texts]
+            asked = [text or instruction for text in request.texts]
             words = self.policy.most_likely(asked, images).texts
-            captions = [i for i, text in enumerate(asked) if text == config.instruction]
+            captions = [i for i, text in enumerate(asked) if text == instruction]
             shown = [as_image(image) for image in request.images[:, 0].cpu()]
             if captions:
                 made = self.renderer([words[i] for i in captions], images[captions], request.sample_ids[captions])

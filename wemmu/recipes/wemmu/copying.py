@@ -4,50 +4,20 @@ from collections import defaultdict
 
 import torch
 
-from wemmu.config import StageRun
-from wemmu.config.task import EDITS, Task
-from wemmu.data.validation import HeldOut
 from wemmu.heartbeat import beat
 from wemmu.noise import Noise
 from wemmu.objectives.copying import COPIED, copy_position
-from wemmu.parallel.topology import Topology, gathered
-from wemmu.prompts import PromptEncoder
-from wemmu.recipes.wemmu.loss import FlowMatchingLoss
-from wemmu.recipes.wemmu.model import WeMMU
-from wemmu.recipes.wemmu.validation import STEP
+from wemmu.parallel.topology import gathered
+from wemmu.recipes.wemmu.validation import STEP, OnHeldOut
 from wemmu.sampling.mode import in_eval_mode
 
 
-def edits_of(run: StageRun) -> dict[Task, float]:
-    """Return the edit tasks of a stage's mixture."""
-    return {task: weight for task, weight in run.stage.mixture.items() if task in EDITS}
-
-
-class CopyRate:
-    """The share of held-out edits whose output copies the input. All ranks create one and call it between two steps.
+class CopyRate(OnHeldOut):
+    """The share of held-out edits whose output copies the input, of a stage whose mixture has edits alone.
 
     At t = 1 the DiT sees noise alone, so x_0 = eps - v is what the condition makes it expect: nothing of the target
     leaks in, and one evaluation shows what the first step of sampling aims at. Guidance is not applied.
-
-    Raises:
-        ShardError: if no edit of the stage's mixture is held out.
     """
-
-    def __init__(
-        self, run: StageRun, model: WeMMU, encoder: PromptEncoder, topology: Topology, device: torch.device | str
-    ):
-        edits = edits_of(run)
-        run = run.changed({"stage.mixture": edits})
-        self.model, self._loss, self._seed, self._source = (
-            model,
-            FlowMatchingLoss(model, run),
-            run.seed,
-            run.kernels.noise,
-        )
-        # Ranks that share a DiT are asked the same.
-        shares = topology.world // (topology.tp * topology.pp)
-        self._held_out = HeldOut(run, encoder, model.vlm.token_px, topology.data, shares)
-        self._device = device
 
     @in_eval_mode
     def __call__(self) -> dict[str, float]:
@@ -61,7 +31,7 @@ class CopyRate:
             size, encode = (batch.target.shape[-2], batch.target.shape[-1]), self.model.source_latents
             numbers = range(batch.images.shape[1])
             inputs = torch.stack([encode(batch.images, size, stored[1], batch.sizes, n) for n in numbers], dim=1)
-            noise = Noise(self._seed, STEP, batch.sample_ids, target.device, self._source)
+            noise = Noise(self._loss.seed, STEP, batch.sample_ids, target.device, self._loss.source)
             eps = noise.normal("eps", tuple(target.shape[1:]))
             v = self.model.velocity(eps, eps.new_ones(len(eps)), self._loss.condition(batch, STEP))
             position = copy_position(eps - v, target, inputs).cpu()[counted]

@@ -13,14 +13,14 @@ from wemmu.backbones.vae import FrozenVAE
 from wemmu.backbones.weights import OnBlockLoaded
 from wemmu.config.buckets import RequestSizes
 from wemmu.config.schema import Sampling, StageRun
-from wemmu.config.task import GENERATION_TASKS
+from wemmu.config.task import EDITS, GENERATION_TASKS
 from wemmu.parallel.topology import Topology
 from wemmu.pixels import to_images
 from wemmu.recipes.lora import adapt
 from wemmu.recipes.recipe import Recipe
 from wemmu.recipes.wemmu.build import build_model, sources
 from wemmu.recipes.wemmu.config import FlowMatching, WeMMU
-from wemmu.recipes.wemmu.copying import CopyRate, edits_of
+from wemmu.recipes.wemmu.copying import CopyRate
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU as Model
 from wemmu.recipes.wemmu.validation import Validation
@@ -89,7 +89,10 @@ class WeMMURecipe(Recipe):
         return Validation(self._run, self.model, self.encoder, topology, device)
 
     def copying(self, topology: Topology, device: torch.device | str) -> CopyRate | None:
-        return CopyRate(self._run, self.model, self.encoder, topology, device) if edits_of(self._run) else None
+        edits = {task: weight for task, weight in self._run.stage.mixture.items() if task in EDITS}
+        if not edits:
+            return None
+        return CopyRate(self._run.changed({"stage.mixture": edits}), self.model, self.encoder, topology, device)
 
 
 RECIPE = WeMMURecipe

@@ -18,21 +18,26 @@ from wemmu.sampling.mode import in_eval_mode
 STEP = -1
 
 
-class Validation:
-    """The loss of a stage's model at its resolution. All ranks create one and call it between two steps.
+class OnHeldOut:
+    """What is measured on the held-out records of a stage. All ranks create one and call it between two steps.
 
-    It is of flow matching, whatever the stage minimises: a contrastive loss depends on who is paired with whom.
+    Raises:
+        ShardError: if a task of the stage's mixture has no record that is held out.
     """
 
     def __init__(
         self, run: StageRun, model: WeMMU, encoder: PromptEncoder, topology: Topology, device: torch.device | str
     ):
-        self.model = model
-        self._loss = FlowMatchingLoss(model, run.changed({"stage.objective.kind": "flow"}))
+        # Of flow matching, whatever the stage minimises: a contrastive loss depends on who is paired with whom.
+        self.model, self._loss = model, FlowMatchingLoss(model, run.changed({"stage.objective.kind": "flow"}))
         # Ranks that share a DiT are asked the same.
         shares = topology.world // (topology.tp * topology.pp)
         self._held_out = HeldOut(run, encoder, model.vlm.token_px, topology.data, shares)
         self._device = device
+
+
+class Validation(OnHeldOut):
+    """The loss of a stage's model at its resolution."""
 
     @in_eval_mode
     def __call__(self) -> float:
