@@ -51,13 +51,14 @@ class VLMAdapter(ABC):
 
 
 class AutoencoderAdapter(ABC):
-    """An autoencoder whose latents are a grid."""
+    """An autoencoder whose latents are a grid. facts: the module `published` beside the adapter."""
 
     model_class: type[nn.Module]
+    facts: Any
 
-    @abstractmethod
     def geometry(self, vae: Any) -> tuple[int, int]:
         """Return (latent channels, px along one side of a latent)."""
+        return self.facts.latent_channels(vae.config), self.facts.latent_px(vae.config)
 
     def scaling_factor(self, vae: Any) -> float:
         factor: float = vae.config["scaling_factor"]

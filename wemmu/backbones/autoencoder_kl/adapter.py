@@ -6,14 +6,11 @@ from diffusers.models import AutoencoderKL
 from torch import Tensor
 
 from wemmu.backbones.adapters import AutoencoderAdapter
+from wemmu.backbones.autoencoder_kl import published
 
 
 class KLAutoencoder(AutoencoderAdapter):
-    model_class = AutoencoderKL
-
-    def geometry(self, vae: Any) -> tuple[int, int]:
-        # Each level of the encoder but the last one halves the sides.
-        return vae.config["latent_channels"], 2 ** (len(vae.config["block_out_channels"]) - 1)
+    model_class, facts = AutoencoderKL, published
 
     def encode(self, vae: Any, x: Tensor) -> Tensor:
         # Not a sample of the distribution: latents must be the same every time.

@@ -6,13 +6,11 @@ from diffusers.models import AutoencoderDC
 from torch import Tensor
 
 from wemmu.backbones.adapters import AutoencoderAdapter
+from wemmu.backbones.dc_ae import published
 
 
 class DCAE(AutoencoderAdapter):
-    model_class = AutoencoderDC
-
-    def geometry(self, vae: Any) -> tuple[int, int]:
-        return vae.config["latent_channels"], vae.spatial_compression_ratio
+    model_class, facts = AutoencoderDC, published
 
     def encode(self, vae: Any, x: Tensor) -> Tensor:
         return vae.encode(x.to(vae.dtype)).latent * vae.config["scaling_factor"]

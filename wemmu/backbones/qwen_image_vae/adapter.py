@@ -7,13 +7,11 @@ from diffusers.models import AutoencoderKLQwenImage
 from torch import Tensor, nn
 
 from wemmu.backbones.adapters import AutoencoderAdapter
+from wemmu.backbones.qwen_image_vae import published
 
 
 class QwenImageVAE(AutoencoderAdapter):
-    model_class = AutoencoderKLQwenImage
-
-    def geometry(self, vae: Any) -> tuple[int, int]:
-        return vae.config["z_dim"], vae.spatial_compression_ratio
+    model_class, facts = AutoencoderKLQwenImage, published
 
     def scaling_factor(self, vae: Any) -> float:
         """Return the mean over the channels, each of which has its own."""
