@@ -12,8 +12,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.measuring import in_forks
 from tests.models.on_disk import make_backbones
+from tests.models.world import make_model
 from wemmu.config.schema import Backbones
 from wemmu.planning import ask
+from wemmu.prompts import PromptEncoder
+from wemmu.recipes.wemmu.model import WeMMU
 
 torch.set_num_threads(1)
 # A developer's own key must not send the runs of tests anywhere.
@@ -67,3 +70,14 @@ def _inherited() -> tuple[object, ...]:
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
     """Directories that `load_backbones` takes: sizes of the miniature, weights at random (seeded)."""
     return make_backbones(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="session")
+def model(backbones: Backbones) -> WeMMU:
+    """The model on these backbones, for tests that do not change it."""
+    return make_model(backbones)
+
+
+@pytest.fixture(scope="session")
+def encoder(backbones: Backbones) -> PromptEncoder:
+    return PromptEncoder(backbones.vlm)

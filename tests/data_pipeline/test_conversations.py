@@ -11,14 +11,11 @@ from PIL import Image
 from data_pipeline.__main__ import app
 from data_pipeline.records import RawRecord, Reason, Rejection
 from tests.data_pipeline.reading import read_all
-from tests.models.fixtures import encoder
 from wemmu.config import Task
 from wemmu.config.prepare import ConversationsSource
 from wemmu.config.shards import TURN
 from wemmu.prompts import PromptEncoder
 from wemmu.types import IGNORE_INDEX
-
-__all__ = ["encoder"]
 
 
 def said(*words: str) -> list[dict[str, str]]:

@@ -1,13 +1,10 @@
-"""The fixtures `model` and `encoder` of the miniature, and `here`."""
+"""The fixture `here`."""
 
 import pytest
 
-from tests.models.fixtures import encoder, model
 from tests.planning.worlds import in_this_process
 from wemmu.measuring.__main__ import measure
 from wemmu.planning import ask
-
-__all__ = ["encoder", "here", "model"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The fixtures `model`, `encoder` and `shards`, and the signals of pytest."""
+"""The fixture `shards`, and the signals of pytest."""
 
 import signal
 from collections.abc import Iterator
@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.handmade import all_tasks, write
-from tests.models.fixtures import encoder, model
 from wemmu.config.task import Task
-
-__all__ = ["encoder", "model"]
 
 
 @pytest.fixture(scope="session")

@@ -52,11 +52,6 @@ PARTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def encoder(backbones: Backbones) -> PromptEncoder:
-    return PromptEncoder(backbones.vlm)
-
-
 def request_of(texts: list[str], images: torch.Tensor, sample_ids: torch.Tensor) -> GenerationRequest:
     return GenerationRequest(Task.UNDERSTANDING, texts, images, tuple(images.shape[-2:]), sample_ids)
 

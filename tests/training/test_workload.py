@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.fixtures import encoder, model
 from tests.models.flops import FlopCounter
 from tests.models.world import make_batch
 from tests.training.runs import make_run
@@ -15,8 +14,6 @@ from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 from wemmu.training.workload import Workload, peak_of
-
-__all__ = ["encoder", "model"]
 
 
 @pytest.mark.parametrize(
