@@ -1,7 +1,9 @@
-"""Reads whole checkpoints in tests."""
+"""Reads and compares whole checkpoints in tests."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from wemmu.checkpoint import store
@@ -22,3 +24,9 @@ def load_state(directory: Path, state: TrainState) -> Manifest:
     manifest = verify(directory, all_ranks())
     store._fill(directory, manifest, state, all_ranks())
     return manifest
+
+
+def differing(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that one of the two lacks or that are not equal bit for bit."""
+    both = ours.keys() & theirs.keys()
+    return sorted((ours.keys() ^ theirs.keys()) | {name for name in both if not torch.equal(ours[name], theirs[name])})

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny backbones with random weights, in the real classes and the published layout."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,14 @@ def _inherited() -> tuple[object, ...]:
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
     """Directories that `load_backbones` takes: sizes of the miniature, weights at random (seeded)."""
     return make_backbones(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture
+def copied(backbones: Backbones, tmp_path: Path) -> Backbones:
+    """The backbones as `vlm` and `sana` of the test's folder, to be changed."""
+    shutil.copytree(backbones.vlm, tmp_path / "vlm")
+    shutil.copytree(backbones.vae.parent, tmp_path / "sana")
+    return Backbones(vlm=tmp_path / "vlm", sana=tmp_path / "sana")
 
 
 @pytest.fixture(scope="session")

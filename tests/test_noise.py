@@ -26,17 +26,6 @@ def test_numbers_do_not_depend_on_the_number_of_threads(threads: None):
     assert len(set(drawn[0][1].tolist())) == 6
 
 
-def test_samples_steps_and_purposes_have_numbers_of_their_own():
-    here = Noise(0, 1, torch.tensor([4])).normal("eps", (16,))
-    others = [
-        Noise(1, 1, torch.tensor([4])).normal("eps", (16,)),
-        Noise(0, 2, torch.tensor([4])).normal("eps", (16,)),
-        Noise(0, 1, torch.tensor([5])).normal("eps", (16,)),
-        Noise(0, 1, torch.tensor([4])).normal("queries", (16,)),
-    ]
-    assert not any(torch.equal(here, other) for other in others)
-
-
 @pytest.mark.parametrize(
     ("counter", "key", "expected"),
     [
@@ -54,24 +43,22 @@ def test_philox_gives_the_words_that_its_authors_publish(counter: list[int], key
     assert [int(word) for word in found] == expected
 
 
-def keyed(step: int, ids: list[int], seed: int = 0) -> Noise:
-    return Noise(seed, step, torch.tensor(ids), source="device")
+def keyed(step: int, ids: list[int], seed: int = 0, source: str = "device") -> Noise:
+    return Noise(seed, step, torch.tensor(ids), source=source)
 
 
-def test_noise_drawn_on_the_device_is_keyed_as_the_hosts():
-    together = keyed(5, [4, 9, 2**40 + 7]).normal("queries", (3, 5))
+@pytest.mark.parametrize("source", ["host", "device"])
+def test_noise_is_keyed_by_seed_step_sample_and_purpose_and_not_by_the_batch(source: str):
+    together = keyed(5, [4, 9, 2**40 + 7], source=source).normal("queries", (3, 5))
     for row, sample in zip(together, [4, 9, 2**40 + 7], strict=True):
-        assert torch.equal(row, keyed(5, [sample]).normal("queries", (3, 5))[0])
-    here = keyed(1, [4]).normal("eps", (16,))
-    others = [
-        keyed(1, [4], seed=1).normal("eps", (16,)), keyed(2, [4]).normal("eps", (16,)),
-        keyed(1, [4 + 2**32]).normal("eps", (16,)), keyed(1, [4]).normal("queries", (16,)),
-    ]  # fmt: skip
+        assert torch.equal(row, keyed(5, [sample], source=source).normal("queries", (3, 5))[0])
+    here = keyed(1, [4], source=source).normal("eps", (16,))
+    others = [keyed(*key, source).normal("eps", (16,)) for key in ((1, [4], 1), (2, [4], 0), (1, [4 + 2**32], 0))]
+    others.append(keyed(1, [4], source=source).normal("queries", (16,)))
     assert not any(torch.equal(here, other) for other in others)
-    assert keyed(1, [4, 5]).uniform("time").shape == (2,)
+    assert keyed(1, [4, 5], source=source).uniform("time").shape == (2,)
     # The default on a CPU is the host's generator, whose numbers recorded runs have.
-    assert torch.equal(Noise(0, 1, torch.tensor([4]), source="auto").normal("eps", (4,)),
-                       Noise(0, 1, torch.tensor([4])).normal("eps", (4,)))  # fmt: skip
+    assert torch.equal(keyed(1, [4], source="auto").normal("eps", (16,)), here) == (source == "host")
 
 
 def test_noise_drawn_on_the_device_is_normal_and_uniform():

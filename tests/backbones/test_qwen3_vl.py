@@ -14,6 +14,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from tests.checkpoints import differing
 from tests.models.world import make_batch, make_model
 from tests.parallel.cases import Case, merged, single
 from tests.parallel.test_zero3 import check, on
@@ -127,7 +128,7 @@ def test_the_published_layout_loads_as_the_same_model(qwen3: Backbones, tmp_path
     replicas.qwen3_vl(tmp_path, stock, config, qwen3.vlm)
     loaded, report = load_vlm(tmp_path, torch.bfloat16)
     assert not report.missing
-    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in stock.state_dict().items())
+    assert differing(loaded.state_dict(), stock.state_dict()) == []
     assert problems(qwen3.model_copy(update={"vlm": tmp_path}), ("vlm",)) == []
 
 
@@ -149,6 +150,4 @@ def test_a_stage_trains_on_one_device_as_on_two(qwen3: Backbones):
 def test_the_bridge_is_saved_and_loaded_as_a_component(model: WeMMU, tmp_path: Path):
     bridge = WeMMUBridge.of(model, Bridge(position_table=8, queries=Queries(number=9)))
     bridge.save_pretrained(tmp_path)
-    loaded = WeMMUBridge.from_pretrained(tmp_path).state_dict()
-    assert loaded.keys() == bridge.state_dict().keys()
-    assert all(torch.equal(tensor, loaded[name]) for name, tensor in bridge.state_dict().items())
+    assert differing(WeMMUBridge.from_pretrained(tmp_path).state_dict(), bridge.state_dict()) == []

@@ -25,7 +25,7 @@ import tools.export.pipeline as write
 import tools.export.stored as stored
 from data_pipeline.images import decode
 from data_pipeline.records import EncodedImage
-from tests.checkpoints import load_weights
+from tests.checkpoints import differing, load_weights
 from tests.data_pipeline.broken import encode
 from tests.export.conftest import Trained, python
 from tests.export.fresh import CASES, Case, noise_image
@@ -530,8 +530,7 @@ def test_a_pipeline_starts_a_stage_with_the_bits_of_the_checkpoint(trained: Trai
     main(exported, ship=tmp_path / "shipped", dtype=Dtype.FLOAT32)
     weights, manifest = load_weights(tmp_path / "shipped")
     expected, original = load_weights(trained.checkpoint)
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert differing(weights, expected) == []
     assert (manifest.frozen, manifest.step, manifest.trained) == (original.frozen, original.step, [])
     copy = shutil.copytree(exported, tmp_path / "copy")
     with (copy / BRIDGE_FILE).open("r+b") as stream:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.checkpoints import differing
+from tests.models.flops import kept_by_autograd
 from tests.models.world import make_batch, make_model
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
@@ -16,17 +18,9 @@ def kept_and_gradients(model: WeMMU, encoder: PromptEncoder, trains: tuple[str, 
     """Bytes that autograd keeps from forward to backward, weights apart, and what comes out."""
     model.freeze_all_but(trains)
     model.zero_grad(set_to_none=True)
-    batch, kept = make_batch(encoder, [0, 1], Task.EDIT), {}
+    batch = make_batch(encoder, [0, 1], Task.EDIT)
     noise = Noise(0, 0, batch.sample_ids)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_by_autograd(model) as kept:
         condition = model.condition(batch.prompts, batch.images, (32, 32), noise)
         x_t = noise.normal("eps", (model.vae.latent_channels, 2, 2))
         loss = model.velocity(x_t, torch.tensor([0.2, 0.9]), condition).square().sum()
@@ -43,8 +37,7 @@ def test_recomputed_layers_have_the_same_gradients_and_keep_less(
     model.checkpoint_activations()
     kept_less, recomputed = kept_and_gradients(model, encoder, trains)
     assert kept_less < kept / 4
-    assert recomputed.keys() == gradients.keys()
-    assert all(torch.equal(recomputed[name], gradient) for name, gradient in gradients.items())
+    assert differing(recomputed, gradients) == []
 
 
 def test_checkpointing_leaves_inference_as_it_is(backbones: Backbones, encoder: PromptEncoder):

@@ -1,7 +1,6 @@
 """Backbones are loaded whole or not at all."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ PARTS = {
     "dit": ("sana/transformer", "diffusion_pytorch_model.safetensors", "transformer_blocks.2.attn2.to_k.weight"),
     "vae": ("sana/vae", "diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"),
 }
-
-
-@pytest.fixture
-def copied(backbones: Backbones, tmp_path: Path) -> Backbones:
-    shutil.copytree(backbones.vlm, tmp_path / "vlm")
-    shutil.copytree(backbones.vae.parent, tmp_path / "sana")
-    return Backbones(vlm=tmp_path / "vlm", sana=tmp_path / "sana")
 
 
 @pytest.mark.parametrize("change", ["missing", "left over", "of another shape", "not a number", "infinite"])

@@ -144,28 +144,51 @@ class Outcome:
 MakeEngine = Callable[[nn.Module, LossFn, StageRun], Engine]
 
 
+class Run:
+    """Training of a case on one rank, on `device`, where `make` puts the model; its tasks come by turns."""
+
+    def __init__(
+        self,
+        case: Case,
+        backbones: Backbones,
+        make: MakeEngine,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device = CPU,
+    ):
+        self.case, self.model, self.encoder = case, case.model(backbones), PromptEncoder(backbones.vlm)
+        self.engine = make(self.model, case.loss(self.model), case.run)
+        self._place, self._device = (rank, world), device
+
+    def accumulate(self, step: int) -> dict[int, float]:
+        """Losses of this rank's samples of a step."""
+        case, ids = self.case, [100 * step + i for i in range(GLOBAL_BATCH)]
+        task, images = case.tasks[step % len(case.tasks)], case.images[min(step, len(case.images) - 1)]
+        batches = micro_batches(self.encoder, ids, task, *self._place, case.accumulation, images)
+        losses = self.engine.accumulate([batch.to(self._device) for batch in batches], step)
+        values = torch.cat([one.values for one in losses]).tolist()
+        return dict(zip((i for batch in batches for i in batch.sample_ids.tolist()), values, strict=True))
+
+    def steps(self, first: int, count: int) -> list[dict[int, float]]:
+        """Take steps; the losses of each."""
+        found = []
+        for step in range(first, first + count):
+            found.append(self.accumulate(step))
+            self.engine.step(1.0)
+        return found
+
+
 def go(
     case: Case, backbones: Backbones, make: MakeEngine, rank: int = 0, world: int = 1, device: torch.device = CPU
 ) -> Outcome:
-    """Train a step for each of the case's tasks on `device`, where `make` puts the model.
-
-    Tensors come as parts, see `portable`.
-    """
-    model, encoder, outcome = case.model(backbones), PromptEncoder(backbones.vlm), Outcome()
-    engine = make(model, case.loss(model), case.run)
-    for step, task in enumerate(case.tasks):
-        ids = [100 * step + i for i in range(GLOBAL_BATCH)]
-        images = case.images[min(step, len(case.images) - 1)]
-        batches = micro_batches(encoder, ids, task, rank, world, case.accumulation, images)
-        losses = engine.accumulate([batch.to(device) for batch in batches], step)
-        outcome.losses.append(
-            {i: v for b, one in zip(batches, losses, strict=True)
-             for i, v in zip(b.sample_ids.tolist(), one.values.tolist(), strict=True)}
-        )  # fmt: skip
+    """Train a step for each of the case's tasks. Tensors come as parts, see `portable`."""
+    run, outcome = Run(case, backbones, make, rank, world, device), Outcome()
+    for step in range(len(case.tasks)):
+        outcome.losses.append(run.accumulate(step))
         if step == 0:
-            outcome.gradients = portable(engine.gradients())
-        outcome.norms.append(float(engine.step(1.0)))
-    state = engine.state()
+            outcome.gradients = portable(run.engine.gradients())
+        outcome.norms.append(float(run.engine.step(1.0)))
+    state = run.engine.state()
     outcome.weights = portable(state.weights | {f"ema.{name}": tensor for name, tensor in state.ema.items()})
     return outcome
 

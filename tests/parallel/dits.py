@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from wemmu.checkpoint.sharded_tensor import TensorSlice
 
@@ -143,17 +142,3 @@ def all_reduces(skipped: int | None = None) -> Iterator[list[Tensor]]:
         yield given
     finally:
         dist.all_reduce = real
-
-
-def kept(dit: SanaTransformer2DModel, *inputs: Tensor) -> int:
-    """Bytes that a forward pass keeps for its backward pass, weights not counted."""
-    weights, found = {p.untyped_storage().data_ptr() for p in dit.parameters()}, {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if (pointer := tensor.untyped_storage().data_ptr()) not in weights:
-            found[pointer] = tensor
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        _out = dit(*inputs, return_dict=False)
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())

@@ -6,19 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.world import micro_batches
-from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, portable, whole
+from tests.parallel.cases import EDIT, T2I, Case, MakeEngine, Run, portable, whole
 from tests.parallel.ranks import on_ranks
 from wemmu.checkpoint import store
 from wemmu.checkpoint.manifest import Origin
 from wemmu.config.schema import Backbones
-from wemmu.parallel.engine import Engine
 from wemmu.parallel.hybrid import HybridEngine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import Topology
 from wemmu.parallel.zero3 import Zero3Engine
-from wemmu.prompts import PromptEncoder
-from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 
 CPU = torch.device("cpu")
 # Number of ranks -> the layouts with as many: engine, tp, pp.
@@ -28,51 +24,39 @@ LAYOUTS = {
     4: {"zero3 x 4": ("zero3", 1, 1), "tp2 x pp2": ("hybrid", 2, 2)},
 }
 NAMES = [name for layouts in LAYOUTS.values() for name in layouts]
-CASE = Case(ema=0.9)
+CASE = Case(ema=0.9, tasks=(EDIT, T2I))
 # The loss of the second step more depends on the moments, too.
 SAVED_AT, MORE = 2, 2
 # State is compared bit for bit; what is computed from it, within the order of sums.
 BOUND = 1e-4
 
 
-class Run:
-    """Training in one layout."""
+def training(layout: tuple[str, int, int], backbones: Backbones, rank: int, world: int) -> Run:
+    """In one layout."""
+    kind, tp, pp = layout
+    topology = Topology(rank, world, tp, pp)
+    engines: dict[str, MakeEngine] = {
+        "single": SingleEngine,
+        "zero3": lambda model, loss, run: Zero3Engine(model, loss, run, topology, CPU),
+        "hybrid": lambda model, loss, run: HybridEngine(model, loss, run, topology, CPU),
+    }
+    return Run(CASE, backbones, engines[kind], rank, world)
 
-    def __init__(self, layout: tuple[str, int, int], backbones: Backbones, rank: int, world: int):
-        kind, tp, pp = layout
-        model, self._encoder, self._place = CASE.model(backbones), PromptEncoder(backbones.vlm), (rank, world)
-        loss, run, topology = FlowMatchingLoss(model, CASE.run), CASE.run, Topology(rank, world, tp, pp)
-        self.engine: Engine = {
-            "single": lambda: SingleEngine(model, loss, run),
-            "zero3": lambda: Zero3Engine(model, loss, run, topology, CPU),
-            "hybrid": lambda: HybridEngine(model, loss, run, topology, CPU),
-        }[kind]()
 
-    def steps(self, first: int, count: int) -> list[dict[int, float]]:
-        """Losses by sample, of each step."""
-        found = []
-        for step in range(first, first + count):
-            ids = [100 * step + i for i in range(GLOBAL_BATCH)]
-            batches = micro_batches(self._encoder, ids, (EDIT, T2I)[step % 2], *self._place, 1)
-            (losses,) = self.engine.accumulate(batches, step)
-            found.append(dict(zip(batches[0].sample_ids.tolist(), losses.values.tolist(), strict=True)))
-            self.engine.step(1.0)
-        return found
-
-    def state(self) -> dict[str, Any]:
-        state = self.engine.state()
-        assert state.steps == SAVED_AT
-        return {part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq", "ema")}
+def state_of(run: Run) -> dict[str, Any]:
+    state = run.engine.state()
+    assert state.steps == SAVED_AT
+    return {part: portable(getattr(state, part)) for part in ("weights", "exp_avg", "exp_avg_sq", "ema")}
 
 
 def save_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[str, Any]:
     """Train, save, note the state, and train on: of each layout of this number of ranks."""
     found = {}
     for name, layout in LAYOUTS[world].items():
-        run = Run(layout, backbones, rank, world)
+        run = training(layout, backbones, rank, world)
         run.steps(0, SAVED_AT)
         store.save(root / name, run.engine.state(), {}, Origin("stage", 0, 32, {}, {"engine": name}))
-        found[name] = run.state(), run.steps(SAVED_AT, MORE)
+        found[name] = state_of(run), run.steps(SAVED_AT, MORE)
     return found
 
 
@@ -80,13 +64,13 @@ def load_all(rank: int, world: int, backbones: Backbones, root: Path) -> dict[tu
     """(from, to) -> state and next losses, for each layout of this number of ranks."""
     found = {}
     for name, layout in LAYOUTS[world].items():
-        run = Run(layout, backbones, rank, world)
+        run = training(layout, backbones, rank, world)
         run.steps(7, 1)
         for source in NAMES:
             # What was there before, be it of another run, must leave no trace.
             manifest = store.load_newest(root / source, run.engine.state())
             run.engine.on_restore(manifest.step)
-            found[source, name] = run.state(), run.steps(SAVED_AT, MORE)
+            found[source, name] = state_of(run), run.steps(SAVED_AT, MORE)
     return found
 
 

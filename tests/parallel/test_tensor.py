@@ -12,8 +12,9 @@ import torch.distributed as dist
 from diffusers import SanaTransformer2DModel
 from torch import nn
 
+from tests.models.flops import kept_by_autograd
 from tests.models.published import SANA
-from tests.parallel.dits import all_reduces, errors, kept, make, merge, miss, padding, run, small, three_steps, worst
+from tests.parallel.dits import all_reduces, errors, make, merge, miss, padding, run, small, three_steps, worst
 from tests.parallel.ranks import on_ranks
 from wemmu.backbones.sana.tensor import split, valid_degrees
 from wemmu.shapes.backbones import DIT_CONFIG
@@ -204,7 +205,9 @@ def held(rank: int, world: int, blocks: int) -> tuple[int, int]:
     dit = make({**CASES["plain, 7 and 5 heads"], "num_layers": blocks})
     split(dit, dist.group.WORLD)
     inputs = torch.randn(1, 4, 16, 16), torch.randn(1, 256, 24), torch.ones(1)
-    return sum(p.numel() for p in dit.parameters()), kept(dit, *inputs)
+    with kept_by_autograd(dit) as kept:
+        _out = dit(*inputs, return_dict=False)
+    return sum(p.numel() for p in dit.parameters()), sum(kept.values())
 
 
 def others(rank: int, world: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.models.world import make_batch, micro_batches
-from tests.parallel.cases import EDIT, GLOBAL_BATCH, T2I, Case, difference, portable, whole
+from tests.models.world import make_batch
+from tests.parallel.cases import EDIT, T2I, Case, Run, difference, portable, whole
 from tests.parallel.ranks import on_ranks
 from tests.parallel.toy import FACTORS, Toy, Watched, toy_run
 from wemmu.checkpoint.state import TrainState
@@ -19,7 +19,6 @@ from wemmu.parallel.engine import Engine
 from wemmu.parallel.single import SingleEngine
 from wemmu.parallel.topology import Topology
 from wemmu.parallel.zero3 import Zero3Engine
-from wemmu.prompts import PromptEncoder
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
 from wemmu.recipes.wemmu.model import WeMMU
 
@@ -161,52 +160,41 @@ def test_frozen_weights_can_be_put_in_place_too():
     on_ranks(2, uses_what_is_put_into_frozen_weights)
 
 
-class Run:
-    """Training of the model on one rank, with text to image and editing by turns."""
+class Training(Run):
+    """Of the model on one rank, with text to image and editing by turns."""
 
     def __init__(self, backbones: Backbones, dtype: str = "float32"):
         gc.freeze()
-        case = Case(dtype=dtype, ema=0.99)
-        self.case, self.run = case, case.run
-        self.model, self.encoder = case.model(backbones), PromptEncoder(backbones.vlm)
-        topology = Topology(dist.get_rank(), dist.get_world_size())
-        self.engine = Watched(self.model, FlowMatchingLoss(self.model, self.run), self.run, topology, CPU)
-
-    def advance(self, first: int, count: int) -> list[float]:
-        """Losses of this rank's samples."""
-        found = []
-        for step in range(first, first + count):
-            ids = [100 * step + i for i in range(GLOBAL_BATCH)]
-            batches = micro_batches(self.encoder, ids, (EDIT, T2I)[step % 2], dist.get_rank(), dist.get_world_size(), 1)
-            found += [v for losses in self.engine.accumulate(batches, step) for v in losses.values.tolist()]
-            self.engine.step(1.0)
-        return found
+        rank, world = dist.get_rank(), dist.get_world_size()
+        case = Case(dtype=dtype, ema=0.99, tasks=(EDIT, T2I))
+        topology = Topology(rank, world)
+        super().__init__(case, backbones, lambda *of_case: Watched(*of_case, topology, CPU), rank, world)
 
     @torch.no_grad()
     def velocity(self, model: WeMMU | None = None) -> Tensor:
         """What `model`, by default the one in training, answers to three prompts; all ranks ask the same."""
-        loss, batch = FlowMatchingLoss(model or self.model, self.run), make_batch(self.encoder, [1, 2, 3])
+        loss, batch = FlowMatchingLoss(model or self.model, self.case.run), make_batch(self.encoder, [1, 2, 3])
         flow = loss.draw(batch, 0)
         return loss.model.velocity(flow.x_t, flow.t, loss.condition(batch, 0))
 
 
 def goes_on(rank: int, world: int, backbones: Backbones, dtype: str) -> None:
-    straight, elsewhere = Run(backbones, dtype), Run(backbones, dtype)
-    elsewhere.advance(7, 1)
+    straight, elsewhere = Training(backbones, dtype), Training(backbones, dtype)
+    elsewhere.steps(7, 1)
     for done in (0, 2):
-        straight.advance(steps := straight.engine.state().steps, done - steps)
+        straight.steps(steps := straight.engine.state().steps, done - steps)
         saved, drawn = copied(straight.engine.state()), straight.velocity()
-        losses = straight.advance(done, 2)
+        losses = straight.steps(done, 2)
         after = copied(straight.engine.state())
         # Into a fresh engine, into one that went elsewhere, and back into the one it was of.
-        for run in (Run(backbones, dtype), elsewhere, straight):
+        for run in (Training(backbones, dtype), elsewhere, straight):
             for part, theirs in zip(chain(*parts(run.engine.state())), saved, strict=True):
                 part.copy_(theirs)
             run.engine.on_restore(done)
             assert torch.equal(run.velocity(), drawn)
             assert run.engine.state().steps == done
             assert same(run.engine.state(), saved)
-            assert run.advance(done, 2) == losses
+            assert run.steps(done, 2) == losses
             assert same(run.engine.state(), after)
 
 
@@ -217,7 +205,7 @@ def test_a_run_goes_on_bit_for_bit_from_what_was_put_into_its_state(backbones: B
 
 
 def rotary_stays_exact(rank: int, world: int, backbones: Backbones) -> None:
-    run = Run(backbones, "bfloat16")
+    run = Training(backbones, "bfloat16")
     frequencies = run.model.bridge.pathway.rotary.inv_freq
     assert frequencies.dtype == torch.float32
     assert torch.equal(frequencies, run.model.vlm.language_model.rotary_emb.inv_freq)
@@ -228,7 +216,7 @@ def test_bf16_is_of_the_weights_and_not_of_the_rotary_frequencies(backbones: Bac
     on_ranks(2, rotary_stays_exact, backbones)
 
 
-def gathered(run: Run, backbones: Backbones) -> WeMMU:
+def gathered(run: Training, backbones: Backbones) -> WeMMU:
     """A whole model with the weights of the one in training."""
     import deepspeed
 
@@ -241,11 +229,11 @@ def gathered(run: Run, backbones: Backbones) -> WeMMU:
 
 
 def draws(rank: int, world: int, backbones: Backbones) -> None:
-    drawing, left_alone, drawn = Run(backbones), Run(backbones), []
+    drawing, left_alone, drawn = Training(backbones), Training(backbones), []
     for step in range(4):
         drawn.append(drawing.velocity())
         assert torch.equal(drawn[-1], drawing.velocity(gathered(drawing, backbones)))
-        assert drawing.advance(step, 1) == left_alone.advance(step, 1)
+        assert drawing.steps(step, 1) == left_alone.steps(step, 1)
     assert not torch.equal(drawn[0], drawn[-1])
     assert same(drawing.engine.state(), copied(left_alone.engine.state()))
 

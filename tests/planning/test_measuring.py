@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
-from tests.models.flops import FlopCounter
+from tests.models.flops import FlopCounter, kept_by_autograd
 from tests.models.world import make_batch, make_model, make_ross
 from tests.planning.worlds import MINIATURE, ROOT, curriculum_with
 from wemmu.backbones.quantized import QuantizedLinear
@@ -122,17 +121,8 @@ def test_a_step_does_the_work_that_the_real_model_does_and_keeps_as_much(
 
     model = deepcopy(model)
     model.freeze_all_but(run.stage.trains)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     with FlopCounter() as counter:
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept_by_autograd(model) as kept:
             loss = FlowMatchingLoss(model, run)(batch, 0).values.sum()
         loss.backward()
     assert sum(map(sum, measured["flops"].values())) == pytest.approx(counter.flops, rel=1e-3)

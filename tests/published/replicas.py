@@ -17,11 +17,11 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from wemmu.checkpoint.stream import _header
 from wemmu.published.configs import CONFIGS
 
 VLM_FILE, DIT_FILE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 PUBLISHED_VLM = (("model.language_model.", "model."), ("model.visual.", "visual."))
-SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # A file that runs code when it is unpickled, as `.bin` and `.pth` files can.
 PICKLE = b"cposix\nsystem\n(S'touch UNPICKLED'\ntR."
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3968658944\n"
@@ -42,18 +42,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     if not any(tensor.is_meta for tensor in tensors.values()):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
         return
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": SAFETENSORS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)
+    header = _header(tensors, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
     with file.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        stream.truncate(8 + len(header) + end)
+        stream.write(header)
+        stream.truncate(len(header) + sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def write_shards(directory: Path, single: str, tensors: Mapping[str, Tensor], count: int) -> None:

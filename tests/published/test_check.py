@@ -211,13 +211,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.fixture
-def copied(backbones: Backbones, tmp_path: Path) -> Backbones:
-    shutil.copytree(backbones.vlm, tmp_path / "vlm")
-    shutil.copytree(backbones.vae.parent, tmp_path / "sana")
-    return Backbones(vlm=tmp_path / "vlm", sana=tmp_path / "sana")
-
-
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_is_no_whole_backbone_is_told_before_it_is_loaded(copied: Backbones, tmp_path: Path, what: str):
     damage, told = BROKEN[what]

@@ -35,20 +35,6 @@ def save_all(rank: int, world: int, root: Path) -> None:
         store.save(root / f"{name}-{world}", state, CARRIED, origin(name))
 
 
-def load_all(rank: int, world: int, root: Path) -> dict[tuple[str, str], list[str]]:
-    """(saved as, loaded as) -> tensors that differ."""
-    whole = canonical(STEP)
-    found = {}
-    for saved in sorted(root.iterdir()):
-        for name, layout in LAYOUTS.items():
-            state = blank(held(whole, layout, rank, world))
-            manifest = store.load_newest(saved, state)
-            assert manifest is not None
-            assert manifest.step == STEP
-            found[saved.name, name] = differences(state, whole)
-    return found
-
-
 def refusals(rank: int, world: int, root: Path) -> dict[str, str]:
     """What is said on this rank when a save or a load must be refused."""
     directory = store.save(root / "good", held(canonical(STEP), LAYOUTS["zero3"], rank, world), {}, origin())

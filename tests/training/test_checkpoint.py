@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, Metadata
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
-from tests.checkpoints import load_state, load_weights
+from tests.checkpoints import differing, load_state, load_weights
 from wemmu.checkpoint import manifest as manifest_module
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.collective import CheckpointError
@@ -62,10 +62,7 @@ def parts_of(state: TrainState) -> tuple[dict[str, Tensor], ...]:
 
 
 def same(one: TrainState, other: TrainState) -> bool:
-    return all(
-        ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-        for ours, theirs in zip(parts_of(one), parts_of(other), strict=True)
-    )
+    return not any(map(differing, parts_of(one), parts_of(other)))
 
 
 def origin(frozen: dict[str, str] = FROZEN) -> Origin:
@@ -135,10 +132,7 @@ def test_a_checkpoint_of_the_first_version_is_loaded():
     manifest = load_state(OLD, state)
     assert same(state, make_state(4))
     assert (manifest.step, manifest.layout) == (4, {})
-    weights, _ = load_weights(OLD)
-    expected = make_state(4).weights | dit_weights()
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert differing(load_weights(OLD)[0], make_state(4).weights | dit_weights()) == []
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3", "stage4"])
@@ -166,8 +160,7 @@ def test_averages_are_saved_and_loaded_beside_the_weights(tmp_path: Path):
 def test_an_average_that_a_checkpoint_does_not_hold_begins_with_its_weights(tmp_path: Path, old: bool):
     directory, live = OLD if old else save(tmp_path), averaged_state(0)
     assert not load_state(directory, live).ema
-    assert live.ema.keys() == live.weights.keys()
-    assert all(torch.equal(live.ema[name], weight) for name, weight in live.weights.items())
+    assert differing(live.ema, live.weights) == []
     assert same(live, make_state(4))
 
 
@@ -261,7 +254,7 @@ def test_a_state_of_other_names_or_shapes_is_refused_by_name_and_left_alone(tmp_
         before = {n: t.clone() for n, t in state.weights.items()}
         with pytest.raises(CheckpointError, match=why):
             load_state(directory, state)
-        assert all(torch.equal(state.weights[name], before[name]) for name in before)
+        assert differing(state.weights, before) == []
 
 
 def test_the_manifest_lists_every_file_and_every_tensor(tmp_path: Path):
@@ -387,8 +380,7 @@ def test_shipped_weights_are_all_weights_without_moments_and_rounded_only_to_the
     export_weights(directory, tmp_path / "out", torch.float32)
     weights, manifest = load_weights(tmp_path / "out")
     expected = make_state(4).weights | dit_weights()
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert differing(weights, expected) == []
     assert (manifest.step, manifest.frozen, manifest.trained) == (4, FROZEN, [])
     flip_a_byte(tmp_path / "out" / store.SHIPPED)
     with pytest.raises(CheckpointError, match=store.SHIPPED):

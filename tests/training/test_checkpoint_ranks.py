@@ -1,19 +1,19 @@
-"""Checkpoints of many ranks: any layout loads what any other saved, a failure is told on all, nothing is half there."""
+"""Checkpoints of many ranks: a failure is told on all, nothing is half there (engines: tests/parallel/test_layouts)."""
 
 import shutil
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
-import torch
 
-from tests.checkpoints import load_state, load_weights
+from tests.checkpoints import differing, load_state, load_weights
 from tests.parallel.ranks import RankError, on_ranks
 from tests.training import saving
-from tests.training.layouts import CARRIED, LAYOUTS, SHAPES, blank, canonical, differences, origin
+from tests.training.layouts import CARRIED, SHAPES, blank, canonical, differences, origin
 from tests.training.runs import STAGE_RUN
 from tests.training.saving import POINTS, STEP
+from tests.training.test_checkpoint import flip_a_byte
 from wemmu.checkpoint import retention, store
 from wemmu.checkpoint.saver import Saver
 
@@ -32,21 +32,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
-def test_every_layout_loads_what_every_other_saved_bit_for_bit(saved: Path, world: int):
-    for rank, found in enumerate(on_ranks(world, saving.load_all, saved)):
-        origins = [f"{layout}-{writers}" for layout, writers in product(LAYOUTS, WORLDS)]
-        assert found.keys() == set(product(origins, LAYOUTS))
-        assert {case: wrong for case, wrong in found.items() if wrong} == {}, f"rank {rank}"
-
-
 def test_one_process_reads_whole_weights_whoever_saved_them(saved: Path):
     expected = canonical(STEP).weights | CARRIED
     for folder in saved.iterdir():
         weights, manifest = load_weights(folder / NAME)
-        assert weights.keys() == expected.keys()
-        assert all(torch.equal(weights[name], expected[name]) for name in expected), folder
+        assert differing(weights, expected) == [], folder
         assert manifest.tensors == {name: list(weight.shape) for name, weight in expected.items()}
         assert manifest.trained == sorted(SHAPES)
         assert manifest.layout == {"engine": folder.name.split("-")[0]}
@@ -108,9 +98,7 @@ def test_damage_to_any_file_is_told_on_all_ranks_by_its_name(saved: Path, tmp_pa
         if number % 2:
             file.unlink()
         else:
-            data = bytearray(file.read_bytes())
-            data[len(data) // 2] ^= 1
-            file.write_bytes(data)
+            flip_a_byte(file)
     for said in on_ranks(2, saving.load_damaged, copies):
         for number, message in enumerate(said):
             kind = "missing" if number % 2 else "damaged"

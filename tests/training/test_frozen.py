@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from tests.checkpoints import differing
 from tests.data.handmade import all_tasks, write
 from tests.models.world import make_batch
 from tests.training.runs import STAGE, make_run
@@ -86,8 +87,7 @@ def test_a_stage_on_packed_weights_learns_adapters_and_resumes_equal(
         f"memory.quantize.{part}": kind for part, kind in ALL.items()
     }
     resumed = load_weights(train(run, with_checkpoint(tmp_path / "again", checkpoint, 1)))
-    assert resumed.keys() == weights.keys()
-    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+    assert differing(resumed, weights) == []
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def test_a_resume_names_other_bits(
     again = with_checkpoint(tmp_path / "again", checkpoint, 1)
     other = load_weights(train(run_of(run.backbones, shards, {**ALL, "vlm": "int8"}), again))
     assert "changed since that checkpoint: memory.quantize.vlm: nf4 -> int8" in capsys.readouterr().out
-    assert any(not torch.equal(tensor, other[name]) for name, tensor in load_weights(checkpoint).items())
+    assert differing(load_weights(checkpoint), other)
 
 
 def test_the_next_stage_packs_weights_that_an_earlier_one_trained(
@@ -209,8 +209,7 @@ def test_a_vlm_learns_by_adapters_on_packed_weights_resumes_equal_and_is_exporte
     assert all(weights[n].any() for n in adapters if n.endswith("lora_B.weight"))
     assert all(n.startswith(("vlm.model.visual.merger.", "head.")) for n in weights.keys() - adapters)
     resumed = load_weights(train(run, with_checkpoint(tmp_path / "again", checkpoint, 1)))
-    assert resumed.keys() == weights.keys()
-    assert all(torch.equal(resumed[n], weights[n]) for n in weights)
+    assert differing(resumed, weights) == []
     export(find(checkpoint), tmp_path / "export", "float32", False, True, ema=False)
     exported, base = (load_vlm(f, torch.float32)[0] for f in (tmp_path / "export", run.backbones.vlm))
     a = next(n for n in adapters if n.endswith("down_proj.lora_A.weight"))

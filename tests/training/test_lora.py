@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.checkpoints import differing
 from tests.models.world import make_batch
 from tests.parallel.cases import RossCase
 from tests.training import test_uae_paths as paths
@@ -127,9 +128,7 @@ def test_a_resumed_run_is_the_undisturbed_one(trained: tuple[StageRun, Path], tm
     resumed = train(run, with_checkpoint(tmp_path / "again", checkpoint, 2))
     assert resumed.name == checkpoint.name
     for ema in (False, True):
-        ours, theirs = load_weights(resumed, ema), load_weights(checkpoint, ema)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert differing(load_weights(resumed, ema), load_weights(checkpoint, ema)) == []
 
 
 def test_the_next_stage_goes_on_with_the_adapters_or_merges_them(
@@ -184,9 +183,7 @@ def test_adapters_of_a_frozen_module_rest_and_are_carried(
     last = train(after, tmp_path / "resting")
     manifest = read_manifest(last)
     assert manifest.adapters == {"bridge.pathway.": 1.0, "dit.": 4.0}
-    ours, theirs = load_weights(last), load_weights(checkpoint)
-    assert ours.keys() == theirs.keys()
-    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == set(manifest.trained)
+    assert differing(load_weights(last), load_weights(checkpoint)) == manifest.trained
 
 
 @pytest.mark.slow
@@ -404,8 +401,7 @@ def test_the_dit_of_a_generator_learns_by_adapters_resumes_equal_and_is_exported
     assert manifest.adapters == {"generator.dit.": 2.0}
     assert all(weights[name].any() for name in weights if name.endswith("lora_B.weight"))
     again = load_weights(train(run, with_checkpoint(tmp_path / "again", checkpoint, 4)))
-    assert again.keys() == weights.keys()
-    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    assert differing(again, weights) == []
     export(find(checkpoint), tmp_path / "export", "float32", False, True, ema=False)
     exported = load_file(tmp_path / "export" / "transformer" / "diffusion_pytorch_model.safetensors")
     base = recipe(run).model.generator.dit

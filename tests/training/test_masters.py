@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.checkpoints import differing
 from tests.models.on_disk import make_backbones
 from tests.parallel.cases import ALL, Case, RossCase, portable, whole
 from tests.parallel.ranks import on_ranks
@@ -198,8 +199,7 @@ def test_a_sharded_start_that_widens_is_the_start_of_one_process(backbones: Back
     for key in alone:
         for part, expected in enumerate(alone[key]):
             ours, theirs = whole([rank[key][part] for rank in ranks]), whole([expected])
-            assert ours.keys() == theirs.keys()
-            assert all(torch.equal(ours[name], theirs[name]) for name in theirs), (key, part)
+            assert differing(ours, theirs) == [], (key, part)
         masters, carried, _ = (whole([one]) for one in alone[key])
         wide = (masters | carried)[ENTRY]
         assert torch.equal(wide[:, : wide.shape[1] // 2], weights[ENTRY])
