@@ -16,19 +16,19 @@ from diffusers import (
 )
 from torch import Tensor
 
-from tests.checkpoints import load_weights
+from tests.checkpoints import differing, load_weights
 from tests.data.handmade import all_tasks, write
 from tests.models.on_disk import make_backbones
 from tests.models.world import random_images
 from tests.parallel.cases import EDIT, T2I, Case, merged, single
 from tests.parallel.test_zero3 import check, engine_of, nothing_stays, on, recomputing
 from tests.planning.worlds import MINIATURE, curriculum_with
-from tests.training.runs import make_run
+from tests.training.runs import make_run, train
 from tools.convert_ckpt import main as convert
 from wemmu.backbones.adapters import adapter_of
 from wemmu.backbones.qwen_image.adapter import ADAPTER
 from wemmu.backbones.vae import FrozenVAE
-from wemmu.config import StageRun, dump
+from wemmu.config import StageRun
 from wemmu.config.schema import Backbones
 from wemmu.config.task import Task
 from wemmu.diagnosis import preflight
@@ -38,7 +38,6 @@ from wemmu.published.layout import BackboneError
 from wemmu.recipes.wemmu.config import WeMMU
 from wemmu.sampling.solvers import euler
 from wemmu.training.build import build
-from wemmu.training.trainer import Trainer
 
 CONFIG = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 24}
 CONFIG |= {"axes_dims_rope": (4, 6, 6)}
@@ -120,9 +119,7 @@ def run(backbones: Backbones, tmp_path_factory: pytest.TempPathFactory) -> Stage
 @pytest.fixture(scope="module")
 def trained(run: StageRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "stage"
-    folder.mkdir()
-    dump(run, folder / "config.yaml")
-    assert Trainer(run, folder).train() == 0
+    train(run, folder)
     return folder
 
 
@@ -132,9 +129,8 @@ def test_a_stage_samples_and_resumes_bit_for_bit(run: StageRun, trained: Path, t
     last = folder / "checkpoints" / "step_00000008"
     expected, _ = load_weights(last)
     shutil.rmtree(last)
-    assert Trainer(run, folder).train() == 0
-    found, _ = load_weights(last)
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert train(run, folder) == last
+    assert differing(load_weights(last)[0], expected) == []
 
 
 def test_an_export_is_a_pipeline_with_this_transformer(trained: Path, tmp_path: Path):

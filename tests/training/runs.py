@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from wemmu.checkpoint.retention import latest
+from wemmu.config import dump, load_stage
 from wemmu.config.schema import Backbones, Curriculum, StageRun
 from wemmu.recipes.wemmu.config import Bridge, WeMMU
 
@@ -36,3 +38,16 @@ def make_run(backbones: Backbones, shards: Path, **changes: object) -> StageRun:
 
 
 STAGE_RUN = make_run(Backbones(vlm=Path("vlm"), sana=Path("sana")), Path("shards"))
+
+
+def train(run: StageRun, folder: Path) -> Path:
+    """Train the stage in a folder to its end; the newest checkpoint."""
+    # Slow to import, and most who import this module train by themselves.
+    from wemmu.training.trainer import Trainer
+
+    folder.mkdir(exist_ok=True)
+    dump(run, folder / "config.yaml")
+    assert Trainer(load_stage(folder / "config.yaml"), folder).train() == 0
+    newest = latest(folder / "checkpoints")
+    assert newest is not None
+    return newest

@@ -15,8 +15,8 @@ from torch import nn
 from tests.checkpoints import differing
 from tests.data.handmade import all_tasks, write
 from tests.models.world import make_batch
-from tests.training.runs import STAGE, make_run
-from tests.training.test_lora import load_weights, train, velocity, with_checkpoint
+from tests.training.runs import STAGE, make_run, train
+from tests.training.test_lora import load_weights, velocity, with_checkpoint
 from tools.convert_ckpt import export, find
 from wemmu.backbones.quantized import QuantizedLinear, pack, quantizable
 from wemmu.backbones.weights import load_vlm

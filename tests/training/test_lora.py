@@ -19,19 +19,19 @@ from tests.models.world import make_batch
 from tests.parallel.cases import RossCase
 from tests.training import test_uae_paths as paths
 from tests.training import test_uae_resume as resumed
-from tests.training.runs import STAGE, make_run
+from tests.training.runs import STAGE, make_run, train
 from tests.training.test_uae import CONFIG as UAE
 from tests.training.test_uae import batch_of, make
 from tools.convert_ckpt import export, find, main
 from tools.export.adapters import write_adapters
 from wemmu.backbones import weights as loading
 from wemmu.backbones.weights import load_vlm
-from wemmu.checkpoint import retention, store
+from wemmu.checkpoint import store
 from wemmu.checkpoint.adapters import is_adapter
 from wemmu.checkpoint.collective import CheckpointError
 from wemmu.checkpoint.manifest import read_manifest
 from wemmu.checkpoint.stored import StoredTensors
-from wemmu.config import StageRun, dump, load_curriculum, load_stage
+from wemmu.config import StageRun, load_curriculum
 from wemmu.config.lora import LoRA
 from wemmu.config.schema import Backbones
 from wemmu.parallel.single import SingleEngine
@@ -42,7 +42,6 @@ from wemmu.recipes.lora import merge
 from wemmu.recipes.recipe import Recipe, recipe
 from wemmu.recipes.wemmu.config import States
 from wemmu.training.build import build, load_trained
-from wemmu.training.trainer import Trainer
 
 LORA = {"pathway": {"rank": 2}, "dit": {"rank": 3, "alpha": 12.0, "targets": ["attn2.to_q", "*.0.attn1.*"]}}
 NEW = ("bridge.vae_branch.", "bridge.position_mlp.")
@@ -54,15 +53,6 @@ def run_of(backbones: Backbones, shards: Path, lora: object, **stage: object) ->
     return make_run(
         backbones, shards, stages=[changed], recipe={"kind": "wemmu", "bridge": {"position_table": 8}, "lora": lora}
     )
-
-
-def train(run: StageRun, folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    dump(run, folder / "config.yaml")
-    assert Trainer(load_stage(folder / "config.yaml"), folder).train() == 0
-    newest = retention.latest(folder / "checkpoints")
-    assert newest is not None
-    return newest
 
 
 def with_checkpoint(folder: Path, beside: Path, step: int) -> Path:

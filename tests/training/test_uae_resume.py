@@ -8,19 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.checkpoints import differing, load_weights
 from tests.data.handmade import PX, all_tasks, write
+from tests.training.runs import train
 from tests.training.test_uae import CONFIG, FEW
 from tools.convert_ckpt import export, find
 from wemmu.checkpoint import retention, store
-from wemmu.config import StageRun, dump, load_curriculum, load_stage
+from wemmu.config import StageRun, dump, load_curriculum
 from wemmu.config.task import Task
 from wemmu.jsonlines import read_lines
 from wemmu.pipeline import WeMMUPipeline
-from wemmu.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 300
@@ -54,12 +53,6 @@ def run_of(root: Path, learns: str) -> StageRun:
     return load_curriculum(CONFIG, overrides).stage_run("reward")
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = retention.latest(folder / "checkpoints")
-    assert newest is not None
-    return load_weights(newest)[0]
-
-
 def recorded(folder: Path) -> list[dict]:
     return read_lines(folder / "metrics.jsonl")
 
@@ -69,10 +62,9 @@ def recorded(folder: Path) -> list[dict]:
 def test_a_killed_run_is_the_undisturbed_one(tmp_path: Path, learns: str) -> None:
     run = run_of(tmp_path, learns)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-        dump(run, folder / "config.yaml")
-    assert Trainer(load_stage(whole / "config.yaml"), whole).train() == 0
+    last = train(run, whole)
+    killed.mkdir()
+    dump(run, killed / "config.yaml")
     lines = recorded(whole)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     known = {"reward", "kl", "clipped_low", "time/rollout_s", "time/reward_s", "time/update_s"}
@@ -91,12 +83,11 @@ def test_a_killed_run_is_the_undisturbed_one(tmp_path: Path, learns: str) -> Non
     newest = retention.latest(killed / "checkpoints")
     assert newest is not None
     assert newest.name < store.directory_name(6), "it was killed too late"
-    assert Trainer(load_stage(killed / "config.yaml"), killed).train() == 0
-    theirs = weights(whole)
-    assert differing(weights(killed), theirs) == []
+    theirs, _ = load_weights(last)
+    assert differing(load_weights(train(run, killed))[0], theirs) == []
     if learns == "dit":
         # Both models draw; the export is refused where they differ.
-        said = export(find(retention.latest(whole / "checkpoints")), tmp_path / "out", "float32", False, True)
+        said = export(find(last), tmp_path / "out", "float32", False, True)
         assert any("max abs difference" in line for line in said)
         assert WeMMUPipeline.from_pretrained(tmp_path / "out").config["resolution"] == PX
         exported = load_file(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")

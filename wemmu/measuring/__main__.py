@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,15 +34,6 @@ from wemmu.recipes.staged import Staged
 
 # Processes at a time; each takes about 1 GB.
 WORKERS = 4
-
-
-@runtime_checkable
-class _Cuttable(Protocol):
-    """A model whose DiT engine `hybrid` cuts; see `wemmu.recipes.wemmu.model.WeMMU`."""
-
-    def states_of(self, height: int, width: int) -> tuple[int, int]: ...
-    def cut_dit(self, stage: int, stages: int) -> DiTStage: ...
-    def beside_dit(self) -> tuple[nn.Module, nn.ModuleList]: ...
 
 
 def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
@@ -78,8 +69,8 @@ def parameters(model: Staged, run: StageRun) -> dict[str, Any]:
         largest = max(layer.weight.numel() for layer in layers.values())
         found["quantizable"][part] = {"numbers": numbers, "largest": largest}
     if "hybrid" in run.recipe.engines:
-        assert isinstance(model, _Cuttable)
-        found["bridge"] = units(*model.beside_dit())
+        wemmu: Any = model
+        found["bridge"] = units(*wemmu.beside_dit())
     return found
 
 
@@ -147,8 +138,7 @@ def slices(world: Observed, run: StageRun, shape: dict[str, Any], tp: int, pp: i
     try:
         places = []
         for place in range(pp):
-            model, _ = make_model(run)
-            assert isinstance(model, _Cuttable), "the config has hybrid for recipes with such a model only"
+            model: Any = make_model(run)[0]  # a `WeMMU`: the config has hybrid for its recipe only
             if place == 0:
                 vae, dtype = vae_of(model), vlm_of(model).vlm.dtype
                 points = torch.zeros(samples, vae.latent_channels, height // vae.latent_px, width // vae.latent_px)

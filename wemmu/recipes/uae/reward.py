@@ -1,13 +1,13 @@
 """The reward of a caption: the similarity of the image and its reconstruction under a frozen encoder."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wemmu.backbones.encoders import cosine, load_encoder
+from wemmu.backbones.encoders import ImageEncoder, cosine, load_encoder
 from wemmu.config.schema import StageRun
 from wemmu.recipes.uae.config import HELD_OUT, CaptionTuning, ColdStart
 from wemmu.recipes.uae.config import UAE as UAEConfig
@@ -16,21 +16,11 @@ from wemmu.recipes.uae.generator import Renderer
 PIXELS_SIDE = 16
 
 
-class Encoder(Protocol):
-    """The interface of `wemmu.backbones.encoders.ImageEncoder` that rewards use."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embed images in [0, 1], [B, 3, H, W]: features [B, D].
-
-        Raises:
-            ValueError: for images that are scaled otherwise.
-        """
-
-
 class Pixels(nn.Module):
     """Scales an image down and takes its mean away, so that a cosine of two is their correlation."""
 
     def embed(self, images: Tensor) -> Tensor:
+        """As `ImageEncoder.embed`."""
         low, high = torch.stack(images.detach().aminmax()).tolist()
         if low < 0 or high > 1:
             raise ValueError(f"an image holds values from {low:g} to {high:g}; valid: 0 to 1")
@@ -38,7 +28,10 @@ class Pixels(nn.Module):
         return (small - small.mean((1, 2, 3), keepdim=True)).flatten(1)
 
 
-def encoders_of(run: StageRun) -> dict[str, nn.Module]:
+Encoder = ImageEncoder | Pixels
+
+
+def encoders_of(run: StageRun) -> dict[str, Encoder]:
     """Load what a stage compares images with: `reward`, and each further one under its name after `HELD_OUT`.
 
     Raises:
