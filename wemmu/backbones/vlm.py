@@ -150,10 +150,8 @@ class VLM(KeepsFloat32, nn.Module):
     def prefix_with_gradient(self, prompts: Prompts, images: Tensor, sizes: Sizes | None = None) -> Prefix:
         """Run the VLM over a batch of prompts. The language model has a gradient, the vision tower has none.
 
-        images: uint8 [B, N, 3, H, W], the images of each prompt in their order; N may be 0. sizes: see `Batch`.
-
-        Raises:
-            ValueError: if the prompts' image tokens are not those of the images.
+        images: uint8 [B, N, 3, H, W], the images of each prompt in their order; N may be 0. sizes: see `Batch`. Raises
+        as `image_tokens`.
         """
         at_images = self.image_tokens(prompts, images, sizes)
         with torch.no_grad():

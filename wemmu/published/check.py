@@ -13,10 +13,10 @@ from wemmu.config.schema import Backbones
 from wemmu.published.known import AUTOENCODER, ENCODER, KNOWN, MODEL_TYPES, TRANSFORMER, VLM
 from wemmu.published.layout import DIFFUSERS, TRANSFORMERS, BackboneError, read_json, refuse_pointer, tensors
 
-# Files in which the processor looks for the chat format; it ignores one in tokenizer_config.json alone.
 # What else a processor or a model reads if it is there.
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 FLOATS, INDICES = ("F64", "F32", "F16", "BF16"), ("I64", "I32")
+# Files in which the processor looks for the chat format; it ignores one in tokenizer_config.json alone.
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/default.jinja")
 
 # Fields of a config.json that repeat parts of a model, and the side of a DiT's table of positions, in latents.

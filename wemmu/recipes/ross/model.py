@@ -57,10 +57,7 @@ class Ross(TunedVLM):
     def states(self, prompts: Prompts, images: Tensor) -> States:
         """Run the VLM over whole conversations, questions and answers.
 
-        images: uint8 [B, N, 3, H, W], the images of each; N may be 0.
-
-        Raises:
-            ValueError: if the prompts' image tokens are not those of the images.
+        images: uint8 [B, N, 3, H, W], the images of each; N may be 0. Raises as `image_tokens`.
         """
         b, n = images.shape[:2]
         at_images = self.image_tokens(prompts, images)
