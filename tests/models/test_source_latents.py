@@ -9,10 +9,12 @@ from diffusers import SanaTransformer2DModel
 from tests.models.world import make_batch, make_model
 from tests.training.runs import STAGE_RUN
 from wemmu.backbones.full_precision import Widened
+from wemmu.backbones.qwen_image.adapter import ADAPTER
 from wemmu.config import StageRun
 from wemmu.config.schema import Backbones, Sampling
 from wemmu.config.task import Task
 from wemmu.prompts import PromptEncoder
+from wemmu.published.layout import BackboneError
 from wemmu.recipes.wemmu.build import build_model, sources
 from wemmu.recipes.wemmu.config import Bridge, WeMMU
 from wemmu.recipes.wemmu.loss import FlowMatchingLoss
@@ -118,7 +120,5 @@ def test_hybrid_is_refused() -> None:
 
 
 def test_a_family_that_cannot_is_refused(backbones: Backbones) -> None:
-    from wemmu.backbones.qwen_image.adapter import ADAPTER
-
-    with pytest.raises(ValueError, match=r"Qwen-Image takes no source latents .* valid with it: Sana"):
+    with pytest.raises(BackboneError, match=r"Qwen-Image takes no source latents .* valid with it: Sana"):
         ADAPTER.widen(None)

@@ -46,7 +46,6 @@ def parts_of(model: Staged, **frozen: nn.Module) -> dict[str, int]:
     return modules | {name: sum(p.numel() for p in part.parameters()) for name, part in frozen.items()}
 
 
-@pytest.mark.usefixtures("here")
 def test_parameters_are_those_of_loaded_models(model: WeMMU, backbones: Backbones):
     measured = parameters_of(curriculum_with(MINIATURE, backbones, TABLE))
     real = parts_of(model, vision=model.vlm.vlm.model.visual, vae=model.vae, language=model.vlm)
@@ -176,7 +175,6 @@ def size(tensors: dict[str, Tensor]) -> int:
     return sum(t.nbytes for t in tensors.values())
 
 
-@pytest.mark.usefixtures("here")
 def test_packed_and_offloaded_weights_are_as_large_as_planned(backbones: Backbones):
     packed = "memory.quantize={vlm: nf4, pathway: int8, dit: nf4}"
     changes = (packed, "memory.offload=[vae]", "recipe.lora={pathway: {rank: 2}, dit: {rank: 2}}")
@@ -203,7 +201,6 @@ def test_packed_and_offloaded_weights_are_as_large_as_planned(backbones: Backbon
     assert found["layers at work"].activations == 11 + rank.unpacked
 
 
-@pytest.mark.usefixtures("here")
 def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(backbones: Backbones, tmp_path: Path):
     # Carries the rest of the bridge, and the DiT that stage2 trained.
     changes = ("stages.stage3.trains=[position_mlp]", "stages.stage3.optimizer.ema_decay=0.999")
@@ -229,7 +226,6 @@ def test_a_stages_engine_and_checkpoint_are_as_large_as_planned(backbones: Backb
     assert on_disk == pytest.approx(planned + 1900 * (4 * len(state.weights) + len(carried)), rel=0.01)
 
 
-@pytest.mark.usefixtures("here")
 def test_slices_are_of_the_whole_and_degrees_that_cannot_be_are_refused(backbones: Backbones):
     run = curriculum_with(MINIATURE, backbones, TABLE).stage_run("stage2")
     shape = replace(shape_of(Task.T2I, run, Assumptions(20)), samples=2)
@@ -247,7 +243,6 @@ def test_slices_are_of_the_whole_and_degrees_that_cannot_be_are_refused(backbone
         ask([Item("slices", run, shape, 1, 99)])
 
 
-@pytest.mark.usefixtures("here")
 def test_zero3_keeps_and_sums_as_much_at_a_time_as_is_planned(
     model: WeMMU, backbones: Backbones, monkeypatch: pytest.MonkeyPatch
 ):

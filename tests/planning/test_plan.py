@@ -39,7 +39,6 @@ def short(backbones: Backbones, *overrides: str) -> Curriculum:
     return curriculum.model_copy(update={"stages": curriculum.stages[:1]})
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.slow
 def test_time_is_work_over_rate_and_splitting_the_dit_changes_memory_alone(backbones: Backbones):
     curriculum = short(backbones)
@@ -59,7 +58,6 @@ def test_time_is_work_over_rate_and_splitting_the_dit_changes_memory_alone(backb
     assert stage.gpu_total_checkpointed < stage.gpu_total
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.slow
 def test_the_curriculum_for_one_card_leaves_a_tenth_of_its_24_gb(tmp_path: Path):
     """At 1024 px, with the largest of its tasks."""
@@ -73,7 +71,6 @@ def test_the_curriculum_for_one_card_leaves_a_tenth_of_its_24_gb(tmp_path: Path)
     assert planned.gpu_total_checkpointed < 0.9 * GPUS["rtx4090"].memory
 
 
-@pytest.mark.usefixtures("here")
 def test_a_stage_is_flagged_exactly_where_it_exceeds_the_gpu(backbones: Backbones, monkeypatch: pytest.MonkeyPatch):
     planned = plan(short(backbones), on(1), Assumptions(20))
     kept, again = planned.stages[0].gpu_total, planned.stages[0].gpu_total_checkpointed
@@ -93,7 +90,6 @@ def test_a_stage_is_flagged_exactly_where_it_exceeds_the_gpu(backbones: Backbone
     assert "checkpointing" not in flagged(again - 1, checkpointing=True)[0]
 
 
-@pytest.mark.usefixtures("here")
 def test_a_stage_whose_loader_is_too_slow_says_how_many_threads_it_needs(backbones: Backbones):
     planned = plan(short(backbones), on(1), Assumptions(20))
     (stage,) = planned.stages
@@ -143,7 +139,6 @@ def test_a_recipe_without_the_hybrid_engine_is_not_split():
         check_degrees(load_curriculum(ROOT / "configs/shapes/uae.yaml"), on(2, tp=2).degrees)
 
 
-@pytest.mark.usefixtures("here")
 def test_an_absent_backbone_is_planned_by_its_published_name_or_the_known_names_are_listed(tmp_path: Path):
     paper = load_curriculum(PAPER)
     _, absent = configs_of(paper.stage_run("stage1"))
@@ -253,7 +248,6 @@ def test_what_cannot_be_measured_ends_with_a_sentence(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("here")
 def test_the_papers_last_stage_is_what_was_worked_out_by_hand():
     paper = load_curriculum(PAPER, ["stages.stage4.mixture={multi_edit: 1.0}"])
     (stage4,) = plan(paper.model_copy(update={"stages": paper.stages[3:]}), on(64), Assumptions()).stages

@@ -55,17 +55,16 @@ def blank(state: TrainState) -> TrainState:
 
 
 def differences(state: TrainState, whole: TrainState) -> list[str]:
-    """The names of tensors of which this rank holds something that is not as in the whole state, bit for bit."""
-
-    def wrong(tensor: Tensor, right: Tensor) -> bool:
-        return any(not torch.equal(view, right[place]) for place, view in ShardedTensor.of(tensor).places)
-
-    return [
-        f"{part}.{name}"
-        for part in PARTS
-        for name, tensor in getattr(state, part).items()
-        if wrong(tensor, getattr(whole, part)[name])
-    ]
+    """The tensors that one of both lacks, or of which this rank's part is not as in the whole state, bit for bit."""
+    found = []
+    for part in PARTS:
+        mine, right = getattr(state, part), getattr(whole, part)
+        found += [f"{part}.{name}" for name in mine.keys() ^ right.keys()]
+        for name in mine.keys() & right.keys():
+            places = ShardedTensor.of(mine[name]).places
+            if any(not torch.equal(view, right[name][place]) for place, view in places):
+                found.append(f"{part}.{name}")
+    return found
 
 
 def single(whole: Tensor, rank: int, world: int) -> Tensor:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.checkpoints import load_weights
-from tests.training.layouts import PARTS, differences, newest_state
+from tests.training.layouts import differences, newest_state
 from tests.training.runs import make_run
 from wemmu import train
 from wemmu.checkpoint import retention, store
@@ -178,7 +178,6 @@ def test_a_stop_saves_the_step_it_is_in_and_exits_with_75(disturbed: tuple[Path,
 @pytest.mark.slow
 def test_a_disturbed_run_ends_with_the_same_weights_and_moments_bit_for_bit(undisturbed: Path, disturbed):
     straight, interrupted = final_state(undisturbed), final_state(disturbed[0])
-    assert all(getattr(interrupted, part).keys() == getattr(straight, part).keys() for part in PARTS)
     assert differences(interrupted, straight) == []
 
 

@@ -113,7 +113,7 @@ class DiTAdapter(Protocol):
         """Let the DiT take as many channels again behind those of x_t: double `input_weight`, in place, by zeros.
 
         Raises:
-            ValueError: if this family cannot.
+            BackboneError: if this family cannot.
         """
 
     def velocity(self, dit: nn.Module, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:

@@ -122,7 +122,10 @@ def load_dit(
     model.register_to_config(_name_or_path=directory)
     stored = tensors(directory, DIFFUSERS)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    widened = widen(model) if source_latents else None
+    adapter: DiTAdapter = adapter_of(model)
+    widened = adapter.input_weight if source_latents else None
+    if source_latents:
+        adapter.widen(model)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     report = _report(
         directory,
@@ -181,20 +184,6 @@ def made_of(directory: Path, model: str) -> Iterator[None]:
         if isinstance(error, BackboneError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise BackboneError(f"{directory} cannot be loaded as {model}: {type(error).__name__}: {error}") from error
-
-
-def widen(dit: nn.Module) -> str:
-    """Do as `DiTAdapter.widen`; return the name of the weight.
-
-    Raises:
-        BackboneError: if the family of the DiT cannot.
-    """
-    adapter: DiTAdapter = adapter_of(dit)
-    try:
-        adapter.widen(dit)
-    except ValueError as error:
-        raise BackboneError(str(error)) from error
-    return adapter.input_weight
 
 
 def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from diffusers.models import QwenImageTransformer2DModel
 from torch import Tensor
 
 from wemmu.backbones.adapters import DiTStage
+from wemmu.published.layout import BackboneError
 
 
 class QwenImage:
@@ -20,7 +21,7 @@ class QwenImage:
         return dit.config["in_channels"] // dit.config["patch_size"] ** 2
 
     def widen(self, dit: QwenImageTransformer2DModel) -> None:
-        raise ValueError("Qwen-Image takes no source latents (recipe.bridge.source_latents); valid with it: Sana")
+        raise BackboneError("Qwen-Image takes no source latents (recipe.bridge.source_latents); valid with it: Sana")
 
     def velocity(self, dit: QwenImageTransformer2DModel, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """Call the model, which takes and returns one token for p x p latents.

@@ -20,7 +20,6 @@ from wemmu.backbones.weights import (
     load_autoencoder,
     load_dit,
     load_vlm,
-    widen,
 )
 from wemmu.config.exported import processor_folder
 from wemmu.config.schema import Backbones, StageRun
@@ -71,7 +70,7 @@ def assemble(run: StageRun, vlm: Any, vae: FrozenVAE, dit: nn.Module) -> tuple[W
     frozen = FrozenVLM(vlm, [0.5] * 3, [0.5] * 3)
     assert isinstance(run.recipe, WeMMUConfig)
     if run.recipe.bridge.source_latents:
-        widen(dit)
+        adapter_of(dit).widen(dit)
     bridge = Bridge(run.recipe.bridge, frozen.language_model, vae.latent_channels, caption_channels(dit))
     model = WeMMU(frozen, vae, bridge.to(vlm.dtype), dit)
     return model, FlowMatchingLoss(model, run)
