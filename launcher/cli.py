@@ -225,8 +225,9 @@ def _check(config: Curriculum, run_folder: Path, site: Cluster | None = None) ->
     """Check everything that would fail later, report all of it at once, and warn of probable failures."""
     gpu = site.gpu if site and site.gpus else None
     memory: list[Call] = [(planned_memory, config, gpu)] if gpu else []
-    folder.refuse_problems(config, [*memory, *calls(config, run_folder)])
+    # First: it takes no time, while some of the others measure the model.
     folder.check(config, run_folder)
+    folder.refuse_problems(config, [*memory, *calls(config, run_folder)])
 
 
 def _submit(config: Curriculum, run_folder: Path, cluster: Cluster, as_json: bool = False) -> None:

@@ -105,6 +105,9 @@ def test_what_is_no_run_and_no_checkpoint_is_refused_before_the_models_load(tmp_
     (card := tmp_path / "run/a/evaluation/card.json").parent.mkdir()
     card.touch()
     no_checkpoint = ("evaluate", str(stage), "--checkpoint", str(tmp_path / "absent"))
+    (empty := tmp_path / "empty").mkdir()
+    below_a_file = str(card / "x")
+    usage = ("--solver", "fidelty", below_a_file, "--tp")
     for command, said in (
         (("report", str(tmp_path)), f"{tmp_path} is not a run; "),
         (no_checkpoint, "is not a checkpoint: it has no manifest.json; "),
@@ -113,9 +116,16 @@ def test_what_is_no_run_and_no_checkpoint_is_refused_before_the_models_load(tmp_
         (("sample", str(stage), "--prompt", "x", "--solver", "hein"), "--solver hein is unknown; did you mean heun?"),
         (("compare", str(tmp_path), str(tmp_path)), f"{tmp_path} holds no result card (card.json); valid inside it: "),
         ((*no_checkpoint, "--benchmark", "shapes"), "is not a checkpoint: it has no manifest.json; "),
+        (("evaluate", str(stage), "--benchmark", "fidelty"), "--benchmark fidelty is unknown; did you mean fidelity?"),
+        (("evaluate", str(empty), "--benchmark", "fidelity"), f"{empty} is empty; valid: a run, "),
+        (("evaluate", str(stage), "--benchmark", "shapes", "--out", below_a_file), f"{card} is a file; "),
+        (("export", str(stage), "--out", below_a_file), f"{card} is a file; "),
+        (("export", str(stage), "--ship", below_a_file), f"{card} is a file; "),
+        (("doctor", str(tmp_path / "absent.yaml")), f"there is no {tmp_path / 'absent.yaml'}; "),
+        (("plan", str(config), "--tp", "0"), "Invalid value for '--tp'"),
     ):
         done, modules = loaded(*command)
-        assert done.returncode == (2 if "--solver" in command else FINAL)
+        assert done.returncode == (2 if {*usage} & {*command} else FINAL), command
         assert said in done.stderr
         assert not modules & HEAVY
 

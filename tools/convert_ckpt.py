@@ -33,6 +33,7 @@ from tools.export import replacing
 from wemmu.command_line import Ema, UsageError, plainly, program, start, without_unused
 from wemmu.config import StageRun, load_stage
 from wemmu.config.checkpoints import check_adapters, check_averages, newest_checkpoint, stage_folder
+from wemmu.config.files import nearest
 
 
 class Dtype(StrEnum):
@@ -119,6 +120,10 @@ def main(
         if given is not None and target not in kinds:
             raise UsageError(f"{option} has no effect with {target}; it is for {', '.join(kinds)}")
     table = parse_table(rename or [])
+    path = targets[target]
+    assert path is not None, "it was given"
+    if (place := nearest(path)) != path and not place.is_dir():
+        raise UsageError(f"{target} {path} cannot be written: {place} is a file; give another name")
     if out is not None:
         replacing.check_export(out)
     if ship is not None:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from wemmu.command_line import FAILED, AsJson, plainly, program, start
+from wemmu.config import load_curriculum, shipped
 from wemmu.diagnosis.report import as_json, diagnose, of_status, render
 
 
@@ -25,6 +26,9 @@ def main(
 
     Exits with 1 if there is a problem. Changes nothing and uses no network.
     """
+    if curriculum is not None and not shipped.config_file(curriculum).is_file():
+        # Raises an error that says what may be meant.
+        load_curriculum(curriculum)
     # Libraries print messages when they are imported; drop them.
     with Console(stderr=True).status("Looking at this machine ..."), contextlib.redirect_stdout(sys.stderr):
         report = diagnose(curriculum)

@@ -12,9 +12,10 @@ import typer
 
 from wemmu import batch_job
 from wemmu.command_line import AsJson, Ema, UsageError, plainly, program, start
-from wemmu.config import StageRun, load_stages
+from wemmu.config import ConfigError, StageRun, load_stages
 from wemmu.config.benchmarks import OPTIONS, RESULTS, card_folder, from_pairs, options
 from wemmu.config.checkpoints import CHECKPOINTS, MANIFEST, no_checkpoint, trained_stage
+from wemmu.config.files import nearest
 from wemmu.readable import valid
 from wemmu.source import choose_device, open_pipeline
 
@@ -66,6 +67,10 @@ def main(
     for_benchmarks = {"--set": set_, "--out": out, "--replace": replace}
     if benchmark is None and (unused := [name for name, value in for_benchmarks.items() if value]):
         raise UsageError(f"{unused[0]} needs --benchmark NAME; valid names: {', '.join(OPTIONS)}")
+    if benchmark is not None and benchmark not in OPTIONS:
+        raise UsageError(f"--benchmark {benchmark} is unknown; {valid(benchmark, OPTIONS, 'valid choices')}")
+    if out is not None and not nearest(out).is_dir():
+        raise UsageError(f"--out {out} cannot be a folder: {nearest(out)} is a file; give another name")
     if benchmark is not None and prompts is not None:
         raise UsageError("--prompts is for a stage; of a benchmark that has prompts, say --set prompts=N")
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
@@ -133,6 +138,8 @@ def _benchmark(
     others = not exported and source.is_dir() and not (source / "config.yaml").is_file() and not load_stages(source)
     if (exported or others) and (checkpoint or ema is not None):
         raise UsageError(f"{source} is not a run, and only runs have checkpoints; leave out --checkpoint and --ema")
+    if others and not any(source.iterdir()):
+        raise ConfigError(f"{source} is empty; valid: a run, a stage, an export, or a folder with a benchmark's images")
     stage, run = (None, None) if exported or others else trained_stage(source, ema, checkpoint)
     # What the config of the run says, unless --set says otherwise.
     configured = run.evaluation.after(run.stage).get(name) if run else None

@@ -17,12 +17,12 @@ from wemmu.planning.tables import render
 @plainly()
 def main(
     curriculum: CurriculumFile,
-    world: Annotated[int | None, typer.Option(help="Number of GPUs; default: the curriculum's.")] = None,
+    world: Annotated[int | None, typer.Option(min=1, help="Number of GPUs; default: the curriculum's.")] = None,
     tp: Annotated[
-        int | None, typer.Option(help="Tensor parallel degree of the DiT; default: the curriculum's.")
+        int | None, typer.Option(min=1, help="Tensor parallel degree of the DiT; default: the curriculum's.")
     ] = None,
     pp: Annotated[
-        int | None, typer.Option(help="Pipeline parallel degree of the DiT; default: the curriculum's.")
+        int | None, typer.Option(min=1, help="Pipeline parallel degree of the DiT; default: the curriculum's.")
     ] = None,
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "h100",
     mfu: Annotated[

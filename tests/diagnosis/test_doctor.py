@@ -42,9 +42,10 @@ def test_the_doctor_finds_only_what_is_truly_wrong_here_and_tells_no_secret(tmp_
 
 @pytest.mark.slow
 def test_a_curriculum_that_is_none_is_an_answer_not_a_traceback(tmp_path: Path):
-    done = doctor(tmp_path / "nowhere.yaml")
+    (invalid := tmp_path / "invalid.yaml").write_text("name: x", encoding="utf-8")
+    done = doctor(invalid)
     assert done.returncode == 1
-    assert "nowhere.yaml" in done.stdout.replace("\n", "")
+    assert "invalid.yaml" in done.stdout.replace("\n", "")
     assert "Traceback" not in done.stderr
 
 

@@ -201,6 +201,10 @@ def test_a_run_folder_that_cannot_be_made_is_refused_before_anything_starts(runn
         result = call("run", "x.yaml", "--dry-run", "--run", name)
         assert result.exit_code == FINAL, result.output
         assert reason in result.stderr
+        # Before the checks that may measure the model.
+        result = call("run", "x.yaml", "--dry-run", "--run", name, "--set", "backbones.vlm=nowhere")
+        assert reason in result.stderr
+        assert "nowhere" not in result.stderr
 
 
 def test_data_that_cannot_be_written_is_refused_before_anything_starts(runnable: Curriculum, tmp_path: Path):
