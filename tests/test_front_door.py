@@ -201,10 +201,11 @@ def test_config_shows_where_each_value_comes_from_and_checks_without_running(tmp
         row | {"from": "--set"} for row in rows.values()
     ]
     (tmp_path / "bad.yaml").write_text("name: x")
-    result = CliRunner().invoke(app, ["config", "check", config[2], str(tmp_path / "bad.yaml")])
+    result = CliRunner().invoke(app, ["config", "check", f"{tmp_path}/bad.yaml", config[2], f"{tmp_path}/none.yaml"])
     assert result.exit_code == 78
     assert "demo.yaml: valid, stages stage1, stage2, stage3, stage4" in result.stdout
     assert "backbones: Field required" in result.stderr
+    assert f"there is no {tmp_path}/none.yaml" in result.stderr
 
 
 def test_scipy_is_hidden_while_a_command_imports_libraries_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:

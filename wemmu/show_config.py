@@ -11,7 +11,7 @@ import yaml
 
 from wemmu.command_line import AsJson, Overrides, plainly, program, start
 from wemmu.config import shipped
-from wemmu.config.base import leaves
+from wemmu.config.base import ConfigError, leaves
 from wemmu.config.load import load_traced
 from wemmu.config.schema import Curriculum
 from wemmu.diagnosis.preflight import random_parts, unused_options
@@ -53,12 +53,19 @@ def check(
 ) -> None:
     """Check the fields of curricula.
 
-    Exits with 78 at the first invalid one. `wemmu run --dry-run` also checks backbones and data.
+    Exits with 78 if one is invalid. `wemmu run --dry-run` also checks backbones and data.
     """
+    faults = []
     for source in sources:
-        config, _ = load_traced(_file(source), Curriculum, overrides or ())
+        try:
+            config, _ = load_traced(_file(source), Curriculum, overrides or ())
+        except ConfigError as error:
+            faults.append(str(error))
+            continue
         _warn(config)
         print(f"{source}: valid, stages {', '.join(stage.name for stage in config.stages)}")
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 @plainly()
