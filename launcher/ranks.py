@@ -5,6 +5,7 @@ rank that hangs.
 """
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         for number in _FORWARDED:
             signal.signal(number, forward)
         first = said.node * said.count
-        return _wait(ranks, first, _Watch(beats, first, said.hang_after))
+        return _wait(ranks, beats, first, said.hang_after)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -54,7 +55,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("count", type=int, help="ranks on each node")
     parser.add_argument("--nodes", type=int, default=1, help="of the job; more than one need MASTER_ADDR, MASTER_PORT")
     parser.add_argument("--node", type=int, default=batch_job.node_number(), help="number of this one")
-    parser.add_argument("--hang-after", type=float, help="seconds without a sign of life until a rank counts as hung")
+    parser.add_argument("--hang-after", type=float, default=math.inf, help="seconds until a silent rank counts as hung")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     said = parser.parse_args(arguments)
     if said.nodes == 1:
@@ -85,21 +86,12 @@ def _rendezvous(nodes: int) -> dict[str, str]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
-class _Watch:
-    """Watches the ranks' signs of life: each rank touches a file after every step."""
-
-    def __init__(self, beats: Sequence[Path], first: int, hang_after: float | None) -> None:
-        self._beats, self._first, self._hang_after = beats, first, hang_after
-
-    def silent(self, rank: int) -> float | None:
-        """Return the seconds since the last sign of life of a hung rank; None if it does not hang."""
-        if self._hang_after is None:
-            return None
-        since = time.time() - self._beats[rank].stat().st_mtime
-        return since if since > self._hang_after else None
+def _silence(beat: Path) -> float:
+    """Return the seconds since a rank's last sign of life: it touches its file after every step."""
+    return time.time() - beat.stat().st_mtime
 
 
-def _wait(ranks: Sequence["subprocess.Popen[bytes]"], first: int, watch: _Watch) -> int:
+def _wait(ranks: Sequence["subprocess.Popen[bytes]"], beats: Sequence[Path], first: int, hang_after: float) -> int:
     failed, since = 0, 0.0
     while True:
         codes = [rank.poll() for rank in ranks]
@@ -112,7 +104,9 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], first: int, watch: _Watch)
             return failed or max(code or 0 for code in codes)
         if failed and time.monotonic() - since > _GRACE_S:
             _kill(ranks)
-        elif not failed and (hung := [(i, s) for i, c in enumerate(codes) if c is None and (s := watch.silent(i))]):
+        elif not failed and (
+            hung := [(i, s) for i, c in enumerate(codes) if c is None and (s := _silence(beats[i])) > hang_after]
+        ):
             number, silence = hung[0]
             _say(f"rank {first + number} has made no step for {silence:.0f} s; stacks of the ranks of this node:")
             _show_stacks(ranks, first)

@@ -41,5 +41,5 @@ def test_a_program_that_hangs_is_ended_with_its_children():
 
 
 def test_what_a_program_says_comes_back_with_its_code():
-    done = answer(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout_s=60)
-    assert (done.code, done.output.splitlines()) == (3, ["out", "err"])
+    code, output = answer(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout_s=60)
+    assert (code, output.splitlines()) == (3, ["out", "err"])

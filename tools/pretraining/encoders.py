@@ -23,9 +23,10 @@ from tools.pretraining.loop import fit
 from wemmu.backbones.encoders import ImageEncoder, cosine
 from wemmu.pixels import to_pixels
 from wemmu.shapes.backbones import ENCODER_PATCH_PX, ENCODER_WIDTH, HIGH_PX, LOW_PX
+from wemmu.shapes.edits import swap
 from wemmu.shapes.language import caption, full_caption
 from wemmu.shapes.render import render
-from wemmu.shapes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Object, Scene, random_scene
+from wemmu.shapes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, random_scene
 
 MEAN = STD = [0.5, 0.5, 0.5]
 RESOLUTIONS = (LOW_PX, 48, HIGH_PX, 96)
@@ -46,14 +47,14 @@ def _attribute(name: str, choices: tuple[str, ...]) -> Callable[[Scene, random.R
         old = rng.choice(scene.objects)
         new = rng.choice([choice for choice in choices if choice != getattr(old, name)])
         changed: dict[str, Any] = {name: new}
-        return _swapped(scene, old, replace(old, **changed))
+        return swap(scene, old, replace(old, **changed))
 
     return change
 
 
 def _move(scene: Scene, rng: random.Random) -> Scene | None:
     old = rng.choice(scene.objects)
-    return _swapped(scene, old, replace(old, cell=rng.choice(scene.free_cells)))
+    return swap(scene, old, replace(old, cell=rng.choice(scene.free_cells)))
 
 
 def _relation(scene: Scene, rng: random.Random) -> Scene | None:
@@ -67,10 +68,6 @@ def _relation(scene: Scene, rng: random.Random) -> Scene | None:
 
 def _background(scene: Scene, rng: random.Random) -> Scene | None:
     return replace(scene, background=rng.choice([name for name in BACKGROUNDS if name != scene.background]))
-
-
-def _swapped(scene: Scene, old: Object, new: Object) -> Scene:
-    return replace(scene, objects=(*(o for o in scene.objects if o is not old), new))
 
 
 # What differs -> a scene that differs in it alone; None where it cannot.

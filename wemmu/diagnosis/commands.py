@@ -4,19 +4,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Done:
-    """`output` holds standard output and standard error."""
-
-    code: int
-    output: str
-
-
-def answer(command: Sequence[str], timeout_s: float) -> Done:
-    """Run a program without input.
+def answer(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
+    """Run a program without input; return its exit code, and its standard output and standard error.
 
     Raises:
         TimeoutError: if it has not ended in time; then it and all that it started are killed.
@@ -40,4 +31,4 @@ def answer(command: Sequence[str], timeout_s: float) -> Done:
         if isinstance(error, subprocess.TimeoutExpired):
             raise TimeoutError(f"{command[0]} did not answer within {timeout_s:g} s") from None
         raise
-    return Done(process.returncode, output.strip())
+    return process.returncode, output.strip()

@@ -42,11 +42,11 @@ def _driver() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     try:
-        done = answer(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], _SMI_TIMEOUT)
+        code, output = answer(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], _SMI_TIMEOUT)
     except TimeoutError:
         return "that does not answer"
-    lines = done.output.splitlines()
-    return lines[0] if done.code == 0 and lines else None
+    lines = output.splitlines()
+    return lines[0] if code == 0 and lines else None
 
 
 def bfloat16() -> Finding:

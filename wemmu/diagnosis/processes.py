@@ -29,15 +29,15 @@ def process_group(backend: str, timeout_s: float = TIMEOUT_S) -> Finding:
     name = f"two ranks by {backend}"
     started = time.monotonic()
     try:
-        done = answer([sys.executable, "-m", "wemmu.diagnosis.loopback", backend], timeout_s)
+        code, output = answer([sys.executable, "-m", "wemmu.diagnosis.loopback", backend], timeout_s)
     except TimeoutError:
         return Finding(
             name, "problem", f"no sum on 127.0.0.1 within {timeout_s:g} s, imports included", _REMEDIES[backend]
         )
     took = time.monotonic() - started
-    if done.code:
+    if code:
         # The last line that names an error; what follows are notes of libraries.
-        errors = re.findall(r"^\S*(?:Error|Exception)\b.*$", done.output, re.MULTILINE)
-        reason = errors[-1] if errors else done.output
-        return Finding(name, "problem", f"ended with code {done.code}: {short(reason)}", _REMEDIES[backend])
+        errors = re.findall(r"^\S*(?:Error|Exception)\b.*$", output, re.MULTILINE)
+        reason = errors[-1] if errors else output
+        return Finding(name, "problem", f"ended with code {code}: {short(reason)}", _REMEDIES[backend])
     return Finding(name, "ok", f"spawned, met on 127.0.0.1 and summed in {took:.1f} s")

@@ -19,13 +19,13 @@ def slurm(timeout_s: float = SLURM_TIMEOUT_S) -> Finding:
     if shutil.which("sinfo") is None:
         return Finding("Slurm", "ok", "not here: the launcher runs jobs on this machine")
     try:
-        version = answer(["sinfo", "--version"], timeout_s).output
-        done = answer(["sinfo", "--noheader", "--format=%R %a"], timeout_s)
+        _, version = answer(["sinfo", "--version"], timeout_s)
+        code, output = answer(["sinfo", "--noheader", "--format=%R %a"], timeout_s)
     except (TimeoutError, OSError) as error:
         return Finding("Slurm", "problem", f"sinfo is here, but: {error}", _slurm_remedy())
-    if done.code:
-        return Finding("Slurm", "problem", f"{version}, but sinfo says: {short(done.output)}", _slurm_remedy())
-    up = sorted({line.split()[0] for line in done.output.splitlines() if line.split()[-1] == "up"})
+    if code:
+        return Finding("Slurm", "problem", f"{version}, but sinfo says: {short(output)}", _slurm_remedy())
+    up = sorted({line.split()[0] for line in output.splitlines() if line.split()[-1] == "up"})
     if not up:
         remedy = "ask the administrator, or `scontrol update partition=NAME state=up`"
         return Finding("Slurm", "warning", f"{version}, no partition is up", remedy)

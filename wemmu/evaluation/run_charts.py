@@ -84,7 +84,9 @@ def reward_charts(stage: StageRecord) -> list[Markup]:
     if "reward" not in recorded:
         return []
     charts = {
-        "reward, and what rewards nothing": {key: key.removeprefix("reward/") for key in recorded if _is_reward(key)},
+        "reward, and what rewards nothing": {
+            key: key.removeprefix("reward/") for key in recorded if key.partition("/")[0] == "reward"
+        },
         "tokens of a caption": {"length/max": "longest", "length": "mean", "length/min": "shortest"},
         "entropy of a token, nats": {"entropy": ""},
         "share of ratios that are clipped": {"clipped_high": "above", "clipped_low": "below"},
@@ -97,10 +99,6 @@ def reward_charts(stage: StageRecord) -> list[Markup]:
         chart(title, [_curve(stage, key, label, color) for (key, label), color in curves])
         for title, curves in drawn.items()
     ]
-
-
-def _is_reward(key: str) -> bool:
-    return key == "reward" or key.startswith("reward/")
 
 
 def share_charts(stage: StageRecord) -> list[Markup]:

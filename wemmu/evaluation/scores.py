@@ -1,6 +1,5 @@
 """Scores a generated image, and computes intervals for the share of correct ones."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,27 +22,15 @@ HEADLINE = {
     Task.UNDERSTANDING: "right",
     Task.CAPTION: "same",
 }
-# Quantile of the standard normal for a two-sided interval of 95 %.
-Z_95 = 1.959963984540054
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share, within [0, 1].
+    """Return the 95 % Wilson score interval of a share, which unlike the normal one is valid at 0 and all successes."""
+    # Slow to import, and only a finished evaluation needs it.
+    from scipy.stats import binomtest
 
-    With p = successes / n:  (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)   (Wilson 1927).
-    Unlike the normal interval it is valid at 0 and n successes.
-
-    Raises:
-        ValueError: if `count` is not positive or `successes` not within 0..count.
-    """
-    if count <= 0 or not 0 <= successes <= count:
-        raise ValueError(f"{successes} of {count} is not a share; valid choices: count > 0 and 0 <= successes <= count")
-    p, z2 = successes / count, Z_95**2
-    centre = p + z2 / (2 * count)
-    spread = Z_95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
-    low, high = (centre - spread) / (1 + z2 / count), (centre + spread) / (1 + z2 / count)
-    # At the ends the formula gives 0 and 1 up to rounding.
-    return (0.0 if successes == 0 else low), (1.0 if successes == count else high)
+    interval = binomtest(successes, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class Edit:
     target: Scene
 
 
-def _swap(scene: Scene, old: Object, new: Object | None) -> Scene:
+def swap(scene: Scene, old: Object, new: Object | None) -> Scene:
+    """Replace an object of a scene, or take it away."""
     kept = tuple(o for o in scene.objects if o is not old)
     return replace(scene, objects=kept + ((new,) if new else ()))
 
@@ -49,28 +50,28 @@ def _recolor(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
     obj = rng.choice(scene.objects)
     color = _other(rng, tuple(COLORS), obj.color)
     wording = rng.choice(("make {} {}", "paint {} {}", "change the colour of {} to {}"))
-    return wording.format(rng.choice(references(scene, obj)), color), _swap(scene, obj, replace(obj, color=color))
+    return wording.format(rng.choice(references(scene, obj)), color), swap(scene, obj, replace(obj, color=color))
 
 
 def _reshape(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
     obj = rng.choice(scene.objects)
     shape = _other(rng, SHAPES, obj.shape)
     wording = rng.choice(("turn {} into a {}", "replace {} with a {}"))
-    return wording.format(rng.choice(references(scene, obj)), shape), _swap(scene, obj, replace(obj, shape=shape))
+    return wording.format(rng.choice(references(scene, obj)), shape), swap(scene, obj, replace(obj, shape=shape))
 
 
 def _resize(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
     obj = rng.choice(scene.objects)
     size = _other(rng, SIZES, obj.size)
     word = rng.choice({"large": ("large", "bigger"), "small": ("small", "smaller")}[size])
-    return f"make {rng.choice(references(scene, obj))} {word}", _swap(scene, obj, replace(obj, size=size))
+    return f"make {rng.choice(references(scene, obj))} {word}", swap(scene, obj, replace(obj, size=size))
 
 
 def _move(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
     obj = rng.choice(scene.objects)
     cell = rng.choice(scene.free_cells)
     text = f"move {rng.choice(references(scene, obj))} to the {CELLS[cell]}"
-    return text, _swap(scene, obj, replace(obj, cell=cell))
+    return text, swap(scene, obj, replace(obj, cell=cell))
 
 
 def _add(scene: Scene, rng: random.Random) -> tuple[str, Scene] | None:
@@ -87,7 +88,7 @@ def _remove(scene: Scene, rng: random.Random) -> tuple[str, Scene] | None:
     if len(scene.objects) == 1:
         return None
     obj = rng.choice(scene.objects)
-    return f"{rng.choice(('remove', 'delete'))} {rng.choice(references(scene, obj))}", _swap(scene, obj, None)
+    return f"{rng.choice(('remove', 'delete'))} {rng.choice(references(scene, obj))}", swap(scene, obj, None)
 
 
 def _background(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
@@ -129,7 +130,7 @@ def random_two_image_edit(rng: random.Random, split: Split = "train") -> Edit:
         first = random_scene(rng, "test" if split == "composition" else split)
         second = random_scene(rng, split, objects=1)
         old, new = rng.choice(first.objects), second.objects[0]
-        target = _swap(first, old, replace(new, cell=old.cell))
+        target = swap(first, old, replace(new, cell=old.cell))
         if target != first and target.split == split:
             wording = rng.choice(TWO_IMAGE_WORDINGS)
             return Edit("replace", (first, second), wording.format(rng.choice(references(first, old))), target)
@@ -138,6 +139,6 @@ def random_two_image_edit(rng: random.Random, split: Split = "train") -> Edit:
 def edits_with_object(first: Scene, second: Scene) -> Iterator[Edit]:
     """Yield every two-image edit of these scenes, in every wording."""
     for old in first.objects:
-        target = _swap(first, old, replace(second.objects[0], cell=old.cell))
+        target = swap(first, old, replace(second.objects[0], cell=old.cell))
         for reference, wording in product(references(first, old), TWO_IMAGE_WORDINGS):
             yield Edit("replace", (first, second), wording.format(reference), target)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from wemmu.shapes.edits import edits_with_object
+from wemmu.shapes.edits import edits_with_object, swap
 from wemmu.shapes.language import Mention
 from wemmu.shapes.scene import BACKGROUNDS, CELLS, COLORS, SHAPES, SIZES, Object, Scene
 
@@ -50,14 +50,14 @@ def _edited(text: str, scene: Scene) -> Scene:
         new = Object(CELLS.index(said["cell"]), said["shape"], said["color"], said["size"])
         return _with(scene, new)
     if said := re.fullmatch(_REMOVAL, text):
-        return _without(scene, _named(scene, said))
+        return swap(scene, _named(scene, said), None)
     for field, pattern in _CHANGES:
         if said := re.fullmatch(pattern, text):
             old, value = _named(scene, said), said["new"]
             values: dict[str, Any] = (
                 {"cell": CELLS.index(value)} if field == "cell" else {field: _SIZE_OF.get(value, value)}
             )
-            return _with(_without(scene, old), replace(old, **values))
+            return _with(swap(scene, old, None), replace(old, **values))
     raise ValueError(f"{text!r} is not an edit of one image in the shapes world")
 
 
@@ -65,10 +65,6 @@ def _with(scene: Scene, obj: Object) -> Scene:
     if scene.at(obj.cell):
         raise ValueError(f"the {CELLS[obj.cell]} of the image is not free")
     return replace(scene, objects=(*scene.objects, obj))
-
-
-def _without(scene: Scene, obj: Object) -> Scene:
-    return replace(scene, objects=tuple(o for o in scene.objects if o != obj))
 
 
 def _named(scene: Scene, said: re.Match[str]) -> Object:

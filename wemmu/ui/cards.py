@@ -48,28 +48,24 @@ def _count(results: list[Result]) -> Markup:
 
 
 def _card(number: int, result: Result) -> Markup:
-    finished = result.settings is not None
     kind = " pixelated" if max(result.image.size) <= PIXELATED else ""
     shown = Markup('<img class="{}" src="{}" alt="{}">').format(
-        ("" if finished else "forming") + kind, _source(result), f"seed {result.seed}"
+        ("" if result.settings else "forming") + kind, _source(result), f"seed {result.seed}"
     )
     lines = [Markup('<span class="pale">seed {}</span>').format(result.seed)]
-    if finished:
+    if result.settings:
+        answered = result.settings["task"] == Task.UNDERSTANDING
         name = f"{result.model}-seed-{result.seed}.png"
         lines.append(
             Markup(
                 '<span class="actions"><a download="{}" href="{}" title="Save the PNG with its settings">Download</a>'
                 '<button data-use="{}" title="Make it the input image">{}</button></span>'
-            ).format(name, _source(result), number, "Ask about this" if _answered(result) else "Edit this")
+            ).format(name, _source(result), number, "Ask about this" if answered else "Edit this")
         )
     words = Markup('<p class="words">{}</p>').format(result.words) if result.words else Markup("")
     return Markup('<figure>{}<figcaption><div class="line">{}</div>{}{}</figcaption></figure>').format(
         shown, Markup("").join(lines), words, _verdict(result.verdict)
     )
-
-
-def _answered(result: Result) -> bool:
-    return result.settings is not None and result.settings["task"] == Task.UNDERSTANDING
 
 
 def _verdict(verdict: Verdict | None) -> Markup:

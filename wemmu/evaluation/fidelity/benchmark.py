@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from wemmu.backbones.encoders import ImageEncoder, cosine, load_encoder
@@ -20,7 +19,7 @@ from wemmu.data.streams import open_held_out
 from wemmu.evaluation.benchmark import Benchmark, BenchmarkError, BenchmarkRequest, Judged, Mark, mean_of
 from wemmu.evaluation.fidelity.measures import closer_to_target, identity, pixel_shift, psnr, unasked
 from wemmu.evaluation.fidelity.perceptual import LPIPS, SMALLEST
-from wemmu.pixels import to_images, to_unit
+from wemmu.pixels import as_image, to_unit
 from wemmu.published.check import check
 from wemmu.published.known import ENCODER
 
@@ -52,7 +51,7 @@ class Fidelity(Benchmark):
                     continue
                 self._targets[key] = record.target.float() / 255
                 seed = int.from_bytes(hashlib.sha256(f"{options.seed}/{record.id}".encode()).digest()[:7])
-                images = tuple(_image(image.float() / 255) for image in record.images)
+                images = tuple(map(as_image, record.images))
                 size = (stream.settings.height, stream.settings.width)
                 category = str(stream.settings.task)
                 self._requests.append(BenchmarkRequest(key, record.prompt, category, key, seed, images, size))
@@ -133,10 +132,6 @@ def _data(options: FidelityOptions, run: StageRun | None) -> Data:
             "training, or score another data set: --set shards=DIR"
         )
     return run.data
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    return to_images(pixels[None] * 2 - 1)[0]
 
 
 BENCHMARK = Fidelity
