@@ -116,11 +116,12 @@ class Ledger:
 
         Only removes names that the writer uses; a user's files stay.
         """
-        for folder in (self.root, self.root / LEDGER, self.root / SCAN):
-            for left in folder.glob("*.json*.tmp" if folder == self.root else "*.tmp"):
+        # task / resolution / size, which holds the index of a stream and its partitions
+        streams = [folder for task in Task for folder in self.root.glob(f"{task}/*/*/")]
+        for folder in (self.root, self.root / LEDGER, self.root / SCAN, *streams):
+            for left in folder.glob("*.tmp" if folder.name in (LEDGER, SCAN) else "*.json*.tmp"):
                 left.unlink()
-        # task / resolution / size / partition
-        for directory in (d for task in Task for d in self.root.glob(f"{task}/*/*/*/")):
+        for directory in (d for stream in streams for d in stream.glob("*/")):
             number = _PARTITION.fullmatch(directory.name)
             if number and (number["aside"] or int(number["number"]) not in finished):
                 shutil.rmtree(directory)

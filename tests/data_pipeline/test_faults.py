@@ -141,6 +141,6 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     curriculum, said = curriculum_of(tmp_path / "shards", [SHAPES | {"samples": {"t2i": 5, "edit": 5}}]), StringIO()
     write_here(curriculum)
     (tmp_path / "shards/report.json").unlink()
-    (tmp_path / "shards/report.html.tmp").mkdir()
+    (tmp_path / f"shards/report.html.{os.getpid()}.tmp").mkdir()
     write(curriculum, Console(file=said, soft_wrap=True), workers=0)
-    assert str(tmp_path / "shards/report.html.tmp") in said.getvalue()
+    assert str(tmp_path / "shards/report.html") in said.getvalue()
