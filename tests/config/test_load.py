@@ -254,9 +254,9 @@ def test_a_file_that_is_not_what_was_meant_is_named_with_the_line(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("scheduler/scheduler_config.json", "{}", r"scheduler_config\.json does not say shift"),
-        ("model_index.json", '{"_class_name": "WeMMUPipeline"}', r"model_index\.json does not say resolution"),
-        ("bridge/config.json", "[]", r"config\.json does not say bridge"),
+        ("scheduler/scheduler_config.json", "{}", r"scheduler_config\.json has no field shift"),
+        ("model_index.json", '{"_class_name": "WeMMUPipeline"}', r"model_index\.json has no field resolution"),
+        ("bridge/config.json", "[]", r"config\.json has no field bridge"),
     ],
 )
 def test_half_an_export_to_begin_with_is_named(tmp_path: Path, name: str, content: str, words: str):

@@ -167,7 +167,10 @@ REFUSED = {
         [put("parallel", {"engine": "zero3", "ranks": 3})],
         "stage first: the global batch 16 is not a multiple of the 3 ranks",
     ),
-    "several processes of the single engine": ([put("parallel", {"ranks": 2})], "engine single is one process, not 2"),
+    "several processes of the single engine": (
+        [put("parallel", {"ranks": 2})],
+        "engine single is one process, but ranks is 2",
+    ),
     "degrees of an engine that has none": (
         [put("parallel", {"engine": "zero3", "ranks": 2, "tp": 2})],
         "zero3 has no tensor or pipeline parallelism",

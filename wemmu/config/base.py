@@ -74,7 +74,7 @@ class Config(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             known = cls.model_fields.get(name)
             if known is not None and _holds_switch(value) and not _mentions_bool(known.annotation):
-                raise ValueError(f"{name} is {value}: a boolean (true, yes, on), but a number or a text is needed")
+                raise ValueError(f"{name} is {value}: a boolean (true, yes, on), but must be a number or text")
             if known is not None and any(hasattr(rule, "le") for rule in known.metadata):
                 # Its own bound names the field.
                 continue

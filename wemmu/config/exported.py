@@ -64,8 +64,8 @@ def completed(tree: Mapping[str, Any], export: Path) -> dict[str, Any]:
     bridge = _read(export / BRIDGE / "config.json", "bridge")["bridge"]
     if bridge.get("source_latents") and "dit" not in (tree.get("backbones") or {}):
         raise ValueError(
-            f"export: the DiT of {export} was widened for recipe.bridge.source_latents, as a published one is; "
-            "set backbones.dit to the DiT that training started from"
+            f"export: the DiT of {export} has input channels for recipe.bridge.source_latents, so it is no "
+            "start for others; set backbones.dit to the DiT that its training started from"
         )
     # How its run trained, not what the model is: RecA's would take the VAE branch from every later reconstruction.
     bridge.pop("reconstruct_without_vae", None)
@@ -103,5 +103,5 @@ def _read(file: Path, needed: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"export: {file} cannot be read: {error}") from error
     if not isinstance(found, dict) or needed not in found:
-        raise ValueError(f"export: {file} does not say {needed}, as `wemmu export` writes it; export the run again")
+        raise ValueError(f"export: {file} has no field {needed}; export the run again with `wemmu export`")
     return found

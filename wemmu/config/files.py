@@ -92,5 +92,5 @@ def check_yaml(what: str, yaml_text: str | io.StringIO) -> None:
         if isinstance(event, ScalarEvent) and event.implicit[0] and _OTHER_BASE.fullmatch(event.value):
             raise ConfigError(
                 f"{where}: YAML reads {event.value} as a number to the base 8 or 60; write it in digits without a "
-                "leading 0, or in quotes if it is a text"
+                "leading 0, or in quotes if it is text"
             )

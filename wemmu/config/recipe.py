@@ -110,10 +110,7 @@ class RecipeConfig(Config):
                 f"recipe.lora: the recipe {name} has no adapters for {', '.join(odd)}; {valid(odd, self.adaptable)}"
             )
         if self.lora and engine == "hybrid":
-            raise ValueError(
-                "recipe.lora: engine hybrid slices the layers themselves and has no slices of adapters; valid engines "
-                "with it: single, zero3"
-            )
+            raise ValueError("recipe.lora: engine hybrid does not support adapters; valid engines: single, zero3")
         for stage in stages:
             if not isinstance(stage.objective, self.objectives):
                 kinds = [kind for objective in self.objectives for kind in objective.titles]
@@ -148,7 +145,7 @@ class RecipeConfig(Config):
             slices = slices or not trained.isdisjoint(inside)
             if engine == "hybrid" or (engine == "zero3" and slices):
                 raise ValueError(
-                    f"memory.quantize: engine {engine} has no slices of {part} in 8 or 4 bit; set "
+                    f"memory.quantize: engine {engine} cannot shard {part} in 8 or 4 bit; set "
                     f"parallel.engine=single, or remove memory.quantize.{part}"
                 )
             copied = {module for module, prefixes in self.modules.items() if any(p in self.copies for p in prefixes)}

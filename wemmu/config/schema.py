@@ -15,6 +15,12 @@ from wemmu.config.upgrade import upgraded
 from wemmu.readable import valid
 
 
+def _nearest(batch: int, ranks: int) -> str:
+    """Return the multiples of `ranks` around a global batch, for a message."""
+    below = batch // ranks * ranks
+    return " and ".join(str(n) for n in (below, below + ranks) if n)
+
+
 class Backbones(Config):
     """Directories in the published layout: a VLM, an autoencoder and, where the recipe has one, a DiT.
 
@@ -119,11 +125,19 @@ class Parallel(Config):
     def _check(self) -> "Parallel":
         degrees = self.tp * self.pp
         if self.engine == "single" and self.ranks > 1:
-            raise ValueError(f"engine single is one process, not {self.ranks}; valid for several: zero3, hybrid")
+            raise ValueError(
+                f"engine single is one process, but ranks is {self.ranks}; set parallel.engine to zero3 or hybrid"
+            )
         if self.engine != "hybrid" and degrees > 1:
-            raise ValueError(f"engine {self.engine} has no tensor or pipeline parallelism; valid with it: hybrid")
+            raise ValueError(
+                f"engine {self.engine} has no tensor or pipeline parallelism; for tp {self.tp} x pp {self.pp} set "
+                "parallel.engine=hybrid"
+            )
         if self.ranks % degrees:
-            raise ValueError(f"{self.ranks} ranks cannot be divided into groups of tp {self.tp} x pp {self.pp}")
+            raise ValueError(
+                f"{self.ranks} ranks cannot be divided into groups of tp {self.tp} x pp {self.pp}; "
+                f"valid: multiples of {degrees}"
+            )
         return self
 
 
@@ -155,9 +169,11 @@ class Data(Config):
     @model_validator(mode="after")
     def _check(self) -> "Data":
         if self.remote is not None and self.prepare is not None:
-            raise ValueError("data.remote reads a finished data set, data.prepare writes one; give one of the two")
+            raise ValueError("data.remote reads a finished data set, data.prepare writes one; remove one of them")
         if (self.remote is None) != (self.cache_gb is None):
-            raise ValueError("data.remote and data.cache_gb, the size of its cache in data.shards, go together")
+            raise ValueError(
+                "set data.remote and data.cache_gb (the size of its cache in data.shards) together, or neither"
+            )
         return self
 
 
@@ -268,14 +284,15 @@ class Curriculum(_Shared):
             if stage.global_batch % self.parallel.ranks:
                 raise ValueError(
                     f"stage {stage.name}: the global batch {stage.global_batch} is not a multiple of the "
-                    f"{self.parallel.ranks} ranks"
+                    f"{self.parallel.ranks} ranks; the nearest are {_nearest(stage.global_batch, self.parallel.ranks)}"
                 )
             if stage.gate.scores and not self.evaluation.prompts:
-                raise ValueError(f"stage {stage.name}: gate.scores needs an evaluation, but evaluation.prompts is 0")
+                raise ValueError(f"stage {stage.name}: gate.scores needs an evaluation; set evaluation.prompts (now 0)")
             self._check_benchmarks(stage)
             if stage.has_plateau and not self.data.validation:
                 raise ValueError(
-                    f"stage {stage.name}: next_resolution.plateau needs held-out records, but data.validation is 0"
+                    f"stage {stage.name}: next_resolution.plateau needs held-out records, but data.validation is 0; "
+                    "set it to a number of records per stream"
                 )
         return self
 
@@ -283,8 +300,8 @@ class Curriculum(_Shared):
         named = self.evaluation.after(stage)
         if lacking := [one.benchmark for one in stage.gate.benchmarks if one.benchmark not in named]:
             raise ValueError(
-                f"stage {stage.name}: its gate reads {lacking[0]}, which does not run after it; name it in "
-                f"evaluation.benchmarks or in the stage's benchmarks (there: {', '.join(named) or 'none'})"
+                f"stage {stage.name}: its gate reads {lacking[0]}, which does not run after it; add it to "
+                f"evaluation.benchmarks or to the stage's benchmarks (there: {', '.join(named) or 'none'})"
             )
         fidelity = named.get("fidelity")
         if isinstance(fidelity, FidelityOptions) and fidelity.shards is None and not self.data.validation:

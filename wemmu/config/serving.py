@@ -145,6 +145,6 @@ def check_preparable(curriculum: Curriculum, prepare: Prepare) -> None:
         return
     there = ", ".join(f"{source.name}: {', '.join(source.tasks)}" for source in prepare.sources)
     raise ShardError(
-        f"no source of data.prepare has records for {'; '.join(map(str, lacks))}. They have {there}. Add a source that "
-        "has them, or change the stage's mixture"
+        f"no source of data.prepare has records for {'; '.join(map(str, lacks))}. The sources have {there}. Add one "
+        "that has them, or change the stage's mixture"
     )

@@ -70,7 +70,7 @@ class Schema(Config):
         except ValidationError as error:
             anew = f"; if it is damaged, delete {path} and {REWRITE}" if path.name == DATASET_FILE else ""
             raise ShardError(
-                f"{path} is not of this version of the shard layout; write the data set again into an empty directory "
+                f"{path} has another version of the shard layout; write the data set again into an empty directory "
                 f"({error.errors()[0]['loc']}: {error.errors()[0]['msg']}){anew}"
             ) from error
 
@@ -164,7 +164,7 @@ class DataSet(Schema):
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ShardError(
                 f"{root} holds no complete data set (it has no {DATASET_FILE}); `wemmu data write "
-                f"CURRICULUM` makes or finishes it{instead(root, 'shards')}"
+                f"CURRICULUM` writes or completes it{instead(root, 'shards')}"
             ) from error
 
 

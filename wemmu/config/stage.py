@@ -144,7 +144,10 @@ class _Training(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if unasked := [t for t in self.gate.scores if t not in self.mixture]:
-            raise ValueError(f"stage {self.name}: gate.scores names {unasked[0]}, which is not in its mixture")
+            raise ValueError(
+                f"stage {self.name}: gate.scores names {unasked[0]}, which is not in its "
+                f"mixture; valid: {', '.join(self.mixture)}"
+            )
         if sum(self.optimizer.schedule(self.steps)) > self.steps:
             raise ValueError(
                 f"stage {self.name}: warm-up and decay are longer than its {self.steps} steps; as shares of the steps "
@@ -189,12 +192,14 @@ class Stage(_Training):
         if sum(limits) >= self.steps:
             raise ValueError(
                 f"{name}: the samples of next_resolution are {' + '.join(map(str, limits))} steps of "
-                f"{self.global_batch}, which leaves none of its {self.steps} steps for {resolutions[-1]} px"
+                f"{self.global_batch}, which leaves none of its {self.steps} steps for {resolutions[-1]} px; lower "
+                "samples or raise steps"
             )
         if rule.plateau is not None and rule.plateau.fewest > min(limits):
             raise ValueError(
                 f"{name}: next_resolution.plateau cannot end a resolution before (window + patience) x every = "
-                f"{rule.plateau.fewest} steps, and its samples end one after {min(limits)}"
+                f"{rule.plateau.fewest} steps, and its samples end one after {min(limits)}; lower one of the three or "
+                "raise samples"
             )
         return self
 

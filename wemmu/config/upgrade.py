@@ -115,7 +115,7 @@ def _merged(now: dict[str, Any], old: Mapping[str, Any], name: str) -> dict[str,
             found[field] = _merged(found[field], value, here)
         elif found.setdefault(field, value) != value:
             raise ValueError(
-                f"{here} is {found[field]} and, under its name of earlier versions, {value}; give the first"
+                f"{here} is {found[field]} and, under its name of earlier versions, {value}; remove the old name"
             )
     return found
 
