@@ -10,16 +10,19 @@ from types import FrameType
 
 from wemmu.command_line import SAVED, reaches
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# SIGHUP: the terminal is closed.
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopFlag:
-    """Set by SIGINT, SIGTERM or SIGUSR1; `reason` names the signal. A second SIGINT interrupts at once."""
+    """Set by SIGINT, SIGTERM, SIGHUP or SIGUSR1; `reason` names the signal. A second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         for number in _STOPPING:
-            signal.signal(number, self._set)
+            # Under `nohup` a closed terminal is to change nothing.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._set)
 
     def _set(self, number: int, _: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
