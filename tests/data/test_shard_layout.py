@@ -43,5 +43,5 @@ def test_a_directory_without_a_record_or_of_another_version_is_refused(tmp_path:
         DataSet.at(tmp_path)
     for version in (1, 99):
         (tmp_path / DATASET_FILE).write_text(f'{{"version": {version}, "streams": []}}')
-        with pytest.raises(ShardError, match="has another version"):
+        with pytest.raises(ShardError, match="not of this version"):
             DataSet.at(tmp_path)

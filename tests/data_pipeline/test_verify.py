@@ -177,7 +177,7 @@ def test_damage_of_a_shard_is_found_and_the_way_out_mends_it(copied: Curriculum,
 def test_a_record_of_the_data_set_that_is_none_is_told(copied: Curriculum, name: str, content: bytes) -> None:
     file = copied.data.shards / name
     file.write_bytes(content)
-    with pytest.raises(ShardError, match=re.escape(f"{file} has another version")):
+    with pytest.raises(ShardError, match=re.escape(f"{file} is not of this version")):
         verify(copied.data.shards, Console(quiet=True))
 
 

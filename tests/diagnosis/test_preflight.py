@@ -81,7 +81,7 @@ def test_a_record_of_a_data_set_that_cannot_be_read_is_told_though_it_could_be_w
     base = make_curriculum(tmp_path).model_dump()
     base["data"]["prepare"] = {"sources": [{"kind": "shapes", "samples": dict.fromkeys(MIXTURE, 3)}]}
     found = preflight.data(Curriculum.model_validate(base))
-    assert (found.status, "dataset.json has another version" in found.found) == ("problem", True)
+    assert (found.status, "dataset.json is not of this version" in found.found) == ("problem", True)
 
 
 def test_a_source_is_looked_for_as_the_data_job_does(tmp_path: Path):

@@ -70,7 +70,7 @@ class Schema(Config):
         except ValidationError as error:
             anew = f"; if it is damaged, delete {path} and {REWRITE}" if path.name == DATASET_FILE else ""
             raise ShardError(
-                f"{path} has another version of the shard layout; write the data set again into an empty directory "
+                f"{path} is not of this version of the shard layout; write the data set again into an empty directory "
                 f"({error.errors()[0]['loc']}: {error.errors()[0]['msg']}){anew}"
             ) from error
 
