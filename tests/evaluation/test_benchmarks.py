@@ -283,6 +283,8 @@ def test_invalid_options_name_the_valid_ones(name: str, pairs: list[str], words:
 
 
 def test_the_command_ends_with_a_sentence_and_78(tmp_path: Path) -> None:
+    # An empty folder would be refused for that.
+    (tmp_path / "image.png").touch()
     command = [sys.executable, "-m", "wemmu.evaluate", str(tmp_path), "--benchmark", "shapes", "--set", "prompts=0"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 78
