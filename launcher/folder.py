@@ -12,14 +12,12 @@ from launcher.lock import LOCK, SUBMISSION
 from launcher.plan import config_file, stage_runs
 from wemmu.config import Curriculum, dump, load_curriculum
 from wemmu.config.base import differences
-from wemmu.config.files import nearest
+from wemmu.config.files import barely_begun, nearest
 from wemmu.diagnosis.findings import Call, examine
 from wemmu.readable import namesake
 
 CURRICULUM = "curriculum.yaml"
 CLUSTER = "cluster.yaml"
-# Files of a run folder whose first launcher was killed before it wrote the curriculum.
-_FIRST_TRACES = (LOCK, SUBMISSION, f"{CURRICULUM}.*tmp")
 _SHOWN = 20
 # Fields that do not change the result: they may change between two launches.
 _FREE = re.compile(
@@ -116,7 +114,7 @@ def check(curriculum: Curriculum, run: Path) -> None:
                 + f"\nTo keep that run, give another folder with --run; to resume it, undo the changes; "
                 f"to start again, delete {run}."
             )
-    elif run.exists() and not (run.is_dir() and all(any(map(entry.match, _FIRST_TRACES)) for entry in run.iterdir())):
+    elif run.exists() and not (run.is_dir() and barely_begun(run, CURRICULUM, (LOCK, SUBMISSION))):
         raise RefusedError(f"{run} exists and is not a run folder; give another one with --run")
 
 

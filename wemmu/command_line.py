@@ -99,7 +99,8 @@ def reaches(words: str, stream: TextIO) -> bool:
     try:
         print(words, end="", file=stream, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
         return False
     return True
 

@@ -4,7 +4,7 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,6 +63,12 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             aside.unlink()
         raise
+
+
+def barely_begun(folder: Path, first: str, locks: Sequence[str]) -> bool:
+    """Return whether a folder holds at most what a process leaves that is killed before its file `first` is written."""
+    traces = (*locks, f"{first}.*tmp")
+    return all(any(map(entry.match, traces)) for entry in folder.iterdir())
 
 
 def nearest(path: Path) -> Path:

@@ -20,7 +20,7 @@ import xxhash
 from pydantic import Field, ValidationError
 
 from wemmu.config.base import Config, Positive
-from wemmu.config.files import nearest, replace_text
+from wemmu.config.files import barely_begun, nearest, replace_text
 from wemmu.config.neighbours import instead
 from wemmu.config.task import Task
 
@@ -135,12 +135,7 @@ def refuse_foreign(root: Path) -> None:
     place = nearest(root)
     if not place.is_dir():
         raise ShardError(f"{root} cannot hold a data set: {place} is a file; set data.shards to another folder")
-    begun = (f"{SETTINGS_FILE}.*tmp", ".lock")
-    if (
-        place == root
-        and not (root / SETTINGS_FILE).exists()
-        and not all(any(map(p.match, begun)) for p in root.iterdir())
-    ):
+    if place == root and not (root / SETTINGS_FILE).exists() and not barely_begun(root, SETTINGS_FILE, (".lock",)):
         raise ShardError(
             f"{root} is not empty and not a data set of this version; set data.shards to another directory"
         )
